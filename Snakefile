@@ -1,0 +1,43 @@
+"""PATCH as a batch: calibrate -> prune -> learn -> evaluate -> tabulate for every cell of a grid.
+
+    snakemake                                      the embedded default, config/demo.yaml
+    snakemake -n --configfile config/paper.yaml    the paper's grid, as a dry run
+    snakemake tables | figures | all               parts of it
+"""
+
+from snakemake.exceptions import WorkflowError
+
+from patch.config import load_experiment, validate_experiment
+from patch.cost import CostModel
+from patch.errors import InputError
+from patch.layout import STORE
+from patch.plan import Plan
+
+
+# Without --configfile the demo is what runs.
+DEFAULT_CONFIG = "config/demo.yaml"
+
+try:
+    PLAN = Plan(validate_experiment(config) if config else load_experiment(DEFAULT_CONFIG))
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+COST = CostModel(PLAN.experiment, PLAN.grid)
+RESULTS = PLAN.layout.root
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/calibrate.smk"
+include: "workflow/rules/prune.smk"
+include: "workflow/rules/learn.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tabulate.smk"
+
+
+rule all:
+    """Every table and figure."""
+    default_target: True
+    input:
+        rules.tables.input,
+        rules.figures.input,

@@ -1,0 +1,43 @@
+"""The configuration: what a YAML file may say, checked before any work starts."""
+
+from patch.config.base import Section
+from patch.config.corpora import Corpus, FilesSource, HubSource, PackageSource, Use
+from patch.config.experiment import Evaluation, Experiment, GridEntry, Perplexity, Resources
+from patch.config.learning import Learning
+from patch.config.load import load_experiment, validate_experiment
+from patch.config.models import (
+    GgufModel,
+    HubModel,
+    LocalModel,
+    Model,
+    TokenizerConfig,
+    TrainedModel,
+    Training,
+)
+from patch.config.pruning import Calibration, Pruning
+
+__all__ = [
+    "Calibration",
+    "Corpus",
+    "Evaluation",
+    "Experiment",
+    "FilesSource",
+    "GgufModel",
+    "GridEntry",
+    "HubModel",
+    "HubSource",
+    "Learning",
+    "LocalModel",
+    "Model",
+    "PackageSource",
+    "Perplexity",
+    "Pruning",
+    "Resources",
+    "Section",
+    "TokenizerConfig",
+    "TrainedModel",
+    "Training",
+    "Use",
+    "load_experiment",
+    "validate_experiment",
+]

@@ -1,0 +1,93 @@
+"""The whole experiment and the checks that need more than one section."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from patch.config.base import Section
+from patch.config.corpora import Corpus, Use
+from patch.config.learning import Learning
+from patch.config.models import Model
+from patch.config.pruning import Calibration, Pruning
+
+
+class Perplexity(Section):
+    """Perplexity over non-overlapping windows of one tokenised text; the tail is dropped."""
+
+    use: Use = Field(description="Corpus and part.")
+    seqlen: int = Field(4096, ge=4, description="Tokens per window.")
+    batch_size: int = Field(1, ge=1, description="Windows per forward pass.")
+
+
+class Evaluation(Section):
+    """What is measured on every cell."""
+
+    perplexity: Perplexity = Field(description="Perplexity.")
+    tasks: list[str] = Field(description="lm-eval task names; `accuracy` is the unweighted mean of their `acc`.")
+    include_path: str | None = Field(None, description="Folder of lm-eval YAML files whose data is made from `task_use`.")
+    task_use: Use | None = Field(None, description="Held-out text that the data of those tasks is made from.")
+    task_samples: int = Field(200, ge=10, description="Questions per task made from text.")
+    batch_size: int = Field(32, ge=1, description="Requests per forward pass.")
+    limit: int | None = Field(None, ge=1, description="Questions per task; without it, all.")
+
+
+class GridEntry(Section):
+    """A block of cells: every method x sparsity x tile x model x seed."""
+
+    methods: list[str] = Field(min_length=1, description="Methods; `patch` is patch-joint or patch-tile as the model's `variant` says.")
+    pattern: str | None = Field(None, description="`2:4` or another N:M, `unstructured`, or `hybrid`; by default what the method is made for.")
+    sparsity: list[float] | None = Field(None, description="Target sparsities in [0, 1); N:M fixes its own.")
+    tiles: list[int] | None = Field(None, description="Tile sizes of hybrid cells; by default the experiment's `tile`.")
+    models: list[str] | None = Field(None, description="Names under `models`; by default all.")
+
+
+class LearningConfig(Section):
+    """Learning settings: `common`, then the method's, then each override that matches, in order."""
+
+    common: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run that hold for all methods.")
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Method -> keys.")
+    overrides: list[LearningOverride] = Field(default_factory=list, description="Exceptions for some cells.")
+
+
+class LearningOverride(Section):
+    """Keys for the cells that match every given condition."""
+
+    method: str | None = Field(None, description="Only this method.")
+    model: str | None = Field(None, description="Only this model.")
+    sparsity: float | None = Field(None, description="Only this target sparsity.")
+    set: dict[str, Any] = Field(description="Keys of a learning run.")
+
+
+class Resources(Section):
+    """What jobs may ask for."""
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where prune, learn and evaluate run.")
+    threads: int = Field(1, ge=1, description="CPU threads of a job that computes on the CPU.")
+    learn_gpus: int = Field(1, ge=1, description="GPUs of a learn job on `cuda`.")
+    gpu_memory_gb: float = Field(80.0, gt=0, description="Memory of one GPU.")
+    gpu_tflops: float = Field(400.0, gt=0, description="Dense bf16 TFLOP/s that a GPU sustains in matrix products.")
+    cpu_gflops: float = Field(40.0, gt=0, description="GFLOP/s that one CPU thread sustains.")
+    warm_start: bool = Field(False, description="Fork CPU stages from one process that has the libraries loaded.")
+
+
+class Experiment(Section):
+    """One configuration file."""
+
+    experiment: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name; results go to `results/<experiment>`.")
+    corpora: dict[str, Corpus] = Field(description="Sources of text.")
+    models: dict[str, Model] = Field(min_length=1, description="Models of the grid.")
+    calibration: Calibration = Field(description="Input statistics of the one-shot methods.")
+    pruning: Pruning = Field(default_factory=Pruning, description="Settings of the one-shot methods.")
+    learning: LearningConfig = Field(description="Settings of the learned methods.")
+    evaluation: Evaluation = Field(description="What is measured.")
+    grid: list[GridEntry] = Field(min_length=1, description="Which cells exist.")
+    seeds: list[int] = Field([0], min_length=1, description="Seeds of calibration and learning.")
+    tile: int = Field(128, ge=4, description="Side of a square tile, in weights; a multiple of 4.")
+    published: str = Field("config/published.json", description="The paper's numbers.")
+    resources: Resources = Field(default_factory=Resources, description="What jobs may ask for.")
+
+
+LearningConfig.model_rebuild()
+__all__ = ["Experiment", "Evaluation", "GridEntry", "Learning", "LearningConfig", "Perplexity", "Resources"]

@@ -1,0 +1,70 @@
+"""Mask learning: maskllm, patch-joint and patch-tile."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from patch.config.base import Section
+from patch.config.corpora import Use
+
+Ramp = tuple[float, float]
+OneShot = Literal["magnitude", "wanda", "sparsegpt"]
+
+
+class Learning(Section):
+    """One learning run. Defaults are the paper's for patch-joint; `METHOD_DEFAULTS` holds the others'."""
+
+    use: Use = Field(description="Corpus and part that masks are learned on.")
+    steps: int = Field(2000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(256, ge=1, description="Sequences per optimizer step.")
+    micro_batch_size: int = Field(1, ge=1, description="Sequences per forward and backward pass; divides `batch_size`.")
+    seqlen: int = Field(4096, ge=4, description="Tokens per sequence.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW, warm-up then cosine to zero.")
+    warmup_steps: int = Field(5, ge=0, description="Linear warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moments.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay of the logits.")
+
+    pattern_temperature: Ramp = Field((4.0, 0.05), description="Gumbel temperature tau of the 2:4 choice, first to last step.")
+    pattern_scale: Ramp = Field((100.0, 500.0), description="Logit scale kappa of the 2:4 choice.")
+    pattern_prior: OneShot | Literal["none"] = Field("sparsegpt", description="One-shot 2:4 mask that the pattern logits start from.")
+    pattern_prior_strength: float = Field(3.0, ge=0, description="Its weight, in standard deviations of the initial logits.")
+    pattern_std: float = Field(0.01, gt=0, description="Standard deviation of the initial pattern logits.")
+
+    tile_temperature: Ramp = Field((2.0, 0.05), description="Gumbel temperature tau of the tile choice.")
+    tile_scale: Ramp = Field((25.0, 350.0), description="Logit scale kappa of the tile choice.")
+    tile_prior: OneShot | Literal["random", "none"] = Field("sparsegpt", description="Unstructured mask at the target sparsity that ranks the tiles at the start.")
+    tile_prior_strength: float = Field(3.0, ge=0, description="Its weight, in standard deviations of the initial logits.")
+    tile_std: float = Field(0.014, gt=0, description="Standard deviation of the initial tile logits.")
+    frozen_mask: OneShot | Literal["maskllm"] = Field("maskllm", description="2:4 mask of the sparse tiles in patch-tile.")
+
+    sparsity_reg: float = Field(7.0, ge=0, description="lambda 1: weight of |density - target|.")
+    weight_reg: float = Field(10.0, ge=0, description="lambda 2: weight of the kept share of the squared weight norm.")
+    weight_reg_decay: bool = Field(False, description="Let lambda 2 fall linearly to zero over the run (the public code does, the paper does not).")
+    target: Literal["global", "layer"] = Field("global", description="One density target for the model, or one for each linear layer.")
+    hard: bool = Field(False, description="Sample one-hot choices in the forward pass (straight-through).")
+    finalize: Literal["exact", "threshold"] = Field("exact", description="Keep the tiles with the largest logits so that the budget is met to the tile, or those with a positive logit (the paper's).")
+
+    gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="Wall time between checkpoints.")
+    log_every: int = Field(1, ge=1, description="Steps between lines of the training log.")
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> Learning:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}; use a divisor"
+            )
+        for name in ("pattern_temperature", "tile_temperature", "pattern_scale", "tile_scale"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} is {list(getattr(self, name))}; both ends must be positive")
+        return self
+
+
+# Where a method's published hyper-parameters differ from the defaults above (paper, table of hyper-parameters).
+METHOD_DEFAULTS: dict[str, dict] = {
+    "maskllm": {"weight_reg_decay": True},
+    "patch-joint": {},
+    "patch-tile": {"lr": 1e-4, "tile_scale": (100.0, 500.0), "sparsity_reg": 3.0, "weight_reg": 0.1},
+}

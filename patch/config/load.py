@@ -1,0 +1,91 @@
+"""YAML -> Experiment, with messages that name the key, the value and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from patch.config.experiment import Experiment
+from patch.errors import InputError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def load_experiment(path: Path | str) -> Experiment:
+    """Read and check one configuration file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or says something that is not allowed.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"configuration {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"configuration {path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"configuration {path} is {type(raw).__name__}; expected a mapping with the key `experiment`")
+    return validate_experiment(raw)
+
+
+def validate_experiment(raw: dict[str, Any]) -> Experiment:
+    """Check a configuration that is already a dict.
+
+    Raises:
+        InputError: one line for each fault: the key, its value, and what would be right.
+    """
+    return validate(Experiment, raw)
+
+
+def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
+    """Build ``model`` from ``raw``; ``where`` is the dotted path of ``raw`` in the file."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(fault, model, where) for fault in error.errors()]
+        raise InputError("configuration: " + "\n  ".join(lines)) from None
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """What would be right instead of ``word``: the closest known word and the list of all."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def _explain(fault: dict[str, Any], model: type[BaseModel], where: str) -> str:
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join([*([where] if where else []), *location])
+    if fault["type"] == "extra_forbidden":
+        known = _fields(model, location[:-1])
+        return f"unknown key `{key}`; {suggest(location[-1], known)}" if known else f"unknown key `{key}`"
+    if fault["type"] == "missing":
+        return f"`{key}` is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"`{key}` is {fault['input']!r}: {message}" if fault["type"] != "value_error" else f"`{key}`: {message}"
+
+
+def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Names of the fields of the section at ``location``; empty where it cannot be told."""
+    current: list[Any] = [model]
+    for part in location:
+        following = []
+        for section in current:
+            if part in section.model_fields:
+                following += _sections(section.model_fields[part].annotation)
+            elif part not in section.model_fields:
+                following.append(section)  # a name in a mapping, an index, or the tag of a union
+        current = following
+        tagged = [s for s in current if "kind" in s.model_fields and s.model_fields["kind"].default == part]
+        current = tagged or current
+    return sorted({name for section in current for name in section.model_fields})
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]

@@ -1,0 +1,89 @@
+"""Models: where the weights come from and what they are compared with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from patch.config.base import Section
+
+
+class TokenizerConfig(Section):
+    """A byte-level BPE made from the corpus' train part."""
+
+    vocab_size: int = Field(2048, ge=300, description="Number of tokens, special ones included.")
+
+
+class Training(Section):
+    """How a small model is trained from scratch: AdamW, linear warm-up, cosine decay to a tenth."""
+
+    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(8, ge=1, description="Sequences per step.")
+    seqlen: int = Field(128, ge=8, description="Tokens per sequence.")
+    lr: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
+    warmup_steps: int = Field(50, ge=0, description="Linear warm-up.")
+    seed: int = Field(0, description="Seed of the initial weights and of the order of the data.")
+
+
+class TrainedModel(Section):
+    """A small model that a rule of the workflow trains on a corpus."""
+
+    kind: Literal["train"] = "train"
+    architecture: Literal["qwen2", "llama", "gemma3_text"] = Field(description="Family, by its transformers model type.")
+    config: dict[str, Any] = Field(description="Arguments of the family's transformers configuration.")
+    corpus: str = Field(description="Name under `corpora`; its train part is learned.")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer to make.")
+    training: Training = Field(default_factory=Training, description="The training run.")
+
+
+class Shape(Section):
+    """Sizes that the cost model needs before a hub model is there."""
+
+    hidden_size: int = Field(gt=0, description="Width of the residual stream.")
+    intermediate_size: int = Field(gt=0, description="Width of the MLP.")
+    num_hidden_layers: int = Field(gt=0, description="Decoder blocks.")
+    num_attention_heads: int = Field(gt=0, description="Query heads.")
+    num_key_value_heads: int = Field(gt=0, description="Key and value heads.")
+    head_dim: int = Field(gt=0, description="Size of a head.")
+    vocab_size: int = Field(gt=0, description="Rows of the embedding.")
+    tie_word_embeddings: bool = Field(False, description="Whether the output layer shares the embedding.")
+
+
+class HubModel(Section):
+    """A pretrained model of the Hugging Face hub."""
+
+    kind: Literal["hub"] = "hub"
+    repo: str = Field(description="Model id, `owner/name`.")
+    revision: str = Field(min_length=7, description="Commit of the model.")
+    shape: Shape = Field(description="Sizes, for resources and the check of the tile before the download.")
+
+
+class LocalModel(Section):
+    """A folder that `save_pretrained` wrote."""
+
+    kind: Literal["local"] = "local"
+    path: str = Field(description="The folder.")
+
+
+class GgufModel(Section):
+    """A GGUF file that installed packages assemble, dequantised."""
+
+    kind: Literal["gguf"] = "gguf"
+    package: str = Field(description="Module whose `assemble()` writes the GGUF file.")
+    distribution: str = Field(description="What to install when the module is missing.")
+    shape: Shape = Field(description="Sizes, for resources and the check of the tile.")
+
+
+class Model(Section):
+    """One model of the grid."""
+
+    title: str = Field(description="Name in tables and figures.")
+    source: Annotated[TrainedModel | HubModel | LocalModel | GgufModel, Field(discriminator="kind")] = Field(
+        description="Where the weights come from."
+    )
+    variant: Literal["joint", "tile"] = Field("joint", description="What the grid's method `patch` means for this model.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the frozen weights.")
+    published: str | None = Field(None, description="Model id in `config/published.json` to print beside.")
+    comparable: bool = Field(True, description="False where `published` is another model of the family: its numbers are shown, but never on the same axes.")

@@ -1,0 +1,105 @@
+"""What a job needs: GPUs, memory, minutes. Estimates from a model's sizes, on the generous side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from patch.config import Experiment
+from patch.grid import Cell, Grid
+from patch.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
+
+GB = 1000
+# Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), rounded up.
+BASE_MB = 600
+# Tokens of the eight zero-shot tasks: 90,000 requests of 90 tokens on average, and WikiText-2's 300,000.
+EVALUATION_TOKENS = 90_000 * 90 + 300_000
+# Share of a device's matrix throughput that a stage reaches. From the paper's wall-clock times on
+# 4 x H100 (4.5 h for joint at 0.5B, 21 h for tile at 7B, both 2000 steps of 256 x 4096 tokens).
+EFFICIENCY = {"prune": 0.2, "evaluate": 0.15, "patch-tile": 0.7, "patch-joint": 0.25, "maskllm": 0.25, "train": 0.5}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SLACK = 1.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """Resources of a job.
+
+    Attributes:
+        gpus: number of GPUs.
+        mem_mb: host memory in MB.
+        gpu_mem_mb: memory on each GPU in MB, 0 on the CPU.
+        minutes: wall time.
+    """
+
+    gpus: int
+    mem_mb: int
+    gpu_mem_mb: int
+    minutes: int
+
+
+class CostModel:
+    """Resources of every job of an experiment."""
+
+    def __init__(self, experiment: Experiment, grid: Grid) -> None:
+        self.experiment, self.grid = experiment, grid
+
+    def _shape(self, model: str) -> Shape:
+        return model_shape(model, self.experiment.models[model])
+
+    def _job(self, flops: float, efficiency: float, work_mb: float, gpus: int = 1) -> Job:
+        """A job that does ``flops`` with ``work_mb`` of tensors on the device."""
+        resources = self.experiment.resources
+        on_gpu = resources.device == "cuda"
+        speed = resources.gpu_tflops * 1e12 * gpus if on_gpu else resources.cpu_gflops * 1e9 * resources.threads
+        minutes = max(10 if on_gpu else 2, math.ceil(SLACK * flops / (speed * efficiency) / 60))
+        host = BASE_MB + SLACK * work_mb if not on_gpu else 8 * GB + 1.2 * work_mb
+        return Job(gpus if on_gpu else 0, math.ceil(host), math.ceil(1.1 * work_mb) if on_gpu else 0, minutes)
+
+    def train(self, model: str) -> Job:
+        """Training of a small model, always on the CPU."""
+        shape, run = self._shape(model), self.experiment.models[model].source.training
+        tokens = run.steps * run.batch_size * run.seqlen
+        work = (16 * parameters(shape) + run.batch_size * run.seqlen * _activation_bytes(shape, 4)) / 1e6
+        return self._job(6 * parameters(shape) * tokens, EFFICIENCY["train"], work)
+
+    def prune(self, cell: Cell) -> Job:
+        """One-shot pruning: two forward passes over the calibration set, and the Gram matrices."""
+        shape, settings = self._shape(cell.model), self.experiment.calibration
+        tokens = settings.samples * settings.seqlen if cell.spec.statistics != "none" else 0
+        size = BYTES[self.experiment.models[cell.model].dtype]
+        layers = linear_shapes(shape).values()
+        flops = 4.0 * prunable_parameters(shape) * tokens
+        work = size * parameters(shape) + size * tokens * shape.hidden_size
+        if cell.spec.statistics == "gram":
+            flops += shape.num_hidden_layers * sum(2 * columns**2 * (tokens + rows + columns) for rows, columns in layers)
+            work += 4 * sum(columns**2 for _, columns in layers) + 24 * max(rows * columns for rows, columns in layers)
+        return self._job(flops, EFFICIENCY["prune"], work / 1e6)
+
+    def learn(self, cell: Cell) -> Job:
+        """Mask learning: forward and backward through frozen weights, logits with Adam's two moments."""
+        shape, settings = self._shape(cell.model), self.grid.learning(cell)
+        size = BYTES[self.experiment.models[cell.model].dtype]
+        tokens = settings.steps * settings.batch_size * settings.seqlen
+        prunable = prunable_parameters(shape)
+        micro_tokens = settings.micro_batch_size * settings.seqlen
+        # Six logits and their probabilities a group of four: value, gradient, two moments, probabilities, in fp32.
+        work = size * parameters(shape) + (4 * 1.5 * 5 * prunable if cell.method != "patch-tile" else 0)
+        work += size * prunable + micro_tokens * _activation_bytes(shape, size, settings.gradient_checkpointing)
+        gpus = self.experiment.resources.learn_gpus
+        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work / 1e6, gpus)
+
+    def evaluate(self, cell: Cell) -> Job:
+        """Perplexity and zero-shot tasks: forward passes."""
+        shape, evaluation = self._shape(cell.model), self.experiment.evaluation
+        size = BYTES[self.experiment.models[cell.model].dtype]
+        tokens = EVALUATION_TOKENS if not evaluation.include_path else evaluation.task_samples * 1000
+        work = size * parameters(shape) + evaluation.batch_size * 256 * _activation_bytes(shape, size, True)
+        return self._job(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
+
+
+def _activation_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
+    """Activations a token: about 16 hidden and 4 intermediate vectors a block, and fp32 logits twice."""
+    block = size * (16 * shape.hidden_size + 4 * shape.intermediate_size)
+    blocks = block + size * shape.hidden_size * shape.num_hidden_layers if checkpointed else block * shape.num_hidden_layers
+    return blocks + 8.0 * shape.vocab_size

@@ -1,0 +1,209 @@
+"""Which runs exist, what they are called, and which other runs they need."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from patch.config import Experiment, GridEntry, Learning
+from patch.config.learning import METHOD_DEFAULTS
+from patch.config.load import suggest, validate
+from patch.errors import InputError
+from patch.methods import Method, get_method
+from patch.shapes import check_tile, model_shape
+
+NM = re.compile(r"^(\d+):(\d+)$")
+
+
+def format_sparsity(value: float) -> str:
+    """The one way in which a sparsity is written into an id or a path."""
+    return f"{value:.6g}"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run: a model made sparse in one way.
+
+    Attributes:
+        model: name under `models`.
+        method: name in `patch.methods`.
+        pattern: `dense`, `N:M`, `unstructured` or `hybrid` (dense tiles among 2:4 tiles).
+        sparsity: target share of zeros in the prunable layers.
+        tile: side of a tile for `hybrid`, else None.
+        seed: seed of calibration and learning; 0 where neither plays a part.
+    """
+
+    model: str
+    method: str
+    pattern: str
+    sparsity: float
+    tile: int | None
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Name within the model, safe in a path: `patch-joint_hybrid_0.45_t16_s0`."""
+        tile = f"_t{self.tile}" if self.tile else ""
+        pattern = self.pattern.replace(":", "of")
+        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}_s{self.seed}"
+
+    @property
+    def spec(self) -> Method:
+        """What the method can do and needs."""
+        return get_method(self.method)
+
+
+class Grid:
+    """All cells of an experiment and their dependencies.
+
+    Args:
+        experiment: the checked configuration.
+
+    Raises:
+        InputError: a name that does not exist, a sparsity that a pattern cannot have, a tile that
+            does not divide a layer.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._check_names()
+        self.cells: list[Cell] = list(dict.fromkeys(cell for entry in experiment.grid for cell in self._expand(entry)))
+        for cell in self.closure:
+            if cell.spec.stage == "learn":
+                self.learning(cell)
+
+    def _check_names(self) -> None:
+        experiment, corpora = self.experiment, list(self.experiment.corpora)
+        uses = {
+            "calibration.use": experiment.calibration.use,
+            "evaluation.perplexity.use": experiment.evaluation.perplexity.use,
+            "evaluation.task_use": experiment.evaluation.task_use,
+        }
+        named = {f"{key}.corpus": use.corpus for key, use in uses.items() if use}
+        named |= {
+            f"models.{name}.source.corpus": model.source.corpus
+            for name, model in experiment.models.items()
+            if model.source.kind == "train"
+        }
+        for key, corpus in named.items():
+            if corpus not in corpora:
+                raise InputError(f"`{key}` is {corpus!r}; {suggest(corpus, corpora)}")
+        if experiment.evaluation.include_path and not experiment.evaluation.task_use:
+            raise InputError("`evaluation.include_path` is given but `evaluation.task_use` is missing: name the held-out text")
+
+    def _expand(self, entry: GridEntry) -> list[Cell]:
+        models = entry.models if entry.models is not None else list(self.experiment.models)
+        for name in models:
+            if name not in self.experiment.models:
+                raise InputError(f"grid: unknown model `{name}`; {suggest(name, list(self.experiment.models))}")
+        return [cell for method in entry.methods for name in models for cell in self._expand_method(entry, method, name)]
+
+    def _expand_method(self, entry: GridEntry, method_name: str, model: str) -> list[Cell]:
+        if method_name == "patch":
+            method_name = f"patch-{self.experiment.models[model].variant}"
+        method = get_method(method_name)
+        pattern = entry.pattern or {"n:m": "2:4"}.get(method.patterns[0], method.patterns[0])
+        kind = "n:m" if NM.match(pattern) else pattern
+        if kind not in method.patterns:
+            raise InputError(f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}")
+        tiles = (entry.tiles or [self.experiment.tile]) if kind == "hybrid" else [None]
+        for tile in filter(None, tiles):
+            check_tile(model, model_shape(model, self.experiment.models[model]), tile)
+        seeds = self.experiment.seeds if method.seeded else [0]
+        return [
+            Cell(model, method_name, pattern, sparsity, tile, seed)
+            for sparsity in _sparsities(entry, method_name, pattern, kind)
+            for tile in tiles
+            for seed in seeds
+        ]
+
+    @cached_property
+    def closure(self) -> list[Cell]:
+        """The cells and all that they need, each once, dependencies first."""
+        ordered: dict[Cell, None] = {}
+
+        def visit(cell: Cell) -> None:
+            for prior in self.priors(cell).values():
+                visit(prior)
+            ordered.setdefault(cell)
+
+        for cell in self.cells:
+            visit(cell)
+        return list(ordered)
+
+    @cached_property
+    def _by_id(self) -> dict[tuple[str, str], Cell]:
+        return {(cell.model, cell.id): cell for cell in self.closure}
+
+    def cell(self, model: str, cell_id: str) -> Cell:
+        """The cell of that name.
+
+        Raises:
+            InputError: the grid has no such cell.
+        """
+        try:
+            return self._by_id[model, cell_id]
+        except KeyError:
+            known = [identifier for name, identifier in self._by_id if name == model]
+            raise InputError(f"the grid has no cell `{cell_id}` of model `{model}`; {suggest(cell_id, known)}") from None
+
+    def learning(self, cell: Cell) -> Learning:
+        """Settings of a learned cell: method defaults, `common`, the method's, matching overrides."""
+        config = self.experiment.learning
+        values = METHOD_DEFAULTS[cell.method] | config.common | config.methods.get(cell.method, {})
+        for override in config.overrides:
+            wanted = {"method": override.method, "model": override.model, "sparsity": override.sparsity}
+            if all(value is None or value == getattr(cell, key) for key, value in wanted.items()):
+                values = values | override.set
+        learning = validate(Learning, values, where=f"learning.methods.{cell.method}")
+        if learning.use.corpus not in self.experiment.corpora:
+            corpus = learning.use.corpus
+            raise InputError(f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}")
+        return learning
+
+    def priors(self, cell: Cell) -> dict[str, Cell]:
+        """Masks that a learned cell starts from: `pattern` or `frozen`, and `tile`."""
+        if cell.spec.stage != "learn":
+            return {}
+        learning = self.learning(cell)
+        priors: dict[str, Cell] = {}
+        if cell.method == "patch-tile":
+            priors["frozen"] = self._prior(cell, learning.frozen_mask, "2:4", 0.5)
+        elif learning.pattern_prior != "none":
+            pattern = cell.pattern if NM.match(cell.pattern) else "2:4"
+            priors["pattern"] = self._prior(cell, learning.pattern_prior, pattern, nm_sparsity(pattern))
+        if cell.pattern == "hybrid" and learning.tile_prior not in ("none", "random"):
+            priors["tile"] = self._prior(cell, learning.tile_prior, "unstructured", cell.sparsity)
+        return priors
+
+    def _prior(self, cell: Cell, method: str, pattern: str, sparsity: float) -> Cell:
+        seed = cell.seed if get_method(method).seeded else 0
+        return Cell(cell.model, method, pattern, sparsity, None, seed)
+
+
+def nm_sparsity(pattern: str) -> float:
+    """Share of zeros of an N:M pattern (N of M weights are kept)."""
+    match = NM.match(pattern)
+    if not match or not 0 < int(match[1]) <= int(match[2]):
+        raise InputError(f"pattern `{pattern}` is not N:M with 0 < N <= M, such as 2:4")
+    return 1 - int(match[1]) / int(match[2])
+
+
+def _sparsities(entry: GridEntry, method: str, pattern: str, kind: str) -> list[float]:
+    if kind == "dense":
+        fixed = 0.0
+    elif kind == "n:m":
+        fixed = nm_sparsity(pattern)
+    else:
+        upper = 0.5 if kind == "hybrid" else 1.0
+        for value in entry.sparsity or []:
+            if not 0 <= value <= upper or (upper == 1.0 and value == 1.0):
+                allowed = "[0, 0.5]: a 2:4 tile is half zeros" if kind == "hybrid" else "[0, 1)"
+                raise InputError(f"grid: sparsity {value} of `{method}` is outside {allowed}")
+        if not entry.sparsity:
+            raise InputError(f"grid: `{method}` with pattern `{pattern}` needs `sparsity`, a list such as [0.45, 0.25]")
+        return entry.sparsity
+    if entry.sparsity is not None and entry.sparsity != [fixed]:
+        raise InputError(f"grid: pattern `{pattern}` of `{method}` has sparsity {fixed:g}, not {entry.sparsity}; leave the key out")
+    return [fixed]

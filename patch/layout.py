@@ -1,0 +1,44 @@
+"""Where every file of an experiment is. Nothing else builds a path of a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from patch.grid import Cell
+
+STORE = "work"
+
+
+def digest(value: Any, length: int = 8) -> str:
+    """Short hash of a JSON value; part of the names of what experiments share."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+class Layout:
+    """Paths of one experiment's results, relative to the workflow's folder."""
+
+    def __init__(self, experiment: str) -> None:
+        self.root = f"results/{experiment}"
+        self.scratch = f"{STORE}/{experiment}"
+
+    def mask(self, cell: Cell) -> str:
+        """Bit-packed mask."""
+        return f"{self.root}/masks/{cell.model}/{cell.id}.safetensors"
+
+    def weights(self, cell: Cell) -> str:
+        """Updated weights; removed as soon as the cell is evaluated."""
+        return f"{self.scratch}/weights/{cell.model}/{cell.id}.safetensors"
+
+    def curve(self, cell: Cell) -> str:
+        """One JSON line a learning step."""
+        return f"{self.root}/curves/{cell.model}/{cell.id}.jsonl"
+
+    def checkpoints(self, cell: Cell) -> str:
+        """Folder of a learning run's checkpoints; not an output of a rule, so that it survives a failure."""
+        return f"{self.scratch}/checkpoints/{cell.model}/{cell.id}"
+
+    def record(self, cell: Cell) -> str:
+        """What was measured."""
+        return f"{self.root}/records/{cell.model}/{cell.id}.json"

@@ -1,0 +1,1 @@
+"""Mask learning on frozen weights."""

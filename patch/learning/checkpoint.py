@@ -1,0 +1,85 @@
+"""Checkpoints of a run: the newest good one is found on disk, a broken one is passed over."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patch.errors import InputError
+from patch.io import atomic_file
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder of their own.
+
+    Args:
+        folder: made when the first checkpoint is written.
+        identity: what the run is (its settings); a checkpoint of another run is not resumed.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, identity: str, keep: int = 2) -> None:
+        self.folder, self.identity, self.keep = folder, identity, keep
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state before ``step``, then drop the oldest checkpoints.
+
+        Raises:
+            InputError: the disk is full; the last good checkpoint stays.
+        """
+        try:
+            with atomic_file(self.folder / f"step-{step:08d}.pt") as temporary:
+                torch.save({"identity": self.identity, "step": step, "state": state}, temporary)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"checkpoint of step {step} could not be written to {self.folder}: {error}; free some space and run again, the last checkpoint is kept") from error
+        for old in self._files()[self.keep :]:
+            old.unlink()
+
+    def latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The step to go on with and the state before it, or None to begin."""
+        for path in self._files():
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, an older one may be good
+                log.warning("checkpoint %s cannot be read and is passed over: %s", path, error)
+                continue
+            if content["identity"] == self.identity:
+                return content["step"], content["state"]
+            log.warning("checkpoint %s is of a run with other settings and is passed over", path)
+        return None
+
+    def clear(self) -> None:
+        """Remove the folder: the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class StepLog:
+    """One JSON line a step; after a resume, the lines from the resumed step on are dropped."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if first_step and path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self.path = path
+        self._file = path.open("a", buffering=1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line and flush it."""
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,157 @@
+"""Learn the masks of a model: maskllm, patch-joint, patch-tile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from patch.config import Learning
+from patch.learning.loop import run_steps
+from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
+from patch.learning.schedules import batch_indices, cosine_rate, noise_seed, ramp
+from patch.masks.learnable import LearnableMask, Sampling
+from patch.masks.packed import MaskSet
+from patch.models import prunable_linears
+
+
+def learn(
+    model: nn.Module,
+    method: str,
+    windows: np.ndarray,
+    settings: Learning,
+    sparsity: float = 0.5,
+    tile: int | None = None,
+    seed: int = 0,
+    pattern_prior: Masks | None = None,
+    tile_prior: Masks | None = None,
+    frozen: Masks | None = None,
+    folder: Path | str = "checkpoints",
+    curve: Path | str = "curve.jsonl",
+) -> MaskSet:
+    """Learn which weights of a frozen model stay.
+
+    Args:
+        model: causal language model; comes back unchanged.
+        method: `maskllm` (2:4 everywhere), `patch-joint` (2:4 patterns and dense tiles), `patch-tile`
+            (dense tiles over the ``frozen`` 2:4 masks).
+        windows: `[count, seqlen]` token ids.
+        settings: of the run.
+        sparsity: target share of zeros, 0 to 0.5; 0.5 for `maskllm`.
+        tile: side of a tile; divides every layer.
+        seed: of the initial logits, the noise and the order of the data.
+        pattern_prior, tile_prior, frozen: layer name -> `[out, in]` bool, see `build_masks`.
+        folder: checkpoints; a run that was stopped goes on from there.
+        curve: JSON lines of the training curve.
+
+    Returns:
+        The final masks.
+
+    Raises:
+        InputError: the loss is not finite.
+
+    Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
+    """
+    masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
+    container = nn.ModuleList(masks.values())
+    betas = settings.betas
+    optimizer = torch.optim.AdamW(container.parameters(), settings.lr, betas, weight_decay=settings.weight_decay)
+    step_fn = _step_function(model, masks, windows, settings, sparsity, seed, optimizer)
+    identity = f"{method} {sparsity} {tile} {seed} {settings.model_dump_json()}"
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    try:
+        with attached(model, masks):
+            run_steps(
+                settings.steps,
+                step_fn,
+                {"masks": container, "optimizer": optimizer},
+                Path(folder),
+                identity,
+                Path(curve),
+                settings.checkpoint_minutes,
+                settings.log_every,
+                name=method,
+            )
+    finally:
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+            model.eval()
+    return finalize(masks, sparsity, settings)
+
+
+def _step_function(
+    model: nn.Module,
+    masks: dict[str, LearnableMask],
+    windows: np.ndarray,
+    settings: Learning,
+    sparsity: float,
+    seed: int,
+    optimizer: torch.optim.Optimizer,
+) -> Callable[[int], dict[str, float | None]]:
+    device = next(model.parameters()).device
+    total_norm = torch.stack([m.weight.float().square().sum() for m in prunable_linears(model).values()]).sum()
+    micro_batches = settings.batch_size // settings.micro_batch_size
+    hybrid = next(iter(masks.values())).tile is not None
+
+    def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
+        pattern, tiles = _sampling(settings, step)
+        for layer, mask in enumerate(masks.values()):
+            mask.set_step(pattern, tiles, noise_seed(seed, step, index, layer))
+        tokens = torch.as_tensor(windows[rows].astype(np.int64), device=device)
+        cross_entropy = _cross_entropy(model, tokens)
+        penalty, density = density_penalty(masks, 1 - sparsity, settings.target == "layer")
+        reward = weight_reward(masks, total_norm)
+        decay = 1 - step / settings.steps if settings.weight_reg_decay else 1.0
+        loss = cross_entropy - settings.weight_reg * decay * reward
+        if hybrid:
+            loss = loss + settings.sparsity_reg * penalty
+        # Loss and regularisers are averaged together, so their balance does not depend on accumulation.
+        (loss / micro_batches).backward()
+        parts = {"loss": loss, "cross_entropy": cross_entropy, "density": density, "kept_norm": reward}
+        return {name: value.detach() / micro_batches for name, value in parts.items()}
+
+    def step_fn(step: int) -> dict[str, float | None]:
+        started = time.monotonic()
+        rate = settings.lr * cosine_rate(step, settings.steps, settings.warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
+        parts = [micro_step(step, index, part) for index, part in enumerate(rows)]
+        optimizer.step()
+        pattern, tiles = _sampling(settings, step)
+        return {
+            **{name: float(sum(part[name] for part in parts)) for name in parts[0]},
+            "target_density": 1 - sparsity if hybrid else None,
+            "pattern_temperature": pattern.temperature if masks[next(iter(masks))].pattern_logits is not None else None,
+            "tile_temperature": tiles.temperature if hybrid else None,
+            "lr": rate,
+            "tokens_per_second": round(rows.size * windows.shape[1] / (time.monotonic() - started)),
+        }
+
+    return step_fn
+
+
+def _sampling(settings: Learning, step: int) -> tuple[Sampling, Sampling]:
+    def at(scale: tuple[float, float], temperature: tuple[float, float]) -> Sampling:
+        return Sampling(
+            ramp(scale, step, settings.steps), ramp(temperature, step, settings.steps), settings.hard
+        )
+
+    return (
+        at(settings.pattern_scale, settings.pattern_temperature),
+        at(settings.tile_scale, settings.tile_temperature),
+    )
+
+
+def _cross_entropy(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids."""
+    logits = model(tokens, use_cache=False).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())

@@ -1,0 +1,121 @@
+"""Put learnable masks on a model, read their state, and turn them into final masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from patch.config import Learning
+from patch.masks.learnable import LearnableMask
+from patch.masks.packed import MaskSet
+from patch.masks.prior import pattern_logits, tile_logits
+from patch.masks.tile import dense_tile_budget, expand_tiles
+from patch.models import prunable_linears
+
+Masks = dict[str, Tensor]
+
+
+def build_masks(
+    model: nn.Module,
+    method: str,
+    settings: Learning,
+    sparsity: float,
+    tile: int | None,
+    seed: int,
+    pattern_prior: Masks | None = None,
+    tile_prior: Masks | None = None,
+    frozen: Masks | None = None,
+) -> dict[str, LearnableMask]:
+    """One learnable mask for each prunable layer.
+
+    Args:
+        model: the frozen model.
+        method: `maskllm`, `patch-joint` or `patch-tile`.
+        settings: of the run.
+        sparsity: target share of zeros.
+        tile: side of a tile; None for `maskllm`.
+        seed: of the initial logits.
+        pattern_prior: 2:4 masks that pattern logits start from.
+        tile_prior: masks at the target sparsity that rank the tiles; with the setting `random` not used.
+        frozen: 2:4 masks of the sparse tiles, for `patch-tile`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, linear in prunable_linears(model).items():
+        shape = linear.weight.shape
+        patterns = tiles = None
+        if method != "patch-tile":
+            prior = pattern_prior[name] if pattern_prior else None
+            patterns = pattern_logits(shape, settings.pattern_std, prior, settings.pattern_prior_strength, generator)
+        if tile is not None:
+            prior = tile_prior[name] if tile_prior else None
+            if settings.tile_prior == "random":
+                prior = torch.rand(shape, generator=generator)
+            std, strength = settings.tile_std, settings.tile_prior_strength
+            tiles = tile_logits(shape, tile, sparsity, std, prior, strength, generator)
+        fixed = frozen[name] if method == "patch-tile" else None
+        masks[name] = LearnableMask(shape, patterns, fixed, tiles, tile).to(linear.weight.device)
+    return masks
+
+
+@contextmanager
+def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None]:
+    """Within the block, every prunable weight of ``model`` is read through its mask."""
+    linears = prunable_linears(model)
+    for name, mask in masks.items():
+        parametrize.register_parametrization(linears[name], "weight", mask, unsafe=True)
+    try:
+        yield
+    finally:
+        for name in masks:
+            parametrize.remove_parametrizations(linears[name], "weight", leave_parametrized=False)
+
+
+def density_penalty(masks: dict[str, LearnableMask], target: float, per_layer: bool) -> tuple[Tensor, Tensor]:
+    """`|density - target|` of the model, or its size-weighted mean over layers; and the density itself."""
+    sizes = torch.tensor([float(mask.shape.numel()) for mask in masks.values()])
+    densities = torch.stack([mask.density() for mask in masks.values()])
+    weights = (sizes / sizes.sum()).to(densities.device)
+    density = (densities * weights).sum()
+    if per_layer:
+        return ((densities - target).abs() * weights).sum(), density
+    return (density - target).abs(), density
+
+
+def weight_reward(masks: dict[str, LearnableMask], total_norm: Tensor) -> Tensor:
+    """`sum ||M * W||^2 / sum ||W||^2`, from the norms that the last forward pass left behind."""
+    return torch.stack([mask.kept_norm for mask in masks.values()]).sum() / total_norm
+
+
+@torch.no_grad()
+def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learning) -> MaskSet:
+    """Final masks: the likeliest pattern everywhere but in dense tiles.
+
+    With `finalize: exact` the tiles with the largest logits stay dense so that the budget is met to
+    the tile, over the model or in each layer; with `threshold`, those with a positive logit.
+    """
+    patterns = {name: mask.final_pattern().cpu() for name, mask in masks.items()}
+    first = next(iter(masks.values()))
+    if first.tile is None:
+        return MaskSet(patterns, "2:4")
+    logits = {name: mask.tile_logits.detach().float().cpu() for name, mask in masks.items()}
+    if settings.finalize == "threshold":
+        tiles = {name: value > 0 for name, value in logits.items()}
+    elif settings.target == "layer":
+        tiles = {name: _largest(value.flatten(), sparsity).reshape(value.shape) for name, value in logits.items()}
+    else:
+        chosen = _largest(torch.cat([value.flatten() for value in logits.values()]), sparsity)
+        parts = chosen.split([value.numel() for value in logits.values()])
+        tiles = {name: part.reshape(logits[name].shape) for name, part in zip(logits, parts, strict=True)}
+    full = {name: patterns[name] | expand_tiles(tiles[name], first.tile) for name in masks}
+    return MaskSet(full, "hybrid", tiles, first.tile)
+
+
+def _largest(logits: Tensor, sparsity: float) -> Tensor:
+    chosen = torch.zeros_like(logits, dtype=torch.bool)
+    chosen[logits.argsort(descending=True, stable=True)[: dense_tile_budget(logits.numel(), sparsity)]] = True
+    return chosen

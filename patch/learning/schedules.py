@@ -1,0 +1,46 @@
+"""What changes with the step: temperatures, scales, learning rate, the order of the data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from patch.config.learning import Ramp
+
+
+def ramp(ends: Ramp, step: int, steps: int) -> float:
+    """Linear in the step, from the first end at step 0 to the second at the last step."""
+    first, last = ends
+    return first + (last - first) * step / max(1, steps - 1)
+
+
+def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
+    """Factor of the peak learning rate: linear warm-up, then cosine decay to ``floor`` at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def batch_indices(step: int, batch_size: int, windows: int, seed: int) -> np.ndarray:
+    """Rows of the windows of one step: a new permutation for each pass over the data.
+
+    A function of (seed, step) alone, whatever the number of processes and micro-batches.
+
+    Returns:
+        `[batch_size]` int64.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    rows = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(positions // windows):
+        order = np.random.default_rng([seed, int(epoch)]).permutation(windows)
+        inside = positions // windows == epoch
+        rows[inside] = order[positions[inside] % windows]
+    return rows
+
+
+def noise_seed(seed: int, step: int, micro_batch: int, layer: int) -> int:
+    """A 63-bit seed that differs for every (seed, step, micro-batch, layer)."""
+    state = np.random.SeedSequence([seed, step, micro_batch, layer]).generate_state(2, np.uint32)
+    return int(state[0]) << 31 | int(state[1]) >> 1

@@ -1,0 +1,1 @@
+"""Masks: which weights stay. Patterns, tiles, learnable choices, and their form on disk."""

@@ -1,0 +1,61 @@
+"""Where the logits of a learnable mask start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patch.masks.learnable import PATTERNS
+from patch.masks.tile import dense_tile_budget, sum_tiles
+
+
+def pattern_logits(shape: torch.Size, std: float, prior: Tensor | None, strength: float, generator: torch.Generator) -> Tensor:
+    """Logits of the six patterns: normal noise, raised where a pattern shares weights with the prior mask.
+
+    Args:
+        shape: `[out, in]` of the weight.
+        std: standard deviation of the noise.
+        prior: `[out, in]` bool, a 2:4 mask, or None.
+        strength: a pattern gets `(overlap - 1) * std * strength`, overlap = kept weights in common (0 to 2).
+        generator: CPU generator of the noise.
+
+    Returns:
+        `[out * in / 4, 6]` fp32.
+    """
+    logits = torch.randn(shape.numel() // 4, 6, generator=generator) * std
+    if prior is not None:
+        overlap = prior.reshape(-1, 4).float() @ PATTERNS.T
+        logits += (overlap - 1) * (std * strength)
+    return logits
+
+
+def tile_logits(
+    shape: torch.Size,
+    tile: int,
+    sparsity: float,
+    std: float,
+    prior: Tensor | None,
+    strength: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Logits of the tiles: noise, `+strength * std` for those of which the prior keeps most, `-strength * std` else.
+
+    Args:
+        shape: `[out, in]` of the weight.
+        tile: side of a tile.
+        sparsity: target; the budget of dense tiles follows from it.
+        std: standard deviation of the noise.
+        prior: `[out, in]` bool or scores of any kind, of which a tile's sum ranks it; None: noise alone.
+        strength: in units of ``std``.
+        generator: CPU generator of the noise.
+
+    Returns:
+        `[out / tile, in / tile]` fp32.
+    """
+    logits = torch.randn(shape[0] // tile, shape[1] // tile, generator=generator) * std
+    if prior is not None:
+        share = sum_tiles(prior.float(), tile).flatten()
+        dense = torch.zeros_like(share, dtype=torch.bool)
+        dense[share.argsort(descending=True, stable=True)[: dense_tile_budget(share.numel(), sparsity)]] = True
+        logits += torch.where(dense, strength * std, -strength * std).reshape(logits.shape)
+    return logits

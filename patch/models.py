@@ -1,0 +1,67 @@
+"""Load and save causal language models, and find what may be pruned in them by structure alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from patch.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The stack of decoder blocks: the largest list of equal-typed modules that hold linear layers.
+
+    Returns:
+        The list's name within ``model`` and the list.
+
+    Raises:
+        InputError: the model has no such list.
+    """
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len({type(block) for block in module}) != 1:
+            continue
+        weights = sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+        if weights and (best is None or weights > best[0]):
+            best = (weights, name, module)
+    if best is None:
+        raise InputError(f"{type(model).__name__} has no stack of decoder blocks with linear layers")
+    return best[1], best[2]
+
+
+def prunable_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every `nn.Linear` inside the decoder blocks, by its name within ``model``, in order.
+
+    The embedding and the output layer stand outside the blocks and are never pruned.
+    """
+    prefix, blocks = decoder_blocks(model)
+    return {
+        f"{prefix}.{name}": module for name, module in blocks.named_modules() if isinstance(module, nn.Linear)
+    }
+
+
+def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """Load a causal language model from a local folder, frozen and in evaluation mode.
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(f"model folder {folder}: no config.json in it; give a folder that save_pretrained wrote")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a local folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

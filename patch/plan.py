@@ -1,0 +1,153 @@
+"""An experiment as jobs: what each is told, what it reads, what it needs. The rules ask here."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from patch.config import Experiment
+from patch.grid import Cell, Grid
+from patch.layout import Layout, digest
+from patch.specs import CellInfo, EvaluateSpec, LearnSpec, PruneSpec, TabulateSpec
+from patch.store import Store, Windows, calibrated
+
+
+class Plan:
+    """All jobs of an experiment.
+
+    Args:
+        experiment: the checked configuration.
+
+    Raises:
+        InputError: the configuration names something that does not exist or cannot be.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.store = Store(experiment)
+        self.grid = Grid(experiment)
+        self.layout = Layout(experiment.experiment)
+
+    @cached_property
+    def windows(self) -> dict[str, Windows]:
+        """Every file of token windows that the experiment needs, by name."""
+        trained = [name for name, model in self.experiment.models.items() if model.source.kind == "train"]
+        needed = [self.store.training_windows(name) for name in trained]
+        needed += [self.store.perplexity_windows(name) for name in self.experiment.models]
+        needed += [self.store.calibration_windows(cell.model, cell.seed) for cell in self.grid.closure if calibrated(cell)]
+        needed += [self.learning_windows(cell) for cell in self.grid.closure if cell.spec.stage == "learn"]
+        return {windows.key: windows for windows in needed}
+
+    def learning_windows(self, cell: Cell) -> Windows:
+        """What the masks of a cell are learned on: as many windows as the run can see, at most."""
+        settings = self.grid.learning(cell)
+        trained_on = self.experiment.models[cell.model].source.kind == "train"
+        limit = None if trained_on else settings.steps * settings.batch_size
+        return self.store.windows(cell.model, settings.use, "packed", settings.seqlen, limit)
+
+    # -- what a job is told -------------------------------------------------------------------
+
+    def _common(self, cell: Cell) -> dict:
+        return {
+            "dtype": self.experiment.models[cell.model].dtype,
+            "device": self.experiment.resources.device,
+        }
+
+    def prune_spec(self, cell: Cell) -> PruneSpec:
+        """Settings of a one-shot job."""
+        calibration = self.store.calibration_windows(cell.model, cell.seed).path if calibrated(cell) else ""
+        return PruneSpec(
+            upstream=f"{self.store.model_path(cell.model)} {calibration}",
+            model=cell.model,
+            method=cell.method,
+            pattern=cell.pattern,
+            sparsity=cell.sparsity,
+            seed=cell.seed,
+            batch_size=self.experiment.calibration.batch_size,
+            settings=self.experiment.pruning,
+            **self._common(cell),
+        )
+
+    def learn_spec(self, cell: Cell) -> LearnSpec:
+        """Settings of a learning job."""
+        priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(cell).items()}
+        sources = [self.store.model_path(cell.model), self.learning_windows(cell).path, priors]
+        return LearnSpec(
+            upstream=digest(sources),
+            model=cell.model,
+            method=cell.method,
+            pattern=cell.pattern,
+            sparsity=cell.sparsity,
+            tile=cell.tile,
+            seed=cell.seed,
+            settings=self.grid.learning(cell),
+            **self._common(cell),
+        )
+
+    def mask_digest(self, cell: Cell) -> str:
+        """Digest of all that a cell's mask depends on; empty for dense."""
+        if cell.spec.stage == "none":
+            return ""
+        spec = self.prune_spec(cell) if cell.spec.stage == "prune" else self.learn_spec(cell)
+        return digest(spec.model_dump(mode="json"))
+
+    def evaluate_spec(self, cell: Cell) -> EvaluateSpec:
+        """Settings of an evaluation job."""
+        store = self.store
+        sources = [store.model_path(cell.model), self.mask_digest(cell), store.perplexity_windows(cell.model).path, store.tasks_path()]
+        return EvaluateSpec(
+            upstream=digest(sources),
+            experiment=self.experiment.experiment,
+            cell=_info(cell),
+            evaluation=self.experiment.evaluation,
+            **self._common(cell),
+        )
+
+    def tabulate_spec(self) -> TabulateSpec:
+        """What the tables need besides the records: the models' names and the cells that should be there."""
+        models = [
+            {"name": name, **model.model_dump(include={"title", "variant", "published", "comparable"})}
+            for name, model in self.experiment.models.items()
+        ]
+        return TabulateSpec(models=models, cells=[_info(cell) for cell in self.grid.cells], published=self.experiment.published)
+
+    # -- what a job reads ---------------------------------------------------------------------
+
+    def prune_inputs(self, cell: Cell) -> dict[str, str]:
+        """Named input files of a one-shot job."""
+        inputs = {"model": self.store.model_path(cell.model)}
+        if calibrated(cell):
+            inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
+        return inputs
+
+    def learn_inputs(self, cell: Cell) -> dict[str, str]:
+        """Named input files of a learning job, priors aside."""
+        return {"model": self.store.model_path(cell.model), "windows": self.learning_windows(cell).path}
+
+    def prior_inputs(self, cell: Cell) -> dict[str, str]:
+        """Named masks that a learning job starts from."""
+        return {f"{name}_mask": self.layout.mask(prior) for name, prior in self.grid.priors(cell).items()}
+
+    def evaluate_inputs(self, cell: Cell) -> dict[str, str]:
+        """Named input files of an evaluation job."""
+        inputs = {
+            "model": self.store.model_path(cell.model),
+            "windows": self.store.perplexity_windows(cell.model).path,
+            "tasks": self.store.tasks_path(),
+        }
+        if cell.spec.stage != "none":
+            inputs["mask"] = self.layout.mask(cell)
+        if cell.spec.updates_weights:
+            inputs["weights"] = self.layout.weights(cell)
+        return inputs
+
+
+def _info(cell: Cell) -> CellInfo:
+    return CellInfo(
+        id=cell.id,
+        model=cell.model,
+        method=cell.method,
+        pattern=cell.pattern,
+        sparsity=cell.sparsity,
+        tile=cell.tile,
+        seed=cell.seed,
+    )

@@ -1,0 +1,23 @@
+"""Magnitude pruning: the smallest weights go."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+
+
+def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
+    """Mask of the largest absolute weights.
+
+    Args:
+        weight: `[out, in]`.
+        pattern: N:M by group, or unstructured over the whole matrix (among equals the earlier weight goes).
+
+    Returns:
+        `[out, in]` bool, True = keep.
+    """
+    score = weight.abs().float()
+    if isinstance(pattern, NM):
+        return nm_mask(score, pattern)
+    return drop_smallest(score.flatten(), int(score.numel() * pattern.sparsity)).reshape(score.shape)

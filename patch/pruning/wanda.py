@@ -1,0 +1,30 @@
+"""Wanda (Sun et al., 2023, arXiv 2306.11695): weight times the norm of its input."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from patch.calibration import InputStatistics
+from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+
+
+def wanda_score(weight: Tensor, statistics: InputStatistics) -> Tensor:
+    """`|W| * sqrt(s)` in fp32, `s_j` the mean over sequences of `sum_t x_tj^2`; `[out, in]`."""
+    return weight.abs().float() * (statistics.squares / statistics.sequences).sqrt()
+
+
+def wanda(weight: Tensor, statistics: InputStatistics, pattern: Pattern) -> Tensor:
+    """Mask of the largest scores.
+
+    Args:
+        weight: `[out, in]`.
+        statistics: of the layer's input.
+        pattern: N:M by group, or unstructured by output row (stable sort: among equals the earlier goes).
+
+    Returns:
+        `[out, in]` bool, True = keep.
+    """
+    score = wanda_score(weight, statistics)
+    if isinstance(pattern, NM):
+        return nm_mask(score, pattern)
+    return drop_smallest(score, int(score.shape[1] * pattern.sparsity))

@@ -1,0 +1,137 @@
+"""What each stage is told: everything in the configuration that its result depends on, and no more.
+
+A spec is written into its job as a parameter, so that a change of any value in it, and of nothing
+else, runs the job again. Editing code does not: raise the stage's number in `VERSIONS` when an
+algorithm changes what it computes. `upstream` holds a digest of the specs that the inputs come from.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from patch.config import Corpus, Evaluation, GgufModel, HubModel, Learning, LocalModel, Pruning, TrainedModel
+from patch.config.base import Section
+from patch.config.corpora import Split
+
+VERSIONS = {
+    "corpus": 1,
+    "tokenizer": 1,
+    "model": 1,
+    "windows": 1,
+    "tasks": 1,
+    "prune": 1,
+    "learn": 1,
+    "evaluate": 1,
+    "tabulate": 1,
+}
+
+
+class CorpusSpec(Section):
+    """Text into parts."""
+
+    version: int = VERSIONS["corpus"]
+    corpus: Corpus
+
+
+class TokenizerSpec(Section):
+    """Train part -> byte-level BPE."""
+
+    version: int = VERSIONS["tokenizer"]
+    upstream: str
+    vocab_size: int
+
+
+class ModelSpec(Section):
+    """Where a model's folder comes from."""
+
+    version: int = VERSIONS["model"]
+    upstream: str
+    source: TrainedModel | HubModel | LocalModel | GgufModel
+
+
+class WindowsSpec(Section):
+    """Text -> token windows."""
+
+    version: int = VERSIONS["windows"]
+    upstream: str
+    kind: Literal["calibration", "packed", "joined"]
+    split: Split
+    seqlen: int
+    samples: int | None = None
+    seed: int | None = None
+
+
+class TasksSpec(Section):
+    """Data of the zero-shot tasks."""
+
+    version: int = VERSIONS["tasks"]
+    upstream: str
+    tasks: list[str]
+    include_path: str | None
+    split: Split | None
+    samples: int
+
+
+class PruneSpec(Section):
+    """One-shot pruning."""
+
+    version: int = VERSIONS["prune"]
+    upstream: str
+    model: str
+    method: str
+    pattern: str
+    sparsity: float
+    seed: int
+    batch_size: int
+    settings: Pruning
+    dtype: str
+    device: str
+
+
+class LearnSpec(Section):
+    """Mask learning."""
+
+    version: int = VERSIONS["learn"]
+    upstream: str
+    model: str
+    method: str
+    pattern: str
+    sparsity: float
+    tile: int | None
+    seed: int
+    settings: Learning
+    dtype: str
+    device: str
+
+
+class CellInfo(Section):
+    """A cell as it stands in a record."""
+
+    id: str
+    model: str
+    method: str
+    pattern: str
+    sparsity: float
+    tile: int | None
+    seed: int
+
+
+class EvaluateSpec(Section):
+    """Perplexity and zero-shot accuracy of one cell."""
+
+    version: int = VERSIONS["evaluate"]
+    upstream: str
+    experiment: str
+    cell: CellInfo
+    evaluation: Evaluation
+    dtype: str
+    device: str
+
+
+class TabulateSpec(Section):
+    """Records -> results.csv, tables, figures."""
+
+    version: int = VERSIONS["tabulate"]
+    models: list[dict[str, str | bool | None]]
+    cells: list[CellInfo]
+    published: str

@@ -1,0 +1,48 @@
+"""Mask learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.data.windows import load_windows
+from patch.layout import digest
+from patch.learning.learn import learn
+from patch.masks.packed import load_masks, save_masks
+from patch.models import load_model
+from patch.specs import LearnSpec
+from patch.stages._common import measured, prepare_device
+
+
+def run(
+    spec: LearnSpec,
+    *,
+    model: Path,
+    windows: Path,
+    mask: Path,
+    curve: Path,
+    checkpoints: Path,
+    pattern_mask: Path | None = None,
+    tile_mask: Path | None = None,
+    frozen_mask: Path | None = None,
+) -> None:
+    """Learn a model's mask and write it with its training curve."""
+    device = prepare_device(spec.device)
+    network = load_model(model, spec.dtype, device)
+    priors = {"pattern_prior": pattern_mask, "tile_prior": tile_mask, "frozen": frozen_mask}
+    cost: dict[str, float] = {}
+    with measured(cost, device):
+        masks = learn(
+            network,
+            spec.method,
+            load_windows(windows),
+            spec.settings,
+            spec.sparsity,
+            spec.tile,
+            spec.seed,
+            folder=checkpoints,
+            curve=curve,
+            **{name: load_masks(path).masks for name, path in priors.items() if path},
+        )
+    masks.header = {"settings": spec.model_dump(mode="json"), "digest": digest(spec.model_dump(mode="json")), "cost": cost}
+    save_masks(mask, masks)
+    print(f"{spec.method}: sparsity {masks.sparsity:.4f}, target {spec.sparsity:g}, in {cost['seconds']:.1f} s")

@@ -1,0 +1,23 @@
+"""Small model: train it on a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.data.windows import load_windows
+from patch.io import atomic_directory
+from patch.models import load_tokenizer
+from patch.specs import ModelSpec
+from patch.stages._common import prepare_device
+from patch.training import train
+
+
+def run(spec: ModelSpec, *, tokenizer: Path, windows: Path, out: Path) -> None:
+    """Train a small model and write its folder, with its training curve."""
+    prepare_device("cpu")
+    encoder = load_tokenizer(tokenizer)
+    with atomic_directory(out) as folder:
+        checkpoints = out.parent / "checkpoints" / out.name
+        model = train(spec.source, encoder, load_windows(windows), checkpoints, folder / "curve.jsonl")
+        model.save_pretrained(folder)
+        encoder.save_pretrained(folder)

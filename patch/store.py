@@ -1,0 +1,146 @@
+"""What experiments share, by content: corpora, tokenizers, models, token windows, task data.
+
+Each has a name with a digest of everything it is made from, so two experiments share it exactly when
+it is the same for both, and a changed setting makes a new one instead of overwriting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from patch.config import Experiment, Use
+from patch.config.base import Section
+from patch.errors import InputError
+from patch.grid import Cell
+from patch.layout import STORE, digest
+from patch.specs import CorpusSpec, ModelSpec, TasksSpec, TokenizerSpec, WindowsSpec
+
+
+def _digest(spec: Section) -> str:
+    return digest(spec.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One file of token windows: what it is, the tokenizer's folder, the corpus' folder."""
+
+    spec: WindowsSpec
+    tokenizer: str
+    corpus: str
+
+    @property
+    def key(self) -> str:
+        """Name of the file."""
+        return f"{self.spec.kind}-{Path(self.tokenizer).name}-{_digest(self.spec)}"
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return f"{STORE}/windows/{self.key}.npy"
+
+
+class Store:
+    """Names, paths and specs of what an experiment reads from the store.
+
+    Raises:
+        InputError: a local file of a corpus does not exist.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.models = experiment.models
+        for name in experiment.corpora:
+            self.corpus_files(name)
+
+    def corpus_spec(self, name: str) -> CorpusSpec:
+        """How a corpus is made."""
+        return CorpusSpec(corpus=self.experiment.corpora[name])
+
+    def corpus_path(self, name: str) -> str:
+        """Folder of a corpus."""
+        return f"{STORE}/corpora/{name}-{_digest(self.corpus_spec(name))}"
+
+    def corpus_files(self, name: str) -> list[str]:
+        """The local files that a corpus is read from, none for other kinds.
+
+        Raises:
+            InputError: a path or glob matches nothing.
+        """
+        source = self.experiment.corpora[name].source
+        if source.kind != "files":
+            return []
+        lists = source.files if isinstance(source.files, list) else [p for paths in source.files.values() for p in paths]
+        found = []
+        for pattern in lists:
+            root = Path(pattern).anchor or "."
+            matches = sorted(str(path) for path in Path(root).glob(str(Path(pattern).relative_to(root))))
+            if not matches:
+                raise InputError(f"`corpora.{name}.source.files`: {pattern!r} matches no file")
+            found += matches
+        return found
+
+    def tokenizer_spec(self, model: str) -> TokenizerSpec:
+        """How the tokenizer of a trained model is made."""
+        source = self.models[model].source
+        return TokenizerSpec(upstream=self.corpus_path(source.corpus), vocab_size=source.tokenizer.vocab_size)
+
+    def tokenizer_path(self, model: str) -> str:
+        """Folder of a model's tokenizer: one of its own for a trained model, else the model's."""
+        source = self.models[model].source
+        if source.kind != "train":
+            return self.model_path(model)
+        return f"{STORE}/tokenizers/{source.corpus}-{source.tokenizer.vocab_size}-{_digest(self.tokenizer_spec(model))}"
+
+    def model_spec(self, model: str) -> ModelSpec:
+        """How a model's folder is made."""
+        source = self.models[model].source
+        upstream = self.training_windows(model).path if source.kind == "train" else ""
+        return ModelSpec(upstream=upstream, source=source)
+
+    def model_path(self, model: str) -> str:
+        """Folder of a model."""
+        return f"{STORE}/models/{model}-{_digest(self.model_spec(model))}"
+
+    def windows(self, model: str, use: Use, kind: str, seqlen: int, samples: int | None = None, seed: int | None = None) -> Windows:
+        """Windows of a part of a corpus in a model's tokens."""
+        tokenizer, corpus = self.tokenizer_path(model), self.corpus_path(use.corpus)
+        upstream = f"{tokenizer} {corpus}"
+        spec = WindowsSpec(upstream=upstream, kind=kind, split=use.split, seqlen=seqlen, samples=samples, seed=seed)
+        return Windows(spec, tokenizer, corpus)
+
+    def training_windows(self, model: str) -> Windows:
+        """What a small model is trained on."""
+        source = self.models[model].source
+        return self.windows(model, Use(corpus=source.corpus, split="train"), "packed", source.training.seqlen)
+
+    def calibration_windows(self, model: str, seed: int) -> Windows:
+        """What the one-shot methods see."""
+        settings = self.experiment.calibration
+        return self.windows(model, settings.use, "calibration", settings.seqlen, settings.samples, seed)
+
+    def perplexity_windows(self, model: str) -> Windows:
+        """What perplexity is measured on."""
+        settings = self.experiment.evaluation.perplexity
+        return self.windows(model, settings.use, "joined", settings.seqlen)
+
+    def tasks_spec(self) -> TasksSpec:
+        """How the data of the zero-shot tasks is made or fetched."""
+        evaluation = self.experiment.evaluation
+        made = evaluation.include_path is not None
+        return TasksSpec(
+            upstream=self.corpus_path(evaluation.task_use.corpus) if made else "",
+            tasks=evaluation.tasks,
+            include_path=evaluation.include_path,
+            split=evaluation.task_use.split if made else None,
+            samples=evaluation.task_samples,
+        )
+
+    def tasks_path(self) -> str:
+        """Folder of the tasks' data."""
+        return f"{STORE}/tasks/{_digest(self.tasks_spec())}"
+
+
+def calibrated(cell: Cell) -> bool:
+    """Whether a one-shot cell needs calibration windows."""
+    return cell.spec.stage == "prune" and cell.spec.statistics != "none"

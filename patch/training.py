@@ -1,0 +1,79 @@
+"""Train a small model of a known family from scratch, so that the workflow needs no download."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from patch.config import TrainedModel
+from patch.config.load import suggest
+from patch.errors import InputError
+from patch.learning.loop import run_steps
+from patch.learning.schedules import batch_indices, cosine_rate
+
+
+def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN001 - a transformers tokenizer
+    """A model with random weights, a function of the training seed.
+
+    Raises:
+        InputError: the family's configuration has no such argument.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = type(AutoConfig.for_model(source.architecture))
+    known = [name for name in inspect.signature(family.__init__).parameters if name not in ("self", "kwargs")]
+    for name in source.config:
+        if name not in known:
+            raise InputError(f"unknown key `{name}` in the config of a {source.architecture} model; {suggest(name, known)}")
+    special = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(source.training.seed)
+    return AutoModelForCausalLM.from_config(family(**source.config, **special))
+
+
+def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, curve: Path) -> torch.nn.Module:  # noqa: ANN001
+    """Train by next-token prediction with AdamW, linear warm-up and cosine decay to a tenth.
+
+    Args:
+        source: family, sizes and run.
+        tokenizer: for the vocabulary's size and the special tokens.
+        windows: `[count, seqlen]` token ids.
+        folder: checkpoints; a run that was stopped goes on from there.
+        curve: JSON lines of the training curve.
+
+    Returns:
+        The trained model in fp32.
+    """
+    run = source.training
+    model = new_model(source, tokenizer).train()
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": run.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95), fused=True)
+
+    def step_fn(step: int) -> dict[str, float | None]:
+        started = time.monotonic()
+        rate = run.lr * cosine_rate(step, run.steps, run.warmup_steps, floor=0.1)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        rows = batch_indices(step, run.batch_size, len(windows), run.seed)
+        tokens = torch.as_tensor(windows[rows].astype(np.int64))
+        logits = model(tokens, use_cache=False).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return {"loss": loss.item(), "lr": rate, "tokens_per_second": round(tokens.numel() / (time.monotonic() - started))}
+
+    run_steps(run.steps, step_fn, {"model": model, "optimizer": optimizer}, folder, source.model_dump_json(), curve, 2.0, 10, "train")
+    return model.eval()

@@ -1,0 +1,148 @@
+"""Records as an experiment would leave them: three models, all methods, a few tasks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from patch.grid import Cell
+from patch.results.collect import collect
+from patch.results.published import Published, load_published
+from patch.results.record import ModelInfo, Record
+
+ROOT = Path(__file__).parents[3]
+TASKS = {"cloze_words": 0.25, "next_verse": 0.25, "who_speaks": 0.25, "order": 0.5, "grammar": 0.5, "rhyme": 0.25}
+PAPER_TASKS = dict.fromkeys(("mmlu", "arc_easy", "arc_challenge", "openbookqa", "race", "hellaswag"), 0.25)
+PAPER_TASKS |= {"piqa": 0.5, "winogrande": 0.5}
+# Growth of perplexity over the dense model's, as measured on small models.
+GROWTH = {"magnitude": 0.29, "wanda": 0.24, "sparsegpt": 0.12, "maskllm": 0.10, "patch-joint": 0.13, "patch-tile": 0.15}
+MODELS = [
+    ModelInfo("qwen", "Qwen2-mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False),
+    ModelInfo("gemma", "Gemma-3-1B", "joint", "google/gemma-3-1b-pt"),
+    ModelInfo("llama", "Llama-mini", "tile", "meta-llama/Llama-2-7b-hf", comparable=False),
+]
+
+
+@dataclass
+class Experiment:
+    """What tables and figures are made from."""
+
+    records: list[Record]
+    models: list[ModelInfo]
+    expected: list[Cell]
+    published: Published
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Tidy."""
+        return collect(self.records, self.models, self.published)
+
+
+def grid(models: list[ModelInfo], seeds: int) -> list[Cell]:
+    """The demo's cells."""
+    cells = []
+    for model, seed in itertools.product(models, range(seeds)):
+        one_shot = [Cell(model.name, m, "2:4", 0.5, None, seed) for m in ("wanda", "sparsegpt", "maskllm")]
+        levels, tile = (0.45, 0.35, 0.25), 128 if model.comparable else 16
+        free = [Cell(model.name, m, "unstructured", s, None, seed) for m in ("wanda", "sparsegpt") for s in levels]
+        hybrid = [Cell(model.name, f"patch-{model.variant}", "hybrid", s, tile, seed) for s in levels]
+        fixed = [Cell(model.name, "dense", "dense", 0.0, None, 0), Cell(model.name, "magnitude", "2:4", 0.5, None, 0)]
+        cells += [*(fixed if seed == 0 else []), *one_shot, *free, *hybrid]
+    return cells
+
+
+def density(model: str, sparsity: float, rng: np.random.Generator) -> dict[str, float]:
+    """K and V nearly dense, the MLP sparse: what the paper reports."""
+    layers = {"qwen": 2, "gemma": 26, "llama": 6}[model]
+    shapes = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+    names = [f"model.layers.{i}.{block}.{p}" for i in range(layers) for block, ps in shapes.items() for p in ps]
+    lift = {"k_proj": 0.3, "v_proj": 0.4, "q_proj": 0.1}
+    return {
+        name: float(np.clip(1 - sparsity + lift.get(name.split(".")[-1], -0.02) + rng.normal(0, 0.05), 0.5, 1.0))
+        for name in names
+    }
+
+
+def make_record(cell: Cell, tasks: dict[str, float], rng: np.random.Generator) -> Record:
+    """A record whose numbers fall with sparsity as real ones do."""
+    dense = {"qwen": 28.5, "gemma": 11.7, "llama": 36.0}[cell.model]
+    strength = (cell.sparsity / 0.5) ** (3 if cell.pattern == "unstructured" else 1.5)
+    perplexity = dense * (1 + GROWTH.get(cell.method, 0.2) * strength) * math.exp(rng.normal(0, 0.004))
+    metrics = {"perplexity": {"value": perplexity, "stderr": 0.008 * perplexity, "samples": 400}}
+    values = []
+    for task, chance in tasks.items():
+        share = chance + (0.95 - chance) * 0.55 * (dense / perplexity) ** 1.4 + rng.normal(0, 0.01)
+        values.append(round(200 * share) / 200)
+        error = math.sqrt(values[-1] * (1 - values[-1]) / 200)
+        metrics[task] = {"value": values[-1], "stderr": error, "chance": chance, "samples": 200}
+    metrics["accuracy"] = {"value": float(np.mean(values)), "stderr": 0.034 / math.sqrt(len(tasks))}
+    seconds = {"evaluate": {"seconds": 12.3, "peak_memory_mb": 800.0}, "prune": {"seconds": 3.0, "peak_memory_mb": 512}}
+    environment = {"git_commit": "0" * 40, "python": "3.11.9", "packages": {"torch": "2.5"}, "device": "cpu"}
+    raw = {
+        "schema": 1,
+        "experiment": "demo",
+        "cell": {"id": cell.id, **{key: getattr(cell, key) for key in ("model", "method", "pattern", "sparsity")}}
+        | {"tile": cell.tile, "seed": cell.seed},
+        "metrics": metrics,
+        "achieved_sparsity": cell.sparsity * 0.9998,
+        "density": density(cell.model, cell.sparsity, rng) if cell.pattern == "hybrid" else {},
+        "config_digest": "abc",
+        "stages": seconds if cell.method != "dense" else {"evaluate": seconds["evaluate"]},
+        "environment": environment | {"threads": 1, "time": "2026-01-01T00:00:00+00:00"},
+    }
+    return Record.model_validate(raw)
+
+
+def make_experiment(seeds: int = 1) -> Experiment:
+    """The three models with so many seeds."""
+    rng = np.random.default_rng(0)
+    cells = grid(MODELS, seeds)
+    records = [make_record(c, PAPER_TASKS if c.model == "gemma" else TASKS, rng) for c in cells]
+    return Experiment(records, MODELS, cells, load_published(ROOT / "config/published.json"))
+
+
+@pytest.fixture(params=[1, 3], ids=["one-seed", "three-seeds"])
+def experiment(request: pytest.FixtureRequest) -> Experiment:
+    """With one seed and with three."""
+    return make_experiment(request.param)
+
+
+def write_curve(path: Path, steps: int, target: float | None, seed: int = 0) -> Path:
+    """A training log like the learning loop's; a method without tiles has no target."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for step in range(steps):
+        done = step / steps
+        loss = 3.4 + 0.6 * math.exp(-6 * done) + rng.normal(0, 0.06)
+        density = None if target is None else target + (0.9 - target) * math.exp(-12 * done) * 0.5
+        lines.append(
+            {
+                "step": step,
+                "loss": loss - 0.5,
+                "cross_entropy": loss,
+                "density": 0.5 if density is None else density,
+                "target_density": target,
+                "pattern_temperature": 4 - 3.95 * done,
+                "tile_temperature": None if target is None else 2 - 1.95 * done,
+                "lr": 1e-3,
+            }
+        )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def curves_of(tmp_path: Path) -> dict[str, Path]:
+    """One run of each kind."""
+    levels = {"MaskLLM": None, "PATCH 45 %": 0.55, "PATCH 35 %": 0.65, "PATCH 25 %": 0.75}
+    return {
+        title: write_curve(tmp_path / f"{index}.jsonl", 200, target, index)
+        for index, (title, target) in enumerate(levels.items())
+    }

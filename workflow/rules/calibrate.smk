@@ -1,0 +1,36 @@
+"""Token windows, made once for each tokenizer and use and shared by all that read them.
+
+Inputs: a corpus, a tokenizer. Outputs: work/windows/*.npy.
+"""
+
+
+rule calibrate:
+    """Calibration windows: one for each (model, corpus, count, length, seed), shared by every method."""
+    input:
+        corpus=lambda wildcards: PLAN.windows[wildcards.calibration].corpus,
+        tokenizer=lambda wildcards: PLAN.windows[wildcards.calibration].tokenizer,
+    output:
+        f"{STORE}/windows/{{calibration}}.npy",
+    log:
+        f"{LOGS}/calibrate/{{calibration}}.log",
+    benchmark:
+        f"{BENCHMARKS}/calibrate/{{calibration}}.tsv"
+    params:
+        spec=lambda wildcards: as_json(PLAN.windows[wildcards.calibration].spec),
+    shell:
+        f"{STAGE} windows --spec {{params.spec:q}} --corpus {{input.corpus}} --tokenizer {{input.tokenizer}}"
+        " --out {output} &> {log}"
+
+
+use rule calibrate as tokenize with:
+    input:
+        corpus=lambda wildcards: PLAN.windows[wildcards.windows].corpus,
+        tokenizer=lambda wildcards: PLAN.windows[wildcards.windows].tokenizer,
+    output:
+        f"{STORE}/windows/{{windows}}.npy",
+    log:
+        f"{LOGS}/tokenize/{{windows}}.log",
+    benchmark:
+        f"{BENCHMARKS}/tokenize/{{windows}}.tsv"
+    params:
+        spec=lambda wildcards: as_json(PLAN.windows[wildcards.windows].spec),

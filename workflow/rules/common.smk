@@ -1,0 +1,58 @@
+"""What all rules share: the stages' command, constraints on wildcards, look-ups in the plan."""
+
+import re
+
+STAGE = "python -m patch.stages"
+LOGS = f"{RESULTS}/logs"
+BENCHMARKS = f"{RESULTS}/benchmarks"
+
+
+def one_of(names):
+    """Regular expression of exactly these names; matches nothing when there are none."""
+    return "|".join(map(re.escape, sorted(set(names)))) or "(?!)"
+
+
+def stored(folder, path_of, names):
+    """Name in the store -> name in the configuration."""
+    return {path_of(name).removeprefix(f"{STORE}/{folder}/"): name for name in names}
+
+
+MODELS = PLAN.experiment.models
+TRAINED = stored("models", PLAN.store.model_path, [n for n, m in MODELS.items() if m.source.kind == "train"])
+FETCHED = stored("models", PLAN.store.model_path, [n for n, m in MODELS.items() if m.source.kind != "train"])
+CORPORA = stored("corpora", PLAN.store.corpus_path, PLAN.experiment.corpora)
+TOKENIZERS = stored("tokenizers", PLAN.store.tokenizer_path, TRAINED.values())
+TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: PLAN.experiment.evaluation.include_path}
+CELLS = PLAN.grid.closure
+
+
+wildcard_constraints:
+    trained=one_of(TRAINED),
+    fetched=one_of(FETCHED),
+    corpus=one_of(CORPORA),
+    tokenizer=one_of(TOKENIZERS),
+    calibration=one_of(key for key, windows in PLAN.windows.items() if windows.spec.kind == "calibration"),
+    windows=one_of(key for key, windows in PLAN.windows.items() if windows.spec.kind != "calibration"),
+    made_tasks=one_of(name for name, path in TASKS.items() if path),
+    hub_tasks=one_of(name for name, path in TASKS.items() if not path),
+    model=one_of(MODELS),
+    mask_only=one_of(c.id for c in CELLS if c.spec.stage == "prune" and not c.spec.updates_weights),
+    updating=one_of(c.id for c in CELLS if c.spec.updates_weights),
+    learned=one_of(c.id for c in CELLS if c.spec.stage == "learn"),
+    cell=one_of(c.id for c in CELLS),
+
+
+def cell_of(wildcards):
+    """The cell that a job's wildcards name."""
+    names = [wildcards.get(key) for key in ("cell", "mask_only", "updating", "learned")]
+    return PLAN.grid.cell(wildcards.model, next(name for name in names if name))
+
+
+def as_json(spec):
+    """A stage's settings as its --spec option."""
+    return spec.model_dump_json()
+
+
+def options(inputs):
+    """Named inputs as the options of a stage, for inputs that not every cell has."""
+    return " ".join(f"--{name.replace('_', '-')} {path}" for name, path in inputs.items())

@@ -1,0 +1,26 @@
+"""Evaluation.
+
+Inputs: a model, perplexity windows, task data, and the cell's mask and weights. Outputs: one record a cell.
+"""
+
+
+rule evaluate:
+    """Perplexity and zero-shot accuracy of one cell."""
+    input:
+        unpack(lambda wildcards: PLAN.evaluate_inputs(cell_of(wildcards))),
+    output:
+        record=f"{RESULTS}/records/{{model}}/{{cell}}.json",
+    log:
+        f"{LOGS}/evaluate/{{model}}/{{cell}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{{model}}/{{cell}}.tsv"
+    params:
+        spec=lambda wildcards: as_json(PLAN.evaluate_spec(cell_of(wildcards))),
+        files=lambda wildcards: options(PLAN.evaluate_inputs(cell_of(wildcards))),
+    threads: PLAN.experiment.resources.threads
+    resources:
+        gpus=lambda wildcards: COST.evaluate(cell_of(wildcards)).gpus,
+        mem_mb=lambda wildcards: COST.evaluate(cell_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.evaluate(cell_of(wildcards)).minutes,
+    shell:
+        f"{STAGE} evaluate --spec {{params.spec:q}} {{params.files}} --record {{output.record}} &> {{log}}"

