@@ -12,6 +12,7 @@ from patch.cost import CostModel
 from patch.errors import InputError
 from patch.layout import STORE
 from patch.plan import Plan
+from patch.stages._warm import start_server
 
 
 # Without --configfile the demo is what runs.
@@ -21,6 +22,12 @@ try:
     PLAN = Plan(validate_experiment(config) if config else load_experiment(DEFAULT_CONFIG))
 except InputError as error:
     raise WorkflowError(str(error)) from None
+
+if PLAN.experiment.resources.warm_start:
+
+    onstart:
+        start_server()
+
 
 COST = CostModel(PLAN.experiment, PLAN.grid)
 RESULTS = PLAN.layout.root

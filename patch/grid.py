@@ -10,8 +10,8 @@ from patch.config import Experiment, GridEntry, Learning
 from patch.config.learning import METHOD_DEFAULTS
 from patch.config.load import suggest, validate
 from patch.errors import InputError
-from patch.methods import Method, get_method
-from patch.shapes import check_tile, model_shape
+from patch.methods import METHODS, Method, get_method
+from patch.shapes import check_groups, check_tile, model_shape
 
 NM = re.compile(r"^(\d+):(\d+)$")
 
@@ -89,6 +89,22 @@ class Grid:
         for key, corpus in named.items():
             if corpus not in corpora:
                 raise InputError(f"`{key}` is {corpus!r}; {suggest(corpus, corpora)}")
+        learned = [name for name, method in METHODS.items() if method.stage == "learn"]
+        learning = experiment.learning
+        given = {"common": learning.common} | {f"methods.{name}": keys for name, keys in learning.methods.items()}
+        given |= {f"overrides.{index}.set": override.set for index, override in enumerate(learning.overrides)}
+        for where, keys in given.items():
+            for key in keys:
+                if key not in Learning.model_fields:
+                    raise InputError(f"unknown key `learning.{where}.{key}`; {suggest(key, sorted(Learning.model_fields))}")
+        for name in experiment.learning.methods:
+            if name not in learned:
+                raise InputError(f"unknown key `learning.methods.{name}`; {suggest(name, learned)}")
+        for index, override in enumerate(experiment.learning.overrides):
+            for key, known in (("method", learned), ("model", list(experiment.models))):
+                value = getattr(override, key)
+                if value is not None and value not in known:
+                    raise InputError(f"`learning.overrides.{index}.{key}` is {value!r}; {suggest(value, known)}")
         if experiment.evaluation.include_path and not experiment.evaluation.task_use:
             raise InputError("`evaluation.include_path` is given but `evaluation.task_use` is missing: name the held-out text")
 
@@ -105,11 +121,14 @@ class Grid:
         method = get_method(method_name)
         pattern = entry.pattern or {"n:m": "2:4"}.get(method.patterns[0], method.patterns[0])
         kind = "n:m" if NM.match(pattern) else pattern
-        if kind not in method.patterns:
+        if kind not in method.patterns and pattern not in method.patterns:
             raise InputError(f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}")
         tiles = (entry.tiles or [self.experiment.tile]) if kind == "hybrid" else [None]
         for tile in filter(None, tiles):
             check_tile(model, model_shape(model, self.experiment.models[model]), tile)
+        if kind == "n:m":
+            nm_sparsity(pattern)
+            check_groups(model, model_shape(model, self.experiment.models[model]), int(pattern.split(":")[1]))
         seeds = self.experiment.seeds if method.seeded else [0]
         return [
             Cell(model, method_name, pattern, sparsity, tile, seed)
@@ -203,7 +222,7 @@ def _sparsities(entry: GridEntry, method: str, pattern: str, kind: str) -> list[
                 raise InputError(f"grid: sparsity {value} of `{method}` is outside {allowed}")
         if not entry.sparsity:
             raise InputError(f"grid: `{method}` with pattern `{pattern}` needs `sparsity`, a list such as [0.45, 0.25]")
-        return entry.sparsity
+        return [float(format_sparsity(value)) for value in entry.sparsity]
     if entry.sparsity is not None and entry.sparsity != [fixed]:
         raise InputError(f"grid: pattern `{pattern}` of `{method}` has sparsity {fixed:g}, not {entry.sparsity}; leave the key out")
     return [fixed]

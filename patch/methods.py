@@ -17,7 +17,7 @@ class Method:
         name: as in the configuration and in results.
         title: as printed.
         stage: the stage that makes its mask.
-        patterns: kinds of patterns it can make: `dense`, `n:m`, `unstructured`, `hybrid`.
+        patterns: kinds of patterns it can make: `dense`, `n:m` (any), `2:4` (no other), `unstructured`, `hybrid`.
         statistics: what it needs of a layer's input: nothing, `||x_j||^2` per column, or the Gram matrix.
         updates_weights: whether kept weights change too.
     """
@@ -42,7 +42,7 @@ METHODS: dict[str, Method] = {
         Method("magnitude", "Magnitude", "prune", ("n:m", "unstructured")),
         Method("wanda", "Wanda", "prune", ("n:m", "unstructured"), statistics="norm"),
         Method("sparsegpt", "SparseGPT", "prune", ("n:m", "unstructured"), statistics="gram", updates_weights=True),
-        Method("maskllm", "MaskLLM", "learn", ("n:m",)),
+        Method("maskllm", "MaskLLM", "learn", ("2:4",)),
         Method("patch-joint", "PATCH (joint)", "learn", ("hybrid",)),
         Method("patch-tile", "PATCH (tile)", "learn", ("hybrid",)),
     )

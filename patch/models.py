@@ -50,18 +50,33 @@ def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") 
     """Load a causal language model from a local folder, frozen and in evaluation mode.
 
     Raises:
-        InputError: the folder holds no model.
+        InputError: the folder holds no model, or one that is damaged.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if not (Path(folder) / "config.json").exists():
         raise InputError(f"model folder {folder}: no config.json in it; give a folder that save_pretrained wrote")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(f"model folder {folder} cannot be loaded: {error}") from None
+    if report["missing_keys"]:
+        raise InputError(f"model folder {folder}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a local folder."""
+    """Load a tokenizer from a local folder.
+
+    Raises:
+        InputError: the folder holds none.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"tokenizer folder {folder} cannot be loaded: {error}") from None

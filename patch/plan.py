@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from patch.config import Experiment
+from patch.config import Experiment, Pruning
 from patch.grid import Cell, Grid
 from patch.layout import Layout, digest
-from patch.specs import CellInfo, EvaluateSpec, LearnSpec, PruneSpec, TabulateSpec
+from patch.specs import CellInfo, EvaluateSpec, FigureSpec, LearnSpec, PruneSpec, TabulateSpec
 from patch.store import Store, Windows, calibrated
 
 
@@ -62,8 +62,8 @@ class Plan:
             pattern=cell.pattern,
             sparsity=cell.sparsity,
             seed=cell.seed,
-            batch_size=self.experiment.calibration.batch_size,
-            settings=self.experiment.pruning,
+            batch_size=self.experiment.calibration.batch_size if calibration else 1,
+            settings=self.experiment.pruning if cell.method == "sparsegpt" else Pruning(),
             **self._common(cell),
         )
 
@@ -102,13 +102,42 @@ class Plan:
             **self._common(cell),
         )
 
+    def _model_info(self, name: str) -> dict[str, str | bool | None]:
+        model = self.experiment.models[name]
+        return {"name": name, **model.model_dump(include={"title", "variant", "published", "comparable"})}
+
     def tabulate_spec(self) -> TabulateSpec:
         """What the tables need besides the records: the models' names and the cells that should be there."""
-        models = [
-            {"name": name, **model.model_dump(include={"title", "variant", "published", "comparable"})}
-            for name, model in self.experiment.models.items()
-        ]
-        return TabulateSpec(models=models, cells=[_info(cell) for cell in self.grid.cells], published=self.experiment.published)
+        models = [self._model_info(name) for name in self.experiment.models]
+        return TabulateSpec(
+            models=models, cells=[_info(cell) for cell in self.grid.cells], published=self.experiment.published
+        )
+
+    def figure_spec(self, model: str, labels: bool = False) -> FigureSpec:
+        """What a figure needs besides its data; with ``labels``, the names of the learned cells' curves."""
+        names = [_label(cell) for cell in self.learned_cells(model)] if labels else []
+        return FigureSpec(model=self._model_info(model), labels=names)
+
+    def learned_cells(self, model: str) -> list[Cell]:
+        """The model's learned cells of the first seed, whose curves are drawn."""
+        seed = self.experiment.seeds[0]
+        return [c for c in self.grid.cells if c.model == model and c.spec.stage == "learn" and c.seed == seed]
+
+    def hybrid_cells(self, model: str) -> list[Cell]:
+        """The model's cells with dense tiles."""
+        return [c for c in self.grid.cells if c.model == model and c.pattern == "hybrid"]
+
+    def tables(self) -> list[str]:
+        """Names of the tables that have at least one row."""
+        variants = {model.variant for model in self.experiment.models.values()}
+        unstructured = any(cell.pattern == "unstructured" for cell in self.grid.cells)
+        wanted = {"joint": "joint" in variants, "tile": "tile" in variants, "unstructured": unstructured, "tasks": True}
+        return [name for name, there in wanted.items() if there]
+
+    def figures(self, model: str) -> list[str]:
+        """Names of the figures of a model that have something to show."""
+        wanted = {"pareto": True, "density": self.hybrid_cells(model), "curves": self.learned_cells(model)}
+        return [name for name, there in wanted.items() if there]
 
     # -- what a job reads ---------------------------------------------------------------------
 
@@ -151,3 +180,8 @@ def _info(cell: Cell) -> CellInfo:
         tile=cell.tile,
         seed=cell.seed,
     )
+
+
+def _label(cell: Cell) -> str:
+    tile = f", tile {cell.tile}" if cell.tile else ""
+    return f"{cell.spec.title} {100 * cell.sparsity:g} %{tile}"

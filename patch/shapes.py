@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from patch.config.load import validate
 from patch.config.models import LocalModel, Model, Shape, TrainedModel
 from patch.errors import InputError
+from patch.io import read_json
+
+# What transformers takes for a key that the configuration of a family leaves out.
+FAMILY_DEFAULTS: dict[str, dict] = {
+    "qwen2": {"num_key_value_heads": 32},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+}
 
 
 def model_shape(name: str, model: Model) -> Shape:
     """Sizes of a configured model.
 
     Raises:
-        InputError: a size is missing from the model's configuration.
+        InputError: a size is missing from the model's configuration, or cannot be.
     """
     source = model.source
     if isinstance(source, TrainedModel):
-        return _from_config(f"models.{name}.source.config", source.config, source.tokenizer.vocab_size)
+        return _from_config(f"models.{name}.source.config", {"model_type": source.architecture, **source.config}, source.tokenizer.vocab_size)
     if isinstance(source, LocalModel):
         path = Path(source.path) / "config.json"
         if not path.exists():
             raise InputError(f"models.{name}.source.path is {source.path!r}: no config.json in it; give a folder that save_pretrained wrote")
-        return _from_config(str(path), json.loads(path.read_text()), None)
+        return _from_config(str(path), read_json(path), None)
     return source.shape
 
 
 def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
-    try:
-        heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        return Shape(
-            hidden_size=hidden,
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or hidden // heads,
-            vocab_size=vocab_size or config["vocab_size"],
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
+    defaults = FAMILY_DEFAULTS.get(config.get("model_type", ""), {})
+    sizes = defaults | {key: value for key, value in config.items() if key in Shape.model_fields and value is not None}
+    if vocab_size:
+        sizes["vocab_size"] = vocab_size
+    heads, hidden = sizes.get("num_attention_heads"), sizes.get("hidden_size")
+    sizes.setdefault("num_key_value_heads", heads)
+    for key, value in (("num_attention_heads", heads), ("hidden_size", hidden)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"`{where}.{key}` is {value!r}; it must be a positive integer")
+    if heads and hidden:
+        sizes.setdefault("head_dim", hidden // heads)
+    missing = [key for key, field in Shape.model_fields.items() if field.is_required() and sizes.get(key) is None]
+    if missing:
+        raise InputError(f"{where}: `{missing[0]}` is missing")
+    shape = validate(Shape, sizes, where)
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        raise InputError(
+            f"`{where}.num_key_value_heads` is {shape.num_key_value_heads}; "
+            f"it must divide num_attention_heads, {shape.num_attention_heads}"
         )
-    except KeyError as error:
-        raise InputError(f"{where}: `{error.args[0]}` is missing") from None
+    return shape
 
 
 def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
@@ -67,6 +81,17 @@ def parameters(shape: Shape) -> int:
     """Number of weights with the embedding and the output layer, norms and biases aside."""
     embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
     return prunable_parameters(shape) + embeddings
+
+
+def check_groups(name: str, shape: Shape, size: int) -> None:
+    """Refuse groups along `in` that do not divide a linear layer.
+
+    Raises:
+        InputError: names the model, the group and the layer.
+    """
+    for layer, (_, columns) in linear_shapes(shape).items():
+        if columns % size:
+            raise InputError(f"groups of {size} do not divide the {columns} inputs of {layer} of model `{name}`")
 
 
 def check_tile(name: str, shape: Shape, tile: int) -> None:

@@ -129,9 +129,17 @@ class EvaluateSpec(Section):
 
 
 class TabulateSpec(Section):
-    """Records -> results.csv, tables, figures."""
+    """Records -> results.csv and tables."""
 
     version: int = VERSIONS["tabulate"]
     models: list[dict[str, str | bool | None]]
     cells: list[CellInfo]
     published: str
+
+
+class FigureSpec(Section):
+    """A figure of one model; ``labels`` name its curves, in order."""
+
+    version: int = VERSIONS["tabulate"]
+    model: dict[str, str | bool | None]
+    labels: list[str] = []

@@ -74,7 +74,10 @@ class Store:
         found = []
         for pattern in lists:
             root = Path(pattern).anchor or "."
-            matches = sorted(str(path) for path in Path(root).glob(str(Path(pattern).relative_to(root))))
+            try:
+                matches = sorted(str(path) for path in Path(root).glob(str(Path(pattern).relative_to(root))))
+            except (ValueError, IndexError) as error:
+                raise InputError(f"`corpora.{name}.source.files`: {pattern!r} is not a path or glob ({error})") from None
             if not matches:
                 raise InputError(f"`corpora.{name}.source.files`: {pattern!r} matches no file")
             found += matches

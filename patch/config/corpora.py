@@ -18,7 +18,7 @@ class SplitBySeed(Section):
     calibration: float = Field(0.04, ge=0, le=1, description="Share for the one-shot methods' input statistics.")
     validation: float = Field(0.02, ge=0, le=1, description="Share for watching a training run.")
     test: float = Field(0.06, ge=0, le=1, description="Share for perplexity and the zero-shot tasks.")
-    seed: int = Field(0, description="Seed of the shuffle that assigns documents to parts.")
+    seed: int = Field(0, ge=0, description="Seed of the shuffle that assigns documents to parts.")
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> SplitBySeed:

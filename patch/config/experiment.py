@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from patch.config.base import Section
 from patch.config.corpora import Corpus, Use
 from patch.config.learning import Learning
 from patch.config.models import Model
 from patch.config.pruning import Calibration, Pruning
+
+# Names are parts of paths and of shell lines.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class Perplexity(Section):
@@ -39,8 +43,15 @@ class GridEntry(Section):
     methods: list[str] = Field(min_length=1, description="Methods; `patch` is patch-joint or patch-tile as the model's `variant` says.")
     pattern: str | None = Field(None, description="`2:4` or another N:M, `unstructured`, or `hybrid`; by default what the method is made for.")
     sparsity: list[float] | None = Field(None, description="Target sparsities in [0, 1); N:M fixes its own.")
-    tiles: list[int] | None = Field(None, description="Tile sizes of hybrid cells; by default the experiment's `tile`.")
+    tiles: list[Annotated[int, Field(ge=4)]] | None = Field(None, description="Tile sizes of hybrid cells; by default the experiment's `tile`.")
     models: list[str] | None = Field(None, description="Names under `models`; by default all.")
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise ValueError(f'YAML reads an unquoted N:M as the number {value}; write it in quotes: "2:4"')
+        return value
 
 
 class LearningConfig(Section):
@@ -76,14 +87,14 @@ class Experiment(Section):
     """One configuration file."""
 
     experiment: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name; results go to `results/<experiment>`.")
-    corpora: dict[str, Corpus] = Field(description="Sources of text.")
-    models: dict[str, Model] = Field(min_length=1, description="Models of the grid.")
+    corpora: dict[Name, Corpus] = Field(description="Sources of text.")
+    models: dict[Name, Model] = Field(min_length=1, description="Models of the grid.")
     calibration: Calibration = Field(description="Input statistics of the one-shot methods.")
     pruning: Pruning = Field(default_factory=Pruning, description="Settings of the one-shot methods.")
     learning: LearningConfig = Field(description="Settings of the learned methods.")
     evaluation: Evaluation = Field(description="What is measured.")
     grid: list[GridEntry] = Field(min_length=1, description="Which cells exist.")
-    seeds: list[int] = Field([0], min_length=1, description="Seeds of calibration and learning.")
+    seeds: list[Seed] = Field([0], min_length=1, description="Seeds of calibration and learning.")
     tile: int = Field(128, ge=4, description="Side of a square tile, in weights; a multiple of 4.")
     published: str = Field("config/published.json", description="The paper's numbers.")
     resources: Resources = Field(default_factory=Resources, description="What jobs may ask for.")

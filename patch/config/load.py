@@ -25,6 +25,8 @@ def load_experiment(path: Path | str) -> Experiment:
         raw = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"configuration {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration {path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise InputError(f"configuration {path} is not YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -46,7 +48,7 @@ def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(fault, model, where) for fault in error.errors()]
+        lines = [_explain(fault, model, where, raw) for fault in error.errors()]
         raise InputError("configuration: " + "\n  ".join(lines)) from None
 
 
@@ -57,9 +59,20 @@ def suggest(word: str, known: list[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def _explain(fault: dict[str, Any], model: type[BaseModel], where: str) -> str:
+def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
+    """``location`` without the tags of unions, which are not keys of the file."""
+    parts = []
+    for index, part in enumerate(location):
+        if isinstance(raw, dict) and part not in raw and index < len(location) - 1:
+            continue
+        parts.append(str(part))
+        raw = raw[part] if isinstance(raw, dict | list) and part in (raw if isinstance(raw, dict) else range(len(raw))) else None
+    return parts
+
+
+def _explain(fault: dict[str, Any], model: type[BaseModel], where: str, raw: Any) -> str:
     location = [str(part) for part in fault["loc"]]
-    key = ".".join([*([where] if where else []), *location])
+    key = ".".join([*([where] if where else []), *_in_file(fault["loc"], raw)])
     if fault["type"] == "extra_forbidden":
         known = _fields(model, location[:-1])
         return f"unknown key `{key}`; {suggest(location[-1], known)}" if known else f"unknown key `{key}`"

@@ -16,15 +16,16 @@ class TokenizerConfig(Section):
 
 
 class Training(Section):
-    """How a small model is trained from scratch: AdamW, linear warm-up, cosine decay to a tenth."""
+    """How a small model is trained from scratch: Muon for the blocks' matrices, AdamW for the rest; warm-up, cosine."""
 
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, description="Sequences per step.")
     seqlen: int = Field(128, ge=8, description="Tokens per sequence.")
-    lr: float = Field(3e-3, gt=0, description="Peak learning rate.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
+    lr: float = Field(3e-3, gt=0, description="Peak learning rate of AdamW: embeddings, norms, biases.")
+    matrix_lr: float = Field(5e-3, gt=0, description="Peak learning rate of Muon: the blocks' linear layers.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of the blocks' linear layers.")
     warmup_steps: int = Field(50, ge=0, description="Linear warm-up.")
-    seed: int = Field(0, description="Seed of the initial weights and of the order of the data.")
+    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the order of the data.")
 
 
 class TrainedModel(Section):

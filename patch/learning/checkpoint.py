@@ -50,11 +50,12 @@ class Checkpoints:
         for path in self._files():
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True)
+                identity, step, state = content["identity"], content["step"], content["state"]
             except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, an older one may be good
                 log.warning("checkpoint %s cannot be read and is passed over: %s", path, error)
                 continue
-            if content["identity"] == self.identity:
-                return content["step"], content["state"]
+            if identity == self.identity:
+                return step, state
             log.warning("checkpoint %s is of a run with other settings and is passed over", path)
         return None
 

@@ -33,6 +33,7 @@ def learn(
     frozen: Masks | None = None,
     folder: Path | str = "checkpoints",
     curve: Path | str = "curve.jsonl",
+    upstream: str = "",
 ) -> MaskSet:
     """Learn which weights of a frozen model stay.
 
@@ -48,6 +49,7 @@ def learn(
         pattern_prior, tile_prior, frozen: layer name -> `[out, in]` bool, see `build_masks`.
         folder: checkpoints; a run that was stopped goes on from there.
         curve: JSON lines of the training curve.
+        upstream: digest of what the model, windows and masks are made from; a checkpoint of others is not resumed.
 
     Returns:
         The final masks.
@@ -62,7 +64,7 @@ def learn(
     betas = settings.betas
     optimizer = torch.optim.AdamW(container.parameters(), settings.lr, betas, weight_decay=settings.weight_decay)
     step_fn = _step_function(model, masks, windows, settings, sparsity, seed, optimizer)
-    identity = f"{method} {sparsity} {tile} {seed} {settings.model_dump_json()}"
+    identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()

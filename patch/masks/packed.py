@@ -111,7 +111,7 @@ def load_masks(path: Path | str) -> MaskSet:
 
     try:
         with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {}).get("patch", "{}"))
+            description = _description((file.metadata() or {}).get("patch", "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise InputError(f"mask {path}: no such file") from None
@@ -119,12 +119,22 @@ def load_masks(path: Path | str) -> MaskSet:
         raise InputError(f"mask {path}: truncated or not a safetensors file ({error})") from None
     if description.get("format") != FORMAT:
         raise InputError(f"mask {path}: format is {description.get('format')!r}, expected {FORMAT!r}; it was not written by this software")
-    masks = _assemble(path, description, tensors)
     try:
+        masks = _assemble(path, description, tensors)
         masks.verify()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise InputError(f"mask {path}: its header is damaged ({type(error).__name__}: {error}); make it again") from None
     return masks
+
+
+def _description(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    return value if isinstance(value, dict) else {}
 
 
 def _assemble(path: Path | str, description: dict[str, Any], tensors: dict[str, Tensor]) -> MaskSet:
@@ -136,16 +146,16 @@ def _assemble(path: Path | str, description: dict[str, Any], tensors: dict[str, 
         for part, size in wanted.items():
             bits = tensors.get(f"{name}.{part}")
             if bits is None or bits.dtype != torch.uint8 or bits.numel() != -(-math.prod(size) // 8):
-                raise InputError(f"mask {path}: {name}.{part} is missing or has the wrong size for {size}")
+                raise InputError(f"mask of {name}: {name}.{part} is missing or has the wrong size for {size}")
             (masks if part == "mask" else tiles)[name] = _unpack(bits, size)
     return MaskSet(masks, pattern, tiles, tile, description)
 
 
-def apply_masks(model: torch.nn.Module, masks: MaskSet) -> None:
-    """Zero the masked weights of ``model`` in place.
+def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Linear]:
+    """Check that ``masks`` are of ``model``; returns its prunable layers.
 
     Raises:
-        InputError: the masks are of another model: a layer or a shape does not match.
+        InputError: a layer or a shape does not match.
     """
     from patch.models import prunable_linears
 
@@ -157,7 +167,17 @@ def apply_masks(model: torch.nn.Module, masks: MaskSet) -> None:
         mask = masks.masks[name]
         if mask.shape != linear.weight.shape:
             raise InputError(f"the masks are of another model: {name} is {list(linear.weight.shape)}, its mask {list(mask.shape)}")
-        with torch.no_grad():
-            linear.weight.masked_fill_(~mask.to(linear.weight.device), 0)
+    return linears
+
+
+@torch.no_grad()
+def apply_masks(model: torch.nn.Module, masks: MaskSet) -> None:
+    """Zero the masked weights of ``model`` in place.
+
+    Raises:
+        InputError: the masks are of another model; nothing is changed.
+    """
+    for name, linear in check_masks(model, masks).items():
+        linear.weight.masked_fill_(~masks.masks[name].to(linear.weight.device), 0)
 
 

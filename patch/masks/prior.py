@@ -20,11 +20,11 @@ def pattern_logits(shape: torch.Size, std: float, prior: Tensor | None, strength
         generator: CPU generator of the noise.
 
     Returns:
-        `[out * in / 4, 6]` fp32.
+        `[6, out * in / 4]` fp32.
     """
-    logits = torch.randn(shape.numel() // 4, 6, generator=generator) * std
+    logits = torch.randn(6, shape.numel() // 4, generator=generator) * std
     if prior is not None:
-        overlap = prior.reshape(-1, 4).float() @ PATTERNS.T
+        overlap = PATTERNS @ prior.reshape(-1, 4).float().T
         logits += (overlap - 1) * (std * strength)
     return logits
 

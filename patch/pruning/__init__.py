@@ -10,6 +10,7 @@ from torch import nn
 
 from patch.calibration import InputStatistics, prune_sequentially
 from patch.config import Pruning
+from patch.errors import InputError
 from patch.masks.nm import Pattern
 from patch.masks.packed import MaskSet
 from patch.methods import get_method
@@ -43,6 +44,9 @@ def prune(
 
     Returns:
         The masks. The model's weights are zero outside them and, for `sparsegpt`, updated inside.
+
+    Raises:
+        InputError: the method needs calibration windows and has none, or cannot work with what they give.
     """
     settings = settings or Pruning()
     masks: dict[str, torch.Tensor] = {}
@@ -68,6 +72,7 @@ def prune(
         for name, linear in prunable_linears(model).items():
             prune_layer(name, linear, None)
     else:
-        assert windows is not None, f"{method} needs calibration windows"
+        if windows is None:
+            raise InputError(f"{method} needs calibration windows and got none")
         prune_sequentially(model, windows, batch_size, needs == "gram", prune_block, on_block)
     return MaskSet({name: mask.cpu() for name, mask in masks.items()}, str(pattern))

@@ -29,9 +29,11 @@ def inverse_hessian_factor(gram: Tensor, sequences: int, damp: float) -> tuple[T
     hessian.diagonal()[dead] = 1
     hessian.diagonal().add_(damp * hessian.diagonal().mean())
     lower, failed = torch.linalg.cholesky_ex(hessian)
+    if not failed:
+        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     if failed:
         raise InputError(f"sparsegpt: the Hessian of {len(gram)} inputs is not positive definite with damp {damp}; raise `pruning.sparsegpt.damp`")
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True), dead
+    return factor, dead
 
 
 def sparsegpt(

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import patch.stages
-from patch.config.load import validate
 from patch.errors import InputError
+from patch.stages._warm import run_warm
 
 # The stages that may reach a hub; all others run offline.
 ONLINE = ("fetch_corpus", "fetch_model", "fetch_tasks")
@@ -44,14 +44,23 @@ def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one stage; returns the exit code. A user's mistake prints one message and gives 2."""
+    """Run one stage; returns the exit code."""
     names = stage_names()
     if not arguments or arguments[0] not in names:
         print(f"usage: python -m patch.stages STAGE [--help]\nstages: {', '.join(names)}", file=sys.stderr)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    if arguments[0] in ONLINE:
+        return run_here(arguments)
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    code = run_warm(arguments)
+    return run_here(arguments) if code is None else code
+
+
+def run_here(arguments: Sequence[str]) -> int:
+    """Run one stage in this process; a user's mistake prints one message and gives 2."""
+    from patch.config.load import validate  # late: a stage that a server runs never needs it here
+
     stage = arguments[0]
-    if stage not in ONLINE:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         run = importlib.import_module(f"patch.stages.{stage}").run

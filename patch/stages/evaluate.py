@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -86,8 +87,12 @@ def _metrics(spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path,
 
 
 def _load_weights(network: nn.Module, path: Path) -> None:
-    updated, linears = load_file(path), prunable_linears(network)
-    if set(updated) != set(linears):
+    try:
+        updated = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"weights {path}: missing, truncated or not a safetensors file ({error})") from None
+    linears = prunable_linears(network)
+    if {n: t.shape for n, t in updated.items()} != {n: linear.weight.shape for n, linear in linears.items()}:
         raise InputError(f"{path}: its layers are not those of the model; it belongs to another one")
     with torch.no_grad():
         for name, linear in linears.items():

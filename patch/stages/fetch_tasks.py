@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patch.evaluation.tasks import fetch_task_data
+from patch.evaluation.harness import fetch_task_data
+from patch.io import atomic_directory
 from patch.specs import TasksSpec
 
 
 def run(spec: TasksSpec, *, out: Path) -> None:
     """Fill the cache of `datasets` and write a receipt."""
-    fetch_task_data(spec.tasks, None, out)
+    with atomic_directory(out) as folder:
+        fetch_task_data(spec.tasks, None, folder / "receipt.json")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.data.windows import load_windows
+from patch.errors import InputError
 from patch.layout import digest
 from patch.learning.learn import learn
-from patch.masks.packed import load_masks, save_masks
+from patch.masks.packed import check_masks, load_masks, save_masks
 from patch.models import load_model
 from patch.specs import LearnSpec
 from patch.stages._common import measured, prepare_device
@@ -29,6 +30,11 @@ def run(
     device = prepare_device(spec.device)
     network = load_model(model, spec.dtype, device)
     priors = {"pattern_prior": pattern_mask, "tile_prior": tile_mask, "frozen": frozen_mask}
+    start = {name: load_masks(path) for name, path in priors.items() if path}
+    for masks in start.values():
+        check_masks(network, masks)
+    if spec.method == "patch-tile" and "frozen" not in start:
+        raise InputError("patch-tile needs the 2:4 masks of its sparse tiles: give --frozen-mask")
     cost: dict[str, float] = {}
     with measured(cost, device):
         masks = learn(
@@ -41,7 +47,8 @@ def run(
             spec.seed,
             folder=checkpoints,
             curve=curve,
-            **{name: load_masks(path).masks for name, path in priors.items() if path},
+            upstream=spec.upstream,
+            **{name: masks.masks for name, masks in start.items()},
         )
     masks.header = {"settings": spec.model_dump(mode="json"), "digest": digest(spec.model_dump(mode="json")), "cost": cost}
     save_masks(mask, masks)

@@ -14,10 +14,12 @@ def run(spec: WindowsSpec, *, corpus: Path, tokenizer: Path, out: Path) -> None:
     """Make one file of token windows."""
     documents, encoder = read_documents(corpus, spec.split), load_tokenizer(tokenizer)
     if spec.kind == "calibration":
-        windows = sample_windows(documents, encoder, spec.samples, spec.seqlen, spec.seed)
+        windows, way = sample_windows(documents, encoder, spec.samples, spec.seqlen, spec.seed)
+        print(f"calibration windows from {'crops of documents' if way == 'documents' else 'the packed stream'}")
+        blocks = [windows]
     elif spec.kind == "packed":
-        windows = pack_windows(documents, encoder, spec.seqlen, spec.samples)
+        blocks = pack_windows(documents, encoder, spec.seqlen, spec.samples)
     else:
-        windows = joined_windows(documents, encoder, spec.seqlen)
-    save_windows(out, windows)
-    print(f"{out}: {len(windows)} windows of {spec.seqlen} tokens")
+        blocks = [joined_windows(documents, encoder, spec.seqlen)]
+    count = save_windows(out, blocks)
+    print(f"{out}: {count} windows of {spec.seqlen} tokens")

@@ -139,6 +139,12 @@ def write_curve(path: Path, steps: int, target: float | None, seed: int = 0) -> 
 
 
 @pytest.fixture
+def one_seed() -> Experiment:
+    """For what does not depend on seeds: drawing is slow."""
+    return make_experiment(1)
+
+
+@pytest.fixture
 def curves_of(tmp_path: Path) -> dict[str, Path]:
     """One run of each kind."""
     levels = {"MaskLLM": None, "PATCH 45 %": 0.55, "PATCH 35 %": 0.65, "PATCH 25 %": 0.75}

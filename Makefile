@@ -1,0 +1,53 @@
+# make demo    the embedded default: set up, run the workflow, print where the tables are
+# make test    the tests; PYTEST_ARGS="-k grid" picks some
+# make lint    formatters and linters, changing nothing
+# make clean   remove the environment and caches; results/ and work/ stay
+
+PYTHON ?= python3
+CORES ?= all
+PYTEST_ARGS ?=
+
+VENV := .venv
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# An environment whose interpreter has gone is made anew.
+MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
+
+.PHONY: demo test lint clean FORCE
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed
+	@$(RUN) snakemake --cores $(CORES)
+	@$(RUN) python -m patch.show
+
+test: $(VENV)/.installed-test
+	@$(RUN) python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) snakefmt --check Snakefile workflow
+	@$(RUN) python .ci/lint_workflow.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: set-up is repeated only when what it installs has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt $(MISSING)
+	$(call environment)
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt $(MISSING)
+	$(call environment)
+	@$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.installed $@
+
+define environment
+@test -x $(VENV)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+  { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or newer ($$($(PYTHON) --version 2>&1 | head -n 1));" \
+         "give one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+@test -x $(VENV)/bin/python || $(PYTHON) -m venv --clear $(VENV)
+@echo "Installing into $(VENV); minutes the first time."
+endef

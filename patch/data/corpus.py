@@ -1,0 +1,164 @@
+"""A corpus on disk: one file per part and a manifest. The only module that reaches for a data set hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from patch.config import Corpus, FilesSource, HubSource, PackageSource
+from patch.config.corpora import Split, SplitBySeed
+from patch.config.load import suggest
+from patch.data import sources
+from patch.errors import InputError
+from patch.io import atomic_directory, write_json
+
+SPLITS: tuple[str, ...] = get_args(Split)
+
+
+def fetch_corpus(corpus: Corpus, out: Path) -> None:
+    """Make the folder ``out``: `<part>.jsonl` (hub: `<part>.parquet`) with the column `text`, `manifest.json`.
+
+    Packages and lists of files are cleaned, freed of repeated documents and shared out by a seeded
+    shuffle of documents; a document is in one part alone. Files that a mapping names are cleaned. Data
+    sets of the hub are kept as they are, empty documents included: published perplexities count them.
+
+    Raises:
+        InputError: something that the source names does not exist or holds no text.
+    """
+    source = corpus.source
+    with atomic_directory(out) as folder:
+        if isinstance(source, HubSource):
+            parts = _fetch_hub(source, folder)
+        elif isinstance(source, FilesSource) and isinstance(source.files, dict):
+            parts = _write_parts(_mapped(source), folder)
+        else:
+            parts = _write_parts(_shared_out(_reader(source), source.split), folder)
+        write_json(folder / "manifest.json", {"source": source.model_dump(), "parts": parts})
+
+
+def read_documents(folder: Path, split: str) -> Iterator[str]:
+    """Documents of one part, in the order of the source.
+
+    Raises:
+        InputError: the folder has no such part.
+    """
+    json_lines, parquet = Path(folder) / f"{split}.jsonl", Path(folder) / f"{split}.parquet"
+    if json_lines.exists():
+        return _read_json_lines(json_lines)
+    if parquet.exists():
+        return _read_parquet(parquet)
+    known = [name for name in SPLITS if any((Path(folder) / f"{name}{end}").exists() for end in (".jsonl", ".parquet"))]
+    hint = suggest(split, known) if known else "it has no part at all; was it fetched?"
+    raise InputError(f"corpus {folder} has no text in its part `{split}`; {hint}")
+
+
+def assign_parts(lengths: np.ndarray, split: SplitBySeed) -> np.ndarray:
+    """Part of each document: shuffled, then laid end to end along the shares.
+
+    Args:
+        lengths: `[documents]` characters.
+        split: shares and seed.
+
+    Returns:
+        `[documents]` indices into ``SPLITS``; equal up to one document to the shares in characters.
+    """
+    order = np.random.default_rng(split.seed).permutation(len(lengths))
+    ends = np.cumsum(lengths[order], dtype=np.float64)
+    middles = (ends - lengths[order] / 2) / ends[-1]
+    # A share of zero has no width, so that side="right" steps over it; the last edge is left out against rounding.
+    shares = np.cumsum([getattr(split, name) for name in SPLITS])
+    parts = np.empty(len(lengths), dtype=np.int64)
+    parts[order] = np.searchsorted(shares[:-1], middles, side="right")
+    return parts
+
+
+def _reader(source: PackageSource | FilesSource) -> Callable[[], Iterator[str]]:
+    """A function that starts over the cleaned documents, each text once."""
+    if isinstance(source, PackageSource):
+        return lambda: _unique(sources.clean(sources.package_documents(source), source.remove))
+    files = sources.expand(source.files)
+    return lambda: _unique(sources.clean(chain.from_iterable(sources.file_documents(f, source.field) for f in files)))
+
+
+def _unique(documents: Iterable[str]) -> Iterator[str]:
+    seen: set[bytes] = set()
+    for document in documents:
+        digest = hashlib.blake2b(document.encode(), digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield document
+
+
+def _shared_out(read: Callable[[], Iterator[str]], split: SplitBySeed) -> Iterator[tuple[str, str]]:
+    # Two passes, so that the text itself is never in memory at once.
+    lengths = np.array([len(document) for document in read()])
+    if not len(lengths):
+        raise InputError("the corpus holds no text: every document is empty")
+    for part, document in zip(assign_parts(lengths, split), read(), strict=True):
+        yield SPLITS[part], document
+
+
+def _mapped(source: FilesSource) -> Iterator[tuple[str, str]]:
+    for split, files in sources.files_by_part(source).items():
+        for file in files:
+            for document in sources.clean(sources.file_documents(file, source.field)):
+                yield split, document
+
+
+def _write_parts(documents: Iterable[tuple[str, str]], folder: Path) -> dict[str, dict[str, int]]:
+    """Write `(part, text)` pairs; return documents and characters of each part that got any."""
+    files, parts = {}, {}
+    try:
+        for split, text in documents:
+            if split not in files:
+                files[split] = (folder / f"{split}.jsonl").open("w", encoding="utf-8")
+                parts[split] = {"documents": 0, "characters": 0}
+            files[split].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            parts[split]["documents"] += 1
+            parts[split]["characters"] += len(text)
+    finally:
+        for file in files.values():
+            file.close()
+    return parts
+
+
+def _fetch_hub(source: HubSource, folder: Path) -> dict[str, dict[str, int]]:
+    import datasets
+
+    parts = {}
+    for split, hub_split in source.splits.items():
+        try:
+            part = datasets.load_dataset(
+                source.repo, source.name, data_files=source.data_files, revision=source.revision, split=hub_split
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"data set {source.repo} at {source.revision}, split {hub_split!r}: {reason}") from error
+        if source.field not in part.column_names:
+            known = suggest(source.field, part.column_names)
+            raise InputError(f"data set {source.repo}: `field` is {source.field!r}, which is no column; {known}")
+        part = part.select_columns([source.field])
+        if source.field != "text":
+            part = part.rename_column(source.field, "text")
+        part.to_parquet(str(folder / f"{split}.parquet"))
+        parts[split] = {"documents": len(part)}
+    return parts
+
+
+def _read_json_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
+def _read_parquet(path: Path) -> Iterator[str]:
+    import pyarrow.parquet
+
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024, columns=["text"]):
+        yield from batch.column("text").to_pylist()

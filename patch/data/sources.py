@@ -1,0 +1,152 @@
+"""Documents of the sources that need no download: installed packages and local files."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+from patch.config import FilesSource, PackageSource
+from patch.errors import InputError
+
+# Plain text marks its documents by line ends alone and some are missing: all Psalms of the King James text stand
+# in one line of 227,000 characters, 5 % of the book, which would tilt whatever part it fell into.
+LONGEST = 10_000
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def package_documents(source: PackageSource) -> Iterator[str]:
+    """Lines of a string that an installed package holds, as they stand there.
+
+    Raises:
+        InputError: the package, the module or the attribute is missing, or is not a string.
+    """
+    module_name, _, attributes = source.text.partition(":")
+    if not module_name or not attributes:
+        raise InputError(f"corpus `text` is {source.text!r}; expected `module:attribute.path`")
+    try:
+        value = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"corpus `text` is {source.text!r} but there is no module `{error.name}`; "
+            f"`pip install {source.distribution}` or correct the name"
+        ) from None
+    for name in attributes.split("."):
+        if not hasattr(value, name):
+            raise InputError(f"corpus `text` is {source.text!r} but {_describe(value)} has no attribute `{name}`")
+        value = getattr(value, name)
+    if not isinstance(value, str):
+        raise InputError(f"corpus `text` is {source.text!r}, which is {_describe(value)}; expected a string")
+    return _cut(value.splitlines())
+
+
+def file_documents(path: Path, field: str) -> Iterator[str]:
+    """Paragraphs of a `.txt` file, or the values of ``field`` in the lines of a `.jsonl` file.
+
+    Raises:
+        InputError: another kind of file, not UTF-8, a line that is not JSON or has no such string.
+    """
+    readers = {".txt": lambda: _cut(_paragraphs(path)), ".jsonl": lambda: _json_lines(path, field)}
+    if path.suffix not in readers:
+        raise InputError(
+            f"corpus file {path}: cannot read {path.suffix or 'a file without ending'}; use .txt or .jsonl"
+        )
+    try:
+        yield from readers[path.suffix]()
+    except UnicodeDecodeError as error:
+        raise InputError(f"corpus file {path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def expand(patterns: list[str]) -> list[Path]:
+    """Files that paths and globs name: in the order of ``patterns``, sorted within each, each file once.
+
+    Raises:
+        InputError: a pattern matches no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+        if not files:
+            raise InputError(f"corpus `files` names {pattern!r}, which matches no file; give a path or a glob")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def files_by_part(source: FilesSource) -> dict[str, list[Path]]:
+    """Files of each part of a source whose `files` is a mapping.
+
+    Raises:
+        InputError: a pattern matches no file, or a file stands in two parts.
+    """
+    assert isinstance(source.files, dict)
+    parts = {split: expand(patterns) for split, patterns in source.files.items()}
+    owner: dict[Path, str] = {}
+    for split, files in parts.items():
+        for file in files:
+            other = owner.setdefault(file.resolve(), split)
+            if other != split:
+                raise InputError(f"corpus file {file} is in the parts `{other}` and `{split}`; leave it in one")
+    return parts
+
+
+def clean(documents: Iterable[str], remove: str = "") -> Iterator[str]:
+    """Drop the characters ``remove``, make every run of whitespace one space, skip what is then empty."""
+    table = str.maketrans("", "", remove)
+    for document in documents:
+        # JSON can escape half a surrogate pair, which is no text and cannot be written as UTF-8.
+        valid = document.encode("utf-8", "ignore").decode("utf-8")
+        text = " ".join(valid.translate(table).split())
+        if text:
+            yield text
+
+
+def _describe(value: object) -> str:
+    return f"module `{value.__name__}`" if isinstance(value, ModuleType) else f"a {type(value).__name__}"
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    lines: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                lines.append(line)
+            else:
+                yield "".join(lines)
+                lines.clear()
+    yield "".join(lines)
+
+
+def _json_lines(path: Path, field: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"corpus file {path}, line {number}: not JSON ({error.msg})") from None
+            if not isinstance(record, dict) or not isinstance(record.get(field), str):
+                known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                raise InputError(
+                    f"corpus file {path}, line {number}: no string under `field` {field!r}; it has: {known}"
+                )
+            yield record[field]
+
+
+def _cut(documents: Iterable[str]) -> Iterator[str]:
+    """Cut what is longer than ``LONGEST`` characters after sentences; a longer sentence stays whole."""
+    for document in documents:
+        if len(document) <= LONGEST:
+            yield document
+            continue
+        piece: list[str] = []
+        for sentence in _SENTENCE_END.split(document):
+            if piece and sum(map(len, piece)) + len(piece) + len(sentence) > LONGEST:
+                yield " ".join(piece)
+                piece = []
+            piece.append(sentence)
+        yield " ".join(piece)

@@ -1,0 +1,172 @@
+"""Token windows: text cut into rows of equal length, and the `.npy` files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from patch.errors import InputError
+from patch.io import atomic_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Text that is tokenised in one call: large enough for the tokenizer's threads, small enough for any memory.
+_BATCH_CHARACTERS = 2_000_000
+
+
+def pack_windows(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seqlen: int, limit: int | None = None
+) -> Iterator[np.ndarray]:
+    """Cut the stream of all documents, an end-of-sequence token after each, into windows; the tail is dropped.
+
+    Args:
+        documents: the text; read and tokenised as far as needed, empty documents skipped.
+        tokenizer: with its own default special tokens.
+        seqlen: tokens per window.
+        limit: windows at most.
+
+    Yields:
+        Blocks `[n, seqlen]`, n >= 1, of ids in the dtype of ``token_dtype``; what fits in memory at a time.
+
+    Raises:
+        InputError: the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{type(tokenizer).__name__} has no end-of-sequence token, which must part the documents")
+    dtype = token_dtype(tokenizer)
+    left = float("inf") if limit is None else limit
+    rest = np.empty(0, dtype=dtype)
+    for batch in _batches(filter(None, documents)):
+        if left <= 0:
+            return
+        ids = (np.array([*document, tokenizer.eos_token_id], dtype=dtype) for document in _tokenize(tokenizer, batch))
+        stream = np.concatenate([rest, *ids])
+        count = int(min(len(stream) // seqlen, left))
+        rest = stream[count * seqlen :]
+        left -= count
+        if count:
+            yield stream[: count * seqlen].reshape(count, seqlen)
+
+
+def sample_windows(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, samples: int, seqlen: int, seed: int
+) -> tuple[np.ndarray, Literal["documents", "stream"]]:
+    """Calibration windows, a function of ``seed``: one random crop of each of ``samples`` random long documents.
+
+    Text with too few documents of more than ``seqlen`` tokens gives random windows of the packed stream instead.
+
+    Returns:
+        `[samples, seqlen]` ids, and which of the two ways made them.
+
+    Raises:
+        InputError: the text has fewer windows than ``samples``.
+    """
+    documents = list(documents)
+    generator = np.random.default_rng(seed)
+    shuffled = (documents[index] for index in generator.permutation(len(documents)))
+    long = (ids for batch in _batches(shuffled) for ids in _tokenize(tokenizer, batch) if len(ids) > seqlen)
+    chosen = list(islice(long, samples))
+    if len(chosen) == samples:
+        starts = [int(generator.integers(len(ids) - seqlen + 1)) for ids in chosen]
+        crops = [ids[start : start + seqlen] for ids, start in zip(chosen, starts, strict=True)]
+        return np.array(crops, dtype=token_dtype(tokenizer)), "documents"
+    blocks = list(pack_windows(documents, tokenizer, seqlen))
+    count = sum(map(len, blocks))
+    if count < samples:
+        raise InputError(
+            f"calibration: the text makes {count} windows of {seqlen} tokens, not {samples}; "
+            "lower `calibration.samples` or `calibration.seqlen`, or give more text"
+        )
+    return np.concatenate(blocks)[generator.choice(count, samples, replace=False)], "stream"
+
+
+def joined_windows(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seqlen: int) -> np.ndarray:
+    r"""Perplexity windows: documents joined by `\n\n`, tokenised once, cut without overlap, the tail dropped.
+
+    Returns:
+        `[count, seqlen]` ids.
+
+    Raises:
+        InputError: the text is shorter than one window.
+    """
+    (ids,) = _tokenize(tokenizer, ["\n\n".join(documents)])
+    count = len(ids) // seqlen
+    if not count:
+        raise InputError(f"perplexity: the text has {len(ids)} tokens; lower `seqlen` from {seqlen} or give more text")
+    return np.array(ids[: count * seqlen], dtype=token_dtype(tokenizer)).reshape(count, seqlen)
+
+
+def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
+    """The smaller of uint16 and uint32 that holds every id."""
+    return np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+
+
+def save_windows(path: Path, blocks: Iterable[np.ndarray]) -> int:
+    """Write blocks `[n, seqlen]` of equal width and dtype as one `.npy` array, atomically; one block at a time.
+
+    Returns:
+        The number of windows.
+
+    Raises:
+        InputError: there is no window.
+    """
+    count, first = 0, None
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        for block in blocks:
+            if first is None:
+                first = block[:1]
+                _write_header(file, first, 0)
+            assert block.shape[1:] == first.shape[1:] and block.dtype == first.dtype
+            file.write(np.ascontiguousarray(block).data)
+            count += len(block)
+        if first is None:
+            raise InputError(f"{Path(path).name}: the text does not fill one window; lower `seqlen` or give more text")
+        # The format reserves room for the first axis to grow, so that the final header is as long as the first one.
+        file.seek(0)
+        _write_header(file, first, count)
+    return count
+
+
+def load_windows(path: Path) -> np.ndarray:
+    """Open a file of ``save_windows``: `[count, seqlen]` uint16 or uint32 ids, memory-mapped, read-only.
+
+    Raises:
+        InputError: the file is missing, truncated, or holds something else.
+    """
+    try:
+        windows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"token windows {path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"token windows {path}: truncated or not a .npy file ({error})") from None
+    if not isinstance(windows, np.memmap) or windows.ndim != 2 or windows.dtype not in (np.uint16, np.uint32):
+        raise InputError(f"token windows {path}: expected [count, seqlen] of uint16 or uint32")
+    return windows
+
+
+def _write_header(file, first: np.ndarray, count: int) -> None:  # noqa: ANN001 - a binary file
+    header = np.lib.format.header_data_from_array_1_0(first) | {"shape": (count, *first.shape[1:])}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> list[list[int]]:
+    # verbose=False: a text longer than the model's context is what is wanted here, not a mistake.
+    return tokenizer(batch, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""What is measured on a sparse model: perplexity and zero-shot accuracy."""

@@ -1,0 +1,181 @@
+"""Zero-shot accuracy by lm-eval, and the download of its built-in data sets."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patch.config.load import suggest
+from patch.errors import InputError
+from patch.evaluation.metric import Metric
+from patch.evaluation.tasks import task_names
+from patch.io import write_json
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+DATA_VARIABLE = "PATCH_TASK_DATA"
+
+
+def evaluate_tasks(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[str],
+    include_path: Path | None,
+    data_dir: Path | None,
+    batch_size: int,
+    limit: int | None = None,
+) -> dict[str, Metric]:
+    """Zero-shot `acc` of each task or group, log-likelihoods in fp32.
+
+    Args:
+        model: a transformers causal language model, on the device to use.
+        tokenizer: its tokenizer.
+        tasks: names of lm-eval or of the YAML files in ``include_path``.
+        include_path: folder of further task files.
+        data_dir: folder of the data that those tasks read.
+        batch_size: requests per forward pass.
+        limit: questions per task at most.
+
+    Returns:
+        Task -> accuracy, standard error, number of questions and chance level, in the order of ``tasks``.
+
+    Raises:
+        InputError: no such task, no data for it, or it is not measured by `acc`.
+    """
+    import lm_eval
+
+    from patch.evaluation.aligned_lm import AlignedLM
+
+    with _variable(DATA_VARIABLE, data_dir), _log_level(logging.ERROR), _data_errors(tasks):
+        # One bootstrap round is the least that still gives the closed-form error of a mean.
+        results = lm_eval.simple_evaluate(
+            model=AlignedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"),
+            tasks=tasks,
+            num_fewshot=0,
+            limit=limit,
+            bootstrap_iters=1,
+            task_manager=_task_manager(tasks, include_path),
+        )
+    return {name: _metric(name, results) for name in tasks}
+
+
+def mean_accuracy(metrics: dict[str, Metric]) -> Metric:
+    """Unweighted mean over one or more tasks; its standard error is that of a mean of independent values."""
+    values = list(metrics.values())
+    chances = [metric.chance for metric in values]
+    return Metric(
+        value=sum(metric.value for metric in values) / len(values),
+        stderr=math.sqrt(sum(metric.stderr**2 for metric in values)) / len(values),
+        samples=len(values),
+        chance=None if None in chances else sum(chances) / len(values),
+    )
+
+
+def fetch_task_data(tasks: list[str], include_path: Path | None, out: Path) -> None:
+    """Let lm-eval download the data of its built-in tasks into `HF_DATASETS_CACHE`; ``out`` is a JSON receipt.
+
+    Tasks of ``include_path`` are left out: their data is made from text.
+
+    Raises:
+        InputError: no such task.
+    """
+    own = task_names(include_path) if include_path else []
+    built_in = [name for name in tasks if name not in own]
+    with _log_level(logging.ERROR), _data_errors(built_in):
+        loaded = _task_manager(built_in, include_path).load(built_in)["tasks"] if built_in else {}
+    receipt = {
+        name: {"dataset": task.DATASET_PATH, "name": task.DATASET_NAME, "questions": len(task.eval_docs)}
+        for name, task in loaded.items()
+    }
+    write_json(out, receipt)
+
+
+def _task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
+    """lm-eval's index of tasks, with ``tasks`` checked."""
+    from lm_eval.tasks import TaskManager
+
+    own = task_names(include_path) if include_path else []
+    # Reading lm-eval's own 14,000 task files takes seconds.
+    manager = TaskManager(
+        include_path=str(include_path) if include_path else None, include_defaults=not set(tasks) <= set(own)
+    )
+    for name in tasks:
+        _check_name(name, manager, own)
+    return manager
+
+
+@contextmanager
+def _data_errors(tasks: list[str]) -> Iterator[None]:
+    """Say which tasks' data cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"data of the tasks {', '.join(tasks)} cannot be read; fetch it first ({reason})") from error
+
+
+def _check_name(name: str, manager: TaskManager, own: list[str]) -> None:
+    if name in manager.all_tags:
+        members = ", ".join(sorted(manager.task_index[name].tags))
+        raise InputError(
+            f"`evaluation.tasks` names {name!r}, a tag of lm-eval without a score; name its tasks: {members}"
+        )
+    if name not in manager.all_tasks:
+        known = suggest(name, own) if own else "see `lm_eval ls tasks`"
+        raise InputError(f"`evaluation.tasks` names {name!r}, which lm-eval does not know; {known}")
+
+
+def _metric(name: str, results: dict[str, Any]) -> Metric:
+    scores = results["results"][name]
+    if "acc,none" not in scores:
+        raise InputError(f"`evaluation.tasks` names {name!r}, which is not measured by `acc`")
+    stderr = scores["acc_stderr,none"]
+    samples = [sample for leaf in _leaves(name, results) for sample in results["samples"][leaf]]
+    return Metric(
+        value=float(scores["acc,none"]),
+        stderr=float(stderr) if isinstance(stderr, float) else math.nan,
+        samples=len(samples),
+        # A question has one request a choice.
+        chance=sum(1 / len(sample["arguments"]) for sample in samples) / len(samples),
+    )
+
+
+def _leaves(name: str, results: dict[str, Any]) -> list[str]:
+    """The tasks of a group, or the task itself."""
+    members = results["group_subtasks"].get(name) or []
+    return [leaf for member in members for leaf in _leaves(member, results)] or [name]
+
+
+@contextmanager
+def _variable(name: str, value: Path | None) -> Iterator[None]:
+    """Set an environment variable for the time of the block; None leaves it as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = str(value)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    """lm-eval says nothing below ``level``; it warns of every task and model that is made in the usual way."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

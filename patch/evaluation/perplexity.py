@@ -1,0 +1,59 @@
+"""Perplexity over windows of tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from patch.errors import InputError
+from patch.evaluation.metric import Metric
+
+# Logits that are turned to fp32 at a time, 64 MiB: a vocabulary of 256k times a window would be gigabytes.
+_CHUNK_LOGITS = 1 << 24
+
+
+@torch.inference_mode()
+def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric:
+    """`exp` of the mean fp32 cross-entropy of every token that a window predicts.
+
+    Args:
+        model: causal language model; `model(tokens).logits` is `[batch, seqlen, vocab]`.
+        windows: `[count, seqlen]` token ids; each predicts its `seqlen - 1` later tokens.
+        batch_size: windows per forward pass; does not change the value beyond rounding.
+
+    Returns:
+        Perplexity; its standard error by the delta method over the windows' mean losses.
+
+    Raises:
+        InputError: the windows hold nothing to predict.
+    """
+    count, seqlen = windows.shape
+    if not count or seqlen < 2:
+        raise InputError(
+            f"perplexity: {count} windows of {seqlen} tokens predict nothing; use seqlen >= 2 and more text"
+        )
+    device = next(model.parameters()).device
+    means = np.empty(count)
+    for start in range(0, count, batch_size):
+        tokens = torch.as_tensor(windows[start : start + batch_size].astype(np.int64), device=device)
+        logits = model(tokens, use_cache=False).logits
+        means[start : start + batch_size] = [
+            _loss_sum(rows[:-1], targets[1:]) / (seqlen - 1) for rows, targets in zip(logits, tokens, strict=True)
+        ]
+    value = math.exp(means.mean())
+    spread = float(means.std(ddof=1)) if count > 1 else math.nan
+    return Metric(value, value * spread / math.sqrt(count), count)
+
+
+def _loss_sum(logits: Tensor, targets: Tensor) -> float:
+    """Cross-entropy of `[n, vocab]` logits, summed in fp64 over chunks of tokens."""
+    chunk = max(1, _CHUNK_LOGITS // logits.shape[-1])
+    losses = [
+        F.cross_entropy(rows.float(), wanted, reduction="none").sum(dtype=torch.float64)
+        for rows, wanted in zip(logits.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.stack(losses).sum().item()

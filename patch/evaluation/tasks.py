@@ -1,0 +1,196 @@
+"""Zero-shot questions made from held-out text of any corpus, in the form that lm-eval reads.
+
+Every choice of a question is drawn from one pool in the same way as the right one, so that length or
+rarity alone says nothing: a model that knows no language answers at chance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from patch.errors import InputError
+from patch.io import atomic_file
+
+OPENING, CONTINUATION = 24, 12  # words
+CONTEXT = range(8, 33)  # words before the word that is asked for
+SENTENCE = range(8, 41)  # words
+CHOICES = 4
+RAREST = 4  # occurrences: below, "of similar frequency" means nothing
+FUNCTION_WORDS = 100  # most frequent words, which are no content words
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+Question = dict[str, Any]
+Maker = Callable[[list[str], random.Random], Iterator[Question]]
+
+
+def make_task_data(documents: list[str], samples: int, seed: int, out_dir: Path) -> None:
+    """Write `<task>.jsonl` for every task: lines with `query`, `choices` and `gold`, the index of the right choice.
+
+    Args:
+        documents: held-out text.
+        samples: questions per task.
+        seed: the files are a function of it and of the text.
+        out_dir: where they go.
+
+    Raises:
+        InputError: the text is too short for so many questions.
+    """
+    for task, make in MAKERS.items():
+        questions = []
+        for question in make(documents, random.Random(f"{seed} {task}")):
+            questions.append(question)
+            if len(questions) == samples:
+                break
+        if len(questions) < samples:
+            raise InputError(
+                f"task `{task}`: the held-out text makes {len(questions)} questions, not {samples}; "
+                "lower `evaluation.task_samples` or give more text"
+            )
+        with atomic_file(Path(out_dir) / f"{task}.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(question) + "\n" for question in questions))
+
+
+def task_names(include_path: Path | str) -> list[str]:
+    """Tasks and groups that the YAML files of a folder declare, sorted; lm-eval is not imported.
+
+    Raises:
+        InputError: the folder is missing, or a file in it is not YAML.
+    """
+    if not Path(include_path).is_dir():
+        raise InputError(f"`evaluation.include_path` is {str(include_path)!r}, which is no folder")
+    names = set()
+    for file in Path(include_path).rglob("*.yaml"):
+        try:
+            declared = yaml.load(file.read_text(), Loader=_TagBlindLoader)
+        except yaml.YAMLError as error:
+            raise InputError(f"task file {file} is not YAML: {' '.join(str(error).split())}") from None
+        if isinstance(declared, dict):
+            name = declared.get("group", declared.get("task"))
+            names.update([name] if isinstance(name, str) else [])
+    return sorted(names)
+
+
+class _TagBlindLoader(yaml.SafeLoader):
+    """Reads `!function module.name` as nothing instead of importing it."""
+
+
+_TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _question(query: str, right: str, wrong: list[str], rng: random.Random) -> Question:
+    gold = rng.randrange(len(wrong) + 1)
+    return {"query": query, "choices": [*wrong[:gold], right, *wrong[gold:]], "gold": gold}
+
+
+def _shuffled(items: list, rng: random.Random) -> list:
+    return rng.sample(items, len(items))
+
+
+def _continuation(documents: list[str], rng: random.Random) -> Iterator[Question]:
+    """An opening, then what follows it among what follows three others, all of 12 words and alike in length."""
+    openings: dict[str, str] = {}  # by what follows: a formula that the text repeats is one choice
+    for words in map(str.split, documents):
+        for start in range(0, len(words) - OPENING - CONTINUATION + 1, OPENING + CONTINUATION):
+            middle = start + OPENING
+            openings[" ".join(words[middle : middle + CONTINUATION])] = " ".join(words[start:middle])
+    # Neighbours by length share a group, and each is the right answer to its own opening: none is marked by length.
+    passages = sorted(openings, key=lambda passage: (len(passage), passage))
+    groups = [passages[start : start + CHOICES] for start in range(0, len(passages) - CHOICES + 1, CHOICES)]
+    for index, group in _shuffled([(index, group) for group in groups for index in range(CHOICES)], rng):
+        wrong = [passage for passage in group if passage != group[index]]
+        yield _question(openings[group[index]], group[index], _shuffled(wrong, rng), rng)
+
+
+def _word_order(documents: list[str], rng: random.Random) -> Iterator[Question]:
+    """The rest of a sentence as it is, and with two content words exchanged that follow the same word, as in
+    `the house of the king`: grammar alone does not tell them apart."""
+    alike = _Alike(documents)
+    for words in _shuffled(_sentences(documents), rng):
+        places = [place for place in range(2, len(words)) if alike.is_content(words[place])]
+        pairs = [
+            (first, second)
+            for first, second in combinations(places, 2)
+            if words[first] != words[second] and words[first - 1] == words[second - 1]
+        ]
+        if pairs:
+            first, second = rng.choice(pairs)
+            swapped = words.copy()
+            swapped[first], swapped[second] = words[second], words[first]
+            yield _question(" ".join(words[:first]), " ".join(words[first:]), [" ".join(swapped[first:])], rng)
+
+
+def _next_word(documents: list[str], rng: random.Random) -> Iterator[Question]:
+    """The next word among four of similar frequency and length."""
+    alike = _Alike(documents)
+    for words in _shuffled(_sentences(documents), rng):
+        places = [place for place in CONTEXT if place < len(words) and alike.has(words[place])]
+        if places:
+            place = rng.choice(places)
+            yield _question(" ".join(words[:place]), words[place], alike.draw(words[place], rng), rng)
+
+
+def _cloze(documents: list[str], rng: random.Random) -> Iterator[Question]:
+    """A sentence in which one word is the true one or one of three of similar frequency and length."""
+    alike = _Alike(documents)
+    for words in _shuffled(_sentences(documents), rng):
+        places = [
+            place for place in range(2, len(words) - 3) if alike.has(words[place]) and alike.is_content(words[place])
+        ]
+        if places:
+            place = rng.choice(places)
+            rest = " ".join(words[place + 1 :])
+            wrong = [f"{word} {rest}" for word in alike.draw(words[place], rng)]
+            yield _question(" ".join(words[:place]), f"{words[place]} {rest}", wrong, rng)
+
+
+MAKERS: dict[str, Maker] = {
+    "continuation": _continuation,
+    "word_order": _word_order,
+    "next_word": _next_word,
+    "cloze": _cloze,
+}
+
+
+def _sentences(documents: list[str]) -> list[list[str]]:
+    """Words of each sentence of fitting length; a sentence that the text repeats is asked for once."""
+    sentences = (tuple(sentence.split()) for document in documents for sentence in _SENTENCE_END.split(document))
+    return [list(words) for words in dict.fromkeys(sentences) if len(words) in SENTENCE]
+
+
+def _plain(word: str) -> bool:
+    """Letters alone and no capital: its case and punctuation do not give its place away."""
+    return word.isalpha() and word == word.lower()
+
+
+class _Alike:
+    """Words by how often they occur (within a factor of two) and how long they are (within two letters)."""
+
+    def __init__(self, documents: list[str]) -> None:
+        counts = Counter(word for document in documents for word in document.split() if _plain(word))
+        self._function_words = {word for word, _ in counts.most_common(FUNCTION_WORDS)}
+        self._group: dict[str, list[str]] = {}
+        groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for word in sorted(word for word, count in counts.items() if count >= RAREST):
+            key = (int(math.log2(counts[word])), len(word) // 2)
+            groups[key].append(word)
+            self._group[word] = groups[key]
+
+    def has(self, word: str) -> bool:
+        return len(self._group.get(word, ())) >= CHOICES
+
+    def is_content(self, word: str) -> bool:
+        return _plain(word) and word not in self._function_words
+
+    def draw(self, word: str, rng: random.Random) -> list[str]:
+        return rng.sample([other for other in self._group[word] if other != word], CHOICES - 1)

@@ -1,0 +1,85 @@
+"""A table as columns of text; how numbers are printed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from patch.paper.table import DASH, Measure, Row, Table
+from patch.results.order import percent
+
+
+@dataclass(frozen=True)
+class Column:
+    """``group`` is the model that the column is of; ``cells`` are texts and whether each is bold."""
+
+    group: str
+    name: str
+    cells: list[tuple[str, bool]]
+    numeric: bool = True
+
+
+def text_columns(table: Table, published: bool = True) -> list[Column]:
+    """Labels, then for each heading what was measured and, if ``published`` and the paper has any, its numbers."""
+
+    def label(name: str, texts: list[str], numeric: bool = False) -> Column:
+        return Column("", name, [(text, False) for text in texts], numeric)
+
+    rows = table.rows
+    found = [label("Model", [row.model or "" for row in rows])] if table.names_models else []
+    found += [
+        label("Sparsity (%)", [percent(row.sparsity) for row in rows], numeric=True),
+        label("Method", [row.method for row in rows]),
+        label("Pattern", [row.pattern for row in rows]),
+        label("Achieved (%)", [_achieved(row) for row in rows], numeric=True),
+    ]
+    for index, heading in enumerate(table.header):
+        measures = [row.measures[index] for row in rows]
+        group = heading.model.title if heading.model else ""
+        found.append(Column(group, heading.text, [_measured(m, heading.metric) for m in measures]))
+        if published and any(m and not math.isnan(m.published) for m in measures):
+            found.append(Column(group, "Paper (Δ)", [(_published(m, heading.metric), False) for m in measures]))
+    return found
+
+
+def groups(columns: list[Column]) -> list[tuple[str, int, int]]:
+    """Runs of columns of one model: title, first and last position."""
+    runs: list[tuple[str, int, int]] = []
+    for index, column in enumerate(columns):
+        if runs and runs[-1][0] == column.group:
+            runs[-1] = (column.group, runs[-1][1], index)
+        else:
+            runs.append((column.group, index, index))
+    return runs
+
+
+def format_value(value: float, metric: str) -> str:
+    """Two decimals, as in the paper; fewer for a perplexity in the hundreds and above."""
+    decimals = 2 if metric != "perplexity" or abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    return f"{value:.{decimals}f}"
+
+
+def _achieved(row: Row) -> str:
+    shares = [100 * share for share in row.achieved.values()]
+    if not shares:
+        return DASH
+    low, high = f"{min(shares):.2f}", f"{max(shares):.2f}"
+    return low if low == high else f"{low}{DASH}{high}"
+
+
+def _measured(measure: Measure | None, metric: str) -> tuple[str, bool]:
+    if measure is None:
+        return DASH, False
+    value = format_value(measure.value, metric)
+    if math.isnan(measure.stderr):
+        return value, measure.best
+    decimals = len(value.partition(".")[2])
+    return f"{value} ± {measure.stderr:.{decimals}f}", measure.best
+
+
+def _published(measure: Measure | None, metric: str) -> str:
+    if measure is None or math.isnan(measure.published):
+        return DASH
+    difference = measure.value - measure.published
+    sign = "−" if difference < 0 else "+"
+    return f"{format_value(measure.published, metric)} ({sign}{format_value(abs(difference), metric)})"

@@ -1,0 +1,79 @@
+"""Tables as files: CSV for machines, GitHub Markdown and LaTeX for readers."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from pathlib import Path
+
+from patch.io import atomic_file
+from patch.paper.columns import text_columns
+from patch.paper.table import Measure, Table
+from patch.paper.tex import tex_lines
+from patch.results.order import percent
+
+CSV_PARTS = ("", "_stderr", "_spread", "_seeds", "_published", "_difference", "_best")
+
+
+def write_table(table: Table, stem: Path | str) -> list[Path]:
+    """Write ``stem`` with `.csv`, `.md` and `.tex`, each atomically; returns the three paths."""
+    writers = {".csv": _write_csv, ".md": _write_markdown, ".tex": _write_tex}
+    paths = [Path(f"{stem}{suffix}") for suffix in writers]
+    for path, write in zip(paths, writers.values(), strict=True):
+        with atomic_file(path) as temporary:
+            write(table, temporary)
+    return paths
+
+
+def _write_csv(table: Table, path: Path) -> None:
+    models = list(dict.fromkeys(name for row in table.rows for name in row.achieved))
+    labels = ["model"] if table.names_models else []
+    labels += ["sparsity_percent", "method", "pattern"]
+    labels += ["achieved_percent"] if table.names_models else [f"{name}_achieved_percent" for name in models]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*labels, *(f"{heading.key}{part}" for heading in table.header for part in CSV_PARTS)])
+        for row in table.rows:
+            cells = [row.model] if table.names_models else []
+            cells += [percent(row.sparsity), row.method, row.pattern]
+            shares = (
+                list(row.achieved.values()) or [None]
+                if table.names_models
+                else [row.achieved.get(name) for name in models]
+            )
+            cells += ["" if share is None else _number(100 * share) for share in shares]
+            writer.writerow([*cells, *(cell for measure in row.measures for cell in _csv_cells(measure))])
+
+
+def _csv_cells(measure: Measure | None) -> list[str | int]:
+    if measure is None:
+        return [""] * len(CSV_PARTS)
+    value, stderr, spread = (_number(x) for x in (measure.value, measure.stderr, measure.spread))
+    published = (_number(x) for x in (measure.published, measure.value - measure.published))
+    return [value, stderr, spread, measure.seeds, *published, str(measure.best).lower()]
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _write_markdown(table: Table, path: Path) -> None:
+    columns = text_columns(table)
+
+    def line(cells: list[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    def text(cell: tuple[str, bool]) -> str:
+        escaped = re.sub(r"([|*_`<\\])", r"\\\1", cell[0])
+        return f"**{escaped}**" if cell[1] else escaped
+
+    lines = [line([text((f"{c.group} {c.name}".strip(), False)) for c in columns])]
+    lines.append(line(["---:" if c.numeric else ":---" for c in columns]))
+    lines += [line([text(cell) for cell in cells]) for cells in zip(*(c.cells for c in columns), strict=True)]
+    notes = [text((note, False)) for note in table.notes]
+    path.write_text("\n\n".join([table.caption, "\n".join(lines), *notes]) + "\n", encoding="utf-8")
+
+
+def _write_tex(table: Table, path: Path) -> None:
+    path.write_text("\n".join(tex_lines(table)) + "\n", encoding="utf-8")

@@ -1,0 +1,113 @@
+"""What a table is, before it is written as text of any kind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from patch.results.record import ModelInfo
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured number beside the paper's; accuracies in percent.
+
+    Attributes:
+        value: mean over seeds.
+        stderr: its standard error, NaN where unknown.
+        spread: sample standard deviation over seeds, NaN for one seed.
+        seeds: how many were averaged.
+        published: the paper's number, NaN where it has none.
+        best: whether it is the best of its sparsity.
+    """
+
+    value: float
+    stderr: float
+    spread: float
+    seeds: int
+    published: float
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column of measures; ``model`` is None where the rows name the model."""
+
+    metric: str
+    model: ModelInfo | None = None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Everything but perplexity is an accuracy."""
+        return self.metric != "perplexity"
+
+    @property
+    def text(self) -> str:
+        """As printed."""
+        short = {"accuracy": "Acc. (%)" if self.model else "Mean", "perplexity": "PPL"}.get(self.metric, self.metric)
+        return f"{short} {'↑' if self.higher_is_better else '↓'}"
+
+    @property
+    def key(self) -> str:
+        """Prefix of the columns of a CSV file; says the unit."""
+        prefix = f"{self.model.name}_" if self.model else ""
+        return f"{prefix}{self.metric}" + ("_percent" if self.higher_is_better else "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one sparsity.
+
+    Attributes:
+        model: title, only where the rows name the model.
+        sparsity: target share of zeros.
+        method: title.
+        pattern: as printed.
+        achieved: model name -> share of zeros that was counted.
+        measures: one for each heading; None is a missing cell.
+    """
+
+    model: str | None
+    sparsity: float
+    method: str
+    pattern: str
+    achieved: dict[str, float]
+    measures: tuple[Measure | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results."""
+
+    name: str
+    caption: str
+    header: tuple[Heading, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def names_models(self) -> bool:
+        """Whether each row belongs to one model."""
+        return any(row.model is not None for row in self.rows)
+
+
+def mark_best(measures: list[Measure | None], higher_is_better: bool) -> list[bool]:
+    """Which of the measures that share a sparsity are printed in bold.
+
+    The best one, and with it every one whose difference from the best is within the standard error of
+    that difference (the two errors in quadrature; an unknown error counts as zero). Nothing is marked
+    where fewer than two numbers compete, or where all of them tie.
+    """
+    present = [m for m in measures if m is not None and not math.isnan(m.value)]
+    if len(present) < 2:
+        return [False] * len(measures)
+    leader = (max if higher_is_better else min)(present, key=lambda m: m.value)
+    marks = [m is not None and not math.isnan(m.value) and _ties(m, leader) for m in measures]
+    return [False] * len(measures) if sum(marks) == len(present) else marks
+
+
+def _ties(measure: Measure, leader: Measure) -> bool:
+    error = math.hypot(*(0.0 if math.isnan(m.stderr) else m.stderr for m in (measure, leader)))
+    return measure.value == leader.value or abs(measure.value - leader.value) <= error

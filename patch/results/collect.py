@@ -1,0 +1,141 @@
+"""Records -> one tidy frame."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from patch.config.load import suggest
+from patch.errors import InputError
+from patch.results.order import cell_order
+from patch.results.published import Published, published_value
+from patch.results.record import ModelInfo, Record
+
+COLUMNS = [
+    "experiment",
+    "model",
+    "method",
+    "pattern",
+    "sparsity",
+    "tile",
+    "seed",
+    "metric",
+    "value",
+    "stderr",
+    "published",
+    "achieved_sparsity",
+    "seconds",
+    "peak_memory_mb",
+]
+
+
+def collect(records: list[Record], models: list[ModelInfo], published: Published) -> pd.DataFrame:
+    """One row for each metric of each record, in the paper's order.
+
+    Args:
+        records: one for each cell, in any order.
+        models: of the configuration, in its order.
+        published: the paper's numbers.
+
+    Returns:
+        The columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, or a task;
+        ``value``, ``stderr`` and ``published`` of accuracies are percentages; ``sparsity`` (target) and
+        ``achieved_sparsity`` are shares; ``seconds`` is the sum over stages and ``peak_memory_mb`` the
+        largest, both of the whole cell. What is not known is null.
+
+    Raises:
+        InputError: a record of a model that is not in ``models``, two records of one cell, or a model
+            whose published counterpart is not in ``published``.
+    """
+    by_name = {model.name: model for model in models}
+    _check(records, by_name, published)
+    positions = {name: position for position, name in enumerate(by_name)}
+
+    def order(record: Record) -> tuple[Any, ...]:
+        cell = record.cell
+        row = cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile)
+        return positions[cell.model], row, cell.seed
+
+    rows = [
+        row for record in sorted(records, key=order) for row in _rows(record, by_name[record.cell.model], published)
+    ]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    floats = ["sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb"]
+    return frame.astype({"tile": "Int64", "seed": "int64"} | dict.fromkeys(floats, "float64"))
+
+
+def mean_chance(records: list[Record], model: str) -> float | None:
+    """Mean accuracy of guessing over a model's tasks, in percent; None where a task does not say."""
+    found = next((record for record in records if record.cell.model == model), None)
+    if found is None:
+        return None
+    tasks = [metric for name, metric in found.metrics.items() if name not in ("accuracy", "perplexity")]
+    chances = [task.chance for task in tasks if task.chance is not None]
+    return 100 * math.fsum(chances) / len(chances) if chances and len(chances) == len(tasks) else None
+
+
+def _check(records: list[Record], models: dict[str, ModelInfo], published: Published) -> None:
+    for model in models.values():
+        if model.published is not None and model.published not in published.models:
+            hint = suggest(model.published, list(published.models))
+            raise InputError(f"`models.{model.name}.published` is {model.published!r}; {hint}")
+    for record in records:
+        if record.cell.model not in models:
+            raise InputError(f"record `{record.cell.id}` is of model `{record.cell.model}`; known: {', '.join(models)}")
+    (cell, count), *_ = Counter((r.cell.model, r.cell.id) for r in records).most_common(1) or [(None, 0)]
+    if count > 1:
+        raise InputError(f"{count} records of cell `{cell[1]}` of model `{cell[0]}`; expected one")
+
+
+def _rows(record: Record, model: ModelInfo, published: Published) -> list[dict[str, Any]]:
+    cell = record.cell
+    costs = record.stages.values()
+    shared = {
+        "experiment": record.experiment,
+        **{name: getattr(cell, name) for name in ("model", "method", "pattern", "sparsity", "tile", "seed")},
+        "achieved_sparsity": record.achieved_sparsity,
+        "seconds": math.fsum(cost.seconds for cost in costs) if costs else None,
+        "peak_memory_mb": max((cost.peak_memory_mb for cost in costs), default=None),
+    }
+    leading = [name for name in ("accuracy", "perplexity") if name in record.metrics]
+    rows = []
+    for name in [*leading, *(task for task in record.metrics if task not in leading)]:
+        metric = record.metrics[name]
+        scale = 1 if name == "perplexity" else 100
+        rows.append(
+            shared
+            | {
+                "metric": name,
+                "value": scale * metric.value,
+                "stderr": None if metric.stderr is None else scale * metric.stderr,
+                "published": _published(record, model, published, name),
+            }
+        )
+    return rows
+
+
+def _published(record: Record, model: ModelInfo, published: Published, metric: str) -> float | None:
+    if model.published is None:
+        return None
+    cell = record.cell
+    # Another model of the family has other sizes, so its tile is never the paper's.
+    tile = cell.tile if model.comparable else None
+    return published_value(published, model.published, cell.method, cell.pattern, cell.sparsity, metric, tile)
+
+
+def read_results(path: Path | str) -> pd.DataFrame:
+    """Read `results.csv` as `collect` made it.
+
+    Raises:
+        InputError: the file is missing or has other columns.
+    """
+    try:
+        frame = pd.read_csv(path, dtype={"tile": "Int64", "pattern": str})
+    except (FileNotFoundError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: cannot be read as results ({error})") from None
+    if list(frame.columns) != COLUMNS:
+        raise InputError(f"{path}: columns are {', '.join(frame.columns)}; expected {', '.join(COLUMNS)}")
+    return frame

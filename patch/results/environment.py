@@ -1,0 +1,42 @@
+"""Where and with what a number was made."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("patch-sparsity", "torch", "transformers", "datasets", "lm-eval", "numpy", "safetensors", "tokenizers")
+
+
+def git_commit() -> str:
+    """Commit of the checkout, with `-dirty` where tracked files differ from it; `unknown` outside one."""
+    root = Path(__file__).parent
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """Versions, device, threads and time, for a record."""
+    import torch
+
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,120 @@
+"""The paper's numbers, for comparison only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from patch.errors import InputError
+from patch.io import read_json
+from patch.results.order import PAPER_METHODS, pattern_kind, percent
+from patch.results.record import first_fault
+
+PAPER_TILE = 128
+
+
+class PublishedModel(BaseModel):
+    """A model of the paper and the variant of PATCH that its rows show."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    variant: Literal["joint", "tile"]
+
+
+class PublishedRow(BaseModel):
+    """A row of a per-task table: accuracies in percent, their mean, and perplexity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    acc: dict[str, float]
+    avg: float
+    ppl: float
+
+
+class UnstructuredTable(BaseModel):
+    """Rows such as `Wanda45`: for each model of ``cols``, accuracy in percent and perplexity."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, list[tuple[float, float]]] = Field(init=False)
+
+    cols: list[str]
+
+
+class Published(BaseModel):
+    """`config/published.json`; the ablation tables that no lookup needs are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    source: str
+    models: dict[str, PublishedModel]
+    per_task: dict[str, list[PublishedRow]]
+    unstructured_acc_ppl: UnstructuredTable
+
+
+def load_published(path: Path | str) -> Published:
+    """Read the paper's numbers.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or lacks a table.
+    """
+    try:
+        return Published.model_validate(read_json(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: not the paper's numbers: {first_fault(error)}") from None
+
+
+def published_value(
+    published: Published,
+    model_id: str,
+    method: str,
+    pattern: str,
+    sparsity: float,
+    metric: str,
+    tile: int | None = None,
+) -> float | None:
+    """The paper's number for a cell, or None where it prints none.
+
+    Args:
+        published: the paper's numbers.
+        model_id: key of its `models`, such as `Qwen/Qwen2.5-0.5B`.
+        method, pattern, sparsity: of the cell, as in the configuration.
+        metric: `accuracy` (mean over the paper's tasks), `perplexity`, or one of its tasks.
+        tile: tile size of a hybrid cell; the paper's tables are for 128. None does not compare it.
+
+    Returns:
+        Percent for accuracies.
+    """
+    name, level, kind = PAPER_METHODS.get(method), percent(sparsity), pattern_kind(pattern)
+    if name is None or tile not in (None, PAPER_TILE):
+        return None
+    if kind == "unstructured":
+        return _unstructured(published, model_id, f"{name}{level}", metric)
+    if kind == "hybrid":
+        if method not in ("patch", f"patch-{_variant(published, model_id)}"):
+            return None
+        name = f"PATCH-{level}"
+    elif kind == "n:m" and pattern != "2:4":
+        return None
+    row = next((row for row in published.per_task.get(model_id, []) if row.method == name), None)
+    if row is None:
+        return None
+    return {"accuracy": row.avg, "perplexity": row.ppl}.get(metric, row.acc.get(metric))
+
+
+def _variant(published: Published, model_id: str) -> str | None:
+    model = published.models.get(model_id)
+    return model.variant if model else None
+
+
+def _unstructured(published: Published, model_id: str, row: str, metric: str) -> float | None:
+    table = published.unstructured_acc_ppl
+    model = published.models.get(model_id)
+    values = table.__pydantic_extra__.get(row)
+    if model is None or values is None or model.title not in table.cols:
+        return None
+    accuracy, perplexity = values[table.cols.index(model.title)]
+    return {"accuracy": accuracy, "perplexity": perplexity}.get(metric)

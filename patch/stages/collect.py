@@ -1,0 +1,19 @@
+"""Records -> one tidy table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.io import atomic_file
+from patch.results.collect import collect
+from patch.results.published import load_published
+from patch.results.record import ModelInfo, read_record
+from patch.specs import TabulateSpec
+
+
+def run(spec: TabulateSpec, *, records: list[Path], out: Path) -> None:
+    """Write results.csv."""
+    models = [ModelInfo(**model) for model in spec.models]
+    frame = collect([read_record(path) for path in records], models, load_published(spec.published))
+    with atomic_file(out) as temporary:
+        frame.to_csv(temporary, index=False)

@@ -1,0 +1,17 @@
+"""Accuracy and perplexity of a model against sparsity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.paper.figures import pareto, save
+from patch.results.collect import mean_chance, read_results
+from patch.results.record import ModelInfo, read_record
+from patch.specs import FigureSpec
+
+
+def run(spec: FigureSpec, *, results: Path, record: Path, out: Path) -> None:
+    """Draw the Pareto plots; ``record`` is any of the model's, for the tasks' chance level."""
+    model = ModelInfo(**spec.model)
+    chance = mean_chance([read_record(record)], model.name)
+    save(pareto(read_results(results), model, chance), out)

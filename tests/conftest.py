@@ -1,0 +1,133 @@
+"""Tiny random models of the three families, token windows, and a small configuration to vary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "patch",
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("patch")
+
+VOCABULARY = 50
+# Head sizes, grouped heads and widths that are no powers of two; a tile of 4 divides every layer.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "llama": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+    },
+    "gemma3_text": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., torch.nn.Module]:
+    """A function: family -> a frozen random model in fp32; equal arguments give equal weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make(family: str = "qwen2", seed: int = 0, **changes: Any) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        sizes = FAMILIES[family] | {"vocab_size": VOCABULARY, "max_position_embeddings": 64} | changes
+        config = AutoConfig.for_model(family, **sizes, initializer_range=0.2)
+        return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def windows() -> Callable[..., np.ndarray]:
+    """A function: random token windows `[count, seqlen]`."""
+
+    def make(count: int = 6, seqlen: int = 12, seed: int = 0) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, VOCABULARY, (count, seqlen)).astype(np.uint16)
+
+    return make
+
+
+CONFIG: dict[str, Any] = {
+    "experiment": "tiny",
+    "corpora": {"text": {"source": {"kind": "package", "distribution": "none", "text": "none:none"}}},
+    "models": {
+        "qwen": {
+            "title": "Qwen",
+            "variant": "joint",
+            "source": {
+                "kind": "train",
+                "architecture": "qwen2",
+                "corpus": "text",
+                "tokenizer": {"vocab_size": 300},
+                "config": FAMILIES["qwen2"],
+            },
+        },
+        "llama": {
+            "title": "Llama",
+            "variant": "tile",
+            "source": {
+                "kind": "train",
+                "architecture": "llama",
+                "corpus": "text",
+                "tokenizer": {"vocab_size": 300},
+                "config": FAMILIES["llama"],
+            },
+        },
+    },
+    "calibration": {"use": {"corpus": "text", "split": "calibration"}, "samples": 4, "seqlen": 12},
+    "learning": {
+        "common": {
+            "use": {"corpus": "text", "split": "train"},
+            "steps": 5,
+            "batch_size": 4,
+            "seqlen": 12,
+        },
+    },
+    "evaluation": {
+        "perplexity": {"use": {"corpus": "text", "split": "test"}, "seqlen": 12},
+        "tasks": ["cloze"],
+        "include_path": "tasks",
+        "task_use": {"corpus": "text", "split": "test"},
+    },
+    "tile": 4,
+    "seeds": [0],
+    "grid": [
+        {"methods": ["dense", "magnitude", "wanda", "sparsegpt", "maskllm"]},
+        {"methods": ["patch"], "sparsity": [0.45, 0.25]},
+        {"methods": ["wanda"], "pattern": "unstructured", "sparsity": [0.25]},
+    ],
+}
+
+
+@pytest.fixture
+def raw_config() -> dict[str, Any]:
+    """A small valid configuration, as YAML would give it; change it freely."""
+    return copy.deepcopy(CONFIG)

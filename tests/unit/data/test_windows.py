@@ -1,0 +1,135 @@
+"""Token windows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch.data import windows as module
+from patch.data.tokenizer import train_tokenizer
+from patch.data.windows import joined_windows, load_windows, pack_windows, sample_windows, save_windows, token_dtype
+from patch.errors import InputError
+
+EOS = 1
+documents_of = st.lists(st.text(max_size=40), max_size=20)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["some text to learn from"], 300)
+
+
+def stream_of(documents, tokenizer) -> list[int]:
+    return [token for text in documents if text for token in [*tokenizer(text)["input_ids"], EOS]]
+
+
+@given(documents_of, st.integers(4, 16), st.integers(1, 60))
+def test_packing_is_the_stream_cut_up_whatever_the_batches(tokenizer, documents, seqlen, batch_characters):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BATCH_CHARACTERS", batch_characters)
+        blocks = list(pack_windows(documents, tokenizer, seqlen))
+    stream = stream_of(documents, tokenizer)
+    kept = len(stream) // seqlen * seqlen
+    assert [token for block in blocks for token in block.ravel().tolist()] == stream[:kept]
+    assert all(block.shape[1] == seqlen and len(block) for block in blocks)
+
+
+def test_packing_stops_reading_at_the_limit(tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 10)
+    read = []
+    endless = (read.append(index) or "ten letters" for index in iter(int, 1))
+    blocks = list(pack_windows(endless, tokenizer, 8, limit=5))
+    assert sum(map(len, blocks)) == 5
+    assert len(read) < 20
+
+
+def test_packing_needs_an_end_of_sequence_token():
+    bare = train_tokenizer(["x"], 300)
+    bare.eos_token = None
+    with pytest.raises(InputError, match="no end-of-sequence token"):
+        list(pack_windows(["x"], bare, 4))
+
+
+def test_joining_tokenises_once_and_keeps_empty_documents(tokenizer):
+    documents = ["first one", "", "another document"]
+    ids = tokenizer("first one\n\n\n\nanother document")["input_ids"]
+    windows = joined_windows(documents, tokenizer, 6)
+    assert windows.ravel().tolist() == ids[: len(ids) // 6 * 6]
+    with pytest.raises(InputError, match="lower `seqlen` from 4096"):
+        joined_windows(documents, tokenizer, 4096)
+
+
+def test_samples_are_crops_of_long_documents(tokenizer):
+    documents = [f"document {index} " * (index % 5 + 1) for index in range(60)]
+    windows, drawn = sample_windows(documents, tokenizer, samples=20, seqlen=24, seed=3)
+    assert drawn == "documents" and windows.shape == (20, 24)
+    texts = [tokenizer.decode(row) for row in windows]
+    owners = [next(i for i, document in enumerate(documents) if text in document) for text in texts]
+    assert len(set(owners)) == 20
+    assert all(len(tokenizer(documents[owner])["input_ids"]) > 24 for owner in owners)
+
+
+def test_short_documents_give_distinct_windows_of_the_stream(tokenizer):
+    documents = [f"n {index}" for index in range(100)]
+    windows, drawn = sample_windows(documents, tokenizer, samples=10, seqlen=16, seed=0)
+    packed = np.concatenate(list(pack_windows(documents, tokenizer, 16))).tolist()
+    assert drawn == "stream"
+    assert len({tuple(row) for row in windows.tolist()}) == 10
+    assert all(row in packed for row in windows.tolist())
+
+
+@pytest.mark.parametrize("length", [3, 30])
+def test_samples_are_a_function_of_the_seed(tokenizer, length):
+    documents = [f"{index} " * length for index in range(100)]
+    first, again, other = (sample_windows(documents, tokenizer, 8, 16, seed)[0] for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_too_little_text_to_sample(tokenizer):
+    with pytest.raises(InputError, match="makes 1 windows of 16 tokens, not 5; lower `calibration.samples`"):
+        sample_windows(["just a few words"], tokenizer, 5, 16, 0)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.sampled_from([np.uint16, np.uint32]))
+def test_files_hold_the_blocks(tmp_path_factory, heights, dtype):
+    path = tmp_path_factory.mktemp("windows") / "w.npy"
+    blocks = [np.full((height, 7), index, dtype=dtype) for index, height in enumerate(heights)]
+    assert save_windows(path, iter(blocks)) == sum(heights)
+    loaded = load_windows(path)
+    assert isinstance(loaded, np.memmap) and loaded.dtype == dtype
+    assert np.array_equal(loaded, np.concatenate(blocks))
+    assert np.array_equal(np.load(path), loaded)
+
+
+def test_an_empty_file_is_not_written(tmp_path):
+    with pytest.raises(InputError, match="does not fill one window"):
+        save_windows(tmp_path / "w.npy", iter(()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_truncated_and_foreign_files(tmp_path):
+    path = tmp_path / "w.npy"
+    with pytest.raises(InputError, match="no such file"):
+        load_windows(path)
+    save_windows(path, [np.ones((10, 8), dtype=np.uint16)])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="truncated"):
+        load_windows(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="truncated or not"):
+        load_windows(path)
+    path.write_text("text")
+    with pytest.raises(InputError, match="truncated or not"):
+        load_windows(path)
+    for foreign in (np.ones((2, 2)), np.ones(4, dtype=np.uint16)):
+        np.save(path, foreign)
+        with pytest.raises(InputError, match="expected"):
+            load_windows(path)
+    np.save(path, np.array([None]), allow_pickle=True)
+    with pytest.raises(InputError, match="not a .npy file"):
+        load_windows(path)
+
+
+def test_ids_take_two_bytes_where_they_fit():
+    assert token_dtype(range(1 << 16)) == np.uint16
+    assert token_dtype(range((1 << 16) + 1)) == np.uint32

@@ -1,0 +1,186 @@
+"""lm-eval on a tiny model, offline, against log-likelihoods that are computed the slow way."""
+
+import json
+import math
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from patch.data.tokenizer import train_tokenizer
+from patch.errors import InputError
+from patch.evaluation import harness
+from patch.evaluation.harness import evaluate_tasks, fetch_task_data, mean_accuracy
+from patch.evaluation.metric import Metric
+
+INCLUDE = Path(__file__).parents[3] / "workflow" / "tasks"
+TASKS = ["word_order", "continuation", "next_word", "cloze"]
+WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed", "eiusmod", "tempor", "ut", "labore"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([" ".join(WORDS)], 320)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, max_position_embeddings=256, **sizes)
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+
+    def some(count: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(count))
+
+    for task in TASKS:
+        number = 2 if task == "word_order" else 4
+        rows = [
+            {
+                "query": some(rng.randint(1, 9)),
+                "choices": [some(3) for _ in range(number)],
+                "gold": rng.randrange(number),
+            }
+            for _ in range(40)
+        ]
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@torch.no_grad()
+def slow_accuracy(model, tokenizer, file: Path) -> list[bool]:
+    right = []
+    for question in map(json.loads, file.read_text().splitlines()):
+        scores = []
+        for choice in question["choices"]:
+            start = len(tokenizer(question["query"])["input_ids"])
+            ids = tokenizer(f"{question['query']} {choice}")["input_ids"]
+            log_probs = model.double()(torch.tensor([ids])).logits[0].log_softmax(-1)
+            scores.append(sum(log_probs[place - 1, ids[place]].item() for place in range(start, len(ids))))
+        right.append(scores.index(max(scores)) == question["gold"])
+    model.float()
+    return right
+
+
+def test_agrees_with_slow_log_likelihoods(model, tokenizer, data_dir):
+    metrics = evaluate_tasks(model, tokenizer, TASKS, INCLUDE, data_dir, batch_size=7)
+    assert list(metrics) == TASKS
+    for task, metric in metrics.items():
+        right = slow_accuracy(model, tokenizer, data_dir / f"{task}.jsonl")
+        accuracy = sum(right) / len(right)
+        assert metric.value == pytest.approx(accuracy)
+        assert metric.stderr == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / (len(right) - 1)))
+        assert metric.samples == 40
+        assert metric.chance == pytest.approx(0.5 if task == "word_order" else 0.25)
+    assert os.environ.get(harness.DATA_VARIABLE) is None
+
+
+@torch.no_grad()
+def test_one_text_with_every_split_and_every_last_word(model, tokenizer):
+    from lm_eval.api.instance import Instance
+
+    from patch.evaluation.aligned_lm import AlignedLM
+
+    pairs = [
+        (" ".join(words[:place]), " " + " ".join(words[place:]))
+        for last in WORDS[:3]
+        for words in [[*WORDS[3:9], last]]
+        for place in range(1, len(words))
+    ]
+    lm = AlignedLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    found = lm.loglikelihood([Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)])
+    for (context, continuation), (score, _) in zip(pairs, found, strict=True):
+        start, ids = len(tokenizer(context)["input_ids"]), tokenizer(context + continuation)["input_ids"]
+        log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted = sum(log_probs[place - 1, ids[place]].item() for place in range(start, len(ids)))
+        assert score == pytest.approx(wanted, abs=1e-3)
+
+
+def test_limit_and_a_single_question(model, tokenizer, data_dir):
+    assert evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, data_dir, 8, limit=5)["cloze"].samples == 5
+    assert math.isnan(evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, data_dir, 8, limit=1)["cloze"].stderr)
+
+
+def test_a_group_has_the_value_of_its_members(model, tokenizer, data_dir, tmp_path):
+    for file in INCLUDE.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "words.yaml").write_text(
+        "group: words\ntask: [next_word, word_order]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    group = evaluate_tasks(model, tokenizer, ["words"], tmp_path, data_dir, 8)["words"]
+    members = evaluate_tasks(model, tokenizer, ["next_word", "word_order"], tmp_path, data_dir, 8).values()
+    assert group.value == pytest.approx(sum(metric.value for metric in members) / 2)
+    assert group.samples == 80 and group.chance == pytest.approx(0.375) and 0 < group.stderr < 0.1
+
+
+def test_mean_accuracy():
+    metrics = {"a": Metric(0.5, 0.03, 200, 0.25), "b": Metric(0.7, 0.04, 100, 0.5)}
+    mean = mean_accuracy(metrics)
+    assert (mean.value, mean.stderr, mean.samples, mean.chance) == pytest.approx((0.6, 0.025, 2, 0.375))
+    assert mean_accuracy(metrics | {"c": Metric(0.1, 0.1, 9)}).chance is None
+
+
+def test_data_that_is_not_there(model, tokenizer, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"task `cloze`: no file .*cloze.jsonl; PATCH_TASK_DATA must name"):
+        evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, tmp_path, 8)
+    monkeypatch.delenv(harness.DATA_VARIABLE, raising=False)
+    with pytest.raises(InputError, match="PATCH_TASK_DATA is not set"):
+        evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, None, 8)
+
+
+class FewNames:
+    """lm-eval's index without the seconds that it takes to read 14,000 files."""
+
+    all_tasks, all_tags = ["cloze", "piqa", "a_tag"], ["a_tag"]
+
+    def __init__(self, include_path, include_defaults):
+        self.task_index = {"a_tag": type("Entry", (), {"tags": {"y", "x"}})}
+
+    def load(self, tasks):
+        task = type("Task", (), {"DATASET_PATH": "owner/piqa", "DATASET_NAME": None, "eval_docs": range(3)})
+        return {"tasks": dict.fromkeys(tasks, task)}
+
+
+@pytest.fixture
+def few_names(monkeypatch):
+    import lm_eval.tasks
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", FewNames)
+
+
+@pytest.mark.parametrize(
+    ("include_path", "hint"),
+    [
+        (INCLUDE, r"did you mean `cloze`\? known: cloze, continuation, next_word, word_order"),
+        (None, "see `lm_eval ls tasks`"),
+    ],
+)
+def test_names_that_do_not_exist(few_names, tmp_path, include_path, hint):
+    with pytest.raises(InputError, match=f"names 'clozed', which lm-eval does not know; {hint}"):
+        fetch_task_data(["clozed"], include_path, tmp_path / "receipt.json")
+    with pytest.raises(InputError, match="names 'a_tag', a tag of lm-eval without a score; name its tasks: x, y"):
+        fetch_task_data(["a_tag"], include_path, tmp_path / "receipt.json")
+
+
+def test_only_built_in_tasks_are_fetched(few_names, tmp_path):
+    fetch_task_data(["cloze", "piqa"], INCLUDE, tmp_path / "receipt.json")
+    expected = {"piqa": {"dataset": "owner/piqa", "name": None, "questions": 3}}
+    assert json.loads((tmp_path / "receipt.json").read_text()) == expected
+
+
+def test_an_offline_node_without_the_data(few_names, tmp_path, monkeypatch):
+    def load(self, tasks):
+        raise ConnectionError("offline\nmode")
+
+    monkeypatch.setattr(FewNames, "load", load)
+    with pytest.raises(InputError, match=r"data of the tasks piqa cannot be read; fetch it first \(offline mode\)"):
+        fetch_task_data(["piqa"], None, tmp_path / "receipt.json")

@@ -1,0 +1,109 @@
+"""A learning run of a few steps on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patch.config import Learning
+from patch.learning.learn import learn
+from patch.masks.nm import NM, Unstructured, nm_mask
+from patch.masks.packed import MaskSet
+from patch.models import prunable_linears
+from patch.pruning import magnitude
+
+# What a clock decides.
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture
+def learning_settings() -> Callable[..., Learning]:
+    """A function: settings of a tiny run with the given keys changed."""
+
+    def make(**changes: Any) -> Learning:
+        values = {
+            "use": {"corpus": "text", "split": "train"},
+            "steps": 5,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "seqlen": 12,
+            "lr": 0.01,
+            "warmup_steps": 1,
+        }
+        return Learning(**values | changes)
+
+    return make
+
+
+@pytest.fixture
+def priors() -> Callable[[torch.nn.Module, float], dict[str, dict[str, torch.Tensor]]]:
+    """A function: a model's pattern and tile priors and frozen masks, as `learn` takes them."""
+
+    def make(model: torch.nn.Module, sparsity: float) -> dict[str, dict[str, torch.Tensor]]:
+        weights = {name: linear.weight for name, linear in prunable_linears(model).items()}
+        generator = torch.Generator().manual_seed(42)
+        return {
+            "pattern_prior": {name: magnitude(weight, NM(2, 4)) for name, weight in weights.items()},
+            "tile_prior": {name: magnitude(weight, Unstructured(sparsity)) for name, weight in weights.items()},
+            "frozen": {
+                name: nm_mask(torch.randn(weight.shape, generator=generator), NM(2, 4))
+                for name, weight in weights.items()
+            },
+        }
+
+    return make
+
+
+@pytest.fixture
+def run_learning(
+    tiny_model: Callable, windows: Callable, learning_settings: Callable, priors: Callable, tmp_path: Path
+) -> Callable[..., tuple[MaskSet, list[dict[str, Any]]]]:
+    """A function: learn and return the masks and the curve without its times; keywords change the settings."""
+
+    def run(
+        method: str = "patch-joint",
+        sparsity: float = 0.4,
+        folder: str = "run",
+        seed: int = 0,
+        model: torch.nn.Module | None = None,
+        upstream: str = "",
+        **changes: Any,
+    ) -> tuple[MaskSet, list[dict[str, Any]]]:
+        model = model or tiny_model()
+        tile = None if method == "maskllm" else 4
+        curve = tmp_path / f"{folder}.jsonl"
+        masks = learn(
+            model,
+            method,
+            windows(10),
+            learning_settings(**changes),
+            0.5 if tile is None else sparsity,
+            tile,
+            seed,
+            folder=tmp_path / folder,
+            curve=curve,
+            upstream=upstream,
+            **priors(model, sparsity),
+        )
+        lines = [json.loads(line) for line in curve.read_text().splitlines()]
+        return masks, [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+    return run
+
+
+def assert_same_masks(one: MaskSet, other: MaskSet) -> None:
+    """Bit for bit."""
+    assert set(one.masks) == set(other.masks) and set(one.tiles) == set(other.tiles)
+    assert all(torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
+    assert all(torch.equal(tiles, other.tiles[name]) for name, tiles in one.tiles.items())
+
+
+@pytest.fixture
+def same_masks() -> Callable[[MaskSet, MaskSet], None]:
+    """Asserts that two sets of masks are equal bit for bit."""
+    return assert_same_masks

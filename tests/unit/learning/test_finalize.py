@@ -1,0 +1,158 @@
+"""From logits to final masks, and the terms of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from patch.learning.masks import attached, build_masks, density_penalty, finalize, weight_reward
+from patch.masks.learnable import LearnableMask, Sampling
+from patch.masks.nm import NM, nm_mask
+from patch.models import prunable_linears
+
+SHAPES = {"a": (8, 12), "b": (4, 4), "c": (12, 8)}
+
+
+def layers(seed: int = 0, tile: int | None = 4) -> dict[str, LearnableMask]:
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, (rows, columns) in SHAPES.items():
+        patterns = torch.randn(6, rows * columns // 4, generator=generator)
+        tiles = torch.randn(rows // 4, columns // 4, generator=generator) if tile else None
+        masks[name] = LearnableMask(torch.Size((rows, columns)), patterns, None, tiles, tile)
+    return masks
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.25, 0.35, 0.45, 0.5])
+@pytest.mark.parametrize("target", ["global", "layer"])
+def test_exact_keeps_the_largest(sparsity: float, target: str, learning_settings: Callable) -> None:
+    masks = layers()
+    final = finalize(masks, sparsity, learning_settings(target=target, finalize="exact"))
+    final.verify()
+    groups = [list(masks)] if target == "global" else [[name] for name in masks]
+    for group in groups:
+        logits = torch.cat([masks[name].tile_logits.detach().flatten() for name in group])
+        dense = torch.cat([final.tiles[name].flatten() for name in group])
+        count = round((1 - 2 * sparsity) * len(logits))
+        assert dense.sum() == count
+        if 0 < count < len(logits):
+            assert logits[dense].min() > logits[~dense].max()
+        kept = sum(int(final.masks[name].sum()) for name in group)
+        size = sum(final.masks[name].numel() for name in group)
+        # To the tile: half of half a tile of sixteen weights.
+        assert abs(1 - kept / size - sparsity) * size <= 4 + 1e-6
+    if target == "global":
+        assert final.pattern == "hybrid" and final.tile == 4
+
+
+def test_threshold_keeps_what_is_positive(learning_settings: Callable) -> None:
+    masks = layers()
+    final = finalize(masks, 0.45, learning_settings(finalize="threshold"))
+    for name, mask in masks.items():
+        assert torch.equal(final.tiles[name], mask.tile_logits.detach() > 0)
+    final.verify()
+
+
+def test_sparse_tiles_hold_the_likeliest_patterns(learning_settings: Callable) -> None:
+    masks = layers()
+    final = finalize(masks, 0.35, learning_settings())
+    for name, mask in masks.items():
+        dense = torch.kron(final.tiles[name].int(), torch.ones(4, 4).int()).bool()
+        assert final.masks[name][dense].all()
+        assert torch.equal(final.masks[name][~dense], mask.final_pattern()[~dense])
+
+
+def test_without_tiles_everything_is_two_of_four(learning_settings: Callable) -> None:
+    final = finalize(layers(tile=None), 0.5, learning_settings())
+    assert final.pattern == "2:4" and final.tiles == {} and final.sparsity == 0.5
+    final.verify()
+
+
+def test_penalty_is_weighted_by_size() -> None:
+    masks = layers()
+    for mask in masks.values():
+        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 5)
+    sizes = {name: rows * columns for name, (rows, columns) in SHAPES.items()}
+    densities = {name: 0.5 + 0.5 * mask.shares.detach().double().mean().item() for name, mask in masks.items()}
+    density = sum(sizes[name] * densities[name] for name in masks) / sum(sizes.values())
+    for target in (0.55, 0.95):
+        penalty, reported = density_penalty(masks, target, per_layer=False)
+        assert reported.item() == pytest.approx(density, rel=1e-6)
+        assert penalty.item() == pytest.approx(abs(density - target), rel=1e-5)
+        expected = sum(sizes[name] * abs(densities[name] - target) for name in masks) / sum(sizes.values())
+        assert density_penalty(masks, target, per_layer=True)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_penalty_pushes_towards_the_target() -> None:
+    masks = layers()
+    for mask in masks.values():
+        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 5)
+    density_penalty(masks, 0.99, per_layer=False)[0].backward()
+    assert all((mask.tile_logits.grad < 0).all() for mask in masks.values()), "too sparse: logits must rise"
+
+
+def test_reward_is_the_kept_share_of_the_squared_norm() -> None:
+    masks, total, kept = layers(tile=None), 0.0, 0.0
+    generator = torch.Generator().manual_seed(1)
+    for name, mask in masks.items():
+        mask.set_step(Sampling(1e6, 0.05, True), Sampling(1.0, 1.0), 5)
+        weight = torch.randn(SHAPES[name], generator=generator)
+        mask(weight)
+        total += weight.double().square().sum().item()
+        kept += weight.double()[mask.final_pattern()].square().sum().item()
+    assert weight_reward(masks, torch.tensor(total)).item() == pytest.approx(kept / total, rel=1e-5)
+
+
+def test_masks_are_attached_and_taken_off(tiny_model: Callable, learning_settings: Callable) -> None:
+    model, tokens = tiny_model(), torch.arange(12)[None]
+    linears = prunable_linears(model)
+    identities = {name: (type(linear), linear.weight) for name, linear in linears.items()}
+    masks = build_masks(model, "patch-joint", learning_settings(), 0.45, 4, 0)
+    before = model(tokens).logits
+    for mask in masks.values():
+        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 0)
+    with attached(model, masks):
+        assert not torch.allclose(model(tokens).logits, before)
+        assert set(prunable_linears(model)) == set(linears)
+    with pytest.raises(RuntimeError), attached(model, masks):
+        raise RuntimeError
+    assert torch.equal(model(tokens).logits, before)
+    for name, linear in prunable_linears(model).items():
+        kind, weight = identities[name]
+        assert type(linear) is kind and linear.weight is weight and not weight.requires_grad
+        assert [n for n, _ in linear.named_parameters() if n != "bias"] == ["weight"]
+
+
+def test_initial_masks_use_their_priors(tiny_model: Callable, learning_settings: Callable) -> None:
+    model = tiny_model()
+    shapes = {name: linear.weight.shape for name, linear in prunable_linears(model).items()}
+    prior = {name: nm_mask(torch.randn(shape), NM(2, 4)) for name, shape in shapes.items()}
+    ranks = {name: torch.zeros(shape).bool() for name, shape in shapes.items()}
+    for mask in ranks.values():
+        mask[:4] = True
+    strong = learning_settings(pattern_prior_strength=1000, tile_prior_strength=1000)
+    joint = build_masks(model, "patch-joint", strong, 0.4, 4, 0, prior, ranks)
+    for name, mask in joint.items():
+        assert torch.equal(mask.final_pattern(), prior[name])
+        tiles = mask.tile_logits.numel()
+        assert int((mask.tile_logits > 0).sum()) == round(0.2 * tiles)
+        assert (mask.tile_logits[0] > 0).any()
+    tile = build_masks(model, "patch-tile", strong, 0.4, 4, 0, None, ranks, prior)
+    assert all(mask.pattern_logits is None and torch.equal(mask.frozen, prior[name]) for name, mask in tile.items())
+    plain = build_masks(model, "maskllm", learning_settings(), 0.5, None, 0)
+    assert all(mask.tile_logits is None and mask.tile is None for mask in plain.values())
+
+
+def test_random_tile_prior_ignores_masks_and_follows_the_seed(
+    tiny_model: Callable, learning_settings: Callable
+) -> None:
+    model, settings = tiny_model(), learning_settings(tile_prior="random", tile_prior_strength=1000)
+
+    def dense(seed: int) -> torch.Tensor:
+        masks = build_masks(model, "patch-joint", settings, 0.25, 4, seed)
+        return torch.cat([(mask.tile_logits > 0).flatten() for mask in masks.values()])
+
+    assert torch.equal(dense(0), dense(0)) and not torch.equal(dense(0), dense(1))
+    assert dense(0).float().mean().item() == pytest.approx(0.5, abs=0.01)

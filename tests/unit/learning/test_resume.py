@@ -1,0 +1,220 @@
+"""A run that was stopped in any way ends as if it had not been, or says why it cannot."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patch.errors import InputError
+from patch.learning.checkpoint import Checkpoints, StepLog
+from patch.learning.loop import EXIT_RESUMABLE, run_steps
+
+learn_module = importlib.import_module("patch.learning.learn")
+OFTEN = 1e-9  # minutes: a checkpoint after every step
+
+
+class Crash(Exception):
+    """A process that dies without a word."""
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """A function: do something in the middle of a step, once."""
+    real = learn_module.batch_indices
+
+    def arrange(wanted: int, action: Callable[[], None]) -> None:
+        pending = [action]
+
+        def batch_indices(step: int, *rest: Any) -> Any:
+            if step == wanted and pending:
+                pending.pop()()
+            return real(step, *rest)
+
+        monkeypatch.setattr(learn_module, "batch_indices", batch_indices)
+
+    return arrange
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_signal_at_any_step(
+    method: str, number: int, step: int, at_step: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path
+) -> None:
+    masks, curve = run_learning(method, folder="whole")
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    at_step(step, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as stopped:
+        run_learning(method)
+    assert stopped.value.code == EXIT_RESUMABLE == 75
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == handlers
+    assert [path.name for path in (tmp_path / "run").glob("*.pt")] == [f"step-{step + 1:08d}.pt"]
+    assert not (tmp_path / "run.jsonl").exists()
+    resumed, resumed_curve = run_learning(method)
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("step", [0, 1, 4])
+def test_a_crash_at_any_step(
+    step: int, at_step: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path
+) -> None:
+    masks, curve = run_learning(folder="whole")
+    at_step(step, crash)
+    with pytest.raises(Crash):
+        run_learning(checkpoint_minutes=OFTEN)
+    found = sorted(path.name for path in (tmp_path / "run").glob("*.pt"))
+    assert found == [f"step-{number:08d}.pt" for number in range(max(1, step - 1), step + 1)]
+    resumed, resumed_curve = run_learning(checkpoint_minutes=OFTEN)
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "no-mapping"])
+def test_a_broken_newest_checkpoint_is_passed_over(
+    damage: str,
+    at_step: Callable,
+    run_learning: Callable,
+    same_masks: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    masks, curve = run_learning(folder="whole")
+    at_step(3, crash)
+    with pytest.raises(Crash):
+        run_learning(checkpoint_minutes=OFTEN)
+    newest = tmp_path / "run" / "step-00000003.pt"
+    if damage == "truncated":
+        newest.write_bytes(newest.read_bytes()[:-200])
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    elif damage == "foreign":
+        torch.save({"model": torch.ones(2)}, newest)
+    else:
+        torch.save([1, 2, 3], newest)
+    capsys.readouterr()
+    resumed, resumed_curve = run_learning(checkpoint_minutes=OFTEN)
+    assert "resuming at step 2" in capsys.readouterr().out
+    assert "passed over" in caplog.text
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.02}, {"seed": 1}, {"sparsity": 0.3}, {"upstream": "another model"}, {"weight_reg": 1.0}]
+)
+def test_a_checkpoint_of_other_settings_is_not_resumed(
+    change: dict[str, Any], at_step: Callable, run_learning: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    _, expected = run_learning(folder="whole", **change)
+    at_step(3, crash)
+    with pytest.raises(Crash):
+        run_learning(checkpoint_minutes=OFTEN)
+    capsys.readouterr()
+    _, curve = run_learning(checkpoint_minutes=10.0, **change)
+    assert "resuming" not in capsys.readouterr().out
+    assert curve == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_the_step(
+    value: float, run_learning: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = learn_module._cross_entropy, []
+
+    def spoiled(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(model, tokens) * (value if len(calls) > 6 else 1)
+
+    monkeypatch.setattr(learn_module, "_cross_entropy", spoiled)
+    with pytest.raises(InputError, match="at step 3 of 5; lower the learning rate"):
+        run_learning(checkpoint_minutes=OFTEN)
+    newest = sorted((tmp_path / "run").glob("*.pt"))[-1]
+    assert newest.name == "step-00000003.pt"
+    state = torch.load(newest, weights_only=True)["state"]["masks"]
+    assert all(logits.isfinite().all() for logits in state.values())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    run_learning: Callable, same_masks: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, curve = run_learning(folder="whole")
+    real, saved = torch.save, []
+
+    def full(content: Any, path: Path) -> None:
+        saved.append(path)
+        if len(saved) > 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(content, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(InputError, match="No space left.*the last checkpoint is kept"):
+            run_learning(checkpoint_minutes=OFTEN)
+    assert sorted(os.listdir(tmp_path / "run")) == ["log.jsonl", "step-00000001.pt", "step-00000002.pt"]
+    resumed, resumed_curve = run_learning()
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
+
+
+def test_the_newest_two_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", "me")
+    assert checkpoints.latest() is None
+    for step in (1, 9, 10, 100):
+        checkpoints.save(step, {"x": torch.tensor(step)})
+    assert sorted(os.listdir(tmp_path / "c")) == ["step-00000010.pt", "step-00000100.pt"]
+    step, state = checkpoints.latest()
+    assert step == 100 and state["x"] == 100
+    assert Checkpoints(tmp_path / "c", "other").latest() is None
+    checkpoints.clear()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    """A pickle that names a callable is passed over instead of being executed."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    (tmp_path / "c").mkdir()
+    torch.save({"identity": "me", "step": 1, "state": Evil()}, tmp_path / "c" / "step-00000001.pt")
+    assert Checkpoints(tmp_path / "c", "me").latest() is None
+    assert not (tmp_path / "owned").exists()
+
+
+def test_log_drops_the_steps_that_are_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 0, "a": 1}\n{"step": 1, "a": 2}\n{"step": 2, "a": 3}\n{"step": 3, "a"')
+    log = StepLog(path, 2)
+    log.write({"step": 2, "a": 4})
+    log.close()
+    assert path.read_text() == '{"step": 0, "a": 1}\n{"step": 1, "a": 2}\n{"step": 2, "a": 4}\n'
+    StepLog(path, 0).close()
+    assert path.read_text() == ""
+
+
+def test_log_every(tmp_path: Path) -> None:
+    run_steps(8, lambda step: {"loss": 1.0}, {}, tmp_path / "c", "me", tmp_path / "curve.jsonl", log_every=3)
+    steps = [line.split(",")[0] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert steps == ['{"step": 0', '{"step": 3', '{"step": 6', '{"step": 7']
+
+
+def test_missing_loss_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the loss is None at step 0 of 1"):
+        run_steps(1, lambda step: {"loss": None}, {}, tmp_path / "c", "me", tmp_path / "curve.jsonl")

@@ -1,0 +1,83 @@
+"""What changes with the step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch.learning.schedules import batch_indices, cosine_rate, noise_seed, ramp
+
+
+@given(st.floats(0.01, 500), st.floats(0.01, 500), st.integers(2, 300))
+def test_ramp_is_linear_from_end_to_end(first: float, last: float, steps: int) -> None:
+    values = [ramp((first, last), step, steps) for step in range(steps)]
+    assert values[0] == first and values[-1] == pytest.approx(last)
+    assert np.diff(values) == pytest.approx((last - first) / (steps - 1), abs=1e-9 * (first + last))
+
+
+def test_ramp_of_one_step() -> None:
+    assert ramp((4.0, 0.05), 0, 1) == 4.0
+
+
+@pytest.mark.parametrize(("steps", "warmup", "floor"), [(100, 10, 0.0), (50, 0, 0.1), (7, 3, 0.05)])
+def test_cosine(steps: int, warmup: int, floor: float) -> None:
+    rates = [cosine_rate(step, steps, warmup, floor) for step in range(steps)]
+    for step, rate in enumerate(rates[:warmup]):
+        assert rate == pytest.approx((step + 1) / warmup)
+    assert rates[warmup] == pytest.approx(1.0)
+    assert all(a > b for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert floor < rates[-1] < floor + 0.7 * (1 - floor)
+    middle = warmup + (steps - warmup) / 2
+    if middle == int(middle):
+        assert rates[int(middle)] == pytest.approx(floor + (1 - floor) / 2)
+    assert cosine_rate(steps, steps, warmup, floor) == pytest.approx(floor)
+    assert all(math.isfinite(rate) and rate > 0 for rate in rates)
+
+
+def test_warm_up_longer_than_the_run() -> None:
+    assert [cosine_rate(step, 3, 5) for step in range(3)] == pytest.approx([0.2, 0.4, 0.6])
+
+
+@given(st.integers(1, 9), st.integers(1, 13), st.integers(0, 5))
+def test_each_window_once_in_a_pass(batch_size: int, windows: int, seed: int) -> None:
+    steps = -(-3 * windows // batch_size)
+    rows = np.concatenate([batch_indices(step, batch_size, windows, seed) for step in range(steps)])
+    passes = [rows[start : start + windows].tolist() for start in range(0, 3 * windows, windows)]
+    assert all(sorted(one) == list(range(windows)) for one in passes)
+    if windows > 7:
+        assert passes[0] != passes[1] and passes[0] != list(range(windows))
+
+
+@given(st.integers(0, 50), st.integers(1, 8), st.integers(0, 5))
+def test_a_function_of_seed_and_step_alone(step: int, micro_batches: int, seed: int) -> None:
+    batch = batch_indices(step, 8 * micro_batches, 37, seed)
+    assert batch.dtype == np.int64 and batch.shape == (8 * micro_batches,)
+    # A batch is the row of smaller batches that follow each other.
+    smaller = [batch_indices(step * micro_batches + index, 8, 37, seed) for index in range(micro_batches)]
+    assert np.array_equal(batch, np.concatenate(smaller))
+    assert np.array_equal(batch, batch_indices(step, 8 * micro_batches, 37, seed))
+
+
+def test_other_seeds_give_other_orders() -> None:
+    assert not np.array_equal(batch_indices(0, 30, 30, 0), batch_indices(0, 30, 30, 1))
+
+
+def test_noise_seeds_are_distinct_where_a_cpu_generator_looks() -> None:
+    """A CPU generator takes the low 32 bits of its seed alone, so those must differ."""
+    seeds = [
+        noise_seed(seed, step, micro, layer)
+        for seed in range(3)
+        for step in range(30)
+        for micro in range(4)
+        for layer in range(10)
+    ]
+    assert len(set(seeds)) == len(seeds) and all(0 <= value < 2**63 for value in seeds)
+    # Chance collisions among n draws of 32 bits: n^2 / 2^33.
+    low = {value & 0xFFFFFFFF for value in seeds}
+    assert len(low) >= len(seeds) - 3
+    assert noise_seed(1, 2, 3, 4) == noise_seed(1, 2, 3, 4)
+    assert noise_seed(0, 1, 0, 0) != noise_seed(1, 0, 0, 0) != noise_seed(0, 0, 1, 0)

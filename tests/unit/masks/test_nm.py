@@ -1,0 +1,71 @@
+"""N:M masks against loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch.errors import InputError
+from patch.masks.nm import NM, Unstructured, drop_smallest, nm_mask, obeys, parse_pattern
+
+patterns = st.sampled_from([NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), NM(4, 4), NM(0, 2), NM(1, 3)])
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> tuple[torch.Tensor, NM]:
+    pattern = draw(patterns)
+    rows, groups = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    if draw(st.booleans()):
+        return torch.randint(0, 3, (rows, groups * pattern.m), generator=generator).float(), pattern
+    return torch.randn(rows, groups * pattern.m, generator=generator), pattern
+
+
+@given(scores())
+def test_every_group_keeps_exactly_its_largest(case: tuple[torch.Tensor, NM]) -> None:
+    score, pattern = case
+    mask = nm_mask(score, pattern)
+    for row in range(score.shape[0]):
+        for start in range(0, score.shape[1], pattern.m):
+            values = score[row, start : start + pattern.m].tolist()
+            # The smallest go first; of equals, the earlier.
+            order = sorted(range(pattern.m), key=lambda i: (values[i], i))
+            expected = [i in order[pattern.m - pattern.n :] for i in range(pattern.m)]
+            assert mask[row, start : start + pattern.m].tolist() == expected
+    assert obeys(mask, pattern).all()
+
+
+def test_half_precision_and_extremes_are_ranked_as_they_are() -> None:
+    score = torch.tensor([[float("inf"), 0.0, -float("inf"), 1e-30]])
+    assert nm_mask(score, NM(2, 4)).tolist() == [[True, False, False, True]]
+    assert nm_mask(torch.tensor([[1.0, 3.0, 2.0, 0.5]], dtype=torch.bfloat16), NM(1, 4)).tolist() == [
+        [False, True, False, False]
+    ]
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 100))
+def test_drop_smallest_drops_exactly_count(length: int, count: int, seed: int) -> None:
+    count = min(count, length)
+    score = torch.randint(0, 4, (length,), generator=torch.Generator().manual_seed(seed)).float()
+    mask = drop_smallest(score, count)
+    dropped = sorted(range(length), key=lambda i: (score[i].item(), i))[:count]
+    assert (~mask).nonzero().flatten().tolist() == sorted(dropped)
+
+
+def test_obeys_finds_the_broken_group() -> None:
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1, 0, 1]]).bool()
+    assert obeys(mask, NM(2, 4)).tolist() == [[True, False], [True, True]]
+
+
+def test_groups_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="6 input features"):
+        nm_mask(torch.ones(2, 6), NM(2, 4))
+
+
+def test_patterns_are_parsed() -> None:
+    assert parse_pattern("2:4", 0.5) == NM(2, 4)
+    assert str(parse_pattern("4:8", 0.5)) == "4:8"
+    assert parse_pattern("unstructured", 0.35) == Unstructured(0.35)
+    assert NM(3, 4).sparsity == 0.25 and NM(1, 4).sparsity == 0.75

@@ -1,0 +1,186 @@
+import csv
+import dataclasses
+
+import pytest
+
+from patch.errors import InputError
+from patch.paper.columns import format_value
+from patch.paper.tables import TABLES, build_table, to_text, write_table
+from patch.paper.tex import escape_tex
+
+
+def build(name, experiment):
+    return build_table(name, experiment.frame, experiment.models, experiment.expected)
+
+
+def labels(table):
+    return [(round(100 * row.sparsity), row.method, row.pattern.split(" ")[0]) for row in table.rows]
+
+
+def test_rows_stand_in_the_papers_order(experiment):
+    table = build("tile", experiment)
+    assert labels(table) == [
+        (0, "Dense", "dense"),
+        (50, "Magnitude", "2:4"),
+        (50, "Wanda", "2:4"),
+        (50, "SparseGPT", "2:4"),
+        (50, "MaskLLM", "2:4"),
+        (45, "PATCH", "hybrid"),
+        (35, "PATCH", "hybrid"),
+        (25, "PATCH", "hybrid"),
+    ]
+    assert [heading.text for heading in table.header] == ["Acc. (%) ↑", "PPL ↓"]
+
+
+def test_tables_show_the_models_of_their_variant(experiment):
+    assert {h.model.name for h in build("joint", experiment).header} == {"qwen", "gemma"}
+    assert {h.model.name for h in build("tile", experiment).header} == {"llama"}
+
+
+def test_unstructured_stands_beside_patch_at_equal_sparsity(experiment):
+    experiment.models = [model for model in experiment.models if model.name != "gemma"]
+    experiment.records = [record for record in experiment.records if record.cell.model != "gemma"]
+    table = build("unstructured", experiment)
+    assert labels(table) == [
+        row
+        for level in (45, 35, 25)
+        for row in (
+            (level, "Wanda", "unstructured"),
+            (level, "SparseGPT", "unstructured"),
+            (level, "PATCH", "hybrid"),
+        )
+    ]
+    assert all(measure is not None for row in table.rows for measure in row.measures)
+
+
+def test_numbers_come_from_the_frame(experiment):
+    frame = experiment.frame
+    row = build("tile", experiment).rows[2]
+    chosen = frame[(frame["model"] == "llama") & (frame["method"] == "wanda") & (frame["pattern"] == "2:4")]
+    expected = chosen[chosen["metric"] == "perplexity"]
+    assert row.measures[1].value == pytest.approx(expected["value"].mean())
+    assert row.measures[1].published == 11.15
+    assert row.measures[1].seeds == len(expected)
+
+
+def test_a_missing_cell_is_a_dash_and_counted(experiment, tmp_path):
+    gone = [r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "maskllm"]
+    experiment.records = [record for record in experiment.records if record not in gone]
+    table = build("tile", experiment)
+    row = next(row for row in table.rows if row.method == "MaskLLM")
+    assert row.measures == (None, None)
+    plural = "s" if len(gone) > 1 else ""
+    assert table.notes[-1].startswith(f"{len(gone)} cell{plural} missing: llama/maskllm_2of4_0.5_s0")
+    _, markdown, _ = write_table(table, tmp_path / "t")
+    line = next(line for line in markdown.read_text().splitlines() if "MaskLLM" in line)
+    assert line.count("–") == len(line.split("|")) - 5
+
+
+def test_a_missing_seed_is_counted_too(experiment):
+    gone = next(r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "wanda")
+    experiment.records.remove(gone)
+    assert f"llama/{gone.cell.id}" in build("tile", experiment).notes[-1]
+
+
+def test_long_lists_of_missing_cells_are_cut(experiment):
+    experiment.records = [record for record in experiment.records if record.cell.method == "dense"]
+    table = build("tile", experiment)
+    assert len(table.rows) == 8
+    assert (
+        f"and {len([c for c in experiment.expected if c.model == 'llama' and c.pattern != 'unstructured']) - 7} more"
+        in table.notes[-1]
+    )
+
+
+def test_the_note_on_other_models_names_them(experiment):
+    notes = " ".join(build("joint", experiment).notes)
+    assert "Qwen2-mini: Qwen/Qwen2.5-0.5B" in notes
+    assert "Gemma" not in notes
+
+
+def test_a_method_of_others_comes_last_of_its_sparsity(experiment):
+    first = next(r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "wanda")
+    cell = first.cell.model_copy(update={"method": "my_method", "id": "my_method_2of4"})
+    experiment.records.append(first.model_copy(update={"cell": cell}))
+    methods = [row.method for row in build("tile", experiment).rows]
+    assert methods.index("my_method") == methods.index("MaskLLM") + 1
+
+
+def test_tasks_has_a_row_for_each_model_and_cell(experiment):
+    table = build("tasks", experiment)
+    cells = {(cell.model, cell.method, cell.pattern, cell.sparsity) for cell in experiment.expected}
+    assert len(table.rows) == len(cells)
+    assert table.header[-1].text == "Mean ↑"
+
+
+def test_an_unknown_table_is_refused(experiment):
+    with pytest.raises(InputError, match="unknown table `ablation`; known: joint"):
+        build("ablation", experiment)
+
+
+def test_a_table_without_cells_says_so(experiment, tmp_path):
+    experiment.models = [model for model in experiment.models if model.variant == "joint"]
+    experiment.records = [record for record in experiment.records if record.cell.model != "llama"]
+    table = build("tile", experiment)
+    assert table.rows == ()
+    assert "No cell" in to_text(table)
+    assert len(write_table(table, tmp_path / "t")) == 3
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_csv_is_rectangular_and_numeric(experiment, tmp_path, name):
+    table = build(name, experiment)
+    path, *_ = write_table(table, tmp_path / name)
+    header, *rows = csv.reader(path.open())
+    assert len(set(header)) == len(header)
+    assert len(rows) == len(table.rows)
+    assert {len(row) for row in rows} == {len(header)}
+    start = header.index(f"{table.header[0].key}")
+    for row in rows:
+        assert all(cell in ("", "true", "false") or float(cell) is not None for cell in row[start:])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tex_and_markdown_are_rectangular(experiment, tmp_path, name):
+    table = build(name, experiment)
+    _, markdown, tex = write_table(table, tmp_path / name)
+    bars = {line.count("|") for line in markdown.read_text().splitlines() if line.startswith("|")}
+    assert len(bars) == 1
+    text = tex.read_text()
+    body = [line for line in text.split(r"\bottomrule")[0].splitlines() if line.endswith(r"\\")]
+    columns = text.split(r"\begin{tabular}{")[1].split("}")[0]
+    assert {line.count(" & ") + 1 for line in body if "multicolumn" not in line} == {len(columns)}
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert text.isascii()
+
+
+def test_bold_is_written(experiment, tmp_path):
+    table = build("tile", experiment)
+    row = dataclasses.replace(
+        table.rows[1], measures=tuple(dataclasses.replace(m, best=True) for m in table.rows[1].measures)
+    )
+    _, markdown, tex = write_table(dataclasses.replace(table, rows=(row,)), tmp_path / "t")
+    assert markdown.read_text().count("**") == 4
+    assert tex.read_text().count(r"\textbf{") == 2
+
+
+def test_terminal_table_stays_within_its_width(experiment):
+    text = to_text(build("joint", experiment), width=110)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "left out" in text
+
+
+def test_wide_terminals_get_the_papers_numbers(experiment):
+    assert "Paper (Δ)" in to_text(build("tile", experiment), width=200)
+
+
+def test_tex_escapes():
+    assert escape_tex(r"50% of a_b & #1 {x} ~ ^ $ \y") == (
+        r"50\% of a\_b \& \#1 \{x\} \textasciitilde{} \textasciicircum{} \$ \textbackslash{}y"
+    )
+    assert escape_tex("1 ± 2 × 3 −4 –") == r"1 $\pm$ 2 $\times$ 3 $-$4 --"
+
+
+def test_decimals():
+    assert format_value(54.614, "accuracy") == "54.61"
+    assert [format_value(v, "perplexity") for v in (5.118, 765.92, 6734.97)] == ["5.12", "765.9", "6735"]

@@ -1,0 +1,98 @@
+"""Magnitude and Wanda, bit for bit, against loops in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch.calibration import InputStatistics
+from patch.masks.nm import NM, Unstructured
+from patch.pruning.magnitude import magnitude
+from patch.pruning.wanda import wanda
+
+NMS = [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8)]
+
+
+def worst(values: np.ndarray, count: int) -> set[int]:
+    """Positions of the ``count`` smallest; of equals, the earlier."""
+    order = sorted(range(len(values)), key=lambda i: (float(values[i]), i))
+    return set(order[:count])
+
+
+def mask_of(score: np.ndarray, pattern: NM | Unstructured, whole: bool) -> np.ndarray:
+    keep = np.ones(score.shape, dtype=bool)
+    rows, columns = score.shape
+    if isinstance(pattern, NM):
+        for row in range(rows):
+            for start in range(0, columns, pattern.m):
+                for index in worst(score[row, start : start + pattern.m], pattern.m - pattern.n):
+                    keep[row, start + index] = False
+    elif whole:
+        for index in worst(score.reshape(-1), int(score.size * pattern.sparsity)):
+            keep[index // columns, index % columns] = False
+    else:
+        for row in range(rows):
+            for index in worst(score[row], int(columns * pattern.sparsity)):
+                keep[row, index] = False
+    return keep
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[torch.Tensor, InputStatistics, NM | Unstructured]:
+    pattern = draw(st.sampled_from([*NMS, *map(Unstructured, (0.0, 0.25, 0.35, 0.45, 0.5, 0.9))]))
+    step = pattern.m if isinstance(pattern, NM) else 4
+    rows, columns = draw(st.integers(1, 6)), step * draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    weight = torch.randn(rows, columns, generator=generator)
+    if draw(st.booleans()):  # many ties
+        weight = weight.mul(1.5).round()
+    x = torch.randn(7, columns, generator=generator)
+    if draw(st.booleans()):  # dead columns
+        x[:, torch.rand(columns, generator=generator) < 0.5] = 0
+    if draw(st.booleans()):
+        weight = weight.bfloat16()
+    return weight, InputStatistics(x.square().sum(0), None, draw(st.integers(1, 5))), pattern
+
+
+@given(layers())
+def test_magnitude(case: tuple) -> None:
+    weight, _, pattern = case
+    expected = mask_of(np.abs(weight.float().numpy()), pattern, whole=True)
+    assert (magnitude(weight, pattern).numpy() == expected).all()
+
+
+@given(layers())
+def test_wanda(case: tuple) -> None:
+    weight, statistics, pattern = case
+    score = np.abs(weight.float().numpy())
+    norms = np.sqrt(statistics.squares.numpy() / np.float32(statistics.sequences))
+    for row in range(score.shape[0]):
+        for column in range(score.shape[1]):
+            score[row, column] = score[row, column] * norms[column]
+    assert (wanda(weight, statistics, pattern).numpy() == mask_of(score, pattern, whole=False)).all()
+
+
+def test_wanda_prefers_loud_inputs_where_magnitude_does_not() -> None:
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    statistics = InputStatistics(torch.tensor([10_000.0, 100.0, 1.0, 0.0]), None, 1)
+    assert wanda(weight, statistics, NM(2, 4)).tolist() == [[True, True, False, False]]
+    assert magnitude(weight, NM(2, 4)).tolist() == [[False, False, True, True]]
+
+
+def test_magnitude_ranks_over_the_matrix_and_wanda_by_row() -> None:
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert magnitude(weight, Unstructured(0.5)).tolist() == [[False, False], [True, True]]
+    ones = InputStatistics(torch.ones(2), None, 1)
+    assert wanda(weight, ones, Unstructured(0.5)).tolist() == [[False, True], [False, True]]
+
+
+@pytest.mark.parametrize("pattern", NMS)
+def test_weights_are_not_changed(pattern: NM) -> None:
+    weight = torch.randn(3, 16)
+    before = weight.clone()
+    magnitude(weight, pattern)
+    wanda(weight, InputStatistics(torch.rand(16), None, 2), pattern)
+    assert torch.equal(weight, before)

@@ -1,0 +1,113 @@
+"""Pruning of a whole model: what is pruned, what is left, what the masks say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from patch.config import Pruning
+from patch.masks.nm import NM, Unstructured
+from patch.models import prunable_linears
+from patch.pruning import magnitude, prune
+
+FAMILIES = ("qwen2", "llama", "gemma3_text")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.35)])
+def test_weights_follow_the_masks(
+    family: str, method: str, pattern: NM | Unstructured, tiny_model: Callable, windows: Callable
+) -> None:
+    model, dense = tiny_model(family), tiny_model(family).state_dict()
+    masks = prune(model, method, pattern, windows(), batch_size=4)
+    masks.verify()
+    linears = prunable_linears(model)
+    assert masks.pattern == str(pattern) and set(masks.masks) == set(linears)
+    assert masks.sparsity == pytest.approx(pattern.sparsity, abs=0.02)
+    moved = 0
+    for name, linear in linears.items():
+        mask, before = masks.masks[name], dense[f"{name}.weight"]
+        assert (linear.weight[~mask] == 0).all()
+        moved += int((linear.weight[mask] != before[mask]).sum())
+    assert (moved > 0) == (method == "sparsegpt")
+    for name, value in model.state_dict().items():
+        if name.removesuffix(".weight") not in linears:
+            assert torch.equal(value, dense[name]), name
+
+
+def test_the_mask_knows_zeros_that_were_there_before(tiny_model: Callable) -> None:
+    """Genuine zeros of the dense model are not mistaken for pruned weights, nor the other way round."""
+    model = tiny_model()
+    for linear in prunable_linears(model).values():
+        linear.weight.data[0] = 0
+    masks = prune(model, "magnitude", NM(2, 4))
+    assert all((mask.reshape(-1, 4).sum(1) == 2).all() for mask in masks.masks.values())
+
+
+def test_magnitude_needs_no_windows_and_looks_at_dense_weights(tiny_model: Callable) -> None:
+    masks = prune(tiny_model(), "magnitude", NM(2, 4)).masks
+    for name, linear in prunable_linears(tiny_model()).items():
+        assert torch.equal(masks[name], magnitude(linear.weight, NM(2, 4)))
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_batch_size_does_not_matter(method: str, tiny_model: Callable, windows: Callable) -> None:
+    results = []
+    for batch_size in (1, 4, 5, 64):
+        model = tiny_model("gemma3_text")
+        masks = prune(model, method, NM(2, 4), windows(count=6), batch_size).masks
+        results.append((masks, {name: linear.weight for name, linear in prunable_linears(model).items()}))
+    first_masks, first_weights = results[0]
+    for masks, weights in results[1:]:
+        for name, mask in masks.items():
+            assert torch.equal(mask, first_masks[name]), name
+            torch.testing.assert_close(weights[name], first_weights[name], rtol=1e-3, atol=1e-4)
+
+
+def test_later_blocks_see_pruned_ones(tiny_model: Callable, windows: Callable) -> None:
+    """With the first block pruned beforehand the second block's Wanda mask is the same; with it dense, another."""
+    sequential = prune(tiny_model(), "wanda", NM(1, 4), windows()).masks
+    expected, dense = {}, {}
+    for target, pruned_first in ((expected, True), (dense, False)):
+        model, squares = tiny_model(), {}
+        linears = prunable_linears(model)
+        if pruned_first:
+            for name, linear in linears.items():
+                if ".layers.0." in name:
+                    linear.weight.data.masked_fill_(~sequential[name], 0)
+        handles = [
+            linear.register_forward_pre_hook(
+                lambda _, inputs, name=name, squares=squares: squares.update({name: inputs[0].square().sum((0, 1))})
+            )
+            for name, linear in linears.items()
+        ]
+        model(torch.as_tensor(windows().astype("int64")))
+        for handle in handles:
+            handle.remove()
+        for name, linear in linears.items():
+            score = (linear.weight.abs() * squares[name].sqrt()).reshape(-1, 4)
+            best = score.argmax(1)
+            target[name] = (torch.arange(4)[None] == best[:, None]).reshape(linear.weight.shape)
+    second = [name for name in expected if ".layers.1." in name]
+    assert all(torch.equal(sequential[name], expected[name]) for name in second)
+    assert not all(torch.equal(sequential[name], dense[name]) for name in second)
+
+
+def test_settings_reach_sparsegpt(tiny_model: Callable, windows: Callable) -> None:
+    weights = []
+    for damp in (0.01, 10.0):
+        model = tiny_model()
+        prune(model, "sparsegpt", NM(2, 4), windows(), settings=Pruning(sparsegpt={"damp": damp}))
+        weights.append(next(iter(prunable_linears(model).values())).weight)
+    assert not torch.equal(*weights)
+
+
+def test_progress_counts_blocks(tiny_model: Callable, windows: Callable) -> None:
+    seen: list[tuple[int, int]] = []
+    prune(
+        tiny_model("gemma3_text"), "wanda", NM(2, 4), windows(), on_block=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -1,0 +1,66 @@
+"""A record to vary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patch.results.published import Published, load_published
+
+RAW: dict[str, Any] = {
+    "schema": 1,
+    "experiment": "demo",
+    "cell": {
+        "id": "wanda_2of4_0.5_s0",
+        "model": "qwen",
+        "method": "wanda",
+        "pattern": "2:4",
+        "sparsity": 0.5,
+        "tile": None,
+        "seed": 0,
+    },
+    "metrics": {
+        "next_verse": {"value": 0.6, "stderr": 0.03, "chance": 0.25, "samples": 200},
+        "perplexity": {"value": 28.5, "stderr": 0.2, "samples": 400},
+        "order": {"value": 0.5, "stderr": None, "chance": 0.5},
+        "accuracy": {"value": 0.55, "stderr": 0.01},
+    },
+    "achieved_sparsity": 0.4999,
+    "density": {"model.layers.0.self_attn.q_proj": 0.5},
+    "config_digest": "abcd",
+    "stages": {
+        "prune": {"seconds": 2.0, "peak_memory_mb": 900.0},
+        "evaluate": {"seconds": 12.5, "peak_memory_mb": 800.0},
+    },
+    "environment": {
+        "git_commit": None,
+        "python": "3.11.9",
+        "packages": {"torch": "2.5"},
+        "device": "cpu",
+        "threads": 1,
+        "time": "2026-01-01T00:00:00+00:00",
+    },
+}
+
+
+@pytest.fixture
+def raw() -> Callable[..., dict[str, Any]]:
+    """A function: a raw record whose cell has the given keys changed."""
+
+    def make(**cell: Any) -> dict[str, Any]:
+        record = copy.deepcopy(RAW)
+        record["cell"] |= cell
+        record["cell"]["id"] = "_".join(str(value) for value in record["cell"].values())
+        return record
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def published() -> Published:
+    """The paper's numbers."""
+    return load_published(Path(__file__).parents[3] / "config/published.json")

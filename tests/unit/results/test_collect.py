@@ -1,0 +1,92 @@
+import math
+
+import pandas as pd
+import pytest
+
+from patch.errors import InputError
+from patch.results.collect import COLUMNS, collect, mean_chance
+from patch.results.record import ModelInfo, Record
+
+QWEN = ModelInfo("qwen", "Qwen mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False)
+LLAMA = ModelInfo("llama", "Llama", "tile", "meta-llama/Llama-2-7b-hf")
+
+
+def test_columns_units_and_costs(raw, published):
+    frame = collect([Record.model_validate(raw())], [QWEN], published)
+    assert list(frame.columns) == COLUMNS
+    assert list(frame["metric"]) == ["accuracy", "perplexity", "next_verse", "order"]
+    rows = frame.set_index("metric")
+    assert rows.loc["accuracy", "value"] == pytest.approx(55)
+    assert rows.loc["accuracy", "stderr"] == pytest.approx(1)
+    assert rows.loc["perplexity", "value"] == 28.5
+    assert rows.loc["perplexity", "published"] == 72.48
+    assert rows.loc["accuracy", "published"] == 32.97
+    assert math.isnan(rows.loc["next_verse", "published"])
+    assert math.isnan(rows.loc["order", "stderr"])
+    assert set(frame["seconds"]) == {14.5}
+    assert set(frame["peak_memory_mb"]) == {900.0}
+    assert set(frame["sparsity"]) == {0.5}
+    assert frame["tile"].isna().all()
+
+
+def test_rows_stand_in_the_papers_order(raw, published):
+    hybrid = {"pattern": "hybrid", "tile": 16, "method": "patch-joint"}
+    cells = [
+        {"method": "zeta"},
+        {"method": "alpha"},
+        hybrid | {"sparsity": 0.25},
+        {"method": "maskllm"},
+        hybrid | {"sparsity": 0.45, "seed": 1},
+        hybrid | {"sparsity": 0.45},
+        {"method": "magnitude", "model": "llama"},
+        {"method": "magnitude"},
+        {"method": "dense", "pattern": "dense", "sparsity": 0.0},
+    ]
+    frame = collect([Record.model_validate(raw(**cell)) for cell in cells], [LLAMA, QWEN], published)
+    found = frame[frame["metric"] == "accuracy"]
+    assert list(zip(found["model"], found["method"], found["sparsity"], found["seed"], strict=True)) == [
+        ("llama", "magnitude", 0.5, 0),
+        ("qwen", "dense", 0.0, 0),
+        ("qwen", "magnitude", 0.5, 0),
+        ("qwen", "maskllm", 0.5, 0),
+        ("qwen", "alpha", 0.5, 0),
+        ("qwen", "zeta", 0.5, 0),
+        ("qwen", "patch-joint", 0.45, 0),
+        ("qwen", "patch-joint", 0.45, 1),
+        ("qwen", "patch-joint", 0.25, 0),
+    ]
+
+
+def test_the_order_of_records_does_not_matter(raw, published):
+    records = [Record.model_validate(raw(seed=seed, method=m)) for seed in (0, 1) for m in ("wanda", "sparsegpt")]
+    pd.testing.assert_frame_equal(collect(records, [QWEN], published), collect(records[::-1], [QWEN], published))
+
+
+def test_the_papers_tile_matters_only_where_models_are_comparable(raw, published):
+    cell = {"method": "patch-tile", "pattern": "hybrid", "sparsity": 0.45, "tile": 16, "model": "llama"}
+    record = Record.model_validate(raw(**cell))
+    other = ModelInfo("llama", "Llama mini", "tile", LLAMA.published, comparable=False)
+    assert collect([record], [LLAMA], published)["published"].isna().all()
+    assert collect([record], [other], published)["published"].notna().sum() == 2
+
+
+def test_no_records_give_an_empty_frame(published):
+    assert list(collect([], [QWEN], published).columns) == COLUMNS
+
+
+def test_refuses_what_cannot_be_right(raw, published):
+    record = Record.model_validate(raw())
+    with pytest.raises(InputError, match="of model `qwen`; known: llama"):
+        collect([record], [LLAMA], published)
+    with pytest.raises(InputError, match="2 records of cell"):
+        collect([record, record], [QWEN], published)
+    with pytest.raises(InputError, match=r"`models.qwen.published` is 'Qwen/Qwen2.5'; did you mean"):
+        collect([record], [ModelInfo("qwen", "Qwen", "joint", "Qwen/Qwen2.5")], published)
+
+
+def test_mean_chance_needs_every_task(raw):
+    record = raw()
+    assert mean_chance([Record.model_validate(record)], "qwen") == pytest.approx(37.5)
+    assert mean_chance([Record.model_validate(record)], "other") is None
+    record["metrics"]["order"]["chance"] = None
+    assert mean_chance([Record.model_validate(record)], "qwen") is None

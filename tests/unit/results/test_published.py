@@ -1,0 +1,75 @@
+import math
+
+import pytest
+
+from patch.errors import InputError
+from patch.results.published import load_published, published_value
+
+QWEN, GEMMA, LLAMA2, LLAMA31 = (
+    "Qwen/Qwen2.5-0.5B",
+    "google/gemma-3-1b-pt",
+    "meta-llama/Llama-2-7b-hf",
+    "meta-llama/Llama-3.1-8B",
+)
+
+
+# Read off the paper's tables by hand.
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ((LLAMA2, "dense", "dense", 0.0, "accuracy"), 54.61),
+        ((LLAMA2, "dense", "dense", 0.0, "hellaswag"), 57.13),
+        ((QWEN, "magnitude", "2:4", 0.5, "perplexity"), 6734.97),
+        ((QWEN, "thanos", "2:4", 0.5, "accuracy"), 34.85),
+        ((GEMMA, "proxsparse", "2:4", 0.5, "perplexity"), 90.5),
+        ((GEMMA, "maskllm", "2:4", 0.5, "arc_challenge"), 27.65),
+        ((QWEN, "patch-joint", "hybrid", 0.45, "perplexity"), 14.57),
+        ((QWEN, "patch", "hybrid", 0.25, "accuracy"), 42.39),
+        ((LLAMA31, "patch-tile", "hybrid", 0.35, "accuracy"), 55.28),
+        ((QWEN, "wanda", "unstructured", 0.45, "accuracy"), 41.45),
+        ((GEMMA, "sparsegpt", "unstructured", 0.35, "perplexity"), 16.92),
+        ((LLAMA31, "sparsegpt", "unstructured", 0.25, "accuracy"), 59.52),
+    ],
+)
+def test_hand_checked_numbers(published, cell, expected):
+    assert published_value(published, *cell) == expected
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        (QWEN, "patch-tile", "hybrid", 0.45, "perplexity"),  # the rows of Qwen are the joint variant's
+        (LLAMA2, "patch-joint", "hybrid", 0.45, "perplexity"),
+        (QWEN, "patch-joint", "hybrid", 0.4, "perplexity"),
+        (QWEN, "wanda", "4:8", 0.5, "perplexity"),
+        (QWEN, "wanda", "unstructured", 0.5, "perplexity"),
+        (QWEN, "magnitude", "unstructured", 0.45, "perplexity"),
+        (QWEN, "wanda", "unstructured", 0.45, "piqa"),
+        (QWEN, "wanda", "2:4", 0.5, "next_verse"),
+        (QWEN, "someone-elses", "2:4", 0.5, "accuracy"),
+        ("meta-llama/Llama-2-13b-hf", "maskllm", "2:4", 0.5, "accuracy"),
+        ("meta-llama/Llama-2-13b-hf", "wanda", "unstructured", 0.45, "accuracy"),
+        ("nobody/nothing", "dense", "dense", 0.0, "accuracy"),
+    ],
+)
+def test_none_where_the_paper_prints_nothing(published, cell):
+    assert published_value(published, *cell) is None
+
+
+def test_only_the_papers_tile_size_has_numbers(published):
+    cell = (QWEN, "patch-joint", "hybrid", 0.45, "perplexity")
+    assert published_value(published, *cell, tile=128) == 14.57
+    assert published_value(published, *cell, tile=64) is None
+
+
+def test_each_mean_is_the_mean_of_its_tasks(published):
+    for rows in published.per_task.values():
+        for row in rows:
+            assert math.fsum(row.acc.values()) / len(row.acc) == pytest.approx(row.avg, abs=0.012)
+
+
+def test_names_what_is_missing(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"source": "x"}')
+    with pytest.raises(InputError, match=r"p\.json.*`models`"):
+        load_published(path)

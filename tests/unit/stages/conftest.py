@@ -1,0 +1,79 @@
+"""A model, windows and specs on disk, as the workflow would hand them to a stage."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from patch.config import validate_experiment
+from patch.plan import Plan
+from patch.stages.__main__ import main
+
+
+@dataclass
+class Stage:
+    """How a stage ended."""
+
+    code: int
+    out: str
+    error: str
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., Stage]:
+    """A function: run a stage in this process with a spec and options, as its command line would."""
+    monkeypatch.delenv("PATCH_WARM_SOCKET", raising=False)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+
+    def run(name: str, spec: Any, **options: Any) -> Stage:
+        text = spec if isinstance(spec, str) else json.dumps(spec)
+        arguments = [name, "--spec", text]
+        for option, value in options.items():
+            arguments += [f"--{option.replace('_', '-')}", str(value)]
+        capfd.readouterr()
+        try:
+            code = main(arguments)
+        finally:
+            torch.set_flush_denormal(False)
+        captured = capfd.readouterr()
+        return Stage(code, captured.out, captured.err)
+
+    return run
+
+
+@dataclass
+class Files:
+    """Inputs on disk and the specs that go with them."""
+
+    folder: Path
+    model: Path
+    windows: Path
+    plan: Plan
+
+    def spec(self, method: str, **changes: Any) -> dict[str, Any]:
+        """The spec of the first cell of a method of the model `qwen`, with some keys changed."""
+        cell = next(c for c in self.plan.grid.closure if c.model == "qwen" and c.method == method)
+        make = {"prune": self.plan.prune_spec, "learn": self.plan.learn_spec}.get(
+            cell.spec.stage, self.plan.evaluate_spec
+        )
+        return make(cell).model_dump(mode="json") | changes
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_model: Callable, windows: Callable, raw_config: dict) -> Files:
+    """A tiny Qwen2 with its windows; `patch-tile` is in its grid as well, on a frozen magnitude mask."""
+    model = tmp_path / "model"
+    tiny_model("qwen2").save_pretrained(model)
+    np.save(tmp_path / "windows.npy", windows(8))
+    raw_config["grid"].append({"methods": ["patch-tile"], "sparsity": [0.45]})
+    raw_config["learning"]["methods"] = {"patch-tile": {"frozen_mask": "magnitude"}}
+    return Files(tmp_path, model, tmp_path / "windows.npy", Plan(validate_experiment(raw_config)))

@@ -1,0 +1,223 @@
+"""The command line: bad input is one message and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from patch.masks.nm import NM, nm_mask
+from patch.masks.packed import MaskSet, save_masks
+from patch.models import prunable_linears
+from patch.stages.__main__ import main, stage_names
+
+ROOT = Path(__file__).parents[3]
+
+
+def two_four(model: torch.nn.Module) -> MaskSet:
+    linears = prunable_linears(model).items()
+    return MaskSet({name: nm_mask(linear.weight.abs(), NM(2, 4)) for name, linear in linears}, "2:4")
+
+
+def one_message(ended: Any, *expected: str) -> None:
+    """Exit code 2, one message that names what is expected, and nothing that looks like a crash."""
+    assert ended.code == 2
+    assert "Traceback" not in ended.error and 'File "' not in ended.error
+    messages = [line for line in ended.error.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1, ended.error
+    for part in expected:
+        assert re.search(part, ended.error), (part, ended.error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [([], 2), (["prnue"], 2), (["--help"], 0), (["-h"], 0), (["__main__"], 2)]
+)
+def test_usage_names_the_stages(arguments: list[str], code: int, capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert "usage: python -m patch.stages STAGE" in error and "prune" in error and "_common" not in error
+
+
+def test_stages() -> None:
+    assert {"prune", "learn", "evaluate", "train", "windows", "fetch_model", "fetch_corpus"} <= set(stage_names())
+    assert not any(name.startswith("_") for name in stage_names())
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_every_stage_explains_itself(name: str, stage: Callable, capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    assert "--spec JSON" in capfd.readouterr().out
+
+
+def test_missing_and_unknown_options(files: Any, stage: Callable) -> None:
+    for options in ({}, {"model": "m", "mask": "m", "what": "x"}):
+        with pytest.raises(SystemExit) as end:
+            stage("prune", files.spec("magnitude"), **options)
+        assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{", "--spec is not JSON"),
+        ("[]", "`spec` is \\[\\]"),
+        ("3", "`spec` is 3"),
+        ("{}", "`spec.method` is missing"),
+        ({"sedd": 1}, "unknown key `spec.sedd`; did you mean `seed`"),
+        ({"seed": "x"}, "`spec.seed` is 'x'"),
+        ({"settings": {"sparsegpt": {"dmap": 1}}}, "unknown key `spec.settings.sparsegpt.dmap`; did you mean `damp`"),
+        ({"settings": {"sparsegpt": {"damp": -1}}}, "`spec.settings.sparsegpt.damp` is -1: .*greater than 0"),
+    ],
+)
+def test_bad_specs(spec: Any, expected: str, files: Any, stage: Callable) -> None:
+    whole = files.spec("magnitude", **spec) if isinstance(spec, dict) else spec
+    one_message(stage("prune", whole, model=files.model, mask=files.folder / "m"), expected)
+    assert not (files.folder / "m").exists()
+
+
+def test_model_folders(files: Any, stage: Callable, tmp_path: Path) -> None:
+    def prune(model: Path) -> Any:
+        return stage("prune", files.spec("magnitude"), model=model, mask=tmp_path / "m")
+
+    one_message(prune(tmp_path / "none"), "none: no config.json in it")
+    weights = files.model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    one_message(prune(files.model), "model folder .* cannot be loaded")
+    weights.unlink()
+    one_message(prune(files.model), "model folder .* cannot be loaded")
+    save_file({"model.norm.weight": torch.ones(24)}, weights, metadata={"format": "pt"})
+    one_message(prune(files.model), "model folder .* lack the weights")
+    weights.write_bytes(whole)
+    (files.model / "config.json").write_text("{")
+    one_message(prune(files.model), "model folder .* cannot be loaded")
+    assert not (tmp_path / "m").exists()
+
+
+def test_windows(files: Any, stage: Callable, tmp_path: Path) -> None:
+    def prune(**options: Any) -> Any:
+        return stage("prune", files.spec("wanda"), model=files.model, mask=tmp_path / "m", **options)
+
+    one_message(prune(), "wanda needs calibration windows")
+    one_message(prune(windows=tmp_path / "none.npy"), "none.npy: no such file")
+    files.windows.write_bytes(files.windows.read_bytes()[:-3])
+    one_message(prune(windows=files.windows), "windows.npy: truncated")
+    files.windows.write_bytes(b"")
+    one_message(prune(windows=files.windows), "windows.npy")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu(files: Any, stage: Callable, tmp_path: Path) -> None:
+    spec = files.spec("magnitude", device="cuda")
+    one_message(stage("prune", spec, model=files.model, mask=tmp_path / "m"), "`resources.device` is 'cuda'", "'cpu'")
+
+
+def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, windows: Callable) -> None:
+    """One window of one repeated token: a Hessian of rank one."""
+    import numpy as np
+
+    np.save(files.windows, np.zeros((1, 12), dtype=np.uint16))
+    spec = files.spec("sparsegpt", settings={"sparsegpt": {"damp": 1e-12}})
+    ended = stage("prune", spec, model=files.model, windows=files.windows, mask=tmp_path / "m")
+    one_message(ended, "raise `pruning.sparsegpt.damp`")
+
+
+def test_priors_of_learning(files: Any, stage: Callable, tmp_path: Path, tiny_model: Callable) -> None:
+    def learn(method: str, **masks: Path) -> Any:
+        outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
+        return stage("learn", files.spec(method), model=files.model, windows=files.windows, **outputs, **masks)
+
+    other = tmp_path / "other.safetensors"
+    one_message(learn("patch-joint", pattern_mask=other), "other.safetensors: no such file")
+    save_masks(other, two_four(tiny_model(num_hidden_layers=1)))
+    for name in ("pattern_mask", "tile_mask"):
+        one_message(learn("patch-joint", **{name: other}), "masks are of another model")
+    save_masks(other, two_four(tiny_model(intermediate_size=48)))
+    one_message(learn("patch-tile", frozen_mask=other), "masks are of another model", "48")
+    other.write_bytes(other.read_bytes()[:100])
+    one_message(learn("patch-tile", frozen_mask=other), "other.safetensors: truncated")
+    one_message(learn("patch-tile"), "--frozen-mask")
+    assert not (tmp_path / "m").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges(files: Any, stage: Callable, tmp_path: Path, tiny_model: Callable) -> None:
+    model = tiny_model()
+    model.model.embed_tokens.weight.data.fill_(float("nan"))
+    model.save_pretrained(files.model)
+    spec = files.spec("maskllm")
+    outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
+    one_message(
+        stage("learn", spec, model=files.model, windows=files.windows, **outputs), "at step 0 of 5", "learning rate"
+    )
+    assert not (tmp_path / "m").exists() and not (tmp_path / "c").exists()
+
+
+def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_model: Callable) -> None:
+    def evaluate(**options: Path) -> Any:
+        outputs = {"record": tmp_path / "r.json", "tasks": tmp_path, "windows": files.windows}
+        return stage("evaluate", files.spec("dense"), model=files.model, **outputs | options)
+
+    mask, weights = tmp_path / "m.safetensors", tmp_path / "w.safetensors"
+    one_message(evaluate(mask=mask), "m.safetensors: no such file")
+    save_masks(mask, two_four(tiny_model(num_hidden_layers=1)))
+    one_message(evaluate(mask=mask), "masks are of another model")
+    one_message(evaluate(weights=weights), "w.safetensors: missing")
+    linears = prunable_linears(tiny_model())
+    save_file({name: linear.weight.contiguous() for name, linear in linears.items()}, weights)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    one_message(evaluate(weights=weights), "w.safetensors: .*truncated")
+    save_file({name: torch.ones(1, linear.in_features) for name, linear in linears.items()}, weights)
+    one_message(evaluate(weights=weights), "belongs to another one")
+    one_message(evaluate(windows=tmp_path / "none.npy"), "none.npy: no such file")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_stages_that_read_a_corpus(stage: Callable, files: Any, tmp_path: Path) -> None:
+    store = files.plan.store
+    (tmp_path / "corpus").mkdir()
+    spec = store.tokenizer_spec("qwen").model_dump(mode="json")
+    one_message(stage("tokenizer", spec, corpus=tmp_path / "corpus", out=tmp_path / "t"), "part `train`")
+    assert not (tmp_path / "t").exists()
+    spec = store.perplexity_windows("qwen").spec.model_dump(mode="json")
+    ended = stage("windows", spec, corpus=tmp_path / "corpus", tokenizer=tmp_path / "t", out=tmp_path / "w.npy")
+    one_message(ended, "part `test`|tokenizer folder")
+    one_message(
+        stage("fetch_corpus", store.corpus_spec("text").model_dump(mode="json"), out=tmp_path / "c"), "pip install none"
+    )
+    assert not (tmp_path / "c").exists() and not (tmp_path / "w.npy").exists()
+
+
+def test_a_local_model_that_is_not_there(stage: Callable, tmp_path: Path) -> None:
+    spec = {"upstream": "", "source": {"kind": "local", "path": str(tmp_path / "none")}}
+    one_message(stage("fetch_model", spec, out=tmp_path / "m"), "none: no config.json in it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exit_code_of_the_process(tmp_path: Path) -> None:
+    """Through a real command line, where a traceback could come from outside `main`."""
+    environment = {name: value for name, value in os.environ.items() if name != "PATCH_WARM_SOCKET"}
+    spec = json.dumps({"upstream": "", "source": {"kind": "local", "path": "nowhere"}})
+    ended = subprocess.run(
+        [sys.executable, "-m", "patch.stages", "fetch_model", "--spec", spec, "--out", str(tmp_path / "m")],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert (
+        ended.stderr == "error: model folder nowhere: no config.json in it; give a folder that save_pretrained wrote\n"
+    )

@@ -1,0 +1,111 @@
+"""The pruning and learning stages write what the functions behind them return."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from patch.config import Learning
+from patch.learning.learn import learn
+from patch.masks.nm import NM
+from patch.masks.packed import load_masks
+from patch.models import prunable_linears
+from patch.pruning import prune
+
+learn_module = importlib.import_module("patch.learning.learn")
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_prune(method: str, files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path) -> None:
+    options = {} if method == "magnitude" else {"windows": files.windows}
+    if method == "sparsegpt":
+        options["weights"] = tmp_path / "w.safetensors"
+    spec = files.spec(method, pattern="2:4", sparsity=0.5)
+    ended = stage("prune", spec, model=files.model, mask=tmp_path / "m.safetensors", **options)
+    assert ended.code == 0, ended.error
+    assert f"{method} 2:4: sparsity 0.5000" in ended.out
+    model = tiny_model()
+    expected = prune(model, method, NM(2, 4), np.load(files.windows), 8)
+    written = load_masks(tmp_path / "m.safetensors")
+    assert all(torch.equal(written.masks[name], mask) for name, mask in expected.masks.items())
+    assert written.header["settings"] == spec and written.header["cost"]["seconds"] >= 0
+    if method == "sparsegpt":
+        weights = load_file(tmp_path / "w.safetensors")
+        assert set(weights) == set(expected.masks)
+        for name, linear in prunable_linears(model).items():
+            torch.testing.assert_close(weights[name], linear.weight, rtol=1e-4, atol=1e-5)
+            assert (weights[name][~expected.masks[name]] == 0).all()
+
+
+@pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile"])
+def test_learn(method: str, files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path) -> None:
+    frozen = tmp_path / "frozen.safetensors"
+    assert stage("prune", files.spec("magnitude"), model=files.model, mask=frozen).code == 0
+    options = {"mask": tmp_path / "m.safetensors", "curve": tmp_path / "c.jsonl", "checkpoints": tmp_path / "run"}
+    options["frozen_mask" if method == "patch-tile" else "pattern_mask"] = frozen
+    spec = files.spec(method)
+    ended = stage("learn", spec, model=files.model, windows=files.windows, **options)
+    assert ended.code == 0, ended.error
+    masks = load_masks(frozen).masks
+    expected = learn(
+        tiny_model(),
+        method,
+        np.load(files.windows),
+        Learning(**spec["settings"]),
+        spec["sparsity"],
+        spec["tile"],
+        spec["seed"],
+        folder=tmp_path / "again",
+        curve=tmp_path / "again.jsonl",
+        **{"frozen" if method == "patch-tile" else "pattern_prior": masks},
+    )
+    written = load_masks(tmp_path / "m.safetensors")
+    assert written.pattern == ("2:4" if method == "maskllm" else "hybrid")
+    for name, mask in expected.masks.items():
+        assert torch.equal(written.masks[name], mask)
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 5
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_learn_stage_goes_on_and_not_with_another_model_s_checkpoint(
+    files: Any, stage: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
+    options |= {"model": files.model, "windows": files.windows}
+    spec = files.spec("patch-joint")
+
+    def stop_at(wanted: int) -> None:
+        real = learn_module.batch_indices
+
+        def batch_indices(step: int, *rest: Any) -> Any:
+            if step == wanted:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(step, *rest)
+
+        monkeypatch.setattr(learn_module, "batch_indices", batch_indices)
+
+    with monkeypatch.context() as monkeypatch:
+        stop_at(2)
+        with pytest.raises(SystemExit) as stopped:
+            stage("learn", spec, **options)
+    assert stopped.value.code == 75 and not (tmp_path / "m").exists()
+    other = stage("learn", spec | {"upstream": "made from something else"}, **options | {"mask": tmp_path / "other"})
+    assert other.code == 0 and "resuming" not in other.out
+
+    with monkeypatch.context() as monkeypatch:
+        stop_at(2)
+        with pytest.raises(SystemExit):
+            stage("learn", spec, **options)
+    ended = stage("learn", spec, **options)
+    assert ended.code == 0 and "resuming at step 3" in ended.out
+    assert [json.loads(line)["step"] for line in (tmp_path / "c").read_text().splitlines()] == [0, 1, 2, 3, 4]

@@ -1,0 +1,56 @@
+"""config/README.md and config/schema.json follow from the sections, and the README's snippets are right."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from patch.config import Experiment, validate_experiment
+from patch.config.document import readme, schema
+from patch.config.introduction import INTRODUCTION
+from patch.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+SNIPPETS = re.findall(r"```yaml\n(.*?)```", INTRODUCTION, flags=re.DOTALL)
+REMAKE = "run `python -m patch.config.document`"
+
+
+def test_readme_is_up_to_date():
+    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == readme(), REMAKE
+
+
+def test_schema_is_up_to_date():
+    assert (ROOT / "config/schema.json").read_text(encoding="utf-8") == schema(), REMAKE
+
+
+def test_every_key_of_every_section_is_described():
+    sections = Experiment.model_json_schema()["$defs"]
+    missing = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, field in section.get("properties", {}).items()
+        if key != "kind" and not field.get("description")
+    ]
+    assert not missing
+
+
+def test_links_lead_somewhere():
+    text = readme()
+    headings = {heading.lower() for heading in re.findall(r"^### (\w+)$", text, flags=re.MULTILINE)}
+    assert set(re.findall(r"\(#(\w+)\)", text)) <= headings
+    assert all((ROOT / "config" / name).exists() for name in re.findall(r"\]\(([\w.-]+)\)", text))
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_each_snippet_is_a_change_of_the_demo_that_can_be_planned(snippet, tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/novel.txt").write_text("Text.")
+    monkeypatch.chdir(tmp_path)  # the corpus snippet names local files
+    changed = copy.deepcopy(DEMO)
+    update_config(changed, yaml.safe_load(snippet))  # what Snakemake does with a second --configfile
+    assert changed != DEMO
+    assert Plan(validate_experiment(changed)).grid.cells

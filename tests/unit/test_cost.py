@@ -1,0 +1,127 @@
+"""Estimates grow with what costs, and are near what the paper reports."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from patch.config import validate_experiment
+from patch.cost import CostModel, Job
+from patch.grid import Cell
+from patch.plan import Plan
+
+SHAPES = {
+    # hidden, intermediate, layers, heads, key heads, head size, vocabulary, tied
+    "qwen-0.5b": (896, 4864, 24, 14, 2, 64, 151936, True),
+    "llama-7b": (4096, 11008, 32, 32, 32, 128, 32000, False),
+    "llama-13b": (5120, 13824, 40, 40, 40, 128, 32000, False),
+}
+KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+KEYS += ("head_dim", "vocab_size", "tie_word_embeddings")
+
+
+def paper(raw: dict, **resources: Any) -> tuple[Plan, CostModel]:
+    raw = copy.deepcopy(raw)
+    raw["models"] = {
+        name: {
+            "title": name,
+            "variant": "joint" if name == "qwen-0.5b" else "tile",
+            "dtype": "bfloat16",
+            "source": {
+                "kind": "hub",
+                "repo": "a/b",
+                "revision": "1234567",
+                "shape": dict(zip(KEYS, sizes, strict=True)),
+            },
+        }
+        for name, sizes in SHAPES.items()
+    }
+    raw["tile"] = 128
+    raw["calibration"] |= {"samples": 128, "seqlen": 2048}
+    raw["learning"]["common"] = {"use": {"corpus": "text", "split": "train"}, "gradient_checkpointing": True}
+    raw["evaluation"] |= {"include_path": None, "task_use": None}
+    raw["resources"] = {"device": "cuda", "learn_gpus": 4} | resources
+    plan = Plan(validate_experiment(raw))
+    return plan, CostModel(plan.experiment, plan.grid)
+
+
+def cell(plan: Plan, model: str, method: str) -> Cell:
+    return next(c for c in plan.grid.closure if (c.model, c.method) == (model, method))
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "hours"), [("qwen-0.5b", "patch-joint", 4.5), ("llama-7b", "patch-tile", 21)]
+)
+def test_wall_clock_of_the_paper(model: str, method: str, hours: float, raw_config: dict) -> None:
+    plan, cost = paper(raw_config)
+    job = cost.learn(cell(plan, model, method))
+    assert job.gpus == 4
+    assert hours <= job.minutes / 60 <= 3 * hours, "a scheduler that kills the job early is worse than a long queue"
+
+
+def test_one_gpu_holds_what_fits_and_the_estimate_says_so(raw_config: dict) -> None:
+    plan, cost = paper(raw_config)
+    # Weights in bf16, and six fp32 logits a group of four with gradient and two moments.
+    job = cost.learn(cell(plan, "qwen-0.5b", "patch-joint"))
+    floor = 2 * 0.494e9 + 4 * 4 * 1.5 * 0.358e9
+    assert floor / 1e6 < job.gpu_mem_mb < 80_000
+    tile = cost.learn(cell(plan, "llama-7b", "patch-tile"))
+    assert 13_500 < tile.gpu_mem_mb < 80_000
+
+
+def test_grows_with_the_model(raw_config: dict) -> None:
+    plan, cost = paper(raw_config)
+    for estimate, method in ((cost.prune, "sparsegpt"), (cost.learn, "maskllm"), (cost.evaluate, "dense")):
+        jobs = [estimate(cell(plan, model, method)) for model in SHAPES]
+        for small, large in zip(jobs, jobs[1:], strict=False):
+            assert small.minutes <= large.minutes and small.gpu_mem_mb < large.gpu_mem_mb
+            assert small.mem_mb < large.mem_mb
+        # The smallest job of a GPU is ten minutes, which is enough to prune any of these.
+        assert jobs[0].minutes < jobs[-1].minutes or estimate == cost.prune
+
+
+def jobs_with(raw: dict, **changes: Any) -> Job:
+    raw = copy.deepcopy(raw)
+    raw["learning"]["common"] |= {"steps": 100_000, "batch_size": 64} | changes
+    plan = Plan(validate_experiment(raw))
+    return CostModel(plan.experiment, plan.grid).learn(cell(plan, "qwen", "patch-joint"))
+
+
+def test_grows_with_the_run(raw_config: dict) -> None:
+    base = jobs_with(raw_config)
+    assert jobs_with(raw_config, steps=200_000).minutes == pytest.approx(2 * base.minutes, rel=0.1)
+    assert jobs_with(raw_config, batch_size=128).minutes == pytest.approx(2 * base.minutes, rel=0.1)
+    assert jobs_with(raw_config, micro_batch_size=64).mem_mb > base.mem_mb
+    saved = jobs_with(raw_config, micro_batch_size=64, gradient_checkpointing=True)
+    assert saved.mem_mb < jobs_with(raw_config, micro_batch_size=64).mem_mb
+
+
+def test_more_threads_less_time(raw_config: dict) -> None:
+    slow = jobs_with(raw_config)
+    fast = jobs_with(raw_config | {"resources": {"threads": 4}})
+    assert fast.minutes < slow.minutes / 3 and fast.mem_mb == slow.mem_mb
+
+
+def test_cpu_jobs_ask_for_no_gpu_and_enough_memory(raw_config: dict) -> None:
+    plan = Plan(validate_experiment(raw_config))
+    cost = CostModel(plan.experiment, plan.grid)
+    jobs = [cost.train("qwen")]
+    for one in plan.grid.closure:
+        jobs.append(cost.evaluate(one))
+        if one.spec.stage == "prune":
+            jobs.append(cost.prune(one))
+        elif one.spec.stage == "learn":
+            jobs.append(cost.learn(one))
+    for job in jobs:
+        assert job.gpus == 0 and job.gpu_mem_mb == 0
+        assert 500 <= job.mem_mb < 4_000 and 1 <= job.minutes <= 60
+        assert isinstance(job.mem_mb, int) and isinstance(job.minutes, int)
+
+
+def test_statistics_cost(raw_config: dict) -> None:
+    plan, cost = paper(raw_config)
+    magnitude, wanda, sparsegpt = (cost.prune(cell(plan, "llama-7b", m)) for m in ("magnitude", "wanda", "sparsegpt"))
+    assert magnitude.minutes <= wanda.minutes <= sparsegpt.minutes
+    assert magnitude.gpu_mem_mb < wanda.gpu_mem_mb < sparsegpt.gpu_mem_mb

@@ -1,0 +1,238 @@
+"""Which cells exist, what they are called, and what they need."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch.config import validate_experiment
+from patch.errors import InputError
+from patch.grid import Cell, Grid, format_sparsity, nm_sparsity
+
+ONE_SHOT = ["magnitude", "wanda", "sparsegpt"]
+
+
+def grid_of(raw: dict, **changes: Any) -> Grid:
+    return Grid(validate_experiment(copy.deepcopy(raw) | changes))
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> list[dict]:
+    """Grid entries of every kind that is allowed."""
+    sparsities = st.lists(st.floats(0, 0.5), min_size=1, max_size=3)
+    kinds = {
+        "dense": {"methods": ["dense"]},
+        "n:m": {
+            "methods": draw(st.lists(st.sampled_from(ONE_SHOT), min_size=1, max_size=3)),
+            "pattern": draw(st.sampled_from(["2:4", "1:4", "3:4", "4:8"])),
+        },
+        "unstructured": {
+            "methods": draw(st.lists(st.sampled_from(ONE_SHOT), min_size=1, max_size=3)),
+            "pattern": "unstructured",
+            "sparsity": draw(sparsities),
+        },
+        "maskllm": {"methods": ["maskllm"]},
+        "hybrid": {
+            "methods": draw(st.lists(st.sampled_from(["patch", "patch-joint", "patch-tile"]), min_size=1, max_size=2)),
+            "sparsity": draw(sparsities),
+        },
+    }
+    chosen = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=5))
+    return [kinds[kind] for kind in chosen]
+
+
+@given(entries(), st.lists(st.integers(0, 3), min_size=1, max_size=3), st.sampled_from(["maskllm", "wanda"]))
+def test_properties(raw_config: dict, chosen: list[dict], seeds: list[int], frozen: str) -> None:
+    raw = copy.deepcopy(raw_config)
+    raw["learning"]["methods"] = {"patch-tile": {"frozen_mask": frozen}}
+    grid = grid_of(raw, grid=chosen, seeds=seeds)
+    assert len(set(grid.cells)) == len(grid.cells) and set(grid.cells) <= set(grid.closure)
+    names = [(cell.model, cell.id) for cell in grid.closure]
+    assert len(set(names)) == len(names)
+    done: set[Cell] = set()
+    for cell in grid.closure:
+        assert re.fullmatch(r"[a-z0-9._-]+", cell.id), cell.id
+        assert grid.cell(cell.model, cell.id) == cell
+        priors = set(grid.priors(cell).values())
+        assert priors <= done, "a prior comes after what needs it"
+        done.add(cell)
+        if cell.method in ("dense", "magnitude"):
+            assert cell.seed == 0
+        else:
+            assert cell.seed in seeds
+        assert all(prior.model == cell.model for prior in priors)
+    needed = set(grid.cells)
+    for cell in reversed(grid.closure):
+        if cell in needed:
+            needed |= set(grid.priors(cell).values())
+    assert needed == set(grid.closure), "the closure holds a cell that nobody needs"
+
+
+def test_cells_of_the_small_grid(raw_config: dict) -> None:
+    grid = grid_of(raw_config)
+    assert [cell.id for cell in grid.cells if cell.model == "qwen"] == [
+        "dense_dense_0_s0",
+        "magnitude_2of4_0.5_s0",
+        "wanda_2of4_0.5_s0",
+        "sparsegpt_2of4_0.5_s0",
+        "maskllm_2of4_0.5_s0",
+        "patch-joint_hybrid_0.45_t4_s0",
+        "patch-joint_hybrid_0.25_t4_s0",
+        "wanda_unstructured_0.25_s0",
+    ]
+    llama = [cell.id for cell in grid.cells if cell.model == "llama"]
+    assert llama[5:7] == ["patch-tile_hybrid_0.45_t4_s0", "patch-tile_hybrid_0.25_t4_s0"]
+    extra = [(cell.model, cell.id) for cell in grid.closure if cell not in grid.cells]
+    assert sorted(extra) == [
+        (model, f"sparsegpt_unstructured_{sparsity}_s0") for model in ("llama", "qwen") for sparsity in ("0.25", "0.45")
+    ]
+
+
+def test_priors(raw_config: dict) -> None:
+    grid = grid_of(raw_config, seeds=[3])
+
+    def cell(model: str, method: str, sparsity: float) -> Cell:
+        return next(c for c in grid.cells if (c.model, c.method, c.sparsity) == (model, method, sparsity))
+
+    assert grid.priors(cell("qwen", "patch-joint", 0.45)) == {
+        "pattern": Cell("qwen", "sparsegpt", "2:4", 0.5, None, 3),
+        "tile": Cell("qwen", "sparsegpt", "unstructured", 0.45, None, 3),
+    }
+    assert grid.priors(cell("llama", "patch-tile", 0.25)) == {
+        "frozen": Cell("llama", "maskllm", "2:4", 0.5, None, 3),
+        "tile": Cell("llama", "sparsegpt", "unstructured", 0.25, None, 3),
+    }
+    assert grid.priors(cell("qwen", "maskllm", 0.5)) == {"pattern": Cell("qwen", "sparsegpt", "2:4", 0.5, None, 3)}
+    assert grid.priors(cell("qwen", "wanda", 0.5)) == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"pattern_prior": "none", "tile_prior": "none"}, set()),
+        ({"pattern_prior": "none", "tile_prior": "random"}, set()),
+        ({"pattern_prior": "magnitude", "tile_prior": "magnitude"}, {("magnitude", 0)}),
+        ({"pattern_prior": "wanda", "tile_prior": "magnitude"}, {("magnitude", 0), ("wanda", 2)}),
+    ],
+)
+def test_choice_of_priors(keys: dict, expected: set, raw_config: dict) -> None:
+    raw_config["learning"]["methods"] = {"patch-joint": keys}
+    grid = grid_of(raw_config, grid=[{"methods": ["patch-joint"], "sparsity": [0.4], "models": ["qwen"]}], seeds=[2])
+    assert {(prior.method, prior.seed) for prior in grid.priors(grid.cells[0]).values()} == expected
+
+
+def added(raw: dict, changed: dict) -> set[str]:
+    before = {f"{cell.model}/{cell.id}" for cell in grid_of(raw).closure}
+    after = {f"{cell.model}/{cell.id}" for cell in grid_of(changed).closure}
+    assert before <= after
+    return after - before
+
+
+def test_a_new_ratio_adds_its_cells(raw_config: dict) -> None:
+    changed = copy.deepcopy(raw_config)
+    changed["grid"][1]["sparsity"] = [0.45, 0.25, 0.35]
+    assert added(raw_config, changed) == {
+        "qwen/patch-joint_hybrid_0.35_t4_s0",
+        "llama/patch-tile_hybrid_0.35_t4_s0",
+        "qwen/sparsegpt_unstructured_0.35_s0",
+        "llama/sparsegpt_unstructured_0.35_s0",
+    }
+
+
+def test_a_new_model_adds_its_cells(raw_config: dict) -> None:
+    changed = copy.deepcopy(raw_config)
+    changed["models"]["other"] = copy.deepcopy(changed["models"]["qwen"])
+    assert added(raw_config, changed) == {
+        f"other/{cell.id}" for cell in grid_of(raw_config).closure if cell.model == "qwen"
+    }
+
+
+def test_a_new_seed_adds_what_a_seed_changes(raw_config: dict) -> None:
+    names = added(raw_config, raw_config | {"seeds": [0, 1]})
+    unseeded = {cell for cell in grid_of(raw_config).closure if cell.method in ("dense", "magnitude")}
+    assert names == {
+        f"{cell.model}/{cell.id.removesuffix('_s0')}_s1" for cell in grid_of(raw_config).closure if cell not in unseeded
+    }
+
+
+def test_a_new_method_adds_its_cells(raw_config: dict) -> None:
+    raw_config["grid"][0]["methods"].remove("maskllm")
+    changed = copy.deepcopy(raw_config)
+    changed["grid"].append({"methods": ["magnitude"], "pattern": "4:8"})
+    assert added(raw_config, changed) == {"qwen/magnitude_4of8_0.5_s0", "llama/magnitude_4of8_0.5_s0"}
+    changed = copy.deepcopy(raw_config)
+    changed["grid"].append({"methods": ["maskllm"], "models": ["qwen"]})
+    assert added(raw_config, changed) == {"qwen/maskllm_2of4_0.5_s0"}
+
+
+def test_new_tiles_are_cells_of_their_own(raw_config: dict) -> None:
+    changed = copy.deepcopy(raw_config)
+    changed["grid"].append({"methods": ["patch"], "sparsity": [0.45], "tiles": [4, 8], "models": ["llama"]})
+    assert added(raw_config, changed) == {"llama/patch-tile_hybrid_0.45_t8_s0"}
+
+
+def test_repeated_entries_are_one_cell(raw_config: dict) -> None:
+    twice = raw_config | {"grid": raw_config["grid"] * 2, "seeds": [0, 0]}
+    assert grid_of(twice).cells == grid_of(raw_config).cells
+
+
+@pytest.mark.parametrize("sparsities", [[0.45, 0.45000000001], [0.0, -0.0], [0.3, 0.1 + 0.2], [1e-12, 2e-12]])
+def test_sparsities_that_print_alike_are_one_cell(sparsities: list[float], raw_config: dict) -> None:
+    grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": sparsities, "models": ["qwen"]}])
+    assert len({cell.id for cell in grid.cells}) == len(grid.cells)
+    assert all(cell.id == grid.cell("qwen", cell.id).id for cell in grid.cells)
+
+
+def test_unknown_cell_suggests_the_closest(raw_config: dict) -> None:
+    with pytest.raises(InputError, match="did you mean `wanda_2of4_0.5_s0`?"):
+        grid_of(raw_config).cell("qwen", "wanda_2of4_0.5_s7")
+
+
+def test_learning_settings_in_order(raw_config: dict) -> None:
+    raw_config["learning"] |= {
+        "methods": {"patch-tile": {"lr": 0.5, "sparsity_reg": 1.0}},
+        "overrides": [
+            {"method": "patch-tile", "set": {"lr": 0.6}},
+            {"model": "llama", "sparsity": 0.25, "set": {"lr": 0.7}},
+            {"model": "qwen", "set": {"weight_reg": 9.0}},
+        ],
+    }
+    grid = grid_of(raw_config)
+    settings = {(c.model, c.method, c.sparsity): grid.learning(c) for c in grid.cells if c.spec.stage == "learn"}
+    assert settings["llama", "patch-tile", 0.45].lr == 0.6
+    assert settings["llama", "patch-tile", 0.25].lr == 0.7
+    assert settings["llama", "patch-tile", 0.25].sparsity_reg == 1.0
+    assert settings["llama", "patch-tile", 0.25].weight_reg == 0.1, "the method's published default"
+    assert settings["llama", "patch-tile", 0.25].tile_scale == (100.0, 500.0)
+    assert settings["qwen", "patch-joint", 0.25].weight_reg == 9.0
+    assert settings["qwen", "patch-joint", 0.25].lr == 1e-3
+    assert settings["llama", "maskllm", 0.5].weight_reg_decay is True
+
+
+def test_published_hyper_parameters(raw_config: dict) -> None:
+    """The paper's table, with nothing in the configuration but the text."""
+    raw_config["learning"]["common"] = {"use": {"corpus": "text", "split": "train"}}
+    grid = grid_of(raw_config)
+    joint, tile = (grid.learning(next(c for c in grid.cells if c.method == m)) for m in ("patch-joint", "patch-tile"))
+    assert (joint.lr, joint.tile_scale, joint.tile_temperature) == (1e-3, (25.0, 350.0), (2.0, 0.05))
+    assert (joint.sparsity_reg, joint.weight_reg, joint.weight_reg_decay) == (7.0, 10.0, False)
+    assert (joint.pattern_scale, joint.pattern_temperature, joint.pattern_prior_strength) == ((100, 500), (4, 0.05), 3)
+    assert (tile.lr, tile.tile_scale, tile.tile_temperature) == (1e-4, (100.0, 500.0), (2.0, 0.05))
+    assert (tile.sparsity_reg, tile.weight_reg, tile.frozen_mask) == (3.0, 0.1, "maskllm")
+    for settings in (joint, tile):
+        assert (settings.steps, settings.batch_size, settings.seqlen) == (2000, 256, 4096)
+        assert (settings.warmup_steps, settings.betas, settings.tile_std) == (5, (0.9, 0.95), 0.014)
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("3:4", 0.25), ("1:4", 0.75), ("4:4", 0.0)])
+def test_nm_sparsity(pattern: str, sparsity: float) -> None:
+    assert nm_sparsity(pattern) == sparsity
+
+
+def test_format_of_sparsities() -> None:
+    assert [format_sparsity(value) for value in (0.5, 0.45, 0.0, 1 / 3)] == ["0.5", "0.45", "0", "0.333333"]

@@ -1,0 +1,240 @@
+"""Specs say all that a result depends on and no more: one change touches exactly what it must."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patch.config import validate_experiment
+from patch.grid import Cell
+from patch.layout import Layout, digest
+from patch.plan import Plan
+
+Specs = dict[tuple[str, str, str], str]
+
+
+def plan_of(raw: dict) -> Plan:
+    return Plan(validate_experiment(copy.deepcopy(raw)))
+
+
+def specs(raw: dict) -> Specs:
+    """(stage, model, cell) -> spec as JSON, for all that a plan runs."""
+    plan = plan_of(raw)
+    found: Specs = {}
+    for cell in plan.grid.closure:
+        if cell.spec.stage == "prune":
+            found["prune", cell.model, cell.id] = plan.prune_spec(cell).model_dump_json()
+        if cell.spec.stage == "learn":
+            found["learn", cell.model, cell.id] = plan.learn_spec(cell).model_dump_json()
+    for cell in plan.grid.cells:
+        found["evaluate", cell.model, cell.id] = plan.evaluate_spec(cell).model_dump_json()
+    for name in plan.experiment.models:
+        found["model", name, ""] = plan.store.model_spec(name).model_dump_json()
+        found["tokenizer", name, ""] = plan.store.tokenizer_spec(name).model_dump_json()
+    for key, windows in plan.windows.items():
+        found["windows", key, ""] = windows.spec.model_dump_json()
+    return found
+
+
+def difference(raw: dict, change: Callable[[dict], None]) -> tuple[set, set]:
+    """What is new or gone, and what changed under the same name."""
+    changed = copy.deepcopy(raw)
+    change(changed)
+    before, after = specs(raw), specs(changed)
+    return set(before) ^ set(after), {key for key in set(before) & set(after) if before[key] != after[key]}
+
+
+def learned(raw: dict, *methods: str, model: str | None = None) -> set:
+    """Learn and evaluate jobs of the methods' cells."""
+    plan = plan_of(raw)
+    cells = [c for c in plan.grid.cells if c.method in methods and model in (None, c.model)]
+    return {(stage, c.model, c.id) for c in cells for stage in ("learn", "evaluate")}
+
+
+def set_at(*path: Any) -> Callable[[dict], None]:
+    *keys, last, value = path
+
+    def change(raw: dict) -> None:
+        for key in keys:
+            raw = raw.setdefault(key, {})
+        raw[last] = value
+
+    return change
+
+
+def test_nothing_changes_by_itself(raw_config: dict) -> None:
+    assert difference(raw_config, lambda raw: None) == (set(), set())
+
+
+ADDITIONS: dict[str, Callable[[dict], None]] = {
+    "ratio": lambda raw: raw["grid"][1]["sparsity"].append(0.35),
+    "model": lambda raw: raw["models"].update(other=copy.deepcopy(raw["models"]["qwen"])),
+    "seed": set_at("seeds", [0, 1]),
+    "method": lambda raw: raw["grid"].append({"methods": ["magnitude"], "pattern": "4:8"}),
+    "tile": lambda raw: raw["grid"].append(
+        {"methods": ["patch"], "sparsity": [0.4], "tiles": [8], "models": ["llama"]}
+    ),
+    "corpus": lambda raw: raw["corpora"].update(more=copy.deepcopy(raw["corpora"]["text"])),
+}
+
+
+@pytest.mark.parametrize("addition", ADDITIONS)
+def test_additions_leave_all_others_alone(addition: str, raw_config: dict) -> None:
+    different, changed = difference(raw_config, ADDITIONS[addition])
+    assert changed == set()
+    assert bool(different) == (addition != "corpus")
+
+
+def test_learning_rate_of_joint(raw_config: dict) -> None:
+    different, changed = difference(raw_config, set_at("learning", "methods", {"patch-joint": {"lr": 0.5}}))
+    assert different == set() and changed == learned(raw_config, "patch-joint")
+
+
+def test_learning_rate_of_maskllm_reaches_what_is_built_on_it(raw_config: dict) -> None:
+    """patch-tile is frozen on maskllm's mask, so its jobs change as well; patch-joint's do not."""
+    different, changed = difference(raw_config, set_at("learning", "methods", {"maskllm": {"lr": 0.5}}))
+    assert different == set() and changed == learned(raw_config, "maskllm", "patch-tile")
+
+
+def test_learning_rate_of_one_cell(raw_config: dict) -> None:
+    override = [{"model": "qwen", "sparsity": 0.25, "method": "patch-joint", "set": {"lr": 0.5}}]
+    _, changed = difference(raw_config, set_at("learning", "overrides", override))
+    name = "patch-joint_hybrid_0.25_t4_s0"
+    assert changed == {("learn", "qwen", name), ("evaluate", "qwen", name)}
+
+
+def test_damping_touches_sparsegpt_and_what_starts_from_it(raw_config: dict) -> None:
+    _, changed = difference(raw_config, set_at("pruning", {"sparsegpt": {"damp": 0.1}}))
+    methods = {cell_id.split("_")[0] for _, _, cell_id in changed}
+    assert methods == {"sparsegpt", "maskllm", "patch-joint", "patch-tile"}
+    assert {stage for stage, _, _ in changed} == {"prune", "learn", "evaluate"}
+
+
+def test_batch_size_of_calibration_does_not_touch_magnitude(raw_config: dict) -> None:
+    _, changed = difference(raw_config, set_at("calibration", "batch_size", 2))
+    methods = {cell_id.split("_")[0] for stage, _, cell_id in changed if stage == "prune"}
+    assert methods == {"wanda", "sparsegpt"}
+
+
+def test_calibration_samples_touch_everything_calibrated(raw_config: dict) -> None:
+    _, changed = difference(raw_config, set_at("calibration", "samples", 5))
+    assert {cell_id.split("_")[0] for _, _, cell_id in changed} == {
+        "wanda",
+        "sparsegpt",
+        "maskllm",
+        "patch-joint",
+        "patch-tile",
+    }
+
+
+def test_evaluation_touches_evaluation_alone(raw_config: dict) -> None:
+    _, changed = difference(raw_config, set_at("evaluation", "limit", 3))
+    assert {stage for stage, _, _ in changed} == {"evaluate"}
+    assert len(changed) == len(plan_of(raw_config).grid.cells)
+
+
+def test_one_model_s_training_touches_that_model_alone(raw_config: dict) -> None:
+    _, changed = difference(raw_config, set_at("models", "qwen", "source", "training", {"lr": 0.9}))
+    assert {model for stage, model, _ in changed} == {"qwen"}
+    assert {stage for stage, _, _ in changed} == {"model", "prune", "learn", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    "path", [("resources", "threads", 2), ("resources", "cpu_gflops", 1.0), ("published", "x.json")]
+)
+def test_what_changes_no_number_runs_nothing_again(path: tuple, raw_config: dict) -> None:
+    assert difference(raw_config, set_at(*path)) == (set(), set())
+
+
+@pytest.mark.parametrize("path", [("models", "qwen", "title", "T"), ("models", "qwen", "comparable", False)])
+def test_titles_run_no_stage_again(path: tuple, raw_config: dict) -> None:
+    assert difference(raw_config, set_at(*path)) == (set(), set())
+
+
+def test_split_seed_of_the_corpus_touches_everything(raw_config: dict) -> None:
+    different, changed = difference(raw_config, set_at("corpora", "text", "source", "split", {"seed": 1}))
+    assert {stage for stage, _, _ in changed} == {"tokenizer", "model", "prune", "learn", "evaluate"}
+    assert {stage for stage, _, _ in different} == {"windows"}, "windows have their content in their names"
+
+
+def test_experiments_share_what_is_equal(raw_config: dict) -> None:
+    one, other = plan_of(raw_config), plan_of(raw_config | {"experiment": "second", "seeds": [4]})
+    assert one.store.model_path("qwen") == other.store.model_path("qwen")
+    assert one.store.tokenizer_path("qwen") == other.store.tokenizer_path("qwen")
+    assert one.store.corpus_path("text") == other.store.corpus_path("text")
+    assert one.store.perplexity_windows("qwen") == other.store.perplexity_windows("qwen")
+    assert one.store.calibration_windows("qwen", 0) != other.store.calibration_windows("qwen", 4)
+    cell = one.grid.cells[0]
+    assert not set(vars(one.layout).values()) & set(vars(other.layout).values())
+    assert one.layout.record(cell) != other.layout.record(cell)
+
+
+def test_inputs_of_jobs(raw_config: dict) -> None:
+    plan = plan_of(raw_config)
+    cells = {(c.model, c.method, c.pattern): c for c in plan.grid.cells}
+    assert set(plan.prune_inputs(cells["qwen", "magnitude", "2:4"])) == {"model"}
+    assert set(plan.prune_inputs(cells["qwen", "wanda", "2:4"])) == {"model", "windows"}
+    assert set(plan.prior_inputs(cells["qwen", "patch-joint", "hybrid"])) == {"pattern_mask", "tile_mask"}
+    assert set(plan.prior_inputs(cells["llama", "patch-tile", "hybrid"])) == {"frozen_mask", "tile_mask"}
+    assert set(plan.evaluate_inputs(cells["qwen", "dense", "dense"])) == {"model", "windows", "tasks"}
+    assert "weights" in plan.evaluate_inputs(cells["qwen", "sparsegpt", "2:4"])
+    assert "weights" not in plan.evaluate_inputs(cells["qwen", "wanda", "2:4"])
+    for cell in plan.grid.closure:
+        if cell.spec.stage == "learn":
+            assert plan.learn_inputs(cell)["windows"] in {windows.path for windows in plan.windows.values()}
+        if cell.spec.stage == "prune" and cell.spec.statistics != "none":
+            assert plan.prune_inputs(cell)["windows"] in {windows.path for windows in plan.windows.values()}
+
+
+def test_paths_are_distinct(raw_config: dict) -> None:
+    plan = plan_of(raw_config | {"seeds": [0, 1]})
+    layout, paths = plan.layout, []
+    for cell in plan.grid.closure:
+        paths += [part(cell) for part in (layout.mask, layout.weights, layout.curve, layout.checkpoints, layout.record)]
+    assert len(set(paths)) == len(paths)
+    assert all(not Path(path).is_absolute() and ".." not in path and " " not in path for path in paths)
+
+
+def test_learning_windows_are_no_more_than_a_run_can_see(raw_config: dict) -> None:
+    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "head_dim": 6, "vocab_size": 50}
+    raw_config["models"]["qwen"]["source"] = {"kind": "hub", "repo": "a/b", "revision": "1234567", "shape": shape}
+    plan = plan_of(raw_config)
+    samples = {c.model: plan.learning_windows(c).spec.samples for c in plan.grid.cells if c.spec.stage == "learn"}
+    assert samples == {"qwen": 5 * 4, "llama": None}
+
+
+def test_local_files_of_a_corpus(raw_config: dict, tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.jsonl"):
+        (tmp_path / name).write_text("x")
+    raw_config["corpora"]["more"] = {"source": {"kind": "files", "files": [f"{tmp_path}/*.txt", f"{tmp_path}/c.jsonl"]}}
+    assert plan_of(raw_config).store.corpus_files("more") == [
+        f"{tmp_path}/{name}" for name in ("a.txt", "b.txt", "c.jsonl")
+    ]
+
+
+def test_digest_depends_on_values_and_not_on_their_order() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    assert len(digest(None)) == 8
+
+
+def test_layout_examples() -> None:
+    layout, cell = Layout("demo"), Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
+    assert layout.mask(cell) == "results/demo/masks/qwen/patch-joint_hybrid_0.45_t16_s0.safetensors"
+    assert layout.checkpoints(cell) == "work/demo/checkpoints/qwen/patch-joint_hybrid_0.45_t16_s0"
+
+
+def test_specs_survive_the_command_line(raw_config: dict) -> None:
+    """A spec is handed to its job as JSON: what is read there is what was written."""
+    plan = plan_of(raw_config)
+    for cell in plan.grid.cells:
+        spec = plan.evaluate_spec(cell)
+        assert type(spec).model_validate(json.loads(spec.model_dump_json())) == spec
+        if cell.spec.stage == "learn":
+            spec = plan.learn_spec(cell)
+            assert type(spec).model_validate(json.loads(spec.model_dump_json())) == spec

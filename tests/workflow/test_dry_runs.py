@@ -1,0 +1,184 @@
+"""Dry runs of the shipped configurations: how many jobs of each rule, what they ask for, what is imported."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from patch.config import load_experiment
+from patch.grid import Grid
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60  # a dry run takes one to two on an idle machine
+# What makes a dry run slow; none of it is needed to plan.
+HEAVY = {"torch", "transformers", "datasets", "lm_eval", "matplotlib", "pandas", "accelerate"}
+
+
+class Job(NamedTuple):
+    """A job as the dry run prints it."""
+
+    rule: str
+    fields: dict[str, str]
+
+    def files(self, field: str) -> list[str]:
+        return [path for path in self.fields.get(field, "").split(", ") if path]
+
+    def resource(self, name: str) -> int:
+        resources = dict(item.split("=", 1) for item in self.fields["resources"].split(", "))
+        return int(resources[name])
+
+
+def snakemake(folder: Path, *options: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake where the repository's files are and its state is not."""
+    for name in ("Snakefile", "workflow", "config", "profiles"):
+        (folder / name).symlink_to(ROOT / name)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *python, "-m", "snakemake", *options]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+
+
+def dry_run(folder: Path, *options: str) -> list[Job]:
+    run = snakemake(folder, "-n", *options)
+    output = run.stdout + run.stderr
+    assert run.returncode == 0, output
+    blocks = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", output, flags=re.MULTILINE)
+    return [Job(rule, dict(re.findall(r"^    (\w+): (.*)$", text, flags=re.MULTILINE))) for rule, text in blocks]
+
+
+def counts(jobs: list[Job]) -> dict[str, int]:
+    return dict(Counter(job.rule for job in jobs))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory) -> list[Job]:
+    return dry_run(tmp_path_factory.mktemp("paper"), "--configfile", "config/paper.yaml")
+
+
+def test_paper_has_each_job_once_and_no_other(paper):
+    models, ratios = 5, 3
+    magnitude, wanda, sparsegpt, maskllm, dense = 1, 1 + ratios, 1 + ratios, 1, 1  # 2:4, and unstructured at each ratio
+    patch = ratios
+    assert counts(paper) == {
+        "fetch_corpus": 3,  # SlimPajama, C4, WikiText-2
+        "fetch_model": models,
+        "fetch_tasks": 1,
+        "calibrate": models,  # one seed; shared by wanda and sparsegpt
+        "tokenize": models * 2,  # the text that masks are learned on, and that of perplexity
+        "prune": models * (magnitude + wanda),  # 5 x 5 = 25
+        # Where masks are learned from, SparseGPT at 2:4 and at each ratio, is in the grid already.
+        "prune_and_update": models * sparsegpt,  # 5 x 4 = 20
+        "learn": models * (maskllm + patch),  # 5 x 4 = 20
+        "evaluate": models * (dense + magnitude + wanda + sparsegpt + maskllm + patch),  # 5 x 14 = 70
+        "collect": 1,
+        "table": 4,  # joint, tile, unstructured, tasks
+        "pareto": models,
+        "density": models,
+        "curves": models,
+        "all": 1,
+    }
+
+
+def test_gemma_270m_has_each_job_once_and_no_other(tmp_path):
+    jobs = dry_run(tmp_path, "--configfile", "config/gemma-270m.yaml")
+    assert counts(jobs) == {
+        "fetch_corpus": 1,
+        "fetch_model": 1,
+        "make_tasks": 1,
+        "calibrate": 1,
+        "tokenize": 2,
+        "prune": 2,  # magnitude, wanda
+        "prune_and_update": 2,  # SparseGPT 2:4 of the grid, and unstructured at 45 %, which ranks the tiles
+        "learn": 2,  # maskllm, patch-joint
+        "evaluate": 6,
+        "collect": 1,
+        "table": 2,  # joint, tasks
+        "pareto": 1,
+        "density": 1,
+        "curves": 1,
+        "all": 1,
+    }
+
+
+def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
+    models = 3
+    assert counts(dry_run(tmp_path)) == {
+        "fetch_corpus": 1,
+        "make_tasks": 1,
+        "make_tokenizer": 1,  # the models share vocabulary and corpus, so also all windows
+        "calibrate": 1,
+        "tokenize": 2,
+        "train_model": models,
+        "prune": models * 5,
+        "prune_and_update": models * 4,
+        "learn": models * 4,
+        "evaluate": models * 14,
+        "collect": 1,
+        "table": 4,
+        "pareto": models,
+        "density": models,
+        "curves": models,
+        "all": 1,
+    }
+
+
+def test_nothing_is_made_twice(paper):
+    made = Counter(path for job in paper for path in job.files("output"))
+    assert made.most_common(1)[0][1] == 1
+    assert max(Counter((job.rule, job.fields.get("wildcards")) for job in paper).values()) == 1
+
+
+def test_one_shot_methods_of_a_model_share_their_windows(paper):
+    windows = {
+        (job.fields["wildcards"].partition(",")[0], path)
+        for job in paper
+        if job.rule in ("prune", "prune_and_update")
+        for path in job.files("input")
+        if path.startswith("work/windows/")
+    }
+    assert len(windows) == len({model for model, _ in windows}) == 5
+
+
+@pytest.mark.parametrize("rule", ["prune", "prune_and_update", "learn", "evaluate"])
+def test_jobs_that_compute_say_what_they_need(paper, rule):
+    for job in (job for job in paper if job.rule == rule):
+        assert job.resource("gpus") == (4 if rule == "learn" else 1)
+        assert 8_000 <= job.resource("mem_mb") <= 400_000
+        assert 10 <= job.resource("runtime") <= 5 * 24 * 60
+
+
+def test_larger_models_ask_for_more(paper):
+    learn = {job.fields["wildcards"]: job for job in paper if job.rule == "learn"}
+    small, large = (
+        learn[f"model={model}, learned={method}_hybrid_0.45_t128_s0"]
+        for model, method in (("qwen2.5-0.5b", "patch-joint"), ("llama-3.1-8b", "patch-tile"))
+    )
+    assert large.resource("mem_mb") > small.resource("mem_mb")
+    assert large.resource("runtime") > small.resource("runtime")
+
+
+def test_planning_imports_nothing_heavy(tmp_path):
+    run = snakemake(tmp_path, "-n", "--configfile", "config/paper.yaml", python=("-X", "importtime"))
+    assert run.returncode == 0, run.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
+    assert "patch.plan" in imported
+    assert not HEAVY & imported
+
+
+@pytest.mark.parametrize("sparsity", [0.45, 0.35, 0.25])
+def test_learning_settings_of_the_paper_are_the_published_ones(sparsity):
+    grid = Grid(load_experiment(ROOT / "config/paper.yaml"))
+    cells = {cell.method: cell for cell in grid.cells if cell.sparsity == sparsity and cell.spec.stage == "learn"}
+    joint, tile = grid.learning(cells["patch-joint"]), grid.learning(cells["patch-tile"])
+    for settings in (joint, tile):
+        assert (settings.steps, settings.batch_size, settings.seqlen) == (2000, 256, 4096)
+        assert (settings.pattern_scale, settings.pattern_temperature) == ((100, 500), (4, 0.05))
+    assert (joint.lr, joint.sparsity_reg, joint.weight_reg) == (1e-3, 7, 10)
+    assert (tile.lr, tile.sparsity_reg, tile.weight_reg) == (1e-4, 3, 0.1)
+    assert (joint.tile_scale, tile.tile_scale) == ((25, 350), (100, 500))
+    assert joint.tile_temperature == ((4, 0.05) if sparsity == 0.45 else (2, 0.05))
+    assert tile.tile_temperature == (2, 0.05)
