@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) snakefmt --check Snakefile workflow
-	@$(RUN) python .ci/lint_workflow.py
+	@$(RUN) snakemake --lint
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

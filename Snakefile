@@ -1,25 +1,28 @@
 """PATCH as a batch: calibrate -> prune -> learn -> evaluate -> tabulate for every cell of a grid.
 
-    snakemake                                      the embedded default, config/demo.yaml
-    snakemake -n --configfile config/paper.yaml    the paper's grid, as a dry run
-    snakemake tables | figures | all               parts of it
+snakemake                                      the embedded default, config/demo.yaml
+snakemake -n --configfile config/paper.yaml    the paper's grid, as a dry run
+snakemake tables | figures | all               parts of it
 """
 
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
 
-from patch.config import load_experiment, validate_experiment
+from patch.config import read_yaml, validate_experiment
 from patch.cost import CostModel
 from patch.errors import InputError
 from patch.layout import STORE
 from patch.plan import Plan
-from patch.stages._warm import start_server
-
+from patch.warm import start_server
 
 # Without --configfile the demo is what runs.
 DEFAULT_CONFIG = "config/demo.yaml"
 
 try:
-    PLAN = Plan(validate_experiment(config) if config else load_experiment(DEFAULT_CONFIG))
+    if not workflow.configfiles:
+        update_config(settings := read_yaml(DEFAULT_CONFIG), config)
+        config = settings
+    PLAN = Plan(validate_experiment(config))
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

@@ -31,6 +31,10 @@ class Layout:
         """Updated weights; removed as soon as the cell is evaluated."""
         return f"{self.scratch}/weights/{cell.model}/{cell.id}.safetensors"
 
+    def spare_weights(self, cell: Cell) -> str:
+        """The same, between pruning and evaluation; not an output of a rule, see the stage `update`."""
+        return f"{self.scratch}/spare/{cell.model}/{cell.id}.safetensors"
+
     def curve(self, cell: Cell) -> str:
         """One JSON line a learning step."""
         return f"{self.root}/curves/{cell.model}/{cell.id}.jsonl"

@@ -148,6 +148,11 @@ class Plan:
             inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
         return inputs
 
+    def prune_options(self, cell: Cell) -> dict[str, str]:
+        """Options of a one-shot job: its inputs, and where the weights go if they will be evaluated."""
+        spare = cell.spec.updates_weights and cell in self.grid.cells
+        return self.prune_inputs(cell) | ({"spare": self.layout.spare_weights(cell)} if spare else {})
+
     def learn_inputs(self, cell: Cell) -> dict[str, str]:
         """Named input files of a learning job, priors aside."""
         return {"model": self.store.model_path(cell.model), "windows": self.learning_windows(cell).path}

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from patch.config import Experiment, Use
 from patch.config.base import Section
+from patch.config.load import suggest
 from patch.errors import InputError
+from patch.evaluation.tasks import task_names
 from patch.grid import Cell
 from patch.layout import STORE, digest
 from patch.specs import CorpusSpec, ModelSpec, TasksSpec, TokenizerSpec, WindowsSpec
@@ -44,7 +46,7 @@ class Store:
     """Names, paths and specs of what an experiment reads from the store.
 
     Raises:
-        InputError: a local file of a corpus does not exist.
+        InputError: a local file of a corpus does not exist, or `include_path` has no such task.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -52,6 +54,16 @@ class Store:
         self.models = experiment.models
         for name in experiment.corpora:
             self.corpus_files(name)
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
+        evaluation = self.experiment.evaluation
+        if evaluation.include_path is None:
+            return
+        known = task_names(evaluation.include_path)
+        for name in evaluation.tasks:
+            if name not in known:
+                raise InputError(f"`evaluation.tasks` names {name!r}; {suggest(name, known)}")
 
     def corpus_spec(self, name: str) -> CorpusSpec:
         """How a corpus is made."""

@@ -4,7 +4,7 @@ from patch.config.base import Section
 from patch.config.corpora import Corpus, FilesSource, HubSource, PackageSource, Use
 from patch.config.experiment import Evaluation, Experiment, GridEntry, Perplexity, Resources
 from patch.config.learning import Learning
-from patch.config.load import load_experiment, validate_experiment
+from patch.config.load import load_experiment, read_yaml, validate_experiment
 from patch.config.models import (
     GgufModel,
     HubModel,
@@ -39,5 +39,6 @@ __all__ = [
     "Training",
     "Use",
     "load_experiment",
+    "read_yaml",
     "validate_experiment",
 ]

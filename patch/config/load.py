@@ -15,11 +15,11 @@ from patch.errors import InputError
 T = TypeVar("T", bound=BaseModel)
 
 
-def load_experiment(path: Path | str) -> Experiment:
-    """Read and check one configuration file.
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read one configuration file without checking what it says.
 
     Raises:
-        InputError: the file is missing, is not YAML, or says something that is not allowed.
+        InputError: the file is missing or is not a YAML mapping.
     """
     try:
         raw = yaml.safe_load(Path(path).read_text())
@@ -28,10 +28,19 @@ def load_experiment(path: Path | str) -> Experiment:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"configuration {path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
-        raise InputError(f"configuration {path} is not YAML: {error}") from None
+        raise InputError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise InputError(f"configuration {path} is {type(raw).__name__}; expected a mapping with the key `experiment`")
-    return validate_experiment(raw)
+    return raw
+
+
+def load_experiment(path: Path | str) -> Experiment:
+    """Read and check one configuration file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or says something that is not allowed.
+    """
+    return validate_experiment(read_yaml(path))
 
 
 def validate_experiment(raw: dict[str, Any]) -> Experiment:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import patch.stages
 from patch.errors import InputError
-from patch.stages._warm import run_warm
+from patch.warm import run_warm
 
 # The stages that may reach a hub; all others run offline.
 ONLINE = ("fetch_corpus", "fetch_model", "fetch_tasks")

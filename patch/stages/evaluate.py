@@ -6,13 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from patch.data.windows import load_windows
-from patch.errors import InputError
 from patch.evaluation.harness import evaluate_tasks, mean_accuracy
 from patch.evaluation.perplexity import perplexity
 from patch.io import write_json
@@ -20,6 +16,7 @@ from patch.layout import digest
 from patch.masks.packed import apply_masks, load_masks
 from patch.methods import get_method
 from patch.models import load_model, load_tokenizer, prunable_linears
+from patch.pruning.weights import load_weights
 from patch.results.environment import describe_environment
 from patch.specs import EvaluateSpec
 from patch.stages._common import measured, prepare_device
@@ -40,7 +37,7 @@ def run(
     network = load_model(model, spec.dtype, device)
     stages: dict[str, Any] = {}
     if weights:
-        _load_weights(network, weights)
+        load_weights(weights, prunable_linears(network))
     if mask:
         masks = load_masks(mask)
         apply_masks(network, masks)
@@ -84,16 +81,3 @@ def _metrics(spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path,
     )
     metrics |= {"accuracy": mean_accuracy(accuracies), **accuracies}
     return {name: asdict(metric) for name, metric in metrics.items()}
-
-
-def _load_weights(network: nn.Module, path: Path) -> None:
-    try:
-        updated = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"weights {path}: missing, truncated or not a safetensors file ({error})") from None
-    linears = prunable_linears(network)
-    if {n: t.shape for n, t in updated.items()} != {n: linear.weight.shape for n, linear in linears.items()}:
-        raise InputError(f"{path}: its layers are not those of the model; it belongs to another one")
-    with torch.no_grad():
-        for name, linear in linears.items():
-            linear.weight.copy_(updated[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -167,3 +168,18 @@ def test_progress(tiny_model: Callable, windows: Callable) -> None:
         tiny_model(), windows(), 4, False, lambda a, b: None, lambda done, total: seen.append((done, total))
     )
     assert seen == [(1, 2), (2, 2)]
+
+
+def test_inputs_of_finished_batches_are_let_go(tiny_model: Callable, windows: Callable) -> None:
+    """Activations of one batch at a time: the memory of a pass does not grow with the calibration set."""
+    model, seen = tiny_model(), []
+    alive: list[int] = []
+
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        alive.append(sum(reference() is not None for reference in seen))
+        seen.append(weakref.ref(inputs[0]))
+
+    handle = model.model.layers[0].mlp.down_proj.register_forward_pre_hook(hook)
+    prune_sequentially(model, windows(), 1, False, lambda linears, statistics: None)
+    handle.remove()
+    assert len(alive) == 12 and max(alive) == 0

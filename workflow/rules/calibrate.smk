@@ -15,6 +15,8 @@ rule calibrate:
         f"{LOGS}/calibrate/{{calibration}}.log",
     benchmark:
         f"{BENCHMARKS}/calibrate/{{calibration}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.windows[wildcards.calibration].spec),
     shell:
@@ -32,5 +34,7 @@ use rule calibrate as tokenize with:
         f"{LOGS}/tokenize/{{windows}}.log",
     benchmark:
         f"{BENCHMARKS}/tokenize/{{windows}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.windows[wildcards.windows].spec),

@@ -1,4 +1,7 @@
-"""What all rules share: the stages' command, constraints on wildcards, look-ups in the plan."""
+"""What all rules share: the stages' command, constraints on wildcards, look-ups in the plan.
+
+The environment that the rules name is made before Snakemake starts, by conda or by `make` (see README.md).
+"""
 
 import re
 
@@ -36,7 +39,7 @@ wildcard_constraints:
     made_tasks=one_of(name for name, path in TASKS.items() if path),
     hub_tasks=one_of(name for name, path in TASKS.items() if not path),
     model=one_of(MODELS),
-    mask_only=one_of(c.id for c in CELLS if c.spec.stage == "prune" and not c.spec.updates_weights),
+    pruned=one_of(c.id for c in CELLS if c.spec.stage == "prune"),
     updating=one_of(c.id for c in CELLS if c.spec.updates_weights),
     learned=one_of(c.id for c in CELLS if c.spec.stage == "learn"),
     cell=one_of(c.id for c in CELLS),
@@ -44,7 +47,7 @@ wildcard_constraints:
 
 def cell_of(wildcards):
     """The cell that a job's wildcards name."""
-    names = [wildcards.get(key) for key in ("cell", "mask_only", "updating", "learned")]
+    names = [wildcards.get(key) for key in ("cell", "pruned", "updating", "learned")]
     return PLAN.grid.cell(wildcards.model, next(name for name in names if name))
 
 

@@ -14,13 +14,15 @@ rule evaluate:
         f"{LOGS}/evaluate/{{model}}/{{cell}}.log",
     benchmark:
         f"{BENCHMARKS}/evaluate/{{model}}/{{cell}}.tsv"
-    params:
-        spec=lambda wildcards: as_json(PLAN.evaluate_spec(cell_of(wildcards))),
-        files=lambda wildcards: options(PLAN.evaluate_inputs(cell_of(wildcards))),
+    conda:
+        "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
         gpus=lambda wildcards: COST.evaluate(cell_of(wildcards)).gpus,
         mem_mb=lambda wildcards: COST.evaluate(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.evaluate(cell_of(wildcards)).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.evaluate_spec(cell_of(wildcards))),
+        files=lambda wildcards: options(PLAN.evaluate_inputs(cell_of(wildcards))),
     shell:
         f"{STAGE} evaluate --spec {{params.spec:q}} {{params.files}} --record {{output.record}} &> {{log}}"

@@ -21,6 +21,8 @@ rule fetch_corpus:
         f"{LOGS}/fetch_corpus/{{corpus}}.log",
     benchmark:
         f"{BENCHMARKS}/fetch_corpus/{{corpus}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.store.corpus_spec(CORPORA[wildcards.corpus])),
     shell:
@@ -35,6 +37,8 @@ rule fetch_model:
         f"{LOGS}/fetch_model/{{fetched}}.log",
     benchmark:
         f"{BENCHMARKS}/fetch_model/{{fetched}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.store.model_spec(FETCHED[wildcards.fetched])),
     shell:
@@ -49,6 +53,8 @@ rule fetch_tasks:
         f"{LOGS}/fetch_tasks/{{hub_tasks}}.log",
     benchmark:
         f"{BENCHMARKS}/fetch_tasks/{{hub_tasks}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=as_json(PLAN.store.tasks_spec()),
     shell:
@@ -65,6 +71,8 @@ rule make_tasks:
         f"{LOGS}/make_tasks/{{made_tasks}}.log",
     benchmark:
         f"{BENCHMARKS}/make_tasks/{{made_tasks}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=as_json(PLAN.store.tasks_spec()),
     shell:
@@ -81,6 +89,8 @@ rule make_tokenizer:
         f"{LOGS}/make_tokenizer/{{tokenizer}}.log",
     benchmark:
         f"{BENCHMARKS}/make_tokenizer/{{tokenizer}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.store.tokenizer_spec(TOKENIZERS[wildcards.tokenizer])),
     shell:
@@ -98,12 +108,14 @@ rule train_model:
         f"{LOGS}/train_model/{{trained}}.log",
     benchmark:
         f"{BENCHMARKS}/train_model/{{trained}}.tsv"
-    params:
-        spec=lambda wildcards: as_json(PLAN.store.model_spec(TRAINED[wildcards.trained])),
+    conda:
+        "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
         mem_mb=lambda wildcards: COST.train(TRAINED[wildcards.trained]).mem_mb,
         runtime=lambda wildcards: COST.train(TRAINED[wildcards.trained]).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.store.model_spec(TRAINED[wildcards.trained])),
     shell:
         f"{STAGE} train --spec {{params.spec:q}} --tokenizer {{input.tokenizer}} --windows {{input.windows}}"
         " --out {output} &> {log}"

@@ -5,14 +5,10 @@ Inputs: a model, token windows, and the masks that the run starts from. Outputs:
 
 
 rule learn:
-    """maskllm, patch-joint or patch-tile.
-
-    The priors are `ancient`: a prior that is made again from the same settings is the same mask, and
-    must not learn everything anew. One made from other settings does, through the digest in the spec.
-    """
+    """maskllm, patch-joint or patch-tile."""
     input:
         unpack(lambda wildcards: PLAN.learn_inputs(cell_of(wildcards))),
-        priors=lambda wildcards: ancient(list(PLAN.prior_inputs(cell_of(wildcards)).values())),
+        unpack(lambda wildcards: PLAN.prior_inputs(cell_of(wildcards))),
     output:
         mask=f"{RESULTS}/masks/{{model}}/{{learned}}.safetensors",
         curve=f"{RESULTS}/curves/{{model}}/{{learned}}.jsonl",
@@ -20,15 +16,17 @@ rule learn:
         f"{LOGS}/learn/{{model}}/{{learned}}.log",
     benchmark:
         f"{BENCHMARKS}/learn/{{model}}/{{learned}}.tsv"
-    params:
-        spec=lambda wildcards: as_json(PLAN.learn_spec(cell_of(wildcards))),
-        priors=lambda wildcards: options(PLAN.prior_inputs(cell_of(wildcards))),
-        checkpoints=lambda wildcards: PLAN.layout.checkpoints(cell_of(wildcards)),
+    conda:
+        "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
         gpus=lambda wildcards: COST.learn(cell_of(wildcards)).gpus,
         mem_mb=lambda wildcards: COST.learn(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.learn(cell_of(wildcards)).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.learn_spec(cell_of(wildcards))),
+        priors=lambda wildcards: options(PLAN.prior_inputs(cell_of(wildcards))),
+        checkpoints=lambda wildcards: PLAN.layout.checkpoints(cell_of(wildcards)),
     shell:
         f"{STAGE} learn --spec {{params.spec:q}} --model {{input.model}} --windows {{input.windows}} {{params.priors}}"
         " --mask {output.mask} --curve {output.curve} --checkpoints {params.checkpoints} &> {log}"

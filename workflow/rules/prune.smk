@@ -6,35 +6,54 @@ the updated weights of methods that update, kept only until their cell is evalua
 
 
 rule prune:
-    """Mask of a method that leaves the kept weights alone."""
+    """Mask of a one-shot method."""
     input:
         unpack(lambda wildcards: PLAN.prune_inputs(cell_of(wildcards))),
     output:
-        mask=f"{RESULTS}/masks/{{model}}/{{mask_only}}.safetensors",
+        mask=f"{RESULTS}/masks/{{model}}/{{pruned}}.safetensors",
     log:
-        f"{LOGS}/prune/{{model}}/{{mask_only}}.log",
+        f"{LOGS}/prune/{{model}}/{{pruned}}.log",
     benchmark:
-        f"{BENCHMARKS}/prune/{{model}}/{{mask_only}}.tsv"
-    params:
-        spec=lambda wildcards: as_json(PLAN.prune_spec(cell_of(wildcards))),
-        files=lambda wildcards: options(PLAN.prune_inputs(cell_of(wildcards))),
+        f"{BENCHMARKS}/prune/{{model}}/{{pruned}}.tsv"
+    conda:
+        "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
         gpus=lambda wildcards: COST.prune(cell_of(wildcards)).gpus,
         mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
-    shell:
-        f"{STAGE} prune --spec {{params.spec:q}} {{params.files}} --mask {{output.mask}} &> {{log}}"
-
-
-use rule prune as prune_and_update with:
-    output:
-        mask=f"{RESULTS}/masks/{{model}}/{{updating}}.safetensors",
-        weights=temp(f"{PLAN.layout.scratch}/weights/{{model}}/{{updating}}.safetensors"),
-    log:
-        f"{LOGS}/prune/{{model}}/{{updating}}.log",
-    benchmark:
-        f"{BENCHMARKS}/prune/{{model}}/{{updating}}.tsv"
     params:
         spec=lambda wildcards: as_json(PLAN.prune_spec(cell_of(wildcards))),
-        files=lambda wildcards, output: options(PLAN.prune_inputs(cell_of(wildcards)) | {"weights": output.weights}),
+        options=lambda wildcards: options(PLAN.prune_options(cell_of(wildcards))),
+    shell:
+        f"{STAGE} prune --spec {{params.spec:q}} {{params.options}} --mask {{output.mask}} &> {{log}}"
+
+
+rule update_weights:
+    """Weights of a method that updates them, for the evaluation.
+
+    A rule of its own: the weights are temporary, and when a record is made again they are too, but the
+    mask must not be, for then all that was learned from it would follow.
+    """
+    input:
+        unpack(lambda wildcards: PLAN.prune_inputs(cell_of(wildcards))),
+        mask=f"{RESULTS}/masks/{{model}}/{{updating}}.safetensors",
+    output:
+        weights=temp(f"{PLAN.layout.scratch}/weights/{{model}}/{{updating}}.safetensors"),
+    log:
+        f"{LOGS}/update_weights/{{model}}/{{updating}}.log",
+    benchmark:
+        f"{BENCHMARKS}/update_weights/{{model}}/{{updating}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: PLAN.experiment.resources.threads
+    resources:
+        gpus=lambda wildcards: COST.prune(cell_of(wildcards)).gpus,
+        mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.prune_spec(cell_of(wildcards))),
+        options=lambda wildcards: options(PLAN.prune_options(cell_of(wildcards))),
+    shell:
+        f"{STAGE} update --spec {{params.spec:q}} {{params.options}} --mask {{input.mask}}"
+        " --weights {output.weights} &> {log}"

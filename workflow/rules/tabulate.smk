@@ -6,6 +6,7 @@ tables/<table>.{csv,md,tex}, figures/<model>/<figure>.{svg,pdf,png}.
 
 TABLE_KINDS = ["csv", "md", "tex"]
 FIGURE_KINDS = ["svg", "pdf", "png"]
+RECORDS = [PLAN.layout.record(cell) for cell in PLAN.grid.cells]
 
 
 localrules:
@@ -24,8 +25,9 @@ wildcard_constraints:
 
 
 rule tables:
-    """Every table, and the tidy data that they are made from."""
+    """Every table, and the records and tidy data that they are made from."""
     input:
+        RECORDS,
         f"{RESULTS}/results.csv",
         expand(f"{RESULTS}/tables/{{table}}.{{kind}}", table=PLAN.tables(), kind=TABLE_KINDS),
 
@@ -44,7 +46,7 @@ rule figures:
 rule collect:
     """One tidy table of every number: a row for each (cell, metric)."""
     input:
-        records=[PLAN.layout.record(cell) for cell in PLAN.grid.cells],
+        records=RECORDS,
         published=PLAN.experiment.published,
     output:
         results=f"{RESULTS}/results.csv",
@@ -52,6 +54,8 @@ rule collect:
         f"{LOGS}/collect.log",
     benchmark:
         f"{BENCHMARKS}/collect.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=as_json(PLAN.tabulate_spec()),
     shell:
@@ -68,6 +72,8 @@ rule table:
         f"{LOGS}/table/{{table}}.log",
     benchmark:
         f"{BENCHMARKS}/table/{{table}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=as_json(PLAN.tabulate_spec()),
         out=f"{RESULTS}/tables/{{table}}",
@@ -86,6 +92,8 @@ rule pareto:
         f"{LOGS}/pareto/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/pareto/{{model}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.figure_spec(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/pareto",
@@ -104,6 +112,8 @@ rule density:
         f"{LOGS}/density/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/density/{{model}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.figure_spec(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/density",
@@ -121,6 +131,8 @@ rule curves:
         f"{LOGS}/curves/{{model}}.log",
     benchmark:
         f"{BENCHMARKS}/curves/{{model}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         spec=lambda wildcards: as_json(PLAN.figure_spec(wildcards.model, labels=True)),
         out=f"{RESULTS}/figures/{{model}}/curves",

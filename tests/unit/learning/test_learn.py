@@ -243,3 +243,12 @@ def test_weight_reward_leads_to_the_largest_weights(run_learning: Callable, tiny
 def test_files_are_left_tidy(run_learning: Callable, tmp_path: Path) -> None:
     run_learning(folder="run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.jsonl"]
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_hard_counts_whole_tiles(hard: bool, run_learning: Callable) -> None:
+    masks, curve = run_learning(hard=hard, micro_batch_size=4)
+    tiles = sum(part.numel() for part in masks.tiles.values())
+    dense = [(2 * line["density"] - 1) * tiles for line in curve[:2]]
+    whole = [abs(count - round(count)) < 1e-2 for count in dense]
+    assert all(whole) == hard

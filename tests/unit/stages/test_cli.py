@@ -179,7 +179,7 @@ def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_
     weights.write_bytes(whole[:-10])
     one_message(evaluate(weights=weights), "w.safetensors: .*truncated")
     save_file({name: torch.ones(1, linear.in_features) for name, linear in linears.items()}, weights)
-    one_message(evaluate(weights=weights), "belongs to another one")
+    one_message(evaluate(weights=weights), "belong to another one")
     one_message(evaluate(windows=tmp_path / "none.npy"), "none.npy: no such file")
     assert not (tmp_path / "r.json").exists()
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from patch.config import Learning
 from patch.learning.learn import learn
 from patch.masks.nm import NM
-from patch.masks.packed import load_masks
+from patch.masks.packed import load_masks, save_masks
 from patch.models import prunable_linears
 from patch.pruning import prune
 
@@ -29,7 +29,7 @@ learn_module = importlib.import_module("patch.learning.learn")
 def test_prune(method: str, files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path) -> None:
     options = {} if method == "magnitude" else {"windows": files.windows}
     if method == "sparsegpt":
-        options["weights"] = tmp_path / "w.safetensors"
+        options["spare"] = tmp_path / "w.safetensors"
     spec = files.spec(method, pattern="2:4", sparsity=0.5)
     ended = stage("prune", spec, model=files.model, mask=tmp_path / "m.safetensors", **options)
     assert ended.code == 0, ended.error
@@ -45,6 +45,47 @@ def test_prune(method: str, files: Any, stage: Callable, tiny_model: Callable, t
         for name, linear in prunable_linears(model).items():
             torch.testing.assert_close(weights[name], linear.weight, rtol=1e-4, atol=1e-5)
             assert (weights[name][~expected.masks[name]] == 0).all()
+
+
+def test_update_takes_the_spare_weights_or_makes_them_again(
+    files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path
+) -> None:
+    spec, mask, spare = files.spec("sparsegpt"), tmp_path / "m.safetensors", tmp_path / "spare.safetensors"
+    inputs = {"model": files.model, "windows": files.windows, "mask": mask, "spare": spare}
+    assert stage("prune", spec, **inputs).code == 0
+    whole, before = load_file(spare), mask.read_bytes()
+
+    def update(name: str) -> dict[str, torch.Tensor]:
+        ended = stage("update", spec, **inputs, weights=tmp_path / "sub" / name)
+        assert ended.code == 0, ended.error
+        return load_file(tmp_path / "sub" / name)
+
+    moved = update("moved")
+    assert not spare.exists(), "the spare file is moved, not copied"
+    again = update("again")
+    spare.write_bytes((tmp_path / "sub" / "again").read_bytes()[:-20])
+    truncated = update("truncated")
+    save_file(whole, spare, metadata={"digest": "of other settings"})
+    other = update("other")
+    for weights in (moved, again, truncated, other):
+        assert set(weights) == set(whole)
+        assert all(torch.equal(weights[name], value) for name, value in whole.items())
+    assert mask.read_bytes() == before
+
+
+def test_update_refuses_a_mask_that_it_cannot_make(
+    files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path
+) -> None:
+    mask = tmp_path / "m.safetensors"
+    inputs = {"model": files.model, "windows": files.windows, "mask": mask, "spare": tmp_path / "none"}
+    for other, message in (
+        (tiny_model(), "another mask"),
+        (tiny_model(num_hidden_layers=1), "masks are of another model"),
+    ):
+        save_masks(mask, prune(other, "magnitude", NM(2, 4)))
+        ended = stage("update", files.spec("sparsegpt", pattern="2:4"), **inputs, weights=tmp_path / "w")
+        assert ended.code == 2 and message in ended.error and "Traceback" not in ended.error
+        assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile"])

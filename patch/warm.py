@@ -33,6 +33,7 @@ PRELOADED = (
     "patch.stages.learn",
     "patch.stages.prune",
     "patch.stages.train",
+    "patch.stages.update",
     "patch.stages.windows",
     "lm_eval.evaluator",
     "lm_eval.models.huggingface",
@@ -50,7 +51,7 @@ def start_server() -> subprocess.Popen:
     listener.bind(str(path))
     listener.listen(64)
     os.environ[VARIABLE] = str(path)
-    command = [sys.executable, "-m", "patch.stages._warm", str(path), str(listener.fileno()), str(os.getpid())]
+    command = [sys.executable, "-m", "patch.warm", str(path), str(listener.fileno()), str(os.getpid())]
     server = subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
     listener.close()
     return server

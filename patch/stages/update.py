@@ -1,0 +1,35 @@
+"""The updated weights of a pruned cell, for its evaluation.
+
+Pruning leaves them in a spare file, and this stage takes that. They are removed after the
+evaluation, so a record that has to be made again finds none: then this stage prunes again, and the
+mask, from which others learn, stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.errors import InputError
+from patch.layout import digest
+from patch.masks.packed import check_masks, load_masks
+from patch.models import prunable_linears
+from patch.pruning.weights import save_weights, weights_digest
+from patch.specs import PruneSpec
+from patch.stages.prune import prune_model
+
+
+def run(
+    spec: PruneSpec, *, model: Path, mask: Path, spare: Path, weights: Path, windows: Path | None = None
+) -> None:
+    """Move the spare weights to ``weights``, or make them again."""
+    wanted = digest(spec.model_dump(mode="json"))
+    if weights_digest(spare) == wanted:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        spare.replace(weights)
+        return
+    network, masks = prune_model(spec, model, windows)
+    stored = load_masks(mask)
+    check_masks(network, stored)
+    if any(not stored.masks[name].equal(made) for name, made in masks.masks.items()):
+        raise InputError(f"{mask}: pruning again gives another mask; remove it, so that all that depends on it follows")
+    save_weights(weights, prunable_linears(network), wanted)
