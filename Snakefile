@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
 from patch.config import read_yaml, validate_experiment
-from patch.cost import CostModel
+from patch.cost import CostModel, too_large
 from patch.errors import InputError
 from patch.layout import STORE
 from patch.plan import Plan
@@ -33,6 +33,8 @@ if PLAN.experiment.resources.warm_start:
 
 
 COST = CostModel(PLAN.experiment, PLAN.grid)
+for line in too_large(COST, PLAN.grid):
+    logger.warning(line)
 RESULTS = PLAN.layout.root
 
 

@@ -72,7 +72,9 @@ class CostModel:
         flops = 4.0 * prunable_parameters(shape) * tokens
         work = size * parameters(shape) + size * tokens * shape.hidden_size
         if cell.spec.statistics == "gram":
-            flops += shape.num_hidden_layers * sum(2 * columns**2 * (tokens + rows + columns) for rows, columns in layers)
+            flops += shape.num_hidden_layers * sum(
+                2 * columns**2 * (tokens + rows + columns) for rows, columns in layers
+            )
             work += 4 * sum(columns**2 for _, columns in layers) + 24 * max(rows * columns for rows, columns in layers)
         return self._job(flops, EFFICIENCY["prune"], work / 1e6)
 
@@ -98,8 +100,22 @@ class CostModel:
         return self._job(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
 
 
+def too_large(costs: CostModel, grid: Grid) -> list[str]:
+    """One line for each learning job that needs more memory than a GPU has."""
+    limit = 1000 * costs.experiment.resources.gpu_memory_gb
+    needs = {cell: costs.learn(cell).gpu_mem_mb for cell in grid.closure if cell.spec.stage == "learn"}
+    return [
+        f"{cell.model} {cell.id} needs about {need / 1000:.0f} GB of GPU memory; "
+        f"`resources.gpu_memory_gb` is {limit / 1000:g}"
+        for cell, need in needs.items()
+        if need > limit
+    ]
+
+
 def _activation_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
     """Activations a token: about 16 hidden and 4 intermediate vectors a block, and fp32 logits twice."""
     block = size * (16 * shape.hidden_size + 4 * shape.intermediate_size)
-    blocks = block + size * shape.hidden_size * shape.num_hidden_layers if checkpointed else block * shape.num_hidden_layers
+    blocks = (
+        block + size * shape.hidden_size * shape.num_hidden_layers if checkpointed else block * shape.num_hidden_layers
+    )
     return blocks + 8.0 * shape.vocab_size

@@ -96,7 +96,9 @@ class Grid:
         for where, keys in given.items():
             for key in keys:
                 if key not in Learning.model_fields:
-                    raise InputError(f"unknown key `learning.{where}.{key}`; {suggest(key, sorted(Learning.model_fields))}")
+                    raise InputError(
+                        f"unknown key `learning.{where}.{key}`; {suggest(key, sorted(Learning.model_fields))}"
+                    )
         for name in experiment.learning.methods:
             if name not in learned:
                 raise InputError(f"unknown key `learning.methods.{name}`; {suggest(name, learned)}")
@@ -106,14 +108,18 @@ class Grid:
                 if value is not None and value not in known:
                     raise InputError(f"`learning.overrides.{index}.{key}` is {value!r}; {suggest(value, known)}")
         if experiment.evaluation.include_path and not experiment.evaluation.task_use:
-            raise InputError("`evaluation.include_path` is given but `evaluation.task_use` is missing: name the held-out text")
+            raise InputError(
+                "`evaluation.include_path` is given but `evaluation.task_use` is missing: name the held-out text"
+            )
 
     def _expand(self, entry: GridEntry) -> list[Cell]:
         models = entry.models if entry.models is not None else list(self.experiment.models)
         for name in models:
             if name not in self.experiment.models:
                 raise InputError(f"grid: unknown model `{name}`; {suggest(name, list(self.experiment.models))}")
-        return [cell for method in entry.methods for name in models for cell in self._expand_method(entry, method, name)]
+        return [
+            cell for method in entry.methods for name in models for cell in self._expand_method(entry, method, name)
+        ]
 
     def _expand_method(self, entry: GridEntry, method_name: str, model: str) -> list[Cell]:
         if method_name == "patch":
@@ -122,7 +128,9 @@ class Grid:
         pattern = entry.pattern or {"n:m": "2:4"}.get(method.patterns[0], method.patterns[0])
         kind = "n:m" if NM.match(pattern) else pattern
         if kind not in method.patterns and pattern not in method.patterns:
-            raise InputError(f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}")
+            raise InputError(
+                f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}"
+            )
         tiles = (entry.tiles or [self.experiment.tile]) if kind == "hybrid" else [None]
         for tile in filter(None, tiles):
             check_tile(model, model_shape(model, self.experiment.models[model]), tile)
@@ -165,7 +173,9 @@ class Grid:
             return self._by_id[model, cell_id]
         except KeyError:
             known = [identifier for name, identifier in self._by_id if name == model]
-            raise InputError(f"the grid has no cell `{cell_id}` of model `{model}`; {suggest(cell_id, known)}") from None
+            raise InputError(
+                f"the grid has no cell `{cell_id}` of model `{model}`; {suggest(cell_id, known)}"
+            ) from None
 
     def learning(self, cell: Cell) -> Learning:
         """Settings of a learned cell: method defaults, `common`, the method's, matching overrides."""
@@ -178,7 +188,9 @@ class Grid:
         learning = validate(Learning, values, where=f"learning.methods.{cell.method}")
         if learning.use.corpus not in self.experiment.corpora:
             corpus = learning.use.corpus
-            raise InputError(f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}")
+            raise InputError(
+                f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}"
+            )
         return learning
 
     def priors(self, cell: Cell) -> dict[str, Cell]:
@@ -224,5 +236,7 @@ def _sparsities(entry: GridEntry, method: str, pattern: str, kind: str) -> list[
             raise InputError(f"grid: `{method}` with pattern `{pattern}` needs `sparsity`, a list such as [0.45, 0.25]")
         return [float(format_sparsity(value)) for value in entry.sparsity]
     if entry.sparsity is not None and entry.sparsity != [fixed]:
-        raise InputError(f"grid: pattern `{pattern}` of `{method}` has sparsity {fixed:g}, not {entry.sparsity}; leave the key out")
+        raise InputError(
+            f"grid: pattern `{pattern}` of `{method}` has sparsity {fixed:g}, not {entry.sparsity}; leave the key out"
+        )
     return [fixed]

@@ -41,9 +41,7 @@ def prunable_linears(model: nn.Module) -> dict[str, nn.Linear]:
     The embedding and the output layer stand outside the blocks and are never pruned.
     """
     prefix, blocks = decoder_blocks(model)
-    return {
-        f"{prefix}.{name}": module for name, module in blocks.named_modules() if isinstance(module, nn.Linear)
-    }
+    return {f"{prefix}.{name}": module for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
 
 
 def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:

@@ -33,7 +33,9 @@ class Plan:
         trained = [name for name, model in self.experiment.models.items() if model.source.kind == "train"]
         needed = [self.store.training_windows(name) for name in trained]
         needed += [self.store.perplexity_windows(name) for name in self.experiment.models]
-        needed += [self.store.calibration_windows(cell.model, cell.seed) for cell in self.grid.closure if calibrated(cell)]
+        needed += [
+            self.store.calibration_windows(cell.model, cell.seed) for cell in self.grid.closure if calibrated(cell)
+        ]
         needed += [self.learning_windows(cell) for cell in self.grid.closure if cell.spec.stage == "learn"]
         return {windows.key: windows for windows in needed}
 
@@ -93,7 +95,12 @@ class Plan:
     def evaluate_spec(self, cell: Cell) -> EvaluateSpec:
         """Settings of an evaluation job."""
         store = self.store
-        sources = [store.model_path(cell.model), self.mask_digest(cell), store.perplexity_windows(cell.model).path, store.tasks_path()]
+        sources = [
+            store.model_path(cell.model),
+            self.mask_digest(cell),
+            store.perplexity_windows(cell.model).path,
+            store.tasks_path(),
+        ]
         return EvaluateSpec(
             upstream=digest(sources),
             experiment=self.experiment.experiment,

@@ -24,11 +24,18 @@ def model_shape(name: str, model: Model) -> Shape:
     """
     source = model.source
     if isinstance(source, TrainedModel):
-        return _from_config(f"models.{name}.source.config", {"model_type": source.architecture, **source.config}, source.tokenizer.vocab_size)
+        return _from_config(
+            f"models.{name}.source.config",
+            {"model_type": source.architecture, **source.config},
+            source.tokenizer.vocab_size,
+        )
     if isinstance(source, LocalModel):
         path = Path(source.path) / "config.json"
         if not path.exists():
-            raise InputError(f"models.{name}.source.path is {source.path!r}: no config.json in it; give a folder that save_pretrained wrote")
+            raise InputError(
+                f"models.{name}.source.path is {source.path!r}: no config.json in it; "
+                "give a folder that save_pretrained wrote"
+            )
         return _from_config(str(path), read_json(path), None)
     return source.shape
 
@@ -108,4 +115,7 @@ def check_tile(name: str, shape: Shape, tile: int) -> None:
     good = [t for t in range(4, min(sizes) + 1, 4) if all(length % t == 0 for length in sizes)]
     layer, size = next(iter(bad.items())) if bad else next(iter(shapes.items()))
     reason = f"does not divide {layer} {list(size)}" if bad else "is not a multiple of 4"
-    raise InputError(f"tile {tile} {reason} of model `{name}`; use one of {', '.join(map(str, good)) or 'none: this model has no common tile'}")
+    raise InputError(
+        f"tile {tile} {reason} of model `{name}`; "
+        f"use one of {', '.join(map(str, good)) or 'none: this model has no common tile'}"
+    )

@@ -82,14 +82,18 @@ class Store:
         source = self.experiment.corpora[name].source
         if source.kind != "files":
             return []
-        lists = source.files if isinstance(source.files, list) else [p for paths in source.files.values() for p in paths]
+        lists = (
+            source.files if isinstance(source.files, list) else [p for paths in source.files.values() for p in paths]
+        )
         found = []
         for pattern in lists:
             root = Path(pattern).anchor or "."
             try:
                 matches = sorted(str(path) for path in Path(root).glob(str(Path(pattern).relative_to(root))))
             except (ValueError, IndexError) as error:
-                raise InputError(f"`corpora.{name}.source.files`: {pattern!r} is not a path or glob ({error})") from None
+                raise InputError(
+                    f"`corpora.{name}.source.files`: {pattern!r} is not a path or glob ({error})"
+                ) from None
             if not matches:
                 raise InputError(f"`corpora.{name}.source.files`: {pattern!r} matches no file")
             found += matches
@@ -117,7 +121,9 @@ class Store:
         """Folder of a model."""
         return f"{STORE}/models/{model}-{_digest(self.model_spec(model))}"
 
-    def windows(self, model: str, use: Use, kind: str, seqlen: int, samples: int | None = None, seed: int | None = None) -> Windows:
+    def windows(
+        self, model: str, use: Use, kind: str, seqlen: int, samples: int | None = None, seed: int | None = None
+    ) -> Windows:
         """Windows of a part of a corpus in a model's tokens."""
         tokenizer, corpus = self.tokenizer_path(model), self.corpus_path(use.corpus)
         upstream = f"{tokenizer} {corpus}"

@@ -36,9 +36,13 @@ def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN0
     }
     for name in source.config:
         if name not in known:
-            raise InputError(f"unknown key `{name}` in the config of a {source.architecture} model; {suggest(name, known)}")
+            raise InputError(
+                f"unknown key `{name}` in the config of a {source.architecture} model; {suggest(name, known)}"
+            )
         if name in special:
-            raise InputError(f"leave `{name}` out of the config of a {source.architecture} model: the tokenizer decides it")
+            raise InputError(
+                f"leave `{name}` out of the config of a {source.architecture} model: the tokenizer decides it"
+            )
     torch.manual_seed(source.training.seed)
     return AutoModelForCausalLM.from_config(family(**source.config, **special))
 
@@ -79,7 +83,21 @@ def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, cu
         loss.backward()
         muon.step()
         adamw.step()
-        return {"loss": loss.item(), "lr": run.lr * factor, "tokens_per_second": round(tokens.numel() / (time.monotonic() - started))}
+        return {
+            "loss": loss.item(),
+            "lr": run.lr * factor,
+            "tokens_per_second": round(tokens.numel() / (time.monotonic() - started)),
+        }
 
-    run_steps(run.steps, step_fn, {"model": model, "muon": muon, "adamw": adamw}, folder, source.model_dump_json(), curve, 2.0, 10, "train")
+    run_steps(
+        run.steps,
+        step_fn,
+        {"model": model, "muon": muon, "adamw": adamw},
+        folder,
+        source.model_dump_json(),
+        curve,
+        2.0,
+        10,
+        "train",
+    )
     return model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ CONFIG: dict[str, Any] = {
     "evaluation": {
         "perplexity": {"use": {"corpus": "text", "split": "test"}, "seqlen": 12},
         "tasks": ["cloze"],
-        "include_path": "tasks",
+        "include_path": str(Path(__file__).parents[1] / "workflow/tasks"),
         "task_use": {"corpus": "text", "split": "test"},
     },
     "tile": 4,

@@ -56,7 +56,9 @@ class HubSource(Section):
     repo: str = Field(description="Data set id, `owner/name`.")
     revision: str = Field(description="Commit of the data set.", min_length=7)
     name: str | None = Field(None, description="Configuration of the data set, for example `wikitext-2-raw-v1`.")
-    data_files: str | None = Field(None, description="Glob inside the repository; without it, the configuration's files.")
+    data_files: str | None = Field(
+        None, description="Glob inside the repository; without it, the configuration's files."
+    )
     splits: dict[Split, str] = Field(description="Our part -> the data set's split.")
     field: str = Field("text", description="Column that holds the text.")
     size_gb: float = Field(1.0, gt=0, description="Download size in GB, for the plan.")

@@ -30,7 +30,9 @@ class Evaluation(Section):
 
     perplexity: Perplexity = Field(description="Perplexity.")
     tasks: list[str] = Field(description="lm-eval task names; `accuracy` is the unweighted mean of their `acc`.")
-    include_path: str | None = Field(None, description="Folder of lm-eval YAML files whose data is made from `task_use`.")
+    include_path: str | None = Field(
+        None, description="Folder of lm-eval YAML files whose data is made from `task_use`."
+    )
     task_use: Use | None = Field(None, description="Held-out text that the data of those tasks is made from.")
     task_samples: int = Field(200, ge=10, description="Questions per task made from text.")
     batch_size: int = Field(32, ge=1, description="Requests per forward pass.")
@@ -40,10 +42,16 @@ class Evaluation(Section):
 class GridEntry(Section):
     """A block of cells: every method x sparsity x tile x model x seed."""
 
-    methods: list[str] = Field(min_length=1, description="Methods; `patch` is patch-joint or patch-tile as the model's `variant` says.")
-    pattern: str | None = Field(None, description="`2:4` or another N:M, `unstructured`, or `hybrid`; by default what the method is made for.")
+    methods: list[str] = Field(
+        min_length=1, description="Methods; `patch` is patch-joint or patch-tile as the model's `variant` says."
+    )
+    pattern: str | None = Field(
+        None, description="`2:4` or another N:M, `unstructured`, or `hybrid`; by default what the method is made for."
+    )
     sparsity: list[float] | None = Field(None, description="Target sparsities in [0, 1); N:M fixes its own.")
-    tiles: list[Annotated[int, Field(ge=4)]] | None = Field(None, description="Tile sizes of hybrid cells; by default the experiment's `tile`.")
+    tiles: list[Annotated[int, Field(ge=4)]] | None = Field(
+        None, description="Tile sizes of hybrid cells; by default the experiment's `tile`."
+    )
     models: list[str] | None = Field(None, description="Names under `models`; by default all.")
 
     @field_validator("pattern", mode="before")
@@ -57,7 +65,9 @@ class GridEntry(Section):
 class LearningConfig(Section):
     """Learning settings: `common`, then the method's, then each override that matches, in order."""
 
-    common: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run that hold for all methods.")
+    common: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of a learning run that hold for all methods."
+    )
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Method -> keys.")
     overrides: list[LearningOverride] = Field(default_factory=list, description="Exceptions for some cells.")
 

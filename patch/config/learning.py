@@ -26,25 +26,45 @@ class Learning(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moments.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay of the logits.")
 
-    pattern_temperature: Ramp = Field((4.0, 0.05), description="Gumbel temperature tau of the 2:4 choice, first to last step.")
+    pattern_temperature: Ramp = Field(
+        (4.0, 0.05), description="Gumbel temperature tau of the 2:4 choice, first to last step."
+    )
     pattern_scale: Ramp = Field((100.0, 500.0), description="Logit scale kappa of the 2:4 choice.")
-    pattern_prior: OneShot | Literal["none"] = Field("sparsegpt", description="One-shot 2:4 mask that the pattern logits start from.")
-    pattern_prior_strength: float = Field(3.0, ge=0, description="Its weight, in standard deviations of the initial logits.")
+    pattern_prior: OneShot | Literal["none"] = Field(
+        "sparsegpt", description="One-shot 2:4 mask that the pattern logits start from."
+    )
+    pattern_prior_strength: float = Field(
+        3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
+    )
     pattern_std: float = Field(0.01, gt=0, description="Standard deviation of the initial pattern logits.")
 
     tile_temperature: Ramp = Field((2.0, 0.05), description="Gumbel temperature tau of the tile choice.")
     tile_scale: Ramp = Field((25.0, 350.0), description="Logit scale kappa of the tile choice.")
-    tile_prior: OneShot | Literal["random", "none"] = Field("sparsegpt", description="Unstructured mask at the target sparsity that ranks the tiles at the start.")
-    tile_prior_strength: float = Field(3.0, ge=0, description="Its weight, in standard deviations of the initial logits.")
+    tile_prior: OneShot | Literal["random", "none"] = Field(
+        "sparsegpt", description="Unstructured mask at the target sparsity that ranks the tiles at the start."
+    )
+    tile_prior_strength: float = Field(
+        3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
+    )
     tile_std: float = Field(0.014, gt=0, description="Standard deviation of the initial tile logits.")
-    frozen_mask: OneShot | Literal["maskllm"] = Field("maskllm", description="2:4 mask of the sparse tiles in patch-tile.")
+    frozen_mask: OneShot | Literal["maskllm"] = Field(
+        "maskllm", description="2:4 mask of the sparse tiles in patch-tile."
+    )
 
     sparsity_reg: float = Field(7.0, ge=0, description="lambda 1: weight of |density - target|.")
     weight_reg: float = Field(10.0, ge=0, description="lambda 2: weight of the kept share of the squared weight norm.")
-    weight_reg_decay: bool = Field(False, description="Let lambda 2 fall linearly to zero over the run (the public code does, the paper does not).")
-    target: Literal["global", "layer"] = Field("global", description="One density target for the model, or one for each linear layer.")
+    weight_reg_decay: bool = Field(
+        False, description="Let lambda 2 fall linearly to zero over the run (the public code does, the paper does not)."
+    )
+    target: Literal["global", "layer"] = Field(
+        "global", description="One density target for the model, or one for each linear layer."
+    )
     hard: bool = Field(False, description="Sample one-hot choices in the forward pass (straight-through).")
-    finalize: Literal["exact", "threshold"] = Field("exact", description="Keep the tiles with the largest logits so that the budget is met to the tile, or those with a positive logit (the paper's).")
+    finalize: Literal["exact", "threshold"] = Field(
+        "exact",
+        description="Keep the tiles with the largest logits so that the budget is met to the tile, "
+        "or those with a positive logit (the paper's).",
+    )
 
     gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
     checkpoint_minutes: float = Field(10.0, gt=0, description="Wall time between checkpoints.")

@@ -75,7 +75,11 @@ def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
         if isinstance(raw, dict) and part not in raw and index < len(location) - 1:
             continue
         parts.append(str(part))
-        raw = raw[part] if isinstance(raw, dict | list) and part in (raw if isinstance(raw, dict) else range(len(raw))) else None
+        raw = (
+            raw[part]
+            if isinstance(raw, dict | list) and part in (raw if isinstance(raw, dict) else range(len(raw)))
+            else None
+        )
     return parts
 
 

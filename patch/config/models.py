@@ -32,7 +32,9 @@ class TrainedModel(Section):
     """A small model that a rule of the workflow trains on a corpus."""
 
     kind: Literal["train"] = "train"
-    architecture: Literal["qwen2", "llama", "gemma3_text"] = Field(description="Family, by its transformers model type.")
+    architecture: Literal["qwen2", "llama", "gemma3_text"] = Field(
+        description="Family, by its transformers model type."
+    )
     config: dict[str, Any] = Field(description="Arguments of the family's transformers configuration.")
     corpus: str = Field(description="Name under `corpora`; its train part is learned.")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer to make.")
@@ -84,7 +86,13 @@ class Model(Section):
     source: Annotated[TrainedModel | HubModel | LocalModel | GgufModel, Field(discriminator="kind")] = Field(
         description="Where the weights come from."
     )
-    variant: Literal["joint", "tile"] = Field("joint", description="What the grid's method `patch` means for this model.")
+    variant: Literal["joint", "tile"] = Field(
+        "joint", description="What the grid's method `patch` means for this model."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the frozen weights.")
     published: str | None = Field(None, description="Model id in `config/published.json` to print beside.")
-    comparable: bool = Field(True, description="False where `published` is another model of the family: its numbers are shown, but never on the same axes.")
+    comparable: bool = Field(
+        True,
+        description="False where `published` is another model of the family: "
+        "its numbers are shown, but never on the same axes.",
+    )

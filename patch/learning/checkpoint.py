@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,10 @@ class Checkpoints:
             with atomic_file(self.folder / f"step-{step:08d}.pt") as temporary:
                 torch.save({"identity": self.identity, "step": step, "state": state}, temporary)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"checkpoint of step {step} could not be written to {self.folder}: {error}; free some space and run again, the last checkpoint is kept") from error
+            raise InputError(
+                f"checkpoint of step {step} could not be written to {self.folder}: {error}; "
+                "free some space and run again, the last checkpoint is kept"
+            ) from error
         for old in self._files()[self.keep :]:
             old.unlink()
 
@@ -58,10 +60,6 @@ class Checkpoints:
                 return step, state
             log.warning("checkpoint %s is of a run with other settings and is passed over", path)
         return None
-
-    def clear(self) -> None:
-        """Remove the folder: the run is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class StepLog:

@@ -47,7 +47,7 @@ def learn(
         tile: side of a tile; divides every layer.
         seed: of the initial logits, the noise and the order of the data.
         pattern_prior, tile_prior, frozen: layer name -> `[out, in]` bool, see `build_masks`.
-        folder: checkpoints; a run that was stopped goes on from there.
+        folder: checkpoints; a run that was stopped goes on from there. Remove it when the masks are saved.
         curve: JSON lines of the training curve.
         upstream: digest of what the model, windows and masks are made from; a checkpoint of others is not resumed.
 
@@ -143,9 +143,7 @@ def _step_function(
 
 def _sampling(settings: Learning, step: int) -> tuple[Sampling, Sampling]:
     def at(scale: tuple[float, float], temperature: tuple[float, float]) -> Sampling:
-        return Sampling(
-            ramp(scale, step, settings.steps), ramp(temperature, step, settings.steps), settings.hard
-        )
+        return Sampling(ramp(scale, step, settings.steps), ramp(temperature, step, settings.steps), settings.hard)
 
     return (
         at(settings.pattern_scale, settings.pattern_temperature),

@@ -7,10 +7,12 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
+
+import torch
 
 from patch.errors import InputError
 from patch.io import atomic_file
@@ -60,7 +62,7 @@ def run_steps(
         steps: number of optimizer steps.
         step_fn: does one step, returns what to log; the key `loss` must be finite.
         state: what checkpoints hold.
-        folder: of the checkpoints and the growing log; removed when the run is complete.
+        folder: of the checkpoints and the growing log; the caller removes it once the run's result is saved.
         identity: of the run, see `Checkpoints`.
         curve: where the finished log goes.
         checkpoint_minutes: wall time between checkpoints.
@@ -68,7 +70,7 @@ def run_steps(
         name: what the progress line is headed with.
 
     Raises:
-        InputError: the loss is not finite; says at which step. The last good checkpoint stays.
+        InputError: the loss or the state is not finite; says at which step. The last good checkpoint stays.
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM or SIGUSR1 and a checkpoint.
     """
     checkpoints = Checkpoints(folder, identity)
@@ -81,15 +83,16 @@ def run_steps(
             metrics = step_fn(step)
             loss = metrics["loss"]
             if loss is None or not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} at step {step} of {steps}; lower the learning rate (the last checkpoint is kept in {folder})")
+                kept = f"the last checkpoint is kept in {folder}"
+                raise InputError(f"the loss is {loss} at step {step} of {steps}; lower the learning rate ({kept})")
             now = time.monotonic()
             if step % log_every == 0 or step == steps - 1:
                 log.write({"step": step, **metrics, "seconds": round(now - started, 3)})
             if now - shown > 5 or step == steps - 1:
                 shown = now
                 _progress(name, step + 1, steps, loss, (now - started) / (step + 1 - first))
-            if stop.requested or now - saved > 60 * checkpoint_minutes:
-                checkpoints.save(step + 1, {key: part.state_dict() for key, part in state.items()})
+            if stop.requested or step == steps - 1 or now - saved > 60 * checkpoint_minutes:
+                _save(checkpoints, step + 1, {key: part.state_dict() for key, part in state.items()})
                 saved = time.monotonic()
             if stop.requested:
                 print(f"stopped by a signal after step {step + 1} of {steps}; run again to go on", flush=True)
@@ -99,7 +102,22 @@ def run_steps(
         log.close()
     with atomic_file(curve) as temporary:
         shutil.copyfile(log.path, temporary)
-    checkpoints.clear()
+
+
+def _save(checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:
+    """Save a state that can be gone on from: gradients can be NaN one step before the loss is."""
+    for key, part in state.items():
+        if not all(tensor.isfinite().all() for tensor in _tensors(part)):
+            raise InputError(f"the state `{key}` is not finite after step {step - 1}; lower the learning rate")
+    checkpoints.save(step, state)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
 
 
 def _resume(checkpoints: Checkpoints, state: dict[str, Stateful]) -> int:

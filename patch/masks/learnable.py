@@ -140,7 +140,8 @@ class LearnableMask(nn.Module):
 
     Args:
         shape: `[out, in]` of the weight.
-        pattern_logits: `[6, out * in / 4]` fp32 (the six of a group lie a row apart: sums over them run along rows), or None for a frozen pattern.
+        pattern_logits: `[6, out * in / 4]` fp32, or None for a frozen pattern. (The six of a group lie a
+            row apart: sums over them then run along rows, which is what vector units are fast at.)
         frozen: `[out, in]` bool mask of the sparse tiles, where there are no pattern logits.
         tile_logits: `[out / tile, in / tile]` fp32, or None where every tile is sparse.
         tile: side of a tile.

@@ -66,7 +66,10 @@ class MaskSet:
                     raise InputError(f"mask of {name}: a tile that is marked dense has zeros")
             if not good.all():
                 row, group = (~good).nonzero()[0].tolist()
-                raise InputError(f"mask of {name}: row {row}, weights {pattern.m * group} to {pattern.m * (group + 1) - 1} break {pattern}")
+                raise InputError(
+                    f"mask of {name}: row {row}, weights {pattern.m * group} to "
+                    f"{pattern.m * (group + 1) - 1} break {pattern}"
+                )
 
 
 def _pack(mask: Tensor) -> Tensor:
@@ -118,14 +121,19 @@ def load_masks(path: Path | str) -> MaskSet:
     except (SafetensorError, OSError) as error:
         raise InputError(f"mask {path}: truncated or not a safetensors file ({error})") from None
     if description.get("format") != FORMAT:
-        raise InputError(f"mask {path}: format is {description.get('format')!r}, expected {FORMAT!r}; it was not written by this software")
+        raise InputError(
+            f"mask {path}: format is {description.get('format')!r}, expected {FORMAT!r}; "
+            "it was not written by this software"
+        )
     try:
         masks = _assemble(path, description, tensors)
         masks.verify()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise InputError(f"mask {path}: its header is damaged ({type(error).__name__}: {error}); make it again") from None
+        raise InputError(
+            f"mask {path}: its header is damaged ({type(error).__name__}: {error}); make it again"
+        ) from None
     return masks
 
 
@@ -162,11 +170,15 @@ def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Li
     linears = prunable_linears(model)
     if set(linears) != set(masks.masks):
         odd = sorted(set(linears) ^ set(masks.masks))[0]
-        raise InputError(f"the masks are of another model: layer {odd} is only in {'the model' if odd in linears else 'the masks'}")
+        raise InputError(
+            f"the masks are of another model: layer {odd} is only in {'the model' if odd in linears else 'the masks'}"
+        )
     for name, linear in linears.items():
         mask = masks.masks[name]
         if mask.shape != linear.weight.shape:
-            raise InputError(f"the masks are of another model: {name} is {list(linear.weight.shape)}, its mask {list(mask.shape)}")
+            raise InputError(
+                f"the masks are of another model: {name} is {list(linear.weight.shape)}, its mask {list(mask.shape)}"
+            )
     return linears
 
 
@@ -179,5 +191,3 @@ def apply_masks(model: torch.nn.Module, masks: MaskSet) -> None:
     """
     for name, linear in check_masks(model, masks).items():
         linear.weight.masked_fill_(~masks.masks[name].to(linear.weight.device), 0)
-
-

@@ -9,7 +9,9 @@ from patch.masks.learnable import PATTERNS
 from patch.masks.tile import dense_tile_budget, sum_tiles
 
 
-def pattern_logits(shape: torch.Size, std: float, prior: Tensor | None, strength: float, generator: torch.Generator) -> Tensor:
+def pattern_logits(
+    shape: torch.Size, std: float, prior: Tensor | None, strength: float, generator: torch.Generator
+) -> Tensor:
     """Logits of the six patterns: normal noise, raised where a pattern shares weights with the prior mask.
 
     Args:

@@ -32,7 +32,10 @@ def inverse_hessian_factor(gram: Tensor, sequences: int, damp: float) -> tuple[T
     if not failed:
         factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     if failed:
-        raise InputError(f"sparsegpt: the Hessian of {len(gram)} inputs is not positive definite with damp {damp}; raise `pruning.sparsegpt.damp`")
+        raise InputError(
+            f"sparsegpt: the Hessian of {len(gram)} inputs is not positive definite with damp {damp}; "
+            "raise `pruning.sparsegpt.damp`"
+        )
     return factor, dead
 
 

@@ -27,7 +27,9 @@ ONLINE = ("fetch_corpus", "fetch_model", "fetch_tasks")
 
 def stage_names() -> list[str]:
     """Names of all stages."""
-    return sorted(module.name for module in pkgutil.iter_modules(patch.stages.__path__) if not module.name.startswith("_"))
+    return sorted(
+        module.name for module in pkgutil.iter_modules(patch.stages.__path__) if not module.name.startswith("_")
+    )
 
 
 def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:

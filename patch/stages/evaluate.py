@@ -63,7 +63,10 @@ def run(
         },
     )
     accuracy, ppl = metrics["accuracy"]["value"], metrics["perplexity"]["value"]
-    print(f"{spec.cell.model} {spec.cell.id}: perplexity {ppl:.3f}, accuracy {100 * accuracy:.2f} %, sparsity {sparsity:.4f}")
+    print(
+        f"{spec.cell.model} {spec.cell.id}: perplexity {ppl:.3f}, accuracy {100 * accuracy:.2f} %, "
+        f"sparsity {sparsity:.4f}"
+    )
 
 
 def _metrics(spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path, tasks: Path) -> dict[str, Any]:

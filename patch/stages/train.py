@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from patch.data.windows import load_windows
@@ -16,8 +17,9 @@ def run(spec: ModelSpec, *, tokenizer: Path, windows: Path, out: Path) -> None:
     """Train a small model and write its folder, with its training curve."""
     prepare_device("cpu")
     encoder = load_tokenizer(tokenizer)
+    checkpoints = out.parent / "checkpoints" / out.name
     with atomic_directory(out) as folder:
-        checkpoints = out.parent / "checkpoints" / out.name
         model = train(spec.source, encoder, load_windows(windows), checkpoints, folder / "curve.jsonl")
         model.save_pretrained(folder)
         encoder.save_pretrained(folder)
+    shutil.rmtree(checkpoints, ignore_errors=True)

@@ -18,9 +18,7 @@ from patch.specs import PruneSpec
 from patch.stages.prune import prune_model
 
 
-def run(
-    spec: PruneSpec, *, model: Path, mask: Path, spare: Path, weights: Path, windows: Path | None = None
-) -> None:
+def run(spec: PruneSpec, *, model: Path, mask: Path, spare: Path, weights: Path, windows: Path | None = None) -> None:
     """Move the spare weights to ``weights``, or make them again."""
     wanted = digest(spec.model_dump(mode="json"))
     if weights_digest(spare) == wanted:

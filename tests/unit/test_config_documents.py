@@ -51,6 +51,7 @@ def test_each_snippet_is_a_change_of_the_demo_that_can_be_planned(snippet, tmp_p
     (tmp_path / "texts/novel.txt").write_text("Text.")
     monkeypatch.chdir(tmp_path)  # the corpus snippet names local files
     changed = copy.deepcopy(DEMO)
+    changed["evaluation"]["include_path"] = str(ROOT / "workflow/tasks")
     update_config(changed, yaml.safe_load(snippet))  # what Snakemake does with a second --configfile
     assert changed != DEMO
     assert Plan(validate_experiment(changed)).grid.cells

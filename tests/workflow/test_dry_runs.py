@@ -69,9 +69,9 @@ def test_paper_has_each_job_once_and_no_other(paper):
         "fetch_tasks": 1,
         "calibrate": models,  # one seed; shared by wanda and sparsegpt
         "tokenize": models * 2,  # the text that masks are learned on, and that of perplexity
-        "prune": models * (magnitude + wanda),  # 5 x 5 = 25
         # Where masks are learned from, SparseGPT at 2:4 and at each ratio, is in the grid already.
-        "prune_and_update": models * sparsegpt,  # 5 x 4 = 20
+        "prune": models * (magnitude + wanda + sparsegpt),  # 5 x 9 = 45
+        "update_weights": models * sparsegpt,  # 5 x 4 = 20
         "learn": models * (maskllm + patch),  # 5 x 4 = 20
         "evaluate": models * (dense + magnitude + wanda + sparsegpt + maskllm + patch),  # 5 x 14 = 70
         "collect": 1,
@@ -91,8 +91,8 @@ def test_gemma_270m_has_each_job_once_and_no_other(tmp_path):
         "make_tasks": 1,
         "calibrate": 1,
         "tokenize": 2,
-        "prune": 2,  # magnitude, wanda
-        "prune_and_update": 2,  # SparseGPT 2:4 of the grid, and unstructured at 45 %, which ranks the tiles
+        "prune": 4,  # the grid's magnitude, wanda and SparseGPT, and unstructured SparseGPT, which ranks the tiles
+        "update_weights": 1,  # of the one that is evaluated
         "learn": 2,  # maskllm, patch-joint
         "evaluate": 6,
         "collect": 1,
@@ -113,8 +113,8 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
         "calibrate": 1,
         "tokenize": 2,
         "train_model": models,
-        "prune": models * 5,
-        "prune_and_update": models * 4,
+        "prune": models * 9,
+        "update_weights": models * 4,
         "learn": models * 4,
         "evaluate": models * 14,
         "collect": 1,
@@ -136,17 +136,17 @@ def test_one_shot_methods_of_a_model_share_their_windows(paper):
     windows = {
         (job.fields["wildcards"].partition(",")[0], path)
         for job in paper
-        if job.rule in ("prune", "prune_and_update")
+        if job.rule in ("prune", "update_weights")
         for path in job.files("input")
         if path.startswith("work/windows/")
     }
     assert len(windows) == len({model for model, _ in windows}) == 5
 
 
-@pytest.mark.parametrize("rule", ["prune", "prune_and_update", "learn", "evaluate"])
+@pytest.mark.parametrize("rule", ["prune", "update_weights", "learn", "evaluate"])
 def test_jobs_that_compute_say_what_they_need(paper, rule):
     for job in (job for job in paper if job.rule == rule):
-        assert job.resource("gpus") == (4 if rule == "learn" else 1)
+        assert job.resource("gpus") == 1
         assert 8_000 <= job.resource("mem_mb") <= 400_000
         assert 10 <= job.resource("runtime") <= 5 * 24 * 60
 

@@ -242,7 +242,9 @@ def test_weight_reward_leads_to_the_largest_weights(run_learning: Callable, tiny
 
 def test_files_are_left_tidy(run_learning: Callable, tmp_path: Path) -> None:
     run_learning(folder="run")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.jsonl"]
+    # The log, and the state after the last until the caller has saved the masks.
+    assert sorted(path.suffix for path in (tmp_path / "run").iterdir()) == [".jsonl", ".pt"]
 
 
 @pytest.mark.parametrize("hard", [False, True])
