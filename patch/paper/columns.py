@@ -38,7 +38,10 @@ def text_columns(table: Table, published: bool = True) -> list[Column]:
         group = heading.model.title if heading.model else ""
         found.append(Column(group, heading.text, [_measured(m, heading.metric) for m in measures]))
         if published and any(m and not math.isnan(m.published) for m in measures):
-            found.append(Column(group, "Paper (Δ)", [(_published(m, heading.metric), False) for m in measures]))
+            # Beside another model's numbers a difference would say nothing.
+            same = heading.model is None or heading.model.comparable
+            texts = [(_published(m, heading.metric, same), False) for m in measures]
+            found.append(Column(group, "Paper (Δ)" if same else "Paper", texts))
     return found
 
 
@@ -77,9 +80,11 @@ def _measured(measure: Measure | None, metric: str) -> tuple[str, bool]:
     return f"{value} ± {measure.stderr:.{decimals}f}", measure.best
 
 
-def _published(measure: Measure | None, metric: str) -> str:
+def _published(measure: Measure | None, metric: str, difference: bool) -> str:
     if measure is None or math.isnan(measure.published):
         return DASH
-    difference = measure.value - measure.published
-    sign = "−" if difference < 0 else "+"
-    return f"{format_value(measure.published, metric)} ({sign}{format_value(abs(difference), metric)})"
+    published = format_value(measure.published, metric)
+    if not difference:
+        return published
+    gap = measure.value - measure.published
+    return f"{published} ({'−' if gap < 0 else '+'}{format_value(abs(gap), metric)})"

@@ -148,7 +148,8 @@ def test_jobs_that_compute_say_what_they_need(paper, rule):
     for job in (job for job in paper if job.rule == rule):
         assert job.resource("gpus") == 1
         assert 8_000 <= job.resource("mem_mb") <= 400_000
-        assert 10 <= job.resource("runtime") <= 5 * 24 * 60
+        # One GPU learns for weeks at 8B, where the paper's four took days.
+        assert 10 <= job.resource("runtime") <= (21 if rule == "learn" else 2) * 24 * 60
 
 
 def test_larger_models_ask_for_more(paper):

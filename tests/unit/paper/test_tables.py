@@ -171,7 +171,12 @@ def test_terminal_table_stays_within_its_width(experiment):
 
 
 def test_wide_terminals_get_the_papers_numbers(experiment):
-    assert "Paper (Δ)" in to_text(build("tile", experiment), width=200)
+    assert "Paper (Δ)" in to_text(build("joint", experiment), width=250)
+
+
+def test_no_difference_from_another_models_numbers(experiment):
+    text = to_text(build("tile", experiment), width=200)
+    assert "Paper" in text and "Δ" not in text
 
 
 def test_tex_escapes():
