@@ -8,6 +8,7 @@ private folder, and ends with it. Without a server a stage simply starts by itse
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -131,7 +132,10 @@ class _Server:
             os.environ.update(request["environment"])
             for target, descriptor in zip((1, 2), descriptors, strict=True):
                 os.dup2(descriptor, target)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             code = self.run(request["arguments"])
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         except BaseException:  # noqa: BLE001 - a stage must never come back as a second server
@@ -141,23 +145,28 @@ class _Server:
         os._exit(code)
 
     def _pass_signal(self, connection: socket.socket, pid: int) -> None:
-        received = connection.recv(64)
+        try:
+            received = connection.recv(64)
+        except ConnectionError:
+            received = b""
         for number in received.split():
             os.kill(pid, int(number))
-        if not received:  # the stage's client is gone, so nobody waits for it
+        if not received:  # the client is gone, and with it whoever waits for the stage
             self.selector.unregister(connection)
             os.kill(pid, signal.SIGTERM)
 
     def _collect(self) -> None:
-        for pid in list(self.stages):
+        for pid, connection in list(self.stages.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                connection = self.stages.pop(pid)
-                if connection in [key.fileobj for key in self.selector.get_map().values()]:
-                    self.selector.unregister(connection)
-                    code = os.waitstatus_to_exitcode(status)
-                    connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
-                connection.close()
+            if not ended:
+                continue
+            del self.stages[pid]
+            code = os.waitstatus_to_exitcode(status)
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(connection)
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+            connection.close()
 
 
 def _main() -> None:
