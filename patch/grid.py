@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from patch.config import Experiment, GridEntry, Learning
-from patch.config.learning import METHOD_DEFAULTS
+from patch.config.learning import METHOD_DEFAULTS, used_by
 from patch.config.load import suggest, validate
 from patch.errors import InputError
 from patch.methods import METHODS, Method, get_method
@@ -178,7 +178,7 @@ class Grid:
             ) from None
 
     def learning(self, cell: Cell) -> Learning:
-        """Settings of a learned cell: method defaults, `common`, the method's, matching overrides."""
+        """Settings of a learned cell: method defaults, `common`, the method's, matching overrides, as it uses them."""
         config = self.experiment.learning
         values = METHOD_DEFAULTS[cell.method] | config.common | config.methods.get(cell.method, {})
         for override in config.overrides:
@@ -191,7 +191,7 @@ class Grid:
             raise InputError(
                 f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}"
             )
-        return learning
+        return used_by(cell.method, learning)
 
     def priors(self, cell: Cell) -> dict[str, Cell]:
         """Masks that a learned cell starts from: `pattern` or `frozen`, and `tile`."""

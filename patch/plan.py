@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
+from typing import Any
 
 from patch.config import Experiment, Pruning
 from patch.grid import Cell, Grid
@@ -48,42 +50,30 @@ class Plan:
 
     # -- what a job is told -------------------------------------------------------------------
 
-    def _common(self, cell: Cell) -> dict:
-        return {
-            "dtype": self.experiment.models[cell.model].dtype,
-            "device": self.experiment.resources.device,
-        }
+    def _run(self, cell: Cell) -> dict[str, Any]:
+        """What says which run a job is, and where it computes."""
+        names = ("model", "method", "pattern", "sparsity", "seed")
+        return {name: getattr(cell, name) for name in names} | self._machine(cell)
+
+    def _machine(self, cell: Cell) -> dict[str, str]:
+        return {"dtype": self.experiment.models[cell.model].dtype, "device": self.experiment.resources.device}
 
     def prune_spec(self, cell: Cell) -> PruneSpec:
         """Settings of a one-shot job."""
         calibration = self.store.calibration_windows(cell.model, cell.seed).path if calibrated(cell) else ""
         return PruneSpec(
             upstream=f"{self.store.model_path(cell.model)} {calibration}",
-            model=cell.model,
-            method=cell.method,
-            pattern=cell.pattern,
-            sparsity=cell.sparsity,
-            seed=cell.seed,
             batch_size=self.experiment.calibration.batch_size if calibration else 1,
             settings=self.experiment.pruning if cell.method == "sparsegpt" else Pruning(),
-            **self._common(cell),
+            **self._run(cell),
         )
 
     def learn_spec(self, cell: Cell) -> LearnSpec:
         """Settings of a learning job."""
         priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(cell).items()}
         sources = [self.store.model_path(cell.model), self.learning_windows(cell).path, priors]
-        return LearnSpec(
-            upstream=digest(sources),
-            model=cell.model,
-            method=cell.method,
-            pattern=cell.pattern,
-            sparsity=cell.sparsity,
-            tile=cell.tile,
-            seed=cell.seed,
-            settings=self.grid.learning(cell),
-            **self._common(cell),
-        )
+        settings = self.grid.learning(cell)
+        return LearnSpec(upstream=digest(sources), tile=cell.tile, settings=settings, **self._run(cell))
 
     def mask_digest(self, cell: Cell) -> str:
         """Digest of all that a cell's mask depends on; empty for dense."""
@@ -106,7 +96,7 @@ class Plan:
             experiment=self.experiment.experiment,
             cell=_info(cell),
             evaluation=self.experiment.evaluation,
-            **self._common(cell),
+            **self._machine(cell),
         )
 
     def _model_info(self, name: str) -> dict[str, str | bool | None]:
@@ -183,15 +173,7 @@ class Plan:
 
 
 def _info(cell: Cell) -> CellInfo:
-    return CellInfo(
-        id=cell.id,
-        model=cell.model,
-        method=cell.method,
-        pattern=cell.pattern,
-        sparsity=cell.sparsity,
-        tile=cell.tile,
-        seed=cell.seed,
-    )
+    return CellInfo(id=cell.id, **asdict(cell))
 
 
 def _label(cell: Cell) -> str:

@@ -177,9 +177,9 @@ def _main() -> None:
     try:
         for module in PRELOADED:
             importlib.import_module(module)
-        from patch.stages.__main__ import run_here
+        from patch.stages._run import run_stage
 
-        _Server(socket.socket(fileno=descriptor), parent, run_here).serve()
+        _Server(socket.socket(fileno=descriptor), parent, run_stage).serve()
     finally:
         path.unlink(missing_ok=True)
         path.parent.rmdir()

@@ -88,3 +88,17 @@ METHOD_DEFAULTS: dict[str, dict] = {
     "patch-joint": {},
     "patch-tile": {"lr": 1e-4, "tile_scale": (100.0, 500.0), "sparsity_reg": 3.0, "weight_reg": 0.1},
 }
+
+_PATTERN = tuple(name for name in Learning.model_fields if name.startswith("pattern_"))
+_TILE = tuple(name for name in Learning.model_fields if name.startswith("tile_"))
+_UNUSED = {
+    "maskllm": (*_TILE, "frozen_mask", "sparsity_reg", "target", "finalize"),
+    "patch-joint": ("frozen_mask",),
+    "patch-tile": _PATTERN,
+}
+
+
+def used_by(method: str, settings: Learning) -> Learning:
+    """``settings`` with those that ``method`` does not read at their defaults, so that they rerun nothing."""
+    unused = {name: Learning.model_fields[name].default for name in _UNUSED[method]}
+    return settings.model_copy(update=unused)

@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from patch.config import validate_experiment
 from patch.plan import Plan
 from patch.stages.__main__ import main
+
+# Transformers logs to the stderr of its first use: let that be the session's, not one test's.
+transformers.utils.logging.get_logger()
 
 
 @dataclass
