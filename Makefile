@@ -17,7 +17,7 @@ MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
-	@$(RUN) snakemake --cores $(CORES)
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason
 	@$(RUN) python -m patch.show
 
 test: $(VENV)/.installed-test
