@@ -186,6 +186,8 @@ class Grid:
             if all(value is None or value == getattr(cell, key) for key, value in wanted.items()):
                 values = values | override.set
         learning = validate(Learning, values, where=f"learning.methods.{cell.method}")
+        if learning.use is None:
+            raise InputError("`learning.common.use` is missing: name the corpus and part that masks are learned on")
         if learning.use.corpus not in self.experiment.corpora:
             corpus = learning.use.corpus
             raise InputError(

@@ -16,7 +16,7 @@ OneShot = Literal["magnitude", "wanda", "sparsegpt"]
 class Learning(Section):
     """One learning run. Defaults are the paper's for patch-joint; `METHOD_DEFAULTS` holds the others'."""
 
-    use: Use = Field(description="Corpus and part that masks are learned on.")
+    use: Use | None = Field(None, description="Corpus and part that masks are learned on; a file must name it.")
     steps: int = Field(2000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(256, ge=1, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(1, ge=1, description="Sequences per forward and backward pass; divides `batch_size`.")

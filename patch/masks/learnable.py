@@ -188,10 +188,6 @@ class LearnableMask(nn.Module):
         device = self.frozen.device if self.pattern_logits is None else self.pattern_logits.device
         return torch.tensor(0.5, device=device) if self.shares is None else 0.5 + 0.5 * self.shares.mean()
 
-    def tile_count(self) -> int:
-        """Number of tiles, 0 without tiles."""
-        return 0 if self.tile is None else tile_grid(self.shape, self.tile)[0] * tile_grid(self.shape, self.tile)[1]
-
     @torch.no_grad()
     def final_pattern(self) -> Tensor:
         """`[out, in]` bool: the most likely pattern of each group, or the frozen mask."""

@@ -1,0 +1,40 @@
+"""What the README says from Python runs as it stands, on a tiny model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from patch.data.tokenizer import train_tokenizer
+from patch.masks.packed import load_masks
+from patch.models import load_model, prunable_linears
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "\n\n".join(f"In the beginning was word number {n}, and then came others." for n in range(900))
+    Path("my-text.txt").write_text(text)
+    tokenizer = train_tokenizer(text.split("\n\n"), 320)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained("my-model")
+    tokenizer.save_pretrained("my-model")
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    exec(compile(code.replace("steps=300", "steps=4"), "README.md", "exec"), {})
+
+    masks = load_masks("my-mask.safetensors")
+    assert abs(masks.sparsity - 0.45) < 0.02
+    sparse = prunable_linears(load_model("my-sparse-model"))
+    zeros = sum(int((linear.weight == 0).sum()) for linear in sparse.values())
+    assert zeros == sum(int((~mask).sum()) for mask in masks.masks.values())
