@@ -54,14 +54,13 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
             data = summary[summary["metric"] == metric]
             beyond |= _panel(axis, data, metric, columns, found)
             _dress(axis, summary, metric)
-    if chance is not None:
-        axes[0, 0].axhline(chance, **CHANCE_LINE)
+    chance_line = chance is not None and _chance(axes[0, 0], chance)
     axes[0, 0].set_title(f"{model.title}, measured" if len(panels) == 2 else model.title, loc="left")
     if len(panels) == 2:
         name = str(model.published).rpartition("/")[2]
         axes[1, 0].set_title(f"{name}, as published (another model: only the order compares)", loc="left")
     figure.align_ylabels()
-    handles = _legend(found, panels, chance is not None, beyond)
+    handles = _legend(found, panels, chance_line, beyond)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
     return figure
 
@@ -116,6 +115,18 @@ def _dress(axis: Axes, summary: pd.DataFrame, metric: str) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=steps, numticks=9) if wide else MaxNLocator(6))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _chance(axis: Axes, chance: float) -> bool:
+    """Draw chance as a line, or note it where the line would squeeze all points into a corner; tells which."""
+    low, high = axis.get_ylim()
+    if low - chance > high - low:
+        note = f"chance: {chance:.1f} %, below the axis"
+        axis.text(0.015, 0.03, note, transform=axis.transAxes, color=GREY, fontsize="small")
+        axis.set_ylim(low - 0.12 * (high - low), high)
+        return False
+    axis.axhline(chance, **CHANCE_LINE)
+    return True
 
 
 def _legend(found: dict[Series, Look], panels: list[list[str]], chance: bool, beyond: bool) -> list[Line2D]:

@@ -47,7 +47,18 @@ def test_points_of_one_sparsity_do_not_coincide(one_seed):
 def test_legend_says_what_is_drawn(one_seed):
     model = one_seed.models[2]
     labels = texts(pareto(one_seed.frame, model, mean_chance(one_seed.records, model.name)))
-    assert {"Wanda, 2:4", "Wanda, unstructured", "PATCH (tile)", "Dense", "Chance"} <= set(labels)
+    assert {"Wanda, 2:4", "Wanda, unstructured", "PATCH (tile)", "Dense"} <= set(labels)
+
+
+def test_chance_is_a_line_where_it_is_near_and_a_note_where_it_is_far(one_seed):
+    frame, model = one_seed.frame, one_seed.models[2]
+    lowest = frame[(frame["model"] == model.name) & (frame["metric"] == "accuracy")]["value"].min()
+    near, far = pareto(frame, model, lowest - 1), pareto(frame, model, lowest - 60)
+    assert "Chance" in texts(near)
+    assert any(np.allclose(line.get_ydata(), lowest - 1) for line in near.axes[0].lines)
+    assert "Chance" not in texts(far)
+    assert f"chance: {lowest - 60:.1f} %, below the axis" in [text.get_text() for text in far.axes[0].texts]
+    assert far.axes[0].get_ylim()[0] > lowest - 30
 
 
 def test_a_broken_perplexity_does_not_flatten_the_panel(one_seed):
