@@ -32,6 +32,10 @@ if PLAN.experiment.resources.warm_start:
         start_server()
 
 
+onerror:
+    print("Tables of the cells that are there: python -m patch.show --partial CONFIG")
+
+
 COST = CostModel(PLAN.experiment, PLAN.grid)
 for line in too_large(COST, PLAN.grid):
     logger.warning(line)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from patch.config import Experiment, GridEntry, Learning
+from patch.config import Experiment, GridEntry, Learning, Use
 from patch.config.learning import METHOD_DEFAULTS, used_by
 from patch.config.load import suggest, validate
 from patch.errors import InputError
@@ -89,6 +89,9 @@ class Grid:
         for key, corpus in named.items():
             if corpus not in corpora:
                 raise InputError(f"`{key}` is {corpus!r}; {suggest(corpus, corpora)}")
+        for key, use in uses.items():
+            if use:
+                self._check_split(key, use)
         learned = [name for name, method in METHODS.items() if method.stage == "learn"]
         learning = experiment.learning
         given = {"common": learning.common} | {f"methods.{name}": keys for name, keys in learning.methods.items()}
@@ -111,6 +114,12 @@ class Grid:
             raise InputError(
                 "`evaluation.include_path` is given but `evaluation.task_use` is missing: name the held-out text"
             )
+
+    def _check_split(self, key: str, use: Use) -> None:
+        parts = self.experiment.corpora[use.corpus].parts
+        if use.split not in parts:
+            hint = suggest(use.split, parts)
+            raise InputError(f"`{key}.split` is {use.split!r}, of which corpus `{use.corpus}` has no text; {hint}")
 
     def _expand(self, entry: GridEntry) -> list[Cell]:
         models = entry.models if entry.models is not None else list(self.experiment.models)
@@ -193,6 +202,7 @@ class Grid:
             raise InputError(
                 f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}"
             )
+        self._check_split("learning.common.use", learning.use)
         return used_by(cell.method, learning)
 
     def priors(self, cell: Cell) -> dict[str, Cell]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from patch.config import Experiment, Pruning
+from patch.config.load import suggest
+from patch.errors import InputError
 from patch.grid import Cell, Grid
+from patch.io import read_json
 from patch.layout import Layout, digest
 from patch.specs import CellInfo, EvaluateSpec, FigureSpec, LearnSpec, PruneSpec, TabulateSpec
 from patch.store import Store, Windows, calibrated
@@ -28,6 +32,19 @@ class Plan:
         self.store = Store(experiment)
         self.grid = Grid(experiment)
         self.layout = Layout(experiment.experiment)
+        self._check_published()
+
+    def _check_published(self) -> None:
+        path = Path(self.experiment.published)
+        if not path.is_file():
+            raise InputError(
+                f"`published` is {str(path)!r}: no such file; config/published.json has the paper's numbers"
+            )
+        known = list(read_json(path).get("models", {}))
+        for name, model in self.experiment.models.items():
+            if model.published is not None and model.published not in known:
+                hint = suggest(model.published, known)
+                raise InputError(f"`models.{name}.published` is {model.published!r}; {hint}")
 
     @cached_property
     def windows(self) -> dict[str, Windows]:
@@ -99,13 +116,19 @@ class Plan:
             **self._machine(cell),
         )
 
+    @cached_property
+    def models(self) -> list[str]:
+        """Names of the models that have a cell, in the order of the configuration."""
+        used = {cell.model for cell in self.grid.cells}
+        return [name for name in self.experiment.models if name in used]
+
     def _model_info(self, name: str) -> dict[str, str | bool | None]:
         model = self.experiment.models[name]
         return {"name": name, **model.model_dump(include={"title", "variant", "published", "comparable"})}
 
     def tabulate_spec(self) -> TabulateSpec:
         """What the tables need besides the records: the models' names and the cells that should be there."""
-        models = [self._model_info(name) for name in self.experiment.models]
+        models = [self._model_info(name) for name in self.models]
         return TabulateSpec(
             models=models, cells=[_info(cell) for cell in self.grid.cells], published=self.experiment.published
         )
@@ -126,7 +149,7 @@ class Plan:
 
     def tables(self) -> list[str]:
         """Names of the tables that have at least one row."""
-        variants = {model.variant for model in self.experiment.models.values()}
+        variants = {self.experiment.models[name].variant for name in self.models}
         unstructured = any(cell.pattern == "unstructured" for cell in self.grid.cells)
         wanted = {"joint": "joint" in variants, "tile": "tile" in variants, "unstructured": unstructured, "tasks": True}
         return [name for name, there in wanted.items() if there]

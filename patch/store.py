@@ -12,6 +12,7 @@ from pathlib import Path
 from patch.config import Experiment, Use
 from patch.config.base import Section
 from patch.config.load import suggest
+from patch.data.sources import expand
 from patch.errors import InputError
 from patch.evaluation.tasks import task_names
 from patch.grid import Cell
@@ -21,6 +22,12 @@ from patch.specs import CorpusSpec, ModelSpec, TasksSpec, TokenizerSpec, Windows
 
 def _digest(spec: Section) -> str:
     return digest(spec.model_dump(mode="json"))
+
+
+def _contents(folder: str) -> str:
+    """Digest of the task files of a folder: an edited question format makes other tasks."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return digest({str(path.relative_to(folder)): path.read_text() for path in files})
 
 
 @dataclass(frozen=True)
@@ -85,19 +92,10 @@ class Store:
         lists = (
             source.files if isinstance(source.files, list) else [p for paths in source.files.values() for p in paths]
         )
-        found = []
-        for pattern in lists:
-            root = Path(pattern).anchor or "."
-            try:
-                matches = sorted(str(path) for path in Path(root).glob(str(Path(pattern).relative_to(root))))
-            except (ValueError, IndexError) as error:
-                raise InputError(
-                    f"`corpora.{name}.source.files`: {pattern!r} is not a path or glob ({error})"
-                ) from None
-            if not matches:
-                raise InputError(f"`corpora.{name}.source.files`: {pattern!r} matches no file")
-            found += matches
-        return found
+        try:
+            return [str(path) for path in expand(lists)]
+        except (InputError, ValueError, IndexError) as error:
+            raise InputError(f"`corpora.{name}.source.files`: {error}") from None
 
     def tokenizer_spec(self, model: str) -> TokenizerSpec:
         """How the tokenizer of a trained model is made."""
@@ -114,7 +112,12 @@ class Store:
     def model_spec(self, model: str) -> ModelSpec:
         """How a model's folder is made."""
         source = self.models[model].source
-        upstream = self.training_windows(model).path if source.kind == "train" else ""
+        upstream = ""
+        if source.kind == "train":
+            upstream = self.training_windows(model).path
+        elif source.kind == "local":
+            files = [path for path in Path(source.path).rglob("*") if path.is_file()]
+            upstream = digest(sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
         return ModelSpec(upstream=upstream, source=source)
 
     def model_path(self, model: str) -> str:
@@ -150,7 +153,9 @@ class Store:
         evaluation = self.experiment.evaluation
         made = evaluation.include_path is not None
         return TasksSpec(
-            upstream=self.corpus_path(evaluation.task_use.corpus) if made else "",
+            upstream=f"{self.corpus_path(evaluation.task_use.corpus)} {_contents(evaluation.include_path)}"
+            if made
+            else "",
             tasks=evaluation.tasks,
             include_path=evaluation.include_path,
             split=evaluation.task_use.split if made else None,

@@ -44,7 +44,12 @@ def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN0
                 f"leave `{name}` out of the config of a {source.architecture} model: the tokenizer decides it"
             )
     torch.manual_seed(source.training.seed)
-    return AutoModelForCausalLM.from_config(family(**source.config, **special))
+    try:
+        config = family(**source.config, **special)
+        return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # noqa: BLE001 - each family refuses a value in its own way
+        reason = " ".join(str(error).split())
+        raise InputError(f"the config of a {source.architecture} model is refused by transformers: {reason}") from error
 
 
 def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, curve: Path) -> torch.nn.Module:  # noqa: ANN001

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -70,6 +70,16 @@ class Corpus(Section):
     source: Annotated[PackageSource | FilesSource | HubSource, Field(discriminator="kind")] = Field(
         description="Where the text comes from."
     )
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that have text."""
+        source = self.source
+        if isinstance(source, HubSource):
+            return list(source.splits)
+        if isinstance(source, FilesSource) and isinstance(source.files, dict):
+            return list(source.files)
+        return [name for name in get_args(Split) if getattr(source.split, name) > 0]
 
 
 class Use(Section):

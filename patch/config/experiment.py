@@ -29,7 +29,11 @@ class Evaluation(Section):
     """What is measured on every cell."""
 
     perplexity: Perplexity = Field(description="Perplexity.")
-    tasks: list[str] = Field(description="lm-eval task names; `accuracy` is the unweighted mean of their `acc`.")
+    tasks: list[str] = Field(
+        min_length=1,
+        description="lm-eval task names, with `include_path` names of that folder; `accuracy` is the unweighted mean "
+        "of their `acc`.",
+    )
     include_path: str | None = Field(
         None, description="Folder of lm-eval YAML files whose data is made from `task_use`."
     )
@@ -37,6 +41,14 @@ class Evaluation(Section):
     task_samples: int = Field(200, ge=10, description="Questions per task made from text.")
     batch_size: int = Field(32, ge=1, description="Requests per forward pass.")
     limit: int | None = Field(None, ge=1, description="Questions per task; without it, all.")
+
+    @field_validator("tasks")
+    @classmethod
+    def _once(cls, tasks: list[str]) -> list[str]:
+        repeated = sorted({name for name in tasks if tasks.count(name) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} stands there more than once; each task counts once in the mean")
+        return tasks
 
 
 class GridEntry(Section):
@@ -52,7 +64,7 @@ class GridEntry(Section):
     tiles: list[Annotated[int, Field(ge=4)]] | None = Field(
         None, description="Tile sizes of hybrid cells; by default the experiment's `tile`."
     )
-    models: list[str] | None = Field(None, description="Names under `models`; by default all.")
+    models: list[str] | None = Field(None, min_length=1, description="Names under `models`; by default all.")
 
     @field_validator("pattern", mode="before")
     @classmethod

@@ -76,6 +76,8 @@ class Learning(Section):
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}; use a divisor"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; both must be in [0, 1)")
         for name in ("pattern_temperature", "tile_temperature", "pattern_scale", "tile_scale"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} is {list(getattr(self, name))}; both ends must be positive")

@@ -70,10 +70,10 @@ def evaluate_tasks(
 def mean_accuracy(metrics: dict[str, Metric]) -> Metric:
     """Unweighted mean over one or more tasks; its standard error is that of a mean of independent values."""
     values = list(metrics.values())
-    chances = [metric.chance for metric in values]
+    chances, stderrs = [metric.chance for metric in values], [metric.stderr for metric in values]
     return Metric(
         value=sum(metric.value for metric in values) / len(values),
-        stderr=math.sqrt(sum(metric.stderr**2 for metric in values)) / len(values),
+        stderr=None if None in stderrs else math.sqrt(sum(stderr**2 for stderr in stderrs)) / len(values),
         samples=len(values),
         chance=None if None in chances else sum(chances) / len(values),
     )
@@ -141,7 +141,7 @@ def _metric(name: str, results: dict[str, Any]) -> Metric:
     samples = [sample for leaf in _leaves(name, results) for sample in results["samples"][leaf]]
     return Metric(
         value=float(scores["acc,none"]),
-        stderr=float(stderr) if isinstance(stderr, float) else math.nan,
+        stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,
         samples=len(samples),
         # A question has one request a choice.
         chance=sum(1 / len(sample["arguments"]) for sample in samples) / len(samples),

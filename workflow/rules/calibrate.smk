@@ -5,7 +5,7 @@ Inputs: a corpus, a tokenizer. Outputs: work/windows/*.npy.
 
 
 rule calibrate:
-    """Calibration windows: one for each (model, corpus, count, length, seed), shared by every method."""
+    """Windows of one text in one tokenizer's tokens; for calibration, shared by every method."""
     input:
         corpus=lambda wildcards: PLAN.windows[wildcards.calibration].corpus,
         tokenizer=lambda wildcards: PLAN.windows[wildcards.calibration].tokenizer,
@@ -17,6 +17,9 @@ rule calibrate:
         f"{BENCHMARKS}/calibrate/{{calibration}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).mem_mb,
+        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).minutes,
     params:
         spec=lambda wildcards: as_json(PLAN.windows[wildcards.calibration].spec),
     shell:
@@ -36,5 +39,8 @@ use rule calibrate as tokenize with:
         f"{BENCHMARKS}/tokenize/{{windows}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).mem_mb,
+        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).minutes,
     params:
         spec=lambda wildcards: as_json(PLAN.windows[wildcards.windows].spec),

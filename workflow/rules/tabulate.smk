@@ -37,7 +37,7 @@ rule figures:
     input:
         [
             f"{RESULTS}/figures/{model}/{figure}.{kind}"
-            for model in MODELS
+            for model in PLAN.models
             for figure in PLAN.figures(model)
             for kind in FIGURE_KINDS
         ],

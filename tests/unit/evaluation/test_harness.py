@@ -106,7 +106,7 @@ def test_one_text_with_every_split_and_every_last_word(model, tokenizer):
 
 def test_limit_and_a_single_question(model, tokenizer, data_dir):
     assert evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, data_dir, 8, limit=5)["cloze"].samples == 5
-    assert math.isnan(evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, data_dir, 8, limit=1)["cloze"].stderr)
+    assert evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, data_dir, 8, limit=1)["cloze"].stderr is None
 
 
 def test_a_group_has_the_value_of_its_members(model, tokenizer, data_dir, tmp_path):
