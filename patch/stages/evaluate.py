@@ -72,6 +72,7 @@ def run(
 def _metrics(spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path, tasks: Path) -> dict[str, Any]:
     evaluation = spec.evaluation
     metrics = {"perplexity": perplexity(network, load_windows(windows), evaluation.perplexity.batch_size)}
+    print(f"perplexity {metrics['perplexity'].value:.3f}; now {', '.join(evaluation.tasks)}", flush=True)
     include_path = Path(evaluation.include_path) if evaluation.include_path else None
     accuracies = evaluate_tasks(
         network,
