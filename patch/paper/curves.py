@@ -105,6 +105,9 @@ def _densities(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict]
         axis.plot(target.index, target, color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)))
         axis.plot(values.index, values, **looks[label])
     axis.set_ylabel("Density")
+    # Room for the key above the highest line.
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.2 * (high - low))
     _key(axis, [Line2D([], [], color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), label="target")])
 
 

@@ -11,7 +11,8 @@ from patch.data.tokenizer import train_tokenizer
 from patch.masks.packed import load_masks
 from patch.models import load_model, prunable_linears
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +39,10 @@ def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = prunable_linears(load_model("my-sparse-model"))
     zeros = sum(int((linear.weight == 0).sum()) for linear in sparse.values())
     assert zeros == sum(int((~mask).sum()) for mask in masks.masks.values())
+
+
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
