@@ -21,6 +21,9 @@ settings.register_profile(
 )
 settings.load_profile("patch")
 
+# Tensors are tiny here: a second thread costs more than it brings, and much more beside other work.
+torch.set_num_threads(1)
+
 VOCABULARY = 50
 # Head sizes, grouped heads and widths that are no powers of two; a tile of 4 divides every layer.
 FAMILIES: dict[str, dict[str, Any]] = {
