@@ -169,6 +169,11 @@ class Grid:
         return list(ordered)
 
     @cached_property
+    def requested(self) -> frozenset[Cell]:
+        """The cells of the tables, without those that only others need."""
+        return frozenset(self.cells)
+
+    @cached_property
     def _by_id(self) -> dict[tuple[str, str], Cell]:
         return {(cell.model, cell.id): cell for cell in self.closure}
 

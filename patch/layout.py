@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from patch.config.base import Section
 from patch.grid import Cell
 
 STORE = "work"
@@ -14,6 +15,11 @@ STORE = "work"
 def digest(value: Any, length: int = 8) -> str:
     """Short hash of a JSON value; part of the names of what experiments share."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def spec_digest(spec: Section) -> str:
+    """Short hash of a stage's settings."""
+    return digest(spec.model_dump(mode="json"))
 
 
 class Layout:

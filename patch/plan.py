@@ -12,7 +12,7 @@ from patch.config.load import suggest
 from patch.errors import InputError
 from patch.grid import Cell, Grid
 from patch.io import read_json
-from patch.layout import Layout, digest
+from patch.layout import Layout, digest, spec_digest
 from patch.specs import CellInfo, EvaluateSpec, FigureSpec, LearnSpec, PruneSpec, TabulateSpec
 from patch.store import Store, Windows, calibrated
 
@@ -97,7 +97,7 @@ class Plan:
         if cell.spec.stage == "none":
             return ""
         spec = self.prune_spec(cell) if cell.spec.stage == "prune" else self.learn_spec(cell)
-        return digest(spec.model_dump(mode="json"))
+        return spec_digest(spec)
 
     def evaluate_spec(self, cell: Cell) -> EvaluateSpec:
         """Settings of an evaluation job."""
@@ -170,7 +170,7 @@ class Plan:
 
     def prune_options(self, cell: Cell) -> dict[str, str]:
         """Options of a one-shot job: its inputs, and where the weights go if they will be evaluated."""
-        spare = cell.spec.updates_weights and cell in self.grid.cells
+        spare = cell.spec.updates_weights and cell in self.grid.requested
         return self.prune_inputs(cell) | ({"spare": self.layout.spare_weights(cell)} if spare else {})
 
     def learn_inputs(self, cell: Cell) -> dict[str, str]:

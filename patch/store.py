@@ -7,21 +7,17 @@ it is the same for both, and a changed setting makes a new one instead of overwr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from patch.config import Experiment, Use
-from patch.config.base import Section
 from patch.config.load import suggest
 from patch.data.sources import expand
 from patch.errors import InputError
 from patch.evaluation.tasks import task_names
 from patch.grid import Cell
-from patch.layout import STORE, digest
+from patch.layout import STORE, digest, spec_digest
 from patch.specs import CorpusSpec, ModelSpec, TasksSpec, TokenizerSpec, WindowsSpec
-
-
-def _digest(spec: Section) -> str:
-    return digest(spec.model_dump(mode="json"))
 
 
 def _contents(folder: str) -> str:
@@ -41,7 +37,7 @@ class Windows:
     @property
     def key(self) -> str:
         """Name of the file."""
-        return f"{self.spec.kind}-{Path(self.tokenizer).name}-{_digest(self.spec)}"
+        return f"{self.spec.kind}-{Path(self.tokenizer).name}-{spec_digest(self.spec)}"
 
     @property
     def path(self) -> str:
@@ -78,7 +74,7 @@ class Store:
 
     def corpus_path(self, name: str) -> str:
         """Folder of a corpus."""
-        return f"{STORE}/corpora/{name}-{_digest(self.corpus_spec(name))}"
+        return f"{STORE}/corpora/{name}-{spec_digest(self.corpus_spec(name))}"
 
     def corpus_files(self, name: str) -> list[str]:
         """The local files that a corpus is read from, none for other kinds.
@@ -107,8 +103,10 @@ class Store:
         source = self.models[model].source
         if source.kind != "train":
             return self.model_path(model)
-        return f"{STORE}/tokenizers/{source.corpus}-{source.tokenizer.vocab_size}-{_digest(self.tokenizer_spec(model))}"
+        key = spec_digest(self.tokenizer_spec(model))
+        return f"{STORE}/tokenizers/{source.corpus}-{source.tokenizer.vocab_size}-{key}"
 
+    @cache  # noqa: B019 - one store a process; lists a local model's files
     def model_spec(self, model: str) -> ModelSpec:
         """How a model's folder is made."""
         source = self.models[model].source
@@ -122,7 +120,7 @@ class Store:
 
     def model_path(self, model: str) -> str:
         """Folder of a model."""
-        return f"{STORE}/models/{model}-{_digest(self.model_spec(model))}"
+        return f"{STORE}/models/{model}-{spec_digest(self.model_spec(model))}"
 
     def windows(
         self, model: str, use: Use, kind: str, seqlen: int, samples: int | None = None, seed: int | None = None
@@ -148,6 +146,7 @@ class Store:
         settings = self.experiment.evaluation.perplexity
         return self.windows(model, settings.use, "joined", settings.seqlen)
 
+    @cache  # noqa: B019 - one store a process; reads the task files
     def tasks_spec(self) -> TasksSpec:
         """How the data of the zero-shot tasks is made or fetched."""
         evaluation = self.experiment.evaluation
@@ -164,7 +163,7 @@ class Store:
 
     def tasks_path(self) -> str:
         """Folder of the tasks' data."""
-        return f"{STORE}/tasks/{_digest(self.tasks_spec())}"
+        return f"{STORE}/tasks/{spec_digest(self.tasks_spec())}"
 
 
 def calibrated(cell: Cell) -> bool:

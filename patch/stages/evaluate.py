@@ -12,7 +12,7 @@ from patch.data.windows import load_windows
 from patch.evaluation.harness import evaluate_tasks, mean_accuracy
 from patch.evaluation.perplexity import perplexity
 from patch.io import write_json
-from patch.layout import digest
+from patch.layout import spec_digest
 from patch.masks.packed import apply_masks, load_masks
 from patch.methods import get_method
 from patch.models import load_model, load_tokenizer, prunable_linears
@@ -57,7 +57,7 @@ def run(
             "metrics": metrics,
             "achieved_sparsity": sparsity,
             "density": {name: weights_left[name] / size for name, size in sizes.items()},
-            "config_digest": digest(spec.model_dump(mode="json")),
+            "config_digest": spec_digest(spec),
             "stages": {**stages, "evaluate": cost},
             "environment": describe_environment(device),
         },

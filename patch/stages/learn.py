@@ -7,7 +7,7 @@ from pathlib import Path
 
 from patch.data.windows import load_windows
 from patch.errors import InputError
-from patch.layout import digest
+from patch.layout import spec_digest
 from patch.learning.learn import learn
 from patch.masks.packed import check_masks, load_masks, save_masks
 from patch.models import load_model
@@ -53,7 +53,7 @@ def run(
         )
     masks.header = {
         "settings": spec.model_dump(mode="json"),
-        "digest": digest(spec.model_dump(mode="json")),
+        "digest": spec_digest(spec),
         "cost": cost,
     }
     save_masks(mask, masks)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from patch.data.windows import load_windows
-from patch.layout import digest
+from patch.layout import spec_digest
 from patch.masks.nm import parse_pattern
 from patch.masks.packed import MaskSet, save_masks
 from patch.models import load_model, prunable_linears
@@ -37,6 +37,5 @@ def prune_model(spec: PruneSpec, model: Path, windows: Path | None) -> tuple[nn.
     with measured(cost, device):
         progress = show_blocks(spec.method)
         masks = prune(network, spec.method, pattern, calibration, spec.batch_size, spec.settings, progress)
-    settings = spec.model_dump(mode="json")
-    masks.header = {"settings": settings, "digest": digest(settings), "cost": cost}
+    masks.header = {"settings": spec.model_dump(mode="json"), "digest": spec_digest(spec), "cost": cost}
     return network, masks

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.errors import InputError
-from patch.layout import digest
+from patch.layout import spec_digest
 from patch.masks.packed import check_masks, load_masks
 from patch.models import prunable_linears
 from patch.pruning.weights import save_weights, weights_digest
@@ -20,7 +20,7 @@ from patch.stages.prune import prune_model
 
 def run(spec: PruneSpec, *, model: Path, mask: Path, spare: Path, weights: Path, windows: Path | None = None) -> None:
     """Move the spare weights to ``weights``, or make them again."""
-    wanted = digest(spec.model_dump(mode="json"))
+    wanted = spec_digest(spec)
     if weights_digest(spare) == wanted:
         weights.parent.mkdir(parents=True, exist_ok=True)
         spare.replace(weights)
