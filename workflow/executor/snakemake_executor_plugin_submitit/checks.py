@@ -1,0 +1,150 @@
+"""What can be known on the login node before the first job is submitted."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+from pathlib import Path
+
+from snakemake_interface_common.exceptions import WorkflowError
+
+from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.resources import Request
+
+# Filesystems that only this machine sees.
+LOCAL_FILESYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
+LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def partition_minutes() -> dict[str, int]:
+    """Partition -> time limit in minutes, of those that have one; the default partition also as ``""``.
+
+    Raises:
+        SlurmError: scontrol fails.
+    """
+    limits = {}
+    for record in slurm.scontrol_records("partition"):
+        limit = slurm.minutes(record.get("MaxTime", ""))
+        if limit is not None:
+            limits[record["PartitionName"]] = limit
+            if record.get("Default") == "YES":
+                limits[""] = limit
+    return limits
+
+
+def check_folder(folder: Path) -> list[str]:
+    """Make the submit folder private; returns warnings about where it is.
+
+    Raises:
+        WorkflowError: it cannot be made, or belongs to somebody else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise WorkflowError(
+            f"The submit folder {folder} cannot be used ({error.strerror}). It holds pickles that jobs execute and "
+            "must be yours alone: name another with --submitit-folder."
+        ) from None
+    kind = _filesystem(folder)
+    if kind in LOCAL_FILESYSTEMS or any(folder.is_relative_to(place) for place in LOCAL_FOLDERS):
+        return [f"The submit folder {folder} is on {kind or 'a local folder'}; compute nodes must see it."]
+    return []
+
+
+def _filesystem(folder: Path) -> str:
+    """Kind of the filesystem that a folder is on."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    fitting = [(len(place), kind) for place, kind in mounts if folder.is_relative_to(place)]
+    return max(fitting)[1] if fitting else ""
+
+
+def check_cluster(requests: dict[str, list[Request] | str]) -> list[str]:
+    """One line for each thing that SLURM cannot give.
+
+    Args:
+        requests: rule -> what its jobs ask for, or what is wrong with it already.
+
+    Raises:
+        SlurmError: scontrol fails.
+    """
+    problems = [f"rule {rule}: {asked}" for rule, asked in requests.items() if isinstance(asked, str)]
+    asked = {rule: parts for rule, parts in requests.items() if not isinstance(parts, str)}
+    if not any(asked.values()):
+        return problems
+    partitions = {record["PartitionName"]: record for record in slurm.scontrol_records("partition")}
+    nodes = slurm.scontrol_records("node")
+    accounts = _accounts()
+    for rule, parts in asked.items():
+        for request in parts:
+            problems += [f"rule {rule}: {problem}" for problem in _check(request, partitions, nodes, accounts)]
+    return list(dict.fromkeys(problems))
+
+
+def _check(
+    request: Request, partitions: dict[str, dict[str, str]], nodes: list[dict[str, str]], accounts: set[str]
+) -> list[str]:
+    parameters = request.parameters
+    names = str(parameters.get("partition") or "").split(",")
+    if names == [""]:
+        names = [name for name, record in partitions.items() if record.get("Default") == "YES"]
+        if not names:
+            return [f"the cluster has no default partition; give `slurm_partition`, one of {_listed(partitions)}"]
+    unknown = [name for name in names if name not in partitions]
+    if unknown:
+        return [f"`slurm_partition` is {unknown[0]!r}; the cluster has {_listed(partitions)}"]
+    account = parameters.get("account")
+    if account and accounts and account not in accounts:
+        return [f"`slurm_account` is {account!r}; yours are {_listed(accounts)}"]
+    inside = [node for node in nodes if set(node.get("Partitions", "").split(",")) & set(names)]
+    return _check_size(parameters, inside, ", ".join(names)) if inside else []
+
+
+def _check_size(parameters: dict, nodes: list[dict[str, str]], partition: str) -> list[str]:
+    """Whether any node has the processors, memory and GPUs of one node's share."""
+    cpus = parameters["cpus_per_task"] * parameters["ntasks_per_node"]
+    memory = int(str(parameters.get("mem", "0")).rstrip("M"))
+    memory = memory or cpus * int(str(parameters.get("mem_per_cpu", "0")).rstrip("M"))
+    model, count = _gpus(parameters)
+    largest = {
+        "threads": (cpus, max(int(node.get("CPUTot", 0)) for node in nodes), ""),
+        "mem_mb": (memory, max(int(node.get("RealMemory", 0)) for node in nodes), " MB"),
+        "gpus": (count, max(_gpus_of(node, model) for node in nodes), f" of {model}" if model else ""),
+    }
+    return [
+        f"`{name}` is {asked}, a node of partition {partition} has at most {there}{unit}"
+        for name, (asked, there, unit) in largest.items()
+        if asked > there
+    ]
+
+
+def _gpus(parameters: dict) -> tuple[str, int]:
+    """Model, empty for any, and number of GPUs on each node."""
+    text = parameters.get("gpus_per_node") or str(parameters.get("gres", "")).removeprefix("gpu:")
+    total = parameters["additional_parameters"].get("gpus")
+    model, _, count = str(text or total or 0).rpartition(":")
+    return model, -(-int(count) // parameters["nodes"]) if total and not text else int(count)
+
+
+def _gpus_of(node: dict[str, str], model: str) -> int:
+    """GPUs of a node, from `gpu:a100:4(S:0-1),gpu:2`."""
+    found = re.findall(r"gpu(?::([^:,()]+))??:(\d+)", node.get("Gres", ""))
+    return sum(int(count) for kind, count in found if not model or kind == model)
+
+
+def _accounts() -> set[str]:
+    """Accounts of this user by the accounting database; empty where there is none."""
+    if shutil.which("sacctmgr") is None:
+        return set()
+    try:
+        text = slurm.run(
+            ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account"], timeout=10
+        )
+    except slurm.SlurmError:
+        return set()
+    return set(text.split())
+
+
+def _listed(names: set[str] | dict) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,310 @@
+"""The executor: takes ready jobs from Snakemake, hands them to SLURM, and reports what became of them."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
+
+from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.checks import check_cluster, check_folder, partition_minutes
+from snakemake_executor_plugin_submitit.job import ClusterJob
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger, read_entries
+from snakemake_executor_plugin_submitit.outcome import Verdict
+from snakemake_executor_plugin_submitit.resources import Request, ResourceError, make_request
+from snakemake_executor_plugin_submitit.settings import GPU_REQUESTS
+from snakemake_executor_plugin_submitit.submission import Batch, Waiting
+from snakemake_executor_plugin_submitit.survivors import Survivors
+from snakemake_executor_plugin_submitit.tracking import Tracked, make_entry, size, tail
+
+# SLURM lost the node of a job that it did not requeue: submitted again this often.
+NODE_RETRIES = 3
+
+
+class Executor(RemoteExecutor):
+    """Runs jobs on SLURM through submitit."""
+
+    # The thread that asks for states starts before `__post_init__`.
+    _ready = False
+
+    def __post_init__(self) -> None:
+        settings = self.workflow.executor_settings
+        if settings.gpu_request not in GPU_REQUESTS:
+            raise WorkflowError(f"--submitit-gpu-request is {settings.gpu_request!r}; use {', '.join(GPU_REQUESTS)}")
+        self.settings = settings
+        self.next_seconds_between_status_checks = settings.poll_seconds
+        folder = Path(settings.folder).absolute()
+        try:
+            for warning in check_folder(folder):
+                self.logger.warning(warning)
+            self._limits = partition_minutes()
+            self._array_size = slurm.max_array_size()
+            problems = check_cluster(self._requests())
+        except slurm.SlurmError as error:
+            raise WorkflowError(f"SLURM does not answer: {error}") from None
+        if problems:
+            raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
+        open_entries = [entry for entry in read_entries(folder).values() if entry.outcome is None]
+        self._ledger = Ledger(folder)
+        self._survivors = Survivors(open_entries, self._ledger, self.logger.warning)
+        self._watch = slurm.QueueWatch(settings.squeue_seconds)
+        self._tracked: dict[JobExecutorInterface, Tracked] = {}
+        self._by_tag: dict[str, JobExecutorInterface] = {}
+        self._submitting = threading.Lock()
+        self._waiting = Waiting(
+            self._ledger, settings.submit_minutes, self._accepted, self._refused, self.logger.warning
+        )
+        self._told: dict[str, str] = {}
+        self._squeue_error = ""
+        self._ready = True
+
+    # -- what jobs ask for ----------------------------------------------------------------------
+
+    def _request(self, job: JobExecutorInterface, memory_factor: float = 1.0) -> Request:
+        partitions = str(job.resources.get("slurm_partition") or "").split(",")
+        return make_request(
+            job.resources,
+            job.threads,
+            self.settings.gpu_request,
+            self.settings.signal_delay,
+            self.settings.time_limits,
+            min((self._limits[name] for name in partitions if name in self._limits), default=None),
+            memory_factor,
+        )
+
+    def _requests(self) -> dict[str, list[Request] | str]:
+        """Rule -> what its jobs ask for, or what is wrong with it."""
+        requests: dict[str, dict[str, Request] | str] = defaultdict(dict)
+        for job in self.dag.needrun_jobs():
+            if job.is_local or job.is_norun or isinstance(requests[job.name], str):
+                continue
+            try:
+                request = self._request(job)
+                requests[job.name][request.key] = request
+            except ResourceError as error:
+                requests[job.name] = str(error)
+            except Exception:  # noqa: BLE001, S112 - a resource that depends on an input that is not made yet
+                continue
+        return {name: asked if isinstance(asked, str) else list(asked.values()) for name, asked in requests.items()}
+
+    # -- submission -----------------------------------------------------------------------------
+
+    @property
+    def cores(self) -> str:
+        """A job has all cores of its allocation, whatever the login node has."""
+        return "all"
+
+    def additional_general_args(self) -> str:
+        # Not this executor again, no profile, and no pause of a second for a rate limit on one job.
+        return "--executor local --workflow-profile none --max-jobs-per-timespan 1000/0s"
+
+    def run_job(self, job: JobExecutorInterface) -> None:
+        """Submit one job."""
+        self.run_jobs([job])
+
+    def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
+        """Submit jobs, equal ones as job arrays; those that an earlier run left in the queue are taken over."""
+        groups: dict[tuple[str, str], list[tuple[JobExecutorInterface, Request, Entry]]] = defaultdict(list)
+        with self._submitting:
+            for job in jobs:
+                self.run_job_pre(job)
+                entry = make_entry(job, self._ledger.run)
+                try:
+                    if old := self._survivors.claim(entry):
+                        self._adopt(job, old)
+                        continue
+                    request = self._request(job)
+                except (ResourceError, slurm.SlurmError) as error:
+                    self._fail_unsubmitted(job, str(error))
+                    continue
+                groups[job.name, request.key].append((job, request, entry))
+            for (name, _), members in groups.items():
+                size_of_chunk = self._chunk(len(members))
+                for first in range(0, len(members), size_of_chunk):
+                    chunk = members[first : first + size_of_chunk]
+                    self._send(name, [(job, entry) for job, _, entry in chunk], chunk[0][1])
+
+    def _chunk(self, count: int) -> int:
+        least = self.settings.array_from
+        return min(count, self._array_size) if 0 < least <= count else 1
+
+    def _send(self, name: str, members: list[tuple[JobExecutorInterface, Entry]], request: Request) -> None:
+        for job, entry in members:
+            self._tracked.setdefault(job, Tracked(entry)).entry = entry
+            self._by_tag[entry.tag] = job
+        commands = [self._cluster_job(job, entry, request) for job, entry in members]
+        prologue = self.settings.prologue.splitlines()
+        self._waiting.send(Batch(commands, [entry for _, entry in members], request, name, prologue))
+
+    def _cluster_job(self, job: JobExecutorInterface, entry: Entry, request: Request) -> ClusterJob:
+        command = self.format_job_exec(job)
+        if self.settings.container:
+            command = f"{self.settings.container} bash -c {shlex.quote(command)}"
+        events = str(self._ledger.run / f"{entry.tag}_events.jsonl")
+        return ClusterJob(command, entry.tag, events, request.time_limits, request.signal_delay)
+
+    def _accepted(self, batch: Batch) -> None:
+        for entry in batch.entries:
+            job = self._by_tag[entry.tag]
+            tracked = self._tracked[job]
+            tracked.restart()
+            if tracked.info is None:
+                tracked.info = SubmittedJobInfo(job, external_jobid=entry.id)
+                self.report_job_submission(tracked.info)
+            else:
+                tracked.info.external_jobid = entry.id
+        what = f"array of {len(batch.jobs)}" if len(batch.jobs) > 1 else "job"
+        self.logger.info(f"Submitted {batch.name} as SLURM {what} {batch.entries[0].id.partition('_')[0]}.")
+
+    def _refused(self, batch: Batch, words: str) -> None:
+        for entry in batch.entries:
+            self._ledger.end(entry, "failed", words)
+            job = self._by_tag.pop(entry.tag)
+            tracked = self._tracked.pop(job)
+            if tracked.info is None:
+                self._fail_unsubmitted(job, words)
+            else:  # it ran before: taken off the active jobs by the next look
+                tracked.info.aux = {"refused": words}
+
+    def _fail_unsubmitted(self, job: JobExecutorInterface, words: str) -> None:
+        self.report_job_error(SubmittedJobInfo(job), msg=f"SLURM does not take the job: {words}")
+
+    def _adopt(self, job: JobExecutorInterface, old: Entry) -> None:
+        self._ledger.adopt(old)
+        info = SubmittedJobInfo(job, external_jobid=old.id)
+        self._tracked[job] = Tracked(old, info=info)
+        self._by_tag[old.tag] = job
+        self.report_job_submission(info)
+        self.logger.info(f"SLURM job {old.id} of an earlier run is this job; not submitted again.")
+
+    # -- what became of them --------------------------------------------------------------------
+
+    async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
+        """Look at results and at SLURM's states; yields the jobs that are still under way."""
+        if not self._ready:
+            return
+        with self._submitting:
+            self._waiting.retry()
+        if active_jobs:
+            self._watch.poll()
+            self._tell_squeue_error()
+        for info in active_jobs:
+            try:
+                under_way = self._check(info)
+            except OSError as error:  # a filesystem that is away for a moment must not end the run
+                self.logger.warning(f"SLURM job {info.external_jobid}: {error}; looking again")
+                under_way = True
+            if under_way:
+                yield info
+
+    def _check(self, info: SubmittedJobInfo) -> bool:
+        """Look at one job; True while it is under way."""
+        if info.aux and "refused" in info.aux:
+            self.report_job_error(info, msg=f"SLURM does not take the job again: {info.aux['refused']}")
+            return False
+        tracked = self._tracked[info.job]
+        verdict = tracked.look(self._watch, self.settings.lost_seconds)
+        self._tell_held(tracked.state)
+        return self._settle(tracked, verdict)
+
+    def _settle(self, tracked: Tracked, verdict: Verdict) -> bool:
+        """Act on a verdict; True while the job is still under way."""
+        info, entry = tracked.info, tracked.entry
+        match verdict.kind:
+            case "wait":
+                return True
+            case "success":
+                self._forget(tracked, "success")
+                self.report_job_success(info)
+                return False
+            case "memory" if tracked.out_of_memory < self.settings.oom_retries:
+                tracked.out_of_memory += 1
+                tracked.memory_factor *= self.settings.oom_factor
+                self._resubmit(tracked, verdict.reason)
+                return True
+            case "again" if tracked.lost < NODE_RETRIES:
+                tracked.lost += 1
+                self._resubmit(tracked, verdict.reason)
+                return True
+        reason = verdict.reason
+        if verdict.kind == "memory":
+            limit = self._request(info.job, tracked.memory_factor).parameters
+            asked = limit.get("mem") or limit.get("mem_per_cpu")
+            reason += f" with {asked} after {tracked.out_of_memory + 1} tries; raise `mem_mb`"
+        elif entry.id and verdict.reason.startswith("SLURM no longer knows"):
+            final = slurm.read_sacct([entry.id]).get(entry.id)
+            reason += f" (sacct says {final})" if final else ""
+        self._forget(tracked, "failed", reason)
+        shown = bool(getattr(self.workflow.output_settings, "show_failed_logs", False))
+        printed = [str(path) for path in (entry.log("err"), entry.log("out")) if size(path)]
+        self.report_job_error(info, msg=f"SLURM job {entry.id}: {reason}.{tail(entry, shown)}", aux_logs=printed)
+        return False
+
+    def _resubmit(self, tracked: Tracked, why: str) -> None:
+        job, old = tracked.info.job, tracked.entry
+        self._ledger.end(old, "failed", why)
+        request = self._request(job, tracked.memory_factor)
+        asked = request.parameters.get("mem") or request.parameters.get("mem_per_cpu") or "what it had"
+        self.logger.warning(f"SLURM job {old.id} ({job.name}): {why}; submitted again with {asked} of memory.")
+        with self._submitting:
+            self._send(job.name, [(job, make_entry(job, self._ledger.run))], request)
+
+    def _forget(self, tracked: Tracked, outcome: str, reason: str = "") -> None:
+        self._ledger.end(tracked.entry, outcome, reason)
+        self._tracked.pop(tracked.info.job)
+        self._by_tag.pop(tracked.entry.tag, None)
+
+    def _tell_held(self, state: slurm.JobState | None) -> None:
+        """Say once why a job cannot start by itself."""
+        if state is None or state.state != "PENDING" or "held" not in state.reason.lower():
+            return
+        if self._told.get(state.id) != state.reason:
+            self._told[state.id] = state.reason
+            self.logger.warning(f"SLURM job {state.id} waits: {state.reason}; `scontrol release {state.id}` frees it.")
+
+    def _tell_squeue_error(self) -> None:
+        if self._watch.error != self._squeue_error:
+            self._squeue_error = self._watch.error
+            self.logger.warning(
+                f"squeue: {self._squeue_error} (no job is given up for that)"
+                if self._squeue_error
+                else "squeue answers."
+            )
+
+    def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
+        """Print a message that says all there is to say."""
+        if job_info.external_jobid is not None:
+            kwargs["external_jobid"] = job_info.external_jobid
+        job_info.job.log_error(msg, **kwargs)
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        """Cancel everything that was submitted."""
+        with self._submitting:
+            self._waiting.batches.clear()
+            tracked = list(self._tracked.values())
+        ids = [part.entry.id for part in tracked if part.entry.id]
+        if not ids:
+            return
+        self.logger.info(f"Cancelling {len(ids)} SLURM jobs.")
+        try:
+            slurm.cancel(ids)
+        except slurm.SlurmError as error:
+            self.logger.error(f"scancel: {error}\nThese may still run: {' '.join(ids)}")
+            return
+        for part in tracked:
+            self._ledger.end(part.entry, "cancelled")
+
+    def shutdown(self) -> None:
+        """Stop looking."""
+        super().shutdown()
+        self._watch.close()

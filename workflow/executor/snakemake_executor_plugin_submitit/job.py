@@ -1,0 +1,162 @@
+"""What runs on a compute node: one Snakemake job, and what to do when SLURM wants the node back.
+
+submitit unpickles a `ClusterJob` and calls it. This module is imported for every job: it loads little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# The payload's way to say "saved, run me again": EX_TEMPFAIL of sysexits.h.
+RESUMABLE_EXIT = 75
+TERMINATED = 128 + signal.SIGTERM
+_SIGNALS = (signal.SIGCHLD, signal.SIGUSR2, signal.SIGTERM)
+
+
+@dataclass
+class ClusterJob:
+    """A Snakemake job as SLURM runs it.
+
+    SLURM sends SIGUSR2 to every process of a job before its time limit. Here it means: the payload saves
+    and leaves (it has its own handler; shells and Snakemake in between ignore the signal), and the job goes
+    back to the queue under its own id. SIGTERM (preemption, scancel, a node going down) leaves no result:
+    SLURM decides what becomes of the job, and its state tells.
+
+    Attributes:
+        command: shell command of the job.
+        tag: names the job across runs.
+        events: file that starts and stops are noted in, one JSON line each.
+        time_limits: how many time limits the job may use up.
+        signal_delay: seconds between the warning and the limit; 0 for a job that cannot be resumed.
+    """
+
+    command: str
+    tag: str
+    events: str
+    time_limits: int = 1
+    signal_delay: int = 0
+
+    def __call__(self) -> dict[str, int | str]:
+        """Run the job; returns its exit code, and the reason where it was stopped."""
+        if int(os.environ.get("SLURM_PROCID", 0)) > 0:
+            return {"exit": 0}  # a job of several tasks starts its processes itself
+        if _result_file().exists():
+            # SLURM was seen to requeue a job after it had succeeded; a second run would delete its outputs.
+            os._exit(0)
+        # Signals are fetched, not handled: nothing is ever in the middle of something when they come.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._note("start", restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+        code, warned, terminated = self._run()
+        if code == 0:
+            self._note("end", exit=0)
+            return {"exit": 0}
+        if terminated:
+            self._note("terminated")
+            _leave(TERMINATED)
+        if warned and self.signal_delay:
+            used = self._note("time limit")
+            if used < self.time_limits:
+                self._requeue()
+            reason = f"its time limit was reached {used} times; the job is not queued again"
+            return {"exit": code, "reason": reason}
+        self._note("end", exit=code)
+        return {"exit": code}
+
+    def _run(self) -> tuple[int, bool, bool]:
+        """Run the command; returns its exit code, and whether SIGUSR2 and SIGTERM came."""
+        environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
+        child = subprocess.Popen(["bash", "-c", f"trap '' USR2\n{self.command}"], env=environment, preexec_fn=_unblock)
+        warned = terminated = False
+        deadline = None
+        while True:
+            received = signal.sigtimedwait(_SIGNALS, 60 if deadline is None else max(0.1, deadline - time.monotonic()))
+            code = child.poll()
+            if code is not None:
+                return code, warned, terminated
+            if received is not None:
+                terminated |= received.si_signo == signal.SIGTERM
+                if received.si_signo == signal.SIGUSR2 and not warned:
+                    warned = True
+                    # A resumable payload has most of the delay to save; later, what it saved before must do.
+                    deadline = time.monotonic() + 0.7 * self.signal_delay if self.signal_delay else None
+            if deadline is not None and time.monotonic() >= deadline:
+                print("the job did not leave in time and is killed; it will go on from what it saved", flush=True)
+                _kill_family(child.pid)
+                deadline = None
+
+    def _note(self, event: str, **details: int | str) -> int:
+        """Append an event; returns how many of its kind there are."""
+        line = {"event": event, "tag": self.tag, "node": _node(), "time": round(time.time(), 3), **details}
+        path = Path(self.events)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return sum(1 for kept in path.read_text().splitlines() if f'"event": "{event}", "tag": "{self.tag}"' in kept)
+
+    def _requeue(self) -> None:
+        """Go back to the queue; does not return unless the controller cannot be reached."""
+        for pause in (0, 2, 5, 10, 20, 40):
+            time.sleep(pause)
+            try:
+                answer = subprocess.run(
+                    ["scontrol", "requeue", os.environ["SUBMITIT_JOB"]], capture_output=True, text=True, timeout=30
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                print(f"scontrol requeue: {error}", flush=True)
+                continue
+            if answer.returncode == 0:
+                print("back to the queue: the time limit was near", flush=True)
+                time.sleep(60)  # SLURM ends this process now
+                _leave(RESUMABLE_EXIT)
+            print(f"scontrol requeue: {answer.stderr.strip()}", flush=True)
+        _leave(RESUMABLE_EXIT)
+
+
+def _result_file() -> Path:
+    """Where submitit will write the result of this task."""
+    from submitit.core.job_environment import JobEnvironment
+
+    environment = JobEnvironment()
+    os.environ["SUBMITIT_JOB"] = environment.job_id
+    return environment.paths.result_pickle
+
+
+def _node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _leave(code: int) -> None:
+    """End without a result, so that SLURM's state decides."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _kill_family(pid: int) -> None:
+    """Kill a process and all below it, parents first, so that none is started anew."""
+    for member in _family(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        texts = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except FileNotFoundError:
+        return []
+    children = [int(child) for text in texts for child in text.split()]
+    return [pid, *(member for child in children for member in _family(child))]

@@ -1,0 +1,164 @@
+"""Which job of the workflow is which job of SLURM, kept on disk so that a new run can go on from it.
+
+A run of Snakemake has a folder of its own, `<submit folder>/<run>/`, mode 0700 since it holds pickles that
+jobs execute: `ledger.jsonl`, `events.jsonl` of each job, submitit's pickles and SLURM's logs. Only one run writes
+to a ledger. A batch is noted before it is submitted and once it is accepted, so that a crash in between is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+KEPT_RUNS = 20
+
+
+@dataclass
+class Entry:
+    """What is known of a job, from the newest line about it.
+
+    Attributes:
+        tag: names the job across runs: a hash of its rule, wildcards, parameters, inputs and outputs.
+        rule: name of the rule.
+        outputs: paths, relative to the working directory.
+        logs: paths of the rule's own logs.
+        batch: what was submitted together; SLURM's comment of the job.
+        index: place in the batch.
+        run: folder of the run that submitted it.
+        id: SLURM's job id, `123` or `123_4`; None until the batch is accepted.
+        submitted: seconds since the epoch, by the clock of the login node.
+        outcome: `success`, `failed`, `cancelled`, or None while it is open.
+        reason: why it failed.
+    """
+
+    tag: str
+    rule: str
+    outputs: list[str]
+    logs: list[str]
+    batch: str
+    index: int
+    run: Path
+    id: str | None = None
+    submitted: float = 0.0
+    outcome: str | None = None
+    reason: str = ""
+    wildcards: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def result(self) -> Path:
+        """Where submitit writes the job's result."""
+        return self.run / f"{self.id}_0_result.pkl"
+
+    @property
+    def events(self) -> Path:
+        """Starts and stops of the job, one JSON line each."""
+        return self.run / f"{self.tag}_events.jsonl"
+
+    def log(self, kind: str = "err") -> Path:
+        """SLURM's log of the job: `out` or `err`."""
+        return self.run / f"{self.id}_0_log.{kind}"
+
+
+class Ledger:
+    """The ledger of this run.
+
+    Args:
+        folder: the submit folder, made when it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run = _new_run(folder)
+        self._file = (self.run / "ledger.jsonl").open("a")
+
+    def submit(self, batch: str, entries: list[Entry]) -> None:
+        """Note jobs that are about to be submitted together."""
+        jobs = [
+            {"tag": e.tag, "rule": e.rule, "wildcards": e.wildcards, "outputs": e.outputs, "logs": e.logs}
+            for e in entries
+        ]
+        self._write(event="submit", batch=batch, jobs=jobs)
+
+    def accept(self, batch: str, ids: list[str]) -> None:
+        """Note SLURM's ids of a batch."""
+        self._write(event="accept", batch=batch, ids=ids)
+
+    def adopt(self, entry: Entry) -> None:
+        """Take a job of an earlier run over."""
+        self._write(event="adopt", tag=entry.tag, id=entry.id, run=entry.run.name)
+
+    def end(self, entry: Entry, outcome: str, reason: str = "") -> None:
+        """Note how a job ended."""
+        entry.outcome, entry.reason = outcome, reason
+        self._write(event="end", tag=entry.tag, id=entry.id, outcome=outcome, reason=reason)
+
+    def _write(self, **line: Any) -> None:
+        self._file.write(json.dumps({**line, "time": round(time.time(), 3)}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Tag -> newest entry, over all runs in a submit folder."""
+    entries: dict[str, Entry] = {}
+    for run in _runs(folder):
+        for line in _lines(run / "ledger.jsonl"):
+            _apply(line, run, entries)
+    return entries
+
+
+def _apply(line: dict[str, Any], run: Path, entries: dict[str, Entry]) -> None:
+    match line["event"]:
+        case "submit":
+            for index, job in enumerate(line["jobs"]):
+                entries[job["tag"]] = Entry(batch=line["batch"], index=index, run=run, submitted=line["time"], **job)
+        case "accept":
+            mine = [entry for entry in entries.values() if entry.batch == line["batch"]]
+            for entry in mine:
+                entry.id = line["ids"][entry.index]
+        case "adopt":
+            pass  # its entry is of the run that submitted it
+        case "end":
+            if (entry := entries.get(line["tag"])) and entry.id == line["id"]:
+                entry.outcome, entry.reason = line["outcome"], line["reason"]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a file that may have been cut off in the middle of one."""
+    if not path.exists():
+        return
+    for text in path.read_text().splitlines():
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            continue
+
+
+def _runs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
+def _new_run(folder: Path) -> Path:
+    """A folder that sorts after all others, whatever the clock says."""
+    runs = _runs(folder)
+    for old in runs[: -KEPT_RUNS + 1]:
+        if all(entry.outcome for entry in _entries_of(old)):
+            shutil.rmtree(old, ignore_errors=True)
+    last = int(runs[-1].name) if runs else 0
+    run = folder / f"{last + 1:06d}"
+    run.mkdir(mode=0o700)
+    return run
+
+
+def _entries_of(run: Path) -> list[Entry]:
+    entries: dict[str, Entry] = {}
+    for line in _lines(run / "ledger.jsonl"):
+        _apply(line, run, entries)
+    return list(entries.values())

@@ -1,0 +1,129 @@
+"""What became of a job: from its result file and from SLURM's state, in that order of trust."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from snakemake_executor_plugin_submitit.slurm import JobState
+
+# A result file may show up on the login node after SLURM has seen the job end.
+FINAL_GRACE = 5.0
+# What slurmstepd writes into a job's log; the job's state does not always say so.
+_MEMORY_WORDS = re.compile(r"^slurmstepd.*(exceeded (job )?memory limit|oom[_-]kill)", re.MULTILINE | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Content of a result file.
+
+    Attributes:
+        exit: exit code of the job's command, None when it never ended by itself.
+        reason: what went wrong, empty when nothing did.
+        damaged: the file cannot be read.
+    """
+
+    exit: int | None
+    reason: str = ""
+    damaged: bool = False
+
+
+def read_result(path: Path) -> Result | None:
+    """The result that submitit wrote, None while there is none."""
+    try:
+        kind, value = pickle.loads(path.read_bytes())
+        if kind == "success":
+            return Result(int(value["exit"]), str(value.get("reason", "")))
+        return Result(None, str(value).strip().splitlines()[-1])
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
+        return Result(None, f"the result file {path} cannot be read ({type(error).__name__}: {error})", damaged=True)
+
+
+def ran_out_of_memory(log: Path) -> bool:
+    """Whether SLURM's daemon says in a job's log that it was killed for its memory."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 10_000))
+            return bool(_MEMORY_WORDS.search(file.read().decode(errors="replace")))
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do about a job.
+
+    Attributes:
+        kind: `wait`, `success`, `failed`, `memory` (submit again with more) or `again` (submit again as it was).
+        reason: why, for the user.
+    """
+
+    kind: str
+    reason: str = ""
+
+
+WAIT = Verdict("wait")
+
+
+def judge(
+    result: Result | None,
+    result_age: float,
+    state: JobState | None,
+    state_age: float,
+    answered: bool,
+    missing: float,
+    patience: float,
+) -> Verdict:
+    """Decide about one job.
+
+    Args:
+        result: of the job, None while there is none.
+        result_age: seconds since its result was first seen.
+        state: SLURM's, None when squeue does not list the job.
+        state_age: seconds since that state was first seen.
+        answered: squeue has answered after the job was submitted, and after its result was seen.
+        missing: seconds since squeue stopped listing the job, 0 while it does or does not answer.
+        patience: seconds that a job may be missing, or a damaged result may take to become whole.
+    """
+    if result is not None and not result.damaged:
+        if result.exit == 0:
+            return Verdict("success")
+        # Killed children look like any failure; only SLURM knows that memory was the reason.
+        if not answered and result_age < patience:
+            return WAIT
+        if state is not None and state.state == "OUT_OF_MEMORY":
+            return Verdict("memory", "out of memory")
+        words = result.reason or f"exit code {result.exit}"
+        return Verdict("failed", f"{words}, on {state.node}" if state is not None and state.node else words)
+    if result is not None and result_age > patience:
+        return Verdict("failed", result.reason)
+    if not answered:
+        return WAIT
+    if state is None:
+        return Verdict("failed", "SLURM no longer knows the job and it left no result") if missing > patience else WAIT
+    if state.alive:
+        return WAIT
+    if state_age < (patience if state.state == "COMPLETED" else FINAL_GRACE):
+        return WAIT
+    return _final(state)
+
+
+def _final(state: JobState) -> Verdict:
+    where = f" on {state.node}" if state.node else ""
+    match state.state:
+        case "OUT_OF_MEMORY":
+            return Verdict("memory", f"out of memory{where}")
+        case "NODE_FAIL" | "BOOT_FAIL" | "PREEMPTED" | "REVOKED":
+            return Verdict("again", f"SLURM ended it: {state.state}{where}")
+        case "TIMEOUT":
+            return Verdict("failed", f"its time limit was reached{where}; raise `runtime`")
+        case "CANCELLED":
+            return Verdict("failed", f"cancelled from outside{where}")
+        case "COMPLETED":
+            return Verdict("failed", f"SLURM says COMPLETED{where}, but there is no result file")
+    detail = f", {state.reason}" if state.reason not in ("None", "") else ""
+    return Verdict("failed", f"SLURM ended it: {state.state}{detail}{where}, without a result")

@@ -1,0 +1,167 @@
+"""From a job's resources to parameters of sbatch."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# What sbatch is told by the plugin itself, and so not by `slurm_extra`.
+RESERVED = (
+    "array",
+    "comment",
+    "error",
+    "job-name",
+    "open-mode",
+    "output",
+    "parsable",
+    "requeue",
+    "signal",
+    "wait",
+    "wrap",
+)
+
+
+class ResourceError(ValueError):
+    """A job asks for something that cannot be; the text says what and what would be right."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks SLURM for.
+
+    Attributes:
+        parameters: of `submitit.SlurmExecutor.update_parameters`.
+        minutes: time limit in minutes; shorter than the job's `runtime` where the partition's limit is.
+        time_limits: how many time limits the job may use up, the first included.
+        signal_delay: seconds before the limit that it is told to save, 0 for a job that cannot.
+    """
+
+    parameters: dict[str, Any]
+    minutes: int
+    time_limits: int
+    signal_delay: int
+
+    @property
+    def key(self) -> str:
+        """Equal for jobs that can share a job array."""
+        return repr((sorted(self.parameters.items(), key=str), self.time_limits))
+
+
+def make_request(
+    resources: Mapping[str, Any],
+    threads: int,
+    gpu_request: str = "gpus-per-node",
+    signal_delay: int = 90,
+    time_limits: int = 3,
+    partition_minutes: int | None = None,
+    memory_factor: float = 1.0,
+) -> Request:
+    """The request of one job.
+
+    Args:
+        resources: of the Snakemake job. `runtime` (minutes) is required; `mem_mb` is per node, `gpus` is per
+            node, `resumable` says that the job saves and leaves on SIGUSR2 and goes on when it is started again.
+        threads: of the job.
+        gpu_request: `gpus-per-node`, `gres` or `gpus`.
+        signal_delay: seconds before the time limit that a resumable job is warned; at most a third of the limit.
+        time_limits: how many limits a resumable job may use up.
+        partition_minutes: the partition's limit; None for none.
+        memory_factor: of a job that ran out of memory before.
+
+    Raises:
+        ResourceError: a value that is not understood, `runtime` is missing, or two values contradict each other.
+    """
+    nodes, tasks = _integer(resources, "nodes", 1), _integer(resources, "tasks_per_node", 1)
+    runtime = _integer(resources, "runtime")
+    if runtime is None:
+        raise ResourceError("no `runtime`: give its minutes in the rule or in `default-resources`")
+    resumable = bool(_integer(resources, "resumable", 0, least=0))
+    minutes, allowed = runtime, time_limits if resumable else 1
+    if partition_minutes is not None and runtime > partition_minutes:
+        if not resumable:
+            raise ResourceError(
+                f"`runtime` is {runtime} minutes, the partition allows {partition_minutes}; "
+                "name another in `slurm_partition`, or make the job resumable"
+            )
+        minutes = partition_minutes
+        # Every start costs time, and an estimate may be short: twice what it takes without loss.
+        allowed = max(time_limits, 2 * math.ceil(runtime / minutes) + 1)
+    delay = min(signal_delay, 60 * minutes // 3) if resumable else 0
+    parameters: dict[str, Any] = {
+        "time": minutes,
+        "nodes": nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": max(1, threads),
+        **_memory(resources, memory_factor),
+    }
+    for resource, name in (("slurm_partition", "partition"), ("slurm_account", "account"), ("slurm_qos", "qos")):
+        if resources.get(resource):
+            parameters[name] = str(resources[resource])
+    for name in ("constraint", "exclude"):
+        if resources.get(name):
+            parameters[name] = str(resources[name])
+    extra = _extra(str(resources.get("slurm_extra") or ""))
+    gpus = _gpus(resources, gpu_request, nodes)
+    if "gpus" in gpus:  # not a parameter of submitit's own
+        extra["gpus"] = gpus.pop("gpus")
+    parameters |= gpus
+    # Told to go back to the queue when its node fails or a more urgent job takes its place.
+    parameters["additional_parameters"] = {"requeue": True, "open_mode": "append", **extra}
+    # Only resumable jobs are warned; 1 s is the least that leaves the others alone.
+    parameters["signal_delay_s"] = max(1, delay)
+    return Request(parameters, minutes, allowed, delay)
+
+
+def _integer(resources: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int | None:
+    value = resources.get(name, default)
+    if value is None:
+        return None
+    try:
+        number = int(value)
+        if number != float(value) or number < least:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ResourceError(f"`{name}` is {value!r}, not a whole number from {least} up") from None
+    return number
+
+
+def _memory(resources: Mapping[str, Any], factor: float) -> dict[str, str]:
+    per_node, per_cpu = _integer(resources, "mem_mb"), _integer(resources, "mem_mb_per_cpu")
+    if per_cpu is not None:
+        return {"mem_per_cpu": f"{math.ceil(per_cpu * factor)}M"}
+    return {} if per_node is None else {"mem": f"{math.ceil(per_node * factor)}M"}
+
+
+def _gpus(resources: Mapping[str, Any], how: str, nodes: int) -> dict[str, Any]:
+    model, _, number = str(resources.get("gpus") or 0).rpartition(":")
+    count = _integer({"gpus": number}, "gpus", least=0)
+    model = str(resources.get("gpu_model") or model)
+    if not count:
+        if model:
+            raise ResourceError(f"`gpu_model` is {model!r} but `gpus` is 0; ask for one or more")
+        return {}
+    prefix = f"{model}:" if model else ""
+    if how == "gpus-per-node":
+        return {"gpus_per_node": f"{prefix}{count}"}
+    if how == "gres":
+        return {"gres": f"gpu:{prefix}{count}"}
+    if how == "gpus":
+        return {"gpus": f"{prefix}{count * nodes}"}
+    raise ResourceError(f"gpu request {how!r} is none of gpus-per-node, gres, gpus")
+
+
+def _extra(text: str) -> dict[str, Any]:
+    """`--name=value --flag` as parameters of sbatch."""
+    parameters: dict[str, Any] = {}
+    words = shlex.split(text)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise ResourceError(f"`slurm_extra` has {word!r}; write options as --name=value or --flag")
+        if name in RESERVED:
+            raise ResourceError(f"`slurm_extra` has --{name}, which the executor sets itself")
+        parameters[name.replace("-", "_")] = value if equals else True
+    return parameters

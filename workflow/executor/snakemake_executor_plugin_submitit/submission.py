@@ -1,0 +1,170 @@
+"""Submission through submitit: single jobs and job arrays, with patience for a controller that is away."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.job import ClusterJob
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.resources import Request
+
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+
+
+@dataclass
+class Batch:
+    """Jobs that go to SLURM in one call.
+
+    Attributes:
+        jobs: what each runs.
+        entries: their places in the ledger.
+        request: what all of them ask for.
+        name: job name.
+        prologue: shell lines before them.
+        id: SLURM's comment; by it a submission is found whose answer was lost.
+    """
+
+    jobs: list[ClusterJob]
+    entries: list[Entry]
+    request: Request
+    name: str
+    prologue: list[str] = field(default_factory=list)
+    id: str = field(default_factory=lambda: f"snakemake-{uuid.uuid4().hex[:12]}")
+    tried: float | None = None
+    pause: float = FIRST_PAUSE
+    next_try: float = 0.0
+
+    def halves(self) -> list[Batch]:
+        """The batch in two."""
+        middle = len(self.jobs) // 2
+        parts = (slice(None, middle), slice(middle, None))
+        return [Batch(self.jobs[p], self.entries[p], self.request, self.name, self.prologue) for p in parts]
+
+
+class Refused(RuntimeError):
+    """sbatch will not take the batch; the text is its own."""
+
+
+class Later(RuntimeError):
+    """The controller could not be reached; the batch can be tried again."""
+
+
+def submit(batch: Batch, ledger: Ledger) -> None:
+    """Submit a batch; its entries have ids afterwards.
+
+    Raises:
+        Refused: sbatch says no.
+        Later: the controller is away or busy.
+    """
+    if batch.tried is None:
+        batch.tried = time.monotonic()
+        for index, entry in enumerate(batch.entries):
+            entry.batch, entry.index, entry.run, entry.id = batch.id, index, ledger.run, None
+        ledger.submit(batch.id, batch.entries)
+    else:
+        _withdraw(batch)
+    try:
+        ids = _sbatch(batch, ledger.run)
+    except slurm.SlurmError as error:
+        if slurm.is_transient(str(error)):
+            raise Later(str(error)) from None
+        raise Refused(str(error)) from None
+    for entry, job in zip(batch.entries, ids, strict=True):
+        entry.id, entry.submitted = job, time.time()
+    ledger.accept(batch.id, ids)
+
+
+def _withdraw(batch: Batch) -> None:
+    """Cancel what an earlier try submitted although its answer was lost."""
+    try:
+        known = slurm.read_squeue()
+        slurm.cancel([job.id for job in known.values() if job.comment == batch.id and job.alive])
+    except slurm.SlurmError as error:
+        raise Later(str(error)) from None
+
+
+def _sbatch(batch: Batch, folder: Path) -> list[str]:
+    """Hand a batch to submitit; returns SLURM's ids.
+
+    Raises:
+        SlurmError: with sbatch's words.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    executor = SlurmExecutor(folder=folder)
+    # submitit waits between submissions; arrays and Snakemake's own limits are there for that.
+    executor._throttling = 0
+    executor.update_parameters(
+        **batch.request.parameters,
+        job_name=batch.name,
+        comment=batch.id,
+        wckey=None,
+        array_parallelism=len(batch.jobs),
+        # SLURM 22.05 and newer do not pass --cpus-per-task on to srun.
+        setup=["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *batch.prologue],
+    )
+    try:
+        return [job.job_id for job in executor.submit_array(batch.jobs)]
+    except (FailedJobError, FailedSubmissionError) as error:
+        words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
+        raise slurm.SlurmError("\n".join(words) or str(error)) from None
+
+
+class Waiting:
+    """Batches whose submission is put off until the controller answers.
+
+    Args:
+        ledger: of the run.
+        minutes: how long a batch is tried.
+        accepted: called with a batch that was submitted.
+        refused: called with a batch and sbatch's words.
+        say: prints a line for the user.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        minutes: float,
+        accepted: Callable[[Batch], None],
+        refused: Callable[[Batch, str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.ledger, self.minutes, self.say = ledger, minutes, say
+        self.accepted, self.refused = accepted, refused
+        self.batches: list[Batch] = []
+
+    def send(self, batch: Batch) -> None:
+        """Submit a batch now, or put it off; a refused array is taken apart where a limit is the reason."""
+        try:
+            submit(batch, self.ledger)
+        except Refused as error:
+            if len(batch.jobs) > 1 and "limit" in str(error).lower():
+                for half in batch.halves():
+                    self.send(half)
+            else:
+                self.refused(batch, str(error))
+        except Later as error:
+            waited = time.monotonic() - batch.tried
+            if waited > 60 * self.minutes:
+                self.refused(batch, f"{error}\n(tried for {waited / 60:.0f} minutes)")
+                return
+            self.say(f"sbatch: {str(error).splitlines()[-1]}; trying again in {batch.pause:.0f} s")
+            batch.next_try = time.monotonic() + batch.pause
+            batch.pause = min(2 * batch.pause, LONGEST_PAUSE)
+            self.batches.append(batch)
+        else:
+            self.accepted(batch)
+
+    def retry(self) -> None:
+        """Try again what is due."""
+        now = time.monotonic()
+        due = [batch for batch in self.batches if batch.next_try <= now]
+        self.batches = [batch for batch in self.batches if batch.next_try > now]
+        for batch in due:
+            self.send(batch)

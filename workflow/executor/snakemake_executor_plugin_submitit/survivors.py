@@ -1,0 +1,76 @@
+"""Jobs that an earlier Snakemake left in the queue when it was killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.outcome import read_result
+
+PAUSES = (5, 10, 20, 40)
+CANCEL_SECONDS = 120
+
+
+class Survivors:
+    """Jobs of earlier runs that still live, to be taken over or cancelled.
+
+    Args:
+        entries: of the ledger that have no outcome yet.
+        ledger: of this run; notes what became of those that ended meanwhile.
+        say: prints a line for the user.
+
+    Raises:
+        SlurmError: squeue does not answer for more than a minute.
+    """
+
+    def __init__(self, entries: list[Entry], ledger: Ledger, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._living: list[Entry] = []
+        if not entries:
+            return
+        states = self._squeue()
+        # A batch that was never noted as accepted lacks its pickles.
+        lost = {entry.batch for entry in entries if entry.id is None}
+        slurm.cancel(state.id for state in states.values() if state.comment in lost and state.alive)
+        for entry in entries:
+            if entry.id in states and states[entry.id].alive:
+                self._living.append(entry)
+            else:
+                result = read_result(entry.result) if entry.id else None
+                ledger.end(entry, "success" if result and result.exit == 0 else "failed", "ended unseen")
+
+    def claim(self, entry: Entry) -> Entry | None:
+        """The living job that is ``entry``; others that would write the same files are cancelled.
+
+        Raises:
+            SlurmError: they do not end.
+        """
+        same_files = [old for old in self._living if set(old.outputs) & set(entry.outputs)]
+        if not same_files:
+            return None
+        self._living = [old for old in self._living if old not in same_files]
+        twin = next((old for old in same_files if old.tag == entry.tag), None)
+        self._cancel([old.id for old in same_files if old is not twin])
+        return twin
+
+    def _cancel(self, ids: list[str]) -> None:
+        if not ids:
+            return
+        self._say(f"Cancelling SLURM jobs of an earlier run that write the same files: {', '.join(ids)}")
+        slurm.cancel(ids)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while any(state.alive for state in map(self._squeue().get, ids) if state):
+            if time.monotonic() > deadline:
+                raise slurm.SlurmError(f"jobs of an earlier run do not end: {', '.join(ids)}; scancel them, run again")
+            time.sleep(2)
+
+    def _squeue(self) -> dict[str, slurm.JobState]:
+        for pause in PAUSES:
+            try:
+                return slurm.read_squeue()
+            except slurm.SlurmError as error:
+                self._say(f"squeue: {error}; trying again in {pause} s")
+                time.sleep(pause)
+        return slurm.read_squeue()
