@@ -17,7 +17,7 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.checks import check_cluster, check_folder, partition_minutes
 from snakemake_executor_plugin_submitit.job import ClusterJob
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger, read_entries
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 from snakemake_executor_plugin_submitit.outcome import Verdict
 from snakemake_executor_plugin_submitit.resources import Request, ResourceError, make_request
 from snakemake_executor_plugin_submitit.settings import GPU_REQUESTS
@@ -32,7 +32,7 @@ NODE_RETRIES = 3
 class Executor(RemoteExecutor):
     """Runs jobs on SLURM through submitit."""
 
-    # The thread that asks for states starts before `__post_init__`.
+    # Set once everything is in place: the thread that asks for states starts before `__post_init__`.
     _ready = False
 
     def __post_init__(self) -> None:
@@ -41,29 +41,37 @@ class Executor(RemoteExecutor):
             raise WorkflowError(f"--submitit-gpu-request is {settings.gpu_request!r}; use {', '.join(GPU_REQUESTS)}")
         self.settings = settings
         self.next_seconds_between_status_checks = settings.poll_seconds
-        folder = Path(settings.folder).absolute()
-        try:
-            for warning in check_folder(folder):
-                self.logger.warning(warning)
-            self._limits = partition_minutes()
-            self._array_size = slurm.max_array_size()
-            problems = check_cluster(self._requests())
-        except slurm.SlurmError as error:
-            raise WorkflowError(f"SLURM does not answer: {error}") from None
-        if problems:
-            raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
-        open_entries = [entry for entry in read_entries(folder).values() if entry.outcome is None]
-        self._ledger = Ledger(folder)
-        self._survivors = Survivors(open_entries, self._ledger, self.logger.warning)
-        self._watch = slurm.QueueWatch(settings.squeue_seconds)
+        self._limits: dict[str, int] = {}
+        self._submitting = threading.Lock()
         self._tracked: dict[JobExecutorInterface, Tracked] = {}
         self._by_tag: dict[str, JobExecutorInterface] = {}
-        self._submitting = threading.Lock()
+        self._told: dict[str, str] = {}
+        self._squeue_error = ""
+        if any(not job.is_local and not job.is_norun for job in self.dag.needrun_jobs()):
+            self._start()
+
+    def _start(self) -> None:
+        """Check what can be checked, and get ready for the first submission.
+
+        Raises:
+            WorkflowError: the cluster cannot run the jobs, or does not answer.
+        """
+        settings, folder = self.settings, Path(self.settings.folder).absolute()
+        for warning in check_folder(folder):
+            self.logger.warning(warning)
+        try:
+            self._limits = partition_minutes()
+            self._array_size = slurm.max_array_size()
+            if problems := check_cluster(self._requests()):
+                raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
+            self._ledger = Ledger(folder)
+            self._survivors = Survivors(self._ledger, self.logger.warning)
+        except slurm.SlurmError as error:
+            raise WorkflowError(f"SLURM does not answer: {error}") from None
+        self._watch = slurm.QueueWatch(settings.squeue_seconds)
         self._waiting = Waiting(
             self._ledger, settings.submit_minutes, self._accepted, self._refused, self.logger.warning
         )
-        self._told: dict[str, str] = {}
-        self._squeue_error = ""
         self._ready = True
 
     # -- what jobs ask for ----------------------------------------------------------------------
@@ -112,6 +120,8 @@ class Executor(RemoteExecutor):
 
     def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
         """Submit jobs, equal ones as job arrays; those that an earlier run left in the queue are taken over."""
+        if not self._ready:  # jobs that were not planned at first, after a checkpoint
+            self._start()
         groups: dict[tuple[str, str], list[tuple[JobExecutorInterface, Request, Entry]]] = defaultdict(list)
         with self._submitting:
             for job in jobs:
@@ -289,6 +299,8 @@ class Executor(RemoteExecutor):
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """Cancel everything that was submitted."""
+        if not self._ready:
+            return
         with self._submitting:
             self._waiting.batches.clear()
             tracked = list(self._tracked.values())
@@ -307,4 +319,5 @@ class Executor(RemoteExecutor):
     def shutdown(self) -> None:
         """Stop looking."""
         super().shutdown()
-        self._watch.close()
+        if self._ready:
+            self._watch.close()

@@ -7,6 +7,7 @@ to a ledger. A batch is noted before it is submitted and once it is accepted, so
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -66,17 +67,29 @@ class Entry:
 
 
 class Ledger:
-    """The ledger of this run.
+    """The ledger of this run, locked for as long as the run lives.
 
     Args:
         folder: the submit folder, made when it is not there.
+
+    Attributes:
+        run: folder of this run.
+        left: open entries of runs that are over.
+        taken: open entries of runs that still live.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        open_entries = [entry for entry in read_entries(folder).values() if entry.outcome is None]
+        living = {run for run in {entry.run for entry in open_entries} if _is_locked(run)}
+        self.left = [entry for entry in open_entries if entry.run not in living]
+        self.taken = [entry for entry in open_entries if entry.run in living]
+        for old in _runs(folder)[:-KEPT_RUNS]:
+            if old not in {entry.run for entry in open_entries}:
+                shutil.rmtree(old, ignore_errors=True)
         self.run = _new_run(folder)
         self._file = (self.run / "ledger.jsonl").open("a")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def submit(self, batch: str, entries: list[Entry]) -> None:
         """Note jobs that are about to be submitted together."""
@@ -109,25 +122,23 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     """Tag -> newest entry, over all runs in a submit folder."""
     entries: dict[str, Entry] = {}
     for run in _runs(folder):
+        batches: dict[str, list[Entry]] = {}
         for line in _lines(run / "ledger.jsonl"):
-            _apply(line, run, entries)
+            if line["event"] == "submit":
+                made = [
+                    Entry(batch=line["batch"], index=index, run=run, submitted=line["time"], **job)
+                    for index, job in enumerate(line["jobs"])
+                ]
+                batches[line["batch"]] = made
+                entries |= {entry.tag: entry for entry in made}
+            elif line["event"] == "accept":
+                for entry, job_id in zip(batches[line["batch"]], line["ids"], strict=True):
+                    entry.id = job_id
+            elif line["event"] == "end":
+                entry = entries.get(line["tag"])
+                if entry and entry.id == line["id"]:
+                    entry.outcome, entry.reason = line["outcome"], line["reason"]
     return entries
-
-
-def _apply(line: dict[str, Any], run: Path, entries: dict[str, Entry]) -> None:
-    match line["event"]:
-        case "submit":
-            for index, job in enumerate(line["jobs"]):
-                entries[job["tag"]] = Entry(batch=line["batch"], index=index, run=run, submitted=line["time"], **job)
-        case "accept":
-            mine = [entry for entry in entries.values() if entry.batch == line["batch"]]
-            for entry in mine:
-                entry.id = line["ids"][entry.index]
-        case "adopt":
-            pass  # its entry is of the run that submitted it
-        case "end":
-            if (entry := entries.get(line["tag"])) and entry.id == line["id"]:
-                entry.outcome, entry.reason = line["outcome"], line["reason"]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -147,18 +158,21 @@ def _runs(folder: Path) -> list[Path]:
 
 def _new_run(folder: Path) -> Path:
     """A folder that sorts after all others, whatever the clock says."""
-    runs = _runs(folder)
-    for old in runs[: -KEPT_RUNS + 1]:
-        if all(entry.outcome for entry in _entries_of(old)):
-            shutil.rmtree(old, ignore_errors=True)
-    last = int(runs[-1].name) if runs else 0
-    run = folder / f"{last + 1:06d}"
-    run.mkdir(mode=0o700)
-    return run
+    while True:
+        runs = _runs(folder)
+        run = folder / f"{int(runs[-1].name) + 1 if runs else 1:06d}"
+        try:
+            run.mkdir(mode=0o700)
+        except FileExistsError:  # another Snakemake was faster
+            continue
+        return run
 
 
-def _entries_of(run: Path) -> list[Entry]:
-    entries: dict[str, Entry] = {}
-    for line in _lines(run / "ledger.jsonl"):
-        _apply(line, run, entries)
-    return list(entries.values())
+def _is_locked(run: Path) -> bool:
+    """Whether the Snakemake of a run still lives."""
+    with (run / "ledger.jsonl").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False

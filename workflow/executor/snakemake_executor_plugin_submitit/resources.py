@@ -87,8 +87,9 @@ def make_request(
                 "name another in `slurm_partition`, or make the job resumable"
             )
         minutes = partition_minutes
-        # Every start costs time, and an estimate may be short: twice what it takes without loss.
-        allowed = max(time_limits, 2 * math.ceil(runtime / minutes) + 1)
+        # SLURM warns up to a minute early, every start costs time, and an estimate may be short.
+        useful = max(minutes - 2, minutes / 4)
+        allowed = max(time_limits, 2 * math.ceil(runtime / useful) + 1)
     delay = min(signal_delay, 60 * minutes // 3) if resumable else 0
     parameters: dict[str, Any] = {
         "time": minutes,

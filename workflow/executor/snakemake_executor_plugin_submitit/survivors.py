@@ -17,7 +17,6 @@ class Survivors:
     """Jobs of earlier runs that still live, to be taken over or cancelled.
 
     Args:
-        entries: of the ledger that have no outcome yet.
         ledger: of this run; notes what became of those that ended meanwhile.
         say: prints a line for the user.
 
@@ -25,8 +24,8 @@ class Survivors:
         SlurmError: squeue does not answer for more than a minute.
     """
 
-    def __init__(self, entries: list[Entry], ledger: Ledger, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, ledger: Ledger, say: Callable[[str], None]) -> None:
+        self._say, self._taken, entries = say, ledger.taken, ledger.left
         self._living: list[Entry] = []
         if not entries:
             return
@@ -45,8 +44,11 @@ class Survivors:
         """The living job that is ``entry``; others that would write the same files are cancelled.
 
         Raises:
-            SlurmError: they do not end.
+            SlurmError: they do not end, or belong to a Snakemake that still runs.
         """
+        for old in self._taken:
+            if set(old.outputs) & set(entry.outputs):
+                raise slurm.SlurmError(f"another Snakemake that still runs has it in the queue as job {old.id}")
         same_files = [old for old in self._living if set(old.outputs) & set(entry.outputs)]
         if not same_files:
             return None
