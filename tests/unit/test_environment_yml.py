@@ -73,3 +73,8 @@ def test_what_depends_on_the_gpu_is_not_pinned():
     pins = constraints()
     assert all(version(pin) for pin in pins.values())
     assert not [name for name in pins if GPU.fullmatch(name)]
+
+
+def test_the_executor_alone_asks_for_the_same_versions():
+    alone = tomllib.loads((ROOT / "workflow/executor/pyproject.toml").read_text())["project"]["dependencies"]
+    assert {str(Requirement(line)) for line in alone} < set(map(str, dependencies()))
