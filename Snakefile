@@ -13,6 +13,7 @@ from patch.cost import CostModel, too_large
 from patch.errors import InputError
 from patch.layout import STORE
 from patch.plan import Plan
+from patch.preflight import preflight
 from patch.warm import start_server
 
 # Without --configfile the demo is what runs.
@@ -26,9 +27,17 @@ try:
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
-if PLAN.experiment.resources.warm_start:
 
-    onstart:
+onstart:
+    # Not in the processes that the jobs of a cluster start, which read this file again.
+    if workflow.is_main_process and workflow.non_local_exec:
+        try:
+            outputs = {path for job in workflow.dag.needrun_jobs() for path in job.output}
+            print(preflight(PLAN, workflow.nodes, outputs))
+        except InputError as error:
+            raise WorkflowError(str(error)) from None
+    # A server reaches no other machine.
+    elif workflow.is_main_process and PLAN.experiment.resources.warm_start:
         start_server()
 
 

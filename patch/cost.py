@@ -29,16 +29,20 @@ class Job:
     """Resources of a job.
 
     Attributes:
-        gpus: number of GPUs.
-        mem_mb: host memory in MB.
+        gpus: number of GPUs on each node.
+        mem_mb: host memory on each node in MB.
         gpu_mem_mb: memory on each GPU in MB, 0 on the CPU.
         minutes: wall time.
+        nodes: number of nodes.
+        processes: on each node.
     """
 
     gpus: int
     mem_mb: int
     gpu_mem_mb: int
     minutes: int
+    nodes: int = 1
+    processes: int = 1
 
 
 class CostModel:
@@ -50,14 +54,20 @@ class CostModel:
     def _shape(self, model: str) -> Shape:
         return model_shape(model, self.experiment.models[model])
 
-    def _job(self, flops: float, efficiency: float, work_mb: float, gpus: int = 1) -> Job:
-        """A job that does ``flops`` with ``work_mb`` of tensors on the device."""
+    def _job(self, flops: float, efficiency: float, work_mb: float, gpus: int = 1, nodes: int = 1) -> Job:
+        """A job that does ``flops`` in one process for each GPU, with ``work_mb`` of tensors each.
+
+        On `cpu` there are as many processes without GPUs; with ``gpus`` 0 there is one, which needs none on `cuda` too.
+        """
         resources = self.experiment.resources
-        on_gpu = resources.device == "cuda"
-        speed = resources.gpu_tflops * 1e12 * gpus if on_gpu else resources.cpu_gflops * 1e9 * resources.threads
+        on_gpu = resources.device == "cuda" and gpus > 0
+        processes = max(1, gpus)
+        device = resources.gpu_tflops * 1e12 if on_gpu else resources.cpu_gflops * 1e9 * resources.threads
+        speed = device * processes * nodes
         minutes = max(10 if on_gpu else 2, math.ceil(SLACK * flops / (speed * efficiency) / 60))
         host = BASE_MB + SLACK * work_mb if not on_gpu else 8 * GB + 1.2 * work_mb
-        return Job(gpus if on_gpu else 0, math.ceil(host), math.ceil(1.1 * work_mb) if on_gpu else 0, minutes)
+        gpu_mem_mb = math.ceil(1.1 * work_mb) if on_gpu else 0
+        return Job(processes if on_gpu else 0, math.ceil(processes * host), gpu_mem_mb, minutes, nodes, processes)
 
     def windows(self, spec: WindowsSpec) -> Job:
         """Tokenising a text, in batches: as many tokens as its windows hold, where their number is known."""
@@ -69,7 +79,7 @@ class CostModel:
         shape, run = self._shape(model), self.experiment.models[model].source.training
         tokens = run.steps * run.batch_size * run.seqlen
         work = (16 * parameters(shape) + run.batch_size * run.seqlen * _activation_bytes(shape, 4)) / 1e6
-        return self._job(6 * parameters(shape) * tokens, EFFICIENCY["train"], work)
+        return self._job(6 * parameters(shape) * tokens, EFFICIENCY["train"], work, gpus=0)
 
     def prune(self, cell: Cell) -> Job:
         """One-shot pruning: two forward passes over the calibration set, and the Gram matrices."""
@@ -96,8 +106,8 @@ class CostModel:
         # Six logits and their probabilities a group of four: value, gradient, two moments, probabilities, in fp32.
         work = size * parameters(shape) + (4 * 1.5 * 5 * prunable if cell.method != "patch-tile" else 0)
         work += size * prunable + micro_tokens * _activation_bytes(shape, size, settings.gradient_checkpointing)
-        gpus = self.experiment.resources.learn_gpus
-        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work / 1e6, gpus)
+        gpus, nodes = self.experiment.resources.learn_gpus, self.experiment.resources.learn_nodes
+        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work / 1e6, gpus, nodes)
 
     def evaluate(self, cell: Cell) -> Job:
         """Perplexity and zero-shot tasks: forward passes."""

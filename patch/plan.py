@@ -202,3 +202,12 @@ def _info(cell: Cell) -> CellInfo:
 def _label(cell: Cell) -> str:
     tile = f", tile {cell.tile}" if cell.tile else ""
     return f"{cell.spec.title} {100 * cell.sparsity:g} %{tile}"
+
+
+if __name__ == "__main__":
+    # Late: what prints a plan imports this module.
+    import sys
+
+    from patch.budget import main
+
+    sys.exit(main())

@@ -120,6 +120,14 @@ def test_cpu_jobs_ask_for_no_gpu_and_enough_memory(raw_config: dict) -> None:
         assert isinstance(job.mem_mb, int) and isinstance(job.minutes, int)
 
 
+def test_training_is_on_the_cpu_whatever_the_device(raw_config: dict) -> None:
+    jobs = []
+    for device in ("cpu", "cuda"):
+        plan = Plan(validate_experiment(raw_config | {"resources": {"device": device, "threads": 2}}))
+        jobs.append(CostModel(plan.experiment, plan.grid).train("qwen"))
+    assert jobs[0] == jobs[1] and jobs[1].gpus == 0
+
+
 def test_statistics_cost(raw_config: dict) -> None:
     plan, cost = paper(raw_config)
     magnitude, wanda, sparsegpt = (cost.prune(cell(plan, "llama-7b", m)) for m in ("magnitude", "wanda", "sparsegpt"))

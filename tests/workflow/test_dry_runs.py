@@ -11,7 +11,9 @@ from typing import NamedTuple
 import pytest
 
 from patch.config import load_experiment
+from patch.graph import JobGraph
 from patch.grid import Grid
+from patch.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # a dry run takes one to two on an idle machine
@@ -30,13 +32,19 @@ class Job(NamedTuple):
 
     def resource(self, name: str) -> int:
         resources = dict(item.split("=", 1) for item in self.fields["resources"].split(", "))
-        return int(resources[name])
+        return int(resources.get(name, 0))
+
+
+def link(folder: Path) -> None:
+    """Put the repository's files into a folder, without its state."""
+    for name in ("Snakefile", "workflow", "config", "profiles"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
 
 
 def snakemake(folder: Path, *options: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run Snakemake where the repository's files are and its state is not."""
-    for name in ("Snakefile", "workflow", "config", "profiles"):
-        (folder / name).symlink_to(ROOT / name)
+    link(folder)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, *python, "-m", "snakemake", *options]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
@@ -150,6 +158,46 @@ def test_jobs_that_compute_say_what_they_need(paper, rule):
         assert 8_000 <= job.resource("mem_mb") <= 400_000
         # One GPU learns for weeks at 8B, where the paper's four took days.
         assert 10 <= job.resource("runtime") <= (21 if rule == "learn" else 2) * 24 * 60
+
+
+def test_jobs_that_do_not_compute_on_a_gpu_ask_for_none(paper):
+    cpu_only = [job for job in paper if job.rule not in ("prune", "update_weights", "learn", "evaluate")]
+    assert {"calibrate", "tokenize", "collect"} <= {job.rule for job in cpu_only}
+    assert not any(job.resource("gpus") for job in cpu_only)
+
+
+def test_the_plan_has_the_jobs_of_the_dry_run(paper, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    nodes = JobGraph(Plan(load_experiment("config/paper.yaml"))).nodes
+    jobs = [job for job in paper if job.rule != "all"]
+    assert Counter(node.rule for node in nodes) == Counter(job.rule for job in jobs)
+    assert {node.outputs for node in nodes} == {tuple(job.files("output")) for job in jobs}
+    limits = {tuple(job.files("output")): job for job in jobs}
+    for node in nodes:
+        if node.stage in ("tokenize", "prune", "update", "learn", "evaluate"):
+            job = limits[node.outputs]
+            assert (job.resource("runtime"), job.resource("mem_mb")) == (node.cost.minutes, node.cost.mem_mb)
+
+
+def test_the_plan_sees_what_a_run_would_still_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    link(tmp_path)
+    plan = Plan(load_experiment("config/demo.yaml"))
+    for node in JobGraph(plan).nodes:  # in the order in which they would be made
+        for path in (Path(path) for path in node.outputs if node.rule != "update_weights"):
+            (path if node.stage in ("fetch", "train") else path.parent).mkdir(parents=True, exist_ok=True)
+            path.touch()
+    assert JobGraph(plan).remaining == []
+    cells = {cell.method: cell for cell in plan.grid.cells if cell.model == "llama" and cell.pattern != "unstructured"}
+    for method, where in (
+        ("sparsegpt", plan.layout.record),
+        ("maskllm", plan.layout.mask),
+        ("dense", plan.layout.record),
+    ):
+        Path(where(cells[method])).unlink()
+    planned = {node.outputs for node in JobGraph(plan).remaining}
+    made = {tuple(job.files("output")) for job in dry_run(tmp_path) if job.rule != "all"}
+    assert planned == made and len(planned) < 20
 
 
 def test_larger_models_ask_for_more(paper):

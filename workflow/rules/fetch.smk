@@ -9,6 +9,8 @@ localrules:
     fetch_corpus,
     fetch_model,
     fetch_tasks,
+    make_tasks,
+    make_tokenizer,
 
 
 rule fetch_corpus:
@@ -112,6 +114,7 @@ rule train_model:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
+        resumable=1,
         mem_mb=lambda wildcards: COST.train(TRAINED[wildcards.trained]).mem_mb,
         runtime=lambda wildcards: COST.train(TRAINED[wildcards.trained]).minutes,
     params:

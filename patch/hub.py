@@ -1,0 +1,123 @@
+"""Whether what is still to be fetched from the Hugging Face hub can be, before any job needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+TRUE = ("1", "ON", "YES", "TRUE")
+SECONDS = 10
+# A public data set that has been there for years: that it answers shows that the hub does.
+PROBE = "Salesforce/wikitext"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A repository that will be fetched.
+
+    Attributes:
+        key: where the configuration names it, such as `models.llama.source`.
+        kind: what it holds.
+        repo: `owner/name`.
+        revision: commit; None for the newest.
+    """
+
+    key: str
+    kind: Literal["model", "dataset"]
+    repo: str
+    revision: str | None = None
+
+
+def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, str], api: Any = None) -> list[str]:
+    """One line for each reason why a fetch would fail; none when all is well.
+
+    Args:
+        wanted: repositories to fetch.
+        tasks: whether the data sets of lm-eval's tasks are to be fetched too; which these are only lm-eval
+            knows, so for them it is asked alone whether the hub answers.
+        environment: variables of the process.
+        api: a `huggingface_hub.HfApi`, or what stands in for one.
+    """
+    if not wanted and not tasks:
+        return []
+    offline = _offline(wanted, tasks, environment)
+    if offline:
+        return offline
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+    problems = []
+    for one in wanted or [Wanted("evaluation.tasks", "dataset", PROBE)]:
+        problem, reached = _problem(one, api)
+        problems += [problem] if problem else []
+        if not reached:  # nor will the others be, and each would wait as long
+            break
+    return problems
+
+
+def _offline(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, str]) -> list[str]:
+    names = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+    if tasks or any(one.kind == "dataset" for one in wanted):
+        names.append("HF_DATASETS_OFFLINE")
+    return [
+        f"{name} is {environment[name]!r}, with this still to fetch: {fetches(wanted, tasks)}; unset it"
+        for name in names
+        if environment.get(name, "").upper() in TRUE
+    ]
+
+
+def fetches(wanted: Sequence[Wanted], tasks: bool) -> str:
+    """`5 models, 3 data sets, the tasks' data`."""
+    counts = {kind: sum(one.kind == kind for one in wanted) for kind in ("model", "dataset")}
+    names = {"model": "model", "dataset": "data set"}
+    parts = [f"{count} {names[kind]}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
+    return ", ".join([*parts, *(["the tasks' data"] if tasks else [])])
+
+
+def _problem(one: Wanted, api: Any) -> tuple[str | None, bool]:
+    """What is wrong with a repository, and whether the hub answered at all.
+
+    Messages of exceptions are never passed on: one of a malformed token would hold it.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    noun = {"model": "model", "dataset": "data set"}[one.kind]
+    repo = f"`{one.key}.repo` is {one.repo!r}"
+    try:
+        ask = api.model_info if one.kind == "model" else api.dataset_info
+        # The hub describes a gated repository to everybody; only its files are behind the gate.
+        if ask(one.repo, revision=one.revision, timeout=SECONDS).gated:
+            api.auth_check(one.repo, repo_type=one.kind)
+    except GatedRepoError:
+        page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
+        return (
+            f"{repo}, which is gated: accept its licence at {page} with an account, "
+            "then log in with `hf auth login` or set HF_TOKEN in the environment"
+        ), True
+    except RevisionNotFoundError:
+        return f"`{one.key}.revision` is {one.revision!r}: {one.repo} has no such commit; its page lists them", True
+    except RepositoryNotFoundError:
+        return (
+            f"{repo}: the hub has no such {noun}, or a private one; "
+            "correct the name, or log in with `hf auth login` to an account that may read it"
+        ), True
+    except HFValidationError:
+        return f"{repo}, which is no name of a {noun}; it must be `owner/name`", True
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = "log in again with `hf auth login` or correct HF_TOKEN" if status in (401, 403) else "try again later"
+        return f"{repo}: the hub answers with status {status}; {hint}", True
+    except Exception as error:  # noqa: BLE001 - whatever the network's library raises
+        return (
+            f"the Hugging Face hub cannot be reached ({type(error).__name__}); start where there is a network, "
+            "set HTTPS_PROXY or HF_ENDPOINT, or fetch on another machine and copy work/ and HF_HOME"
+        ), False
+    return None, True

@@ -1,0 +1,149 @@
+"""The jobs of an experiment: what each makes, reads and costs. As the rules make them, but before Snakemake runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from patch.cost import CostModel, Job
+from patch.disk import NOTHING, DiskModel, Space
+from patch.grid import Cell
+from patch.plan import Plan
+from patch.store import Windows
+
+# Rows of the printed plan, and the rules in each.
+STAGES = {
+    "fetch": ("fetch_corpus", "fetch_model", "fetch_tasks", "make_tasks", "make_tokenizer"),
+    "tokenize": ("calibrate", "tokenize"),
+    "train": ("train_model",),
+    "prune": ("prune",),
+    "update": ("update_weights",),
+    "learn": ("learn",),
+    "evaluate": ("evaluate",),
+    "tabulate": ("collect", "table", "pareto", "density", "curves"),
+}
+# A download at 50 MB/s.
+DOWNLOADED_MB_PER_MINUTE = 3000
+# Memory of a job that has no estimate of its own: libraries and little data.
+LIGHT_MB = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One job.
+
+    Attributes:
+        rule: the rule of the workflow.
+        name: what the rule makes: a corpus, a model, a cell.
+        model: whose job it is; None where models share it.
+        outputs: paths.
+        inputs: paths that other jobs make.
+        cost: GPUs, memory, minutes.
+        space: disk.
+        cell: of the jobs of a cell.
+    """
+
+    rule: str
+    name: str
+    model: str | None
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    cost: Job
+    space: Space = NOTHING
+    cell: Cell | None = None
+
+    @property
+    def stage(self) -> str:
+        """Row of the printed plan."""
+        return next(stage for stage, rules in STAGES.items() if self.rule in rules)
+
+
+class JobList:
+    """Every job of an experiment, each after those that it needs."""
+
+    def __init__(self, plan: Plan, costs: CostModel, disk: DiskModel) -> None:
+        self.plan, self.costs, self.disk = plan, costs, disk
+
+    def nodes(self) -> list[Node]:
+        """The jobs of the store, of the cells, and of tables and figures."""
+        return [*self._store_nodes(), *self._cell_nodes(), *self._table_nodes()]
+
+    def _light(self, minutes: int = 1) -> Job:
+        return Job(gpus=0, mem_mb=LIGHT_MB, gpu_mem_mb=0, minutes=minutes)
+
+    def _fetching(self, space: Space) -> Job:
+        return self._light(1 + int(max(space.kept, space.cache) / DOWNLOADED_MB_PER_MINUTE))
+
+    def _store_nodes(self) -> Iterable[Node]:
+        store, experiment = self.plan.store, self.plan.experiment
+        trained = [name for name, model in experiment.models.items() if model.source.kind == "train"]
+        for name in experiment.corpora:
+            space = self.disk.corpus(name)
+            yield Node("fetch_corpus", name, None, (store.corpus_path(name),), (), self._fetching(space), space)
+        tokenizers = {store.tokenizer_path(name): experiment.models[name].source.corpus for name in trained}
+        for path, corpus in tokenizers.items():
+            yield Node("make_tokenizer", Path(path).name, None, (path,), (store.corpus_path(corpus),), self._light())
+        for name in experiment.models:
+            if name not in trained:
+                space = self.disk.model(name)
+                yield Node("fetch_model", name, name, (store.model_path(name),), (), self._fetching(space), space)
+        for windows in self.plan.windows.values():
+            yield self._windows_node(windows)
+        for name in trained:
+            inputs = (store.tokenizer_path(name), store.training_windows(name).path)
+            cost, space = self.costs.train(name), self.disk.model(name)
+            yield Node("train_model", name, name, (store.model_path(name),), inputs, cost, space)
+        space, made = self.disk.tasks(), experiment.evaluation.include_path is not None
+        inputs = (store.corpus_path(experiment.evaluation.task_use.corpus),) if made else ()
+        rule = "make_tasks" if made else "fetch_tasks"
+        yield Node(rule, "tasks", None, (store.tasks_path(),), inputs, self._fetching(space), space)
+
+    def _windows_node(self, windows: Windows) -> Node:
+        store, experiment = self.plan.store, self.plan.experiment
+        models = [name for name in experiment.models if store.tokenizer_path(name) == windows.tokenizer]
+        rule = "calibrate" if windows.spec.kind == "calibration" else "tokenize"
+        model = models[0] if len(models) == 1 else None
+        inputs = (windows.corpus, windows.tokenizer)
+        cost, space = self.costs.windows(windows.spec), self.disk.windows(windows, models[0])
+        return Node(rule, windows.key, model, (windows.path,), inputs, cost, space)
+
+    def _cell_nodes(self) -> Iterable[Node]:
+        plan, layout = self.plan, self.plan.layout
+        for cell in plan.grid.closure:
+            if cell.spec.stage == "prune":
+                inputs, space = plan.prune_inputs(cell), Space(kept=self.disk.mask(cell))
+                yield self._cell_node("prune", cell, [layout.mask(cell)], inputs, self.costs.prune(cell), space)
+            elif cell.spec.stage == "learn":
+                inputs = plan.learn_inputs(cell) | plan.prior_inputs(cell)
+                outputs = [layout.mask(cell), layout.curve(cell)]
+                yield self._cell_node("learn", cell, outputs, inputs, self.costs.learn(cell), self.disk.learn(cell))
+        for cell in plan.grid.cells:
+            if cell.spec.updates_weights:
+                inputs = plan.prune_inputs(cell) | {"mask": layout.mask(cell)}
+                yield self._cell_node("update_weights", cell, [layout.weights(cell)], inputs, self.costs.prune(cell))
+            inputs = plan.evaluate_inputs(cell)
+            yield self._cell_node("evaluate", cell, [layout.record(cell)], inputs, self.costs.evaluate(cell))
+
+    def _cell_node(
+        self, rule: str, cell: Cell, outputs: list[str], inputs: dict[str, str], cost: Job, space: Space = NOTHING
+    ) -> Node:
+        return Node(rule, cell.id, cell.model, tuple(outputs), tuple(inputs.values()), cost, space, cell)
+
+    def _table_nodes(self) -> Iterable[Node]:
+        plan, root = self.plan, self.plan.layout.root
+        records = tuple(plan.layout.record(cell) for cell in plan.grid.cells)
+        results = f"{root}/results.csv"
+        yield Node("collect", "results", None, (results,), records, self._light())
+        for table in plan.tables():
+            paths = tuple(f"{root}/tables/{table}.{kind}" for kind in ("csv", "md", "tex"))
+            yield Node("table", table, None, paths, (results,), self._light())
+        for model in plan.models:
+            inputs = {
+                "pareto": (results,),
+                "density": tuple(plan.layout.record(cell) for cell in plan.hybrid_cells(model)),
+                "curves": tuple(plan.layout.curve(cell) for cell in plan.learned_cells(model)),
+            }
+            for figure in plan.figures(model):
+                paths = tuple(f"{root}/figures/{model}/{figure}.{kind}" for kind in ("svg", "pdf", "png"))
+                yield Node(figure, model, model, paths, inputs[figure], self._light())

@@ -1,0 +1,180 @@
+"""Checks before a run on a cluster: disk, folders, and what is left to fetch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import patch.preflight
+from patch.config import validate_experiment
+from patch.errors import InputError
+from patch.graph import JobGraph
+from patch.hub import Wanted
+from patch.plan import Plan
+from patch.preflight import filesystem, main, preflight, to_fetch
+from patch.schedule import simulate
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 1000,
+}
+
+
+class Hub:
+    """All is well there."""
+
+    def model_info(self, repo: str, **options: object) -> SimpleNamespace:
+        return SimpleNamespace(gated=False)
+
+    dataset_info = model_info
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict) -> None:
+    raw_config["published"] = str(Path("config/published.json").resolve())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def with_hub(raw_config: dict) -> dict:
+    """A model, a corpus and tasks of the hub beside the trained models."""
+    model = {"kind": "hub", "repo": "a/model", "revision": "1234567", "shape": SHAPE}
+    corpus = {"kind": "hub", "repo": "a/text", "revision": "89abcde", "splits": {"test": "test"}, "size_gb": 10}
+    raw_config["models"]["hub"] = {"title": "Hub", "source": model}
+    raw_config["corpora"]["read"] = {"source": corpus}
+    raw_config["evaluation"] |= {"include_path": None, "task_use": None, "tasks": ["piqa"]}
+    raw_config["evaluation"]["perplexity"]["use"] = {"corpus": "read", "split": "test"}
+    return raw_config
+
+
+def plan_of(raw: dict) -> Plan:
+    return Plan(validate_experiment(copy.deepcopy(raw)))
+
+
+def disk_with(monkeypatch: pytest.MonkeyPatch, free_mb: float) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_mb * 1e6))
+
+
+def test_three_lines_when_all_is_well(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk_with(monkeypatch, 10_000_000)
+    plan, disk, hub = preflight(plan_of(with_hub), api=Hub(), environment={}).splitlines()
+    assert plan.startswith("plan: ") and plan.endswith("CPU-hours")
+    assert disk.startswith("disk: ") and disk.endswith("10,000 GB free")
+    assert hub == "hub: 1 model, 1 data set, the tasks' data within reach"
+
+
+def test_without_the_hub_nobody_asks_it(raw_config: dict) -> None:
+    assert "hub: nothing to fetch" in preflight(plan_of(raw_config), api=None, environment={"HF_HUB_OFFLINE": "1"})
+
+
+def test_only_what_is_still_to_come_is_fetched(with_hub: dict) -> None:
+    plan = plan_of(with_hub)
+    model = Wanted("models.hub.source", "model", "a/model", "1234567")
+    corpus = Wanted("corpora.read.source", "dataset", "a/text", "89abcde")
+    assert to_fetch(JobGraph(plan)) == ([corpus, model], True)
+    Path(plan.store.model_path("hub")).mkdir(parents=True)
+    Path(plan.store.tasks_path()).mkdir(parents=True)
+    assert to_fetch(JobGraph(plan)) == ([corpus], False)
+    record = plan.layout.record(plan.grid.cells[0])
+    assert to_fetch(JobGraph(plan, {record})) == ([], False)
+
+
+def test_a_disk_that_is_too_small(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, home = plan_of(with_hub), {"HF_HOME": "hub"}
+    graph = JobGraph(plan)
+    cache = sum(node.space.cache for node in graph.nodes)
+    assert cache == pytest.approx(10_000 * 3.8 + 1000)
+    kept = sum(node.space.kept for node in graph.nodes)
+    one, all_at_once = (simulate(graph.tasks(), jobs=jobs).peak_mb for jobs in (1, math.inf))
+    assert kept < one < all_at_once
+    for free, hint in ((cache + kept, "even --jobs 1 needs"), (cache + one, "run fewer jobs at once: --jobs 1 needs")):
+        disk_with(monkeypatch, free)
+        with pytest.raises(InputError) as error:
+            preflight(plan, api=Hub(), environment=home)
+        (line,) = [line for line in str(error.value).splitlines() if "disk: " in line]
+        assert "work/, results/, HF_HOME" in line and hint in line
+    preflight(plan, jobs=1, api=Hub(), environment=home)
+    disk_with(monkeypatch, cache + all_at_once)
+    preflight(plan, api=Hub(), environment=home)
+
+
+def test_file_systems_are_counted_apart(with_hub: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free = {"work": 1e6, "results": 1e6, "hub": 100.0}
+    for name in free:
+        (tmp_path / name).mkdir()
+    stat = Path.stat
+
+    def another_device(path: Path, **options: bool) -> os.stat_result | SimpleNamespace:
+        here = tmp_path / path.name
+        if path == here and path.name in free:
+            return SimpleNamespace(st_dev=list(free).index(path.name) + 10**9, st_mode=stat(path).st_mode)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", another_device)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e6 * free[path.name]))
+    with pytest.raises(InputError) as error:
+        preflight(plan_of(with_hub), api=Hub(), environment={"HF_HOME": "hub"})
+    (line,) = [line for line in str(error.value).splitlines() if "disk: " in line]
+    assert "39.0 GB needed at most in HF_HOME, 100 MB free; free some or put it elsewhere" in line
+    free["hub"] = 1e6
+    disk = preflight(plan_of(with_hub), api=Hub(), environment={"HF_HOME": "hub"}).splitlines()[1]
+    assert [part.split(" in ")[1].split(",")[0] for part in disk.split("; ")] == ["work/", "results/", "HF_HOME"]
+
+
+def test_every_problem_in_one_message(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk_with(monkeypatch, 1)
+    Path("results").write_text("in the way")
+    with pytest.raises(InputError) as error:
+        preflight(plan_of(with_hub), environment={"HF_HUB_OFFLINE": "1"})
+    folders, disk, offline, hint = str(error.value).splitlines()
+    assert folders.startswith("preflight: results/tiny/ cannot be made: ") and "is not a folder" in folders
+    assert disk.startswith("  disk: ") and offline.startswith("  HF_HUB_OFFLINE is '1'")
+    assert hint == "  (`snakemake --no-hooks` starts without these checks)"
+
+
+def test_a_folder_that_cannot_be_written(raw_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="work/ cannot be written: .* is not writable"):
+        preflight(plan_of(raw_config), environment={})
+
+
+def test_file_system_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict) -> None:
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(patch.preflight, "MOUNTS", mounts)
+    assert filesystem("work") is None
+    spaced = tmp_path / "a b"
+    spaced.mkdir()
+    escaped = str(spaced).replace(" ", "\\040")
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/b {tmp_path} nfs4 rw 0 0\ntmpfs {escaped} tmpfs rw 0 0\n")
+    assert (filesystem("/"), filesystem("work/not/yet"), filesystem(spaced / "x")) == ("ext4", "nfs4", "tmpfs")
+    assert "warning" not in preflight(plan_of(raw_config), environment={})
+    Path("work").symlink_to(spaced)
+    *_, warning = preflight(plan_of(raw_config), environment={}).splitlines()
+    assert warning == "warning: work/ is on tmpfs, which the machines that jobs run on do not see"
+
+
+def test_jobs_that_do_not_fit_are_a_warning(raw_config: dict) -> None:
+    raw_config["resources"] = {"device": "cuda", "gpu_memory_gb": 0.0001}
+    *_, warning = preflight(plan_of(raw_config), environment={}).splitlines()
+    assert warning.startswith("warning: 6 learn jobs need more memory than a GPU has")
+
+
+def test_command_line(raw_config: dict, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(raw_config))
+    assert main(["--configfile", "tiny.yaml", "--config", "seeds=[0,1]", "--jobs", "3"]) == 0
+    assert capsys.readouterr().out.startswith("plan: ")
+    disk_with(monkeypatch, 0)
+    assert main(["--configfile", "tiny.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: preflight: disk: ")
