@@ -11,8 +11,9 @@ from patch.shapes import Shape, linear_shapes, model_shape, parameters, prunable
 from patch.specs import WindowsSpec
 
 GB = 1000
-# Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), rounded up.
-BASE_MB = 600
+# Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), and of the Snakemake
+# and the submitit that a job of a cluster runs in (250 MB), rounded up.
+BASE_MB = 1000
 # Tokens of the eight zero-shot tasks: 90,000 requests of 90 tokens on average, and WikiText-2's 300,000.
 EVALUATION_TOKENS = 90_000 * 90 + 300_000
 # Share of a device's matrix throughput that a stage reaches. From the paper's wall-clock times on

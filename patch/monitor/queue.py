@@ -1,0 +1,162 @@
+"""Which jobs were handed to SLURM and what became of them, by the submit folder and one call of squeue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.ledger import Entry, read_entries
+
+# Of the states in which a job is not over: those in which it holds a node.
+RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "SUSPENDED", "STOPPED"}
+# What squeue prints where it has nothing to say.
+NOTHING = ("", "None", "N/A", "(null)")
+
+
+@dataclass(frozen=True)
+class Events:
+    """Starts and stops of a job, as it noted them on its nodes.
+
+    Attributes:
+        last: the newest.
+        starts: how often the job started.
+        time_limits: how many of its time limits were reached.
+        written: when the newest was noted, by the clock of the file system; None before the first.
+    """
+
+    last: dict = field(default_factory=dict)
+    starts: int = 0
+    time_limits: int = 0
+    written: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """Of the newest: `start`, `time limit`, `terminated`, `end`, or empty."""
+        return self.last.get("event", "")
+
+    @property
+    def started(self) -> str | None:
+        """When a job that runs started, by its node's clock, as SLURM writes times."""
+        if self.kind != "start":
+            return None
+        return datetime.fromtimestamp(self.last["time"]).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a submission that has no outcome in the ledger.
+
+    Attributes:
+        state: `pending`, `running`, `failed` or `done`.
+        reason: why it waits or failed.
+        node: where it runs.
+        started: when it started, by SLURM's clock.
+        expected: when SLURM means to start it.
+    """
+
+    state: str
+    reason: str = ""
+    node: str | None = None
+    started: str | None = None
+    expected: str | None = None
+
+
+class Queue:
+    """All submissions of a submit folder.
+
+    Args:
+        folder: the submit folder; need not be there.
+
+    Attributes:
+        note: why SLURM's queue is not known although it should be, empty where it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.note = ""
+        self._states: dict[str, slurm.JobState] = {}
+        try:
+            entries = read_entries(folder)
+        except OSError as error:
+            entries = {}
+            self.note = f"{folder}: cannot be read ({error.strerror}); what SLURM does is not known"
+        self._by_output: dict[str, Entry] = {}
+        for entry in sorted(entries.values(), key=lambda entry: (entry.run.name, entry.submitted)):
+            self._by_output.update(dict.fromkeys(entry.outputs, entry))
+        # After the ledger: a job that has an id there and is not listed is over.
+        if any(entry.outcome is None for entry in self._by_output.values()):
+            try:
+                self._states = slurm.read_squeue()
+            except slurm.SlurmError as error:
+                self.note = f"no answer from SLURM, told from files alone ({str(error).splitlines()[-1]})"
+
+    def newest(self, outputs: Iterable[str]) -> Entry | None:
+        """The newest submission that makes one of these files."""
+        return next((self._by_output[path] for path in outputs if path in self._by_output), None)
+
+    def judge(self, entry: Entry, events: Events, made: bool) -> Verdict:
+        """What became of a submission that has no outcome in the ledger.
+
+        Args:
+            entry: the submission.
+            events: of it.
+            made: its outputs are there.
+        """
+        if entry.id is None:
+            return Verdict("pending", "SLURM has not taken it yet")
+        state = self._states.get(entry.id)
+        if state is not None and state.alive:
+            return _living(state)
+        if made:
+            return Verdict("done")
+        if self.note and events.kind != "end":
+            if events.kind == "start":
+                return Verdict("running", node=events.last.get("node"), started=events.started)
+            return Verdict(
+                "pending", {"time limit": "after its time limit", "terminated": "stopped"}.get(events.kind, "")
+            )
+        return Verdict("failed", _end(state, events), events.last.get("node"))
+
+
+def read_events(entry: Entry) -> Events:
+    """What a job noted."""
+    try:
+        with entry.events.open() as file:
+            texts = file.read().splitlines()
+            written = entry.events.stat().st_mtime
+    except OSError:
+        return Events()
+    lines = []
+    for text in texts:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # cut off
+            continue
+    kinds = [line["event"] for line in lines]
+    return Events(lines[-1] if lines else {}, kinds.count("start"), kinds.count("time limit"), written)
+
+
+def _living(state: slurm.JobState) -> Verdict:
+    reason = state.reason if state.reason not in NOTHING else ""
+    start = state.start if state.start not in NOTHING else None
+    if state.state in RUNNING:
+        reason = "" if state.state == "RUNNING" else state.state.lower()
+        return Verdict("running", reason, state.node or None, start)
+    if state.state != "PENDING":
+        reason = f"{state.state.lower()} {reason}".strip()
+    return Verdict("pending", reason, expected=start)
+
+
+def _end(state: slurm.JobState | None, events: Events) -> str:
+    if events.kind == "end":
+        code = events.last.get("exit")
+        return f"exit code {code}" if code else "it ended well, but its output is not there"
+    if events.kind == "time limit":
+        return f"its time limit was reached {events.time_limits} times"
+    if state is None:
+        return "SLURM no longer knows the job and its output is not there"
+    detail = f", {state.reason}" if state.reason not in NOTHING else ""
+    return f"SLURM ended it: {state.state}{detail}"

@@ -1,0 +1,426 @@
+"""`python -m patch.status` on fabricated outputs, logs, ledgers and queues."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+
+from patch.config import validate_experiment
+from patch.graph import JobGraph
+from patch.jobs import Node
+from patch.plan import Plan
+from patch.status import main
+
+ROOT = Path(__file__).parents[2]
+STEP = "maskllm 120/2000  loss 3.1000  0.500 s/step  940 s left"
+NAMES = ["stage", "rule", "model", "cell", "state", "reason", "job", "node", "started", "expected"]
+KEYS = [*NAMES, "step", "steps", "eta_seconds", "restarts", "time_limits", "log", "outputs", "tail"]
+
+
+class Place:
+    """A folder in which an experiment is under way."""
+
+    def __init__(self, folder: Path, raw: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+        self.folder, self._capsys = folder, capsys
+        raw["published"] = str(ROOT / "config/published.json")
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(raw))
+        self.nodes = JobGraph(Plan(validate_experiment(raw))).nodes
+        self.ledger = Ledger(folder / "work/submit")
+        self._queue: list[str] = []
+        self.answer(0)
+
+    def answer(self, code: int, words: str = "") -> None:
+        """What squeue does."""
+        (self.folder / "bin").mkdir(exist_ok=True)
+        squeue = self.folder / "bin/squeue"
+        squeue.write_text(f"#!/bin/sh\necho call >> calls\ncat queue\necho '{words}' >&2\nexit {code}\n")
+        squeue.chmod(0o755)
+        (self.folder / "queue").write_text("".join(f"{line}\n" for line in self._queue))
+
+    def node(self, rule: str, name: str = "") -> Node:
+        return next(n for n in self.nodes if n.rule == rule and name in f"{n.model}/{n.name}")
+
+    def make(self, *nodes: Node) -> None:
+        """Make a job's outputs, and all that it needs."""
+        maker = {path: node for node in self.nodes for path in node.outputs}
+        for node in nodes:
+            self.make(*(maker[path] for path in node.inputs))
+            for path in map(Path, node.outputs):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+
+    def make_inputs(self, node: Node) -> None:
+        self.make(*(n for n in self.nodes if set(n.outputs) & set(node.inputs)))
+
+    def lock(self) -> None:
+        """As a Snakemake does that goes on."""
+        lock = self.folder / ".snakemake/locks/0.output.lock"
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+
+    def log(self, node: Node, *lines: str, age: float = 0.0) -> Path:
+        path = Path(f"results/tiny/logs/{node.rule}/{node.model}/{node.name}.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines))
+        written = path.stat().st_mtime - age
+        os.utime(path, (written, written))
+        return path
+
+    def submit(self, *nodes: Node, job: str | None = None, squeue: str = "", events: list[dict] | None = None) -> Entry:
+        """Note jobs in the ledger as one array, and as ``squeue`` (state|reason|node|start) in the queue."""
+        batch = f"batch-{job}-{time.monotonic()}"
+        entries = [
+            Entry(f"{node.rule}-{node.model}-{node.name}", node.rule, list(node.outputs), [], batch, index, Path())
+            for index, node in enumerate(nodes)
+        ]
+        self.ledger.submit(batch, entries)
+        ids = [job] if len(nodes) == 1 else [f"{job}_{index}" for index in range(len(nodes))]
+        if job:
+            self.ledger.accept(batch, ids)
+        for entry, number in zip(entries, ids, strict=True):
+            entry.run, entry.id = self.ledger.run, number
+            if squeue:
+                self._queue.append(f"{number}|{squeue}|{batch}")
+            if events:
+                lines = [{"tag": entry.tag, "node": "n9", "time": 1_900_000_000.0, **event} for event in events]
+                entry.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.answer(0)
+        return entries[0]
+
+    def run(self, *options: str) -> tuple[int, str, str]:
+        code = main(["--configfile", "tiny.yaml", *options])
+        return code, *self._capsys.readouterr()
+
+    def text(self, *options: str) -> str:
+        code, out, _ = self.run(*options)
+        assert code == 0
+        assert max(map(len, out.splitlines())) <= 120
+        return out
+
+    def json(self, node: Node) -> dict[str, Any]:
+        code, out, _ = self.run("--json")
+        assert code == 0
+        (found,) = (job for job in json.loads(out) if job["outputs"] == list(node.outputs))
+        assert list(found) == KEYS
+        return found
+
+
+@pytest.fixture
+def place(tmp_path: Path, raw_config: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Place:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return Place(tmp_path, raw_config, capsys)
+
+
+# -- without SLURM ------------------------------------------------------------------------------
+
+
+def test_what_is_made_is_done_and_what_it_allows_is_ready(place: Place) -> None:
+    corpus = place.node("fetch_corpus")
+    assert place.json(corpus)["state"] == "ready"
+    place.make(corpus)
+    assert place.json(corpus)["state"] == "done"
+    assert place.json(place.node("make_tokenizer"))["state"] == "ready"
+    assert place.json(place.node("train_model"))["state"] == "waiting"
+    assert not (place.folder / "calls").exists(), "nothing is submitted: squeue has nothing to tell"
+
+
+def test_an_experiment_that_is_finished(place: Place) -> None:
+    place.make(*(n for n in place.nodes if n.stage in ("evaluate", "tabulate")))
+    for node in place.nodes:
+        if node.rule == "update_weights":  # temporary
+            Path(node.outputs[0]).unlink()
+    text = place.text()
+    assert text.startswith(f"tiny: {len(place.nodes)} jobs: {len(place.nodes)} done\n")
+    assert "To come" not in text
+
+
+def test_a_job_of_this_machine_runs_while_a_process_prints_into_its_log(place: Place) -> None:
+    node = place.node("learn", "qwen/maskllm")
+    place.make_inputs(node)
+    path = place.log(node, STEP, age=40)
+    with path.open("a") as log:
+        process = subprocess.Popen(["sleep", "60"], stdout=log)
+    try:
+        found = place.json(node)
+        text = place.text()
+    finally:
+        process.kill()
+        process.wait()
+    assert (found["state"], found["node"], found["step"], found["steps"]) == ("running", os.uname().nodename, 120, 2000)
+    assert 890 < found["eta_seconds"] <= 900
+    assert "120/2000  15 min" in text
+    assert (place.json(node)["state"], place.json(node)["reason"]) == ("ready", "interrupted")
+    place.lock()
+    found = place.json(node)
+    assert (found["state"], found["step"], found["eta_seconds"]) == ("started", 120, None)
+    assert found["reason"] == "its log was last written 1 min ago"
+
+
+@pytest.mark.parametrize(
+    ("last", "state", "reason"),
+    [
+        ("error: the loss is nan at step 3 of 5", "failed", "the loss is nan at step 3 of 5"),
+        ("stopped by a signal after step 3 of 5; run again to go on", "ready", "stopped"),
+    ],
+)
+def test_a_log_says_how_a_job_of_this_machine_ended(place: Place, last: str, state: str, reason: str) -> None:
+    node = place.node("learn", "qwen/maskllm")
+    place.make_inputs(node)
+    place.log(node, *"abcdef", last)
+    found = place.json(node)
+    assert (found["state"], found["reason"]) == (state, reason)
+    assert found["tail"] == ([*"cdef", last] if state == "failed" else [])
+
+
+def test_an_output_that_was_deleted_can_be_made_again(place: Place) -> None:
+    node = place.node("learn", "qwen/maskllm")
+    place.make_inputs(node)
+    place.log(node, STEP, age=10)
+    benchmark = Path(f"results/tiny/benchmarks/learn/{node.model}/{node.name}.tsv")
+    benchmark.parent.mkdir(parents=True)
+    benchmark.touch()
+    assert place.json(node)["state"] == "ready"
+
+
+# -- with SLURM ---------------------------------------------------------------------------------
+
+
+def test_a_job_that_runs_on_slurm(place: Place) -> None:
+    node = place.node("learn", "qwen/maskllm")
+    place.make_inputs(node)
+    events = [{"event": "start", "restarts": 0}, {"event": "time limit"}, {"event": "start", "restarts": 1}]
+    entry = place.submit(node, job="41", squeue="RUNNING|None|n1|2030-01-02T03:04:05", events=events)
+    os.utime(entry.events, (1, 1))
+    place.log(node, "resuming at step 100", STEP, age=40)
+    found = place.json(node)
+    assert 890 < found.pop("eta_seconds") <= 900
+    assert found == {
+        "stage": "learn",
+        "rule": "learn",
+        "model": "qwen",
+        "cell": "maskllm_2of4_0.5_s0",
+        "state": "running",
+        "reason": "",
+        "job": "41",
+        "node": "n1",
+        "started": "2030-01-02T03:04:05",
+        "expected": None,
+        "step": 120,
+        "steps": 2000,
+        "restarts": 1,
+        "time_limits": 1,
+        "log": "results/tiny/logs/learn/qwen/maskllm_2of4_0.5_s0.log",
+        "outputs": list(node.outputs),
+        "tail": [],
+    }
+    text = place.text()
+    assert "01-02 03:04  120/2000  15 min  1 (1 at its limit)" in text
+    assert "To come: " in text and "on the 1 core that jobs hold now" in text
+
+
+def test_blocks_tell_the_time_by_the_files_alone(place: Place) -> None:
+    node = place.node("prune", "qwen/sparsegpt")
+    place.make_inputs(node)
+    entry = place.submit(node, job="41", squeue="RUNNING|None|n1|x", events=[{"event": "start", "restarts": 0}])
+    path = place.log(node, "sparsegpt: block 2/4")
+    started = path.stat().st_mtime - 600
+    os.utime(entry.events, (started, started))
+    found = place.json(node)
+    assert (found["step"], found["steps"]) == (2, 4)
+    assert 590 < found["eta_seconds"] <= 600
+
+
+def test_jobs_of_an_array_wait_with_slurms_words(place: Place) -> None:
+    nodes = [place.node("learn", f"{model}/maskllm") for model in ("qwen", "llama")]
+    for node in nodes:
+        place.make_inputs(node)
+    place.submit(*nodes, job="41", squeue="PENDING|Priority||2030-01-02T03:04:05")
+    late = place.node("prune", "magnitude")
+    place.submit(late)
+    assert place.json(late)["state"] == "ready"
+    place.lock()
+    assert [place.json(node)["job"] for node in nodes] == ["41_0", "41_1"]
+    found = place.json(nodes[1])
+    assert (found["state"], found["reason"], found["expected"], found["started"]) == (
+        "pending",
+        "Priority",
+        "2030-01-02T03:04:05",
+        None,
+    )
+    assert (place.json(late)["state"], place.json(late)["job"]) == ("pending", None)
+    assert "pending (3)" in place.text()
+
+
+def test_a_job_that_went_back_to_the_queue(place: Place) -> None:
+    node = place.node("learn", "qwen/maskllm")
+    place.make_inputs(node)
+    events = [{"event": "start", "restarts": 0}, {"event": "time limit"}]
+    place.submit(node, job="41", squeue="PENDING|BeginTime||N/A", events=events)
+    place.log(node, "stopped by a signal after step 120 of 2000; run again to go on")
+    found = place.json(node)
+    assert (found["state"], found["reason"], found["restarts"], found["time_limits"]) == ("pending", "BeginTime", 1, 1)
+    assert (found["step"], found["steps"], found["eta_seconds"], found["expected"]) == (120, 2000, None, None)
+
+
+def test_a_log_of_the_start_before_tells_nothing(place: Place) -> None:
+    node = place.node("learn", "qwen/maskllm")
+    place.make_inputs(node)
+    place.log(node, "stopped by a signal after step 120 of 2000; run again to go on", age=3600)
+    events = [{"event": "start"}, {"event": "time limit"}, {"event": "start"}]
+    place.submit(node, job="41", squeue="RUNNING|None|n1|2030-01-02T03:04:05", events=events)
+    found = place.json(node)
+    assert (found["state"], found["step"], found["reason"], found["restarts"]) == ("running", None, "", 1)
+
+
+def test_a_failure_is_shown_with_the_end_of_its_log_and_holds_up_what_follows(place: Place) -> None:
+    node = place.node("prune", "qwen/sparsegpt")
+    place.make_inputs(node)
+    entry = place.submit(node, job="41", events=[{"event": "start", "restarts": 0}, {"event": "end", "exit": 1}])
+    place.ledger.end(entry, "failed", "exit code 1, on n9")
+    place.log(node, *(f"line {number}" for number in range(8)), "error: the matrix is singular")
+    found = place.json(node)
+    assert (found["state"], found["reason"], found["node"]) == ("failed", "exit code 1, on n9", "n9")
+    assert found["tail"] == [*(f"line {number}" for number in (4, 5, 6, 7)), "error: the matrix is singular"]
+    text = place.text()
+    assert "failed (1)" in text and "line 3" not in text
+    assert (
+        "\n      exit code 1, on n9\n      | line 4\n" in text and "\n      | error: the matrix is singular\n" in text
+    )
+    assert not (place.folder / "calls").exists(), "no job is open"
+    for follower in (place.node("update_weights", "qwen/sparsegpt"), place.node("collect")):
+        assert (place.json(follower)["state"], place.json(follower)["reason"]) == ("waiting", "behind a failed job")
+    assert place.json(place.node("evaluate", "llama/dense"))["reason"] == ""
+
+
+@pytest.mark.parametrize(
+    ("squeue", "events", "reason"),
+    [
+        ("OUT_OF_MEMORY|OutOfMemory|n1|x", [{"event": "start"}], "SLURM ended it: OUT_OF_MEMORY, OutOfMemory"),
+        ("COMPLETED|None|n1|x", [{"event": "start"}, {"event": "end", "exit": 2}], "exit code 2"),
+        ("", [{"event": "start"}], "SLURM no longer knows the job and its output is not there"),
+        ("", [{"event": "start"}, {"event": "time limit"}] * 3, "its time limit was reached 3 times"),
+    ],
+)
+def test_an_end_that_no_snakemake_saw(place: Place, squeue: str, events: list[dict], reason: str) -> None:
+    node = place.node("prune", "qwen/wanda_2of4")
+    place.make_inputs(node)
+    entry = place.submit(node, job="41", squeue=squeue, events=events)
+    entry.log("err").write_text("slurmstepd: error: gone\n")
+    found = place.json(node)
+    assert (found["state"], found["reason"]) == ("failed", reason)
+    assert found["tail"] == ["slurmstepd: error: gone"]
+    place.make(node)
+    assert place.json(node)["state"] == "done"
+
+
+def test_the_words_of_a_refusal_are_shown_in_full(place: Place) -> None:
+    node = place.node("prune", "qwen/wanda_2of4")
+    place.make_inputs(node)
+    words = f"sbatch: error: {'a reason that is long ' * 10}"
+    place.ledger.end(place.submit(node), "failed", words)
+    assert place.json(node)["reason"] == words
+    assert " ".join(words.split()) in " ".join(place.text().split())
+
+
+def test_what_was_cancelled_can_run_again_and_a_newer_submission_counts(place: Place) -> None:
+    node = place.node("prune", "qwen/wanda_2of4")
+    place.make_inputs(node)
+    place.ledger.end(place.submit(node, job="41"), "cancelled")
+    assert (place.json(node)["state"], place.json(node)["reason"]) == ("ready", "cancelled")
+    place.ledger = Ledger(place.folder / "work/submit")
+    place.submit(node, job="42", squeue="RUNNING|None|n1|2030-01-02T03:04:05")
+    assert (place.json(node)["state"], place.json(node)["job"]) == ("running", "42")
+
+
+def test_without_an_answer_from_squeue_the_files_tell(place: Place) -> None:
+    runs, waits, ended = (place.node("prune", f"qwen/{name}") for name in ("magnitude", "wanda_2of4", "sparsegpt"))
+    place.make(place.node("train_model", "qwen"), place.node("calibrate"))
+    place.submit(runs, job="41", events=[{"event": "start", "restarts": 0}])
+    place.submit(waits, job="42")
+    place.submit(ended, job="43", events=[{"event": "start"}, {"event": "end", "exit": 1}])
+    place.answer(1, "slurm_load_jobs error: Unable to contact slurm controller")
+    states = {node: place.json(node) for node in (runs, waits, ended)}
+    assert [found["state"] for found in states.values()] == ["running", "pending", "failed"]
+    assert states[runs]["node"] == "n9" and states[runs]["started"].startswith("2030-03-1")
+    text = place.text()
+    assert "no answer from SLURM, told from files alone (slurm_load_jobs error: Unable to contact" in text
+    assert (place.folder / "calls").read_text().count("call") == 4, "once for each report"
+
+
+# -- what is printed ----------------------------------------------------------------------------
+
+
+def test_the_lines_of_stages_add_up(place: Place) -> None:
+    place.make(place.node("train_model", "qwen"))
+    head, _, columns, *lines = place.text().splitlines()
+    assert columns.split() == ["stage", "jobs", "done", "running", "pending", "failed", "ready", "waiting"]
+    rows = [[0 if word == "-" else int(word) for word in line.split()[1:]] for line in lines[:8]]
+    assert all(row[0] == sum(row[1:]) for row in rows)
+    assert sum(row[0] for row in rows) == len(place.nodes)
+    assert f"{sum(row[1] for row in rows)} done" in head
+
+
+def test_done_jobs_are_listed_when_asked_for(place: Place) -> None:
+    place.make(place.node("fetch_corpus"))
+    assert "done (1)" not in place.text()
+    text = place.text("--all")
+    assert "done (1)" in text
+    assert sum(line.startswith("  ") for line in text.splitlines()) == len(place.nodes) + text.count("  rule ")
+
+
+def test_long_lists_are_cut(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patch.monitor.text.ROWS", 2)
+    nodes = [node for node in place.nodes if node.rule == "prune"]
+    place.make(*(place.node("train_model", model) for model in ("qwen", "llama")), place.node("calibrate"))
+    place.submit(*nodes, job="41", squeue="PENDING|Resources||N/A")
+    assert f"... and {len(nodes) - 2} more: --all" in place.text()
+    assert "more" not in place.text("--all")
+
+
+def test_logs_of_a_cell_are_found_by_a_part_of_its_name(place: Place) -> None:
+    node = place.node("learn", "qwen/maskllm")
+    own = place.log(node, STEP)
+    entry = place.submit(node, job="41")
+    entry.log("out").write_text("x")
+    evaluation = place.log(place.node("evaluate", "qwen/maskllm"), "x")
+    other = place.log(place.node("learn", "llama/maskllm"), "x")
+    slurm = os.path.relpath(entry.log("out"))
+    assert place.run("--logs", "qwen/maskllm_2of4_0.5_s0")[1].split() == [str(own), slurm, str(evaluation)]
+    for name in ("maskllm_2of4_0.5_s0", "maskllm"):
+        assert set(place.run("--logs", name)[1].split()) == {str(own), slurm, str(evaluation), str(other)}
+    assert set(place.run("--logs", "learn/")[1].split()) == {str(own), slurm, str(other)}
+
+
+def test_a_cell_that_is_not_there(place: Place) -> None:
+    code, out, err = place.run("--logs", "maskllm_2of4_0.5_s1")
+    assert (code, out) == (2, "")
+    assert "no cell `maskllm_2of4_0.5_s1`; did you mean `maskllm_2of4_0.5_s0`?" in err
+    code, _, err = place.run("--logs", "dense")
+    assert code == 2 and "has no log" in err
+
+
+def test_a_wrong_configuration_is_one_message(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--configfile", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err == "error: configuration nowhere.yaml: no such file\n"
+
+
+def test_keys_can_be_given(place: Place) -> None:
+    assert f"tiny: {len(place.nodes)} jobs" in place.text()
+    assert f"tiny: {len(place.nodes)} jobs" not in place.text("--config", "seeds=[0,1]")
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = "import sys, patch.status; print([m for m in ('torch', 'transformers', 'snakemake') if m in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert run.stdout == "[]\n", run.stderr
