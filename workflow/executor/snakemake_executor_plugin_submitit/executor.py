@@ -65,6 +65,7 @@ class Executor(RemoteExecutor):
             if problems := check_cluster(self._requests()):
                 raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
             self._ledger = Ledger(folder)
+            self._refuse_taken()
             self._survivors = Survivors(self._ledger, self.logger.warning)
         except slurm.SlurmError as error:
             raise WorkflowError(f"SLURM does not answer: {error}") from None
@@ -73,6 +74,16 @@ class Executor(RemoteExecutor):
             self._ledger, settings.submit_minutes, self._accepted, self._refused, self.logger.warning
         )
         self._ready = True
+
+    def _refuse_taken(self) -> None:
+        """Leave another Snakemake its jobs: one that failed here would have Snakemake delete what that one writes."""
+        wanted = {str(path) for job in self.dag.needrun_jobs() for path in job.output}
+        taken = [entry.id or entry.rule for entry in self._ledger.taken if wanted & set(entry.outputs)]
+        if taken:
+            raise WorkflowError(
+                f"Another Snakemake that still runs has SLURM jobs for the same files: {', '.join(taken)}. "
+                "Wait for it, or stop it."
+            )
 
     # -- what jobs ask for ----------------------------------------------------------------------
 

@@ -79,15 +79,17 @@ class ClusterJob:
         deadline = None
         while True:
             received = signal.sigtimedwait(_SIGNALS, 60 if deadline is None else max(0.1, deadline - time.monotonic()))
-            code = child.poll()
-            if code is not None:
-                return code, warned, terminated
             if received is not None:
                 terminated |= received.si_signo == signal.SIGTERM
                 if received.si_signo == signal.SIGUSR2 and not warned:
                     warned = True
                     # A resumable payload has most of the delay to save; later, what it saved before must do.
                     deadline = time.monotonic() + 0.7 * self.signal_delay if self.signal_delay else None
+            code = child.poll()
+            if code is not None:
+                # SLURM sends SIGTERM to one process after the other: the child may have died of it first.
+                terminated = terminated or bool(code and _terminated_within(1))
+                return code, warned, terminated
             if deadline is not None and time.monotonic() >= deadline:
                 print("the job did not leave in time and is killed; it will go on from what it saved", flush=True)
                 _kill_family(child.pid)
@@ -106,7 +108,10 @@ class ClusterJob:
     def _requeue(self) -> None:
         """Go back to the queue; does not return unless the controller cannot be reached."""
         for pause in (0, 2, 5, 10, 20, 40):
-            time.sleep(pause)
+            if _terminated_within(pause):
+                # scancel, or a node going down: a requeue now would call the job back.
+                self._note("terminated")
+                _leave(TERMINATED)
             try:
                 answer = subprocess.run(
                     ["scontrol", "requeue", os.environ["SUBMITIT_JOB"]], capture_output=True, text=True, timeout=30
@@ -116,7 +121,7 @@ class ClusterJob:
                 continue
             if answer.returncode == 0:
                 print("back to the queue: the time limit was near", flush=True)
-                time.sleep(60)  # SLURM ends this process now
+                _terminated_within(60)
                 _leave(RESUMABLE_EXIT)
             print(f"scontrol requeue: {answer.stderr.strip()}", flush=True)
         _leave(RESUMABLE_EXIT)
@@ -133,6 +138,11 @@ def _result_file() -> Path:
 
 def _node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _terminated_within(seconds: float) -> bool:
+    """Wait for SIGTERM; whether it came."""
+    return signal.sigtimedwait([signal.SIGTERM], seconds) is not None
 
 
 def _unblock() -> None:

@@ -1,0 +1,262 @@
+"""What a new run learns from the ledgers of earlier ones."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from snakemake_executor_plugin_submitit import ledger as module
+from snakemake_executor_plugin_submitit.ledger import KEPT_RUNS, Entry, Ledger, read_entries
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk."""
+    monkeypatch.setattr(module.os, "fsync", lambda _: None)
+
+
+def entry(tag: str, run: Path = Path()) -> Entry:
+    return Entry(tag, "rule", [f"{tag}.out"], [f"{tag}.log"], "", 0, run, wildcards={"x": tag})
+
+
+def put(ledger: Ledger, batch: str, tags: str, ids: list[str] | None = None) -> list[Entry]:
+    """A batch of one job for each letter, accepted where there are ids; the entries as they are read."""
+    ledger.submit(batch, [entry(tag) for tag in tags])
+    if ids:
+        ledger.accept(batch, ids)
+    found = read_entries(ledger.run.parent)
+    return [found[tag] for tag in tags]
+
+
+def close(ledger: Ledger) -> None:
+    """As when its Snakemake ends."""
+    ledger._file.close()
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "new" / "folder")
+    before = time.time()
+    a, b = put(ledger, "batch", "ab", ["7_0", "7_1"])
+    assert (a.tag, a.rule, a.outputs, a.logs, a.wildcards) == ("a", "rule", ["a.out"], ["a.log"], {"x": "a"})
+    assert (a.batch, a.index, a.run, a.id) == ("batch", 0, ledger.run, "7_0")
+    assert (b.index, b.id, b.outcome) == (1, "7_1", None)
+    assert abs(a.submitted - before) < 10
+    assert (a.result, b.log("out")) == (ledger.run / "7_0_0_result.pkl", ledger.run / "7_1_0_log.out")
+    assert (b.log(), a.events) == (ledger.run / "7_1_0_log.err", ledger.run / "a_events.jsonl")
+
+
+def test_a_batch_that_was_never_accepted_has_no_id(tmp_path: Path) -> None:
+    assert [part.id for part in put(Ledger(tmp_path), "batch", "ab")] == [None, None]
+
+
+def test_an_end_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    a, b, c = put(ledger, "batch", "abc", ["7_0", "7_1", "7_2"])
+    ledger.end(a, "success")
+    ledger.end(b, "failed", "exit code 1\non n1")
+    assert (a.outcome, b.outcome, b.reason) == ("success", "failed", "exit code 1\non n1")
+    found = read_entries(tmp_path)
+    assert found == {"a": a, "b": b, "c": c}
+
+
+def test_a_refused_batch_ends_without_an_id(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    (a,) = put(ledger, "batch", "a")
+    ledger.end(a, "failed", "sbatch: error: no")
+    assert read_entries(tmp_path)["a"].outcome == "failed"
+
+
+def test_the_newest_submission_counts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    (old,) = put(ledger, "first", "a", ["7"])
+    ledger.end(old, "failed", "out of memory")
+    (new,) = put(ledger, "second", "a", ["8"])
+    assert (new.id, new.batch, new.outcome, new.reason) == ("8", "second", None, "")
+    ledger.end(old, "failed", "too late")  # of the job that came before
+    assert read_entries(tmp_path)["a"].outcome is None
+    ledger.end(new, "success")
+    assert read_entries(tmp_path)["a"].outcome == "success"
+
+
+def test_halves_of_a_refused_array_take_its_place(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    put(ledger, "whole", "abcd")
+    put(ledger, "left", "ab", ["8_0", "8_1"])
+    put(ledger, "right", "cd", ["9_0", "9_1"])
+    assert [part.id for part in read_entries(tmp_path).values()] == ["8_0", "8_1", "9_0", "9_1"]
+
+
+def test_runs_are_read_in_their_order_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for clock, job in ((2000.0, "7"), (1000.0, "8"), (0.0, "9")):
+        monkeypatch.setattr(module.time, "time", lambda clock=clock: clock)
+        put(Ledger(tmp_path), f"batch-{job}", "a", [job])
+    found = read_entries(tmp_path)["a"]
+    assert (found.id, found.run.name, found.submitted) == ("9", "000003", 0.0)
+
+
+def test_a_run_sorts_after_all_others(tmp_path: Path) -> None:
+    for name in ("000009", "000010", "000099"):
+        (tmp_path / name).mkdir()
+    assert [Ledger(tmp_path).run.name for _ in range(2)] == ["000100", "000101"]
+
+
+def test_other_folders_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "2026-old").mkdir()
+    (tmp_path / "7").touch()
+    ledger = Ledger(tmp_path)
+    assert ledger.run.name == "000001" and read_entries(tmp_path) == {}
+
+
+def test_a_run_is_private(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        assert Ledger(tmp_path).run.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(mask)
+
+
+def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: Ledger(tmp_path), range(8)))
+    assert sorted(ledger.run.name for ledger in made) == [f"{i:06d}" for i in range(1, 9)]
+
+
+def test_jobs_of_a_run_that_is_over_are_left(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    a, b = put(first, "batch", "ab", ["7_0", "7_1"])
+    first.end(a, "success")
+    close(first)
+    second = Ledger(tmp_path)
+    assert (second.left, second.taken) == ([b], [])
+
+
+def test_jobs_of_a_run_that_lives_are_taken(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    (a,) = put(first, "batch", "a", ["7"])
+    second = Ledger(tmp_path)
+    assert (second.left, second.taken) == ([], [a])
+
+
+def test_a_job_that_was_taken_over_ends_in_the_ledger_of_the_new_run(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    put(first, "batch", "ab", ["7_0", "7_1"])
+    close(first)
+    second = Ledger(tmp_path)
+    a, b = second.left
+    second.adopt(a)
+    second.adopt(b)
+    assert all(part.outcome is None for part in read_entries(tmp_path).values())
+    second.end(a, "success")
+    close(second)
+    third = Ledger(tmp_path)
+    assert [(part.id, part.run) for part in third.left] == [(b.id, first.run)]
+    assert read_entries(tmp_path)["a"].outcome == "success"
+
+
+def test_a_job_that_a_living_run_took_over_is_taken(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    put(first, "batch", "a", ["7"])
+    close(first)
+    second = Ledger(tmp_path)
+    second.adopt(second.left[0])
+    third = Ledger(tmp_path)
+    assert (third.left, [part.id for part in third.taken]) == ([], ["7"])
+
+
+def test_a_filesystem_without_locks_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(module.fcntl, "flock", no_locks)
+    (a,) = put(Ledger(tmp_path), "batch", "a", ["7"])
+    assert Ledger(tmp_path).left == [a]
+
+
+def test_a_ledger_may_be_cut_off_anywhere(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    a, *_ = put(ledger, "batch", "äb", ["7_0", "7_1"])
+    ledger.end(a, "failed", "it | says\nmore")
+    close(ledger)
+    path = ledger.run / "ledger.jsonl"
+    whole = path.read_bytes()
+
+    def read(length: int) -> dict[str, Entry]:
+        path.write_bytes(whole[:length])
+        return read_entries(tmp_path)
+
+    at_ends = [read(end) for end in [0, *(i + 1 for i, byte in enumerate(whole) if byte == ord("\n"))]]
+    assert [part.get("ä") and (part["ä"].id, part["ä"].outcome) for part in at_ends] == [
+        None,
+        (None, None),
+        ("7_0", None),
+        ("7_0", "failed"),
+    ]
+    for cut in range(1, len(whole), 5):
+        assert whole[cut:].startswith(b"\n") or read(cut) == at_ends[whole[:cut].count(b"\n")]
+
+
+def test_zeros_at_the_end_and_lost_lines_are_passed_over(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    put(ledger, "one", "a", ["7"])
+    put(ledger, "two", "b", ["8"])
+    path = ledger.run / "ledger.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first[:20], *others, "\0" * 40]))
+    assert list(read_entries(tmp_path)) == ["b"]
+
+
+def test_no_text_in_a_ledger_breaks_a_line(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    (a,) = put(ledger, "batch", "a", ["7"])
+    reason = "".join(map(chr, range(0x250))) + "\u2028\u2029\U0001f600"
+    ledger.end(a, "failed", reason)
+    assert read_entries(tmp_path)["a"].reason == reason
+
+
+def test_old_runs_are_cleaned_away_and_open_ones_kept(tmp_path: Path) -> None:
+    for number in range(KEPT_RUNS + 5):
+        ledger = Ledger(tmp_path)
+        (part,) = put(ledger, f"batch-{number}", f"{number:c}", [str(number)])
+        if number != 2:
+            ledger.end(part, "success")
+        close(ledger)
+    Ledger(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["000003", *(f"{i:06d}" for i in range(6, KEPT_RUNS + 7))]
+
+
+def test_a_run_whose_job_ended_later_is_cleaned_away(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    put(first, "batch", "a", ["7"])
+    close(first)
+    second = Ledger(tmp_path)
+    second.end(second.left[0], "success")
+    close(second)
+    for _ in range(KEPT_RUNS):
+        close(Ledger(tmp_path))
+    assert not first.run.exists()
+
+
+@pytest.mark.parametrize(("batches", "jobs"), [(1, 10_000), (10_000, 1)])
+def test_ten_thousand_jobs_are_read_quickly(batches: int, jobs: int, tmp_path: Path) -> None:
+    lines = []
+    for batch in range(batches):
+        parts = [
+            {"tag": f"{batch}-{i}", "rule": "r", "wildcards": {}, "outputs": [f"{i}"], "logs": []} for i in range(jobs)
+        ]
+        ids = [f"{batch}_{i}" for i in range(jobs)]
+        lines.append({"event": "submit", "batch": f"b{batch}", "jobs": parts, "time": 1.0})
+        lines.append({"event": "accept", "batch": f"b{batch}", "ids": ids, "time": 1.0})
+        ends = zip(parts, ids, strict=True)
+        lines += [{"event": "end", "tag": p["tag"], "id": i, "outcome": "success", "reason": ""} for p, i in ends]
+    (tmp_path / "000001").mkdir()
+    (tmp_path / "000001" / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    started = time.process_time()
+    found = read_entries(tmp_path)
+    assert time.process_time() - started < 2
+    assert len(found) == 10_000 and all(part.id and part.outcome for part in found.values())

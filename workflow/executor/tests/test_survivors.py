@@ -1,0 +1,130 @@
+"""Jobs that an earlier run left, with stand-ins for squeue and scancel."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from snakemake_executor_plugin_submitit import survivors
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger, read_entries
+from snakemake_executor_plugin_submitit.slurm import SlurmError
+from snakemake_executor_plugin_submitit.survivors import Survivors
+
+
+def entry(tag: str, *outputs: str) -> Entry:
+    return Entry(tag, "rule", list(outputs), [], "", 0, Path())
+
+
+class Site:
+    """A submit folder with an earlier run that is over, and a clock that naps move on."""
+
+    def __init__(self, folder: Path, commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.commands = folder, commands
+        self.now, self.said = 0.0, []
+        monkeypatch.setattr(survivors, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.nap))
+        self.old = Ledger(folder)
+        commands.add("squeue")
+        commands.add("scancel")
+
+    def nap(self, seconds: float) -> None:
+        self.now += seconds
+
+    def left(self, batch: str, job: str | None, tag: str, *outputs: str) -> None:
+        """A job of the earlier run."""
+        self.old.submit(batch, [entry(tag, *outputs)])
+        if job:
+            self.old.accept(batch, [job])
+
+    def lists(self, *jobs: tuple[str, str, str]) -> None:
+        """squeue lists jobs: id, state, comment."""
+        self.commands.print("squeue", "".join(f"{job}|{state}|None|n1|N/A|{batch}\n" for job, state, batch in jobs))
+
+    def start(self) -> Survivors:
+        """A new run."""
+        self.old._file.close()
+        return Survivors(Ledger(self.folder), self.said.append)
+
+    def outcomes(self) -> dict[str, str | None]:
+        return {tag: part.outcome for tag, part in read_entries(self.folder).items()}
+
+
+@pytest.fixture
+def site(tmp_path: Path, commands: Any, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(tmp_path / "submit", commands, monkeypatch)
+
+
+def test_nothing_left_is_no_question(site: Site, commands: Any) -> None:
+    assert site.start().claim(entry("a", "a.out")) is None
+    assert commands.calls("squeue") == []
+
+
+def test_a_job_that_lives_is_taken_over_once(site: Site, commands: Any) -> None:
+    site.left("one", "7_3", "a", "a.out")
+    site.lists(("7_3", "RUNNING", "one"))
+    found = site.start()
+    assert found.claim(entry("b", "b.out")) is None
+    assert found.claim(entry("a", "a.out")).id == "7_3"
+    assert found.claim(entry("a", "a.out")) is None
+    assert commands.calls("scancel") == site.said == [] and site.outcomes() == {"a": None}
+
+
+def test_another_job_for_the_same_files_is_cancelled_and_over_first(site: Site, commands: Any) -> None:
+    site.left("one", "7", "a", "x", "y")
+    commands.add("squeue", "[ $CALLS -gt 3 ] || echo '7|RUNNING|None|n1|N/A|one'")
+    assert site.start().claim(entry("b", "y", "z")) is None
+    assert commands.calls("scancel") == ["7"] and len(commands.calls("squeue")) == 4
+    assert site.said == ["Cancelling SLURM jobs of an earlier run that write the same files: 7"]
+
+
+def test_a_job_that_does_not_end_is_an_error(site: Site) -> None:
+    site.left("one", "7", "a", "x")
+    site.lists(("7", "COMPLETING", "one"))
+    with pytest.raises(SlurmError, match="do not end: 7; scancel them"):
+        site.start().claim(entry("b", "x"))
+
+
+def test_a_batch_that_was_never_noted_as_accepted_is_cancelled(site: Site, commands: Any) -> None:
+    site.left("lost", None, "a", "x")
+    site.lists(("7_0", "PENDING", "lost"), ("7_1", "COMPLETED", "lost"), ("8", "RUNNING", "other"))
+    assert site.start().claim(entry("a", "x")) is None
+    assert commands.calls("scancel") == ["7_0"] and site.outcomes() == {"a": "failed"}
+
+
+def test_what_ended_meanwhile_is_noted(site: Site) -> None:
+    for tag, job in (("good", "1"), ("bad", "2"), ("gone", "3")):
+        site.left(tag, job, tag, tag)
+    for job, code in (("1", 0), ("2", 1)):
+        (site.old.run / f"{job}_0_result.pkl").write_bytes(pickle.dumps(("success", {"exit": code})))
+    site.lists(("1", "COMPLETED", "good"), ("2", "COMPLETED", "bad"))
+    assert site.start().claim(entry("gone", "gone")) is None
+    assert site.outcomes() == {"good": "success", "bad": "failed", "gone": "failed"}
+
+
+def test_another_job_of_the_same_number_is_left_alone(site: Site, commands: Any) -> None:
+    site.left("one", "7", "a", "x")
+    site.lists(("7", "RUNNING", "(null)"))  # numbers began anew, or this is another cluster
+    found = site.start()
+    assert found.claim(entry("a", "x")) is None and found.claim(entry("b", "x")) is None
+    assert commands.calls("scancel") == []
+
+
+def test_a_job_of_a_snakemake_that_still_runs_is_refused(site: Site) -> None:
+    site.left("one", "7", "a", "x")
+    found = Survivors(Ledger(site.folder), site.said.append)
+    assert found.claim(entry("b", "y")) is None
+    with pytest.raises(SlurmError, match="another Snakemake that still runs has it in the queue as job 7"):
+        found.claim(entry("a", "x"))
+
+
+def test_a_squeue_that_is_away_is_asked_again(site: Site, commands: Any) -> None:
+    site.left("one", "7", "a", "x")
+    commands.add("squeue", "[ $CALLS -gt 2 ] || exit 1; echo '7|RUNNING|None|n1|N/A|one'")
+    assert site.start().claim(entry("a", "x")).id == "7"
+    assert site.now == 15 and len(site.said) == 2
+    commands.fail("squeue", "squeue: error: no contact")
+    with pytest.raises(SlurmError, match="no contact"):
+        site.start()
+    assert site.now == 90
