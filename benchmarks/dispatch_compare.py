@@ -1,0 +1,357 @@
+"""The comparison of `dispatch.py`: the sides, their runs, the table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.processes import Finished, RunFailed, machine_seconds, process_seconds, run_process
+from tests.slurm.cluster import CLIENTS, Cluster
+
+OFFICIAL = "2.8.0"
+# At most, over the official plugin: the run's wall time, calls of sbatch.
+WALL_TARGET, SBATCH_TARGET = 0.7, 1 / 20
+WARM_UP_JOBS = 4
+# A job that takes this long, on average, hangs.
+SECONDS_A_JOB, SECONDS_AT_LEAST = 10, 180
+LATENCY_WAIT = 5
+
+SNAKEFILE = """\
+rule all:
+    input:
+        expand("out/{i}.txt", i=range(int(config["jobs"]))),
+
+
+rule make:
+    output:
+        "out/{i}.txt",
+    threads: 1
+    resources:
+        runtime=10,
+        mem_mb=400,
+    shell:
+        "echo $EPOCHREALTIME $SLURM_JOB_ID > {output}"
+"""
+
+# On the way to the cluster's own shims: where a call was made, and SLURM_CONF where somebody took it away.
+WRAPPER = """\
+#!/bin/sh
+echo "${{SLURM_JOB_ID:-login}} {name}" >> {log}
+export SLURM_CONF={conf}
+exec {shim} "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those that are compared.
+
+    Attributes:
+        name: heading of its column.
+        bin: folder with its Snakemake.
+        options: of Snakemake, beside those that all have.
+        hurry: further ones where only the disk is to be warmed.
+    """
+
+    name: str
+    bin: Path
+    options: list[str]
+    hurry: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """What was measured of one side's run.
+
+    Attributes:
+        wall: seconds from the start of Snakemake to its end.
+        last_command: seconds until the last job's command ran.
+        login, inside: calls of each client on the login node and within jobs.
+        controller: processor seconds of slurmctld.
+        rpcs: messages to slurmctld, by kind.
+        machine: processor seconds of the whole machine, other work included.
+        snakemake: processor seconds of Snakemake and of what it called.
+        memory: its peak in MB.
+    """
+
+    jobs: int
+    wall: float
+    last_command: float
+    controller: float
+    machine: float
+    snakemake: float
+    memory: float
+    login: dict[str, int] = field(default_factory=dict)
+    inside: dict[str, int] = field(default_factory=dict)
+    rpcs: dict[str, int] = field(default_factory=dict)
+
+    def calls(self, client: str) -> int:
+        """Calls of a client, wherever they were made."""
+        return self.login.get(client, 0) + self.inside.get(client, 0)
+
+
+# --- The two sides ---
+
+
+def ours() -> Side:
+    """The executor of the environment that this runs in."""
+    return Side("submitit", Path(sys.executable).parent, ["--executor", "submitit"])
+
+
+def theirs(folder: Path, arrays: bool = False) -> Side:
+    """The official plugin, from an environment of its own."""
+    options = ["--executor", "slurm", "--slurm-status-command", "squeue"]
+    hurry = ["--slurm-init-seconds-before-status-checks", "5"]
+    if arrays:
+        return Side(f"slurm {OFFICIAL}, arrays", folder / "bin", [*options, "--slurm-array-jobs", "all"], hurry)
+    return Side(f"slurm {OFFICIAL}", folder / "bin", options, hurry)
+
+
+def official_environment(folder: Path | None) -> Path:
+    """The environment of the official plugin, made when it is not there.
+
+    Args:
+        folder: where; None for a place in the user's cache that is named after the versions.
+    """
+    snakemake = importlib.metadata.version("snakemake")
+    wanted = [f"snakemake=={snakemake}", f"snakemake-executor-plugin-slurm=={OFFICIAL}"]
+    if folder is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / f"patch-benchmarks/slurm-{OFFICIAL}-snakemake-{snakemake}-python-{platform.python_version()}"
+    folder = folder.absolute()
+    done = folder / ".installed"
+    if not done.exists() or done.read_text().split() != wanted:
+        print(f"Installing {' and '.join(wanted)} into {folder}.", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *wanted], check=True)
+        done.write_text("\n".join(wanted))
+    return folder
+
+
+# --- A run ---
+
+
+def write_wrappers(cluster: Cluster, folder: Path) -> Path:
+    """Put the wrappers into a folder; returns the log that they write."""
+    folder.mkdir()
+    log = folder.parent / "calls"
+    log.touch()
+    for name in CLIENTS:
+        if (shim := cluster.shims / name).exists():
+            text = WRAPPER.format(name=name, log=shlex.quote(str(log)), conf=cluster.conf, shim=shim)
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+    return log
+
+
+def environment(side: Side, cluster: Cluster, wrappers: Path) -> dict[str, str]:
+    """The environment of a side: its own Snakemake, the wrappers, and nothing of another cluster or profile."""
+    kept = {
+        name: value for name, value in os.environ.items() if not re.match("S(LURM|BATCH|QUEUE|RUN|NAKEMAKE)_", name)
+    }
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+        kept.pop(name, None)
+    path = f"{side.bin}:{wrappers}:{cluster.env['PATH']}"
+    return kept | cluster.env | {"PATH": path, "PYTHONDONTWRITEBYTECODE": ""}
+
+
+def command(jobs: int, *options: str) -> list[str]:
+    """Snakemake's command line, as far as it is alike for all."""
+    common = ["--scheduler", "greedy", "--max-jobs-per-timespan", "10000/1s", "--latency-wait", str(LATENCY_WAIT)]
+    return ["snakemake", "--jobs", str(jobs), *common, "--config", f"jobs={jobs}", "--nocolor", *options]
+
+
+def run_side(side: Side, cluster: Cluster, folder: Path, jobs: int, hurry: bool = False) -> Outcome:
+    """Run the jobs through one side and measure.
+
+    Raises:
+        RunFailed: a job is not done, or was not done by SLURM.
+    """
+    folder.mkdir(parents=True)
+    (folder / "Snakefile").write_text(SNAKEFILE)
+    log = write_wrappers(cluster, folder / "wrappers")
+    controller = cluster.pid("slurmctld")
+    assert controller is not None
+    before = process_seconds(controller), machine_seconds(), rpcs(cluster)
+    began = time.time()
+    run = run_process(
+        command(jobs, *side.options, *(side.hurry if hurry else [])),
+        environment(side, cluster, folder / "wrappers"),
+        folder,
+        SECONDS_AT_LEAST + SECONDS_A_JOB * jobs,
+    )
+    after = process_seconds(controller), machine_seconds(), rpcs(cluster)
+    cluster.cancel_all()
+    cluster.wait_idle()
+    commands = check_outputs(folder / "out", jobs, run)
+    calls = [line.split() for line in log.read_text().splitlines()]
+    return Outcome(
+        jobs=jobs,
+        wall=run.wall,
+        last_command=max(commands) - began,
+        controller=after[0] - before[0],
+        machine=after[1] - before[1],
+        snakemake=run.processor,
+        memory=run.memory,
+        login=Counter(name for where, name in calls if where == "login"),
+        inside=Counter(name for where, name in calls if where != "login"),
+        rpcs=after[2] - before[2],
+    )
+
+
+def check_outputs(folder: Path, jobs: int, run: Finished) -> list[float]:
+    """When each job's command ran.
+
+    Raises:
+        RunFailed: Snakemake failed, a file is missing, or two were written by one SLURM job.
+    """
+    texts = [path.read_text().split() for path in (folder / f"{i}.txt" for i in range(jobs)) if path.exists()]
+    slurm_jobs = {words[1] for words in texts if len(words) == 2}
+    if run.code or len(slurm_jobs) != jobs:
+        how = "did not end in time" if run.code is None else f"ended with code {run.code}"
+        raise RunFailed(
+            f"Snakemake {how}; {len(texts)} of {jobs} files are there, from {len(slurm_jobs)} SLURM jobs. It said:\n"
+            + "\n".join(run.output.read_text(errors="replace").splitlines()[-40:])
+        )
+    return [float(words[0]) for words in texts]
+
+
+def rpcs(cluster: Cluster) -> Counter[str]:
+    """Messages that slurmctld had so far, by kind; the question itself is left out."""
+    text = cluster.run("sdiag").stdout.partition("statistics by message type")[2].partition("statistics by user")[0]
+    found = re.findall(r"^\s*(\w+)\s*\(\s*\d+\)\s*count:(\d+)", text, flags=re.MULTILINE)
+    return Counter({name: int(count) for name, count in found if name != "REQUEST_STATS_INFO"})
+
+
+# --- The comparison ---
+
+
+def compare(which: list[str], jobs: int, rounds: int, venv: Path | None, cluster: Cluster, folder: Path) -> int:
+    """Run the sides, print the table; returns the exit code.
+
+    Args:
+        which: of `ours`, `theirs`, `arrays`.
+        venv: environment of the official plugin, None for one in the user's cache.
+    """
+    official = None if which == ["ours"] else official_environment(venv)
+    sides = [ours()] if "ours" in which else []
+    if official is not None:
+        sides += [theirs(official, arrays=name == "arrays") for name in which if name != "ours"]
+    outcomes, failures = run_sides(sides, jobs, rounds, cluster, folder)
+    for name, words in failures.items():
+        print(f"\n{name} FAILED: {words}")
+    if outcomes:
+        print(f"\n{jobs} jobs on {os.cpu_count()} cores, Python {platform.python_version()}\n")
+        print(table(outcomes))
+    result = summary(outcomes, failures)
+    if "wall_ratio" in result:
+        for name, most in (("wall_ratio", WALL_TARGET), ("sbatch_ratio", SBATCH_TARGET)):
+            print(f"{name} {result[name]:.3f}, target {most}: {'met' if result[name] <= most else 'MISSED'}")
+    print(json.dumps(result))
+    return 1 if failures else 0
+
+
+def run_sides(
+    sides: list[Side], jobs: int, rounds: int, cluster: Cluster, folder: Path
+) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """Each side's outcome, the median by wall time, and what those that failed said; both by name."""
+    outcomes: dict[str, list[Outcome]] = {side.name: [] for side in sides}
+    failures: dict[str, str] = {}
+    plan = [("warm-up", WARM_UP_JOBS, sides)]
+    # Turn about, so that neither always has the other's leftovers.
+    plan += [(f"round {number + 1}", jobs, sides[:: -1 if number % 2 else 1]) for number in range(rounds)]
+    for name, count, order in plan:
+        for side in order:
+            if side.name in failures:
+                continue
+            print(f"{name}: {count} jobs through {side.name} ...", end=" ", flush=True)
+            place = folder / re.sub(r"\W+", "-", f"{name} {side.name}")
+            try:
+                outcome = run_side(side, cluster, place, count, hurry=name == "warm-up")
+            except RunFailed as error:
+                failures[side.name] = str(error)
+                print("failed", flush=True)
+                continue
+            print(f"{outcome.wall:.0f} s", flush=True)
+            if name != "warm-up":
+                outcomes[side.name].append(outcome)
+    medians = {
+        name: sorted(several, key=lambda outcome: outcome.wall)[len(several) // 2]
+        for name, several in outcomes.items()
+        if several and name not in failures
+    }
+    return medians, failures
+
+
+ROWS: list[tuple[str, Callable[[Outcome], float], str]] = [
+    ("wall seconds", lambda o: o.wall, ".1f"),
+    ("seconds until the last command ran", lambda o: o.last_command, ".1f"),
+    ("the machine's processor seconds for each job, other work included", lambda o: o.machine / o.jobs, ".2f"),
+    ("calls for each job, all commands", lambda o: sum(map(o.calls, CLIENTS)) / o.jobs, ".3f"),
+    ("slurmctld: processor milliseconds for each job", lambda o: 1000 * o.controller / o.jobs, ".1f"),
+    ("slurmctld: messages for each job", lambda o: sum(o.rpcs.values()) / o.jobs, ".2f"),
+    ("Snakemake on the login node: processor seconds", lambda o: o.snakemake, ".1f"),
+    ("Snakemake on the login node: peak MB", lambda o: o.memory, ".0f"),
+]
+
+
+def table(outcomes: dict[str, Outcome]) -> str:
+    """What was measured, side by side; the ratio is the first side over the second."""
+    names = list(outcomes)
+    lines = [["", *names, "ratio"]]
+    for title, value, form in ROWS:
+        values = [value(outcome) for outcome in outcomes.values()]
+        lines.append([title, *(format(number, form) for number in values), ratio(values)])
+    for client in CLIENTS:
+        for where in ("login", "inside"):
+            values = [getattr(outcome, where).get(client, 0) for outcome in outcomes.values()]
+            if any(values):
+                title = f"calls of {client}, {'on the login node' if where == 'login' else 'inside jobs'}"
+                lines.append([title, *map(str, values), ratio(values)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )
+
+
+def ratio(values: list[float]) -> str:
+    """The first value over the second, where there are both."""
+    return f"{values[0] / values[1]:.3f}" if len(values) > 1 and values[1] else "-"
+
+
+def summary(outcomes: dict[str, Outcome], failures: dict[str, str]) -> dict:
+    """The last line: ratios where both sides are there, and everything that was measured."""
+    numbers = {
+        name: {
+            **{key: round(number, 3) for key, number in vars(outcome).items() if isinstance(number, (int, float))},
+            **{key: dict(value) for key, value in vars(outcome).items() if isinstance(value, dict)},
+        }
+        for name, outcome in outcomes.items()
+    }
+    result = {"cores": os.cpu_count(), "failed": sorted(failures), "runs": numbers}
+    names = [ours().name, f"slurm {OFFICIAL}"]
+    if all(name in outcomes for name in names):
+        mine, other = (outcomes[name] for name in names)
+        result |= {
+            "wall_ratio": round(mine.wall / other.wall, 4),
+            "last_command_ratio": round(mine.last_command / other.last_command, 4),
+            "sbatch_ratio": round(mine.calls("sbatch") / other.calls("sbatch"), 4),
+            "controller_ratio": round(mine.controller / other.controller, 4),
+            "rpc_ratio": round(sum(mine.rpcs.values()) / sum(other.rpcs.values()), 4),
+        }
+    return result
