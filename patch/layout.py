@@ -52,3 +52,7 @@ class Layout:
     def record(self, cell: Cell) -> str:
         """What was measured."""
         return f"{self.root}/records/{cell.model}/{cell.id}.json"
+
+    def partial_record(self, cell: Cell) -> str:
+        """What an evaluation has measured so far; not an output of a rule, so that it survives a failure."""
+        return f"{self.scratch}/evaluations/{cell.model}/{cell.id}.json"

@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 DATA_VARIABLE = "PATCH_TASK_DATA"
 
 
-def evaluate_tasks(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list[str],
-    include_path: Path | None,
-    data_dir: Path | None,
-    batch_size: int,
-    limit: int | None = None,
-) -> dict[str, Metric]:
-    """Zero-shot `acc` of each task or group, log-likelihoods in fp32.
+class TaskEvaluator:
+    """Zero-shot `acc` of tasks and groups, one at a time, log-likelihoods in fp32.
 
     Args:
         model: a transformers causal language model, on the device to use.
@@ -44,27 +36,45 @@ def evaluate_tasks(
         batch_size: requests per forward pass.
         limit: questions per task at most.
 
-    Returns:
-        Task -> accuracy, standard error, number of questions and chance level, in the order of ``tasks``.
-
     Raises:
-        InputError: no such task, no data for it, or it is not measured by `acc`.
+        InputError: no such task.
     """
-    import lm_eval
 
-    from patch.evaluation.aligned_lm import AlignedLM
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        tasks: list[str],
+        include_path: Path | None,
+        data_dir: Path | None,
+        batch_size: int,
+        limit: int | None = None,
+    ) -> None:
+        from patch.evaluation.aligned_lm import AlignedLM
 
-    with _variable(DATA_VARIABLE, data_dir), _log_level(logging.ERROR), _data_errors(tasks):
-        # One bootstrap round is the least that still gives the closed-form error of a mean.
-        results = lm_eval.simple_evaluate(
-            model=AlignedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"),
-            tasks=tasks,
-            num_fewshot=0,
-            limit=limit,
-            bootstrap_iters=1,
-            task_manager=_task_manager(tasks, include_path),
-        )
-    return {name: _metric(name, results) for name in tasks}
+        self._data_dir, self._limit = data_dir, limit
+        with _log_level(logging.ERROR):
+            self._manager = _task_manager(tasks, include_path)
+            self._model = AlignedLM(
+                pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
+            )
+
+    def measure(self, task: str) -> Metric:
+        """Accuracy, standard error, number of questions and chance level of one task.
+
+        Raises:
+            InputError: no data for it, or it is not measured by `acc`.
+        """
+        import lm_eval
+
+        with _variable(DATA_VARIABLE, self._data_dir), _log_level(logging.ERROR), _data_errors([task]):
+            # Not `simple_evaluate`, which also runs `pip list` and `git`: a second for each call.
+            loaded = self._manager.load([task])
+            for leaf in loaded["tasks"].values():
+                leaf.set_config(key="num_fewshot", value=0)
+            # One bootstrap round is the least that still gives the closed-form error of a mean.
+            results = lm_eval.evaluate(lm=self._model, task_dict=loaded, limit=self._limit, bootstrap_iters=1)
+        return _metric(task, results)
 
 
 def mean_accuracy(metrics: dict[str, Metric]) -> Metric:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from patch.data.windows import load_windows
-from patch.evaluation.harness import evaluate_tasks, mean_accuracy
+from patch.evaluation.harness import TaskEvaluator, mean_accuracy
+from patch.evaluation.partial import PartialRecord
 from patch.evaluation.perplexity import perplexity
 from patch.io import write_json
 from patch.layout import spec_digest
@@ -18,6 +21,7 @@ from patch.methods import get_method
 from patch.models import load_model, load_tokenizer, prunable_linears
 from patch.pruning.weights import load_weights
 from patch.results.environment import describe_environment
+from patch.signals import leave_when_asked
 from patch.specs import EvaluateSpec
 from patch.stages._common import measured, prepare_device
 
@@ -31,8 +35,9 @@ def run(
     record: Path,
     mask: Path | None = None,
     weights: Path | None = None,
+    partial: Path | None = None,
 ) -> None:
-    """Measure a cell and write its record."""
+    """Measure a cell and write its record; with ``partial``, a file, what is measured outlives a stop."""
     device = prepare_device(spec.device)
     network = load_model(model, spec.dtype, device)
     stages: dict[str, Any] = {}
@@ -42,9 +47,13 @@ def run(
         masks = load_masks(mask)
         apply_masks(network, masks)
         stages[get_method(spec.cell.method).stage] = masks.header["cost"]
-    cost: dict[str, float] = {}
-    with measured(cost, device):
-        metrics = _metrics(spec, network, model, windows, tasks)
+    done = PartialRecord(partial, spec_digest(spec))
+    if done.parts:
+        print(f"resumed: {', '.join(done.parts)}", flush=True)
+    with leave_when_asked("stopped by a signal; run again to go on") if partial else nullcontext():
+        _measure(spec, network, model, windows, tasks, done)
+    accuracies = {name: done.parts[name].metric for name in spec.evaluation.tasks}
+    found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}
     weights_left = {name: int((linear.weight != 0).sum()) for name, linear in prunable_linears(network).items()}
     sizes = {name: linear.weight.numel() for name, linear in prunable_linears(network).items()}
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
@@ -54,34 +63,43 @@ def run(
             "schema": 1,
             "experiment": spec.experiment,
             "cell": spec.cell.model_dump(),
-            "metrics": metrics,
+            "metrics": {name: asdict(metric) for name, metric in found.items()},
             "achieved_sparsity": sparsity,
             "density": {name: weights_left[name] / size for name, size in sizes.items()},
             "config_digest": spec_digest(spec),
-            "stages": {**stages, "evaluate": cost},
+            "stages": {**stages, "evaluate": done.cost()},
             "environment": describe_environment(device),
         },
     )
-    accuracy, ppl = metrics["accuracy"]["value"], metrics["perplexity"]["value"]
+    done.remove()
     print(
-        f"{spec.cell.model} {spec.cell.id}: perplexity {ppl:.3f}, accuracy {100 * accuracy:.2f} %, "
-        f"sparsity {sparsity:.4f}"
+        f"{spec.cell.model} {spec.cell.id}: perplexity {found['perplexity'].value:.3f}, "
+        f"accuracy {100 * found['accuracy'].value:.2f} %, sparsity {sparsity:.4f}"
     )
 
 
-def _metrics(spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path, tasks: Path) -> dict[str, Any]:
+def _measure(
+    spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path, tasks: Path, partial: PartialRecord
+) -> None:
+    """Measure, part by part, what ``partial`` does not have yet."""
     evaluation = spec.evaluation
-    metrics = {"perplexity": perplexity(network, load_windows(windows), evaluation.perplexity.batch_size)}
-    print(f"perplexity {metrics['perplexity'].value:.3f}; now {', '.join(evaluation.tasks)}", flush=True)
     include_path = Path(evaluation.include_path) if evaluation.include_path else None
-    accuracies = evaluate_tasks(
-        network,
-        load_tokenizer(model),
-        evaluation.tasks,
-        include_path,
-        tasks if include_path else None,
-        evaluation.batch_size,
-        evaluation.limit,
-    )
-    metrics |= {"accuracy": mean_accuracy(accuracies), **accuracies}
-    return {name: asdict(metric) for name, metric in metrics.items()}
+    todo = [name for name in evaluation.tasks if name not in partial.parts]
+
+    @cache
+    def evaluator() -> TaskEvaluator:
+        data, limit = tasks if include_path else None, evaluation.limit
+        return TaskEvaluator(network, load_tokenizer(model), todo, include_path, data, evaluation.batch_size, limit)
+
+    if "perplexity" not in partial.parts:
+        with measured(cost := {}, spec.device):
+            metric = perplexity(network, load_windows(windows), evaluation.perplexity.batch_size)
+        partial.add("perplexity", metric, cost)
+        print(f"perplexity {metric.value:.3f}", flush=True)
+    for name in todo:
+        number = f"task {evaluation.tasks.index(name) + 1} of {len(evaluation.tasks)}"
+        print(f"{number}: {name}", flush=True)
+        with measured(cost := {}, spec.device):
+            metric = evaluator().measure(name)
+        partial.add(name, metric, cost)
+        print(f"{number}: {name} {100 * metric.value:.2f} %, in {cost['seconds']:.1f} s", flush=True)

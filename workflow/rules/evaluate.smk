@@ -18,11 +18,14 @@ rule evaluate:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
+        resumable=1,
         gpus=lambda wildcards: COST.evaluate(cell_of(wildcards)).gpus,
         mem_mb=lambda wildcards: COST.evaluate(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.evaluate(cell_of(wildcards)).minutes,
     params:
         spec=lambda wildcards: as_json(PLAN.evaluate_spec(cell_of(wildcards))),
         files=lambda wildcards: options(PLAN.evaluate_inputs(cell_of(wildcards))),
+        partial=lambda wildcards: PLAN.layout.partial_record(cell_of(wildcards)),
     shell:
-        f"{STAGE} evaluate --spec {{params.spec:q}} {{params.files}} --record {{output.record}} &> {{log}}"
+        f"{STAGE} evaluate --spec {{params.spec:q}} {{params.files}} --partial {{params.partial}}"
+        " --record {output.record} &> {log}"

@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
 from patch.evaluation import harness
-from patch.evaluation.harness import evaluate_tasks, fetch_task_data, mean_accuracy
+from patch.evaluation.harness import TaskEvaluator, fetch_task_data, mean_accuracy
 from patch.evaluation.metric import Metric
 
 INCLUDE = Path(__file__).parents[3] / "workflow" / "tasks"
@@ -55,6 +55,11 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
+def evaluate_tasks(model, tokenizer, tasks, *options, **more) -> dict[str, Metric]:
+    evaluator = TaskEvaluator(model, tokenizer, tasks, *options, **more)
+    return {name: evaluator.measure(name) for name in tasks}
+
+
 @torch.no_grad()
 def slow_accuracy(model, tokenizer, file: Path) -> list[bool]:
     right = []
@@ -81,6 +86,24 @@ def test_agrees_with_slow_log_likelihoods(model, tokenizer, data_dir):
         assert metric.samples == 40
         assert metric.chance == pytest.approx(0.5 if task == "word_order" else 0.25)
     assert os.environ.get(harness.DATA_VARIABLE) is None
+
+
+def test_one_task_at_a_time_gives_what_all_at_once_do(model, tokenizer, data_dir, monkeypatch):
+    import lm_eval
+
+    from patch.evaluation.aligned_lm import AlignedLM
+
+    monkeypatch.setenv(harness.DATA_VARIABLE, str(data_dir))
+    results = lm_eval.simple_evaluate(
+        model=AlignedLM(pretrained=model, tokenizer=tokenizer, batch_size=7, softmax_dtype="float32"),
+        tasks=TASKS,
+        num_fewshot=0,
+        bootstrap_iters=1,
+        task_manager=harness._task_manager(TASKS, INCLUDE),
+    )
+    assert evaluate_tasks(model, tokenizer, TASKS, INCLUDE, data_dir, batch_size=7) == {
+        name: harness._metric(name, results) for name in TASKS
+    }
 
 
 @torch.no_grad()

@@ -1,0 +1,125 @@
+"""An evaluation that is stopped goes on after its last finished part and gives the same record."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patch.data.tokenizer import train_tokenizer
+from patch.evaluation.harness import TaskEvaluator
+from patch.stages import evaluate as evaluate_stage
+
+TASKS = ["cloze", "next_word", "continuation"]
+WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed", "eiusmod", "tempor", "ut", "labore"]
+
+
+@pytest.fixture
+def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]:
+    """A model with a tokenizer, windows and task data."""
+    tokenizer = train_tokenizer([" ".join(WORDS)], 320)
+    tiny_model("qwen2", vocab_size=len(tokenizer)).save_pretrained(files.model)
+    tokenizer.save_pretrained(files.model)
+    rng, data = random.Random(0), tmp_path / "tasks"
+    data.mkdir()
+    for task in TASKS:
+        rows = []
+        for _ in range(20):
+            query, *choices = (" ".join(rng.choices(WORDS, k=3)) for _ in range(5))
+            rows.append(json.dumps({"query": query, "choices": choices, "gold": rng.randrange(4)}))
+        (data / f"{task}.jsonl").write_text("\n".join(rows))
+    partial = tmp_path / "work/partial.json"
+    return {"model": files.model, "windows": files.windows, "tasks": data, "partial": partial}
+
+
+@pytest.fixture
+def spec(files: Any) -> dict[str, Any]:
+    """The dense cell, with several tasks."""
+    spec = files.spec("dense")
+    return spec | {"evaluation": spec["evaluation"] | {"tasks": TASKS}}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Parts that were measured; before `next_word` comes a SIGUSR2 if it is asked for by an item `stop`."""
+    names: list[str] = []
+    task, perplexity = TaskEvaluator.measure, evaluate_stage.perplexity
+
+    def measure(self: TaskEvaluator, name: str) -> Any:
+        if name == "next_word" and "stop" in names:
+            names.remove("stop")
+            os.kill(os.getpid(), signal.SIGUSR2)
+        names.append(name)
+        return task(self, name)
+
+    def measure_perplexity(*arguments: Any) -> Any:
+        names.append("perplexity")
+        return perplexity(*arguments)
+
+    monkeypatch.setattr(TaskEvaluator, "measure", measure)
+    monkeypatch.setattr(evaluate_stage, "perplexity", measure_perplexity)
+    return names
+
+
+def test_a_stopped_evaluation_goes_on(
+    stage: Callable, spec: dict, options: dict, measured: list[str], tmp_path: Path
+) -> None:
+    whole = stage("evaluate", spec, **options, record=tmp_path / "whole.json")
+    assert whole.code == 0, whole.error
+    assert "task 2 of 3: next_word" in whole.out and "resumed" not in whole.out
+    assert measured == ["perplexity", *TASKS] and not options["partial"].exists()
+
+    measured[:] = ["stop"]
+    with pytest.raises(SystemExit) as stopped:
+        stage("evaluate", spec, **options, record=tmp_path / "r.json")
+    assert stopped.value.code == 75 and measured == ["perplexity", "cloze"]
+    assert not (tmp_path / "r.json").exists()
+    done = json.loads(options["partial"].read_text())["parts"]
+    assert list(done) == ["perplexity", "cloze"]
+
+    measured.clear()
+    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json")
+    assert ended.code == 0, ended.error
+    assert "resumed: perplexity, cloze\n" in ended.out and measured == ["next_word", "continuation"]
+    assert not options["partial"].exists()
+    one, other = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "r.json"))
+    assert one["metrics"] == other["metrics"]
+    assert list(one["metrics"]) == list(other["metrics"]) == ["perplexity", "accuracy", *TASKS]
+    # What was measured before the stop counts.
+    assert other["stages"]["evaluate"]["seconds"] > sum(part["cost"]["seconds"] for part in done.values())
+
+
+def test_parts_of_other_inputs_are_measured_again(
+    stage: Callable, spec: dict, options: dict, measured: list[str], tmp_path: Path
+) -> None:
+    measured[:] = ["stop"]
+    with pytest.raises(SystemExit):
+        stage("evaluate", spec, **options, record=tmp_path / "r.json")
+    measured.clear()
+    ended = stage("evaluate", spec | {"upstream": "another mask"}, **options, record=tmp_path / "r.json")
+    assert ended.code == 0 and "resumed" not in ended.out
+    assert measured == ["perplexity", *TASKS]
+
+
+def test_nothing_is_measured_when_only_the_record_is_missing(
+    stage: Callable, spec: dict, options: dict, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate_stage, "describe_environment", lambda device: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stage("evaluate", spec, **options, record=tmp_path / "r.json")
+    measured.clear()
+    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json")
+    assert ended.code == 0 and measured == []
+    assert "resumed: perplexity, cloze, next_word, continuation" in ended.out
+
+
+def test_without_a_file_it_measures_all(stage: Callable, spec: dict, options: dict, tmp_path: Path) -> None:
+    del options["partial"]
+    assert stage("evaluate", spec, **options, record=tmp_path / "r.json").code == 0
