@@ -55,10 +55,19 @@ class CostModel:
     def _shape(self, model: str) -> Shape:
         return model_shape(model, self.experiment.models[model])
 
-    def _job(self, flops: float, efficiency: float, work_mb: float, gpus: int = 1, nodes: int = 1) -> Job:
+    def _job(
+        self,
+        flops: float,
+        efficiency: float,
+        work_mb: float,
+        gpus: int = 1,
+        nodes: int = 1,
+        host_mb: float | None = None,
+    ) -> Job:
         """A job that does ``flops`` in one process for each GPU, with ``work_mb`` of tensors each.
 
         On `cpu` there are as many processes without GPUs; with ``gpus`` 0 there is one, which needs none on `cuda` too.
+        ``host_mb`` is what passes through the host's memory in each process on `cuda`; by default ``work_mb`` does.
         """
         resources = self.experiment.resources
         on_gpu = resources.device == "cuda" and gpus > 0
@@ -66,7 +75,8 @@ class CostModel:
         device = resources.gpu_tflops * 1e12 if on_gpu else resources.cpu_gflops * 1e9 * resources.threads
         speed = device * processes * nodes
         minutes = max(10 if on_gpu else 2, math.ceil(SLACK * flops / (speed * efficiency) / 60))
-        host = BASE_MB + SLACK * work_mb if not on_gpu else 8 * GB + 1.2 * work_mb
+        through_host = work_mb if host_mb is None else host_mb
+        host = BASE_MB + SLACK * work_mb if not on_gpu else 8 * GB + 1.2 * through_host
         gpu_mem_mb = math.ceil(1.1 * work_mb) if on_gpu else 0
         return Job(processes if on_gpu else 0, math.ceil(processes * host), gpu_mem_mb, minutes, nodes, processes)
 
@@ -108,7 +118,9 @@ class CostModel:
         work = size * parameters(shape) + (4 * 1.5 * 5 * prunable if cell.method != "patch-tile" else 0)
         work += size * prunable + micro_tokens * _activation_bytes(shape, size, settings.gradient_checkpointing)
         gpus, nodes = self.experiment.resources.learn_gpus, self.experiment.resources.learn_nodes
-        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work / 1e6, gpus, nodes)
+        # Each process reads the model, and all but the gradient of the logits when it goes on from a checkpoint.
+        host = size * parameters(shape) + (4 * 1.5 * 3 * prunable if cell.method != "patch-tile" else 0)
+        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work / 1e6, gpus, nodes, host / 1e6)
 
     def evaluate(self, cell: Cell) -> Job:
         """Perplexity and zero-shot tasks: forward passes."""

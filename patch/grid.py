@@ -208,6 +208,8 @@ class Grid:
                 f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}"
             )
         self._check_split("learning.common.use", learning.use)
+        resources = self.experiment.resources
+        learning.micro_batches(processes=resources.learn_gpus * resources.learn_nodes)
         return used_by(cell.method, learning)
 
     def priors(self, cell: Cell) -> dict[str, Cell]:

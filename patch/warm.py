@@ -22,8 +22,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from patch.signals import STOP
+
 VARIABLE = "PATCH_WARM_SOCKET"
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FORWARDED = (*STOP, signal.SIGINT)
 PRELOADED = (
     "torch",
     "transformers.models.auto.modeling_auto",

@@ -97,8 +97,15 @@ class Resources(Section):
     """What jobs may ask for."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where prune, learn and evaluate run.")
-    threads: int = Field(1, ge=1, description="CPU threads of a job that computes on the CPU.")
-    learn_gpus: int = Field(1, ge=1, description="GPUs of a learn job on `cuda`.")
+    threads: int = Field(1, ge=1, description="CPU threads of a job that computes on the CPU; of each process.")
+    learn_gpus: int = Field(
+        1,
+        ge=1,
+        description="GPUs on each node of a learn job, one process each; on `cpu`, processes on each node. They share "
+        "the micro-batches of a step evenly. The masks are those of one process but for rounding, so a change reruns "
+        "nothing.",
+    )
+    learn_nodes: int = Field(1, ge=1, description="Nodes of a learn job; more than one need SLURM.")
     gpu_memory_gb: float = Field(80.0, gt=0, description="Memory of one GPU.")
     gpu_tflops: float = Field(400.0, gt=0, description="Dense bf16 TFLOP/s that a GPU sustains in matrix products.")
     cpu_gflops: float = Field(40.0, gt=0, description="GFLOP/s that one CPU thread sustains.")

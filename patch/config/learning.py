@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from patch.config.base import Section
 from patch.config.corpora import Use
+from patch.errors import InputError
 
 Ramp = tuple[float, float]
 OneShot = Literal["magnitude", "wanda", "sparsegpt"]
@@ -82,6 +83,29 @@ class Learning(Section):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} is {list(getattr(self, name))}; both ends must be positive")
         return self
+
+    def micro_batches(self, rank: int = 0, processes: int = 1) -> range:
+        """The micro-batches of an optimizer step that process ``rank`` of so many does: a stretch of all of them.
+
+        Raises:
+            InputError: they cannot be shared out evenly; says what could.
+        """
+        count = self.batch_size // self.micro_batch_size
+        if count % processes:
+            if self.batch_size % processes:
+                hint = f"make batch_size a multiple of {processes}"
+            else:
+                sizes = range(1, self.micro_batch_size + 1)
+                fitting = max(size for size in sizes if self.batch_size // processes % size == 0)
+                hint = f"make micro_batch_size {fitting}"
+            fewer = max(number for number in range(1, processes + 1) if count % number == 0)
+            raise InputError(
+                f"a batch of {self.batch_size} in micro-batches of {self.micro_batch_size} makes {count}, which "
+                f"{processes} processes (`resources.learn_gpus` times `resources.learn_nodes`) cannot share evenly; "
+                f"{hint}, or use {fewer} of them"
+            )
+        share = count // processes
+        return range(rank * share, (rank + 1) * share)
 
 
 # Where a method's published hyper-parameters differ from the defaults above (paper, table of hyper-parameters).

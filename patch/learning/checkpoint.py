@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ class Checkpoints:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state before ``step``, then drop the oldest checkpoints.
 
@@ -37,7 +41,7 @@ class Checkpoints:
             InputError: the disk is full; the last good checkpoint stays.
         """
         try:
-            with atomic_file(self.folder / f"step-{step:08d}.pt") as temporary:
+            with atomic_file(self._path(step)) as temporary:
                 torch.save({"identity": self.identity, "step": step, "state": state}, temporary)
         except (OSError, RuntimeError) as error:
             raise InputError(
@@ -51,8 +55,7 @@ class Checkpoints:
         """The step to go on with and the state before it, or None to begin."""
         for path in self._files():
             try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                identity, step, state = content["identity"], content["step"], content["state"]
+                identity, step, state = _load(path)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, an older one may be good
                 log.warning("checkpoint %s cannot be read and is passed over: %s", path, error)
                 continue
@@ -60,6 +63,25 @@ class Checkpoints:
                 return step, state
             log.warning("checkpoint %s is of a run with other settings and is passed over", path)
         return None
+
+    def read(self, step: int) -> dict[str, Any]:
+        """The state before ``step``, which another process has found good.
+
+        Raises:
+            InputError: it is not here.
+        """
+        try:
+            return _load(self._path(step))[2]
+        except OSError as error:
+            raise InputError(
+                f"checkpoint {self._path(step)} cannot be read on {socket.gethostname()} ({error.strerror}); "
+                "the nodes of a job must share the folder"
+            ) from error
+
+
+def _load(path: Path) -> tuple[str, int, dict[str, Any]]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content["identity"], content["step"], content["state"]
 
 
 class StepLog:
@@ -82,3 +104,9 @@ class StepLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patch.config import Learning
+from patch.distributed import rank, sum_over_processes, world_size
 from patch.learning.loop import run_steps
 from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
 from patch.learning.schedules import batch_indices, cosine_rate, noise_seed, ramp
@@ -37,6 +38,9 @@ def learn(
 ) -> MaskSet:
     """Learn which weights of a frozen model stay.
 
+    Of several processes (`torch.distributed` is initialised) each does its share of every batch; all have the same
+    arguments and get the same masks, those of one process but for rounding.
+
     Args:
         model: causal language model; comes back unchanged.
         method: `maskllm` (2:4 everywhere), `patch-joint` (2:4 patterns and dense tiles), `patch-tile`
@@ -55,7 +59,7 @@ def learn(
         The final masks.
 
     Raises:
-        InputError: the loss is not finite.
+        InputError: the loss is not finite, or the processes cannot share a batch evenly.
 
     Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
     """
@@ -99,7 +103,7 @@ def _step_function(
 ) -> Callable[[int], dict[str, float | None]]:
     device = next(model.parameters()).device
     total_norm = torch.stack([m.weight.float().square().sum() for m in prunable_linears(model).values()]).sum()
-    micro_batches = settings.batch_size // settings.micro_batch_size
+    micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
     hybrid = next(iter(masks.values())).tile is not None
 
     def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
@@ -126,11 +130,15 @@ def _step_function(
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
-        parts = [micro_step(step, index, part) for index, part in enumerate(rows)]
+        # Noise and data belong to the micro-batch, whichever process does it.
+        parts = [micro_step(step, index, rows[index]) for index in mine]
+        totals = torch.stack([sum(part[name] for part in parts) for name in parts[0]])
+        sum_over_processes(p.grad for group in optimizer.param_groups for p in group["params"])
+        sum_over_processes([totals])
         optimizer.step()
         pattern, tiles = _sampling(settings, step)
         return {
-            **{name: float(sum(part[name] for part in parts)) for name in parts[0]},
+            **dict(zip(parts[0], totals.tolist(), strict=True)),
             "target_density": 1 - sparsity if hybrid else None,
             "pattern_temperature": pattern.temperature if masks[next(iter(masks))].pattern_logits is not None else None,
             "tile_temperature": tiles.temperature if hybrid else None,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 
+from patch.distributed import any_of, from_first, is_first, on_first
 from patch.errors import InputError
 from patch.io import atomic_file
 from patch.learning.checkpoint import Checkpoints, StepLog
+from patch.signals import EXIT_RESUMABLE, stop_request
 
-# Distinct from every other exit, so that a scheduler can requeue: EX_TEMPFAIL of sysexits.h.
-EXIT_RESUMABLE = 75
+# The growing log, in the folder of the checkpoints.
+LOG = "log.jsonl"
 
 
 class Stateful(Protocol):
@@ -28,21 +30,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
-class _StopRequest:
-    """Turns SIGTERM and SIGUSR1 into a flag that is looked at between steps."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous = {name: signal.signal(name, self._handle) for name in (signal.SIGTERM, signal.SIGUSR1)}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-    def restore(self) -> None:
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)
 
 
 def run_steps(
@@ -58,10 +45,14 @@ def run_steps(
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
+    Of several processes (see `patch.distributed`) all take every step and stop after the same one; the first
+    writes and prints.
+
     Args:
         steps: number of optimizer steps.
-        step_fn: does one step, returns what to log; the key `loss` must be finite.
-        state: what checkpoints hold.
+        step_fn: does one step, returns what to log; the key `loss` must be finite. The loss of several processes
+            is one number.
+        state: what checkpoints hold; the same in all processes.
         folder: of the checkpoints and the growing log; the caller removes it once the run's result is saved.
         identity: of the run, see `Checkpoints`.
         curve: where the finished log goes.
@@ -71,14 +62,13 @@ def run_steps(
 
     Raises:
         InputError: the loss or the state is not finite; says at which step. The last good checkpoint stays.
-        SystemExit: with `EXIT_RESUMABLE`, after SIGTERM or SIGUSR1 and a checkpoint.
+        SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
     checkpoints = Checkpoints(folder, identity)
     first = _resume(checkpoints, state)
-    log = StepLog(folder / "log.jsonl", first)
-    stop = _StopRequest()
+    log = StepLog(folder / LOG, first) if is_first() else None
     started = saved = shown = time.monotonic()
-    try:
+    with stop_request() as stop, log or nullcontext():
         for step in range(first, steps):
             metrics = step_fn(step)
             loss = metrics["loss"]
@@ -86,30 +76,37 @@ def run_steps(
                 kept = f"the last checkpoint is kept in {folder}"
                 raise InputError(f"the loss is {loss} at step {step} of {steps}; lower the learning rate ({kept})")
             now = time.monotonic()
-            if step % log_every == 0 or step == steps - 1:
+            last = step == steps - 1
+            if log and (step % log_every == 0 or last):
                 log.write({"step": step, **metrics, "seconds": round(now - started, 3)})
-            if now - shown > 5 or step == steps - 1:
+            if is_first() and (now - shown > 5 or last):
                 shown = now
                 _progress(name, step + 1, steps, loss, (now - started) / (step + 1 - first))
-            if stop.requested or step == steps - 1 or now - saved > 60 * checkpoint_minutes:
-                _save(checkpoints, step + 1, {key: part.state_dict() for key, part in state.items()})
+            # A signal reaches some processes a step before others, and their clocks differ.
+            leave, due = any_of(stop.requested, is_first() and now - saved > 60 * checkpoint_minutes)
+            if leave or due or last:
+                on_first(partial(_save, checkpoints, step + 1, state))
                 saved = time.monotonic()
-            if stop.requested:
-                print(f"stopped by a signal after step {step + 1} of {steps}; run again to go on", flush=True)
+            if leave:
+                if is_first():
+                    print(f"stopped by a signal after step {step + 1} of {steps}; run again to go on", flush=True)
                 sys.exit(EXIT_RESUMABLE)
-    finally:
-        stop.restore()
-        log.close()
-    with atomic_file(curve) as temporary:
-        shutil.copyfile(log.path, temporary)
+    # All wait: the curve is there for whoever returns.
+    on_first(partial(_copy, folder / LOG, curve))
 
 
-def _save(checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:
+def _save(checkpoints: Checkpoints, step: int, state: dict[str, Stateful]) -> None:
     """Save a state that can be gone on from: gradients can be NaN one step before the loss is."""
-    for key, part in state.items():
+    values = {key: part.state_dict() for key, part in state.items()}
+    for key, part in values.items():
         if not all(tensor.isfinite().all() for tensor in _tensors(part)):
             raise InputError(f"the state `{key}` is not finite after step {step - 1}; lower the learning rate")
-    checkpoints.save(step, state)
+    checkpoints.save(step, values)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_file(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -121,13 +118,16 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _resume(checkpoints: Checkpoints, state: dict[str, Stateful]) -> int:
-    found = checkpoints.latest()
-    if found is None:
+    found = checkpoints.latest() if is_first() else None
+    step = from_first(found[0] if found else 0)
+    if not step:
         return 0
-    step, saved = found
+    # The first has read the file to know that it is good; the others read the same one.
+    saved = found[1] if found else checkpoints.read(step)
     for key, part in state.items():
         part.load_state_dict(saved[key])
-    print(f"resuming at step {step}", flush=True)
+    if is_first():
+        print(f"resuming at step {step}", flush=True)
     return step
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from patch.launch import is_launched
 from patch.stages._run import run_stage, stage_names
 from patch.warm import run_warm
 
@@ -14,7 +15,10 @@ ONLINE = ("fetch_corpus", "fetch_model", "fetch_tasks")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one stage, through a warm server where there is one; returns the exit code."""
+    """Run one stage, through a warm server where there is one; returns the exit code.
+
+    A process of a stage that has several starts by itself: the server has no part in how they find each other.
+    """
     names = stage_names()
     if not arguments or arguments[0] not in names:
         print(f"usage: python -m patch.stages STAGE [--help]\nstages: {', '.join(names)}", file=sys.stderr)
@@ -22,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments[0] in ONLINE:
         return run_stage(arguments)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    code = run_warm(arguments)
+    code = None if is_launched() else run_warm(arguments)
     return run_stage(arguments) if code is None else code
 
 

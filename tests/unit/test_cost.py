@@ -104,6 +104,29 @@ def test_more_threads_less_time(raw_config: dict) -> None:
     assert fast.minutes < slow.minutes / 3 and fast.mem_mb == slow.mem_mb
 
 
+def test_nodes_and_processes_of_a_learn_job(raw_config: dict) -> None:
+    """GPUs and memory are of each node, the time is of them all."""
+    plan, one = paper(raw_config, learn_gpus=1)
+    wanted = cell(plan, "llama-7b", "patch-tile")
+    many = paper(raw_config, learn_gpus=4, learn_nodes=2)[1]
+    single, several = one.learn(wanted), many.learn(wanted)
+    assert (single.nodes, single.processes, single.gpus) == (1, 1, 1)
+    assert (several.nodes, several.processes, several.gpus) == (2, 4, 4)
+    assert several.mem_mb == pytest.approx(4 * single.mem_mb, abs=4)
+    assert several.gpu_mem_mb == single.gpu_mem_mb
+    assert several.minutes == pytest.approx(single.minutes / 8, rel=0.01)
+    other = many.evaluate(wanted)
+    assert (other.nodes, other.processes, other.gpus) == (1, 1, 1)
+
+
+def test_processes_of_a_learn_job_without_gpus(raw_config: dict) -> None:
+    raw_config["resources"] = {"learn_gpus": 2, "threads": 3}
+    job = jobs_with(raw_config)
+    assert (job.nodes, job.processes, job.gpus) == (1, 2, 0)
+    one = jobs_with(raw_config | {"resources": {"threads": 3}})
+    assert job.minutes == pytest.approx(one.minutes / 2, abs=1) and job.mem_mb == pytest.approx(2 * one.mem_mb, abs=2)
+
+
 def test_cpu_jobs_ask_for_no_gpu_and_enough_memory(raw_config: dict) -> None:
     plan = Plan(validate_experiment(raw_config))
     cost = CostModel(plan.experiment, plan.grid)

@@ -263,3 +263,16 @@ def test_what_would_fail_after_hours_fails_at_once(change: dict, words: list[str
     with pytest.raises(InputError) as error:
         Plan(validate_experiment(merge(raw_config, change)))
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"learn_gpus": 3}, "makes 4, which 3 processes .* make batch_size a multiple of 3, or use 2 of them"),
+        ({"learn_gpus": 2, "learn_nodes": 4}, "makes 4, which 8 processes"),
+    ],
+)
+def test_batches_that_the_processes_cannot_share(resources: dict, message: str, raw_config: dict) -> None:
+    grid_of(raw_config, resources={"learn_gpus": 2, "learn_nodes": 2})
+    with pytest.raises(InputError, match=message):
+        grid_of(raw_config, resources=resources)

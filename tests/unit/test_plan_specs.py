@@ -148,7 +148,9 @@ PUBLISHED = Path(__file__).parents[2] / "config/published.json"
 
 
 @pytest.mark.parametrize(
-    "path", [("resources", "threads", 2), ("resources", "cpu_gflops", 1.0), ("published", str(PUBLISHED))]
+    "path",
+    [("resources", key, 2) for key in ("threads", "learn_gpus", "learn_nodes", "cpu_gflops")]
+    + [("published", str(PUBLISHED))],
 )
 def test_what_changes_no_number_runs_nothing_again(path: tuple, raw_config: dict) -> None:
     assert difference(raw_config, set_at(*path)) == (set(), set())
@@ -198,7 +200,8 @@ def test_paths_are_distinct(raw_config: dict) -> None:
     plan = plan_of(raw_config | {"seeds": [0, 1]})
     layout, paths = plan.layout, []
     for cell in plan.grid.closure:
-        paths += [part(cell) for part in (layout.mask, layout.weights, layout.curve, layout.checkpoints, layout.record)]
+        paths += [part(cell) for part in (layout.mask, layout.weights, layout.curve, layout.checkpoints)]
+        paths += [layout.record(cell), layout.partial_record(cell)]
     assert len(set(paths)) == len(paths)
     assert all(not Path(path).is_absolute() and ".." not in path and " " not in path for path in paths)
 

@@ -61,6 +61,10 @@ def test_a_signal_reaches_the_stage(server: subprocess.Popen, tmp_path: Path) ->
     assert not children.read_text()
 
 
+def test_every_stop_signal_is_passed_on() -> None:
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2} == set(warm.FORWARDED)
+
+
 def test_without_a_server_a_stage_starts_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(warm.VARIABLE, str(tmp_path / "nobody"))
     assert warm.run_warm(["windows"]) is None

@@ -168,6 +168,13 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert _planned(finished) == Counter()
 
 
+def test_the_number_of_processes_reruns_nothing(copied: Path) -> None:
+    settings = yaml.safe_load((copied / "tiny.yaml").read_text())
+    settings["resources"]["learn_gpus"] = 2
+    (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    assert _planned(copied) == Counter()
+
+
 def test_a_deleted_record_is_evaluated_again_and_nothing_is_learned(copied: Path) -> None:
     (copied / "results/tiny/records/trained/sparsegpt_2of4_0.5_s0.json").unlink()
     planned = _planned(copied)

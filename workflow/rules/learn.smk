@@ -18,8 +18,12 @@ rule learn:
         f"{BENCHMARKS}/learn/{{model}}/{{learned}}.tsv"
     conda:
         "../../environment.yml"
-    threads: PLAN.experiment.resources.threads
+    threads: lambda wildcards: COST.learn(cell_of(wildcards)).processes * PLAN.experiment.resources.threads
     resources:
+        nodes=lambda wildcards: COST.learn(cell_of(wildcards)).nodes,
+        tasks_per_node=1,
+        processes=lambda wildcards: COST.learn(cell_of(wildcards)).processes,
+        resumable=1,
         gpus=lambda wildcards: COST.learn(cell_of(wildcards)).gpus,
         mem_mb=lambda wildcards: COST.learn(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.learn(cell_of(wildcards)).minutes,
@@ -29,4 +33,6 @@ rule learn:
         checkpoints=lambda wildcards: PLAN.layout.checkpoints(cell_of(wildcards)),
     shell:
         f"{STAGE} learn --spec {{params.spec:q}} --model {{input.model}} --windows {{input.windows}} {{params.priors}}"
-        " --mask {output.mask} --curve {output.curve} --checkpoints {params.checkpoints} &> {log}"
+        " --mask {output.mask} --curve {output.curve} --checkpoints {params.checkpoints}"
+        # Resources, not parameters: the result does not depend on them.
+        " --processes {resources.processes} --nodes {resources.nodes} &> {log}"

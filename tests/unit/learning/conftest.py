@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import signal
+import time
+import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from patch.config import Learning
+from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.masks.nm import NM, Unstructured, nm_mask
 from patch.masks.packed import MaskSet
@@ -107,3 +115,52 @@ def assert_same_masks(one: MaskSet, other: MaskSet) -> None:
 def same_masks() -> Callable[[MaskSet, MaskSet], None]:
     """Asserts that two sets of masks are equal bit for bit."""
     return assert_same_masks
+
+
+@pytest.fixture
+def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], Any]], list[Any]]:
+    """A function: call another in so many processes with a number each, as ranks of one group; their results.
+
+    An `InputError` or `SystemExit` is a result, too.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("autograd cannot be forked where there is a GPU")
+    groups = iter(range(100))
+
+    def run(count: int, function: Callable[[int], Any]) -> list[Any]:
+        group = next(groups)
+        results = [tmp_path / f"group-{group}-{rank}" for rank in range(count)]
+        pids = [_fork(rank, count, tmp_path / f"store-{group}", function, results[rank]) for rank in range(count)]
+        deadline = time.monotonic() + 60
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while running := [pid for pid in pids if os.waitid(os.P_PID, pid, ended) is None]:
+            if time.monotonic() > deadline:
+                for pid in running:
+                    os.kill(pid, signal.SIGKILL)
+                pytest.fail(f"{len(running)} of {count} processes hang")
+            time.sleep(0.01)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        return [pickle.loads(path.read_bytes()) for path in results]
+
+    return run
+
+
+def _fork(rank: int, count: int, store: Path, function: Callable[[int], Any], result: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        # The threads of the parent are not here, and whoever waits for them waits for ever.
+        torch.set_num_threads(1)
+        method, timeout = f"file://{store}", timedelta(seconds=30)
+        dist.init_process_group("gloo", init_method=method, rank=rank, world_size=count, timeout=timeout)
+        try:
+            value = function(rank)
+        except (InputError, SystemExit) as error:
+            value = error
+        result.write_bytes(pickle.dumps(value))
+        dist.barrier()
+    except BaseException:  # noqa: BLE001 - a fork must never come back as a second test session
+        traceback.print_exc()
+    os._exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import transformers
 
 from patch.config import validate_experiment
 from patch.plan import Plan
+from patch.signals import STOP
 from patch.stages.__main__ import main
 
 # Transformers logs to the stderr of its first use: let that be the session's, not one test's.
@@ -44,10 +46,14 @@ def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Call
         for option, value in options.items():
             arguments += [f"--{option.replace('_', '-')}", str(value)]
         capfd.readouterr()
+        handlers, threads = {number: signal.getsignal(number) for number in STOP}, torch.get_num_threads()
         try:
             code = main(arguments)
         finally:
             torch.set_flush_denormal(False)
+            torch.set_num_threads(threads)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capfd.readouterr()
         return Stage(code, captured.out, captured.err)
 
