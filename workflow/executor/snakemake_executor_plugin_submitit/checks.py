@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from snakemake_interface_common.exceptions import WorkflowError
@@ -49,8 +50,15 @@ def check_folder(folder: Path) -> list[str]:
         ) from None
     kind = _filesystem(folder)
     if kind in LOCAL_FILESYSTEMS or any(folder.is_relative_to(place) for place in LOCAL_FOLDERS):
-        return [f"The submit folder {folder} is on {kind or 'a local folder'}; compute nodes must see it."]
+        place = kind if kind in LOCAL_FILESYSTEMS else "a local folder"
+        return [f"The submit folder {folder} is on {place}; compute nodes must see it."]
     return []
+
+
+def check_environment(environment: Mapping[str, str]) -> list[str]:
+    """Warnings about variables that sbatch prefers to what a job asks for."""
+    names = sorted(name for name in environment if name.startswith("SBATCH_"))
+    return [f"{', '.join(names)} in the environment: sbatch prefers it to what jobs ask for."] if names else []
 
 
 def _filesystem(folder: Path) -> str:
@@ -95,7 +103,7 @@ def _check(
     if unknown:
         return [f"`slurm_partition` is {unknown[0]!r}; the cluster has {_listed(partitions)}"]
     account = parameters.get("account")
-    if account and accounts and account not in accounts:
+    if account and accounts and account.lower() not in accounts:
         return [f"`slurm_account` is {account!r}; yours are {_listed(accounts)}"]
     inside = [node for node in nodes if set(node.get("Partitions", "").split(",")) & set(names)]
     return _check_size(parameters, inside, ", ".join(names)) if inside else []
@@ -123,13 +131,15 @@ def _gpus(parameters: dict) -> tuple[str, int]:
     """Model, empty for any, and number of GPUs on each node."""
     text = parameters.get("gpus_per_node") or str(parameters.get("gres", "")).removeprefix("gpu:")
     total = parameters["additional_parameters"].get("gpus")
-    model, _, count = str(text or total or 0).rpartition(":")
+    if not text and not re.fullmatch(r"([^:,]+:)?\d+", str(total)):  # an option of the user's own, or none
+        return "", 0
+    model, _, count = str(text or total).rpartition(":")
     return model, -(-int(count) // parameters["nodes"]) if total and not text else int(count)
 
 
 def _gpus_of(node: dict[str, str], model: str) -> int:
     """GPUs of a node, from `gpu:a100:4(S:0-1),gpu:2`."""
-    found = re.findall(r"gpu(?::([^:,()]+))??:(\d+)", node.get("Gres", ""))
+    found = re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?=[(,]|$)", node.get("Gres", ""))
     return sum(int(count) for kind, count in found if not model or kind == model)
 
 
@@ -143,7 +153,7 @@ def _accounts() -> set[str]:
         )
     except slurm.SlurmError:
         return set()
-    return set(text.split())
+    return set(text.lower().split())
 
 
 def _listed(names: set[str] | dict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import threading
 from collections import defaultdict
@@ -15,7 +16,7 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 from snakemake_executor_plugin_submitit import slurm
-from snakemake_executor_plugin_submitit.checks import check_cluster, check_folder, partition_minutes
+from snakemake_executor_plugin_submitit.checks import check_cluster, check_environment, check_folder, partition_minutes
 from snakemake_executor_plugin_submitit.job import ClusterJob
 from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 from snakemake_executor_plugin_submitit.outcome import Verdict
@@ -57,7 +58,7 @@ class Executor(RemoteExecutor):
             WorkflowError: the cluster cannot run the jobs, or does not answer.
         """
         settings, folder = self.settings, Path(self.settings.folder).absolute()
-        for warning in check_folder(folder):
+        for warning in [*check_folder(folder), *check_environment(os.environ)]:
             self.logger.warning(warning)
         try:
             self._limits = partition_minutes()
@@ -104,6 +105,9 @@ class Executor(RemoteExecutor):
         requests: dict[str, dict[str, Request] | str] = defaultdict(dict)
         for job in self.dag.needrun_jobs():
             if job.is_local or job.is_norun or isinstance(requests[job.name], str):
+                continue
+            # Snakemake's word for a value that depends on an input that is not made yet.
+            if any(str(value) == "<TBD>" for name, value in job.resources.items() if name != "tmpdir"):
                 continue
             try:
                 request = self._request(job)

@@ -6,6 +6,7 @@ submitit unpickles a `ClusterJob` and calls it. This module is imported for ever
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -54,6 +55,7 @@ class ClusterJob:
             os._exit(0)
         # Signals are fetched, not handled: nothing is ever in the middle of something when they come.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        _adopt_orphans()
         self._note("start", restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)))
         code, warned, terminated = self._run()
         if code == 0:
@@ -61,6 +63,7 @@ class ClusterJob:
             return {"exit": 0}
         if terminated:
             self._note("terminated")
+            _wait_for_orphans()
             _leave(TERMINATED)
         if warned and self.signal_delay:
             used = self._note("time limit")
@@ -87,12 +90,12 @@ class ClusterJob:
                     deadline = time.monotonic() + 0.7 * self.signal_delay if self.signal_delay else None
             code = child.poll()
             if code is not None:
-                # SLURM sends SIGTERM to one process after the other: the child may have died of it first.
+                # SLURM signals one process after the other: the child may have met a signal first.
                 terminated = terminated or bool(code and _terminated_within(1))
-                return code, warned, terminated
+                return code, warned or signal.SIGUSR2 in signal.sigpending(), terminated
             if deadline is not None and time.monotonic() >= deadline:
                 print("the job did not leave in time and is killed; it will go on from what it saved", flush=True)
-                _kill_family(child.pid)
+                _kill_family()
                 deadline = None
 
     def _note(self, event: str, **details: int | str) -> int:
@@ -145,7 +148,20 @@ def _terminated_within(seconds: float) -> bool:
     return signal.sigtimedwait([signal.SIGTERM], seconds) is not None
 
 
+def _adopt_orphans() -> None:
+    """Processes whose parent ends become children of this one."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def _wait_for_orphans() -> None:
+    """Until nothing of the job runs, or SLURM kills it: on SIGTERM shells die at once, what they run still saves."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
 def _unblock() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until bash ignores it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
@@ -156,17 +172,19 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _kill_family(pid: int) -> None:
-    """Kill a process and all below it, parents first, so that none is started anew."""
-    for member in _family(pid):
+def _kill_family() -> None:
+    """Kill all processes below this one, parents first, so that none is started anew."""
+    for member in _family(os.getpid())[1:]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
 
 
 def _family(pid: int) -> list[int]:
-    try:
-        texts = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    except FileNotFoundError:
-        return []
-    children = [int(child) for text in texts for child in text.split()]
-    return [pid, *(member for child in children for member in _family(child))]
+    """A process and all below it; threads and processes may end meanwhile."""
+    family = [pid]
+    with contextlib.suppress(OSError):
+        for thread in list(Path(f"/proc/{pid}/task").iterdir()):
+            with contextlib.suppress(OSError):
+                for child in (thread / "children").read_text().split():
+                    family += _family(int(child))
+    return family

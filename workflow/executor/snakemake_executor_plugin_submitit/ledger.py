@@ -7,6 +7,7 @@ to a ledger. A batch is noted before it is submitted and once it is accepted, so
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -33,6 +34,7 @@ class Entry:
         index: place in the batch.
         run: folder of the run that submitted it.
         id: SLURM's job id, `123` or `123_4`; None until the batch is accepted.
+        keeper: folder of the run that looks after it: `run`, or the one that took it over.
         submitted: seconds since the epoch, by the clock of the login node.
         outcome: `success`, `failed`, `cancelled`, or None while it is open.
         reason: why it failed.
@@ -50,6 +52,7 @@ class Entry:
     outcome: str | None = None
     reason: str = ""
     wildcards: dict[str, str] = field(default_factory=dict)
+    keeper: Path | None = None
 
     @property
     def result(self) -> Path:
@@ -81,15 +84,16 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         open_entries = [entry for entry in read_entries(folder).values() if entry.outcome is None]
-        living = {run for run in {entry.run for entry in open_entries} if _is_locked(run)}
-        self.left = [entry for entry in open_entries if entry.run not in living]
-        self.taken = [entry for entry in open_entries if entry.run in living]
+        living = {run for run in {entry.keeper or entry.run for entry in open_entries} if _is_locked(run)}
+        self.left = [entry for entry in open_entries if (entry.keeper or entry.run) not in living]
+        self.taken = [entry for entry in open_entries if (entry.keeper or entry.run) in living]
         for old in _runs(folder)[:-KEPT_RUNS]:
             if old not in {entry.run for entry in open_entries}:
                 shutil.rmtree(old, ignore_errors=True)
         self.run = _new_run(folder)
         self._file = (self.run / "ledger.jsonl").open("a")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a filesystem without locks: Snakemake's own lock must do
+            fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def submit(self, batch: str, entries: list[Entry]) -> None:
         """Note jobs that are about to be submitted together."""
@@ -132,8 +136,12 @@ def read_entries(folder: Path) -> dict[str, Entry]:
                 batches[line["batch"]] = made
                 entries |= {entry.tag: entry for entry in made}
             elif line["event"] == "accept":
-                for entry, job_id in zip(batches[line["batch"]], line["ids"], strict=True):
+                for entry, job_id in zip(batches.get(line["batch"], ()), line["ids"], strict=False):
                     entry.id = job_id
+            elif line["event"] == "adopt":
+                entry = entries.get(line["tag"])
+                if entry and entry.id == line["id"]:
+                    entry.keeper = run
             elif line["event"] == "end":
                 entry = entries.get(line["tag"])
                 if entry and entry.id == line["id"]:
@@ -153,14 +161,18 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    return sorted((path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir()), key=_number)
+
+
+def _number(run: Path) -> int:
+    return int(run.name)
 
 
 def _new_run(folder: Path) -> Path:
     """A folder that sorts after all others, whatever the clock says."""
     while True:
         runs = _runs(folder)
-        run = folder / f"{int(runs[-1].name) + 1 if runs else 1:06d}"
+        run = folder / f"{_number(runs[-1]) + 1 if runs else 1:06d}"
         try:
             run.mkdir(mode=0o700)
         except FileExistsError:  # another Snakemake was faster
@@ -175,4 +187,6 @@ def _is_locked(run: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:  # a filesystem without locks
+            return False
         return False

@@ -31,14 +31,20 @@ class Result:
 
 
 def read_result(path: Path) -> Result | None:
-    """The result that submitit wrote, None while there is none."""
+    """The result that submitit wrote, None while there is none.
+
+    Raises:
+        OSError: the filesystem does not answer.
+    """
     try:
-        kind, value = pickle.loads(path.read_bytes())
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        kind, value = pickle.loads(content)
         if kind == "success":
             return Result(int(value["exit"]), str(value.get("reason", "")))
         return Result(None, str(value).strip().splitlines()[-1])
-    except FileNotFoundError:
-        return None
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         return Result(None, f"the result file {path} cannot be read ({type(error).__name__}: {error})", damaged=True)
 
@@ -92,8 +98,8 @@ def judge(
     if result is not None and not result.damaged:
         if result.exit == 0:
             return Verdict("success")
-        # Killed children look like any failure; only SLURM knows that memory was the reason.
-        if not answered and result_age < patience:
+        # Killed children look like any failure; only SLURM knows that memory was the reason, and only at the end.
+        if (not answered or (state is not None and state.alive)) and result_age < patience:
             return WAIT
         if state is not None and state.state == "OUT_OF_MEMORY":
             return Verdict("memory", "out of memory")
@@ -107,7 +113,9 @@ def judge(
         return Verdict("failed", "SLURM no longer knows the job and it left no result") if missing > patience else WAIT
     if state.alive:
         return WAIT
-    if state_age < (patience if state.state == "COMPLETED" else FINAL_GRACE):
+    if state.state == "COMPLETED" and (result is not None or state_age < patience):
+        return WAIT
+    if state_age < FINAL_GRACE:
         return WAIT
     return _final(state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ RESERVED = (
     "comment",
     "error",
     "job-name",
+    "no-requeue",
     "open-mode",
     "output",
     "parsable",
     "requeue",
     "signal",
+    "time",
     "wait",
     "wrap",
 )
@@ -47,7 +50,8 @@ class Request:
     @property
     def key(self) -> str:
         """Equal for jobs that can share a job array."""
-        return repr((sorted(self.parameters.items(), key=str), self.time_limits))
+        parts = {**self.parameters, "additional_parameters": sorted(self.parameters["additional_parameters"].items())}
+        return repr((sorted(parts.items()), self.time_limits, self.signal_delay))
 
 
 def make_request(
@@ -124,7 +128,7 @@ def _integer(resources: Mapping[str, Any], name: str, default: int | None = None
         number = int(value)
         if number != float(value) or number < least:
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ResourceError(f"`{name}` is {value!r}, not a whole number from {least} up") from None
     return number
 
@@ -137,9 +141,13 @@ def _memory(resources: Mapping[str, Any], factor: float) -> dict[str, str]:
 
 
 def _gpus(resources: Mapping[str, Any], how: str, nodes: int) -> dict[str, Any]:
-    model, _, number = str(resources.get("gpus") or 0).rpartition(":")
-    count = _integer({"gpus": number}, "gpus", least=0)
-    model = str(resources.get("gpu_model") or model)
+    asked, named = resources.get("gpus") or 0, str(resources.get("gpu_model") or "")
+    model, _, number = str(asked).rpartition(":")
+    if not re.fullmatch(r"\d+", number):
+        raise ResourceError(f"`gpus` is {asked!r}, not a whole number from 0 up, nor a model and one as in 'a100:2'")
+    if named and model not in ("", named):
+        raise ResourceError(f"`gpu_model` is {named!r} but `gpus` is {asked!r}; give the model once")
+    model, count = named or model, int(number)
     if not count:
         if model:
             raise ResourceError(f"`gpu_model` is {model!r} but `gpus` is 0; ask for one or more")
@@ -157,7 +165,10 @@ def _gpus(resources: Mapping[str, Any], how: str, nodes: int) -> dict[str, Any]:
 def _extra(text: str) -> dict[str, Any]:
     """`--name=value --flag` as parameters of sbatch."""
     parameters: dict[str, Any] = {}
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ResourceError(f"`slurm_extra` is {text!r}: {error}") from None
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:

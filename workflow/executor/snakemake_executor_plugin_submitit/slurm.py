@@ -31,10 +31,11 @@ TIMEOUT_SECONDS = 30
 _FORMAT = "%i|%T|%r|%N|%S|%k"
 # Words of a controller that is away or busy; a refusal has others.
 _TRANSIENT = re.compile(
-    r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset)|timed? ?out"
+    r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset)|no route to host"
     r"|communication failure|transport endpoint|zero bytes were transmitted|unexpected message received"
-    r"|slurmctld.*(not responding|down)|resource temporarily unavailable|controller is in standby"
-    r"|try again|munge|unable to connect",
+    r"|resource temporarily unavailable|unable to create job record|requested nodes are busy|rate limit exceeded"
+    r"|in standby mode|protocol authentication error|munge (en|de)code failed"
+    r"|failed to fetch config|could not establish a configuration source",
     re.IGNORECASE,
 )
 
@@ -44,8 +45,9 @@ class SlurmError(RuntimeError):
 
 
 def is_transient(words: str) -> bool:
-    """Whether sbatch's words mean that it can be tried again."""
-    return bool(_TRANSIENT.search(words))
+    """Whether sbatch's words mean that it can be tried again; a site's own words beside its reason do not count."""
+    reasons = re.findall(r"submission failed: (.*)", words)
+    return bool(_TRANSIENT.search(reasons[-1] if reasons else words))
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,14 @@ class QueueWatch:
         self.states: dict[str, JobState] = {}
         self.asked = float("-inf")
         self.error = ""
-        self._started = float("-inf")
+        self._started = self._due = float("-inf")
         self._process: subprocess.Popen | None = None
 
     def poll(self) -> bool:
         """Start a call when one is due and take its answer when it is there; True for a new answer."""
         now = time.monotonic()
         if self._process is None:
-            if now - self._started >= self.interval:
+            if now >= self._due:
                 self._start(now)
             return False
         if self._process.poll() is None:
@@ -131,7 +133,7 @@ class QueueWatch:
 
     def hurry(self) -> None:
         """Make the next call due now."""
-        self._started = min(self._started, time.monotonic() - self.interval)
+        self._due = float("-inf")
 
     def close(self) -> None:
         """End a call that is under way."""
@@ -144,7 +146,7 @@ class QueueWatch:
     def _start(self, now: float) -> None:
         # Files, not pipes: the answer about thousands of jobs would fill a pipe that nobody reads yet.
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        self._started = now
+        self._started, self._due = now, now + self.interval
         try:
             self._process = subprocess.Popen(
                 squeue_command(),
@@ -163,7 +165,8 @@ class QueueWatch:
         if code:
             self.error = self._errors.read().decode(errors="replace").strip() or f"exit code {code}"
             return False
-        self.states, self.asked, self.error = parse_squeue(self._output.read().decode()), self._started, ""
+        text = self._output.read().decode(errors="replace")
+        self.states, self.asked, self.error = parse_squeue(text), self._started, ""
         return True
 
 
@@ -174,7 +177,9 @@ def run(command: list[str], timeout: float = TIMEOUT_SECONDS) -> str:
         SlurmError: it fails, is not there, or does not answer in time.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, stdin=subprocess.DEVNULL
+        )
     except FileNotFoundError:
         raise SlurmError(f"{command[0]}: no such command; is this a login node of a SLURM cluster?") from None
     except subprocess.TimeoutExpired:
@@ -185,7 +190,7 @@ def run(command: list[str], timeout: float = TIMEOUT_SECONDS) -> str:
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancel jobs, and the rest of an array by its own id where all of it is named.
+    """Cancel jobs; those that are over already are no error.
 
     Raises:
         SlurmError: scancel fails three times.
@@ -197,8 +202,8 @@ def cancel(ids: Iterable[str]) -> None:
                 run(["scancel", *ids[first : first + 500]])
                 break
             except SlurmError as error:
-                if "Invalid job id" in str(error):
-                    break
+                if all("Invalid job id" in line for line in str(error).splitlines()):
+                    break  # they are over
                 if attempt == 3:
                     raise
                 time.sleep(2)
@@ -233,7 +238,7 @@ def max_array_size() -> int:
         SlurmError: scontrol fails.
     """
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", run(["scontrol", "show", "config"]))
-    return int(match[1]) if match else 1001
+    return max(1, int(match[1])) if match else 1001
 
 
 def minutes(text: str) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +16,8 @@ from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 from snakemake_executor_plugin_submitit.resources import Request
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
+# Words about too many jobs at once: fewer may be taken.
+_TOO_MANY = re.compile(r"accounting/QOS policy|job array specification|submit.*limit|too many", re.IGNORECASE)
 
 
 @dataclass
@@ -95,25 +99,33 @@ def _sbatch(batch: Batch, folder: Path) -> list[str]:
         SlurmError: with sbatch's words.
     """
     from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = SlurmExecutor(folder=folder)
-    # submitit waits between submissions; arrays and Snakemake's own limits are there for that.
-    executor._throttling = 0
-    executor.update_parameters(
-        **batch.request.parameters,
-        job_name=batch.name,
-        comment=batch.id,
-        wckey=None,
-        array_parallelism=len(batch.jobs),
-        # SLURM 22.05 and newer do not pass --cpus-per-task on to srun.
-        setup=["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *batch.prologue],
-    )
     try:
+        executor = SlurmExecutor(folder=folder)
+        # submitit waits between submissions; arrays and Snakemake's own limits are there for that.
+        executor._throttling = 0
+        executor.update_parameters(
+            **batch.request.parameters,
+            job_name=batch.name,
+            comment=batch.id,
+            wckey=None,
+            array_parallelism=len(batch.jobs),
+            # SLURM 22.05 and newer do not pass --cpus-per-task on to srun.
+            setup=["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *batch.prologue],
+        )
         return [job.job_id for job in executor.submit_array(batch.jobs)]
-    except (FailedJobError, FailedSubmissionError) as error:
+    except (OSError, RuntimeError) as error:  # submitit's own errors are of the latter kind
+        _clean(folder)
         words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        raise slurm.SlurmError("\n".join(words) or str(error)) from None
+        raise slurm.SlurmError("\n".join(words) or str(error) or "sbatch failed without a word") from None
+
+
+def _clean(folder: Path) -> None:
+    """Remove what a try that failed has written; what was submitted is named after its job."""
+    with contextlib.suppress(OSError):
+        for path in [*folder.glob("*.pkl"), *folder.glob(".submission_file_*")]:
+            if re.fullmatch(r"[0-9a-f]{32}", path.stem) or not (path.suffix == ".pkl" or path.is_symlink()):
+                path.unlink()
 
 
 class Waiting:
@@ -144,7 +156,7 @@ class Waiting:
         try:
             submit(batch, self.ledger)
         except Refused as error:
-            if len(batch.jobs) > 1 and "limit" in str(error).lower():
+            if len(batch.jobs) > 1 and _TOO_MANY.search(str(error)):
                 for half in batch.halves():
                     self.send(half)
             else:

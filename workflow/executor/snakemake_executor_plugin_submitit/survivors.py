@@ -34,7 +34,9 @@ class Survivors:
         lost = {entry.batch for entry in entries if entry.id is None}
         slurm.cancel(state.id for state in states.values() if state.comment in lost and state.alive)
         for entry in entries:
-            if entry.id in states and states[entry.id].alive:
+            state = states.get(entry.id)
+            # By its comment too: numbers may have begun anew, or be another cluster's.
+            if state is not None and state.alive and state.comment == entry.batch:
                 self._living.append(entry)
             else:
                 result = read_result(entry.result) if entry.id else None

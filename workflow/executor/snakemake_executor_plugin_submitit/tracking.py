@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,14 +63,14 @@ class Tracked:
         self._look_at_result(now, watch)
         answered = watch.asked > max(self.submitted, self._result_seen if self._result else 0.0)
         if answered:
-            self._look_at_state(now, watch.states.get(self.entry.id))
+            self._look_at_state(now, watch.asked, watch.states.get(self.entry.id))
         verdict = judge(
             self._result,
             now - self._result_seen,
             self.state,
             now - self._state_seen,
             answered,
-            now - self._missing_since if self._missing_since is not None else 0.0,
+            watch.asked - self._missing_since if self._missing_since is not None else 0.0,
             patience,
         )
         if verdict.kind == "failed" and ran_out_of_memory(self.entry.log("err")):
@@ -86,9 +87,10 @@ class Tracked:
             if self._result.exit != 0:
                 watch.hurry()
 
-    def _look_at_state(self, now: float, state: JobState | None) -> None:
+    def _look_at_state(self, now: float, asked: float, state: JobState | None) -> None:
         if state is None:
-            self._missing_since = self._missing_since or now
+            # From answer to answer: a squeue that stops answering loses no job.
+            self._missing_since = asked if self._missing_since is None else self._missing_since
         else:
             self._missing_since = None
             if self.state is None or state.state != self.state.state:
@@ -97,7 +99,10 @@ class Tracked:
 
 
 def make_entry(job: JobExecutorInterface, run: Path) -> Entry:
-    """The place of a job in the ledger. Its tag changes when a parameter or an input file does."""
+    """The place of a job in the ledger. Its tag changes when a parameter or an input file does.
+
+    Folders that share a submit folder do not share tags.
+    """
     parts = list(job.jobs) if job.is_group() else [job]
     identity = [
         [
@@ -110,7 +115,7 @@ def make_entry(job: JobExecutorInterface, run: Path) -> Entry:
         for part in parts
     ]
     return Entry(
-        tag=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+        tag=hashlib.sha256(json.dumps([os.getcwd(), identity]).encode()).hexdigest()[:16],
         rule=job.name,
         wildcards={key: str(value) for part in parts for key, value in part.wildcards_dict.items()},
         outputs=[str(path) for part in parts for path in part.output],
@@ -132,7 +137,10 @@ def tail(entry: Entry, printed_by_snakemake: bool) -> str:
         return ""
     for path in [*map(Path, entry.logs), entry.log("err"), entry.log("out")]:
         if size(path):
-            lines = path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            try:
+                lines = path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            except OSError:
+                continue
             return "\n".join([f"\nThe end of {path}:", *(f"    {line}" for line in lines), ""])
     return ""
 
