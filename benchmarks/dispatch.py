@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -64,6 +65,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder of the runs")
     arguments = parser.parse_args()
 
+    # So that what was started is ended, as after an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="dispatch-"))
     folder.chmod(0o755)  # the user munge must get to the cluster in it
     if arguments.keep:

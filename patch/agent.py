@@ -18,9 +18,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from patch.signals import HELD, STOP
+from patch.signals import HELD, STOP, take_held
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 # Where the launcher's store is, for its agents and processes.
 VARIABLE = "PATCH_LAUNCHER"
@@ -56,7 +59,7 @@ def run_agent(arguments: Sequence[str], processes: int, nodes: int) -> int:
         # In the main thread the agent would handle signals itself, and kill after 30 s what still saves.
         with ThreadPoolExecutor(1, initializer=block_held) as pool:
             running = pool.submit(agent.run)
-            forward_signals(running.done, lambda: [w.id for w in agent.get_worker_group().workers if w.id])
+            forward_signals(running.done, lambda: _started(agent), signal.SIGTERM)
         result = running.result()
     if not result.is_failed():
         return 0
@@ -66,6 +69,10 @@ def run_agent(arguments: Sequence[str], processes: int, nodes: int) -> int:
         name = signal.Signals(-code).name
         print(f"error: a process on {socket.gethostname()} was ended by {name}{why}", file=sys.stderr, flush=True)
     return code
+
+
+def _started(agent: LocalElasticAgent) -> list[int]:
+    return [worker.id for worker in agent.get_worker_group().workers if worker.id]
 
 
 def _silence(package: str) -> None:
@@ -90,13 +97,17 @@ def exit_status(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def forward_signals(ended: Callable[[], bool], processes: Callable[[], list[int]]) -> None:
+def forward_signals(ended: Callable[[], bool], processes: Callable[[], list[int]], others: int) -> None:
     """Pass the signals that come on to other processes, as soon as there are some, until they have ended.
 
-    From then on, signals do nothing: what is left is to say how they ended. Ctrl-C and a closed terminal, which do not
-    reach the processes themselves, become SIGTERM.
+    From then on, signals do nothing: what is left is to say how they ended.
+
+    Args:
+        ended: whether they have.
+        processes: their ids, none before they have started.
+        others: what SIGTERM becomes, and Ctrl-C and a closed terminal, which do not reach the processes themselves.
     """
-    received: list[int] = []
+    received = [signal.SIGUSR1] if take_held() else []
     for number in FORWARDED:
         signal.signal(number, lambda number, frame: received.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
@@ -106,7 +117,7 @@ def forward_signals(ended: Callable[[], bool], processes: Callable[[], list[int]
             number = received.pop(0)
             for process in there:
                 with suppress(ProcessLookupError):
-                    os.kill(process, number if number in STOP else signal.SIGTERM)
+                    os.kill(process, number if number in HELD else others)
 
 
 def block_held() -> None:

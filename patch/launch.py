@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -118,5 +119,6 @@ def srun_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _run_srun(command: Sequence[str], environment: Mapping[str, str]) -> int:
     srun = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-    forward_signals(lambda: srun.poll() is not None, lambda: [srun.pid])
+    # At a SIGTERM `srun` kills its tasks; other signals it passes on.
+    forward_signals(lambda: srun.poll() is not None, lambda: [srun.pid], signal.SIGUSR1)
     return srun.returncode

@@ -40,6 +40,12 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def take_held() -> bool:
+    """Whether a held signal has come; it counts once."""
+    requested, _early.requested = _early.requested, False
+    return requested
+
+
 def ignore_signals() -> None:
     """From now on stop signals do nothing: the process is leaving already, and several may come."""
     for number in STOP:
@@ -82,8 +88,7 @@ def leave_when_asked(message: str) -> Iterator[None]:
 def _listening(action: Callable[[], None]) -> Iterator[None]:
     previous = {number: signal.signal(number, lambda received, frame: action()) for number in STOP}
     try:
-        if _early.requested:
-            _early.requested = False
+        if take_held():
             action()
         yield
     finally:

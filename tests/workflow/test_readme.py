@@ -46,3 +46,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_each_row_of_the_survival_list_names_a_test() -> None:
+    rows = re.findall(r"`(test_\w+\.py)::(test_\w+)` \|$", (ROOT / "docs/slurm.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) > 20
+    missing = [name for file, name in rows if f"def {name}(" not in (ROOT / "tests/slurm" / file).read_text()]
+    assert not missing

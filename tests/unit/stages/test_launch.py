@@ -30,8 +30,11 @@ while arguments[0].startswith("--"):
     name, _, options[name] = arguments.pop(0).partition("=")
 count = int(options["--ntasks"])
 tasks = [subprocess.Popen(arguments, env=os.environ | {{"SLURM_NODEID": str(node)}}) for node in range(count)]
-for number in (signal.SIGTERM, signal.SIGUSR2):
-    signal.signal(number, lambda number, frame: [task.send_signal(number) for task in tasks])
+def send(number, frame):
+    for task in tasks:
+        task.send_signal(signal.SIGKILL if number == signal.SIGTERM else number)
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, send)
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
 while any(task.poll() is None for task in tasks):
     time.sleep(0.05)
