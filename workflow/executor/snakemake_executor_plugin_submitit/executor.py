@@ -163,7 +163,10 @@ class Executor(RemoteExecutor):
 
     def _send(self, name: str, members: list[tuple[JobExecutorInterface, Entry]], request: Request) -> None:
         for job, entry in members:
-            self._tracked.setdefault(job, Tracked(entry)).entry = entry
+            tracked = self._tracked.setdefault(job, Tracked(entry))
+            tracked.entry = entry
+            if tracked.limits is None:
+                tracked.limits = request.time_limits - 1 if request.signal_delay else 0
             self._by_tag[entry.tag] = job
         commands = [self._cluster_job(job, entry, request) for job, entry in members]
         prologue = self.settings.prologue.splitlines()
@@ -254,6 +257,11 @@ class Executor(RemoteExecutor):
                 tracked.out_of_memory += 1
                 tracked.memory_factor *= self.settings.oom_factor
                 self._resubmit(tracked, verdict.reason)
+                return True
+            case "limit" if tracked.limits:
+                # It was not warned, or could not be queued again: what it saved is there.
+                tracked.limits -= 1
+                self._resubmit(tracked, "its time limit was reached")
                 return True
             case "again" if tracked.lost < NODE_RETRIES:
                 tracked.lost += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -109,8 +110,9 @@ class ClusterJob:
         return sum(1 for kept in path.read_text().splitlines() if f'"event": "{event}", "tag": "{self.tag}"' in kept)
 
     def _requeue(self) -> None:
-        """Go back to the queue; does not return unless the controller cannot be reached."""
-        for pause in (0, 2, 5, 10, 20, 40):
+        """Go back to the queue, when the controller is there again; does not return."""
+        # Without its controller nobody ends the job; one that is back looks at time limits after 30 seconds.
+        for pause in itertools.chain((0, 2, 5), itertools.repeat(10)):
             if _terminated_within(pause):
                 # scancel, or a node going down: a requeue now would call the job back.
                 self._note("terminated")
@@ -127,7 +129,6 @@ class ClusterJob:
                 _terminated_within(60)
                 _leave(RESUMABLE_EXIT)
             print(f"scontrol requeue: {answer.stderr.strip()}", flush=True)
-        _leave(RESUMABLE_EXIT)
 
 
 def _result_file() -> Path:

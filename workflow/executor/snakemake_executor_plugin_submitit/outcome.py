@@ -64,7 +64,8 @@ class Verdict:
     """What to do about a job.
 
     Attributes:
-        kind: `wait`, `success`, `failed`, `memory` (submit again with more) or `again` (submit again as it was).
+        kind: `wait`, `success`, `failed`, `memory` (submit again with more), `limit` (submit again if it is
+            resumable) or `again` (submit again as it was).
         reason: why, for the user.
     """
 
@@ -128,7 +129,7 @@ def _final(state: JobState) -> Verdict:
         case "NODE_FAIL" | "BOOT_FAIL" | "PREEMPTED" | "REVOKED":
             return Verdict("again", f"SLURM ended it: {state.state}{where}")
         case "TIMEOUT":
-            return Verdict("failed", f"its time limit was reached{where}; raise `runtime`")
+            return Verdict("limit", f"its time limit was reached{where}; raise `runtime`")
         case "CANCELLED":
             return Verdict("failed", f"cancelled from outside{where}")
         case "COMPLETED":

@@ -39,9 +39,8 @@ class Batch:
     name: str
     prologue: list[str] = field(default_factory=list)
     id: str = field(default_factory=lambda: f"snakemake-{uuid.uuid4().hex[:12]}")
-    tried: float | None = None
-    pause: float = FIRST_PAUSE
-    next_try: float = 0.0
+    tried: bool = False
+    waiting_since: float | None = None
 
     def halves(self) -> list[Batch]:
         """The batch in two."""
@@ -65,8 +64,8 @@ def submit(batch: Batch, ledger: Ledger) -> None:
         Refused: sbatch says no.
         Later: the controller is away or busy.
     """
-    if batch.tried is None:
-        batch.tried = time.monotonic()
+    if not batch.tried:
+        batch.tried = True
         for index, entry in enumerate(batch.entries):
             entry.batch, entry.index, entry.run, entry.id = batch.id, index, ledger.run, None
         ledger.submit(batch.id, batch.entries)
@@ -150,9 +149,15 @@ class Waiting:
         self.ledger, self.minutes, self.say = ledger, minutes, say
         self.accepted, self.refused = accepted, refused
         self.batches: list[Batch] = []
+        self._pause, self._next_try = FIRST_PAUSE, 0.0
 
     def send(self, batch: Batch) -> None:
         """Submit a batch now, or put it off; a refused array is taken apart where a limit is the reason."""
+        batch.waiting_since = batch.waiting_since or time.monotonic()
+        # One batch finds out whether the controller is there: a try can take half a minute.
+        if time.monotonic() < self._next_try:
+            self.batches.append(batch)
+            return
         try:
             submit(batch, self.ledger)
         except Refused as error:
@@ -162,21 +167,20 @@ class Waiting:
             else:
                 self.refused(batch, str(error))
         except Later as error:
-            waited = time.monotonic() - batch.tried
+            pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+            self._next_try = time.monotonic() + pause
+            waited = time.monotonic() - batch.waiting_since
             if waited > 60 * self.minutes:
                 self.refused(batch, f"{error}\n(tried for {waited / 60:.0f} minutes)")
-                return
-            self.say(f"sbatch: {str(error).splitlines()[-1]}; trying again in {batch.pause:.0f} s")
-            batch.next_try = time.monotonic() + batch.pause
-            batch.pause = min(2 * batch.pause, LONGEST_PAUSE)
-            self.batches.append(batch)
+            else:
+                self.say(f"{str(error).splitlines()[-1]}; trying again in {pause:.0f} s")
+                self.batches.append(batch)
         else:
+            self._pause = FIRST_PAUSE
             self.accepted(batch)
 
     def retry(self) -> None:
         """Try again what is due."""
-        now = time.monotonic()
-        due = [batch for batch in self.batches if batch.next_try <= now]
-        self.batches = [batch for batch in self.batches if batch.next_try > now]
+        due, self.batches = self.batches, []
         for batch in due:
             self.send(batch)

@@ -29,6 +29,8 @@ class Tracked:
         info: Snakemake's, None until it was submitted once.
         submitted: when its present submission was accepted.
         memory_factor: by how much its memory was raised.
+        out_of_memory: how often it was killed for its memory.
+        limits: how many time limits it may still run into without going back to the queue itself.
         lost: how often SLURM lost it with its node.
         state: SLURM's, at the last look.
     """
@@ -38,6 +40,7 @@ class Tracked:
     submitted: float = field(default_factory=time.monotonic)
     memory_factor: float = 1.0
     out_of_memory: int = 0
+    limits: int | None = None
     lost: int = 0
     state: JobState | None = None
     _state_seen: float = 0.0

@@ -243,11 +243,11 @@ def requeue(commands: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C
     return run
 
 
-@pytest.mark.parametrize(("failures", "calls"), [(0, 1), (2, 3), (100, 6)])
+@pytest.mark.parametrize(("failures", "calls"), [(0, 1), (2, 3), (9, 10)])
 def test_a_controller_that_is_away_is_asked_again(commands: Any, requeue: Callable, failures: int, calls: int) -> None:
     commands.add("scontrol", f"[ $CALLS -gt {failures} ] || exit 1")
-    pauses = [0, 2, 5, 10, 20, 40][:calls] + [60] * (failures < calls)
-    assert requeue([False] * 7) == (RESUMABLE_EXIT, pauses)
+    pauses = [0, 2, 5, *[10] * 20][:calls] + [60]
+    assert requeue([False] * (calls + 1)) == (RESUMABLE_EXIT, pauses)
     assert commands.calls("scontrol") == ["requeue 5_3"] * calls
 
 
@@ -257,8 +257,8 @@ def test_a_job_that_is_cancelled_is_not_called_back(commands: Any, requeue: Call
     assert len(commands.calls("scontrol")) == 2
 
 
-def test_no_scontrol_is_no_result(commands: Any, requeue: Callable) -> None:
-    assert requeue([False] * 7)[0] == RESUMABLE_EXIT
+def test_without_scontrol_a_job_waits_for_its_end(commands: Any, requeue: Callable) -> None:
+    assert requeue([False] * 9 + [True]) == (TERMINATED, [0, 2, 5, *[10] * 7])
 
 
 def test_a_job_loads_neither_snakemake_nor_its_interfaces() -> None:

@@ -63,7 +63,7 @@ def verdict(result: Result | None = None, slurm: str | JobState | None = None, *
         (None, "COMPLETED", {"state_age": 61}, "failed"),
         (None, "FAILED", {"state_age": 1}, "wait"),
         (None, "FAILED", {"state_age": 6}, "failed"),
-        (None, "TIMEOUT", {}, "failed"),
+        (None, "TIMEOUT", {}, "limit"),
         (None, "CANCELLED", {}, "failed"),
         (None, "DEADLINE", {}, "failed"),
         (None, "OUT_OF_MEMORY", {}, "memory"),

@@ -214,7 +214,7 @@ def test_a_refused_batch_is_reported(cluster: Cluster, commands: Any) -> None:
 def test_a_batch_is_tried_again_after_growing_pauses(cluster: Cluster, commands: Any) -> None:
     commands.fail("sbatch", f"sbatch: error: a warning\n{AWAY}")
     batch = cluster.send()
-    assert cluster.said == [f"sbatch: {AWAY}; trying again in 5 s"]
+    assert cluster.said == [f"{AWAY}; trying again in 5 s"]
     pauses = []
     for second in range(1, 300):
         calls, cluster.now = len(commands.calls("sbatch")), float(second)
@@ -239,12 +239,13 @@ def test_patience_ends(cluster: Cluster, commands: Any) -> None:
     assert cluster.waiting.batches == cluster.accepted == []
 
 
-def test_a_batch_that_waits_holds_up_no_other(cluster: Cluster, commands: Any) -> None:
+def test_one_batch_asks_for_all_whether_the_controller_is_back(cluster: Cluster, commands: Any) -> None:
     commands.fail("sbatch", AWAY)
     first = cluster.send()
     second = cluster.send()
     third = cluster.send()
-    commands.add("sbatch", f"[ $CALLS = 5 ] && echo '{PARTITION}' >&2 && exit 1; {TAKE}")
+    assert len(commands.calls("sbatch")) == 1 and cluster.waiting.batches == [first, second, third]
+    commands.add("sbatch", f"[ $CALLS = 3 ] && echo '{PARTITION}' >&2 && exit 1; {TAKE}")
     cluster.now = 5
     cluster.waiting.retry()
     assert cluster.accepted == [first, third] and [batch for batch, _ in cluster.refused] == [second]
