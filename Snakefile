@@ -42,6 +42,7 @@ onstart:
 
 
 onerror:
+    print("What failed: python -m patch.status --configfile CONFIG")
     print("Tables of the cells that are there: python -m patch.show --partial CONFIG")
 
 

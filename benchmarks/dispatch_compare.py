@@ -133,7 +133,7 @@ def official_environment(folder: Path | None) -> Path:
     done = folder / ".installed"
     if not done.exists() or done.read_text().split() != wanted:
         print(f"Installing {' and '.join(wanted)} into {folder}.", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *wanted], check=True)
         done.write_text("\n".join(wanted))
@@ -194,7 +194,7 @@ def run_side(side: Side, cluster: Cluster, folder: Path, jobs: int, hurry: bool 
     )
     after = process_seconds(controller), machine_seconds(), rpcs(cluster)
     cluster.cancel_all()
-    cluster.wait_idle()
+    cluster.wait_idle(timeout=120)
     commands = check_outputs(folder / "out", jobs, run)
     calls = [line.split() for line in log.read_text().splitlines()]
     return Outcome(

@@ -102,7 +102,7 @@ def breakdown(cluster: Cluster, folder: Path) -> int:
     print(f"\nMedians of {JOBS} jobs, one at a time on {os.cpu_count()} cores\n")
     print("    wall  processor seconds")
     for *_, title in PHASES:
-        print(f"{wall[title]:8.3f}  {processor.get(title, 0):9.3f}  {title}")
+        print(f"{wall[title]:8.3f}  {f'{processor[title]:.3f}' if title in processor else '-':>9}  {title}")
     print(f"{sum(wall.values()):8.3f}  {sum(processor.values()):9.3f}  together\n")
     imports = import_seconds(side.bin / "python")
     for which, dearest in imports.items():
@@ -133,7 +133,7 @@ def read_traces(work: Path, trace: Path) -> tuple[dict[str, float], dict[str, fl
         used["outer ends"] = used["outer command"]
         used["payload"] = used["inner command"]
         for begin, end, title in PHASES:
-            wall[title].append(times[end] - times[begin])
+            wall[title].append(max(0.0, times[end] - times[begin]))  # a process's start is known to 10 ms
             if end in used and _process(begin) == _process(end):
                 processor[title].append(used[end] - used[begin])
         # Its parent knows what a process used to its very end.

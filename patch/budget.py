@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from patch.config import read_yaml, validate_experiment
 from patch.cost import SLACK, too_large
-from patch.errors import InputError
+from patch.errors import InputError, print_result
 from patch.graph import JobGraph
 from patch.jobs import STAGES, Node
 from patch.plan import Plan
@@ -168,12 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    try:
-        if min(options.gpus) < 1:
-            raise InputError(f"--gpus is {min(options.gpus)}; it must be 1 or more")
-        numbers = budget(Plan(validate_experiment(read_config(options.configfile, options.config))), options.gpus)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(numbers, indent=1) if options.json else to_text(numbers))
-    return 0
+    return print_result(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> str:
+    if min(options.gpus) < 1:
+        raise InputError(f"--gpus is {min(options.gpus)}; it must be 1 or more")
+    numbers = budget(Plan(validate_experiment(read_config(options.configfile, options.config))), options.gpus)
+    return json.dumps(numbers, indent=1) if options.json else to_text(numbers)

@@ -17,7 +17,7 @@ from typing import Any
 from patch.budget import add_config_options, read_config
 from patch.config import HubModel, HubSource, validate_experiment
 from patch.cost import too_large
-from patch.errors import InputError
+from patch.errors import InputError, print_result
 from patch.graph import JobGraph
 from patch.hub import Wanted, fetches, hub_problems
 from patch.layout import STORE
@@ -165,13 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_options(parser)
     parser.add_argument("--jobs", metavar="N", type=int, help="jobs at the same time, as in `snakemake --jobs N`")
     options = parser.parse_args(arguments)
-    try:
-        plan = Plan(validate_experiment(read_config(options.configfile, options.config)))
-        print(preflight(plan, math.inf if options.jobs is None else max(1, options.jobs)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    jobs = math.inf if options.jobs is None else max(1, options.jobs)
+    return print_result(
+        lambda: preflight(Plan(validate_experiment(read_config(options.configfile, options.config))), jobs)
+    )
 
 
 if __name__ == "__main__":

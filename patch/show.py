@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from patch.config import load_experiment
-from patch.errors import InputError
+from patch.errors import InputError, print_result
 from patch.grid import Cell
 from patch.paper.tables import build_table, to_text, write_table
 from patch.plan import Plan
@@ -67,12 +67,7 @@ def main() -> int:
     parser.add_argument("config", nargs="?", default="config/demo.yaml", help="configuration file (config/demo.yaml)")
     parser.add_argument("--partial", action="store_true", help="make tables of the cells that are there")
     options = parser.parse_args()
-    try:
-        print(show_partial(options.config) if options.partial else show(options.config))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_result(lambda: show_partial(options.config) if options.partial else show(options.config))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from patch.budget import add_config_options, read_config
 from patch.config import validate_experiment
 from patch.config.load import suggest
-from patch.errors import InputError
+from patch.errors import InputError, print_result
 from patch.graph import JobGraph
 from patch.jobs import Node
 from patch.monitor.jobs import Monitor
@@ -73,12 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--folder", default=SUBMIT_FOLDER, help=f"what the executor has as --submitit-folder ({SUBMIT_FOLDER})"
     )
     options = parser.parse_args(arguments)
-    try:
-        print(_report(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_result(lambda: _report(options))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,15 @@ class Faults(threading.Thread):
         node = self._node_of_learning()
         if node is None:
             return
-        self.cluster.submit("--partition=high", "--exclusive", f"--nodelist={node}", "--time=1", "--wrap", "sleep 15")
+        self.cluster.submit(
+            "--partition=high",
+            "--exclusive",
+            f"--nodelist={node}",
+            "--time=1",
+            "--output=/dev/null",
+            "--wrap",
+            "sleep 15",
+        )
         self._tell(f"preempted what ran on {node}")
         self.over.wait(60)
         node = self._node_of_learning()

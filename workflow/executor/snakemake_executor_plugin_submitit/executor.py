@@ -18,9 +18,10 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.checks import check_cluster, check_environment, check_folder, partition_minutes
 from snakemake_executor_plugin_submitit.job import ClusterJob
+from snakemake_executor_plugin_submitit.job_requests import request_of, requests_of
 from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 from snakemake_executor_plugin_submitit.outcome import Verdict
-from snakemake_executor_plugin_submitit.resources import Request, ResourceError, make_request
+from snakemake_executor_plugin_submitit.resources import Request, ResourceError
 from snakemake_executor_plugin_submitit.settings import GPU_REQUESTS
 from snakemake_executor_plugin_submitit.submission import Batch, Waiting
 from snakemake_executor_plugin_submitit.survivors import Survivors
@@ -63,7 +64,7 @@ class Executor(RemoteExecutor):
         try:
             self._limits = partition_minutes()
             self._array_size = slurm.max_array_size()
-            if problems := check_cluster(self._requests()):
+            if problems := check_cluster(requests_of(self.dag.needrun_jobs(), settings, self._limits)):
                 raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
             self._ledger = Ledger(folder)
             self._refuse_taken()
@@ -85,38 +86,6 @@ class Executor(RemoteExecutor):
                 f"Another Snakemake that still runs has SLURM jobs for the same files: {', '.join(taken)}. "
                 "Wait for it, or stop it."
             )
-
-    # -- what jobs ask for ----------------------------------------------------------------------
-
-    def _request(self, job: JobExecutorInterface, memory_factor: float = 1.0) -> Request:
-        partitions = str(job.resources.get("slurm_partition") or "").split(",")
-        return make_request(
-            job.resources,
-            job.threads,
-            self.settings.gpu_request,
-            self.settings.signal_delay,
-            self.settings.time_limits,
-            min((self._limits[name] for name in partitions if name in self._limits), default=None),
-            memory_factor,
-        )
-
-    def _requests(self) -> dict[str, list[Request] | str]:
-        """Rule -> what its jobs ask for, or what is wrong with it."""
-        requests: dict[str, dict[str, Request] | str] = defaultdict(dict)
-        for job in self.dag.needrun_jobs():
-            if job.is_local or job.is_norun or isinstance(requests[job.name], str):
-                continue
-            # Snakemake's word for a value that depends on an input that is not made yet.
-            if any(str(value) == "<TBD>" for name, value in job.resources.items() if name != "tmpdir"):
-                continue
-            try:
-                request = self._request(job)
-                requests[job.name][request.key] = request
-            except ResourceError as error:
-                requests[job.name] = str(error)
-            except Exception:  # noqa: BLE001, S112 - a resource that depends on an input that is not made yet
-                continue
-        return {name: asked if isinstance(asked, str) else list(asked.values()) for name, asked in requests.items()}
 
     # -- submission -----------------------------------------------------------------------------
 
@@ -146,7 +115,7 @@ class Executor(RemoteExecutor):
                     if old := self._survivors.claim(entry):
                         self._adopt(job, old)
                         continue
-                    request = self._request(job)
+                    request = request_of(job, self.settings, self._limits)
                 except (ResourceError, slurm.SlurmError) as error:
                     self._fail_unsubmitted(job, str(error))
                     continue
@@ -269,7 +238,7 @@ class Executor(RemoteExecutor):
                 return True
         reason = verdict.reason
         if verdict.kind == "memory":
-            limit = self._request(info.job, tracked.memory_factor).parameters
+            limit = request_of(info.job, self.settings, self._limits, tracked.memory_factor).parameters
             asked = limit.get("mem") or limit.get("mem_per_cpu")
             reason += f" with {asked} after {tracked.out_of_memory + 1} tries; raise `mem_mb`"
         elif entry.id and verdict.reason.startswith("SLURM no longer knows"):
@@ -284,7 +253,7 @@ class Executor(RemoteExecutor):
     def _resubmit(self, tracked: Tracked, why: str) -> None:
         job, old = tracked.info.job, tracked.entry
         self._ledger.end(old, "failed", why)
-        request = self._request(job, tracked.memory_factor)
+        request = request_of(job, self.settings, self._limits, tracked.memory_factor)
         asked = request.parameters.get("mem") or request.parameters.get("mem_per_cpu") or "what it had"
         self.logger.warning(f"SLURM job {old.id} ({job.name}): {why}; submitted again with {asked} of memory.")
         with self._submitting:
