@@ -78,7 +78,10 @@ class Grid:
             script.chmod(0o755)
         (self.work / "Snakefile").write_text(compare.SNAKEFILE)
         path = f"{self.fake / 'bin'}:{compare.ours().bin}:{os.environ['PATH']}"
-        self.environment = {**os.environ, "PATH": path, "GRID": str(self.fake)}
+        kept = {
+            name: value for name, value in os.environ.items() if not re.match("S(LURM|BATCH|QUEUE|NAKEMAKE)_", name)
+        }
+        self.environment = {**kept, "PATH": path, "GRID": str(self.fake)}
         # Snakemake's greedy choice among n ready jobs takes n * n steps: a minute and more for 10,000.
         self.options = ["--executor", "submitit", "--scheduler-subsample", "1000"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from snakemake_executor_plugin_submitit.tracking import Tracked, make_entry, siz
 
 # SLURM lost the node of a job that it did not requeue: submitted again this often.
 NODE_RETRIES = 3
+INNER = " -m snakemake_executor_plugin_submitit.inner "
 
 
 class Executor(RemoteExecutor):
@@ -142,7 +144,9 @@ class Executor(RemoteExecutor):
         self._waiting.send(Batch(commands, [entry for _, entry in members], request, name, prologue))
 
     def _cluster_job(self, job: JobExecutorInterface, entry: Entry, request: Request) -> ClusterJob:
-        command = self.format_job_exec(job)
+        command = self.format_job_exec(job).replace(
+            " -m snakemake ", " -m snakemake_executor_plugin_submitit.inner ", 1
+        )
         if self.settings.container:
             command = f"{self.settings.container} bash -c {shlex.quote(command)}"
         events = str(self._ledger.run / f"{entry.tag}_events.jsonl")
@@ -190,6 +194,7 @@ class Executor(RemoteExecutor):
             return
         with self._submitting:
             self._waiting.retry()
+        started = time.monotonic()
         if active_jobs:
             self._watch.poll()
             self._tell_squeue_error()
@@ -201,6 +206,9 @@ class Executor(RemoteExecutor):
                 under_way = True
             if under_way:
                 yield info
+        # A filesystem that answers slowly is asked less often.
+        pause = max(self.settings.poll_seconds, 4 * (time.monotonic() - started))
+        self.next_seconds_between_status_checks = pause
 
     def _check(self, info: SubmittedJobInfo) -> bool:
         """Look at one job; True while it is under way."""

@@ -101,25 +101,27 @@ class Ledger:
             {"tag": e.tag, "rule": e.rule, "wildcards": e.wildcards, "outputs": e.outputs, "logs": e.logs}
             for e in entries
         ]
-        self._write(event="submit", batch=batch, jobs=jobs)
+        self._write(True, event="submit", batch=batch, jobs=jobs)
 
     def accept(self, batch: str, ids: list[str]) -> None:
         """Note SLURM's ids of a batch."""
-        self._write(event="accept", batch=batch, ids=ids)
+        self._write(True, event="accept", batch=batch, ids=ids)
 
     def adopt(self, entry: Entry) -> None:
         """Take a job of an earlier run over."""
-        self._write(event="adopt", tag=entry.tag, id=entry.id, run=entry.run.name)
+        self._write(False, event="adopt", tag=entry.tag, id=entry.id, run=entry.run.name)
 
     def end(self, entry: Entry, outcome: str, reason: str = "") -> None:
         """Note how a job ended."""
         entry.outcome, entry.reason = outcome, reason
-        self._write(event="end", tag=entry.tag, id=entry.id, outcome=outcome, reason=reason)
+        self._write(False, event="end", tag=entry.tag, id=entry.id, outcome=outcome, reason=reason)
 
-    def _write(self, **line: Any) -> None:
+    def _write(self, at_once: bool, **line: Any) -> None:
+        """Append a line; ``at_once`` to the disk, for what no other file would tell after a crash of the machine."""
         self._file.write(json.dumps({**line, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if at_once:
+            os.fsync(self._file.fileno())
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:

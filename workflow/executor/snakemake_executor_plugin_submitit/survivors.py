@@ -25,8 +25,10 @@ class Survivors:
     """
 
     def __init__(self, ledger: Ledger, say: Callable[[str], None]) -> None:
-        self._say, self._taken, entries = say, ledger.taken, ledger.left
-        self._living: list[Entry] = []
+        self._say, entries = say, ledger.left
+        self._taken = {path: entry for entry in ledger.taken for path in entry.outputs}
+        # By what they write: there may be thousands.
+        self._living: dict[str, Entry] = {}
         if not entries:
             return
         states = self._squeue()
@@ -37,7 +39,7 @@ class Survivors:
             state = states.get(entry.id)
             # By its comment too: numbers may have begun anew, or be another cluster's.
             if state is not None and state.alive and state.comment == entry.batch:
-                self._living.append(entry)
+                self._living |= dict.fromkeys(entry.outputs, entry)
             else:
                 result = read_result(entry.result) if entry.id else None
                 ledger.end(entry, "success" if result and result.exit == 0 else "failed", "ended unseen")
@@ -48,15 +50,14 @@ class Survivors:
         Raises:
             SlurmError: they do not end, or belong to a Snakemake that still runs.
         """
-        for old in self._taken:
-            if set(old.outputs) & set(entry.outputs):
+        for path in entry.outputs:
+            if old := self._taken.get(path):
                 raise slurm.SlurmError(f"another Snakemake that still runs has it in the queue as job {old.id}")
-        same_files = [old for old in self._living if set(old.outputs) & set(entry.outputs)]
-        if not same_files:
-            return None
-        self._living = [old for old in self._living if old not in same_files]
-        twin = next((old for old in same_files if old.tag == entry.tag), None)
-        self._cancel([old.id for old in same_files if old is not twin])
+        same_files = {old.tag: old for path in entry.outputs if (old := self._living.get(path))}
+        for path in [path for old in same_files.values() for path in old.outputs]:
+            self._living.pop(path, None)
+        twin = same_files.pop(entry.tag, None)
+        self._cancel([old.id for old in same_files.values()])
         return twin
 
     def _cancel(self, ids: list[str]) -> None:
