@@ -86,6 +86,7 @@ def test_other_ways_out_say_nothing(capsys: pytest.CaptureFixture) -> None:
 def test_who_leaves_is_not_disturbed(number: int) -> None:
     ignore_signals()
     os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,7 @@ class Executor(RemoteExecutor):
         )
         if self.settings.container:
             command = f"{self.settings.container} bash -c {shlex.quote(command)}"
-        events = str(self._ledger.run / f"{entry.tag}_events.jsonl")
-        return ClusterJob(command, entry.tag, events, request.time_limits, request.signal_delay)
+        return ClusterJob(command, entry.tag, str(entry.events), request.time_limits, request.signal_delay)
 
     def _accepted(self, batch: Batch) -> None:
         for entry in batch.entries:
