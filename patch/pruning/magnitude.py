@@ -5,6 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.methods import Method
+
+METHOD = Method("magnitude", "Magnitude", "prune", ("n:m", "unstructured"))
 
 
 def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:

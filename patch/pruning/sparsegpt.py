@@ -2,87 +2,135 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from patch.calibration import InputStatistics
-from patch.errors import InputError
-from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.masks.nm import NM, Pattern, drop_smallest, groups
+from patch.methods import Method
+from patch.pruning.hessian import inverse_factor
 
+_LEAF = 8
 
-def inverse_hessian_factor(gram: Tensor, sequences: int, damp: float) -> tuple[Tensor, Tensor]:
-    """Upper Cholesky factor of the inverse of the damped Hessian `H = 2 / N * X^T X`.
-
-    Args:
-        gram: `[in, in]` fp32, sum of `x x^T`.
-        sequences: N.
-        damp: share of the mean diagonal of H that is added to its diagonal.
-
-    Returns:
-        The factor `[in, in]`, and the dead columns `[in]` bool, whose input was always zero.
-
-    Raises:
-        InputError: H is not positive definite even with the damping; says what to raise.
-    """
-    hessian = gram * (2 / sequences)
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
-    hessian.diagonal().add_(damp * hessian.diagonal().mean())
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if not failed:
-        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    if failed:
-        raise InputError(
-            f"sparsegpt: the Hessian of {len(gram)} inputs is not positive definite with damp {damp}; "
-            "raise `pruning.sparsegpt.damp`"
-        )
-    return factor, dead
+METHOD = Method("sparsegpt", "SparseGPT", "prune", ("n:m", "unstructured"), statistics="gram", updates_weights=True)
 
 
 def sparsegpt(
-    weight: Tensor, statistics: InputStatistics, pattern: Pattern, damp: float = 0.01, block_size: int = 128
+    weight: Tensor,
+    statistics: InputStatistics,
+    pattern: Pattern,
+    damp: float = 0.01,
+    block_size: int = 128,
+    factor: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prune and update one layer.
 
     Args:
-        weight: `[out, in]`; not changed.
+        weight: `[out, in]`, any float type; not changed.
         statistics: of the layer's input, with the Gram matrix.
         pattern: N:M chosen group by group on the already updated weights, or unstructured with one
             threshold for each block of columns.
         damp: relative damping of the Hessian.
         block_size: columns after which the rest of the matrix is updated.
+        factor: `inverse_factor` of the same statistics and damping, for layers that share their input.
 
     Returns:
         The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
+
+    Raises:
+        InputError: the damped Hessian is not positive definite, or M does not divide `in`.
     """
-    assert statistics.gram is not None
-    factor, dead = inverse_hessian_factor(statistics.gram, statistics.sequences, damp)
-    updated = weight.float().clone()
-    updated[:, dead] = 0
-    mask = torch.ones_like(updated, dtype=torch.bool)
+    inverse, dead = factor or inverse_factor(statistics, damp, "sparsegpt")
+    updated = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    updated.masked_fill_(dead, 0)
+    mask = torch.empty_like(updated, dtype=torch.bool)
     columns = updated.shape[1]
     if isinstance(pattern, NM):
+        groups(updated, pattern.m)
         block_size = max(1, block_size // pattern.m) * pattern.m
+    pruner = _BlockPruner(updated[:, :block_size], pattern)
     for start in range(0, columns, block_size):
-        stop = min(start + block_size, columns)
-        errors = _prune_block(updated[:, start:stop], mask[:, start:stop], factor[start:stop, start:stop], pattern)
-        updated[:, stop:] -= errors @ factor[start:stop, stop:]
-    return mask, updated.masked_fill_(~mask, 0)
+        block = slice(start, min(start + block_size, columns))
+        errors = pruner(updated[:, block], mask[:, block], inverse[block, block])
+        updated[:, block.stop :].addmm_(errors.T, inverse[block, block.stop :], alpha=-1)
+    return mask, updated.masked_fill_(mask.logical_not(), 0)
 
 
-def _prune_block(block: Tensor, mask: Tensor, factor: Tensor, pattern: Pattern) -> Tensor:
-    """Prune ``block`` `[out, width]` in place, fill ``mask``, and return the scaled errors `[out, width]`."""
-    diagonal = factor.diagonal()
-    errors = torch.zeros_like(block)
-    if not isinstance(pattern, NM):
-        score = (block.square() / diagonal.square()).flatten()
-        mask.copy_(drop_smallest(score, int(score.numel() * pattern.sparsity)).reshape(block.shape))
-    for column in range(block.shape[1]):
-        if isinstance(pattern, NM) and column % pattern.m == 0:
-            group = slice(column, column + pattern.m)
-            mask[:, group] = nm_mask(block[:, group].square() / diagonal[group].square(), pattern)
-        current = block[:, column]
-        error = current.masked_fill(mask[:, column], 0) / diagonal[column]
-        block[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :]
-        errors[:, column] = error
-    return errors
+class _BlockPruner:
+    """Prunes one block of columns after the other, each column contiguous, in buffers `[width, out]` fp32."""
+
+    def __init__(self, like: Tensor, pattern: Pattern) -> None:
+        self._pattern = pattern
+        self._leaf = pattern.m if isinstance(pattern, NM) else _LEAF
+        # The error that a unit of the weight makes: `1 / U_jj` where it goes, 0 where it stays.
+        self._weights, self._rates, self._errors = (like.new_empty(like.shape[::-1]) for _ in range(3))
+
+    def __call__(self, block: Tensor, mask: Tensor, inverse: Tensor) -> Tensor:
+        """Update ``block`` `[out, width]` in place, fill its ``mask``, return the errors `w / U_jj`, `[width, out]`."""
+        width = block.shape[1]
+        self._inverse, self._rate = inverse, inverse.diagonal().reciprocal()[:, None]
+        self._weights[:width] = block.contiguous().T
+        if not isinstance(self._pattern, NM):
+            score = (block * self._rate.T).square_().flatten()
+            keep = drop_smallest(score, int(score.numel() * self._pattern.sparsity)).reshape(block.shape)
+            torch.mul(self._rate, keep.logical_not_().T.contiguous(), out=self._rates[:width])
+        self._prune(0, width)
+        # Contiguous before they are copied: a copy that transposes into a slice is several times slower.
+        block.copy_(self._weights[:width].T.contiguous())
+        mask.copy_((self._rates[:width] == 0).T.contiguous())
+        return self._errors[:width]
+
+    def _prune(self, start: int, stop: int) -> None:
+        """Halves in turn: the second is updated once by all errors of the first, in one product of matrices."""
+        width = stop - start
+        if width <= self._leaf:
+            self._prune_leaf(start, stop)
+            return
+        middle = start + (width // self._leaf + 1) // 2 * self._leaf
+        self._prune(start, middle)
+        update = self._inverse[start:middle, middle:stop].T
+        self._weights[middle:stop].addmm_(update, self._errors[start:middle], alpha=-1)
+        self._prune(middle, stop)
+
+    def _prune_leaf(self, start: int, stop: int) -> None:
+        columns = slice(start, stop)
+        weights, rates, errors = self._weights[columns], self._rates[columns], self._errors[columns]
+        if isinstance(self._pattern, NM):
+            rate = self._rate[columns]
+            torch.mul(
+                smallest_of_columns((weights * rate).square_(), self._pattern.m - self._pattern.n), rate, out=rates
+            )
+        inverse = self._inverse[columns, columns]
+        for column in range(stop - start):
+            error = torch.mul(weights[column], rates[column], out=errors[column])
+            if column + 1 < len(weights):
+                weights[column + 1 :].addcmul_(inverse[column, column + 1 :, None], error, value=-1)
+
+
+def smallest_of_columns(score: Tensor, count: int) -> Tensor:
+    """Find the ``count`` smallest of each column; among equals the earlier.
+
+    How many of its column go before a score says whether it goes. Sums of comparisons of all pairs count them, as one
+    product of matrices: exact, and many times faster than sorting columns of a few.
+
+    Args:
+        score: `[m, columns]`, any float type, m a few.
+
+    Returns:
+        `[m, columns]` fp32: 1 where a score is among the smallest, else 0.
+    """
+    first, second, sums, limits = _pairs(len(score), count, score.device)
+    before = score.index_select(0, first).le_(score.index_select(0, second))
+    return torch.mm(sums, before.float()).lt_(limits)
+
+
+@lru_cache(maxsize=32)
+def _pairs(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For pairs of places i < j all i and all j; what `s_i <= s_j` adds to ranks, and from where on they are large."""
+    first, second = torch.triu_indices(size, size, 1, device=device)
+    places = torch.arange(size, device=device)[:, None]
+    sums = (places == second).float() - (places == first).float()
+    # Without a comparison that holds, all later places go before a place.
+    return first, second, sums, count - (size - 1.0 - places)

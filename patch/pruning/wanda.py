@@ -6,11 +6,14 @@ from torch import Tensor
 
 from patch.calibration import InputStatistics
 from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.methods import Method
+
+METHOD = Method("wanda", "Wanda", "prune", ("n:m", "unstructured"), statistics="norm")
 
 
 def wanda_score(weight: Tensor, statistics: InputStatistics) -> Tensor:
     """`|W| * sqrt(s)` in fp32, `s_j` the mean over sequences of `sum_t x_tj^2`; `[out, in]`."""
-    return weight.abs().float() * (statistics.squares / statistics.sequences).sqrt()
+    return weight.abs().float() * statistics.norms
 
 
 def wanda(weight: Tensor, statistics: InputStatistics, pattern: Pattern) -> Tensor:

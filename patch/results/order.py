@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from patch.methods import METHODS
+from patch.config.experiment import WHOLE_MATRIX
+from patch.methods import METHODS, PAPER_ORDER, paper_rank
 
-# Name in the configuration -> name in the paper's tables, in the order of their rows. `patch` is the grid's
-# word for the variant that a model's configuration names.
+# Name in the configuration -> name in the paper's tables, in the order of their rows.
 PAPER_METHODS: dict[str, str] = {
-    "dense": "Dense",
-    "magnitude": "Magnitude",
-    "wanda": "Wanda",
-    "sparsegpt": "SparseGPT",
-    "thanos": "Thanos",
-    "proxsparse": "ProxSparse",
-    "maskllm": "MaskLLM",
-    "patch": "PATCH",
-    "patch-joint": "PATCH",
-    "patch-tile": "PATCH",
+    name: "PATCH" if name.startswith("patch") else METHODS[name].title for name in PAPER_ORDER
 }
 HARDWARE_ORDER = ("dense", "n:m", "hybrid", "unstructured")
 
-CellOrder = tuple[bool, float, int, str, int, str, int]
+# How a cell's weights were quantised -> as printed, in the order of rows.
+QUANTIZATIONS = {"absmax": "AbsMax", "slim-lora": "AbsMax + SLiM-LoRA"}
+
+CellOrder = tuple[bool, float, int, str, int, str, int, int]
 
 
 def method_title(method: str) -> str:
@@ -29,17 +23,23 @@ def method_title(method: str) -> str:
     return known.title if known else PAPER_METHODS.get(method, method)
 
 
+def tile_title(tile: int) -> str:
+    """A tile's size as printed."""
+    return "matrix" if tile == WHOLE_MATRIX else f"{tile}×{tile}"
+
+
 def pattern_kind(pattern: str) -> str:
     """`dense`, `n:m`, `hybrid` or `unstructured`."""
     return "n:m" if ":" in pattern else pattern
 
 
-def cell_order(method: str, pattern: str, sparsity: float, tile: int | None) -> CellOrder:
+def cell_order(
+    method: str, pattern: str, sparsity: float, tile: int | None, quantization: str | None = None
+) -> CellOrder:
     """Sort key: dense, then the highest sparsity first, then methods as in the paper and unknown ones by name."""
-    names = list(PAPER_METHODS)
-    rank = names.index(method) if method in PAPER_METHODS else len(names)
+    rank = 1 + list(QUANTIZATIONS).index(quantization) if quantization else 0
     kind = HARDWARE_ORDER.index(pattern_kind(pattern))
-    return (pattern != "dense", -sparsity, rank, method, kind, pattern, tile or 0)
+    return (pattern != "dense", -sparsity, paper_rank(method), method, kind, pattern, tile or 0, rank)
 
 
 def percent(share: float) -> str:

@@ -1,16 +1,31 @@
-"""The table of methods."""
+"""Methods are found by their files, and the documented example is one."""
 
 from __future__ import annotations
 
-import pytest
+import re
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+import torch
+
+import patch.pruning
+from patch.config import validate_experiment
 from patch.config.learning import METHOD_DEFAULTS
 from patch.errors import InputError
-from patch.methods import METHODS, get_method
+from patch.grid import Grid
+from patch.masks.nm import NM, Unstructured
+from patch.methods import METHODS, PAPER_ORDER, Method, get_method, one_shot_methods
+from patch.pruning import prune
+from patch.results.order import cell_order
+
+GUIDE = Path(__file__).parents[2] / "docs/adding-a-method.md"
 
 
-def test_names_and_learned_methods() -> None:
-    assert all(name == method.name for name, method in METHODS.items())
+def test_methods_in_the_order_of_the_paper() -> None:
+    assert list(METHODS) == [name for name in PAPER_ORDER if name != "patch"]
+    for name, method in METHODS.items():
+        assert method.name == name and method.patterns
     assert {name for name, method in METHODS.items() if method.stage == "learn"} == set(METHOD_DEFAULTS)
 
 
@@ -18,8 +33,8 @@ def test_what_depends_on_a_seed() -> None:
     assert {name for name, method in METHODS.items() if not method.seeded} == {"dense", "magnitude"}
 
 
-def test_only_sparsegpt_updates_weights() -> None:
-    assert [name for name, method in METHODS.items() if method.updates_weights] == ["sparsegpt"]
+def test_methods_that_update_weights() -> None:
+    assert [name for name, method in METHODS.items() if method.updates_weights] == ["sparsegpt", "thanos"]
 
 
 @pytest.mark.parametrize(
@@ -29,3 +44,62 @@ def test_misspelt_methods(name: str, close: str) -> None:
     with pytest.raises(InputError) as error:
         get_method(name)
     assert f"unknown method `{name}`" in str(error.value) and f"did you mean `{close}`?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('METHOD = Method("other", "X", "prune", ("n:m",))', "is named 'other'.*use the file's name, 'mine'"),
+        ('METHOD = Method("mine", "X", "learn", ("n:m",))', "with stage 'learn'"),
+        ('METHOD = Method("mine", TITLE, "prune", ("n:m",))', "literal arguments"),
+        ('METHOD = Method("mine", "X", "prune", ("n:m",), tsatistics="norm")', "tsatistics"),
+        ("METHOD = make()", "literal arguments|missing"),
+        ("METHOD = 3", "must be Method"),
+    ],
+)
+def test_a_file_that_says_something_else_is_named(line: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(line)
+    with pytest.raises(InputError, match=words) as error:
+        one_shot_methods(tmp_path)
+    assert str(tmp_path / "mine.py") in str(error.value)
+
+
+def test_files_without_the_line_are_no_methods(tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text("WIDTH = 3\n")
+    (tmp_path / "mine.py").write_text('METHOD = Method("mine", "Mine", "prune", ("2:4",))\n')
+    assert one_shot_methods(tmp_path) == [Method("mine", "Mine", "prune", ("2:4",))]
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The guide's file, where a user would put it."""
+    code = re.search(r"```python\n(\"\"\"RIA.*?)```", GUIDE.read_text(), re.DOTALL)[1]
+    (tmp_path / "ria.py").write_text(code)
+    monkeypatch.setattr(patch.pruning, "__path__", [*patch.pruning.__path__, str(tmp_path)])
+    (method,) = one_shot_methods(tmp_path)
+    monkeypatch.setitem(METHODS, method.name, method)
+    return tmp_path
+
+
+def test_the_documented_method_prunes(example: Path, tiny_model: Callable, windows: Callable) -> None:
+    for pattern in (NM(2, 4), NM(3, 4), Unstructured(0.3)):
+        masks = prune(tiny_model(), "ria", pattern, windows())
+        masks.verify()
+        assert masks.sparsity == pytest.approx(pattern.sparsity, abs=0.03)
+    wanda = prune(tiny_model(), "wanda", NM(2, 4), windows())
+    ria = prune(tiny_model(), "ria", NM(2, 4), windows())
+    assert any(not torch.equal(mask, wanda.masks[name]) for name, mask in ria.masks.items())
+
+
+def test_one_line_of_configuration_brings_it_into_the_grid(example: Path, raw_config: dict) -> None:
+    raw_config["grid"].append({"methods": ["wanda", "ria"]})
+    raw_config["learning"]["common"] |= {"tile_prior": "ria"}
+    grid = Grid(validate_experiment(raw_config))
+    cells = [cell for cell in grid.cells if cell.method == "ria"]
+    assert {(cell.model, cell.pattern, cell.sparsity) for cell in cells} == {
+        ("qwen", "2:4", 0.5),
+        ("llama", "2:4", 0.5),
+    }
+    assert any(cell.method == "ria" and cell.pattern == "unstructured" for cell in grid.closure), "a prior"
+    ours, paper = cell_order("ria", "2:4", 0.5, None), cell_order("maskllm", "2:4", 0.5, None)
+    assert ours > paper, "after the paper's methods"

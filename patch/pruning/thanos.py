@@ -1,0 +1,182 @@
+"""Thanos (Ilin and Richtarik, 2025, arXiv 2504.05346): take a block of columns from every row at once, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from patch.calibration import InputStatistics
+from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.methods import Method
+from patch.pruning.hessian import inverse_factor, not_positive_definite
+
+# More rows at once than a processor's cache holds are slower, not faster.
+_ROWS_ON_CPU = 16
+# How far, relatively, a solution may be from exact for one correction to be enough.
+_STEP = 0.01
+
+METHOD = Method("thanos", "Thanos", "prune", ("n:m", "unstructured"), statistics="gram", updates_weights=True)
+
+
+def thanos(
+    weight: Tensor,
+    statistics: InputStatistics,
+    pattern: Pattern,
+    damp: float = 0.01,
+    block_size: int = 512,
+    rows_at_once: int = 256,
+    factor: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Prune and update one layer.
+
+    Block by block of columns, Wanda's score of the weights as updated so far says which of the block go. Each row
+    then takes the least step (in the output's error) that makes its own ones zero, with every column from the
+    block's first on free to move. Every row obeys the pattern: none is left dense as an outlier.
+
+    Args:
+        weight: `[out, in]`, any float type; not changed.
+        statistics: of the layer's input, with the Gram matrix.
+        pattern: N:M by group, or unstructured over the whole matrix: those still to go are the smallest of all
+            columns from the block on (among equals the earlier, row by row), and the block's own of them go.
+        damp: relative damping of the Hessian.
+        block_size: columns of a block; for N:M the next lower multiple of M.
+        rows_at_once: rows whose equations are solved together, which is a question of memory.
+        factor: `inverse_factor` of the same statistics and damping, for layers that share their input.
+
+    Returns:
+        The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
+
+    Raises:
+        InputError: the damped Hessian is not positive definite, or M does not divide `in`.
+    """
+    inverse, dead = factor or inverse_factor(statistics, damp, "thanos")
+    updated = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    updated.masked_fill_(dead, 0)
+    mask = torch.empty_like(updated, dtype=torch.bool)
+    norms = statistics.squares.sqrt()
+    columns = updated.shape[1]
+    left = int(updated.numel() * pattern.sparsity)
+    if isinstance(pattern, NM):
+        block_size = max(1, block_size // pattern.m) * pattern.m
+    for start in range(0, columns, block_size):
+        block = slice(start, min(start + block_size, columns))
+        rest, width = updated[:, start:], block.stop - start
+        keep = _choose(rest, norms[start:], width, pattern, left)
+        drop = keep.logical_not()
+        left -= int(drop.count_nonzero())
+        mask[:, block] = keep
+        multipliers = _multipliers(rest[:, :width], drop, inverse[block, block], rows_at_once)
+        if multipliers is None:
+            raise not_positive_definite("thanos", columns, damp)
+        rest.addmm_(multipliers @ inverse[block, block].T, inverse[block, start:], alpha=-1)
+        rest[:, :width].masked_fill_(drop, 0)
+    return mask, updated
+
+
+def _choose(rest: Tensor, norms: Tensor, width: int, pattern: Pattern, left: int) -> Tensor:
+    """Which of the first ``width`` columns of ``rest`` `[out, .]` stay; unstructured, ``left`` are still to go."""
+    if isinstance(pattern, NM):
+        return nm_mask(rest[:, :width].abs().mul_(norms[:width]), pattern)
+    score = rest.abs().mul_(norms)
+    return drop_smallest(score.flatten(), left).reshape(score.shape)[:, :width]
+
+
+def _multipliers(block: Tensor, drop: Tensor, factor: Tensor, rows_at_once: int) -> Tensor | None:
+    """How much of each row of the inverse Hessian takes the dropped weights to zero.
+
+    Args:
+        block: `[out, width]` fp32.
+        drop: `[out, width]` bool.
+        factor: `[width, width]`, U of the inverse Hessian `U^T U` of the block's columns.
+        rows_at_once: rows that are solved together.
+
+    Returns:
+        `[out, width]` fp32, zero where nothing is dropped, with `(result @ U^T U)[drop] = block[drop]`; None where
+        float64 has too few digits for that.
+    """
+    if not block.is_cuda:
+        rows_at_once = min(rows_at_once, _ROWS_ON_CPU)
+    systems = _Systems(drop, factor, rows_at_once)
+    result = torch.zeros_like(block, memory_format=torch.contiguous_format)
+    for rows, length in systems.batches():
+        solved = systems.solve(rows, length, block[rows], torch.float32)
+        if solved is None:
+            solved = systems.solve(rows, length, block[rows], torch.float64)
+        if solved is None:
+            return None
+        result[rows] = solved
+    return result
+
+
+class _Systems:
+    """The equations of a block: of the inverse Hessian, the rows and columns that a row of weights drops.
+
+    Rows are sorted by how many they drop. In a batch all systems are as long as the longest: the others go on with
+    columns of a unit matrix that lies behind the inverse Hessian.
+    """
+
+    def __init__(self, drop: Tensor, factor: Tensor, rows_at_once: int) -> None:
+        rows, self._width = drop.shape
+        counts = drop.count_nonzero(dim=1)
+        lengths, self._order = counts.sort(stable=True)
+        self._lengths, self._rows_at_once = lengths.tolist(), min(rows_at_once, rows)
+        shortest, longest = self._lengths[0], self._lengths[-1]
+        inverse = factor.T.double() @ factor.double()
+        # A unit diagonal costs the fewest digits.
+        self._scale = inverse.diagonal().rsqrt()
+        self._inverse = torch.eye(self._width + longest - shortest, dtype=torch.float64, device=drop.device)
+        self._inverse[: self._width, : self._width] = inverse.mul_(self._scale).mul_(self._scale[:, None])
+        self._single = self._inverse.float()
+        row, column = drop.nonzero(as_tuple=True)
+        place = torch.arange(len(row), device=drop.device) - (counts.cumsum(0) - counts)[row]
+        self._index = torch.arange(longest, device=drop.device) - counts[:, None] + self._width
+        self._index[row, place] = column
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    def batches(self) -> Iterator[tuple[Tensor, int]]:
+        """Indices of rows `[<= rows_at_once]`, and the most weights that one of them drops: at least one."""
+        for start in range(0, len(self._order), self._rows_at_once):
+            rows = self._order[start : start + self._rows_at_once]
+            if length := self._lengths[start + len(rows) - 1]:
+                yield rows, length
+
+    def solve(self, rows: Tensor, length: int, weights: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Multipliers `[rows, width]` fp32 for ``weights``, by factors in ``dtype``; None: it has too few digits."""
+        index = self._index[rows, :length]
+        factors = self._gather(index, dtype)
+        failed = torch.empty(len(rows), dtype=torch.int32, device=index.device)
+        torch.linalg.cholesky_ex(factors, out=(factors, failed))
+        wanted = torch.zeros(len(rows), len(self._inverse), dtype=torch.float64, device=index.device)
+        torch.mul(weights, self._scale, out=wanted[:, : self._width])
+        first = _solve(factors, wanted.gather(1, index))
+        found = torch.zeros_like(wanted).scatter_(1, index, first)
+        correction = _solve(factors, wanted.sub_(found @ self._inverse).gather(1, index))
+        # The correction is about the first solution's error; relative to that, it has the same error again.
+        good = (correction.abs().amax(1) <= _STEP * first.abs().amax(1)) & (failed == 0)
+        if not good.all():
+            return None
+        return found.scatter_add_(1, index, correction)[:, : self._width].mul_(self._scale).float()
+
+    def _gather(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Matrices `[rows, length, length]`, each in the order of columns, in which LAPACK factorizes in place."""
+        flat, matrices = self._buffer(index, torch.int32), self._buffer(index, dtype)
+        source, index = self._single if dtype == torch.float32 else self._inverse, index.int()
+        torch.add(index[:, :, None] * len(source), index[:, None, :], out=flat)
+        torch.index_select(source.view(-1), 0, flat.view(-1), out=matrices.view(-1))
+        return matrices.mT
+
+    def _buffer(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory `[rows, length, length]` that the batches share: to get it anew costs as much as to fill it."""
+        rows, length = index.shape
+        if dtype not in self._buffers:
+            size = self._rows_at_once * self._lengths[-1] ** 2
+            self._buffers[dtype] = torch.empty(size, dtype=dtype, device=index.device)
+        return self._buffers[dtype][: rows * length**2].view(rows, length, length)
+
+
+def _solve(factors: Tensor, right: Tensor) -> Tensor:
+    """Solutions `[rows, length]` in float64 from lower factors `[rows, length, length]`."""
+    half = torch.linalg.solve_triangular(factors, right.to(factors.dtype)[:, :, None], upper=False)
+    return torch.linalg.solve_triangular(factors.mT, half, upper=True)[:, :, 0].double()
