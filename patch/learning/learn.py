@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from patch.config import Learning
 from patch.distributed import rank, sum_over_processes, world_size
 from patch.learning.loop import run_steps
 from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
+from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.schedules import batch_indices, cosine_rate, noise_seed, ramp
 from patch.masks.learnable import LearnableMask, Sampling
 from patch.masks.packed import MaskSet
-from patch.models import prunable_linears
+from patch.models import prunable_linears, weight_matrix
 
 
 def learn(
@@ -69,26 +69,18 @@ def learn(
     optimizer = torch.optim.AdamW(container.parameters(), settings.lr, betas, weight_decay=settings.weight_decay)
     step_fn = _step_function(model, masks, windows, settings, sparsity, seed, optimizer)
     identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    try:
-        with attached(model, masks):
-            run_steps(
-                settings.steps,
-                step_fn,
-                {"masks": container, "optimizer": optimizer},
-                Path(folder),
-                identity,
-                Path(curve),
-                settings.checkpoint_minutes,
-                settings.log_every,
-                name=method,
-            )
-    finally:
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
-            model.eval()
+    with attached(model, masks), recomputed_blocks(model, settings.gradient_checkpointing):
+        run_steps(
+            settings.steps,
+            step_fn,
+            {"masks": container, "optimizer": optimizer},
+            Path(folder),
+            identity,
+            Path(curve),
+            settings.checkpoint_minutes,
+            settings.log_every,
+            name=method,
+        )
     return finalize(masks, sparsity, settings)
 
 
@@ -102,7 +94,7 @@ def _step_function(
     optimizer: torch.optim.Optimizer,
 ) -> Callable[[int], dict[str, float | None]]:
     device = next(model.parameters()).device
-    total_norm = torch.stack([m.weight.float().square().sum() for m in prunable_linears(model).values()]).sum()
+    total_norm = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()]).sum()
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
     hybrid = next(iter(masks.values())).tile is not None
 
@@ -111,16 +103,16 @@ def _step_function(
         for layer, mask in enumerate(masks.values()):
             mask.set_step(pattern, tiles, noise_seed(seed, step, index, layer))
         tokens = torch.as_tensor(windows[rows].astype(np.int64), device=device)
-        cross_entropy = _cross_entropy(model, tokens)
+        loss_of_text = cross_entropy(model, tokens)
         penalty, density = density_penalty(masks, 1 - sparsity, settings.target == "layer")
         reward = weight_reward(masks, total_norm)
         decay = 1 - step / settings.steps if settings.weight_reg_decay else 1.0
-        loss = cross_entropy - settings.weight_reg * decay * reward
+        loss = loss_of_text - settings.weight_reg * decay * reward
         if hybrid:
             loss = loss + settings.sparsity_reg * penalty
         # Loss and regularisers are averaged together, so their balance does not depend on accumulation.
         (loss / micro_batches).backward()
-        parts = {"loss": loss, "cross_entropy": cross_entropy, "density": density, "kept_norm": reward}
+        parts = {"loss": loss, "cross_entropy": loss_of_text, "density": density, "kept_norm": reward}
         return {name: value.detach() / micro_batches for name, value in parts.items()}
 
     def step_fn(step: int) -> dict[str, float | None]:
@@ -157,9 +149,3 @@ def _sampling(settings: Learning, step: int) -> tuple[Sampling, Sampling]:
         at(settings.pattern_scale, settings.pattern_temperature),
         at(settings.tile_scale, settings.tile_temperature),
     )
-
-
-def _cross_entropy(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids."""
-    logits = model(tokens, use_cache=False).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())

@@ -13,8 +13,8 @@ from patch.config import Learning
 from patch.masks.learnable import LearnableMask
 from patch.masks.packed import MaskSet
 from patch.masks.prior import pattern_logits, tile_logits
-from patch.masks.tile import dense_tile_budget, expand_tiles
-from patch.models import prunable_linears
+from patch.masks.tile import expand_tiles, largest_within_budget
+from patch.models import is_transposed, prunable_linears, weight_matrix
 
 Masks = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ def build_masks(
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for name, linear in prunable_linears(model).items():
-        shape = linear.weight.shape
+        shape = weight_matrix(linear).shape
         patterns = tiles = None
         if method != "patch-tile":
             prior = pattern_prior[name] if pattern_prior else None
@@ -62,12 +62,24 @@ def build_masks(
     return masks
 
 
+class _Transposed(nn.Module):
+    """A mask over a weight that is kept as `[in, out]`."""
+
+    def __init__(self, mask: LearnableMask) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.mask(weight.T).T
+
+
 @contextmanager
 def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None]:
     """Within the block, every prunable weight of ``model`` is read through its mask."""
     linears = prunable_linears(model)
     for name, mask in masks.items():
-        parametrize.register_parametrization(linears[name], "weight", mask, unsafe=True)
+        masked = _Transposed(mask) if is_transposed(linears[name]) else mask
+        parametrize.register_parametrization(linears[name], "weight", masked, unsafe=True)
     try:
         yield
     finally:
@@ -106,16 +118,18 @@ def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learnin
     if settings.finalize == "threshold":
         tiles = {name: value > 0 for name, value in logits.items()}
     elif settings.target == "layer":
-        tiles = {name: _largest(value.flatten(), sparsity).reshape(value.shape) for name, value in logits.items()}
+        tiles = {name: _choose({name: value}, masks, sparsity)[name] for name, value in logits.items()}
     else:
-        chosen = _largest(torch.cat([value.flatten() for value in logits.values()]), sparsity)
-        parts = chosen.split([value.numel() for value in logits.values()])
-        tiles = {name: part.reshape(logits[name].shape) for name, part in zip(logits, parts, strict=True)}
-    full = {name: patterns[name] | expand_tiles(tiles[name], first.tile) for name in masks}
+        tiles = _choose(logits, masks, sparsity)
+    full = {name: pattern | expand_tiles(tiles[name], pattern.shape) for name, pattern in patterns.items()}
     return MaskSet(full, "hybrid", tiles, first.tile)
 
 
-def _largest(logits: Tensor, sparsity: float) -> Tensor:
-    chosen = torch.zeros_like(logits, dtype=torch.bool)
-    chosen[logits.argsort(descending=True, stable=True)[: dense_tile_budget(logits.numel(), sparsity)]] = True
-    return chosen
+def _choose(logits: dict[str, Tensor], masks: dict[str, LearnableMask], sparsity: float) -> dict[str, Tensor]:
+    """The dense tiles of some layers with one budget."""
+    # Tiles of a layer are equal; those of layers smaller than a tile are not.
+    counts = torch.tensor([value.numel() for value in logits.values()])
+    sizes = torch.tensor([masks[name].shape.numel() for name in logits]) // counts
+    flat = torch.cat([value.flatten() for value in logits.values()])
+    parts = largest_within_budget(flat, sizes.repeat_interleave(counts), sparsity).split(counts.tolist())
+    return {name: part.reshape(logits[name].shape) for name, part in zip(logits, parts, strict=True)}

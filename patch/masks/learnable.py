@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from patch.masks.tile import sum_tiles, tile_grid
+from patch.masks.tile import by_tile, sum_tiles
 
 # Which of four weights each pattern keeps, in the order of the logits.
 PATTERNS = torch.tensor(
@@ -87,18 +87,12 @@ def _pattern(weight: Tensor, probabilities: Tensor | None, frozen: Tensor | None
     return (PATTERNS.T.to(weight.device) @ _choice(probabilities, hard)).T.contiguous().view(weight.shape)
 
 
-def _by_tile(matrix: Tensor, tile: int) -> Tensor:
-    """View `[out, in]` as `[out / tile, tile, in / tile, tile]`, which `[out / tile, 1, in / tile, 1]` fits."""
-    rows, columns = tile_grid(matrix.shape, tile)
-    return matrix.view(rows, tile, columns, tile)
-
-
 def _full_mask(pattern: Tensor, shares: Tensor | None, tile: int | None) -> Tensor:
     """`t + (1 - t) * pattern`, `[out, in]`."""
     if shares is None:
         return pattern
     dense = shares[:, None, :, None]
-    return _by_tile(pattern, tile).mul(1 - dense).add_(dense).view(pattern.shape)
+    return by_tile(pattern, tile).mul(1 - dense).add_(dense).view(pattern.shape)
 
 
 class _MaskedWeight(torch.autograd.Function):
@@ -127,7 +121,7 @@ class _MaskedWeight(torch.autograd.Function):
         grad_shares = grad_logits = None
         if shares is not None:
             grad_shares = sum_tiles(grad_mask * (1 - pattern), ctx.tile)
-            _by_tile(grad_mask, ctx.tile).mul_(1 - shares[:, None, :, None])
+            by_tile(grad_mask, ctx.tile).mul_(1 - shares[:, None, :, None])
         if probabilities is not None:
             grad = PATTERNS.to(weight.device) @ grad_mask.view(-1, 4).T
             grad -= (grad * probabilities).sum(0)

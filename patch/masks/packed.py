@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,26 @@ from patch.masks.tile import expand_tiles, tile_grid
 FORMAT = "patch-mask-1"
 
 
+class PackedMasks(Mapping[str, Tensor]):
+    """Layer name -> `[out, in]` bool, kept as one bit a weight: a model's masks are large while they are made."""
+
+    def __init__(self) -> None:
+        self._bits: dict[str, tuple[Tensor, torch.Size]] = {}
+
+    def __setitem__(self, name: str, mask: Tensor) -> None:
+        self._bits[name] = (_pack(mask), mask.shape)
+
+    def __getitem__(self, name: str) -> Tensor:
+        bits, shape = self._bits[name]
+        return _unpack(bits, list(shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+
 @dataclass
 class MaskSet:
     """The masks of a model.
@@ -27,12 +48,12 @@ class MaskSet:
     Attributes:
         masks: layer name -> `[out, in]` bool, True = keep.
         pattern: `N:M`, `unstructured` or `hybrid` (2:4 outside the dense tiles).
-        tiles: for `hybrid`, layer name -> `[out / tile, in / tile]` bool, True = dense.
+        tiles: for `hybrid`, layer name -> `[tiles along out, tiles along in]` bool, True = dense.
         tile: side of a tile, or None.
         header: what else is known: model, method, seed, digest of the settings, cost.
     """
 
-    masks: dict[str, Tensor]
+    masks: Mapping[str, Tensor]
     pattern: str
     tiles: dict[str, Tensor] = field(default_factory=dict)
     tile: int | None = None
@@ -41,8 +62,8 @@ class MaskSet:
     @property
     def sparsity(self) -> float:
         """Share of zeros over all layers."""
-        kept = sum(int(mask.sum()) for mask in self.masks.values())
-        return 1 - kept / sum(mask.numel() for mask in self.masks.values())
+        counts = [(int(mask.sum()), mask.numel()) for mask in self.masks.values()]
+        return 1 - sum(kept for kept, _ in counts) / sum(size for _, size in counts)
 
     def density(self) -> dict[str, float]:
         """Kept share by layer."""
@@ -60,7 +81,7 @@ class MaskSet:
             pattern = NM(2, 4) if self.pattern == "hybrid" else NM(*map(int, self.pattern.split(":")))
             good = obeys(mask, pattern)
             if self.pattern == "hybrid":
-                dense = expand_tiles(self.tiles[name], self.tile)
+                dense = expand_tiles(self.tiles[name], mask.shape)
                 good |= dense[:, :: pattern.m]
                 if not mask[dense].all():
                     raise InputError(f"mask of {name}: a tile that is marked dense has zeros")
@@ -159,13 +180,13 @@ def _assemble(path: Path | str, description: dict[str, Any], tensors: dict[str, 
     return MaskSet(masks, pattern, tiles, tile, description)
 
 
-def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Linear]:
+def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Module]:
     """Check that ``masks`` are of ``model``; returns its prunable layers.
 
     Raises:
         InputError: a layer or a shape does not match.
     """
-    from patch.models import prunable_linears
+    from patch.models import prunable_linears, weight_matrix
 
     linears = prunable_linears(model)
     if set(linears) != set(masks.masks):
@@ -174,11 +195,9 @@ def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Li
             f"the masks are of another model: layer {odd} is only in {'the model' if odd in linears else 'the masks'}"
         )
     for name, linear in linears.items():
-        mask = masks.masks[name]
-        if mask.shape != linear.weight.shape:
-            raise InputError(
-                f"the masks are of another model: {name} is {list(linear.weight.shape)}, its mask {list(mask.shape)}"
-            )
+        mask, shape = masks.masks[name], weight_matrix(linear).shape
+        if mask.shape != shape:
+            raise InputError(f"the masks are of another model: {name} is {list(shape)}, its mask {list(mask.shape)}")
     return linears
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from patch.masks.learnable import PATTERNS
-from patch.masks.tile import dense_tile_budget, sum_tiles
+from patch.masks.tile import dense_tile_budget, sum_tiles, tile_grid
 
 
 def pattern_logits(
@@ -52,9 +52,9 @@ def tile_logits(
         generator: CPU generator of the noise.
 
     Returns:
-        `[out / tile, in / tile]` fp32.
+        `[tiles along out, tiles along in]` fp32.
     """
-    logits = torch.randn(shape[0] // tile, shape[1] // tile, generator=generator) * std
+    logits = torch.randn(tile_grid(shape, tile), generator=generator) * std
     if prior is not None:
         share = sum_tiles(prior.float(), tile).flatten()
         dense = torch.zeros_like(share, dtype=torch.bool)

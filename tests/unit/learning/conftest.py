@@ -22,8 +22,8 @@ from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.masks.nm import NM, Unstructured, nm_mask
 from patch.masks.packed import MaskSet
-from patch.models import prunable_linears
-from patch.pruning import magnitude
+from patch.models import prunable_linears, weight_matrix
+from patch.pruning.magnitude import magnitude
 
 # What a clock decides.
 TIMES = ("seconds", "tokens_per_second")
@@ -53,7 +53,7 @@ def priors() -> Callable[[torch.nn.Module, float], dict[str, dict[str, torch.Ten
     """A function: a model's pattern and tile priors and frozen masks, as `learn` takes them."""
 
     def make(model: torch.nn.Module, sparsity: float) -> dict[str, dict[str, torch.Tensor]]:
-        weights = {name: linear.weight for name, linear in prunable_linears(model).items()}
+        weights = {name: weight_matrix(linear) for name, linear in prunable_linears(model).items()}
         generator = torch.Generator().manual_seed(42)
         return {
             "pattern_prior": {name: magnitude(weight, NM(2, 4)) for name, weight in weights.items()},
@@ -80,18 +80,19 @@ def run_learning(
         seed: int = 0,
         model: torch.nn.Module | None = None,
         upstream: str = "",
+        tile: int = 4,
         **changes: Any,
     ) -> tuple[MaskSet, list[dict[str, Any]]]:
         model = model or tiny_model()
-        tile = None if method == "maskllm" else 4
+        hybrid = method != "maskllm"
         curve = tmp_path / f"{folder}.jsonl"
         masks = learn(
             model,
             method,
             windows(10),
             learning_settings(**changes),
-            0.5 if tile is None else sparsity,
-            tile,
+            sparsity if hybrid else 0.5,
+            tile if hybrid else None,
             seed,
             folder=tmp_path / folder,
             curve=curve,

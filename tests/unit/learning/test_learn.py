@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from patch.masks import learnable
 from patch.masks.nm import NM
-from patch.models import prunable_linears
-from patch.pruning import magnitude
+from patch.models import prunable_linears, weight_matrix
+from patch.pruning.magnitude import magnitude
 
 # The package's function of the same name hides nothing: the module itself is needed to change what it calls.
 learn_module = importlib.import_module("patch.learning.learn")
@@ -168,7 +168,51 @@ def test_patch_joint_meets_its_target(target: str, run_learning: Callable) -> No
     assert masks.sparsity == pytest.approx(0.35, abs=0.03 if target == "layer" else 0.001)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen3"])
+def test_other_families(family: str, method: str, run_learning: Callable, tiny_model: Callable, recorded: list) -> None:
+    """Transposed weights, biases, learned positions: masks are of the `[out, in]` matrix, and gradients reach all."""
+    masks, curve = run_learning(method, 0.35, model=tiny_model(family), steps=2)
+    masks.verify()
+    shapes = {name: weight_matrix(linear).shape for name, linear in prunable_linears(tiny_model(family)).items()}
+    assert {name: mask.shape for name, mask in masks.masks.items()} == shapes
+    assert all(line["loss"] is not None for line in curve)
+    assert all(bool(gradient.abs().sum() > 0) for _, gradient in recorded[0])
+
+
+def test_a_transposed_weight_is_masked_like_a_plain_one(tiny_model: Callable, run_learning: Callable) -> None:
+    """GPT-2 with its layers replaced by ordinary ones, of the same weights, learns the same masks."""
+    masks, curve = run_learning(model=tiny_model("gpt2"), folder="transposed")
+    model = tiny_model("gpt2")
+    for name, linear in prunable_linears(model).items():
+        parent, _, child = name.rpartition(".")
+        plain = nn.Linear(*reversed(weight_matrix(linear).shape)).requires_grad_(False)
+        plain.weight.copy_(weight_matrix(linear))
+        plain.bias.copy_(linear.bias)
+        setattr(model.get_submodule(parent), child, plain)
+    expected, expected_curve = run_learning(model=model, folder="plain")
+    assert all(torch.equal(mask, expected.masks[name]) for name, mask in masks.masks.items())
+    assert [line["loss"] for line in curve] == pytest.approx([line["loss"] for line in expected_curve], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["patch-joint", "patch-tile"])
+@pytest.mark.parametrize("tile", [24, 2**20])
+def test_tiles_up_to_the_whole_matrix(tile: int, method: str, run_learning: Callable, tiny_model: Callable) -> None:
+    """With one tile a layer, whole layers stay dense, as many as bring the model nearest to its target."""
+    masks, curve = run_learning(method, 0.35, tile=tile, model=tiny_model("llama"))
+    masks.verify()
+    shapes = {name: linear.weight.shape for name, linear in prunable_linears(tiny_model("llama")).items()}
+    for name, (rows, columns) in shapes.items():
+        assert masks.tiles[name].shape == (-(-rows // tile), -(-columns // tile))
+    if tile > 48:
+        assert set(masks.density().values()) == {0.5, 1.0}
+    largest = max(min(rows, tile) * min(columns, tile) for rows, columns in shapes.values())
+    total = sum(rows * columns for rows, columns in shapes.values())
+    assert masks.sparsity == pytest.approx(0.35, abs=0.25 * largest / total)
+    assert 0.5 <= curve[0]["density"] <= 1
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3_text", "gpt2"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_model_comes_back_unchanged(
     family: str, checkpointing: bool, run_learning: Callable, tiny_model: Callable
@@ -182,7 +226,9 @@ def test_model_comes_back_unchanged(
     for name, parameter in after.items():
         assert parameter is parameters[name] and torch.equal(parameter, fresh[name])
         assert not parameter.requires_grad and parameter.grad is None
-    assert all(type(module) is nn.Linear for module in prunable_linears(model).values())
+    assert [type(m) for m in prunable_linears(model).values()] == [
+        type(m) for m in prunable_linears(tiny_model(family)).values()
+    ]
 
 
 def test_gradient_checkpointing_changes_nothing(recorded: list, run_learning: Callable) -> None:

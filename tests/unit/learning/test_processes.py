@@ -73,6 +73,20 @@ def test_any_number_of_processes_learns_the_same(
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_balance_of_loss_and_regularisers_is_that_of_one_process(
+    method: str, in_processes: Callable, run_learning: Callable
+) -> None:
+    """Four accumulations in one process, and one in each of four: every part of the loss is the same."""
+    options = {"batch_size": 4, "micro_batch_size": 1, "steps": 3, "sparsity_reg": 7.0, "weight_reg": 10.0}
+    _, curve = run_learning(method, folder="accumulated", **options)
+    for _, found in in_processes(4, lambda rank: run_learning(method, folder="shared", **options)):
+        assert len(found) == len(curve) == 3
+        for line, expected in zip(found, curve, strict=True):
+            for part in ("loss", "cross_entropy", "density", "kept_norm"):
+                assert line[part] == pytest.approx(expected[part], rel=1e-5), part
+
+
 def test_micro_batches_that_cannot_be_shared(in_processes: Callable, run_learning: Callable) -> None:
     results = in_processes(2, lambda rank: run_learning(batch_size=6))
     for error in results:
@@ -139,13 +153,13 @@ def test_all_resume_from_what_the_first_finds_good(
 def test_a_loss_that_is_not_finite_in_one_stops_all(
     value: float, spoiled: int, in_processes: Callable, run_learning: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = learn_module._cross_entropy, []
+    real, calls = learn_module.cross_entropy, []
 
     def spoil(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return real(model, tokens) * (value if len(calls) > 3 and distributed.rank() == spoiled else 1)
 
-    monkeypatch.setattr(learn_module, "_cross_entropy", spoil)
+    monkeypatch.setattr(learn_module, "cross_entropy", spoil)
     results = in_processes(2, lambda rank: run_learning())
     assert all(isinstance(error, InputError) for error in results)
     assert len({str(error) for error in results}) == 1

@@ -137,13 +137,13 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(
 def test_a_loss_that_is_not_finite_names_the_step(
     value: float, run_learning: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = learn_module._cross_entropy, []
+    real, calls = learn_module.cross_entropy, []
 
     def spoiled(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return real(model, tokens) * (value if len(calls) > 6 else 1)
 
-    monkeypatch.setattr(learn_module, "_cross_entropy", spoiled)
+    monkeypatch.setattr(learn_module, "cross_entropy", spoiled)
     with pytest.raises(InputError, match="at step 3 of 5; lower the learning rate"):
         run_learning(checkpoint_minutes=OFTEN)
     newest = sorted((tmp_path / "run").glob("*.pt"))[-1]

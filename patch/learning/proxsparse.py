@@ -1,0 +1,159 @@
+"""Learn 2:4 masks by fine-tuning towards them: ProxSparse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from patch.config import Learning
+from patch.distributed import rank, sum_over_processes, world_size
+from patch.learning.loop import run_steps
+from patch.learning.objective import cross_entropy, recomputed_blocks
+from patch.learning.schedules import batch_indices
+from patch.masks.nm import NM, nm_mask, obeys
+from patch.masks.packed import MaskSet
+from patch.masks.proximal import proximal_two_four, triple_products
+from patch.models import prunable_linears, weight_matrix
+
+PATTERN = NM(2, 4)
+# The default of the trainer that the published code runs in.
+GRADIENT_NORM = 1.0
+
+
+def proxsparse(
+    model: nn.Module,
+    windows: np.ndarray,
+    settings: Learning,
+    seed: int = 0,
+    folder: Path | str = "checkpoints",
+    curve: Path | str = "curve.jsonl",
+    upstream: str = "",
+) -> MaskSet:
+    """Fine-tune a copy of a model, drawing each group of four towards two weights, and see which two are left.
+
+    All parameters are trained, in fp32 and without dropout, and after each optimizer step the blocks' linear layers
+    go through the proximal operator, whose strength does not follow the learning rate. Only the masks are kept.
+
+    Of several processes (`torch.distributed` is initialised) each does its share of every batch; all have the same
+    arguments and get the same masks, those of one process but for rounding.
+
+    Args:
+        model: causal language model; comes back with its own weights, frozen and in evaluation mode. Meanwhile they
+            are in host memory, and their fp32 copy in their place.
+        windows: `[count, seqlen]` token ids.
+        settings: of the run.
+        seed: of the order of the data.
+        folder: checkpoints; a run that was stopped goes on from there. Remove it when the masks are saved.
+        curve: JSON lines of the training curve.
+        upstream: digest of what the model and windows are made from; a checkpoint of others is not resumed.
+
+    Returns:
+        2:4 masks of the two largest of each fine-tuned group; among equals the later stays.
+
+    Raises:
+        InputError: the loss is not finite, a layer has no groups of four, or the processes cannot share a batch
+            evenly.
+
+    Source: ProxSparse (arXiv 2502.00258); its code trains in bf16.
+    """
+    identity = f"proxsparse {seed} {upstream} {settings.model_dump_json()}"
+    with _trainable_copy(model), recomputed_blocks(model, settings.gradient_checkpointing):
+        # Fused, it needs no memory beside its moments.
+        optimizer = torch.optim.AdamW(
+            model.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        run_steps(
+            settings.steps,
+            _step_function(model, windows, settings, seed, optimizer),
+            {"model": model, "optimizer": optimizer},
+            Path(folder),
+            identity,
+            Path(curve),
+            settings.checkpoint_minutes,
+            settings.log_every,
+            name="proxsparse",
+        )
+        weights = {name: weight_matrix(linear).detach() for name, linear in prunable_linears(model).items()}
+        return MaskSet({name: nm_mask(weight.abs(), PATTERN).cpu() for name, weight in weights.items()}, str(PATTERN))
+
+
+@contextmanager
+def _trainable_copy(model: nn.Module) -> Iterator[None]:
+    """Within the block, the parameters are trainable and hold fp32 copies; then, their own values again, frozen."""
+    model.eval()
+    parameters = list(model.parameters())
+    originals = []
+    try:
+        for parameter in parameters:
+            originals.append(parameter.data.cpu())
+            parameter.data = parameter.data.to(torch.float32, copy=True)
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        model.requires_grad_(False)
+        for parameter, original in zip(parameters, originals, strict=False):
+            parameter.grad = None
+            parameter.data = original.to(parameter.device)
+
+
+def _step_function(
+    model: nn.Module, windows: np.ndarray, settings: Learning, seed: int, optimizer: torch.optim.Optimizer
+) -> Callable[[int], dict[str, float | None]]:
+    parameters, linears = list(model.parameters()), list(prunable_linears(model).values())
+    device = parameters[0].device
+    micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
+
+    def step_fn(step: int) -> dict[str, float | None]:
+        started = time.monotonic()
+        rate = settings.lr * linear_rate(step, settings.steps, settings.warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
+        total = torch.zeros((), device=device)
+        for index in mine:
+            tokens = torch.as_tensor(windows[rows[index]].astype(np.int64), device=device)
+            loss = cross_entropy(model, tokens) / micro_batches
+            loss.backward()
+            total += loss.detach()
+        sum_over_processes(parameter.grad for parameter in parameters if parameter.grad is not None)
+        sum_over_processes([total])
+        nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+        optimizer.step()
+        penalty, sparse_groups = _shrink(linears, settings.prox_strength)
+        return {
+            "loss": total.item(),
+            "penalty": penalty,
+            "sparse_groups": sparse_groups,
+            "lr": rate,
+            "tokens_per_second": round(rows.size * windows.shape[1] / (time.monotonic() - started)),
+        }
+
+    return step_fn
+
+
+def linear_rate(step: int, steps: int, warmup: int) -> float:
+    """Factor of the peak learning rate: linear warm-up, then linear decay to zero at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (steps - step) / max(1, steps - warmup)
+
+
+@torch.no_grad()
+def _shrink(linears: list[nn.Module], strength: float) -> tuple[float, float]:
+    """Put the weights through the proximal operator; the mean of its regulariser over groups, the share 2:4."""
+    penalties, sparse, groups = [], [], 0
+    for linear in linears:
+        matrix = weight_matrix(linear)
+        matrix.copy_(proximal_two_four(matrix, strength))
+        products = triple_products(matrix)
+        penalties.append(products.sum(dtype=torch.float64))
+        sparse.append(obeys(matrix != 0, PATTERN).sum())
+        groups += products.numel()
+    return (torch.stack(penalties).sum() / groups).item(), (torch.stack(sparse).sum() / groups).item()

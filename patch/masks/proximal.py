@@ -1,0 +1,146 @@
+"""ProxSparse's regulariser, which is zero where a group of four is 2:4, and its proximal operator.
+
+The published solver takes every group through up to a hundred alternating sweeps, twice. Here groups are told apart by
+their largest weight times the strength: where that is small, as nearly everywhere in a language model, there is one
+minimum and a few sweeps are enough; where it is large, two weights stay; between, the candidates are compared. How many
+sweeps a group gets depends on nothing but the group, so its result does not depend on its neighbours either.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from patch.errors import InputError
+from patch.masks.nm import groups
+
+# Largest weight times strength, and the sweeps that suffice for all bits of fp32 but the last. Up to 1/6 the matrix of
+# second derivatives is diagonally dominant between zero and the group itself, where all minima lie: there is one.
+SMALL, SMALL_SWEEPS = 1 / 32, 5
+CONVEX, CONVEX_SWEEPS = 1 / 6, 12
+# For the two largest weights times the strength, a and b: four weights are a minimum only where a + b <= 1, and three
+# are better than two only where a^2 + b^2 <= 1. The largest of such a group, a + the products, is 5/4 at most.
+LARGEST = 1.25
+# Between: steps in which a group grows to its size, then rounds of so many sweeps until it moves by less than a part.
+GROWTH, ROUNDS, ROUND, STILL = 8, 25, 8, 1e-7
+# Groups at a time: what a core's cache holds; what keeps a GPU busy.
+CHUNK, GPU_CHUNK = 1 << 16, 1 << 22
+
+
+@torch.no_grad()
+def proximal_two_four(weight: Tensor, strength: float) -> Tensor:
+    """The w that minimises `1/2 ||w - weight||^2 + strength * R(w)`, R being the sum of `triple_products`.
+
+    It is the global minimum up to fp32, as far as searches can tell, also in groups where the published alternation
+    from zero ends in a worse one. Of equal minima the sparser is taken; of equal weights, only one of which can stay,
+    the later. NaN spreads within its group.
+
+    Args:
+        weight: `[out, in]`, any float type and strides.
+        strength: lambda; if it is above 1.25 over a group's largest weight, exactly the two largest stay.
+
+    Returns:
+        `[out, in]`, new and contiguous, of the same type; computed in fp32.
+
+    Raises:
+        InputError: 4 does not divide `in`, or the strength is negative or not finite.
+
+    Source: ProxSparse (arXiv 2502.00258) but for how the minimum is found.
+    """
+    if not 0 <= strength < math.inf:
+        raise InputError(f"the strength of the proximal operator is {strength}; use a finite one of at least 0")
+    result = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    count = GPU_CHUNK if weight.is_cuda else CHUNK * torch.get_num_threads()
+    rows = max(1, 4 * count // max(1, weight.shape[1]))
+    for part, done in zip(weight.split(rows), result.split(rows), strict=True):
+        group = groups(part, 4).flatten(0, 1).float()
+        # `[4, groups]`: every operation then runs along contiguous memory.
+        size = torch.abs(group.T, out=group.new_empty(4, len(group)))
+        groups(done, 4).flatten(0, 1).copy_(torch.copysign(_shrink(size, strength).T, group))
+    return result
+
+
+def triple_products(weight: Tensor) -> Tensor:
+    """What the regulariser sums: of each group of four, the four products of three of its absolute values.
+
+    Args:
+        weight: `[out, in]`, any float type.
+
+    Returns:
+        `[out, in / 4]` fp32, their sum; zero where at most two weights are not.
+
+    Raises:
+        InputError: 4 does not divide `in`.
+    """
+    return _triples(*groups(weight, 4).float().abs().unbind(-1))
+
+
+def _triples(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return a * b * (c + d) + c * d * (a + b)
+
+
+def _shrink(size: Tensor, strength: float) -> Tensor:
+    """The minimum for `[4, n]` fp32 absolute values."""
+    largest = size.amax(0) * strength
+    result = _sweep(size.clone(), size, strength, SMALL_SWEEPS)
+    # A group with NaN is in neither.
+    some, many = ((largest > SMALL) & (largest <= CONVEX)).nonzero()[:, 0], (largest > CONVEX).nonzero()[:, 0]
+    if len(some):
+        part = size[:, some]
+        result[:, some] = _sweep(part.clone(), part, strength, CONVEX_SWEEPS)
+    if len(many):
+        result[:, many] = _choose(size[:, many], strength)
+    return result
+
+
+def _sweep(w: Tensor, z: Tensor, strength: float, count: int) -> Tensor:
+    """Minimise over each row of ``w`` in turn, in place, ``count`` times; both are `[4, n]`."""
+    w_rows, z_rows = w.unbind(), z.unbind()
+    pair, reach, loss = torch.empty_like(z[:3]).unbind()
+    for _ in range(count):
+        for i, j, others in ((2, 3, ((0, 1), (1, 0))), (0, 1, ((2, 3), (3, 2)))):
+            torch.mul(w_rows[i], w_rows[j], out=pair).mul_(strength)
+            torch.add(w_rows[i], w_rows[j], out=reach).mul_(strength)
+            for one, other in others:
+                # No fused multiply-add: at the ends of rows, without vectors, it might round otherwise.
+                torch.mul(w_rows[other], reach, out=loss).add_(pair)
+                torch.sub(z_rows[one], loss, out=w_rows[one]).clamp_(min=0)
+    return w
+
+
+def _choose(size: Tensor, strength: float) -> Tensor:
+    """The best of the minima with two, three and four weights, for `[4, n]`."""
+    z, order = size.flip(0).sort(dim=0, descending=True, stable=True)
+    best = torch.cat([z[:2], torch.zeros_like(z[2:])])
+    left = (z[0] * strength <= LARGEST).nonzero()[:, 0]
+    if len(left):
+        z = z[:, left]
+        three = torch.cat([z[:3], torch.zeros_like(z[3:])])
+        grown = _grow(torch.cat([three, z], dim=1), strength).unflatten(1, (2, -1))
+        found = torch.cat([best[:, None, left], grown], dim=1)
+        a, b, c, d = (found - z[:, None]).square()
+        objective = (a + b + c + d) / 2 + strength * _triples(*found)
+        best[:, left] = found.gather(1, objective.argmin(0).expand(4, 1, -1))[:, 0]
+    return torch.empty_like(best).scatter_(0, 3 - order, best)
+
+
+def _grow(z: Tensor, strength: float) -> Tensor:
+    """The local minimum that groups in descending order, `[4, n]`, keep while they grow from zero to ``z``.
+
+    Close to zero there is one, and as long as it stays one it moves without a jump, so that a sweep for each step of
+    growth keeps up with it. From zero, or from ``z``, sweeps at the full size may end in another.
+    """
+    w = torch.zeros_like(z)
+    for step in range(1, GROWTH):
+        _sweep(w, z * (step / GROWTH), strength, 1)
+    left = torch.arange(z.shape[1], device=z.device)
+    for _ in range(ROUNDS):
+        target = z[:, left]
+        before = _sweep(w[:, left], target, strength, ROUND - 1)
+        w[:, left] = after = _sweep(before.clone(), target, strength, 1)
+        left = left[(after - before).abs().amax(0) > STILL * target[0]]
+        if not len(left):
+            break
+    return w
