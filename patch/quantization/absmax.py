@@ -1,0 +1,96 @@
+"""Group AbsMax quantisation: the largest weight of every group sets the step of its grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from patch.errors import InputError
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight matrix as integers.
+
+    Attributes:
+        codes: `[out, in]` int8, within `-2^(bits-1) .. 2^(bits-1) - 1`.
+        scales: `[out, ceil(in / group_size)]` fp32, the steps; positive.
+        bits: width of a code.
+        group_size: weights along `in` that share a step; the last group of a row may be shorter.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+    group_size: int
+
+    def dequantize(self) -> Tensor:
+        """`codes * scales`, `[out, in]` fp32; where the code is 0, exactly 0."""
+        columns = self.codes.shape[1]
+        steps = self.scales.repeat_interleave(min(self.group_size, columns), dim=1)[:, :columns]
+        return self.codes * steps
+
+
+def group_count(columns: int, group_size: int) -> int:
+    """Groups in a row of ``columns`` weights."""
+    return -(-columns // group_size)
+
+
+def check_grid(bits: int, group_size: int) -> None:
+    """Check the two numbers that describe a grid.
+
+    Raises:
+        InputError: ``bits`` is not within 2 to 8, or ``group_size`` is below 1.
+    """
+    if not 2 <= bits <= 8:
+        raise InputError(f"quantisation: bits is {bits}; use 2 to 8")
+    if group_size < 1:
+        raise InputError(f"quantisation: group_size is {group_size}; use 1 or more, such as 128")
+
+
+def quantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Quantized:
+    """Symmetric quantisation, `round(w / scale)` with `scale = max |w| / (2^(bits-1) - 1)` of the group.
+
+    Half a step rounds to the even code. A group whose scale is below the normal range of fp32 becomes zeros.
+
+    Args:
+        weight: `[out, in]`, any float type.
+        bits: 2 to 8.
+        group_size: consecutive weights of a row that share a scale.
+
+    Returns:
+        Codes and scales on the weight's device. The error of a weight is at most half a step.
+
+    Raises:
+        InputError: ``bits`` or ``group_size`` is out of range, or a weight is not finite.
+    """
+    check_grid(bits, group_size)
+    rows, columns = weight.shape
+    weight = weight.float()
+    if not weight.isfinite().all():
+        row, column = (~weight.isfinite()).nonzero()[0].tolist()
+        raise InputError(
+            f"quantisation: the weight at row {row}, column {column} is {weight[row, column].item()}; "
+            "all must be finite"
+        )
+    size = min(group_size, columns)
+    # The zeros that fill up the last group change neither its maximum nor, cut off below, anything else.
+    padded = F.pad(weight, (0, group_count(columns, size) * size - columns)).reshape(rows, -1, size)
+    largest = 2 ** (bits - 1) - 1
+    scales = padded.abs().amax(dim=-1) / largest
+    # Subnormal steps are too coarse for the error bound, and are zero where denormals are flushed.
+    scales = torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 1.0)
+    codes = (padded / scales.unsqueeze(-1)).round().clamp(-largest - 1, largest)
+    return Quantized(codes.to(torch.int8).reshape(rows, -1)[:, :columns].contiguous(), scales, bits, group_size)
+
+
+def quantize_dequantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Tensor:
+    """The weights that `quantize` stands for, `[out, in]` fp32.
+
+    Raises:
+        InputError: as `quantize`.
+    """
+    return quantize(weight, bits, group_size).dequantize()

@@ -1,0 +1,171 @@
+"""Quantise a model's prunable layers in place, and give them low-rank adapters beside their sparse weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from patch.calibration import InputStatistics
+from patch.config import Quantization
+from patch.errors import InputError
+from patch.models import prunable_linears, weight_matrix
+from patch.quantization.absmax import Quantized, quantize
+from patch.quantization.slim_lora import Adapter, adapter_rank, saliency, slim_lora
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """What stands in for a layer's weight: `weight.dequantize()`, plus the adapter if there is one."""
+
+    weight: Quantized
+    adapter: Adapter | None = None
+
+
+@torch.no_grad()
+def quantize_model(model: nn.Module, bits: int = 4, group_size: int = 128) -> dict[str, QuantizedLayer]:
+    """Quantise the weights of a pruned model in place, without compensation; zeros stay zeros.
+
+    Returns:
+        Layer name -> its codes, on the CPU.
+
+    Raises:
+        InputError: as `quantize`; the layers before the one at fault are changed.
+    """
+    layers: dict[str, QuantizedLayer] = {}
+    for name, linear in prunable_linears(model).items():
+        with _about(name):
+            layer = QuantizedLayer(quantize(weight_matrix(linear), bits, group_size))
+        _place(linear, layer)
+        layers[name] = _on_cpu(layer)
+    return layers
+
+
+@torch.no_grad()
+def compensate_block(
+    linears: Mapping[str, nn.Module],
+    statistics: Mapping[str, InputStatistics],
+    pruned: Callable[[str, Tensor], Tensor],
+    settings: Quantization,
+) -> dict[str, QuantizedLayer]:
+    """Prune, quantise and compensate the layers of a block in place.
+
+    For `patch.calibration.walk_blocks`, which gives the layers and their statistics block by block.
+
+    Args:
+        linears: the block's linear layers with their original weights, by name.
+        statistics: of their inputs, by name.
+        pruned: a layer's pruned `[out, in]` weight, from its name and its original weight, which it must not change.
+        settings: of the quantisation and the adapters.
+
+    Returns:
+        Layer name -> codes and an adapter in the layer's dtype, on the CPU.
+
+    Raises:
+        InputError: as `compensate_layer`; the layers before the one at fault are changed.
+    """
+    layers: dict[str, QuantizedLayer] = {}
+    for name, linear in linears.items():
+        weight = weight_matrix(linear)
+        with _about(name):
+            layer = compensate_layer(weight, pruned(name, weight), statistics[name], settings)
+        _place(linear, layer)
+        layers[name] = _on_cpu(layer)
+    return layers
+
+
+def compensate_layer(
+    original: Tensor, pruned: Tensor, statistics: InputStatistics, settings: Quantization
+) -> QuantizedLayer:
+    """Quantise a pruned weight, and fit an adapter to the error of both steps.
+
+    Args:
+        original: `[out, in]`, the weight before pruning.
+        pruned: `[out, in]`, with zeros where it is pruned; possibly updated elsewhere.
+        statistics: of the layer's input.
+        settings: of the quantisation and the adapter.
+
+    Returns:
+        The layer, its adapter in the dtype of ``original``; without one if the rank comes out as 0.
+
+    Raises:
+        InputError: as `quantize`, `saliency` and `adapter_rank`.
+    """
+    weight = quantize(pruned, settings.bits, settings.group_size)
+    if not adapter_rank(*original.shape, settings.rank_ratio):
+        return QuantizedLayer(weight)
+    adapter = slim_lora(original, weight.dequantize(), saliency(statistics), settings.rank_ratio)
+    if settings.quantize_adapters:
+        adapter = adapter.quantized(settings.bits, settings.group_size)
+    return QuantizedLayer(weight, adapter.cast(original.dtype))
+
+
+@torch.no_grad()
+def apply_layers(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
+    """Set the weights and adapters of ``model``; adapters that it had before are gone.
+
+    Raises:
+        InputError: the layers are of another model; nothing is changed.
+    """
+    linears = prunable_linears(model)
+    if set(linears) != set(layers):
+        odd = sorted(set(linears) ^ set(layers))[0]
+        where = "the model" if odd in linears else "the quantised layers"
+        raise InputError(f"the quantised layers are of another model: layer {odd} is only in {where}")
+    for name, linear in linears.items():
+        shape, codes = list(weight_matrix(linear).shape), list(layers[name].weight.codes.shape)
+        if shape != codes:
+            raise InputError(f"the quantised layers are of another model: {name} is {shape}, its codes {codes}")
+    for name, linear in linears.items():
+        _place(linear, layers[name])
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Have the error of bad input say which layer it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"layer {name}: {error}") from None
+
+
+def _on_cpu(layer: QuantizedLayer) -> QuantizedLayer:
+    weight, adapter = layer.weight, layer.adapter
+    codes = Quantized(weight.codes.cpu(), weight.scales.cpu(), weight.bits, weight.group_size)
+    return QuantizedLayer(codes, adapter and Adapter(adapter.left.cpu(), adapter.right.cpu()))
+
+
+def _place(linear: nn.Module, layer: QuantizedLayer) -> None:
+    weight_matrix(linear).copy_(layer.weight.dequantize())
+    detach_adapter(linear)
+    if layer.adapter is not None:
+        attach_adapter(linear, layer.adapter)
+
+
+def attach_adapter(linear: nn.Module, adapter: Adapter) -> None:
+    """Have a linear layer add `x @ right.T @ left.T` to its output.
+
+    The factors are frozen parameters of the layer itself, `adapter_left` and `adapter_right`: they follow it to
+    other devices, its weight stays as sparse as it is, and no further linear layer shows up in the model.
+    """
+    detach_adapter(linear)
+    weight = linear.weight
+    for side, factor in (("left", adapter.left), ("right", adapter.right)):
+        value = factor.to(weight.device, weight.dtype, copy=True)
+        linear.register_parameter(f"adapter_{side}", nn.Parameter(value, requires_grad=False))
+    linear.adapter_hook = linear.register_forward_hook(_add_adapter)
+
+
+def detach_adapter(linear: nn.Module) -> None:
+    """Undo `attach_adapter`; a layer without an adapter stays as it is."""
+    if hasattr(linear, "adapter_hook"):
+        linear.adapter_hook.remove()
+        del linear.adapter_hook, linear.adapter_left, linear.adapter_right
+
+
+def _add_adapter(linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output + F.linear(F.linear(inputs[0], linear.adapter_right), linear.adapter_left)

@@ -1,0 +1,128 @@
+"""SLiM-LoRA (Mozaffari et al., 2024, arXiv 2410.09615): low-rank adapters for what compression took away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patch.calibration import InputStatistics
+from patch.errors import InputError
+from patch.quantization.absmax import quantize_dequantize
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank matrix, `left @ right`, that is added to a weight.
+
+    Attributes:
+        left: `[out, rank]`.
+        right: `[rank, in]`, of the same dtype.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Columns of ``left``, rows of ``right``."""
+        return self.left.shape[1]
+
+    def dense(self) -> Tensor:
+        """`left @ right`, `[out, in]`."""
+        return self.left @ self.right
+
+    def cast(self, dtype: torch.dtype) -> Adapter:
+        """The same adapter in another dtype."""
+        return Adapter(self.left.to(dtype), self.right.to(dtype))
+
+    def quantized(self, bits: int, group_size: int) -> Adapter:
+        """Both factors rounded to the group AbsMax grid, fp32; the groups run along `out` and along `in`.
+
+        So a group lies within one component of the low-rank matrix, whatever the sizes of the others.
+
+        Raises:
+            InputError: as `quantize`.
+        """
+        left = quantize_dequantize(self.left.T, bits, group_size).T.contiguous()
+        return Adapter(left, quantize_dequantize(self.right, bits, group_size))
+
+
+def adapter_rank(rows: int, columns: int, rank_ratio: float) -> int:
+    """`rank_ratio` of the smaller side of a layer, rounded down.
+
+    Raises:
+        InputError: the ratio is not within 0 to 1.
+    """
+    if not 0 <= rank_ratio <= 1:
+        raise InputError(f"low-rank adapters: rank_ratio is {rank_ratio}; use 0 to 1, such as 0.1")
+    return int(rank_ratio * min(rows, columns))
+
+
+def saliency(statistics: InputStatistics) -> Tensor:
+    """How loud each input channel is: Wanda's norm, plus its smallest positive value so that none is zero.
+
+    Returns:
+        `[in]` fp64, positive; ones if the layer's input was always zero.
+
+    Raises:
+        InputError: the statistics are not finite.
+    """
+    norms = (statistics.squares.double() / statistics.sequences).sqrt()
+    if not norms.isfinite().all():
+        channel = int((~norms.isfinite()).nonzero()[0])
+        raise InputError(
+            f"low-rank adapters: the norm of input channel {channel} is {norms[channel].item()}; "
+            "the calibration data must give finite activations"
+        )
+    positive = norms[norms > 0]
+    return norms + positive.min() if positive.numel() else torch.ones_like(norms)
+
+
+def slim_lora(original: Tensor, compressed: Tensor, channels: Tensor, rank_ratio: float = 0.1) -> Adapter:
+    """The adapter of its rank that brings ``compressed`` closest to ``original``.
+
+    Closest in the norm `||(original - compressed - left @ right) @ diag(channels)||_F`, by the leading singular
+    vectors of the error whose columns are scaled by ``channels``.
+
+    Args:
+        original: `[out, in]`, the weight before pruning, any float type.
+        compressed: `[out, in]`, the pruned and quantised weight.
+        channels: `[in]`, positive, from `saliency`.
+        rank_ratio: rank over the smaller side; see `adapter_rank`.
+
+    Returns:
+        fp32 adapter; each component is split so that its column of ``left`` is as long as its row of ``right``.
+
+    Raises:
+        InputError: ``rank_ratio`` is out of range.
+    """
+    rank = adapter_rank(*original.shape, rank_ratio)
+    channels = channels.double()
+    error = (original.double() - compressed.double()) * channels
+    left, right = _best_factors(error, rank)
+    right = right / channels
+    # Saliencies span orders of magnitude, and fp16 does not: evenly split, both factors stay well within it.
+    split = (right.norm(dim=1) / left.norm(dim=0)).sqrt()
+    split = torch.where((split > 0) & split.isfinite(), split, 1.0)
+    return Adapter((left * split).float(), (right / split.unsqueeze(1)).float())
+
+
+def _best_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors `[out, rank]` and `[rank, in]` whose product is the truncated SVD of an fp64 ``matrix``.
+
+    From the eigenvectors of the smaller Gram matrix, which costs a fraction of an SVD. They square the condition
+    number, but the matrix is projected on them: an error of the subspace enters the distance in second order only.
+    """
+    rows, columns = matrix.shape
+    if rows <= columns:
+        basis = _leading_eigenvectors(matrix @ matrix.T, rank)
+        return basis, basis.T @ matrix
+    basis = _leading_eigenvectors(matrix.T @ matrix, rank)
+    return matrix @ basis, basis.T
+
+
+def _leading_eigenvectors(gram: Tensor, rank: int) -> Tensor:
+    # Eigenvalues come in ascending order.
+    return torch.linalg.eigh(gram).eigenvectors[:, gram.shape[0] - rank :]

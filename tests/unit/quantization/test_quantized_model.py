@@ -1,0 +1,199 @@
+"""Quantised models against models whose weights are put together by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from patch.calibration import InputStatistics
+from patch.config import Quantization
+from patch.errors import InputError
+from patch.masks.nm import NM, nm_mask
+from patch.models import prunable_linears, weight_matrix
+from patch.quantization.absmax import quantize_dequantize
+from patch.quantization.model import (
+    QuantizedLayer,
+    apply_layers,
+    compensate_layer,
+    detach_adapter,
+    quantize_model,
+)
+from patch.quantization.slim_lora import saliency, slim_lora
+
+FAMILIES = ["qwen2", "llama", "gemma3_text", "gpt2"]
+Models = Callable[..., nn.Module]
+Compress = Callable[..., dict[str, QuantizedLayer]]
+
+
+def logits(model: nn.Module, windows: np.ndarray) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.as_tensor(windows.astype(np.int64)), use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quantize_model_rounds_each_layer_and_keeps_the_pattern(family: str, any_model: Models) -> None:
+    model = any_model(family)
+    expected, masks = {}, {}
+    for name, linear in prunable_linears(model).items():
+        matrix = weight_matrix(linear)
+        masks[name] = nm_mask(matrix.abs(), NM(2, 4))
+        matrix.masked_fill_(~masks[name], 0)
+        expected[name] = quantize_dequantize(matrix, 4, 10)
+    layers = quantize_model(model, 4, 10)
+    assert list(layers) == list(prunable_linears(model))
+    for name, linear in prunable_linears(model).items():
+        assert torch.equal(weight_matrix(linear), expected[name])
+        assert torch.equal(layers[name].weight.dequantize(), expected[name])
+        assert layers[name].adapter is None
+        assert (weight_matrix(linear)[~masks[name]] == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_are_those_of_the_dense_sum(
+    family: str, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+) -> None:
+    model, reference = any_model(family), any_model(family)
+    names = list(prunable_linears(model))
+    layers = compensated(model)
+    assert list(layers) == names
+    assert list(prunable_linears(model)) == names
+    reference.double()
+    for name, linear in prunable_linears(reference).items():
+        layer = layers[name]
+        dense = layer.weight.dequantize().double()
+        dense += layer.adapter.left.double() @ layer.adapter.right.double()
+        weight_matrix(linear).copy_(dense)
+    expected = logits(reference, windows())
+    assert torch.allclose(logits(model, windows()).double(), expected, atol=1e-3)
+    assert torch.allclose(logits(model.double(), windows()), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weights_stay_sparse_beside_their_adapters(family: str, any_model: Models, compensated: Compress) -> None:
+    model = any_model(family)
+    masks = {name: nm_mask(weight_matrix(m).abs(), NM(2, 4)) for name, m in prunable_linears(model).items()}
+    compensated(model)
+    for name, linear in prunable_linears(model).items():
+        assert (weight_matrix(linear)[~masks[name]] == 0).all()
+        assert not linear.adapter_left.requires_grad
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_bring_the_outputs_closer(
+    family: str, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+) -> None:
+    expected = logits(any_model(family), windows())
+    errors = []
+    for ratio in (0.0, 0.25, 0.5, 1.0):
+        model = any_model(family)
+        compensated(model, Quantization(bits=4, group_size=10, rank_ratio=ratio))
+        errors.append(float((logits(model, windows()) - expected).norm()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3 * errors[0]
+
+
+def test_the_layers_of_a_block_are_fitted_to_their_inputs(any_model: Models, windows: Callable) -> None:
+    """The first layer's adapter, from statistics that plain hooks collect on the dense model."""
+    model = any_model()
+    name, linear = next(iter(prunable_linears(model).items()))
+    squares = torch.zeros(weight_matrix(linear).shape[1])
+
+    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        squares.add_(inputs[0].square().sum((0, 1)))
+
+    handle = linear.register_forward_pre_hook(add)
+    logits(model, windows())
+    handle.remove()
+    statistics = InputStatistics(squares, None, len(windows()))
+    weight = weight_matrix(linear).clone()
+    pruned = weight * nm_mask(weight.abs(), NM(2, 4))
+    settings = Quantization(bits=4, group_size=10, rank_ratio=0.25)
+    layer = compensate_layer(weight, pruned, statistics, settings)
+    assert torch.equal(layer.weight.dequantize(), quantize_dequantize(pruned, 4, 10))
+    expected = slim_lora(weight, quantize_dequantize(pruned, 4, 10), saliency(statistics), 0.25)
+    assert torch.equal(layer.adapter.dense(), expected.dense())
+    rounding = settings.model_copy(update={"quantize_adapters": True})
+    rounded = compensate_layer(weight, pruned, statistics, rounding)
+    assert torch.equal(rounded.adapter.left, expected.quantized(4, 10).left)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_get_adapters_of_their_dtype(
+    dtype: torch.dtype, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+) -> None:
+    model, full = any_model().to(dtype), any_model()
+    layers = compensated(model)
+    apply_layers(full, layers)
+    assert {layer.adapter.left.dtype for layer in layers.values()} == {dtype}
+    assert {linear.adapter_right.dtype for linear in prunable_linears(model).values()} == {dtype}
+    difference = logits(model, windows()).float() - logits(full, windows())
+    assert difference.norm() < 0.03 * logits(full, windows()).norm()
+
+
+def test_layers_of_rank_zero_have_no_adapter(any_model: Models, compensated: Compress) -> None:
+    model = any_model()
+    layers = compensated(model, Quantization(bits=4, group_size=10, rank_ratio=0.01))
+    assert all(layer.adapter is None for layer in layers.values())
+    assert not any(hasattr(linear, "adapter_left") for linear in prunable_linears(model).values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_applying_layers_gives_the_same_outputs_and_can_be_repeated(
+    family: str, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+) -> None:
+    model, other = any_model(family), any_model(family, seed=1)
+    with torch.no_grad():
+        # All that is not quantised is the same.
+        other.load_state_dict(model.state_dict())
+    layers = compensated(model)
+    expected = logits(model, windows())
+    for _ in range(2):
+        apply_layers(other, layers)
+        assert torch.equal(logits(other, windows()), expected)
+    assert torch.equal(logits(copy.deepcopy(other), windows()), expected)
+    for linear in prunable_linears(other).values():
+        detach_adapter(linear)
+    apply_layers(model, {name: QuantizedLayer(layer.weight) for name, layer in layers.items()})
+    assert torch.equal(logits(other, windows()), logits(model, windows()))
+    assert not torch.equal(logits(model, windows()), expected)
+    assert model.state_dict().keys() == any_model(family).state_dict().keys()
+
+
+def test_a_copy_can_lose_its_adapters_alone(
+    any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+) -> None:
+    model = any_model()
+    compensated(model)
+    expected = logits(model, windows())
+    twin = copy.deepcopy(model)
+    for linear in prunable_linears(twin).values():
+        detach_adapter(linear)
+    assert torch.equal(logits(model, windows()), expected)
+    assert not torch.equal(logits(twin, windows()), expected)
+
+
+def test_layers_of_another_model_are_refused(any_model: Models) -> None:
+    layers = quantize_model(any_model())
+    other = any_model("llama")
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(InputError, match="of another model: .* is \\[.*\\], its codes \\["):
+        apply_layers(other, layers)
+    with pytest.raises(InputError, match="only in the quantised layers"):
+        apply_layers(any_model("gpt2"), quantize_model(any_model("gpt2")) | {"zz": next(iter(layers.values()))})
+    layers.pop(name := next(iter(layers)))
+    with pytest.raises(InputError, match=f"layer {name} is only in the model"):
+        apply_layers(any_model(), layers)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
+def test_the_error_says_which_layer_is_not_finite(any_model: Models, compensated: Compress) -> None:
+    model = any_model()
+    name, linear = list(prunable_linears(model).items())[-1]
+    linear.weight[1, 2] = float("nan")
+    with pytest.raises(InputError, match=f"layer {name}: quantisation: the weight at row 1, column 2 is nan"):
+        quantize_model(model)

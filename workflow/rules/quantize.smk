@@ -1,0 +1,29 @@
+"""Low-bit weights after pruning.
+
+Inputs: a model, the mask and weights of a pruned cell, calibration windows for low-rank adapters. Outputs: packed
+weights and adapters, kept only until their cell is evaluated.
+"""
+
+
+rule quantize:
+    """Group AbsMax, without or with SLiM-LoRA."""
+    input:
+        unpack(lambda wildcards: PLAN.quantize_inputs(cell_of(wildcards))),
+    output:
+        layers=temp(f"{PLAN.layout.scratch}/quantized/{{model}}/{{quantized}}.safetensors"),
+    log:
+        f"{LOGS}/quantize/{{model}}/{{quantized}}.log",
+    benchmark:
+        f"{BENCHMARKS}/quantize/{{model}}/{{quantized}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: PLAN.experiment.resources.threads
+    resources:
+        gpus=lambda wildcards: COST.quantize(cell_of(wildcards)).gpus,
+        mem_mb=lambda wildcards: COST.quantize(cell_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.quantize(cell_of(wildcards)).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.quantize_spec(cell_of(wildcards))),
+        options=lambda wildcards: options(PLAN.quantize_inputs(cell_of(wildcards))),
+    shell:
+        f"{STAGE} quantize --spec {{params.spec:q}} {{params.options}} --layers {{output.layers}} &> {{log}}"
