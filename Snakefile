@@ -57,6 +57,7 @@ include: "workflow/rules/fetch.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/prune.smk"
 include: "workflow/rules/learn.smk"
+include: "workflow/rules/quantize.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tabulate.smk"
 

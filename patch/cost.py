@@ -18,7 +18,15 @@ BASE_MB = 1000
 EVALUATION_TOKENS = 90_000 * 90 + 300_000
 # Share of a device's matrix throughput that a stage reaches. From the paper's wall-clock times on
 # 4 x H100 (4.5 h for joint at 0.5B, 21 h for tile at 7B, both 2000 steps of 256 x 4096 tokens).
-EFFICIENCY = {"prune": 0.2, "evaluate": 0.15, "patch-tile": 0.7, "patch-joint": 0.25, "maskllm": 0.25, "train": 0.5}
+EFFICIENCY = {
+    "prune": 0.2,
+    "evaluate": 0.15,
+    "patch-tile": 0.7,
+    "patch-joint": 0.25,
+    "maskllm": 0.25,
+    "proxsparse": 0.25,
+    "train": 0.5,
+}
 # A fast tokenizer on one thread (measured: 1.0 million tokens in 1.3 s), halved.
 TOKENIZED_PER_MINUTE = 20_000_000
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -92,34 +100,84 @@ class CostModel:
         work = (16 * parameters(shape) + run.batch_size * run.seqlen * _activation_bytes(shape, 4)) / 1e6
         return self._job(6 * parameters(shape) * tokens, EFFICIENCY["train"], work, gpus=0)
 
+    def statistics(self, model: str, gram: bool) -> Job:
+        """Inputs of a dense model's layers: one forward pass over the calibration set, and the Gram matrices."""
+        flops = self._calibration_flops(model, 1, gram)
+        return self._block_job(model, flops, self._block_mb(model, gram, calibrating=True))
+
     def prune(self, cell: Cell) -> Job:
-        """One-shot pruning: two forward passes over the calibration set, and the Gram matrices."""
-        shape, settings = self._shape(cell.model), self.experiment.calibration
-        tokens = settings.samples * settings.seqlen if cell.spec.statistics != "none" else 0
-        size = BYTES[self.experiment.models[cell.model].dtype]
-        layers = linear_shapes(shape).values()
-        flops = 4.0 * prunable_parameters(shape) * tokens
-        work = size * parameters(shape) + size * tokens * shape.hidden_size
-        if cell.spec.statistics == "gram":
+        """One-shot pruning: two forward passes over the calibration set, or none, and systems of the Gram matrices."""
+        gram = cell.spec.statistics == "gram"
+        calibrating = cell.spec.statistics != "none" and self.experiment.calibration.propagate == "pruned"
+        flops = self._calibration_flops(cell.model, 2, gram) if calibrating else 0.0
+        if gram:
+            shape = self._shape(cell.model)
+            layers = linear_shapes(shape).values()
+            flops += shape.num_hidden_layers * sum(2 * columns**2 * (rows + columns) for rows, columns in layers)
+        return self._block_job(cell.model, flops, self._block_mb(cell.model, gram, calibrating))
+
+    def quantize(self, cell: Cell) -> Job:
+        """Low-bit weights; with adapters, two forward passes over the calibration set and a decomposition a layer."""
+        low_rank = cell.quantization == "slim-lora"
+        flops = self._calibration_flops(cell.model, 2, False) if low_rank else 0.0
+        if low_rank:
+            shape = self._shape(cell.model)
+            # Eigenvectors of a matrix as wide as the layer's smaller side, in fp64.
             flops += shape.num_hidden_layers * sum(
-                2 * columns**2 * (tokens + rows + columns) for rows, columns in layers
+                20.0 * min(layer) ** 2 * sum(layer) for layer in linear_shapes(shape).values()
             )
-            work += 4 * sum(columns**2 for _, columns in layers) + 24 * max(rows * columns for rows, columns in layers)
-        return self._job(flops, EFFICIENCY["prune"], work / 1e6)
+        return self._block_job(cell.model, flops, self._block_mb(cell.model, False, calibrating=low_rank))
+
+    def _calibration_flops(self, model: str, passes: int, gram: bool) -> float:
+        shape, settings = self._shape(model), self.experiment.calibration
+        tokens = settings.samples * settings.seqlen
+        flops = 2.0 * passes * prunable_parameters(shape) * tokens
+        if gram:
+            columns = [columns for _, columns in linear_shapes(shape).values()]
+            flops += shape.num_hidden_layers * sum(2.0 * width**2 * tokens for width in columns)
+        return flops
+
+    def _block_mb(self, model: str, gram: bool, calibrating: bool) -> float:
+        """What is on the device at once: a block, a batch of activations, statistics, and copies of a layer."""
+        shape, settings = self._shape(model), self.experiment.calibration
+        size = BYTES[self.experiment.models[model].dtype]
+        layers = linear_shapes(shape).values()
+        work = size * prunable_parameters(shape) / shape.num_hidden_layers
+        work += 24 * max(rows * columns for rows, columns in layers)
+        if calibrating:
+            tokens = settings.batch_size * settings.seqlen
+            work += size * tokens * (16 * shape.hidden_size + 4 * shape.intermediate_size)
+        if gram:
+            work += 4 * sum(columns**2 for _, columns in layers) + 24 * max(columns**2 for _, columns in layers)
+        return work / 1e6
+
+    def _block_job(self, model: str, flops: float, device_mb: float) -> Job:
+        """A job that holds a model in the host's memory and one block of it on the device."""
+        held = BYTES[self.experiment.models[model].dtype] * parameters(self._shape(model)) / 1e6
+        on_gpu = self.experiment.resources.device == "cuda"
+        # On a GPU, masks of a bit a weight, and a batch on its way from and to the disk, are small beside the model.
+        return self._job(flops, EFFICIENCY["prune"], device_mb if on_gpu else held + device_mb, host_mb=1.1 * held)
 
     def learn(self, cell: Cell) -> Job:
-        """Mask learning: forward and backward through frozen weights, logits with Adam's two moments."""
+        """Mask learning: forward and backward through frozen weights, logits with Adam's two moments.
+
+        ProxSparse learns all weights, in fp32, and keeps the old ones.
+        """
         shape, settings = self._shape(cell.model), self.grid.learning(cell)
         size = BYTES[self.experiment.models[cell.model].dtype]
         tokens = settings.steps * settings.batch_size * settings.seqlen
         prunable = prunable_parameters(shape)
-        micro_tokens = settings.micro_batch_size * settings.seqlen
-        # Six logits and their probabilities a group of four: value, gradient, two moments, probabilities, in fp32.
-        work = size * parameters(shape) + (4 * 1.5 * 5 * prunable if cell.method != "patch-tile" else 0)
-        work += size * prunable + micro_tokens * _activation_bytes(shape, size, settings.gradient_checkpointing)
-        gpus, nodes = self.experiment.resources.learn_gpus, self.experiment.resources.learn_nodes
-        # Each process reads the model, and all but the gradient of the logits when it goes on from a checkpoint.
-        host = size * parameters(shape) + (4 * 1.5 * 3 * prunable if cell.method != "patch-tile" else 0)
+        # Six logits a group of four in fp32; of what is learned a value, a gradient and two moments.
+        learned = {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(cell.method, 1.5 * prunable)
+        work = size * parameters(shape) + 4 * 4 * learned
+        # The probabilities of the patterns, and a masked copy of the weights.
+        work += 0 if cell.method == "proxsparse" else 4 * learned + size * prunable
+        width = 4 if cell.method == "proxsparse" else size
+        activations = _activation_bytes(shape, width, settings.gradient_checkpointing)
+        work += settings.micro_batch_size * settings.seqlen * activations
+        gpus, nodes = self.grid.processes(cell)
+        # Each process reads the model, and all but the gradient of what is learned when it goes on from a checkpoint.
+        host = size * parameters(shape) + 4 * 3 * learned
         return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work / 1e6, gpus, nodes, host / 1e6)
 
     def evaluate(self, cell: Cell) -> Job:

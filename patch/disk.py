@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -103,11 +104,29 @@ class DiskModel:
         return (prunable_parameters(shape) + _tiles(shape, cell)) / 8 / MB
 
     def learn(self, cell: Cell) -> Space:
-        """A mask, and the checkpoints until it is there: logits with Adam's two moments, in fp32."""
+        """A mask, and the checkpoints until it is there: what is learned with Adam's two moments, in fp32."""
         shape = self._shape(cell.model)
         logits = 0 if cell.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
-        state = 4 * 3 * (logits + _tiles(shape, cell))
+        learned = parameters(shape) if cell.method == "proxsparse" else logits + _tiles(shape, cell)
+        state = 4 * 3 * learned
         return Space(kept=self.mask(cell), scratch=CHECKPOINTS * state / MB)
+
+    def statistics(self, model: str, gram: bool) -> float:
+        """Sums of a dense model's inputs in fp32: one of each tensor that layers read."""
+        shape = self._shape(model)
+        # Attention and MLP read the hidden states, their last layers something of their own.
+        layers = linear_shapes(shape)
+        widths = [shape.hidden_size] * 2 + [layers[name][1] for name in ("o_proj", "down_proj")]
+        return 4 * shape.num_hidden_layers * sum(n * n + n if gram else n for n in widths) / MB
+
+    def quantized(self, cell: Cell) -> float:
+        """Low-bit weights, their scales, and adapters, from the quantisation to the evaluation."""
+        shape, settings = self._shape(cell.model), self.experiment.quantization
+        size = prunable_parameters(shape) * (settings.bits / 8 + 4 / settings.group_size)
+        if cell.quantization == "slim-lora":
+            ranks = [(settings.rank_ratio * min(layer), sum(layer)) for layer in linear_shapes(shape).values()]
+            size += 4 * shape.num_hidden_layers * sum(rank * sides for rank, sides in ranks)
+        return size / MB
 
     def weights(self, cell: Cell) -> float:
         """Updated weights, from the pruning to the evaluation."""
@@ -122,11 +141,8 @@ def folder_size(folder: Path | str) -> float:
 def _tiles(shape: Shape, cell: Cell) -> int:
     if not cell.tile:
         return 0
-    return (
-        shape.num_hidden_layers
-        * sum(rows * columns for rows, columns in linear_shapes(shape).values())
-        // (cell.tile**2)
-    )
+    grids = [[side // min(side, cell.tile) for side in layer] for layer in linear_shapes(shape).values()]
+    return shape.num_hidden_layers * sum(map(math.prod, grids))
 
 
 def _module_size(source: PackageSource) -> float | None:

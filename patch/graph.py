@@ -12,7 +12,7 @@ from patch.plan import Plan
 from patch.schedule import Task
 
 # Rules whose processes take `resources.threads` each.
-THREADED = ("train_model", "prune", "update_weights", "learn", "evaluate")
+THREADED = ("train_model", "statistics", "prune", "update_weights", "learn", "quantize", "evaluate")
 
 
 class JobGraph:
@@ -95,7 +95,10 @@ class JobGraph:
         cell = node.cell
         if node.rule == "learn":
             claims -= min(node.space.scratch, folder_size(self.plan.layout.checkpoints(cell)))
-        elif cell and cell.spec.updates_weights and cell in self.plan.grid.requested:
+        elif cell and cell.quantization:
+            claims += self.disk.quantized(cell) if node.rule == "quantize" else 0.0
+            frees += self.disk.quantized(cell) if node.rule == "evaluate" else 0.0
+        elif cell in self.plan.updated_cells:
             # Pruning leaves the weights for the evaluation; where the mask is there already, they are made anew.
             pruning = self.maker[self.plan.layout.mask(cell)]
             if node.rule == "prune" or (node.rule == "update_weights" and pruning not in running):

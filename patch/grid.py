@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from patch.config import Experiment, GridEntry, Learning, Use
+from patch.config.experiment import WHOLE_MATRIX
 from patch.config.learning import METHOD_DEFAULTS, used_by
 from patch.config.load import suggest, validate
 from patch.errors import InputError
@@ -21,6 +22,11 @@ def format_sparsity(value: float) -> str:
     return f"{value:.6g}"
 
 
+def format_tile(tile: int) -> str:
+    """The one way in which the side of a tile is written into an id or a label."""
+    return "matrix" if tile == WHOLE_MATRIX else str(tile)
+
+
 @dataclass(frozen=True, order=True)
 class Cell:
     """One run: a model made sparse in one way.
@@ -32,6 +38,7 @@ class Cell:
         sparsity: target share of zeros in the prunable layers.
         tile: side of a tile for `hybrid`, else None.
         seed: seed of calibration and learning; 0 where neither plays a part.
+        quantization: `absmax` or `slim-lora` for weights that are quantised after pruning, else None.
     """
 
     model: str
@@ -40,13 +47,20 @@ class Cell:
     sparsity: float
     tile: int | None
     seed: int
+    quantization: str | None = None
 
     @property
     def id(self) -> str:
         """Name within the model, safe in a path: `patch-joint_hybrid_0.45_t16_s0`."""
-        tile = f"_t{self.tile}" if self.tile else ""
+        tile = f"_t{format_tile(self.tile)}" if self.tile else ""
         pattern = self.pattern.replace(":", "of")
-        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}_s{self.seed}"
+        quantized = f"_{self.quantization}" if self.quantization else ""
+        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}_s{self.seed}{quantized}"
+
+    @property
+    def pruned(self) -> Cell:
+        """The cell whose mask and weights this one has: itself before quantisation."""
+        return replace(self, quantization=None, seed=self.seed if self.spec.seeded else 0)
 
     @property
     def spec(self) -> Method:
@@ -136,7 +150,7 @@ class Grid:
         method = get_method(method_name)
         pattern = entry.pattern or {"n:m": "2:4"}.get(method.patterns[0], method.patterns[0])
         kind = "n:m" if NM.match(pattern) else pattern
-        if kind not in method.patterns and pattern not in method.patterns:
+        if not method.makes(pattern):
             raise InputError(
                 f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}"
             )
@@ -146,9 +160,11 @@ class Grid:
         if kind == "n:m":
             nm_sparsity(pattern)
             check_groups(model, model_shape(model, self.experiment.models[model]), int(pattern.split(":")[1]))
-        seeds = self.experiment.seeds if method.seeded else [0]
+        # SLiM-LoRA looks at calibration text.
+        seeded = method.seeded or entry.quantization == "slim-lora"
+        seeds = self.experiment.seeds if seeded else [0]
         return [
-            Cell(model, method_name, pattern, sparsity, tile, seed)
+            Cell(model, method_name, pattern, sparsity, tile, seed, entry.quantization)
             for sparsity in _sparsities(entry, method_name, pattern, kind)
             for tile in tiles
             for seed in seeds
@@ -160,8 +176,9 @@ class Grid:
         ordered: dict[Cell, None] = {}
 
         def visit(cell: Cell) -> None:
-            for prior in self.priors(cell).values():
-                visit(prior)
+            needed = [cell.pruned] if cell.quantization else self.priors(cell).values()
+            for other in needed:
+                visit(other)
             ordered.setdefault(cell)
 
         for cell in self.cells:
@@ -208,9 +225,28 @@ class Grid:
                 f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}"
             )
         self._check_split("learning.common.use", learning.use)
+        learning = used_by(cell.method, learning)
+        self._check_priors(learning)
+        learning.micro_batches(processes=self.processes(cell)[0] * self.processes(cell)[1])
+        return learning
+
+    def processes(self, cell: Cell) -> tuple[int, int]:
+        """Processes on each node, and nodes, of a learning run; ProxSparse's batch of one cannot be shared."""
         resources = self.experiment.resources
-        learning.micro_batches(processes=resources.learn_gpus * resources.learn_nodes)
-        return used_by(cell.method, learning)
+        return (1, 1) if cell.method == "proxsparse" else (resources.learn_gpus, resources.learn_nodes)
+
+    def _check_priors(self, learning: Learning) -> None:
+        one_shot = {name: method for name, method in METHODS.items() if method.stage == "prune"}
+        semi = [name for name, method in one_shot.items() if method.makes("2:4")]
+        known = {
+            "pattern_prior": [*semi, "none"],
+            "tile_prior": [*(name for name, m in one_shot.items() if m.makes("unstructured")), "random", "none"],
+            "frozen_mask": [*semi, *(name for name, m in METHODS.items() if m.patterns == ("2:4",))],
+        }
+        for key, names in known.items():
+            value = getattr(learning, key)
+            if value not in names:
+                raise InputError(f"`learning.{key}` is {value!r}; {suggest(value, names)}")
 
     def priors(self, cell: Cell) -> dict[str, Cell]:
         """Masks that a learned cell starts from: `pattern` or `frozen`, and `tile`."""
@@ -220,7 +256,7 @@ class Grid:
         priors: dict[str, Cell] = {}
         if cell.method == "patch-tile":
             priors["frozen"] = self._prior(cell, learning.frozen_mask, "2:4", 0.5)
-        elif learning.pattern_prior != "none":
+        elif cell.method != "proxsparse" and learning.pattern_prior != "none":
             pattern = cell.pattern if NM.match(cell.pattern) else "2:4"
             priors["pattern"] = self._prior(cell, learning.pattern_prior, pattern, nm_sparsity(pattern))
         if cell.pattern == "hybrid" and learning.tile_prior not in ("none", "random"):

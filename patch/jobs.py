@@ -10,16 +10,18 @@ from patch.cost import CostModel, Job
 from patch.disk import NOTHING, DiskModel, Space
 from patch.grid import Cell
 from patch.plan import Plan
-from patch.store import Windows
+from patch.store import Statistics, Windows
 
 # Rows of the printed plan, and the rules in each.
 STAGES = {
     "fetch": ("fetch_corpus", "fetch_model", "fetch_tasks", "make_tasks", "make_tokenizer"),
     "tokenize": ("calibrate", "tokenize"),
     "train": ("train_model",),
+    "statistics": ("statistics",),
     "prune": ("prune",),
     "update": ("update_weights",),
     "learn": ("learn",),
+    "quantize": ("quantize",),
     "evaluate": ("evaluate",),
     "tabulate": ("collect", "table", "pareto", "density", "curves"),
 }
@@ -94,6 +96,8 @@ class JobList:
             inputs = (store.tokenizer_path(name), store.training_windows(name).path)
             cost, space = self.costs.train(name), self.disk.model(name)
             yield Node("train_model", name, name, (store.model_path(name),), inputs, cost, space)
+        for statistics in self.plan.statistics.values():
+            yield self._statistics_node(statistics)
         space, made = self.disk.tasks(), experiment.evaluation.include_path is not None
         inputs = (store.corpus_path(experiment.evaluation.task_use.corpus),) if made else ()
         rule = "make_tasks" if made else "fetch_tasks"
@@ -108,9 +112,17 @@ class JobList:
         cost, space = self.costs.windows(windows.spec), self.disk.windows(windows, models[0])
         return Node(rule, windows.key, model, (windows.path,), inputs, cost, space)
 
+    def _statistics_node(self, statistics: Statistics) -> Node:
+        model, gram = statistics.model, statistics.spec.gram
+        inputs = (self.plan.store.model_path(model), statistics.windows.path)
+        cost, space = self.costs.statistics(model, gram), Space(kept=self.disk.statistics(model, gram))
+        return Node("statistics", statistics.key, model, (statistics.path,), inputs, cost, space)
+
     def _cell_nodes(self) -> Iterable[Node]:
         plan, layout = self.plan, self.plan.layout
         for cell in plan.grid.closure:
+            if cell.quantization:
+                continue
             if cell.spec.stage == "prune":
                 inputs, space = plan.prune_inputs(cell), Space(kept=self.disk.mask(cell))
                 yield self._cell_node("prune", cell, [layout.mask(cell)], inputs, self.costs.prune(cell), space)
@@ -118,10 +130,13 @@ class JobList:
                 inputs = plan.learn_inputs(cell) | plan.prior_inputs(cell)
                 outputs = [layout.mask(cell), layout.curve(cell)]
                 yield self._cell_node("learn", cell, outputs, inputs, self.costs.learn(cell), self.disk.learn(cell))
+        for cell in plan.updated_cells:
+            inputs = plan.prune_inputs(cell) | {"mask": layout.mask(cell)}
+            yield self._cell_node("update_weights", cell, [layout.weights(cell)], inputs, self.costs.prune(cell))
         for cell in plan.grid.cells:
-            if cell.spec.updates_weights:
-                inputs = plan.prune_inputs(cell) | {"mask": layout.mask(cell)}
-                yield self._cell_node("update_weights", cell, [layout.weights(cell)], inputs, self.costs.prune(cell))
+            if cell.quantization:
+                inputs, outputs = plan.quantize_inputs(cell), [layout.quantized(cell)]
+                yield self._cell_node("quantize", cell, outputs, inputs, self.costs.quantize(cell))
             inputs = plan.evaluate_inputs(cell)
             yield self._cell_node("evaluate", cell, [layout.record(cell)], inputs, self.costs.evaluate(cell))
 

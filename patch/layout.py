@@ -30,16 +30,20 @@ class Layout:
         self.scratch = f"{STORE}/{experiment}"
 
     def mask(self, cell: Cell) -> str:
-        """Bit-packed mask."""
-        return f"{self.root}/masks/{cell.model}/{cell.id}.safetensors"
+        """Bit-packed mask; a cell that is quantised has that of the pruned one."""
+        return f"{self.root}/masks/{cell.model}/{cell.pruned.id}.safetensors"
 
     def weights(self, cell: Cell) -> str:
-        """Updated weights; removed as soon as the cell is evaluated."""
-        return f"{self.scratch}/weights/{cell.model}/{cell.id}.safetensors"
+        """Updated weights; removed as soon as what reads them is done."""
+        return f"{self.scratch}/weights/{cell.model}/{cell.pruned.id}.safetensors"
 
     def spare_weights(self, cell: Cell) -> str:
         """The same, between pruning and evaluation; not an output of a rule, see the stage `update`."""
         return f"{self.scratch}/spare/{cell.model}/{cell.id}.safetensors"
+
+    def quantized(self, cell: Cell) -> str:
+        """Low-bit weights and adapters; removed as soon as the cell is evaluated."""
+        return f"{self.scratch}/quantized/{cell.model}/{cell.id}.safetensors"
 
     def curve(self, cell: Cell) -> str:
         """One JSON line a learning step."""

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patch.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@cache
+def _transposed() -> type[nn.Module]:
+    """The linear layer of GPT-2, whose weight is `[in, out]`."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: `nn.Linear`, or the transposed one of GPT-2."""
+    return isinstance(module, (nn.Linear, _transposed()))
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight as `[in, out]`."""
+    return isinstance(linear, _transposed())
+
+
+def weight_matrix(linear: nn.Module) -> Tensor:
+    """The weight of a linear layer as `[out, in]`: itself, or a transposed view; what is written to it is kept."""
+    return linear.weight.T if is_transposed(linear) else linear.weight
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -27,7 +51,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len({type(block) for block in module}) != 1:
             continue
-        weights = sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+        weights = sum(layer.weight.numel() for layer in module.modules() if is_linear(layer))
         if weights and (best is None or weights > best[0]):
             best = (weights, name, module)
     if best is None:
@@ -35,13 +59,13 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best[1], best[2]
 
 
-def prunable_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every `nn.Linear` inside the decoder blocks, by its name within ``model``, in order.
+def prunable_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer inside the decoder blocks, by its name within ``model``, in order.
 
     The embedding and the output layer stand outside the blocks and are never pruned.
     """
     prefix, blocks = decoder_blocks(model)
-    return {f"{prefix}.{name}": module for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
+    return {f"{prefix}.{name}": module for name, module in blocks.named_modules() if is_linear(module)}
 
 
 def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:

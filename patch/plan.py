@@ -10,11 +10,11 @@ from typing import Any
 from patch.config import Experiment, Pruning
 from patch.config.load import suggest
 from patch.errors import InputError
-from patch.grid import Cell, Grid
+from patch.grid import Cell, Grid, format_tile
 from patch.io import read_json
 from patch.layout import Layout, digest, spec_digest
-from patch.specs import CellInfo, EvaluateSpec, FigureSpec, LearnSpec, PruneSpec, TabulateSpec
-from patch.store import Store, Windows, calibrated
+from patch.specs import CellInfo, EvaluateSpec, FigureSpec, LearnSpec, PruneSpec, QuantizeSpec, TabulateSpec
+from patch.store import Statistics, Store, Windows, calibrated
 
 
 class Plan:
@@ -55,8 +55,28 @@ class Plan:
         needed += [
             self.store.calibration_windows(cell.model, cell.seed) for cell in self.grid.closure if calibrated(cell)
         ]
-        needed += [self.learning_windows(cell) for cell in self.grid.closure if cell.spec.stage == "learn"]
+        learned = [cell for cell in self.grid.closure if cell.spec.stage == "learn" and not cell.quantization]
+        needed += [self.learning_windows(cell) for cell in learned]
         return {windows.key: windows for windows in needed}
+
+    @cached_property
+    def statistics(self) -> dict[str, Statistics]:
+        """Every folder of dense statistics that the experiment needs, by name."""
+        needed = [self.dense_statistics(cell) for cell in self.grid.closure]
+        return {statistics.key: statistics for statistics in needed if statistics}
+
+    @cached_property
+    def _needing_gram(self) -> set[tuple[str, int]]:
+        return {(cell.model, cell.seed) for cell in self.grid.closure if cell.spec.statistics == "gram"}
+
+    def dense_statistics(self, cell: Cell) -> Statistics | None:
+        """What a one-shot cell is given of the dense model's inputs with `propagate: dense`, else None.
+
+        One folder for all cells of a model and seed: with Gram matrices if one of them needs these.
+        """
+        if cell.quantization or not calibrated(cell) or self.experiment.calibration.propagate == "pruned":
+            return None
+        return self.store.statistics(cell.model, cell.seed, (cell.model, cell.seed) in self._needing_gram)
 
     def learning_windows(self, cell: Cell) -> Windows:
         """What the masks of a cell are learned on: as many windows as the run can see, at most."""
@@ -77,12 +97,25 @@ class Plan:
 
     def prune_spec(self, cell: Cell) -> PruneSpec:
         """Settings of a one-shot job."""
-        calibration = self.store.calibration_windows(cell.model, cell.seed).path if calibrated(cell) else ""
+        inputs = self.prune_inputs(cell)
+        own = getattr(self.experiment.pruning, cell.method, None)
         return PruneSpec(
-            upstream=f"{self.store.model_path(cell.model)} {calibration}",
-            batch_size=self.experiment.calibration.batch_size if calibration else 1,
-            settings=self.experiment.pruning if cell.method == "sparsegpt" else Pruning(),
+            upstream=" ".join(inputs.values()),
+            batch_size=self.experiment.calibration.batch_size if "windows" in inputs else 1,
+            settings=Pruning(**{cell.method: own}) if own else Pruning(),
             **self._run(cell),
+        )
+
+    def quantize_spec(self, cell: Cell) -> QuantizeSpec:
+        """Settings of a job that quantises a pruned cell."""
+        calibration = self.store.calibration_windows(cell.model, cell.seed).path if calibrated(cell) else ""
+        sources = [self.store.model_path(cell.model), self.mask_digest(cell.pruned), calibration]
+        return QuantizeSpec(
+            upstream=digest(sources),
+            method=cell.quantization,
+            batch_size=self.experiment.calibration.batch_size if calibration else 1,
+            settings=self.experiment.quantization,
+            **self._machine(cell),
         )
 
     def learn_spec(self, cell: Cell) -> LearnSpec:
@@ -93,7 +126,9 @@ class Plan:
         return LearnSpec(upstream=digest(sources), tile=cell.tile, settings=settings, **self._run(cell))
 
     def mask_digest(self, cell: Cell) -> str:
-        """Digest of all that a cell's mask depends on; empty for dense."""
+        """Digest of all that a cell's mask, and low-bit weights, depend on; empty for dense."""
+        if cell.quantization:
+            return spec_digest(self.quantize_spec(cell))
         if cell.spec.stage == "none":
             return ""
         spec = self.prune_spec(cell) if cell.spec.stage == "prune" else self.learn_spec(cell)
@@ -141,17 +176,25 @@ class Plan:
     def learned_cells(self, model: str) -> list[Cell]:
         """The model's learned cells of the first seed, whose curves are drawn."""
         seed = self.experiment.seeds[0]
-        return [c for c in self.grid.cells if c.model == model and c.spec.stage == "learn" and c.seed == seed]
+        cells = [cell for cell in self.grid.cells if cell.model == model and not cell.quantization]
+        return [cell for cell in cells if cell.spec.stage == "learn" and cell.seed == seed]
 
     def hybrid_cells(self, model: str) -> list[Cell]:
         """The model's cells with dense tiles."""
-        return [c for c in self.grid.cells if c.model == model and c.pattern == "hybrid"]
+        return [c for c in self.grid.cells if c.model == model and c.pattern == "hybrid" and not c.quantization]
 
     def tables(self) -> list[str]:
         """Names of the tables that have at least one row."""
         variants = {self.experiment.models[name].variant for name in self.models}
         unstructured = any(cell.pattern == "unstructured" for cell in self.grid.cells)
-        wanted = {"joint": "joint" in variants, "tile": "tile" in variants, "unstructured": unstructured, "tasks": True}
+        quantized = any(cell.quantization for cell in self.grid.cells)
+        wanted = {
+            "joint": "joint" in variants,
+            "tile": "tile" in variants,
+            "unstructured": unstructured,
+            "quantized": quantized,
+            "tasks": True,
+        }
         return [name for name, there in wanted.items() if there]
 
     def figures(self, model: str) -> list[str]:
@@ -164,14 +207,36 @@ class Plan:
     def prune_inputs(self, cell: Cell) -> dict[str, str]:
         """Named input files of a one-shot job."""
         inputs = {"model": self.store.model_path(cell.model)}
-        if calibrated(cell):
+        if statistics := self.dense_statistics(cell):
+            inputs["statistics"] = statistics.path
+        elif calibrated(cell):
             inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
         return inputs
 
     def prune_options(self, cell: Cell) -> dict[str, str]:
         """Options of a one-shot job: its inputs, and where the weights go if they will be evaluated."""
-        spare = cell.spec.updates_weights and cell in self.grid.requested
+        spare = cell in self.updated_cells
         return self.prune_inputs(cell) | ({"spare": self.layout.spare_weights(cell)} if spare else {})
+
+    @cached_property
+    def updated_cells(self) -> dict[Cell, None]:
+        """The pruned cells whose updated weights an evaluation or a quantisation reads."""
+        return dict.fromkeys(cell.pruned for cell in self.grid.cells if cell.spec.updates_weights)
+
+    def quantize_inputs(self, cell: Cell) -> dict[str, str]:
+        """Named input files of a job that quantises."""
+        inputs = {"model": self.store.model_path(cell.model)} | self._pruned_inputs(cell)
+        if calibrated(cell):
+            inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
+        return inputs
+
+    def _pruned_inputs(self, cell: Cell) -> dict[str, str]:
+        inputs = {}
+        if cell.spec.stage != "none":
+            inputs["mask"] = self.layout.mask(cell)
+        if cell.spec.updates_weights:
+            inputs["weights"] = self.layout.weights(cell)
+        return inputs
 
     def learn_inputs(self, cell: Cell) -> dict[str, str]:
         """Named input files of a learning job, priors aside."""
@@ -188,11 +253,10 @@ class Plan:
             "windows": self.store.perplexity_windows(cell.model).path,
             "tasks": self.store.tasks_path(),
         }
-        if cell.spec.stage != "none":
-            inputs["mask"] = self.layout.mask(cell)
-        if cell.spec.updates_weights:
-            inputs["weights"] = self.layout.weights(cell)
-        return inputs
+        if cell.quantization:
+            mask = {"mask": self.layout.mask(cell)} if cell.spec.stage != "none" else {}
+            return inputs | mask | {"quantized": self.layout.quantized(cell)}
+        return inputs | self._pruned_inputs(cell)
 
 
 def _info(cell: Cell) -> CellInfo:
@@ -200,7 +264,7 @@ def _info(cell: Cell) -> CellInfo:
 
 
 def _label(cell: Cell) -> str:
-    tile = f", tile {cell.tile}" if cell.tile else ""
+    tile = f", tile {format_tile(cell.tile)}" if cell.tile else ""
     return f"{cell.spec.title} {100 * cell.sparsity:g} %{tile}"
 
 

@@ -12,7 +12,18 @@ from patch.io import read_json
 # What transformers takes for a key that the configuration of a family leaves out.
 FAMILY_DEFAULTS: dict[str, dict] = {
     "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
     "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+    "opt": {"gated_mlp": False, "tie_word_embeddings": True},
+    "gpt2": {"gated_mlp": False, "fused_attention": True, "tie_word_embeddings": True},
+}
+# Other names of the same sizes.
+ALIASES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "ffn_dim": "intermediate_size",
 }
 
 
@@ -42,7 +53,8 @@ def model_shape(name: str, model: Model) -> Shape:
 
 def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
     defaults = FAMILY_DEFAULTS.get(config.get("model_type", ""), {})
-    sizes = defaults | {key: value for key, value in config.items() if key in Shape.model_fields and value is not None}
+    config = {ALIASES.get(key, key): value for key, value in config.items() if value is not None}
+    sizes = defaults | {key: value for key, value in config.items() if key in Shape.model_fields}
     if vocab_size:
         sizes["vocab_size"] = vocab_size
     heads, hidden = sizes.get("num_attention_heads"), sizes.get("hidden_size")
@@ -52,6 +64,8 @@ def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
             raise InputError(f"`{where}.{key}` is {value!r}; it must be a positive integer")
     if heads and hidden:
         sizes.setdefault("head_dim", hidden // heads)
+    if hidden and not sizes.get("gated_mlp", True):
+        sizes.setdefault("intermediate_size", 4 * hidden)
     missing = [key for key, field in Shape.model_fields.items() if field.is_required() and sizes.get(key) is None]
     if missing:
         raise InputError(f"{where}: `{missing[0]}` is missing")
@@ -65,16 +79,17 @@ def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
 
 
 def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
-    """`[out, in]` of each linear layer of one decoder block with grouped heads and a gated MLP."""
+    """`[out, in]` of each linear layer of one decoder block."""
     query = shape.num_attention_heads * shape.head_dim
     key_value = shape.num_key_value_heads * shape.head_dim
+    reading = {"q_proj": query, "k_proj": key_value, "v_proj": key_value}
+    if shape.fused_attention:
+        reading = {"qkv_proj": sum(reading.values())}
+    hidden = dict.fromkeys(("gate_proj", "up_proj") if shape.gated_mlp else ("up_proj",), shape.intermediate_size)
     return {
-        "q_proj": (query, shape.hidden_size),
-        "k_proj": (key_value, shape.hidden_size),
-        "v_proj": (key_value, shape.hidden_size),
+        **{name: (rows, shape.hidden_size) for name, rows in reading.items()},
         "o_proj": (shape.hidden_size, query),
-        "gate_proj": (shape.intermediate_size, shape.hidden_size),
-        "up_proj": (shape.intermediate_size, shape.hidden_size),
+        **{name: (rows, shape.hidden_size) for name, rows in hidden.items()},
         "down_proj": (shape.hidden_size, shape.intermediate_size),
     }
 
@@ -102,13 +117,13 @@ def check_groups(name: str, shape: Shape, size: int) -> None:
 
 
 def check_tile(name: str, shape: Shape, tile: int) -> None:
-    """Refuse a tile that does not divide every linear layer.
+    """Refuse a tile that does not divide every linear layer; one that is larger than a layer ends with it.
 
     Raises:
         InputError: names the model, the tile, the layer, and the tiles that would do.
     """
     shapes = linear_shapes(shape)
-    bad = {layer: size for layer, size in shapes.items() if any(length % tile for length in size)}
+    bad = {layer: size for layer, size in shapes.items() if any(length > tile and length % tile for length in size)}
     if not bad and tile % 4 == 0:
         return
     sizes = {length for size in shapes.values() for length in size}

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from patch.config import Corpus, Evaluation, GgufModel, HubModel, Learning, LocalModel, Pruning, TrainedModel
+from patch.config import (
+    Corpus,
+    Evaluation,
+    GgufModel,
+    HubModel,
+    Learning,
+    LocalModel,
+    Pruning,
+    Quantization,
+    TrainedModel,
+)
 from patch.config.base import Section
 from patch.config.corpora import Split
 
@@ -19,10 +29,12 @@ VERSIONS = {
     "model": 1,
     "windows": 1,
     "tasks": 1,
-    "prune": 1,
+    "statistics": 1,
+    "prune": 2,
     "learn": 1,
+    "quantize": 1,
     "evaluate": 1,
-    "tabulate": 1,
+    "tabulate": 2,
 }
 
 
@@ -72,6 +84,17 @@ class TasksSpec(Section):
     samples: int
 
 
+class StatisticsSpec(Section):
+    """Inputs of a dense model's layers."""
+
+    version: int = VERSIONS["statistics"]
+    upstream: str
+    gram: bool
+    batch_size: int
+    dtype: str
+    device: str
+
+
 class PruneSpec(Section):
     """One-shot pruning."""
 
@@ -104,6 +127,18 @@ class LearnSpec(Section):
     device: str
 
 
+class QuantizeSpec(Section):
+    """Low-bit weights of a pruned cell; ``method`` is `absmax` or `slim-lora`."""
+
+    version: int = VERSIONS["quantize"]
+    upstream: str
+    method: str
+    batch_size: int
+    settings: Quantization
+    dtype: str
+    device: str
+
+
 class CellInfo(Section):
     """A cell as it stands in a record."""
 
@@ -114,6 +149,7 @@ class CellInfo(Section):
     sparsity: float
     tile: int | None
     seed: int
+    quantization: str | None = None
 
 
 class EvaluateSpec(Section):

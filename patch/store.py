@@ -17,7 +17,7 @@ from patch.errors import InputError
 from patch.evaluation.tasks import task_names
 from patch.grid import Cell
 from patch.layout import STORE, digest, spec_digest
-from patch.specs import CorpusSpec, ModelSpec, TasksSpec, TokenizerSpec, WindowsSpec
+from patch.specs import CorpusSpec, ModelSpec, StatisticsSpec, TasksSpec, TokenizerSpec, WindowsSpec
 
 
 def _contents(folder: str) -> str:
@@ -43,6 +43,25 @@ class Windows:
     def path(self) -> str:
         """The file."""
         return f"{STORE}/windows/{self.key}.npy"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One folder of the statistics of a dense model's inputs."""
+
+    spec: StatisticsSpec
+    model: str
+    windows: Windows
+
+    @property
+    def key(self) -> str:
+        """Name of the folder."""
+        return f"{self.model}-{spec_digest(self.spec)}"
+
+    @property
+    def path(self) -> str:
+        """The folder."""
+        return f"{STORE}/statistics/{self.key}"
 
 
 class Store:
@@ -141,6 +160,18 @@ class Store:
         settings = self.experiment.calibration
         return self.windows(model, settings.use, "calibration", settings.seqlen, settings.samples, seed)
 
+    def statistics(self, model: str, seed: int, gram: bool) -> Statistics:
+        """What the dense model's layers read of the calibration windows."""
+        windows = self.calibration_windows(model, seed)
+        spec = StatisticsSpec(
+            upstream=f"{self.model_path(model)} {windows.path}",
+            gram=gram,
+            batch_size=self.experiment.calibration.batch_size,
+            dtype=self.models[model].dtype,
+            device=self.experiment.resources.device,
+        )
+        return Statistics(spec, model, windows)
+
     def perplexity_windows(self, model: str) -> Windows:
         """What perplexity is measured on."""
         settings = self.experiment.evaluation.perplexity
@@ -167,5 +198,7 @@ class Store:
 
 
 def calibrated(cell: Cell) -> bool:
-    """Whether a one-shot cell needs calibration windows."""
+    """Whether a cell needs calibration windows."""
+    if cell.quantization:
+        return cell.quantization == "slim-lora"
     return cell.spec.stage == "prune" and cell.spec.statistics != "none"

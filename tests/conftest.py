@@ -1,4 +1,4 @@
-"""Tiny random models of the three families, token windows, and a small configuration to vary."""
+"""Tiny random models of the families, token windows, and a small configuration to vary."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import nn
 
 settings.register_profile(
     "patch",
@@ -52,6 +53,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 4,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    "qwen3": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
+    # Biases everywhere, learned positions, an MLP without a gate.
+    "opt": {
+        "hidden_size": 24,
+        "ffn_dim": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "word_embed_proj_dim": 12,
+    },
+    # Weights as `[in, out]`, one layer for query, key and value.
+    "gpt2": {"n_embd": 24, "n_inner": 40, "n_layer": 2, "n_head": 3},
 }
 
 
@@ -63,8 +82,12 @@ def tiny_model() -> Callable[..., torch.nn.Module]:
     def make(family: str = "qwen2", seed: int = 0, **changes: Any) -> torch.nn.Module:
         torch.manual_seed(seed)
         sizes = FAMILIES[family] | {"vocab_size": VOCABULARY, "max_position_embeddings": 64} | changes
-        config = AutoConfig.for_model(family, **sizes, initializer_range=0.2)
-        return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        names = {"opt": {"init_std": 0.2}}.get(family, {"initializer_range": 0.2})
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **names))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") and family in ("opt", "gpt2"):  # they start at zero
+                nn.init.normal_(parameter, std=0.1)
+        return model.eval().requires_grad_(False)
 
     return make
 

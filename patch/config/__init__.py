@@ -14,7 +14,7 @@ from patch.config.models import (
     TrainedModel,
     Training,
 )
-from patch.config.pruning import Calibration, Pruning
+from patch.config.pruning import Calibration, Pruning, Quantization
 
 __all__ = [
     "Calibration",
@@ -32,6 +32,7 @@ __all__ = [
     "PackageSource",
     "Perplexity",
     "Pruning",
+    "Quantization",
     "Resources",
     "Section",
     "TokenizerConfig",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from patch.config.base import Section
 from patch.config.corpora import Corpus, Use
 from patch.config.learning import Learning
 from patch.config.models import Model
-from patch.config.pruning import Calibration, Pruning
+from patch.config.pruning import Calibration, Pruning, Quantization
 
 # Names are parts of paths and of shell lines.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0)]
+# A tile that is larger than a layer ends with it, so this one covers any.
+WHOLE_MATRIX = 2**20
+Tile = Annotated[
+    int, BeforeValidator(lambda value: WHOLE_MATRIX if value == "matrix" else value), Field(ge=4, le=WHOLE_MATRIX)
+]
 
 
 class Perplexity(Section):
@@ -61,8 +66,11 @@ class GridEntry(Section):
         None, description="`2:4` or another N:M, `unstructured`, or `hybrid`; by default what the method is made for."
     )
     sparsity: list[float] | None = Field(None, description="Target sparsities in [0, 1); N:M fixes its own.")
-    tiles: list[Annotated[int, Field(ge=4)]] | None = Field(
-        None, description="Tile sizes of hybrid cells; by default the experiment's `tile`."
+    tiles: list[Tile] | None = Field(
+        None, description="Tile sizes of hybrid cells, `matrix` for one a layer; by default the experiment's `tile`."
+    )
+    quantization: Literal["absmax", "slim-lora"] | None = Field(
+        None, description="Quantise the weights after pruning, without or with low-rank compensation."
     )
     models: list[str] | None = Field(None, min_length=1, description="Names under `models`; by default all.")
 
@@ -120,11 +128,16 @@ class Experiment(Section):
     models: dict[Name, Model] = Field(min_length=1, description="Models of the grid.")
     calibration: Calibration = Field(description="Input statistics of the one-shot methods.")
     pruning: Pruning = Field(default_factory=Pruning, description="Settings of the one-shot methods.")
+    quantization: Quantization = Field(
+        default_factory=Quantization, description="Settings of the cells that are quantised."
+    )
     learning: LearningConfig = Field(description="Settings of the learned methods.")
     evaluation: Evaluation = Field(description="What is measured.")
     grid: list[GridEntry] = Field(min_length=1, description="Which cells exist.")
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of calibration and learning.")
-    tile: int = Field(128, ge=4, description="Side of a square tile, in weights; a multiple of 4.")
+    tile: Tile = Field(
+        128, description="Side of a square tile, in weights; a multiple of 4. `matrix`: one tile a layer."
+    )
     published: str = Field("config/published.json", description="The paper's numbers.")
     resources: Resources = Field(default_factory=Resources, description="What jobs may ask for.")
 

@@ -32,6 +32,7 @@ defines, or a tile that does not divide a layer stops it with the key, its value
 | `models` | the models, and where their weights come from |
 | `calibration`, `pruning` | the text that one-shot methods see, and their settings |
 | `learning` | how masks are learned |
+| `quantization` | how weights are rounded in the blocks of the grid that say so |
 | `evaluation` | perplexity and zero-shot tasks |
 | `resources` | the device and what jobs may ask for |
 | `tile`, `seeds`, `grid` | which runs exist |
@@ -65,13 +66,36 @@ grid:
 seeds: [0, 1, 2]
 ```
 
-**A tile size** is a multiple of 4 that divides every layer.
+**A tile size** is a multiple of 4 that divides every layer, or is larger: a tile ends with its layer, and `matrix` is
+one tile a layer.
 
 ```yaml
 grid:
   - methods: [patch]
     sparsity: [0.45]
-    tiles: [32, 16, 8]
+    tiles: [matrix, 32, 16, 8]
+```
+
+**Quantised weights** are a block that repeats others: its cells have the masks of those, and 4-bit weights.
+
+```yaml
+grid:
+  - methods: [sparsegpt]
+    pattern: "2:4"
+  - methods: [sparsegpt]
+    pattern: "2:4"
+    quantization: absmax
+  - methods: [sparsegpt]
+    pattern: "2:4"
+    quantization: slim-lora
+```
+
+**Statistics of the dense model**, taken once for all one-shot methods and ratios, in the place of each method's own
+walk through the model that it prunes ([docs/methods.md](../docs/methods.md#calibration) says what that changes):
+
+```yaml
+calibration:
+  propagate: dense
 ```
 
 **A model** of the hub says its commit, and its sizes, which the plan needs before the download:
@@ -121,8 +145,8 @@ models:
       training: {steps: 1500, seqlen: 128}
 ```
 
-**A method** is a name in a block. `patch` stands for `patch-joint` or `patch-tile`, as the model's `variant`
-says; both names can also be written out.
+**A method** is a name in a block; [docs/adding-a-method.md](../docs/adding-a-method.md) shows how to add one of your
+own. `patch` stands for `patch-joint` or `patch-tile`, as the model's `variant` says; both names can also be written out.
 
 ```yaml
 grid:

@@ -1,4 +1,4 @@
-"""Mask learning: maskllm, patch-joint and patch-tile."""
+"""Mask learning: maskllm, patch-joint and patch-tile; and proxsparse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from patch.config.corpora import Use
 from patch.errors import InputError
 
 Ramp = tuple[float, float]
-OneShot = Literal["magnitude", "wanda", "sparsegpt"]
 
 
 class Learning(Section):
@@ -22,7 +21,9 @@ class Learning(Section):
     batch_size: int = Field(256, ge=1, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(1, ge=1, description="Sequences per forward and backward pass; divides `batch_size`.")
     seqlen: int = Field(4096, ge=4, description="Tokens per sequence.")
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW, warm-up then cosine to zero.")
+    lr: float = Field(
+        1e-3, gt=0, description="Peak learning rate of AdamW, warm-up then cosine (ProxSparse: linear) to zero."
+    )
     warmup_steps: int = Field(5, ge=0, description="Linear warm-up.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moments.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay of the logits.")
@@ -31,8 +32,8 @@ class Learning(Section):
         (4.0, 0.05), description="Gumbel temperature tau of the 2:4 choice, first to last step."
     )
     pattern_scale: Ramp = Field((100.0, 500.0), description="Logit scale kappa of the 2:4 choice.")
-    pattern_prior: OneShot | Literal["none"] = Field(
-        "sparsegpt", description="One-shot 2:4 mask that the pattern logits start from."
+    pattern_prior: str = Field(
+        "sparsegpt", description="One-shot method whose 2:4 mask the pattern logits start from, or `none`."
     )
     pattern_prior_strength: float = Field(
         3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
@@ -41,15 +42,17 @@ class Learning(Section):
 
     tile_temperature: Ramp = Field((2.0, 0.05), description="Gumbel temperature tau of the tile choice.")
     tile_scale: Ramp = Field((25.0, 350.0), description="Logit scale kappa of the tile choice.")
-    tile_prior: OneShot | Literal["random", "none"] = Field(
-        "sparsegpt", description="Unstructured mask at the target sparsity that ranks the tiles at the start."
+    tile_prior: str = Field(
+        "sparsegpt",
+        description="One-shot method whose unstructured mask at the target sparsity ranks the tiles at the start; "
+        "or `random`, or `none`.",
     )
     tile_prior_strength: float = Field(
         3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
     )
     tile_std: float = Field(0.014, gt=0, description="Standard deviation of the initial tile logits.")
-    frozen_mask: OneShot | Literal["maskllm"] = Field(
-        "maskllm", description="2:4 mask of the sparse tiles in patch-tile."
+    frozen_mask: str = Field(
+        "maskllm", description="Method whose 2:4 mask the sparse tiles of patch-tile have: one-shot or learned."
     )
 
     sparsity_reg: float = Field(7.0, ge=0, description="lambda 1: weight of |density - target|.")
@@ -65,6 +68,10 @@ class Learning(Section):
         "exact",
         description="Keep the tiles with the largest logits so that the budget is met to the tile, "
         "or those with a positive logit (the paper's).",
+    )
+
+    prox_strength: float = Field(
+        0.25, ge=0, description="ProxSparse's lambda: weight of the products of three weights of a group."
     )
 
     gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
@@ -108,8 +115,10 @@ class Learning(Section):
         return range(rank * share, (rank + 1) * share)
 
 
-# Where a method's published hyper-parameters differ from the defaults above (paper, table of hyper-parameters).
+# Where a method's published hyper-parameters differ from the defaults above (PATCH, table of hyper-parameters;
+# ProxSparse, its script for LLaMA-2 7B).
 METHOD_DEFAULTS: dict[str, dict] = {
+    "proxsparse": {"steps": 400, "batch_size": 1, "lr": 1e-4, "warmup_steps": 40, "betas": (0.9, 0.999)},
     "maskllm": {"weight_reg_decay": True},
     "patch-joint": {},
     "patch-tile": {"lr": 1e-4, "tile_scale": (100.0, 500.0), "sparsity_reg": 3.0, "weight_reg": 0.1},
@@ -117,10 +126,12 @@ METHOD_DEFAULTS: dict[str, dict] = {
 
 _PATTERN = tuple(name for name in Learning.model_fields if name.startswith("pattern_"))
 _TILE = tuple(name for name in Learning.model_fields if name.startswith("tile_"))
+_HYBRID = (*_TILE, "frozen_mask", "sparsity_reg", "target", "finalize")
 _UNUSED = {
-    "maskllm": (*_TILE, "frozen_mask", "sparsity_reg", "target", "finalize"),
-    "patch-joint": ("frozen_mask",),
-    "patch-tile": _PATTERN,
+    "proxsparse": (*_HYBRID, *_PATTERN, "weight_reg", "weight_reg_decay", "hard"),
+    "maskllm": (*_HYBRID, "prox_strength"),
+    "patch-joint": ("frozen_mask", "prox_strength"),
+    "patch-tile": (*_PATTERN, "prox_strength"),
 }
 
 

@@ -32,7 +32,7 @@ class TrainedModel(Section):
     """A small model that a rule of the workflow trains on a corpus."""
 
     kind: Literal["train"] = "train"
-    architecture: Literal["qwen2", "llama", "gemma3_text"] = Field(
+    architecture: Literal["qwen2", "qwen3", "llama", "gemma3_text", "opt", "gpt2"] = Field(
         description="Family, by its transformers model type."
     )
     config: dict[str, Any] = Field(description="Arguments of the family's transformers configuration.")
@@ -52,6 +52,8 @@ class Shape(Section):
     head_dim: int = Field(gt=0, description="Size of a head.")
     vocab_size: int = Field(gt=0, description="Rows of the embedding.")
     tie_word_embeddings: bool = Field(False, description="Whether the output layer shares the embedding.")
+    gated_mlp: bool = Field(True, description="Whether the MLP has a gate beside its first layer.")
+    fused_attention: bool = Field(False, description="Whether query, key and value are one layer.")
 
 
 class HubModel(Section):

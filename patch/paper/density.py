@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from patch.grid import format_tile
 from patch.paper.style import STYLE, TEXT_WIDTH
 from patch.results.order import method_title, percent
 from patch.results.record import ModelInfo, Record
@@ -71,7 +72,7 @@ def _maps(records: Iterable[Record]) -> dict[str, dict[tuple[str, int], float]]:
     values: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in chosen:
         cell = record.cell
-        tile = f", tile {cell.tile}" if several_tiles else ""
+        tile = f", tile {format_tile(cell.tile)}" if several_tiles else ""
         title = f"{method_title(cell.method)}, {percent(cell.sparsity)} %{tile}"
         for name, share in record.density.items():
             values[title][split_name(name)].append(share)

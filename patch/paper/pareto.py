@@ -41,7 +41,8 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
         model: which to draw.
         chance: mean accuracy of guessing in percent, see `patch.results.collect.mean_chance`.
     """
-    summary = with_series(summarize(frame[(frame["model"] == model.name) & frame["metric"].isin(list(LABELS))]))
+    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
+    summary = with_series(summarize(frame[shown]))
     found = series_looks(summary)
     published = bool(summary["published"].notna().any())
     panels = [["value", "published"]] if published and model.comparable else [["value"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from patch.grid import format_tile
 from patch.paper.style import Look, looks, muted
 from patch.results.order import method_title
 
@@ -33,7 +34,7 @@ class Series:
         """As in the legend."""
         title = method_title(self.method)
         if self.pattern == "hybrid":
-            return f"{title}, tile {self.tile}" if self.tile else title
+            return f"{title}, tile {format_tile(self.tile)}" if self.tile else title
         return f"{title}, {self.pattern}"
 
 

@@ -13,7 +13,7 @@ from patch.grid import Cell
 from patch.paper.render import write_table
 from patch.paper.table import Heading, Measure, Row, Table, mark_best
 from patch.paper.text import to_text
-from patch.results.order import cell_order, method_title
+from patch.results.order import QUANTIZATIONS, cell_order, method_title, tile_title
 from patch.results.record import ModelInfo
 from patch.results.statistics import summarize
 
@@ -31,6 +31,7 @@ class _Key:
     pattern: str
     sparsity: float
     tile: int | None
+    quantization: str | None
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class _Selection:
 
 
 def _structured(key: _Key, unstructured: set[float]) -> bool:
-    return key.pattern != "unstructured"
+    return key.pattern != "unstructured" and not key.quantization
 
 
 def _beside_unstructured(key: _Key, unstructured: set[float]) -> bool:
-    return key.sparsity in unstructured and (key.pattern == "unstructured" or key.method.startswith("patch"))
+    beside = key.pattern == "unstructured" or key.method.startswith("patch")
+    return key.sparsity in unstructured and beside and not key.quantization
 
 
 TABLES: dict[str, _Selection] = {
@@ -64,6 +66,11 @@ TABLES: dict[str, _Selection] = {
     ),
     "unstructured": _Selection(
         "Unstructured pruning beside PATCH at equal sparsity.", lambda model: True, _beside_unstructured
+    ),
+    "quantized": _Selection(
+        "Quantised weights (group AbsMax) after pruning, without and with low-rank compensation (SLiM-LoRA).",
+        lambda model: True,
+        lambda key, unstructured: key.quantization is not None,
     ),
     "tasks": _Selection("Accuracy (%) of each task.", lambda model: True, lambda key, unstructured: True, by_task=True),
 }
@@ -102,11 +109,12 @@ def build_table(name: str, frame: pd.DataFrame, models: Sequence[ModelInfo], exp
 
 def _key(cell: Cell | tuple, model: ModelInfo) -> _Key:
     method = "patch" if cell.method == f"patch-{model.variant}" else cell.method
-    return _Key(method, cell.pattern, cell.sparsity, None if pd.isna(cell.tile) else int(cell.tile))
+    tile, quantization = (None if pd.isna(value) else value for value in (cell.tile, cell.quantization))
+    return _Key(method, cell.pattern, cell.sparsity, None if tile is None else int(tile), quantization)
 
 
 def _order(key: _Key) -> tuple:
-    return cell_order(key.method, key.pattern, key.sparsity, key.tile)
+    return cell_order(key.method, key.pattern, key.sparsity, key.tile, key.quantization)
 
 
 def _model_rows(
@@ -140,7 +148,9 @@ def _row(title: str | None, key: _Key, found: dict, models: list[str], measures:
         hit = next((found[name, key, m] for m in ("accuracy", "perplexity") if (name, key, m) in found), None)
         if hit is not None:
             achieved[name] = hit.achieved_sparsity
-    pattern = f"{key.pattern} {key.tile}×{key.tile}" if key.tile else key.pattern
+    pattern = f"{key.pattern} {tile_title(key.tile)}" if key.tile else key.pattern
+    if key.quantization:
+        pattern = f"{pattern}, {QUANTIZATIONS[key.quantization]}"
     return Row(title, key.sparsity, method_title(key.method), pattern, achieved, measures)
 
 

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patch.errors import InputError
 from patch.io import atomic_file
+from patch.models import weight_matrix
 
 
-def save_weights(path: Path | str, linears: Mapping[str, nn.Linear], digest: str) -> None:
+def save_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str) -> None:
     """Write the weights of ``linears``, atomically, with the digest of the settings that made them."""
     from safetensors.torch import save_file
 
-    weights = {name: linear.weight.detach().cpu().contiguous() for name, linear in linears.items()}
+    weights = {name: weight_matrix(linear).detach().cpu().contiguous() for name, linear in linears.items()}
     with atomic_file(path) as temporary:
         save_file(weights, temporary, metadata={"digest": digest})
 
@@ -32,8 +33,8 @@ def weights_digest(path: Path | str) -> str | None:
         return None
 
 
-def load_weights(path: Path | str, linears: Mapping[str, nn.Linear]) -> None:
-    """Copy weights into ``linears``.
+def read_weights(path: Path | str, linears: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The `[out, in]` weights in a file for ``linears``, by name.
 
     Raises:
         InputError: the file is missing or damaged, or is of another model.
@@ -45,9 +46,19 @@ def load_weights(path: Path | str, linears: Mapping[str, nn.Linear]) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"weights {path}: missing, truncated or not a safetensors file ({error})") from None
-    shapes = {name: linear.weight.shape for name, linear in linears.items()}
+    shapes = {name: weight_matrix(linear).shape for name, linear in linears.items()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:
         raise InputError(f"weights {path}: the layers are not those of the model; they belong to another one")
+    return weights
+
+
+def load_weights(path: Path | str, linears: Mapping[str, nn.Module]) -> None:
+    """Copy weights into ``linears``.
+
+    Raises:
+        InputError: as `read_weights`.
+    """
+    weights = read_weights(path, linears)
     with torch.no_grad():
         for name, linear in linears.items():
-            linear.weight.copy_(weights[name])
+            weight_matrix(linear).copy_(weights[name])

@@ -22,6 +22,7 @@ COLUMNS = [
     "pattern",
     "sparsity",
     "tile",
+    "quantization",
     "seed",
     "metric",
     "value",
@@ -57,7 +58,7 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
 
     def order(record: Record) -> tuple[Any, ...]:
         cell = record.cell
-        row = cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile)
+        row = cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile, cell.quantization)
         return positions[cell.model], row, cell.seed
 
     rows = [
@@ -65,7 +66,7 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     floats = ["sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb"]
-    return frame.astype({"tile": "Int64", "seed": "int64"} | dict.fromkeys(floats, "float64"))
+    return frame.astype({"tile": "Int64", "quantization": "str", "seed": "int64"} | dict.fromkeys(floats, "float64"))
 
 
 def mean_chance(records: list[Record], model: str) -> float | None:
@@ -96,7 +97,10 @@ def _rows(record: Record, model: ModelInfo, published: Published) -> list[dict[s
     costs = record.stages.values()
     shared = {
         "experiment": record.experiment,
-        **{name: getattr(cell, name) for name in ("model", "method", "pattern", "sparsity", "tile", "seed")},
+        **{
+            name: getattr(cell, name)
+            for name in ("model", "method", "pattern", "sparsity", "tile", "quantization", "seed")
+        },
         "achieved_sparsity": record.achieved_sparsity,
         "seconds": math.fsum(cost.seconds for cost in costs) if costs else None,
         "peak_memory_mb": max((cost.peak_memory_mb for cost in costs), default=None),
@@ -124,7 +128,8 @@ def _published(record: Record, model: ModelInfo, published: Published, metric: s
     cell = record.cell
     # Another model of the family has other sizes, so its tile is never the paper's.
     tile = cell.tile if model.comparable else None
-    return published_value(published, model.published, cell.method, cell.pattern, cell.sparsity, metric, tile)
+    arguments = (cell.method, cell.pattern, cell.sparsity, metric, tile, cell.quantization)
+    return published_value(published, model.published, *arguments)
 
 
 def read_results(path: Path | str) -> pd.DataFrame:
@@ -134,7 +139,7 @@ def read_results(path: Path | str) -> pd.DataFrame:
         InputError: the file is missing or has other columns.
     """
     try:
-        frame = pd.read_csv(path, dtype={"tile": "Int64", "pattern": str})
+        frame = pd.read_csv(path, dtype={"tile": "Int64", "pattern": str, "quantization": str})
     except (FileNotFoundError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: cannot be read as results ({error})") from None
     if list(frame.columns) != COLUMNS:

@@ -35,8 +35,8 @@ class PublishedRow(BaseModel):
     ppl: float
 
 
-class UnstructuredTable(BaseModel):
-    """Rows such as `Wanda45`: for each model of ``cols``, accuracy in percent and perplexity."""
+class PairTable(BaseModel):
+    """Rows such as `Wanda45`, or `PATCH45+SLiM-LoRA` of quantised weights: for each model of ``cols``, accuracy in percent and perplexity."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, list[tuple[float, float]]] = Field(init=False)
@@ -52,7 +52,8 @@ class Published(BaseModel):
     source: str
     models: dict[str, PublishedModel]
     per_task: dict[str, list[PublishedRow]]
-    unstructured_acc_ppl: UnstructuredTable
+    unstructured_acc_ppl: PairTable
+    quantized_acc_ppl: PairTable
 
 
 def load_published(path: Path | str) -> Published:
@@ -75,6 +76,7 @@ def published_value(
     sparsity: float,
     metric: str,
     tile: int | None = None,
+    quantization: str | None = None,
 ) -> float | None:
     """The paper's number for a cell, or None where it prints none.
 
@@ -84,6 +86,7 @@ def published_value(
         method, pattern, sparsity: of the cell, as in the configuration.
         metric: `accuracy` (mean over the paper's tasks), `perplexity`, or one of its tasks.
         tile: tile size of a hybrid cell; the paper's tables are for 128. None does not compare it.
+        quantization: of the cell.
 
     Returns:
         Percent for accuracies.
@@ -91,11 +94,14 @@ def published_value(
     name, level, kind = PAPER_METHODS.get(method), percent(sparsity), pattern_kind(pattern)
     if name is None or tile not in (None, PAPER_TILE):
         return None
+    if kind == "hybrid" and method not in ("patch", f"patch-{_variant(published, model_id)}"):
+        return None
+    if quantization:
+        adapters = "+SLiM-LoRA" if quantization == "slim-lora" else ""
+        return _pair(published, published.quantized_acc_ppl, model_id, f"{name}{level}{adapters}", metric)
     if kind == "unstructured":
-        return _unstructured(published, model_id, f"{name}{level}", metric)
+        return _pair(published, published.unstructured_acc_ppl, model_id, f"{name}{level}", metric)
     if kind == "hybrid":
-        if method not in ("patch", f"patch-{_variant(published, model_id)}"):
-            return None
         name = f"PATCH-{level}"
     elif kind == "n:m" and pattern != "2:4":
         return None
@@ -110,8 +116,7 @@ def _variant(published: Published, model_id: str) -> str | None:
     return model.variant if model else None
 
 
-def _unstructured(published: Published, model_id: str, row: str, metric: str) -> float | None:
-    table = published.unstructured_acc_ppl
+def _pair(published: Published, table: PairTable, model_id: str, row: str, metric: str) -> float | None:
     model = published.models.get(model_id)
     values = table.__pydantic_extra__.get(row)
     if model is None or values is None or model.title not in table.cols:

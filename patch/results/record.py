@@ -12,7 +12,7 @@ from patch.errors import InputError
 from patch.io import read_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
-StageName = Literal["prune", "learn", "evaluate"]
+StageName = Literal["prune", "learn", "quantize", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class RecordCell(_Section):
     sparsity: float = Field(ge=0, lt=1)
     tile: int | None
     seed: int
+    quantization: Literal["absmax", "slim-lora"] | None = None
 
 
 class Metric(_Section):
@@ -81,7 +82,7 @@ class Record(_Section):
     """One cell's results.
 
     ``achieved_sparsity`` is counted on the model that was evaluated; ``density`` is the kept share of
-    each linear layer.
+    each linear layer. Kept weights that quantisation rounds to zero count as kept.
     """
 
     schema_version: Literal[1] = Field(alias="schema")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-ROW = ["model", "method", "pattern", "sparsity", "tile", "metric"]
+ROW = ["model", "method", "pattern", "sparsity", "tile", "quantization", "metric"]
 SUMMARY_COLUMNS = [
     *ROW,
     "value",
@@ -20,7 +20,7 @@ SUMMARY_COLUMNS = [
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """Join the seeds of each (model, method, pattern, sparsity, tile, metric), keeping the order of the frame.
+    """Join the seeds of each row of a table and metric, keeping the order of the frame.
 
     Args:
         frame: as `collect` makes it.

@@ -20,6 +20,7 @@ from patch.masks.packed import apply_masks, load_masks
 from patch.methods import get_method
 from patch.models import load_model, load_tokenizer, prunable_linears
 from patch.pruning.weights import load_weights
+from patch.quantization import apply_layers, load_layers
 from patch.results.environment import describe_environment
 from patch.signals import leave_when_asked
 from patch.specs import EvaluateSpec
@@ -35,6 +36,7 @@ def run(
     record: Path,
     mask: Path | None = None,
     weights: Path | None = None,
+    quantized: Path | None = None,
     partial: Path | None = None,
 ) -> None:
     """Measure a cell and write its record; with ``partial``, a file, what is measured outlives a stop."""
@@ -43,6 +45,9 @@ def run(
     stages: dict[str, Any] = {}
     if weights:
         load_weights(weights, prunable_linears(network))
+    if quantized:
+        layers, stages["quantize"] = load_layers(quantized)
+        apply_layers(network, layers)
     if mask:
         masks = load_masks(mask)
         apply_masks(network, masks)
@@ -54,8 +59,11 @@ def run(
         _measure(spec, network, model, windows, tasks, done)
     accuracies = {name: done.parts[name].metric for name in spec.evaluation.tasks}
     found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}
-    weights_left = {name: int((linear.weight != 0).sum()) for name, linear in prunable_linears(network).items()}
     sizes = {name: linear.weight.numel() for name, linear in prunable_linears(network).items()}
+    weights_left = {name: int((linear.weight != 0).sum()) for name, linear in prunable_linears(network).items()}
+    if quantized:
+        # Rounding makes zeros of its own, which belong to no pattern.
+        weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if mask else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
     write_json(
         record,

@@ -10,6 +10,7 @@ from patch.distributed import is_first, process_group
 from patch.errors import InputError
 from patch.layout import spec_digest
 from patch.learning.learn import learn
+from patch.learning.proxsparse import proxsparse
 from patch.masks.packed import check_masks, load_masks, save_masks
 from patch.models import load_model
 from patch.specs import LearnSpec
@@ -44,20 +45,22 @@ def run(
         if spec.method == "patch-tile" and "frozen" not in start:
             raise InputError("patch-tile needs the 2:4 masks of its sparse tiles: give --frozen-mask")
         cost: dict[str, float] = {}
+        files = {"folder": checkpoints, "curve": curve, "upstream": spec.upstream}
         with measured(cost, device):
-            masks = learn(
-                network,
-                spec.method,
-                load_windows(windows),
-                spec.settings,
-                spec.sparsity,
-                spec.tile,
-                spec.seed,
-                folder=checkpoints,
-                curve=curve,
-                upstream=spec.upstream,
-                **{name: masks.masks for name, masks in start.items()},
-            )
+            if spec.method == "proxsparse":
+                masks = proxsparse(network, load_windows(windows), spec.settings, spec.seed, **files)
+            else:
+                masks = learn(
+                    network,
+                    spec.method,
+                    load_windows(windows),
+                    spec.settings,
+                    spec.sparsity,
+                    spec.tile,
+                    spec.seed,
+                    **files,
+                    **{name: masks.masks for name, masks in start.items()},
+                )
         if is_first():
             masks.header = {"settings": spec.model_dump(mode="json"), "digest": spec_digest(spec), "cost": cost}
             save_masks(mask, masks)

@@ -17,9 +17,20 @@ from patch.specs import PruneSpec
 from patch.stages._common import measured, prepare_device, show_blocks
 
 
-def run(spec: PruneSpec, *, model: Path, mask: Path, windows: Path | None = None, spare: Path | None = None) -> None:
-    """Prune a model by one method and write its mask; the weights go to ``spare`` for the stage `update`."""
-    network, masks = prune_model(spec, model, windows)
+def run(
+    spec: PruneSpec,
+    *,
+    model: Path,
+    mask: Path,
+    windows: Path | None = None,
+    statistics: Path | None = None,
+    spare: Path | None = None,
+) -> None:
+    """Prune a model by one method and write its mask; the weights go to ``spare`` for the stage `update`.
+
+    Methods that need to know the layers' inputs get ``windows``, or ``statistics`` of the dense model.
+    """
+    network, masks = prune_model(spec, model, windows, statistics)
     if spare:
         save_weights(spare, prunable_linears(network), masks.header["digest"])
     save_masks(mask, masks)
@@ -27,15 +38,28 @@ def run(spec: PruneSpec, *, model: Path, mask: Path, windows: Path | None = None
     print(f"{spec.method} {spec.pattern}: sparsity {masks.sparsity:.4f} in {seconds:.1f} s")
 
 
-def prune_model(spec: PruneSpec, model: Path, windows: Path | None) -> tuple[nn.Module, MaskSet]:
+def prune_model(
+    spec: PruneSpec, model: Path, windows: Path | None, statistics: Path | None = None
+) -> tuple[nn.Module, MaskSet]:
     """Load a model and prune it; returns it with its masks, whose header says how they were made."""
     device = prepare_device(spec.device)
-    network = load_model(model, spec.dtype, device)
+    # Blocks move to the device one by one.
+    network = load_model(model, spec.dtype)
     calibration = load_windows(windows) if windows else None
     pattern = parse_pattern(spec.pattern, spec.sparsity)
     cost: dict[str, float] = {}
     with measured(cost, device):
         progress = show_blocks(spec.method)
-        masks = prune(network, spec.method, pattern, calibration, spec.batch_size, spec.settings, progress)
+        masks = prune(
+            network,
+            spec.method,
+            pattern,
+            calibration,
+            spec.batch_size,
+            spec.settings,
+            progress,
+            statistics=statistics,
+            device=device,
+        )
     masks.header = {"settings": spec.model_dump(mode="json"), "digest": spec_digest(spec), "cost": cost}
     return network, masks

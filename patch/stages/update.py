@@ -18,14 +18,23 @@ from patch.specs import PruneSpec
 from patch.stages.prune import prune_model
 
 
-def run(spec: PruneSpec, *, model: Path, mask: Path, spare: Path, weights: Path, windows: Path | None = None) -> None:
+def run(
+    spec: PruneSpec,
+    *,
+    model: Path,
+    mask: Path,
+    spare: Path,
+    weights: Path,
+    windows: Path | None = None,
+    statistics: Path | None = None,
+) -> None:
     """Move the spare weights to ``weights``, or make them again."""
     wanted = spec_digest(spec)
     if weights_digest(spare) == wanted:
         weights.parent.mkdir(parents=True, exist_ok=True)
         spare.replace(weights)
         return
-    network, masks = prune_model(spec, model, windows)
+    network, masks = prune_model(spec, model, windows, statistics)
     stored = load_masks(mask)
     check_masks(network, stored)
     if any(not stored.masks[name].equal(made) for name, made in masks.masks.items()):

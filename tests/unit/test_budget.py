@@ -47,9 +47,11 @@ def test_sums(config: Path) -> None:
         "fetch",
         "tokenize",
         "train",
+        "statistics",
         "prune",
         "update",
         "learn",
+        "quantize",
         "evaluate",
         "tabulate",
     ]

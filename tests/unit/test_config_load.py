@@ -60,8 +60,8 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
         ["models.qwen.source", "trian", "train", "hub", "local"],
     ),
     "architecture": (
-        put("models", "qwen", "source", "architecture", "gpt2"),
-        ["`models.qwen.source.architecture` is 'gpt2'", "qwen2", "llama", "gemma3_text"],
+        put("models", "qwen", "source", "architecture", "bloom"),
+        ["`models.qwen.source.architecture` is 'bloom'", "qwen2", "llama", "gemma3_text", "opt", "gpt2"],
     ),
     "variant": (put("models", "qwen", "variant", "both"), ["`models.qwen.variant` is 'both'", "joint", "tile"]),
     "model-name": (lambda raw: raw["models"].update({"../a b": raw["models"]["qwen"]}), ["../a b", "pattern"]),

@@ -68,22 +68,26 @@ def paper(tmp_path_factory) -> list[Job]:
 
 
 def test_paper_has_each_job_once_and_no_other(paper):
-    models, ratios = 5, 3
-    magnitude, wanda, sparsegpt, maskllm, dense = 1, 1 + ratios, 1 + ratios, 1, 1  # 2:4, and unstructured at each ratio
+    models, ratios, large = 5, 3, 2
+    magnitude, thanos, proxsparse, maskllm, dense = 1, 1, 1, 1, 1
+    wanda, sparsegpt = 1 + ratios, 1 + ratios  # 2:4, and unstructured at each ratio
     patch = ratios
+    one_shot = magnitude + wanda + sparsegpt + thanos
+    quantized = large * (maskllm + 2 * patch)  # without and with adapters, of the two models of the paper's table
     assert counts(paper) == {
         "fetch_corpus": 3,  # SlimPajama, C4, WikiText-2
         "fetch_model": models,
         "fetch_tasks": 1,
-        "calibrate": models,  # one seed; shared by wanda and sparsegpt
-        "tokenize": models * 2,  # the text that masks are learned on, and that of perplexity
+        "calibrate": models,  # one seed; shared by all one-shot methods and by SLiM-LoRA
+        "tokenize": models * 3,  # the text that masks are learned on, ProxSparse's, and that of perplexity
         # Where masks are learned from, SparseGPT at 2:4 and at each ratio, is in the grid already.
-        "prune": models * (magnitude + wanda + sparsegpt),  # 5 x 9 = 45
-        "update_weights": models * sparsegpt,  # 5 x 4 = 20
-        "learn": models * (maskllm + patch),  # 5 x 4 = 20
-        "evaluate": models * (dense + magnitude + wanda + sparsegpt + maskllm + patch),  # 5 x 14 = 70
+        "prune": models * one_shot,  # 5 x 10 = 50
+        "update_weights": models * (sparsegpt + thanos),  # 5 x 5 = 25
+        "learn": models * (proxsparse + maskllm + patch),  # 5 x 5 = 25
+        "quantize": quantized,  # 2 x 7 = 14
+        "evaluate": models * (dense + one_shot + proxsparse + maskllm + patch) + quantized,  # 5 x 16 + 14 = 94
         "collect": 1,
-        "table": 4,  # joint, tile, unstructured, tasks
+        "table": 5,  # joint, tile, unstructured, quantized, tasks
         "pareto": models,
         "density": models,
         "curves": models,
@@ -121,12 +125,13 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
         "calibrate": 1,
         "tokenize": 2,
         "train_model": models,
-        "prune": models * 9,
-        "update_weights": models * 4,
-        "learn": models * 4,
-        "evaluate": models * 14,
+        "prune": models * 10,
+        "update_weights": models * 5,
+        "learn": models * 5,
+        "quantize": 7,
+        "evaluate": models * 16 + 7,
         "collect": 1,
-        "table": 4,
+        "table": 5,
         "pareto": models,
         "density": models,
         "curves": models,
@@ -151,17 +156,21 @@ def test_one_shot_methods_of_a_model_share_their_windows(paper):
     assert len(windows) == len({model for model, _ in windows}) == 5
 
 
-@pytest.mark.parametrize("rule", ["prune", "update_weights", "learn", "evaluate"])
+COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate")
+
+
+@pytest.mark.parametrize("rule", COMPUTING)
 def test_jobs_that_compute_say_what_they_need(paper, rule):
     for job in (job for job in paper if job.rule == rule):
-        assert job.resource("gpus") == (4 if rule == "learn" else 1)
+        shared = rule == "learn" and "proxsparse" not in job.fields["wildcards"]  # a batch of one cannot be
+        assert job.resource("gpus") == (4 if shared else 1)
         # MaskLLM at 8B, in four processes that each go on from a checkpoint, is far above all others.
         assert 8_000 <= job.resource("mem_mb") <= 750_000
         assert 10 <= job.resource("runtime") <= (5 if rule == "learn" else 2) * 24 * 60
 
 
 def test_jobs_that_do_not_compute_on_a_gpu_ask_for_none(paper):
-    cpu_only = [job for job in paper if job.rule not in ("prune", "update_weights", "learn", "evaluate")]
+    cpu_only = [job for job in paper if job.rule not in COMPUTING]
     assert {"calibrate", "tokenize", "collect"} <= {job.rule for job in cpu_only}
     assert not any(job.resource("gpus") for job in cpu_only)
 
@@ -184,11 +193,15 @@ def test_the_plan_sees_what_a_run_would_still_do(tmp_path, monkeypatch):
     link(tmp_path)
     plan = Plan(load_experiment("config/demo.yaml"))
     for node in JobGraph(plan).nodes:  # in the order in which they would be made
-        for path in (Path(path) for path in node.outputs if node.rule != "update_weights"):
+        for path in (Path(path) for path in node.outputs if node.rule not in ("update_weights", "quantize")):
             (path if node.stage in ("fetch", "train") else path.parent).mkdir(parents=True, exist_ok=True)
             path.touch()
     assert JobGraph(plan).remaining == []
-    cells = {cell.method: cell for cell in plan.grid.cells if cell.model == "llama" and cell.pattern != "unstructured"}
+    cells = {
+        cell.method: cell
+        for cell in plan.grid.cells
+        if cell.model == "llama" and cell.pattern != "unstructured" and not cell.quantization
+    }
     for method, where in (
         ("sparsegpt", plan.layout.record),
         ("maskllm", plan.layout.mask),
@@ -214,8 +227,8 @@ def test_a_learn_job_on_several_nodes(tmp_path):
     resources = "resources={device: cuda, learn_gpus: 4, learn_nodes: 2}"
     jobs = dry_run(tmp_path, "--configfile", "config/paper.yaml", "--config", resources)
     names = ("nodes", "tasks_per_node", "processes", "gpus")
-    asked = {tuple(job.resource(name) for name in names) for job in jobs if job.rule == "learn"}
-    assert asked == {(2, 1, 4, 4)}
+    learned = [job for job in jobs if job.rule == "learn" and "proxsparse" not in job.fields["wildcards"]]
+    assert {tuple(job.resource(name) for name in names) for job in learned} == {(2, 1, 4, 4)}
 
 
 def test_jobs_that_can_go_on_say_so(paper):
@@ -234,7 +247,8 @@ def test_planning_imports_nothing_heavy(tmp_path):
 @pytest.mark.parametrize("sparsity", [0.45, 0.35, 0.25])
 def test_learning_settings_of_the_paper_are_the_published_ones(sparsity):
     grid = Grid(load_experiment(ROOT / "config/paper.yaml"))
-    cells = {cell.method: cell for cell in grid.cells if cell.sparsity == sparsity and cell.spec.stage == "learn"}
+    learned = [cell for cell in grid.cells if cell.spec.stage == "learn" and not cell.quantization]
+    cells = {cell.method: cell for cell in learned if cell.sparsity == sparsity}
     joint, tile = grid.learning(cells["patch-joint"]), grid.learning(cells["patch-tile"])
     for settings in (joint, tile):
         assert (settings.steps, settings.batch_size, settings.seqlen) == (2000, 256, 4096)
@@ -244,3 +258,12 @@ def test_learning_settings_of_the_paper_are_the_published_ones(sparsity):
     assert (joint.tile_scale, tile.tile_scale) == ((25, 350), (100, 500))
     assert joint.tile_temperature == ((4, 0.05) if sparsity == 0.45 else (2, 0.05))
     assert tile.tile_temperature == (2, 0.05)
+
+
+def test_proxsparse_of_the_paper_has_its_own_published_settings():
+    grid = Grid(load_experiment(ROOT / "config/paper.yaml"))
+    runs = {cell.model: grid.learning(cell) for cell in grid.cells if cell.method == "proxsparse"}
+    for model, settings in runs.items():
+        assert (settings.steps, settings.batch_size, settings.seqlen, settings.warmup_steps) == (400, 1, 4096, 40)
+        assert settings.use.corpus == "c4" and settings.betas == (0.9, 0.999)
+        assert (settings.prox_strength, settings.lr) == ((0.85, 5e-5) if model == "llama-3.1-8b" else (0.25, 1e-4))

@@ -77,9 +77,11 @@ def _experiment(folder: Path) -> dict:
         },
         "grid": [
             {"methods": ["dense"]},
-            {"methods": ["magnitude", "sparsegpt", "maskllm"]},
+            {"methods": ["magnitude", "sparsegpt", "thanos", "proxsparse", "maskllm"]},
             {"methods": ["patch"], "sparsity": [0.45]},
             {"methods": ["wanda"], "pattern": "unstructured", "sparsity": [0.45]},
+            {"methods": ["maskllm"], "models": ["trained"], "quantization": "absmax"},
+            {"methods": ["patch"], "models": ["trained"], "sparsity": [0.45], "quantization": "slim-lora"},
         ],
         "tile": 16,
         "published": str(ROOT / "config/published.json"),
@@ -139,12 +141,13 @@ def test_every_file_is_there(finished: Path) -> None:
         for figure in ("pareto", "density", "curves"):
             for kind in ("svg", "pdf", "png"):
                 assert (root / f"figures/{model}/{figure}.{kind}").stat().st_size > 1000
-    for table in ("joint", "tile", "unstructured", "tasks"):
+    for table in ("joint", "tile", "unstructured", "quantized", "tasks"):
         for kind in ("csv", "md", "tex"):
             assert (root / f"tables/{table}.{kind}").stat().st_size > 100
-    assert len(list((root / "records").rglob("*.json"))) == 12
+    assert len(list((root / "records").rglob("*.json"))) == 18
     assert not list((finished / "work").rglob("weights/**/*.safetensors")), "updated weights are temporary"
     assert not list((finished / "work").rglob("spare/**/*.safetensors"))
+    assert not list((finished / "work").rglob("quantized/**/*.safetensors"))
 
 
 def test_records_say_what_was_measured(finished: Path) -> None:
@@ -158,10 +161,10 @@ def test_records_say_what_was_measured(finished: Path) -> None:
 def test_results_are_tidy(finished: Path) -> None:
     header, *rows = (finished / "results/tiny/results.csv").read_text().splitlines()
     assert header == (
-        "experiment,model,method,pattern,sparsity,tile,seed,metric,value,stderr,published,achieved_sparsity,"
+        "experiment,model,method,pattern,sparsity,tile,quantization,seed,metric,value,stderr,published,achieved_sparsity,"
         "seconds,peak_memory_mb"
     )
-    assert len(rows) == 12 * 6
+    assert len(rows) == 18 * 6
 
 
 def test_a_second_run_does_nothing(finished: Path) -> None:
@@ -178,7 +181,7 @@ def test_the_number_of_processes_reruns_nothing(copied: Path) -> None:
 def test_a_deleted_record_is_evaluated_again_and_nothing_is_learned(copied: Path) -> None:
     (copied / "results/tiny/records/trained/sparsegpt_2of4_0.5_s0.json").unlink()
     planned = _planned(copied)
-    after = {"collect": 1, "table": 4, "pareto": 2, "all": 1}
+    after = {"collect": 1, "table": 5, "pareto": 2, "all": 1}
     assert planned == Counter({"evaluate": 1, "update_weights": 1, **after})
     run = _snakemake(copied)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -192,10 +195,24 @@ def test_one_learning_rate_reruns_what_it_touches(copied: Path) -> None:
     settings["learning"]["methods"]["maskllm"]["lr"] = 0.002
     (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
     planned = _planned(copied)
-    # maskllm of both models, and patch-tile, whose frozen mask is maskllm's.
-    assert planned["learn"] == 3 and planned["evaluate"] == 3
-    assert set(planned) == {"learn", "evaluate", "collect", "table", "pareto", "curves", "density", "all"}
+    # maskllm of both models, and patch-tile, whose frozen mask is maskllm's; and what is quantised of them.
+    assert planned["learn"] == 3 and planned["evaluate"] == 5 and planned["quantize"] == 2
+    assert set(planned) == {"learn", "quantize", "evaluate", "collect", "table", "pareto", "curves", "density", "all"}
     assert planned["density"] == 1
+
+
+def test_dense_statistics_are_taken_once_for_all_methods(copied: Path) -> None:
+    settings = yaml.safe_load((copied / "tiny.yaml").read_text())
+    settings["calibration"]["propagate"] = "dense"
+    (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    planned = _planned(copied)
+    # Of each model: SparseGPT, Thanos, and unstructured Wanda and SparseGPT, the tile prior; magnitude needs none.
+    assert planned["statistics"] == 2 and planned["prune"] == 8
+    run = _snakemake(copied, "results/tiny/records/local/thanos_2of4_0.5_s0.json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    (folder,) = (copied / "work/statistics").iterdir()
+    assert len(list(folder.glob("block-*.safetensors"))) == 2
+    assert not list((copied / "work").rglob("weights/**/*.safetensors"))
 
 
 def test_a_new_ratio_adds_its_runs_alone(copied: Path) -> None:

@@ -39,16 +39,24 @@ wildcard_constraints:
     made_tasks=one_of(name for name, path in TASKS.items() if path),
     hub_tasks=one_of(name for name, path in TASKS.items() if not path),
     model=one_of(MODELS),
-    pruned=one_of(c.id for c in CELLS if c.spec.stage == "prune"),
-    updating=one_of(c.id for c in CELLS if c.spec.updates_weights),
-    learned=one_of(c.id for c in CELLS if c.spec.stage == "learn"),
+    statistics=one_of(PLAN.statistics),
+    pruned=one_of(c.pruned.id for c in CELLS if c.spec.stage == "prune"),
+    updating=one_of(c.id for c in PLAN.updated_cells),
+    learned=one_of(c.pruned.id for c in CELLS if c.spec.stage == "learn"),
+    quantized=one_of(c.id for c in CELLS if c.quantization),
     cell=one_of(c.id for c in CELLS),
 
 
 def cell_of(wildcards):
     """The cell that a job's wildcards name."""
-    names = [wildcards.get(key) for key in ("cell", "pruned", "updating", "learned")]
+    names = [wildcards.get(key) for key in ("cell", "pruned", "updating", "learned", "quantized")]
     return PLAN.grid.cell(wildcards.model, next(name for name in names if name))
+
+
+def statistics_cost(wildcards):
+    """What a job needs that takes statistics of a dense model."""
+    statistics = PLAN.statistics[wildcards.statistics]
+    return COST.statistics(statistics.model, statistics.spec.gram)
 
 
 def as_json(spec):

@@ -5,7 +5,7 @@ Inputs: a model, token windows, and the masks that the run starts from. Outputs:
 
 
 rule learn:
-    """maskllm, patch-joint or patch-tile."""
+    """proxsparse, maskllm, patch-joint or patch-tile."""
     input:
         unpack(lambda wildcards: PLAN.learn_inputs(cell_of(wildcards))),
         unpack(lambda wildcards: PLAN.prior_inputs(cell_of(wildcards))),

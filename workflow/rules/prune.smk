@@ -1,8 +1,34 @@
 """One-shot pruning.
 
-Inputs: a model, calibration windows. Outputs: results/<experiment>/masks/<model>/<cell>.safetensors, and
-the updated weights of methods that update, kept only until their cell is evaluated.
+Inputs: a model, calibration windows or statistics of the dense model. Outputs:
+results/<experiment>/masks/<model>/<cell>.safetensors, and the updated weights of methods that update, kept only
+until their cell is evaluated.
 """
+
+
+rule statistics:
+    """Inputs of a dense model's layers, for all methods and ratios, with `calibration.propagate: dense`."""
+    input:
+        model=lambda wildcards: PLAN.store.model_path(PLAN.statistics[wildcards.statistics].model),
+        windows=lambda wildcards: PLAN.statistics[wildcards.statistics].windows.path,
+    output:
+        directory(f"{STORE}/statistics/{{statistics}}"),
+    log:
+        f"{LOGS}/statistics/{{statistics}}.log",
+    benchmark:
+        f"{BENCHMARKS}/statistics/{{statistics}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: PLAN.experiment.resources.threads
+    resources:
+        gpus=lambda wildcards: statistics_cost(wildcards).gpus,
+        mem_mb=lambda wildcards: statistics_cost(wildcards).mem_mb,
+        runtime=lambda wildcards: statistics_cost(wildcards).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.statistics[wildcards.statistics].spec),
+    shell:
+        f"{STAGE} statistics --spec {{params.spec:q}} --model {{input.model}} --windows {{input.windows}}"
+        " --out {output} &> {log}"
 
 
 rule prune:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,9 @@ def grid(models: list[ModelInfo], seeds: int) -> list[Cell]:
         hybrid = [Cell(model.name, f"patch-{model.variant}", "hybrid", s, tile, seed) for s in levels]
         fixed = [Cell(model.name, "dense", "dense", 0.0, None, 0), Cell(model.name, "magnitude", "2:4", 0.5, None, 0)]
         cells += [*(fixed if seed == 0 else []), *one_shot, *free, *hybrid]
+        if model.variant == "tile":
+            cells += [replace(cell, quantization="absmax") for cell in (*one_shot[2:], *hybrid)]
+            cells += [replace(cell, quantization="slim-lora") for cell in hybrid]
     return cells
 
 
@@ -89,7 +92,7 @@ def make_record(cell: Cell, tasks: dict[str, float], rng: np.random.Generator) -
         "schema": 1,
         "experiment": "demo",
         "cell": {"id": cell.id, **{key: getattr(cell, key) for key in ("model", "method", "pattern", "sparsity")}}
-        | {"tile": cell.tile, "seed": cell.seed},
+        | {"tile": cell.tile, "seed": cell.seed, "quantization": cell.quantization},
         "metrics": metrics,
         "achieved_sparsity": cell.sparsity * 0.9998,
         "density": density(cell.model, cell.sparsity, rng) if cell.pattern == "hybrid" else {},

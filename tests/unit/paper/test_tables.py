@@ -64,7 +64,8 @@ def test_numbers_come_from_the_frame(experiment):
 
 
 def test_a_missing_cell_is_a_dash_and_counted(experiment, tmp_path):
-    gone = [r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "maskllm"]
+    masked = [r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "maskllm"]
+    gone = [record for record in masked if not record.cell.quantization]
     experiment.records = [record for record in experiment.records if record not in gone]
     table = build("tile", experiment)
     row = next(row for row in table.rows if row.method == "MaskLLM")
@@ -86,10 +87,8 @@ def test_long_lists_of_missing_cells_are_cut(experiment):
     experiment.records = [record for record in experiment.records if record.cell.method == "dense"]
     table = build("tile", experiment)
     assert len(table.rows) == 8
-    assert (
-        f"and {len([c for c in experiment.expected if c.model == 'llama' and c.pattern != 'unstructured']) - 7} more"
-        in table.notes[-1]
-    )
+    llama = [cell for cell in experiment.expected if cell.model == "llama" and cell.pattern != "unstructured"]
+    assert f"and {len([cell for cell in llama if not cell.quantization]) - 7} more" in table.notes[-1]
 
 
 def test_the_note_on_other_models_names_them(experiment):
@@ -108,7 +107,7 @@ def test_a_method_of_others_comes_last_of_its_sparsity(experiment):
 
 def test_tasks_has_a_row_for_each_model_and_cell(experiment):
     table = build("tasks", experiment)
-    cells = {(cell.model, cell.method, cell.pattern, cell.sparsity) for cell in experiment.expected}
+    cells = {(c.model, c.method, c.pattern, c.sparsity, c.quantization) for c in experiment.expected}
     assert len(table.rows) == len(cells)
     assert table.header[-1].text == "Mean ↑"
 
@@ -189,3 +188,20 @@ def test_tex_escapes():
 def test_decimals():
     assert format_value(54.614, "accuracy") == "54.61"
     assert [format_value(v, "perplexity") for v in (5.118, 765.92, 6734.97)] == ["5.12", "765.9", "6735"]
+
+
+def test_quantised_rows_have_a_table_of_their_own_in_the_order_of_the_paper(experiment):
+    table = build("quantized", experiment)
+    assert [(row.sparsity, row.method, row.pattern) for row in table.rows] == [
+        (0.5, "MaskLLM", "2:4, AbsMax"),
+        (0.45, "PATCH", "hybrid 16×16, AbsMax"),
+        (0.45, "PATCH", "hybrid 16×16, AbsMax + SLiM-LoRA"),
+        (0.35, "PATCH", "hybrid 16×16, AbsMax"),
+        (0.35, "PATCH", "hybrid 16×16, AbsMax + SLiM-LoRA"),
+        (0.25, "PATCH", "hybrid 16×16, AbsMax"),
+        (0.25, "PATCH", "hybrid 16×16, AbsMax + SLiM-LoRA"),
+    ]
+    published = [tuple(measure.published for measure in row.measures) for row in table.rows]
+    assert published[:3] == [(47.98, 7.64), (48.19, 7.34), (50.71, 6.83)]
+    for other in ("joint", "tile", "unstructured"):
+        assert not any("AbsMax" in row.pattern for row in build(other, experiment).rows)

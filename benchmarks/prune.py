@@ -1,0 +1,165 @@
+"""Pruning: seconds and peak memory of every one-shot method, and what a grid saves by sharing.
+
+python benchmarks/prune.py block     one block of Llama-2-7B's shape, ours beside the published formulation
+python benchmarks/prune.py models    the demo's models, whole, with inputs of the pruned and of the dense model
+python benchmarks/prune.py sharing   jobs of a configuration, against one run for each cell
+python benchmarks/prune.py           all three
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from patch.config import load_experiment
+from patch.cost import CostModel
+from patch.grid import Cell
+from patch.plan import Plan
+from patch.store import calibrated
+from patch.units import align
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("block", "models", "sharing")
+METHODS = ("magnitude", "wanda", "sparsegpt", "thanos")
+PATTERNS = ("2:4", "unstructured")
+# In a process of its own, so that the peak of its memory is its own.
+MEASURE = """
+import resource, sys, time
+import numpy as np, torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from patch.config import load_experiment
+from patch.masks.nm import parse_pattern
+from patch.pruning import prune
+path, name, method, pattern, propagate = sys.argv[1:]
+experiment = load_experiment(path)
+source, calibration = experiment.models[name].source, experiment.calibration
+torch.manual_seed(0)
+sizes = source.config | {"vocab_size": source.tokenizer.vocab_size}
+config = AutoConfig.for_model(source.architecture, **sizes)
+model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+shape = (calibration.samples, calibration.seqlen)
+windows = np.random.default_rng(0).integers(0, source.tokenizer.vocab_size, shape)
+options = {"batch_size": calibration.batch_size, "propagate": propagate}
+prune(model, "magnitude", parse_pattern("2:4", 0.5))  # what is only slow the first time
+before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+prune(model, method, parse_pattern(pattern, 0.5), windows, **options)
+seconds = time.perf_counter() - started
+print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+"""
+
+
+def models(configfile: Path, repeats: int) -> str:
+    """Seconds and growth of the peak memory for each method on each trained model of a configuration.
+
+    The weights are random: what a method does, magnitudes of fill-in aside, does not depend on them.
+    """
+    experiment = load_experiment(configfile)
+    names = [name for name, model in experiment.models.items() if model.source.kind == "train"]
+    rows = [["model", "method", "pattern", "pruned inputs", "dense inputs", "ratio", "peak memory"]]
+    for name in names:
+        for method in METHODS:
+            for pattern in PATTERNS:
+                found = {
+                    mode: [_measured(configfile, name, method, pattern, mode) for _ in range(repeats)]
+                    for mode in ("pruned", "dense")
+                }
+                pruned, dense = (float(np.median([seconds for seconds, _ in runs])) for runs in found.values())
+                memory = max(megabytes for runs in found.values() for _, megabytes in runs)
+                times = [f"{pruned:.3f} s", f"{dense:.3f} s", f"{dense / pruned:.2f}"]
+                rows.append([name, method, pattern, *times, f"+{memory:.0f} MB"])
+    return "\n".join(align(rows))
+
+
+def _measured(configfile: Path, *arguments: str) -> tuple[float, float]:
+    command = [sys.executable, "-c", MEASURE, str(configfile), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if run.returncode:
+        raise SystemExit(run.stderr)
+    seconds, memory = run.stdout.split()
+    return float(seconds), float(memory)
+
+
+def sharing(configfile: Path) -> str:
+    """What a configuration's cells take if each makes all that it needs, and what they take as the workflow runs.
+
+    A pass is one forward pass of a model over all its calibration windows.
+    """
+    experiment = load_experiment(configfile)
+    rows = [["way", "window files", "passes", "prunes", "learning runs", "hours of prune and learn"]]
+    alone: Counter[str] = Counter()
+    for mode in ("pruned", "dense"):
+        calibration = experiment.calibration.model_copy(update={"propagate": mode})
+        experiment = experiment.model_copy(update={"calibration": calibration})
+        plan = Plan(experiment)
+        costs = CostModel(experiment, plan.grid)
+        if mode == "pruned":
+            for cell in plan.grid.cells:
+                alone += _counts(plan, costs, _needed(plan, cell))
+            rows.append(["one run a cell", *_row(alone)])
+        made = _counts(plan, costs, plan.grid.closure, shared=True)
+        rows.append([f"shared, {mode} inputs", *_row(made)])
+    return "\n".join(align(rows))
+
+
+def _needed(plan: Plan, cell: Cell) -> list[Cell]:
+    """A cell and all that it comes from."""
+    if cell.quantization:
+        return [cell, *_needed(plan, cell.pruned)]
+    return [cell, *(each for prior in plan.grid.priors(cell).values() for each in _needed(plan, prior))]
+
+
+def _counts(plan: Plan, costs: CostModel, cells: list[Cell], shared: bool = False) -> Counter[str]:
+    found: Counter[str] = Counter()
+    windows = [plan.store.calibration_windows(cell.model, cell.seed).key for cell in cells if calibrated(cell)]
+    found["windows"] = len(set(windows))
+    for cell in cells:
+        if cell.quantization:
+            found["passes"] += 2 * (cell.quantization == "slim-lora")
+        elif cell.spec.stage == "prune":
+            found["prunes"] += 1
+            found["passes"] += 2 * (calibrated(cell) and plan.dense_statistics(cell) is None)
+            found["minutes"] += costs.prune(cell).minutes
+        elif cell.spec.stage == "learn":
+            found["learned"] += 1
+            found["minutes"] += costs.learn(cell).minutes * max(1, costs.learn(cell).gpus)
+    if shared:
+        found["passes"] += len(plan.statistics)
+        found["minutes"] += sum(
+            costs.statistics(each.model, each.spec.gram).minutes for each in plan.statistics.values()
+        )
+    return found
+
+
+def _row(found: Counter[str]) -> list[str]:
+    names = ("windows", "passes", "prunes", "learned")
+    return [*(str(found[name]) for name in names), f"{found['minutes'] / 60:.1f}"]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; without any, all")
+    parser.add_argument("--configfile", type=Path, action="append", help="of models and sharing (the demo, the paper)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
+    parser.add_argument("--scale", type=int, default=1, help="divides the sizes of the block")
+    options = parser.parse_args()
+    if odd := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part {min(odd)!r}; known: {', '.join(PARTS)}")
+    parts = options.parts or PARTS
+    configfiles = options.configfile or [ROOT / "config/demo.yaml", ROOT / "config/paper.yaml"]
+    if "block" in parts:
+        subprocess.run([sys.executable, ROOT / "benchmarks/prune_layers.py", "--scale", str(options.scale)], check=True)
+    if "models" in parts:
+        print(f"\n{configfiles[0].stem}: whole models of random weights, median of {options.repeats}")
+        print(models(configfiles[0], options.repeats), flush=True)
+    for configfile in configfiles if "sharing" in parts else []:
+        print(f"\n{configfile.stem}: what the grid shares (hours by the cost model)\n{sharing(configfile)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

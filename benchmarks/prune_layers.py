@@ -1,0 +1,195 @@
+"""Seconds and memory of one-shot pruning for the layers of one decoder block, beside the published formulations.
+
+    python benchmarks/prune_layers.py [--scale 4] [--methods thanos] [--patterns 2:4] [--threads 2] [--device cuda]
+
+The layers have the shapes of Llama-2-7B, divided by ``--scale``. Layers of one shape cost the same, so one of each
+shape is measured, and a block's total counts it as often as a block has it. Both sides work on the same weights and
+statistics in fp32, in turns, and of each the fastest turn counts. Memory is what a call takes at its peak over what
+was there before, what it returns included. Exits with 1 where ours is slower or the masks are not the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import published_pruning as published  # noqa: E402
+from patch.calibration import InputStatistics  # noqa: E402
+from patch.masks.nm import Pattern, parse_pattern  # noqa: E402
+from patch.pruning.hessian import inverse_factor  # noqa: E402
+from patch.pruning.magnitude import magnitude  # noqa: E402
+from patch.pruning.sparsegpt import sparsegpt  # noqa: E402
+from patch.pruning.thanos import thanos  # noqa: E402
+from patch.pruning.wanda import wanda  # noqa: E402
+
+SPARSITY = 0.5
+# Methods that make the same of the same input.
+SHARING = {"sparsegpt", "thanos"}
+# A choice between two scores that are equal but for rounding may go either way, and others follow it.
+AGREEMENT = 0.99
+
+Prune = Callable[[Tensor, InputStatistics, Pattern], tuple[Tensor, Tensor]]
+# What a layer reads, and the seconds that making its factor of the inverse Hessian takes.
+Inputs = tuple[InputStatistics, float]
+
+
+def _masked(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return mask, weight.masked_fill(mask.logical_not(), 0)
+
+
+METHODS: dict[str, tuple[Prune, Prune]] = {
+    "magnitude": (lambda w, _, p: _masked(w, magnitude(w, p)), lambda w, _, p: published.magnitude(w, p)),
+    "wanda": (lambda w, s, p: _masked(w, wanda(w, s, p)), published.wanda),
+    "sparsegpt": (sparsegpt, published.sparsegpt),
+    "thanos": (thanos, published.thanos),
+}
+
+
+class Shape(NamedTuple):
+    """Layers of a block with one shape, and how many factors of an inverse Hessian they need if these are shared."""
+
+    names: tuple[str, ...]
+    rows: int
+    inputs: int
+    factors: int
+
+    def __str__(self) -> str:
+        return f"{','.join(self.names)} {self.rows}x{self.inputs}"
+
+
+class Measured(NamedTuple):
+    mask: Tensor
+    seconds: float
+    memory: float
+
+
+def statistics_of(inputs: int, rows: int, device: str) -> InputStatistics:
+    """Statistics of ``rows`` random tokens: correlated, unequally loud, two inputs always zero."""
+    generator = torch.Generator(device).manual_seed(inputs)
+    random = partial(torch.randn, generator=generator, device=device)
+    loudness = (0.5 * random(inputs)).exp()
+    loudness[:2] = 0
+    latent = max(1, inputs // 16)
+    mixing = random(latent, inputs) / latent**0.5
+    gram = torch.zeros(inputs, inputs, device=device)
+    for start in range(0, rows, 2048):
+        tokens = min(2048, rows - start)
+        x = (random(tokens, latent) @ mixing + 0.5 * random(tokens, inputs)) * loudness
+        gram.addmm_(x.T, x)
+    return InputStatistics(gram.diagonal().clone(), gram, max(1, rows // 2048))
+
+
+def _resident(key: str) -> float:
+    """MB of this process: `VmRSS` now, `VmHWM` at its peak."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[key].split()[0]) / 1024
+
+
+def measure(call: Callable[[], tuple[Tensor, Tensor]], cuda: bool) -> Measured:
+    """Run ``call`` once."""
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+    else:
+        # Freed memory that the allocator still holds would hide what the call takes.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+    started = time.perf_counter()
+    mask, updated = call()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident("VmHWM")
+    del updated
+    return Measured(mask.cpu(), seconds, peak - before)
+
+
+def compare(method: str, pattern: Pattern, weight: Tensor, statistics: InputStatistics, turns: int) -> list[Measured]:
+    """Ours and the published one, in turns; of each the fastest."""
+    sides: list[list[Measured]] = [[], []]
+    for _ in range(turns):
+        for side, prune in zip(sides, METHODS[method], strict=True):
+            side.append(measure(lambda prune=prune: prune(weight, statistics, pattern), weight.is_cuda))
+    return [min(side, key=lambda measured: measured.seconds) for side in sides]
+
+
+def with_factor_seconds(statistics: InputStatistics, turns: int) -> Inputs:
+    cuda = statistics.squares.is_cuda
+    calls = (measure(lambda: inverse_factor(statistics, 0.01, "thanos")[::-1], cuda) for _ in range(turns))
+    return statistics, min(call.seconds for call in calls)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    sizes = {"hidden": 4096, "intermediate": 11008, "scale": 1, "samples-rows": 16384, "turns": 3}
+    for name, default in (sizes | {"threads": torch.get_num_threads()}).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--patterns", nargs="+", default=["2:4", "unstructured"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a sixteenth of the sizes")
+    options = parser.parse_args()
+    if options.quick:
+        options.scale = 16
+    return options
+
+
+def line(*cells: object) -> None:
+    print("{:10}{!s:14}{!s:26}{:>10}{:>11}{:>7}{:>9}{:>11}{:>9}".format(*cells), flush=True)
+
+
+def block(method: str, pattern: Pattern, shapes: list[Shape], inputs: dict[int, Inputs], turns: int) -> bool:
+    """Print a method's layers and totals; False where ours is slower or the masks are not the same."""
+    ours, theirs, saved, good = 0.0, 0.0, 0.0, True
+    for shape in shapes:
+        statistics, factor_seconds = inputs[shape.inputs]
+        weight = torch.randn(shape.rows, shape.inputs, device=statistics.squares.device)
+        first, second = compare(method, pattern, weight, statistics, turns)
+        ratio, same = first.seconds / second.seconds, float((first.mask == second.mask).float().mean())
+        good &= ratio <= 1 and same >= AGREEMENT
+        cells = f"{first.seconds:.3f} {second.seconds:.3f} {ratio:.2f} {first.memory:.0f} {second.memory:.0f}"
+        line(method, pattern, shape, *cells.split(), f"{same:.5f}")
+        ours += len(shape.names) * first.seconds
+        theirs += len(shape.names) * second.seconds
+        saved += (len(shape.names) - shape.factors) * factor_seconds
+    totals = {"the block": ours} | ({"  with factors shared": ours - saved} if method in SHARING else {})
+    for what, total in totals.items():
+        line(method, pattern, what, f"{total:.3f}", f"{theirs:.3f}", f"{total / theirs:.2f}", "", "", "")
+    return good
+
+
+@torch.no_grad()
+def main() -> int:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    hidden, intermediate = options.hidden // options.scale, options.intermediate // options.scale
+    shapes = [
+        Shape(("q", "k", "v", "o"), hidden, hidden, 2),
+        Shape(("gate", "up"), intermediate, hidden, 1),
+        Shape(("down",), hidden, intermediate, 1),
+    ]
+    tokens = options.samples_rows // options.scale
+    print(f"{options.device}, {options.threads} threads, torch {torch.__version__}, statistics of {tokens} tokens")
+    statistics = {n: statistics_of(n, tokens, options.device) for n in (hidden, intermediate)}
+    inputs = {n: with_factor_seconds(s, options.turns) for n, s in statistics.items()}
+    line("method", "pattern", "layers", "s: ours", "published", "ratio", "MB: ours", "published", "same")
+    patterns = [parse_pattern(name, SPARSITY) for name in options.patterns]
+    good = [block(m, p, shapes, inputs, options.turns) for m in options.methods for p in patterns]
+    return int(not all(good))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Call a model's decoder blocks one by one, as the model itself would.
+
+Blocks are found by structure. Each block gets its own other arguments (attention mask, rotary
+embedding, cache, ...) as the model passes them: families such as Gemma 3 alternate between kinds of
+attention, so that one block's arguments are wrong for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What the model passes to one block besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, block: nn.Module, states: Tensor) -> Tensor:
+        """The hidden states that the block makes of ``states``."""
+        return _states(block(states, *self.args, **self.kwargs))
+
+
+def _states(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _EnoughSeen(Exception):
+    """Raised when the rest of a forward pass is not needed."""
+
+
+@contextmanager
+def _replaced_forwards(blocks: nn.ModuleList, forward: Callable) -> Iterator[None]:
+    # A block may have a forward of its own instead of its class's.
+    own = [vars(block).get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block, previous in zip(blocks, own, strict=True):
+            if previous is None:
+                del block.forward
+            else:
+                block.forward = previous
+
+
+def record_calls(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, device: torch.device) -> list[BlockCall]:
+    """Every block's other arguments for a batch like ``tokens``, on ``device``; the blocks do not run."""
+    calls: list[BlockCall] = []
+    move = _Mover(device)
+    output = _first_output(model, blocks, tokens[:1, :4])
+
+    def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(BlockCall(move(args), move(kwargs)))
+        # Families differ in whether a block gives a tuple, and the model takes it apart.
+        return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
+
+    with _replaced_forwards(blocks, recorder):
+        model(tokens, use_cache=False)
+    return calls
+
+
+def _first_output(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> Any:
+    """What the first block gives for a few tokens."""
+    run, outputs = blocks[0].forward, []
+
+    def catcher(*args: Any, **kwargs: Any) -> None:
+        outputs.append(run(*args, **kwargs))
+        raise _EnoughSeen
+
+    with _replaced_forwards(blocks, catcher), suppress(_EnoughSeen):
+        model(tokens, use_cache=False)
+    return outputs[0]
+
+
+def first_inputs(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The hidden states that enter the first block, `[batch, seqlen, hidden]`, batch by batch."""
+    caught: list[Tensor] = []
+
+    def catcher(hidden_states: Tensor, *args: Any, **kwargs: Any) -> None:
+        caught.append(hidden_states)
+        raise _EnoughSeen
+
+    for tokens in batches:
+        with _replaced_forwards(blocks, catcher), suppress(_EnoughSeen):
+            model(tokens, use_cache=False)
+        yield caught.pop()
+
+
+class _Mover:
+    """Copies of nested arguments with their tensors on a device; what several arguments share is copied once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # Holds the originals too: an id alone could be reused.
+        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._moved.setdefault(id(value), (value, value.to(self._device)))[1]
+        if isinstance(value, dict):
+            return {key: self(part) for key, part in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)(self(part) for part in value)
+        return value

@@ -1,0 +1,145 @@
+"""Statistics of the inputs of linear layers: summed up by hooks, and on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from patch.errors import InputError
+from patch.io import atomic_file
+
+FORMAT = "patch-statistics-1"
+
+
+@dataclass(eq=False)
+class InputStatistics:
+    """What a layer's input looked like, in fp32. Layers that read the same tensor have the same object.
+
+    Attributes:
+        squares: `[in]`, sum over all tokens of `x_j^2`.
+        gram: `[in, in]`, sum over all tokens of `x x^T`, or None.
+        sequences: number of calibration sequences.
+    """
+
+    squares: Tensor
+    gram: Tensor | None
+    sequences: int
+
+    @property
+    def norms(self) -> Tensor:
+        """`[in]`, root of the mean over sequences of `sum_t x_tj^2`."""
+        return (self.squares / self.sequences).sqrt()
+
+
+class Accumulator:
+    """Forward hooks on linear layers, until the context ends. Layers that read the same tensor share their sums.
+
+    These go sequence by sequence, so that they do not depend on how many make a batch.
+    """
+
+    def __init__(self, linears: dict[str, nn.Module], gram: bool) -> None:
+        self._gram = gram
+        self._statistics: dict[str, InputStatistics] = {}
+        self._leader: dict[str, str] = {}
+        self._sequences = self._total = 0
+        # Holds the tensors themselves: an id alone could be reused by a later tensor of the same pass.
+        self._seen: dict[int, tuple[Tensor, str]] = {}
+        self._handles = [linear.register_forward_pre_hook(self._hook(name)) for name, linear in linears.items()]
+
+    def start_batch(self, sequences: int) -> None:
+        """Say of how many sequences the next inputs are."""
+        self._seen.clear()
+        self._sequences = sequences
+        self._total += sequences
+
+    def _hook(self, name: str) -> Callable:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            _, leader = self._seen.setdefault(id(x), (x, name))
+            self._leader[name] = leader
+            if leader == name:
+                # Some families flatten batch and tokens before a layer; the sequences still stand one after another.
+                for sequence in x.reshape(self._sequences, -1, x.shape[-1]):
+                    self._add(name, sequence.float())
+
+        return hook
+
+    def _add(self, name: str, x: Tensor) -> None:
+        if name not in self._statistics:
+            width = x.shape[1]
+            gram = x.new_zeros(width, width) if self._gram else None
+            self._statistics[name] = InputStatistics(x.new_zeros(width), gram, 0)
+        sums = self._statistics[name]
+        sums.squares += x.square().sum(0)
+        if sums.gram is not None:
+            sums.gram.addmm_(x.T, x)
+
+    def __enter__(self) -> Accumulator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._seen.clear()
+
+    def statistics(self) -> dict[str, InputStatistics]:
+        """What has been summed up, by layer."""
+        for statistics in self._statistics.values():
+            statistics.sequences = self._total
+        return {name: self._statistics[leader] for name, leader in self._leader.items()}
+
+
+def save_statistics(path: Path | str, statistics: dict[str, InputStatistics]) -> None:
+    """Write the statistics of a block's layers, atomically; what layers share is written once."""
+    from safetensors.torch import save_file
+
+    leaders: dict[int, str] = {}
+    shared = {name: leaders.setdefault(id(values), name) for name, values in statistics.items()}
+    tensors: dict[str, Tensor] = {}
+    for name in set(shared.values()):
+        tensors[f"{name}.squares"] = statistics[name].squares
+        if (gram := statistics[name].gram) is not None:
+            tensors[f"{name}.gram"] = gram
+    sequences = next(iter(statistics.values())).sequences
+    header = {"format": FORMAT, "shared": json.dumps(shared), "sequences": str(sequences)}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def load_statistics(
+    path: Path | str, device: torch.device | str = "cpu", gram: bool = True
+) -> dict[str, InputStatistics]:
+    """Read what `save_statistics` wrote; without ``gram``, the norms alone.
+
+    Raises:
+        InputError: the file is missing, damaged or foreign, or lacks the Gram matrices.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    def value(name: str) -> InputStatistics:
+        matrix = file.get_tensor(f"{name}.gram") if gram else None
+        return InputStatistics(file.get_tensor(f"{name}.squares"), matrix, int(header["sequences"]))
+
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise InputError(f"statistics {path}: not written by this software; make them again")
+            shared = json.loads(header["shared"])
+            found = {name: value(name) for name in dict.fromkeys(shared.values())}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"statistics {path}: missing, damaged or without Gram matrices ({error})") from None
+    return {name: found[leader] for name, leader in shared.items()}
+
+
+def block_files(folder: Path | str) -> Iterator[Path]:
+    """The files of a folder of statistics, one a block, in order; without end."""
+    index = 0
+    while True:
+        yield Path(folder) / f"block-{index:04d}.safetensors"
+        index += 1

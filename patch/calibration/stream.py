@@ -1,0 +1,69 @@
+"""Hidden states of a calibration set in a file: one batch is in memory, whatever the number of samples."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import torch
+from torch import Tensor
+
+from patch.errors import InputError
+
+
+class HiddenStates:
+    """The hidden states that enter a block, batch by batch, in a temporary file without a name.
+
+    It is read and written, not mapped: pages of a mapping would count as the process' memory.
+    The folder is that of `TMPDIR`.
+    """
+
+    def __init__(self) -> None:
+        # Not buffered: every read and write is a whole batch.
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
+        self._batches: list[tuple[int, torch.Size, torch.dtype]] = []
+
+    def append(self, states: Tensor) -> None:
+        """Add the next batch, `[batch, seqlen, hidden]`."""
+        offset = os.fstat(self._file.fileno()).st_size
+        self._batches.append((offset, states.shape, states.dtype))
+        self._write(offset, states)
+
+    def read(self, index: int, device: torch.device) -> Tensor:
+        """A batch, on ``device``."""
+        offset, shape, dtype = self._batches[index]
+        buffer = bytearray(shape.numel() * dtype.itemsize)
+        view, done = memoryview(buffer), 0
+        while done < len(buffer):
+            count = os.preadv(self._file.fileno(), [view[done:]], offset + done)
+            if not count:
+                raise InputError(f"the temporary file of hidden states in {tempfile.gettempdir()} was cut short")
+            done += count
+        return torch.frombuffer(buffer, dtype=dtype).reshape(shape).to(device)
+
+    def write(self, index: int, states: Tensor) -> None:
+        """Put ``states`` in the place of a batch of the same shape and type."""
+        offset, shape, dtype = self._batches[index]
+        assert (states.shape, states.dtype) == (shape, dtype), (states.shape, shape, states.dtype, dtype)
+        self._write(offset, states)
+
+    def _write(self, offset: int, states: Tensor) -> None:
+        data = memoryview(states.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        try:
+            while data:
+                count = os.pwrite(self._file.fileno(), data, offset)
+                data, offset = data[count:], offset + count
+        except OSError as error:
+            raise InputError(
+                f"hidden states do not fit into {tempfile.gettempdir()} ({error.strerror}); "
+                "set TMPDIR to a folder with more space"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __enter__(self) -> HiddenStates:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()

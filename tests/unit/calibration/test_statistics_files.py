@@ -1,0 +1,83 @@
+"""Statistics on disk: the same bits come back, and what cannot be right is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from patch.calibration import InputStatistics, walk_blocks
+from patch.calibration.statistics import block_files, load_statistics, save_statistics
+from patch.errors import InputError
+from patch.masks.nm import NM, Unstructured
+from patch.pruning import prune
+
+
+def take(model: nn.Module, windows: Callable, folder: Path, gram: bool = True) -> list[dict[str, InputStatistics]]:
+    paths, seen = block_files(folder), []
+
+    def save(linears: dict[str, nn.Module], statistics: dict[str, InputStatistics]) -> None:
+        save_statistics(next(paths), statistics)
+        seen.append(statistics)
+
+    walk_blocks(model, windows(), save, gram=gram, propagate="dense")
+    return seen
+
+
+def test_round_trip(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
+    for expected, path in zip(take(tiny_model(), windows, tmp_path), block_files(tmp_path), strict=False):
+        found = load_statistics(path)
+        assert found.keys() == expected.keys()
+        for name, statistics in expected.items():
+            assert torch.equal(found[name].squares, statistics.squares)
+            assert torch.equal(found[name].gram, statistics.gram)
+            assert found[name].sequences == 6
+        q, k = (found[next(name for name in found if part in name)] for part in ("q_proj", "k_proj"))
+        assert q is k, "what layers share is read once"
+        assert load_statistics(path, gram=False)[next(iter(found))].gram is None
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "opt"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "thanos"])
+@pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.4)])
+def test_pruning_from_files_is_pruning_with_dense_inputs(
+    family: str, method: str, pattern: NM | Unstructured, tiny_model: Callable, windows: Callable, tmp_path: Path
+) -> None:
+    take(tiny_model(family), windows, tmp_path)
+    from_files, at_once = tiny_model(family), tiny_model(family)
+    masks = prune(from_files, method, pattern, statistics=tmp_path)
+    expected = prune(at_once, method, pattern, windows(), propagate="dense")
+    for name, mask in expected.masks.items():
+        assert torch.equal(masks.masks[name], mask), name
+    for mine, theirs in zip(from_files.parameters(), at_once.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_norms_alone_have_no_gram_matrices(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
+    take(tiny_model(), windows, tmp_path, gram=False)
+    assert prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path).sparsity == 0.5
+    with pytest.raises(InputError, match="without Gram matrices"):
+        prune(tiny_model(), "sparsegpt", NM(2, 4), statistics=tmp_path)
+
+
+def test_what_is_not_there_or_of_another_model(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="missing, damaged"):
+        prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path)
+    take(tiny_model("opt"), windows, tmp_path)
+    with pytest.raises(InputError, match="other layers than the model's"):
+        prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path)
+    path = next(block_files(tmp_path))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="missing, damaged"):
+        load_statistics(path)
+
+
+def test_a_foreign_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="not written by this software"):
+        load_statistics(tmp_path / "a.safetensors")
