@@ -146,7 +146,8 @@ models:
 ```
 
 **A method** is a name in a block; [docs/adding-a-method.md](../docs/adding-a-method.md) shows how to add one of your
-own. `patch` stands for `patch-joint` or `patch-tile`, as the model's `variant` says; both names can also be written out.
+own. `patch` stands for `patch-joint` or `patch-tile`, as the model's `variant` says; both names can also be written
+out.
 
 ```yaml
 grid:
