@@ -165,6 +165,7 @@ def test_gradient_through_one_output_alone(mode: str, used: str, given_noise) ->
     for expected, parameter in ((logits, mask.pattern_logits), (tiles, mask.tile_logits)):
         if expected is not None:
             close(parameter.grad, expected.grad, 1e-4)
+            assert parameter.grad.abs().sum() > 0
 
 
 def test_a_tile_that_is_larger_than_a_group_and_not_square_grid(given_noise) -> None:  # noqa: ANN001
@@ -175,6 +176,7 @@ def test_a_tile_that_is_larger_than_a_group_and_not_square_grid(given_noise) -> 
     mask = case.mask()
     mask.set_step(case.pattern, case.tile_sampling, 0)
     mask(case.weight).sum().backward()
+    assert mask.tile_logits.grad.shape == (2, 1)
     close(mask.tile_logits.grad, tiles.grad, 1e-4)
 
 

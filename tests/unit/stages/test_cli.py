@@ -115,12 +115,14 @@ def test_windows(files: Any, stage: Callable, tmp_path: Path) -> None:
     one_message(prune(windows=files.windows), "windows.npy: truncated")
     files.windows.write_bytes(b"")
     one_message(prune(windows=files.windows), "windows.npy")
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(files: Any, stage: Callable, tmp_path: Path) -> None:
     spec = files.spec("magnitude", device="cuda")
     one_message(stage("prune", spec, model=files.model, mask=tmp_path / "m"), "`resources.device` is 'cuda'", "'cpu'")
+    assert not (tmp_path / "m").exists()
 
 
 def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, windows: Callable) -> None:
@@ -131,6 +133,7 @@ def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, 
     spec = files.spec("sparsegpt", settings={"sparsegpt": {"damp": 1e-12}})
     ended = stage("prune", spec, model=files.model, windows=files.windows, mask=tmp_path / "m")
     one_message(ended, "raise `pruning.sparsegpt.damp`")
+    assert not (tmp_path / "m").exists()
 
 
 def test_priors_of_learning(files: Any, stage: Callable, tmp_path: Path, tiny_model: Callable) -> None:
