@@ -15,6 +15,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -51,8 +52,9 @@ def _masked(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 METHODS: dict[str, tuple[Prune, Prune]] = {
     "magnitude": (lambda w, _, p: _masked(w, magnitude(w, p)), lambda w, _, p: published.magnitude(w, p)),
     "wanda": (lambda w, s, p: _masked(w, wanda(w, s, p)), published.wanda),
-    "sparsegpt": (sparsegpt, published.sparsegpt),
-    "thanos": (thanos, published.thanos),
+    # A copy of the statistics: of the same object they would find the factor that another turn has made.
+    "sparsegpt": (lambda w, s, p: sparsegpt(w, replace(s), p), published.sparsegpt),
+    "thanos": (lambda w, s, p: thanos(w, replace(s), p), published.thanos),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,19 @@ from patch.calibration import InputStatistics
 from patch.errors import InputError
 
 _ROWS, _COLUMNS = 128, 256
+
+
+# The factor that was made last, while its statistics are there: layers of one input come one after the other.
+_latest: WeakKeyDictionary[InputStatistics, tuple[float, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def shared_factor(statistics: InputStatistics, damp: float, method: str) -> tuple[Tensor, Tensor]:
+    """`inverse_factor`, made once for layers that follow each other and have the same statistics object."""
+    found = _latest.get(statistics)
+    if found is None or found[0] != damp:
+        _latest.clear()
+        found = _latest[statistics] = (damp, inverse_factor(statistics, damp, method))
+    return found[1]
 
 
 def inverse_factor(statistics: InputStatistics, damp: float, method: str) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from patch.calibration import InputStatistics
-from patch.masks.nm import NM, Pattern, drop_smallest, groups
+from patch.masks.nm import NM, Pattern, drop_smallest, groups, smallest_of_columns
 from patch.methods import Method
-from patch.pruning.hessian import inverse_factor
+from patch.pruning.hessian import shared_factor
 
 _LEAF = 8
 
@@ -34,7 +32,7 @@ def sparsegpt(
             threshold for each block of columns.
         damp: relative damping of the Hessian.
         block_size: columns after which the rest of the matrix is updated.
-        factor: `inverse_factor` of the same statistics and damping, for layers that share their input.
+        factor: `inverse_factor` of the same statistics and damping, where it is at hand.
 
     Returns:
         The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
@@ -42,7 +40,7 @@ def sparsegpt(
     Raises:
         InputError: the damped Hessian is not positive definite, or M does not divide `in`.
     """
-    inverse, dead = factor or inverse_factor(statistics, damp, "sparsegpt")
+    inverse, dead = factor or shared_factor(statistics, damp, "sparsegpt")
     updated = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     updated.masked_fill_(dead, 0)
     mask = torch.empty_like(updated, dtype=torch.bool)
@@ -107,30 +105,3 @@ class _BlockPruner:
             error = torch.mul(weights[column], rates[column], out=errors[column])
             if column + 1 < len(weights):
                 weights[column + 1 :].addcmul_(inverse[column, column + 1 :, None], error, value=-1)
-
-
-def smallest_of_columns(score: Tensor, count: int) -> Tensor:
-    """Find the ``count`` smallest of each column; among equals the earlier.
-
-    How many of its column go before a score says whether it goes. Sums of comparisons of all pairs count them, as one
-    product of matrices: exact, and many times faster than sorting columns of a few.
-
-    Args:
-        score: `[m, columns]`, any float type, m a few.
-
-    Returns:
-        `[m, columns]` fp32: 1 where a score is among the smallest, else 0.
-    """
-    first, second, sums, limits = _pairs(len(score), count, score.device)
-    before = score.index_select(0, first).le_(score.index_select(0, second))
-    return torch.mm(sums, before.float()).lt_(limits)
-
-
-@lru_cache(maxsize=32)
-def _pairs(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For pairs of places i < j all i and all j; what `s_i <= s_j` adds to ranks, and from where on they are large."""
-    first, second = torch.triu_indices(size, size, 1, device=device)
-    places = torch.arange(size, device=device)[:, None]
-    sums = (places == second).float() - (places == first).float()
-    # Without a comparison that holds, all later places go before a place.
-    return first, second, sums, count - (size - 1.0 - places)

@@ -10,7 +10,7 @@ from torch import Tensor
 from patch.calibration import InputStatistics
 from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
 from patch.methods import Method
-from patch.pruning.hessian import inverse_factor, not_positive_definite
+from patch.pruning.hessian import not_positive_definite, shared_factor
 
 # More rows at once than a processor's cache holds are slower, not faster.
 _ROWS_ON_CPU = 16
@@ -43,7 +43,7 @@ def thanos(
         damp: relative damping of the Hessian.
         block_size: columns of a block; for N:M the next lower multiple of M.
         rows_at_once: rows whose equations are solved together, which is a question of memory.
-        factor: `inverse_factor` of the same statistics and damping, for layers that share their input.
+        factor: `inverse_factor` of the same statistics and damping, where it is at hand.
 
     Returns:
         The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
@@ -51,7 +51,7 @@ def thanos(
     Raises:
         InputError: the damped Hessian is not positive definite, or M does not divide `in`.
     """
-    inverse, dead = factor or inverse_factor(statistics, damp, "thanos")
+    inverse, dead = factor or shared_factor(statistics, damp, "thanos")
     updated = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     updated.masked_fill_(dead, 0)
     mask = torch.empty_like(updated, dtype=torch.bool)

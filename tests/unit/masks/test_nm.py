@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patch.errors import InputError
+from patch.masks import nm
 from patch.masks.nm import NM, Unstructured, drop_smallest, nm_mask, obeys, parse_pattern
 
 patterns = st.sampled_from([NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), NM(4, 4), NM(0, 2), NM(1, 3)])
@@ -45,13 +46,45 @@ def test_half_precision_and_extremes_are_ranked_as_they_are() -> None:
     ]
 
 
-@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 100))
-def test_drop_smallest_drops_exactly_count(length: int, count: int, seed: int) -> None:
-    count = min(count, length)
-    score = torch.randint(0, 4, (length,), generator=torch.Generator().manual_seed(seed)).float()
-    mask = drop_smallest(score, count)
-    dropped = sorted(range(length), key=lambda i: (score[i].item(), i))[:count]
-    assert (~mask).nonzero().flatten().tolist() == sorted(dropped)
+def obvious_drop(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Row by row in Python: the smallest go, of equals the earlier."""
+    mask = torch.ones_like(score, dtype=torch.bool)
+    for row, kept in zip(score.reshape(-1, score.shape[-1]), mask.view(-1, score.shape[-1]), strict=True):
+        for index in sorted(range(len(row)), key=lambda i: (row[i].item(), i))[:count]:
+            kept[index] = False
+    return mask
+
+
+@given(
+    st.sampled_from([(1,), (3,), (2, 2)]),
+    st.integers(1, 60),
+    st.integers(0, 60),
+    st.sampled_from(["ties", "signed", "tiny"]),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.integers(0, 100),
+)
+def test_drop_smallest_drops_exactly_count(
+    rows: tuple[int, ...], length: int, count: int, kind: str, dtype: torch.dtype, seed: int
+) -> None:
+    count, generator = min(count, length), torch.Generator().manual_seed(seed)
+    score = torch.randn(*rows, length, generator=generator)
+    if kind == "ties":
+        score = torch.randint(-1, 3, (*rows, length), generator=generator).float()
+    elif kind == "tiny":
+        score = score.abs() * 1e-30
+    score = score.to(dtype)
+    for case in (score, score.flatten()):
+        assert torch.equal(drop_smallest(case, count), obvious_drop(case, count))
+
+
+def test_long_rows_and_many_groups_are_chosen_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is done in parts: the parts do not show."""
+    monkeypatch.setattr(nm, "_RUN", 100)
+    monkeypatch.setattr(nm, "_PART", 10)
+    score = torch.randint(0, 50, (40, 64), generator=torch.Generator().manual_seed(0)).float()
+    for count in (0, 1, 1000, 1280, 2559, 2560):
+        assert torch.equal(drop_smallest(score.flatten(), count), obvious_drop(score.flatten(), count))
+    assert torch.equal(nm_mask(score, NM(2, 4)), obvious_drop(score.reshape(40, 16, 4), 2).reshape(40, 64))
 
 
 def test_obeys_finds_the_broken_group() -> None:

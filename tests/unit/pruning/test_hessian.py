@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from patch.calibration import InputStatistics
 from patch.errors import InputError
-from patch.pruning.hessian import inverse_factor
+from patch.pruning import hessian
+from patch.pruning.hessian import inverse_factor, shared_factor
 
 
 def statistics_of(x: torch.Tensor, sequences: int = 2) -> InputStatistics:
@@ -101,3 +102,20 @@ def test_what_is_not_finite_is_refused(value: float, place: tuple[int, int]) -> 
     gram[place] = gram[place[::-1]] = value
     with pytest.raises(InputError, match="not positive definite"):
         inverse_factor(InputStatistics(torch.ones(3), gram, 1), 0.01, "thanos")
+
+
+def test_layers_that_follow_each_other_share_a_factor_and_it_goes_with_its_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[float] = []
+    real = hessian.inverse_factor
+    monkeypatch.setattr(hessian, "inverse_factor", lambda *a: made.append(a[1]) or real(*a))
+    first, second = (statistics_of(torch.randn(9, 4, generator=torch.Generator().manual_seed(s))) for s in (0, 1))
+    one = shared_factor(first, 0.01, "thanos")
+    assert shared_factor(first, 0.01, "sparsegpt") is one and made == [0.01]
+    assert not torch.equal(shared_factor(first, 0.1, "thanos")[0], one[0]), "another damping is another factor"
+    other = shared_factor(second, 0.1, "thanos")
+    assert torch.equal(other[0], real(second, 0.1, "thanos")[0]) and made == [0.01, 0.1, 0.1]
+    assert len(hessian._latest) == 1
+    del second
+    assert len(hessian._latest) == 0
