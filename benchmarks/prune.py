@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from patch.cell import Cell
 from patch.config import load_experiment
 from patch.cost import CostModel
-from patch.grid import Cell
 from patch.plan import Plan
 from patch.store import calibrated
 from patch.units import align

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from patch.cell import Cell
 from patch.config import Experiment
-from patch.grid import Cell, Grid
+from patch.grid import Grid
 from patch.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.specs import WindowsSpec
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from patch.cell import Cell
 from patch.config import GgufModel, HubSource, LocalModel, PackageSource, TrainedModel
 from patch.cost import BYTES
-from patch.grid import Cell
 from patch.plan import Plan
 from patch.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.store import Windows

@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
 from functools import cached_property
 
+from patch.cell import NM, Cell, format_sparsity, nm_sparsity
 from patch.config import Experiment, GridEntry, Learning, Use
-from patch.config.experiment import WHOLE_MATRIX
 from patch.config.learning import METHOD_DEFAULTS, used_by
 from patch.config.load import suggest, validate
 from patch.errors import InputError
-from patch.methods import METHODS, Method, get_method
+from patch.methods import METHODS, get_method
 from patch.shapes import check_groups, check_tile, model_shape
-
-NM = re.compile(r"^(\d+):(\d+)$")
-
-
-def format_sparsity(value: float) -> str:
-    """The one way in which a sparsity is written into an id or a path."""
-    return f"{value:.6g}"
-
-
-def format_tile(tile: int) -> str:
-    """The one way in which the side of a tile is written into an id or a label."""
-    return "matrix" if tile == WHOLE_MATRIX else str(tile)
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One run: a model made sparse in one way.
-
-    Attributes:
-        model: name under `models`.
-        method: name in `patch.methods`.
-        pattern: `dense`, `N:M`, `unstructured` or `hybrid` (dense tiles among 2:4 tiles).
-        sparsity: target share of zeros in the prunable layers.
-        tile: side of a tile for `hybrid`, else None.
-        seed: seed of calibration and learning; 0 where neither plays a part.
-        quantization: `absmax` or `slim-lora` for weights that are quantised after pruning, else None.
-    """
-
-    model: str
-    method: str
-    pattern: str
-    sparsity: float
-    tile: int | None
-    seed: int
-    quantization: str | None = None
-
-    @property
-    def id(self) -> str:
-        """Name within the model, safe in a path: `patch-joint_hybrid_0.45_t16_s0`."""
-        tile = f"_t{format_tile(self.tile)}" if self.tile else ""
-        pattern = self.pattern.replace(":", "of")
-        quantized = f"_{self.quantization}" if self.quantization else ""
-        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}_s{self.seed}{quantized}"
-
-    @property
-    def pruned(self) -> Cell:
-        """The cell whose mask and weights this one has: itself before quantisation."""
-        return replace(self, quantization=None, seed=self.seed if self.spec.seeded else 0)
-
-    @property
-    def spec(self) -> Method:
-        """What the method can do and needs."""
-        return get_method(self.method)
 
 
 class Grid:
@@ -266,14 +211,6 @@ class Grid:
     def _prior(self, cell: Cell, method: str, pattern: str, sparsity: float) -> Cell:
         seed = cell.seed if get_method(method).seeded else 0
         return Cell(cell.model, method, pattern, sparsity, None, seed)
-
-
-def nm_sparsity(pattern: str) -> float:
-    """Share of zeros of an N:M pattern (N of M weights are kept)."""
-    match = NM.match(pattern)
-    if not match or not 0 < int(match[1]) <= int(match[2]):
-        raise InputError(f"pattern `{pattern}` is not N:M with 0 < N <= M, such as 2:4")
-    return 1 - int(match[1]) / int(match[2])
 
 
 def _sparsities(entry: GridEntry, method: str, pattern: str, kind: str) -> list[float]:

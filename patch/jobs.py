@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from patch.cell import Cell
 from patch.cost import CostModel, Job
 from patch.disk import NOTHING, DiskModel, Space
-from patch.grid import Cell
 from patch.plan import Plan
 from patch.store import Statistics, Windows
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+from patch.cell import Cell
 from patch.config.base import Section
-from patch.grid import Cell
 
 STORE = "work"
 

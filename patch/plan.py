@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from patch.cell import Cell, format_tile
 from patch.config import Experiment, Pruning
 from patch.config.load import suggest
 from patch.errors import InputError
-from patch.grid import Cell, Grid, format_tile
+from patch.grid import Grid
 from patch.io import read_json
 from patch.layout import Layout, digest, spec_digest
 from patch.specs import CellInfo, EvaluateSpec, FigureSpec, LearnSpec, PruneSpec, QuantizeSpec, TabulateSpec

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from patch.cell import Cell
 from patch.config import load_experiment
 from patch.errors import InputError, print_result
-from patch.grid import Cell
 from patch.paper.tables import build_table, to_text, write_table
 from patch.plan import Plan
 from patch.results.collect import collect, read_results

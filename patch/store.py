@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from patch.cell import Cell
 from patch.config import Experiment, Use
 from patch.config.load import suggest
 from patch.data.sources import expand
 from patch.errors import InputError
 from patch.evaluation.tasks import task_names
-from patch.grid import Cell
 from patch.layout import STORE, digest, spec_digest
 from patch.specs import CorpusSpec, ModelSpec, StatisticsSpec, TasksSpec, TokenizerSpec, WindowsSpec
 

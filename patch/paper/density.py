@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from patch.grid import format_tile
+from patch.cell import format_tile
 from patch.paper.style import STYLE, TEXT_WIDTH
 from patch.results.order import method_title, percent
 from patch.results.record import ModelInfo, Record

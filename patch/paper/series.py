@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from patch.grid import format_tile
+from patch.cell import format_tile
 from patch.paper.style import Look, looks, muted
 from patch.results.order import method_title
 

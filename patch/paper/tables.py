@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from patch.cell import Cell
 from patch.errors import InputError
-from patch.grid import Cell
 from patch.paper.render import write_table
 from patch.paper.table import Heading, Measure, Row, Table, mark_best
 from patch.paper.text import to_text

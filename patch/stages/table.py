@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patch.grid import Cell
+from patch.cell import Cell
 from patch.paper.tables import build_table, write_table
 from patch.results.collect import read_results
 from patch.results.record import ModelInfo

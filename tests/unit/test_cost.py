@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from patch.cell import Cell
 from patch.config import validate_experiment
 from patch.cost import CostModel, Job
-from patch.grid import Cell
 from patch.plan import Plan
 
 SHAPES = {

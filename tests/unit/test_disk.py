@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from patch.cell import Cell
 from patch.config import validate_experiment
 from patch.disk import CHECKPOINTS, DiskModel, folder_size
-from patch.grid import Cell
 from patch.learning.masks import build_masks
 from patch.masks.packed import MaskSet, save_masks
 from patch.plan import Plan

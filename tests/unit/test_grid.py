@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patch.cell import Cell, format_sparsity, nm_sparsity
 from patch.config import validate_experiment
+from patch.config.experiment import WHOLE_MATRIX
 from patch.errors import InputError
-from patch.grid import Cell, Grid, format_sparsity, nm_sparsity
+from patch.grid import Grid
 from patch.plan import Plan
 
 ONE_SHOT = ["magnitude", "wanda", "sparsegpt"]
@@ -276,3 +278,46 @@ def test_batches_that_the_processes_cannot_share(resources: dict, message: str, 
     grid_of(raw_config, resources={"learn_gpus": 2, "learn_nodes": 2})
     with pytest.raises(InputError, match=message):
         grid_of(raw_config, resources=resources)
+
+
+def test_one_tile_a_layer_has_a_name(raw_config: dict) -> None:
+    grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": [0.4], "tiles": ["matrix", 4]}])
+    assert [cell.id for cell in grid.cells if cell.model == "qwen"] == [
+        "patch-joint_hybrid_0.4_tmatrix_s0",
+        "patch-joint_hybrid_0.4_t4_s0",
+    ]
+    by_default = grid_of(raw_config, tile="matrix")
+    assert any(cell.tile == WHOLE_MATRIX for cell in by_default.cells)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "right"),
+    [
+        ("pattern_prior", "sparsgpt", "sparsegpt"),
+        ("pattern_prior", "maskllm", "thanos"),
+        ("tile_prior", "proxsparse", "random"),
+        ("frozen_mask", "patch-joint", "proxsparse"),
+    ],
+)
+def test_a_prior_that_cannot_be_one(key: str, value: str, right: str, raw_config: dict) -> None:
+    raw_config["learning"]["common"][key] = value
+    with pytest.raises(InputError, match=f"learning.{key}` is '{value}'.*{right}"):
+        grid_of(raw_config)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "thanos"])
+def test_any_one_shot_mask_is_a_prior(method: str, raw_config: dict) -> None:
+    raw_config["learning"]["common"] |= {"pattern_prior": method, "tile_prior": method, "frozen_mask": method}
+    grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": [0.4]}])
+    assert {cell.method for cell in grid.closure} == {method, "patch-joint", "patch-tile"}
+
+
+def test_proxsparse_may_be_frozen_and_runs_in_one_process(raw_config: dict) -> None:
+    raw_config["learning"] |= {"methods": {"patch-tile": {"frozen_mask": "proxsparse"}}}
+    raw_config["learning"]["common"].pop("batch_size")
+    resources = {"learn_gpus": 4, "learn_nodes": 2}
+    grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": [0.4]}], resources=resources)
+    cells = {cell.method: cell for cell in grid.closure if cell.model == "llama"}
+    assert grid.processes(cells["proxsparse"]) == (1, 1) and grid.processes(cells["patch-tile"]) == (4, 2)
+    assert grid.priors(cells["patch-tile"])["frozen"] == cells["proxsparse"]
+    assert grid.priors(cells["proxsparse"]) == {}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from patch.cell import Cell
 from patch.config import validate_experiment
-from patch.grid import Cell
 from patch.layout import Layout, digest
 from patch.plan import Plan
 
@@ -244,3 +244,66 @@ def test_specs_survive_the_command_line(raw_config: dict) -> None:
         if cell.spec.stage == "learn":
             spec = plan.learn_spec(cell)
             assert type(spec).model_validate(json.loads(spec.model_dump_json())) == spec
+
+
+def test_dense_statistics_are_one_folder_for_all_methods_and_ratios_of_a_model(raw_config: dict) -> None:
+    raw_config["calibration"]["propagate"] = "dense"
+    raw_config["grid"].append({"methods": ["wanda", "thanos"], "pattern": "unstructured", "sparsity": [0.4, 0.3]})
+    plan = plan_of(raw_config)
+    assert {(each.model, each.spec.gram) for each in plan.statistics.values()} == {("qwen", True), ("llama", True)}
+    for cell in plan.grid.closure:
+        if cell.spec.stage == "prune":
+            inputs = plan.prune_inputs(cell)
+            assert "windows" not in inputs
+            assert ("statistics" in inputs) == (cell.method != "magnitude")
+            folders = {each.path for each in plan.statistics.values() if each.model == cell.model}
+            assert inputs.get("statistics") in {*folders, None}
+    assert plan_of(raw_config | {"seeds": [0, 1]}).statistics.keys() > plan.statistics.keys()
+
+
+def test_without_a_method_that_needs_them_there_are_no_gram_matrices(raw_config: dict) -> None:
+    raw_config["calibration"]["propagate"] = "dense"
+    plan = plan_of(raw_config | {"grid": [{"methods": ["wanda", "magnitude"]}]})
+    assert [each.spec.gram for each in plan.statistics.values()] == [False, False]
+    assert plan_of(raw_config | {"grid": [{"methods": ["magnitude"]}]}).statistics == {}
+
+
+def test_a_way_of_propagation_touches_what_is_calibrated(raw_config: dict) -> None:
+    _, changed = difference(raw_config, set_at("calibration", "propagate", "dense"))
+    pruned = {cell_id.split("_")[0] for stage, _, cell_id in changed if stage == "prune"}
+    assert pruned == {"wanda", "sparsegpt"}
+
+
+def test_a_quantised_cell_has_the_mask_of_the_pruned_one(raw_config: dict) -> None:
+    for quantization in ("absmax", "slim-lora"):
+        raw_config["grid"] += [
+            {"methods": ["sparsegpt", "magnitude", "dense"], "quantization": quantization, "models": ["qwen"]},
+            {"methods": ["patch"], "sparsity": [0.25], "quantization": quantization, "models": ["qwen"]},
+        ]
+    plan = plan_of(raw_config)
+    cells = [cell for cell in plan.grid.cells if cell.quantization]
+    assert len({cell.id for cell in cells}) == len({plan.layout.record(cell) for cell in cells}) == 8
+    for cell in cells:
+        inputs = plan.quantize_inputs(cell)
+        assert inputs.get("mask") == (None if cell.method == "dense" else plan.layout.mask(cell.pruned))
+        assert ("weights" in inputs) == (cell.method == "sparsegpt")
+        assert ("windows" in inputs) == (cell.quantization == "slim-lora")
+        assert set(plan.evaluate_inputs(cell)) == {"model", "windows", "tasks", "quantized"} | (set(inputs) & {"mask"})
+        assert plan.mask_digest(cell) != plan.mask_digest(cell.pruned)
+    assert {cell.method for cell in plan.updated_cells} == {"sparsegpt"}
+
+
+def test_settings_of_quantisation_touch_quantised_cells_alone(raw_config: dict) -> None:
+    raw_config["grid"].append({"methods": ["wanda"], "quantization": "absmax"})
+    _, changed = difference(raw_config, set_at("quantization", {"bits": 3}))
+    assert changed == {("evaluate", model, "wanda_2of4_0.5_s0_absmax") for model in ("qwen", "llama")}
+
+
+def test_the_pruned_cell_of_one_that_is_not_in_the_grid_is_made(raw_config: dict) -> None:
+    raw_config["grid"] = [{"methods": ["magnitude"], "pattern": "4:8", "quantization": "slim-lora"}]
+    plan = plan_of(raw_config | {"seeds": [3, 4]})
+    assert {(cell.method, cell.seed, cell.quantization) for cell in plan.grid.closure} == {
+        ("magnitude", 0, None),
+        ("magnitude", 3, "slim-lora"),
+        ("magnitude", 4, "slim-lora"),
+    }

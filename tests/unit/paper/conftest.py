@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patch.grid import Cell
+from patch.cell import Cell
 from patch.results.collect import collect
 from patch.results.published import Published, load_published
 from patch.results.record import ModelInfo, Record
