@@ -14,8 +14,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from patch.cell import Cell
 from patch.config import load_experiment
 from patch.cost import CostModel
@@ -29,13 +27,13 @@ METHODS = ("magnitude", "wanda", "sparsegpt", "thanos")
 PATTERNS = ("2:4", "unstructured")
 # In a process of its own, so that the peak of its memory is its own.
 MEASURE = """
-import resource, sys, time
+import copy, resource, statistics, sys, time
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from patch.config import load_experiment
 from patch.masks.nm import parse_pattern
 from patch.pruning import prune
-path, name, method, pattern, propagate = sys.argv[1:]
+path, name, method, pattern, repeats = sys.argv[1:]
 experiment = load_experiment(path)
 source, calibration = experiment.models[name].source, experiment.calibration
 torch.manual_seed(0)
@@ -44,12 +42,17 @@ config = AutoConfig.for_model(source.architecture, **sizes)
 model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 shape = (calibration.samples, calibration.seqlen)
 windows = np.random.default_rng(0).integers(0, source.tokenizer.vocab_size, shape)
-options = {"batch_size": calibration.batch_size, "propagate": propagate}
-prune(model, "magnitude", parse_pattern("2:4", 0.5))  # what is only slow the first time
-before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-prune(model, method, parse_pattern(pattern, 0.5), windows, **options)
-seconds = time.perf_counter() - started
-print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+prune(copy.deepcopy(model), "magnitude", parse_pattern("2:4", 0.5))  # what is only slow the first time
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for propagate in ("pruned", "dense"):
+    times = []
+    for _ in range(int(repeats)):
+        victim = copy.deepcopy(model)
+        started = time.perf_counter()
+        prune(victim, method, parse_pattern(pattern, 0.5), windows, calibration.batch_size, propagate=propagate)
+        times.append(time.perf_counter() - started)
+    print(statistics.median(times))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
 """
 
 
@@ -64,24 +67,18 @@ def models(configfile: Path, repeats: int) -> str:
     for name in names:
         for method in METHODS:
             for pattern in PATTERNS:
-                found = {
-                    mode: [_measured(configfile, name, method, pattern, mode) for _ in range(repeats)]
-                    for mode in ("pruned", "dense")
-                }
-                pruned, dense = (float(np.median([seconds for seconds, _ in runs])) for runs in found.values())
-                memory = max(megabytes for runs in found.values() for _, megabytes in runs)
+                pruned, dense, memory = _measured(configfile, name, method, pattern, str(repeats))
                 times = [f"{pruned:.3f} s", f"{dense:.3f} s", f"{dense / pruned:.2f}"]
                 rows.append([name, method, pattern, *times, f"+{memory:.0f} MB"])
     return "\n".join(align(rows))
 
 
-def _measured(configfile: Path, *arguments: str) -> tuple[float, float]:
+def _measured(configfile: Path, *arguments: str) -> list[float]:
     command = [sys.executable, "-c", MEASURE, str(configfile), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if run.returncode:
         raise SystemExit(run.stderr)
-    seconds, memory = run.stdout.split()
-    return float(seconds), float(memory)
+    return [float(number) for number in run.stdout.split()]
 
 
 def sharing(configfile: Path) -> str:
@@ -145,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; without any, all")
     parser.add_argument("--configfile", type=Path, action="append", help="of models and sharing (the demo, the paper)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs: the median counts, of a block the best")
     parser.add_argument("--scale", type=int, default=1, help="divides the sizes of the block")
     options = parser.parse_args()
     if odd := set(options.parts) - set(PARTS):
@@ -153,7 +150,8 @@ def main() -> None:
     parts = options.parts or PARTS
     configfiles = options.configfile or [ROOT / "config/demo.yaml", ROOT / "config/paper.yaml"]
     if "block" in parts:
-        subprocess.run([sys.executable, ROOT / "benchmarks/prune_layers.py", "--scale", str(options.scale)], check=True)
+        sizes = ["--scale", str(options.scale), "--turns", str(options.repeats)]
+        subprocess.run([sys.executable, ROOT / "benchmarks/prune_layers.py", *sizes], check=True)
     if "models" in parts:
         print(f"\n{configfiles[0].stem}: whole models of random weights, median of {options.repeats}")
         print(models(configfiles[0], options.repeats), flush=True)
