@@ -17,6 +17,7 @@ from patch.errors import InputError
 from patch.io import atomic_file
 from patch.masks.nm import NM, obeys
 from patch.masks.tile import expand_tiles, tile_grid
+from patch.models import prunable_linears, weight_matrix
 
 FORMAT = "patch-mask-1"
 
@@ -186,8 +187,6 @@ def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Mo
     Raises:
         InputError: a layer or a shape does not match.
     """
-    from patch.models import prunable_linears, weight_matrix
-
     linears = prunable_linears(model)
     if set(linears) != set(masks.masks):
         odd = sorted(set(linears) ^ set(masks.masks))[0]
@@ -209,4 +208,4 @@ def apply_masks(model: torch.nn.Module, masks: MaskSet) -> None:
         InputError: the masks are of another model; nothing is changed.
     """
     for name, linear in check_masks(model, masks).items():
-        linear.weight.masked_fill_(~masks.masks[name].to(linear.weight.device), 0)
+        weight_matrix(linear).masked_fill_(~masks.masks[name].to(linear.weight.device), 0)

@@ -110,7 +110,7 @@ def _planned(folder: Path) -> Counter:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the tiny experiment has run."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     from patch.data.tokenizer import train_tokenizer
 
@@ -118,7 +118,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text").mkdir()
     (folder / "text/made.txt").write_text(_text(0))
     tokenizer = train_tokenizer(_text(0).split("\n\n"), 400)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **SIZES))
+    # Transposed weights, one layer for query, key and value, biases: all that the trained one does not have.
+    sizes = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes))
     model.save_pretrained(folder / "local-model")
     tokenizer.save_pretrained(folder / "local-model")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(_experiment(folder)))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, _pack, _unpack, apply_masks, load_masks, save_masks
-from patch.models import prunable_linears
+from patch.models import prunable_linears, weight_matrix
 
 
 def two_four(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -163,27 +163,29 @@ def test_foreign_metadata_under_our_key(tmp_path: Path, text: str) -> None:
 
 
 def masks_of(model: torch.nn.Module) -> MaskSet:
-    return MaskSet({n: two_four(tuple(m.weight.shape), i) for i, (n, m) in enumerate(linears(model))}, "2:4")
+    return MaskSet({n: two_four(tuple(weight_matrix(m).shape), i) for i, (n, m) in enumerate(linears(model))}, "2:4")
 
 
-def linears(model: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+def linears(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     return list(prunable_linears(model).items())
 
 
-def test_masks_are_applied_and_nothing_else_changes(tiny_model: Callable) -> None:
-    model, before = tiny_model(), tiny_model().state_dict()
+@pytest.mark.parametrize("family", ["qwen2", "opt", "gpt2"])
+def test_masks_are_applied_and_nothing_else_changes(family: str, tiny_model: Callable) -> None:
+    model, before = tiny_model(family), tiny_model(family).state_dict()
     masks = masks_of(model)
     apply_masks(model, masks)
     masked = 0
     for name, value in model.state_dict().items():
         layer = name.removesuffix(".weight")
         if layer in masks.masks and name.endswith(".weight"):
-            expected = torch.where(masks.masks[layer], before[name], torch.zeros(()))
+            mask = masks.masks[layer].T if family == "gpt2" else masks.masks[layer]
+            expected = torch.where(mask, before[name], torch.zeros(()))
             masked += 1
         else:
             expected = before[name]
         assert torch.equal(value, expected), name
-    assert masked == len(masks.masks) == 14
+    assert masked == len(masks.masks) == {"qwen2": 14, "opt": 12, "gpt2": 8}[family]
 
 
 def test_nan_weights_under_a_mask_become_zero(tiny_model: Callable) -> None:
