@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -86,28 +89,44 @@ def _choose(rest: Tensor, norms: Tensor, width: int, pattern: Pattern, left: int
 def _multipliers(block: Tensor, drop: Tensor, factor: Tensor, rows_at_once: int) -> Tensor | None:
     """How much of each row of the inverse Hessian takes the dropped weights to zero.
 
-    Args:
-        block: `[out, width]` fp32.
-        drop: `[out, width]` bool.
-        factor: `[width, width]`, U of the inverse Hessian `U^T U` of the block's columns.
-        rows_at_once: rows that are solved together.
-
-    Returns:
-        `[out, width]` fp32, zero where nothing is dropped, with `(result @ U^T U)[drop] = block[drop]`; None where
-        float64 has too few digits for that.
+    For ``block`` `[out, width]` fp32, ``drop`` `[out, width]` bool and the ``factor`` U `[width, width]` of the block's
+    columns: `[out, width]` fp32, zero where nothing is dropped, with `(result @ U^T U)[drop] = block[drop]`. None where
+    float64 has too few digits for that.
     """
-    if not block.is_cuda:
-        rows_at_once = min(rows_at_once, _ROWS_ON_CPU)
+    threads = 1
+    if block.device.type == "cpu":
+        threads = torch.get_num_threads()
+        rows_at_once = max(1, min(rows_at_once // threads, _ROWS_ON_CPU))
     systems = _Systems(drop, factor, rows_at_once)
+
+    def solve(batch: tuple[Tensor, int]) -> Tensor | None:
+        for dtype in (torch.float32, torch.float64):
+            if (solved := systems.solve(*batch, block[batch[0]], dtype)) is not None:
+                return solved
+        return None
+
     result = torch.zeros_like(block, memory_format=torch.contiguous_format)
-    for rows, length in systems.batches():
-        solved = systems.solve(rows, length, block[rows], torch.float32)
-        if solved is None:
-            solved = systems.solve(rows, length, block[rows], torch.float64)
-        if solved is None:
-            return None
-        result[rows] = solved
+    with _workers(threads) as in_turn:
+        for (rows, _), solved in zip(systems.batches, in_turn(solve, systems.batches), strict=True):
+            if solved is None:
+                return None
+            result[rows] = solved
     return result
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[Callable[..., Iterator]]:
+    """A `map` with so many threads, each of which works alone: they would wait for each other in small matrices."""
+    if threads == 1:
+        yield map
+        return
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 class _Systems:
@@ -118,11 +137,13 @@ class _Systems:
     """
 
     def __init__(self, drop: Tensor, factor: Tensor, rows_at_once: int) -> None:
-        rows, self._width = drop.shape
+        self._width = drop.shape[1]
         counts = drop.count_nonzero(dim=1)
-        lengths, self._order = counts.sort(stable=True)
-        self._lengths, self._rows_at_once = lengths.tolist(), min(rows_at_once, rows)
-        shortest, longest = self._lengths[0], self._lengths[-1]
+        lengths, order = counts.sort(stable=True)
+        parts = zip(order.split(rows_at_once), lengths.cpu().split(rows_at_once), strict=True)
+        # Indices of rows, and the most weights that one of them drops.
+        self.batches = [(rows, int(part[-1])) for rows, part in parts if part[-1]]
+        shortest, longest = int(lengths[0]), int(lengths[-1])
         inverse = factor.T.double() @ factor.double()
         # A unit diagonal costs the fewest digits.
         self._scale = inverse.diagonal().rsqrt()
@@ -133,14 +154,8 @@ class _Systems:
         place = torch.arange(len(row), device=drop.device) - (counts.cumsum(0) - counts)[row]
         self._index = torch.arange(longest, device=drop.device) - counts[:, None] + self._width
         self._index[row, place] = column
-        self._buffers: dict[torch.dtype, Tensor] = {}
-
-    def batches(self) -> Iterator[tuple[Tensor, int]]:
-        """Indices of rows `[<= rows_at_once]`, and the most weights that one of them drops: at least one."""
-        for start in range(0, len(self._order), self._rows_at_once):
-            rows = self._order[start : start + self._rows_at_once]
-            if length := self._lengths[start + len(rows) - 1]:
-                yield rows, length
+        self._buffers: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._size = min(rows_at_once, len(drop)) * longest**2
 
     def solve(self, rows: Tensor, length: int, weights: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Multipliers `[rows, width]` fp32 for ``weights``, by factors in ``dtype``; None: it has too few digits."""
@@ -168,12 +183,11 @@ class _Systems:
         return matrices.mT
 
     def _buffer(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Memory `[rows, length, length]` that the batches share: to get it anew costs as much as to fill it."""
-        rows, length = index.shape
-        if dtype not in self._buffers:
-            size = self._rows_at_once * self._lengths[-1] ** 2
-            self._buffers[dtype] = torch.empty(size, dtype=dtype, device=index.device)
-        return self._buffers[dtype][: rows * length**2].view(rows, length, length)
+        """Memory `[rows, length, length]` that a thread's batches share: to get it anew costs as much as to fill it."""
+        (rows, length), key = index.shape, (get_ident(), dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(self._size, dtype=dtype, device=index.device)
+        return self._buffers[key][: rows * length**2].view(rows, length, length)
 
 
 def _solve(factors: Tensor, right: Tensor) -> Tensor:

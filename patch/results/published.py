@@ -36,7 +36,10 @@ class PublishedRow(BaseModel):
 
 
 class PairTable(BaseModel):
-    """Rows such as `Wanda45`, or `PATCH45+SLiM-LoRA` of quantised weights: for each model of ``cols``, accuracy in percent and perplexity."""
+    """Rows such as `Wanda45`, or `PATCH45+SLiM-LoRA` of quantised weights.
+
+    For each model of ``cols``, accuracy in percent and perplexity.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, list[tuple[float, float]]] = Field(init=False)

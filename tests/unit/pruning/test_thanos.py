@@ -181,6 +181,25 @@ def test_rows_at_once_are_memory_only(pattern: NM | Unstructured) -> None:
         torch.testing.assert_close(updated, first, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.5)])
+def test_threads_do_not_matter(pattern: NM | Unstructured) -> None:
+    generator = torch.Generator().manual_seed(7)
+    statistics, weight = statistics_of(inputs(24, generator)), torch.randn(40, 24, generator=generator)
+    alone = thanos(weight, statistics, pattern, rows_at_once=3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with torch.inference_mode():
+            together = thanos(weight, statistics, pattern, rows_at_once=9)
+        with pytest.raises(InputError):
+            thanos(weight, statistics, pattern, factor=(torch.zeros(24, 24), torch.zeros(24, dtype=torch.bool)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together[0], alone[0])
+    torch.testing.assert_close(together[1], alone[1], rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_goes_at_sparsity_zero() -> None:
     generator = torch.Generator().manual_seed(5)
     weight = torch.randn(3, 10, generator=generator)
