@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,18 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if best is None:
         raise InputError(f"{type(model).__name__} has no stack of decoder blocks with linear layers")
     return best[1], best[2]
+
+
+def blocks_on(
+    model: nn.Module, device: torch.device | str | None = None
+) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
+    """Each decoder block, on ``device`` while it is looked at, with its linear layers by their names in ``model``."""
+    home = next(model.parameters()).device
+    prefix, blocks = decoder_blocks(model)
+    for index, block in enumerate(blocks):
+        block.to(device or home)
+        yield block, {f"{prefix}.{index}.{name}": m for name, m in block.named_modules() if is_linear(m)}
+        block.to(home)
 
 
 def prunable_linears(model: nn.Module) -> dict[str, nn.Module]:

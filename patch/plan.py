@@ -254,10 +254,11 @@ class Plan:
             "windows": self.store.perplexity_windows(cell.model).path,
             "tasks": self.store.tasks_path(),
         }
+        inputs |= self._pruned_inputs(cell)
         if cell.quantization:
-            mask = {"mask": self.layout.mask(cell)} if cell.spec.stage != "none" else {}
-            return inputs | mask | {"quantized": self.layout.quantized(cell)}
-        return inputs | self._pruned_inputs(cell)
+            inputs.pop("weights", None)
+            inputs["quantized"] = self.layout.quantized(cell)
+        return inputs
 
 
 def _info(cell: Cell) -> CellInfo:

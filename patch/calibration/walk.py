@@ -13,7 +13,7 @@ from patch.calibration.blocks import BlockCall, first_inputs, record_calls
 from patch.calibration.statistics import Accumulator, InputStatistics
 from patch.calibration.stream import HiddenStates
 from patch.errors import InputError
-from patch.models import decoder_blocks, is_linear
+from patch.models import blocks_on, decoder_blocks
 
 VisitBlock = Callable[[dict[str, nn.Module], dict[str, InputStatistics]], None]
 
@@ -52,18 +52,20 @@ def walk_blocks(
         raise InputError("there are no calibration windows; give at least one")
     home = next(model.parameters()).device
     device = torch.device(device) if device is not None else home
-    prefix, blocks = decoder_blocks(model)
-    tokens = _Batches(windows, batch_size, home)
+    _, blocks = decoder_blocks(model)
+    starts = range(0, len(windows), batch_size)
+
+    def batch_at(start: int) -> Tensor:
+        return torch.as_tensor(windows[start : start + batch_size].astype(np.int64), device=home)
+
     with HiddenStates() as hidden:
-        for states in first_inputs(model, blocks, tokens):
+        for states in first_inputs(model, blocks, map(batch_at, starts)):
             hidden.append(states)
-        calls = {
-            len(batch): record_calls(model, blocks, batch, device) for batch in {len(b): b for b in tokens}.values()
-        }
-        for index, block in enumerate(blocks):
+        # Only the last batch may be of another size.
+        kinds = {len(batch): batch for batch in map(batch_at, (starts[0], starts[-1]))}
+        calls = {size: record_calls(model, blocks, batch, device) for size, batch in kinds.items()}
+        for index, (block, linears) in enumerate(blocks_on(model, device)):
             of_block = {size: recorded[index] for size, recorded in calls.items()}
-            block.to(device)
-            linears = {f"{prefix}.{index}.{name}": m for name, m in block.named_modules() if is_linear(m)}
             with Accumulator(linears, gram) as accumulator:
                 _pass(block, hidden, of_block, device, accumulator, keep=propagate == "dense")
                 statistics = accumulator.statistics()
@@ -74,20 +76,7 @@ def walk_blocks(
             # The last block's output enters no other.
             if propagate == "pruned" and index + 1 < len(blocks):
                 _pass(block, hidden, of_block, device, None, keep=True)
-            block.to(home)
             on_block(index + 1, len(blocks))
-
-
-class _Batches:
-    """Token batches, made when they are asked for."""
-
-    def __init__(self, windows: np.ndarray, batch_size: int, device: torch.device) -> None:
-        self._windows, self._size, self._device = windows, batch_size, device
-
-    def __iter__(self):  # noqa: ANN204
-        for start in range(0, len(self._windows), self._size):
-            part = self._windows[start : start + self._size]
-            yield torch.as_tensor(part.astype(np.int64), device=self._device)
 
 
 def _pass(

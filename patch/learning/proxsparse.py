@@ -15,7 +15,7 @@ from patch.config import Learning
 from patch.distributed import rank, sum_over_processes, world_size
 from patch.learning.loop import run_steps
 from patch.learning.objective import cross_entropy, recomputed_blocks
-from patch.learning.schedules import batch_indices
+from patch.learning.schedules import batch_indices, linear_rate
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.masks.packed import MaskSet
 from patch.masks.proximal import proximal_two_four, triple_products
@@ -136,13 +136,6 @@ def _step_function(
         }
 
     return step_fn
-
-
-def linear_rate(step: int, steps: int, warmup: int) -> float:
-    """Factor of the peak learning rate: linear warm-up, then linear decay to zero at the end."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return (steps - step) / max(1, steps - warmup)
 
 
 @torch.no_grad()

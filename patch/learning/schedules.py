@@ -23,6 +23,13 @@ def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0) -> float
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def linear_rate(step: int, steps: int, warmup: int) -> float:
+    """Factor of the peak learning rate: linear warm-up, then linear decay to zero at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (steps - step) / max(1, steps - warmup)
+
+
 def batch_indices(step: int, batch_size: int, windows: int, seed: int) -> np.ndarray:
     """Rows of the windows of one step: a new permutation for each pass over the data.
 

@@ -18,7 +18,7 @@ from patch.errors import InputError
 from patch.masks.nm import Pattern
 from patch.masks.packed import MaskSet, PackedMasks
 from patch.methods import get_method
-from patch.models import decoder_blocks, is_linear, weight_matrix
+from patch.models import blocks_on, decoder_blocks, weight_matrix
 
 PruneLayer = Callable[[Tensor, InputStatistics | None], tuple[Tensor, Tensor]]
 
@@ -104,14 +104,11 @@ def _with_statistics(
     on_block: Callable[[int, int], None],
 ) -> Iterator[tuple[dict[str, nn.Module], dict[str, InputStatistics]]]:
     """Each block's layers on ``device`` with what ``folder`` has of them, which may be nothing; no forward pass."""
-    home = next(model.parameters()).device
-    prefix, blocks = decoder_blocks(model)
-    for (index, block), path in zip(enumerate(blocks), block_files(folder or ""), strict=False):
-        block.to(device or home)
-        linears = {f"{prefix}.{index}.{name}": m for name, m in block.named_modules() if is_linear(m)}
-        found = {} if needs == "none" else load_statistics(path, device or home, needs == "gram")
+    total, place = len(decoder_blocks(model)[1]), device or next(model.parameters()).device
+    pairs = zip(blocks_on(model, device), block_files(folder or ""), strict=False)
+    for done, ((_, linears), path) in enumerate(pairs, 1):
+        found = {} if needs == "none" else load_statistics(path, place, needs == "gram")
         if found and found.keys() != linears.keys():
             raise InputError(f"statistics {path}: of other layers than the model's; they belong to another one")
         yield linears, found
-        block.to(home)
-        on_block(index + 1, len(blocks))
+        on_block(done, total)

@@ -59,9 +59,11 @@ def run(
         _measure(spec, network, model, windows, tasks, done)
     accuracies = {name: done.parts[name].metric for name in spec.evaluation.tasks}
     found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}
-    sizes = {name: linear.weight.numel() for name, linear in prunable_linears(network).items()}
-    weights_left = {name: int((linear.weight != 0).sum()) for name, linear in prunable_linears(network).items()}
-    if quantized:
+    linears = prunable_linears(network)
+    sizes = {name: linear.weight.numel() for name, linear in linears.items()}
+    if not quantized:
+        weights_left = {name: int((linear.weight != 0).sum()) for name, linear in linears.items()}
+    else:
         # Rounding makes zeros of its own, which belong to no pattern.
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if mask else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from patch import distributed
 from patch.errors import InputError
-from patch.learning.proxsparse import linear_rate, proxsparse
-from patch.learning.schedules import batch_indices
+from patch.learning.proxsparse import proxsparse
+from patch.learning.schedules import batch_indices, linear_rate
 from patch.masks.packed import MaskSet
 from patch.models import prunable_linears, weight_matrix
 from patch.signals import EXIT_RESUMABLE

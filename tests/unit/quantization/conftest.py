@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor, nn
 
 from patch.calibration import InputStatistics, walk_blocks
@@ -15,22 +14,6 @@ from patch.masks.nm import NM, nm_mask
 from patch.quantization.model import QuantizedLayer, compensate_block
 
 DEFAULT = Quantization(bits=4, group_size=10, rank_ratio=0.25)
-
-
-@pytest.fixture
-def any_model(tiny_model: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """A function: family, GPT-2 with its transposed layers among them -> a frozen random model."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    def make(family: str = "qwen2", seed: int = 0) -> nn.Module:
-        if family != "gpt2":
-            return tiny_model(family, seed)
-        torch.manual_seed(seed)
-        sizes = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 64, "vocab_size": 50}
-        config = AutoConfig.for_model("gpt2", **sizes, initializer_range=0.2)
-        return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-
-    return make
 
 
 def two_of_four(_: str, weight: Tensor) -> Tensor:

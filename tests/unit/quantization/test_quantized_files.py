@@ -86,19 +86,19 @@ def test_four_bits_take_half_a_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_a_model_that_loads_the_layers_gives_the_same_outputs(
-    tmp_path: Path, family: str, any_model: Callable[..., nn.Module], compensated: Compress, windows: Callable
+    tmp_path: Path, family: str, tiny_model: Callable[..., nn.Module], compensated: Compress, windows: Callable
 ) -> None:
-    model = any_model(family).to(torch.bfloat16)
+    model = tiny_model(family).to(torch.bfloat16)
     layers = compensated(model, Quantization(bits=4, group_size=10, rank_ratio=0.25, quantize_adapters=True))
     save_layers(tmp_path / "q", layers, "abc", COST)
-    other = any_model(family).to(torch.bfloat16)
+    other = tiny_model(family).to(torch.bfloat16)
     apply_layers(other, load_layers(tmp_path / "q")[0])
     tokens = torch.as_tensor(windows().astype(np.int64))
     with torch.inference_mode():
         assert torch.equal(other(tokens).logits, model(tokens).logits)
 
 
-def test_missing_truncated_and_foreign_files(tmp_path: Path, any_model: Callable[..., nn.Module]) -> None:
+def test_missing_truncated_and_foreign_files(tmp_path: Path, tiny_model: Callable[..., nn.Module]) -> None:
     path = tmp_path / "q"
     with pytest.raises(InputError, match="q: no such file"):
         load_layers(path)
@@ -108,7 +108,7 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path, any_model: Callable
         path.write_bytes(content[:length])
         with pytest.raises(InputError, match="q: truncated or not a safetensors file"):
             load_layers(path)
-    save_weights(path, prunable_linears(any_model()), "abc")
+    save_weights(path, prunable_linears(tiny_model()), "abc")
     with pytest.raises(InputError, match="format is None, expected 'patch-quantized-1'"):
         load_layers(path)
 

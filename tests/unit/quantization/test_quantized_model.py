@@ -36,8 +36,8 @@ def logits(model: nn.Module, windows: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_quantize_model_rounds_each_layer_and_keeps_the_pattern(family: str, any_model: Models) -> None:
-    model = any_model(family)
+def test_quantize_model_rounds_each_layer_and_keeps_the_pattern(family: str, tiny_model: Models) -> None:
+    model = tiny_model(family)
     expected, masks = {}, {}
     for name, linear in prunable_linears(model).items():
         matrix = weight_matrix(linear)
@@ -55,9 +55,9 @@ def test_quantize_model_rounds_each_layer_and_keeps_the_pattern(family: str, any
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_are_those_of_the_dense_sum(
-    family: str, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    family: str, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
 ) -> None:
-    model, reference = any_model(family), any_model(family)
+    model, reference = tiny_model(family), tiny_model(family)
     names = list(prunable_linears(model))
     layers = compensated(model)
     assert list(layers) == names
@@ -74,8 +74,8 @@ def test_outputs_are_those_of_the_dense_sum(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_weights_stay_sparse_beside_their_adapters(family: str, any_model: Models, compensated: Compress) -> None:
-    model = any_model(family)
+def test_the_weights_stay_sparse_beside_their_adapters(family: str, tiny_model: Models, compensated: Compress) -> None:
+    model = tiny_model(family)
     masks = {name: nm_mask(weight_matrix(m).abs(), NM(2, 4)) for name, m in prunable_linears(model).items()}
     compensated(model)
     for name, linear in prunable_linears(model).items():
@@ -85,21 +85,21 @@ def test_the_weights_stay_sparse_beside_their_adapters(family: str, any_model: M
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_bring_the_outputs_closer(
-    family: str, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    family: str, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
 ) -> None:
-    expected = logits(any_model(family), windows())
+    expected = logits(tiny_model(family), windows())
     errors = []
     for ratio in (0.0, 0.25, 0.5, 1.0):
-        model = any_model(family)
+        model = tiny_model(family)
         compensated(model, Quantization(bits=4, group_size=10, rank_ratio=ratio))
         errors.append(float((logits(model, windows()) - expected).norm()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-3 * errors[0]
 
 
-def test_the_layers_of_a_block_are_fitted_to_their_inputs(any_model: Models, windows: Callable) -> None:
+def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, windows: Callable) -> None:
     """The first layer's adapter, from statistics that plain hooks collect on the dense model."""
-    model = any_model()
+    model = tiny_model()
     name, linear = next(iter(prunable_linears(model).items()))
     squares = torch.zeros(weight_matrix(linear).shape[1])
 
@@ -124,9 +124,9 @@ def test_the_layers_of_a_block_are_fitted_to_their_inputs(any_model: Models, win
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_get_adapters_of_their_dtype(
-    dtype: torch.dtype, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    dtype: torch.dtype, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
 ) -> None:
-    model, full = any_model().to(dtype), any_model()
+    model, full = tiny_model().to(dtype), tiny_model()
     layers = compensated(model)
     apply_layers(full, layers)
     assert {layer.adapter.left.dtype for layer in layers.values()} == {dtype}
@@ -135,8 +135,8 @@ def test_half_precision_models_get_adapters_of_their_dtype(
     assert difference.norm() < 0.03 * logits(full, windows()).norm()
 
 
-def test_layers_of_rank_zero_have_no_adapter(any_model: Models, compensated: Compress) -> None:
-    model = any_model()
+def test_layers_of_rank_zero_have_no_adapter(tiny_model: Models, compensated: Compress) -> None:
+    model = tiny_model()
     layers = compensated(model, Quantization(bits=4, group_size=10, rank_ratio=0.01))
     assert all(layer.adapter is None for layer in layers.values())
     assert not any(hasattr(linear, "adapter_left") for linear in prunable_linears(model).values())
@@ -144,9 +144,9 @@ def test_layers_of_rank_zero_have_no_adapter(any_model: Models, compensated: Com
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_applying_layers_gives_the_same_outputs_and_can_be_repeated(
-    family: str, any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    family: str, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
 ) -> None:
-    model, other = any_model(family), any_model(family, seed=1)
+    model, other = tiny_model(family), tiny_model(family, seed=1)
     with torch.no_grad():
         # All that is not quantised is the same.
         other.load_state_dict(model.state_dict())
@@ -161,13 +161,13 @@ def test_applying_layers_gives_the_same_outputs_and_can_be_repeated(
     apply_layers(model, {name: QuantizedLayer(layer.weight) for name, layer in layers.items()})
     assert torch.equal(logits(other, windows()), logits(model, windows()))
     assert not torch.equal(logits(model, windows()), expected)
-    assert model.state_dict().keys() == any_model(family).state_dict().keys()
+    assert model.state_dict().keys() == tiny_model(family).state_dict().keys()
 
 
 def test_a_copy_can_lose_its_adapters_alone(
-    any_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
 ) -> None:
-    model = any_model()
+    model = tiny_model()
     compensated(model)
     expected = logits(model, windows())
     twin = copy.deepcopy(model)
@@ -177,22 +177,22 @@ def test_a_copy_can_lose_its_adapters_alone(
     assert not torch.equal(logits(twin, windows()), expected)
 
 
-def test_layers_of_another_model_are_refused(any_model: Models) -> None:
-    layers = quantize_model(any_model())
-    other = any_model("llama")
+def test_layers_of_another_model_are_refused(tiny_model: Models) -> None:
+    layers = quantize_model(tiny_model())
+    other = tiny_model("llama")
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(InputError, match="of another model: .* is \\[.*\\], its codes \\["):
         apply_layers(other, layers)
     with pytest.raises(InputError, match="only in the quantised layers"):
-        apply_layers(any_model("gpt2"), quantize_model(any_model("gpt2")) | {"zz": next(iter(layers.values()))})
+        apply_layers(tiny_model("gpt2"), quantize_model(tiny_model("gpt2")) | {"zz": next(iter(layers.values()))})
     layers.pop(name := next(iter(layers)))
     with pytest.raises(InputError, match=f"layer {name} is only in the model"):
-        apply_layers(any_model(), layers)
+        apply_layers(tiny_model(), layers)
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
 
 
-def test_the_error_says_which_layer_is_not_finite(any_model: Models, compensated: Compress) -> None:
-    model = any_model()
+def test_the_error_says_which_layer_is_not_finite(tiny_model: Models, compensated: Compress) -> None:
+    model = tiny_model()
     name, linear = list(prunable_linears(model).items())[-1]
     linear.weight[1, 2] = float("nan")
     with pytest.raises(InputError, match=f"layer {name}: quantisation: the weight at row 1, column 2 is nan"):
