@@ -115,12 +115,12 @@ def save_masks(path: Path | str, masks: MaskSet) -> None:
     tensors = {f"{name}.mask": _pack(mask) for name, mask in masks.masks.items()}
     tensors |= {f"{name}.tiles": _pack(tiles) for name, tiles in masks.tiles.items()}
     description = {
+        **masks.header,
         "format": FORMAT,
         "pattern": masks.pattern,
         "tile": masks.tile,
         "shapes": {name: list(mask.shape) for name, mask in masks.masks.items()},
         "achieved_sparsity": masks.sparsity,
-        **masks.header,
     }
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata={"patch": json.dumps(description)})

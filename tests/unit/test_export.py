@@ -1,0 +1,348 @@
+"""An exported folder is the masked model for anyone who has transformers alone; a bad one never appears."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from patch.data.tokenizer import train_tokenizer
+from patch.errors import InputError
+from patch.export import ExportReport, export_model, main, stored_dtype
+from patch.masks.nm import NM, nm_mask
+from patch.masks.packed import MaskSet, apply_masks, save_masks
+from patch.masks.published import read_published
+from patch.models import load_model, prunable_linears, weight_matrix
+from patch.pruning.weights import save_weights
+
+FAMILIES = ["qwen2", "gpt2", "opt", "gemma3_text"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(["in the beginning god created the heaven and the earth"] * 3, 280)
+
+
+def two_four(model: torch.nn.Module) -> MaskSet:
+    return MaskSet(
+        {name: nm_mask(weight_matrix(m).float().abs(), NM(2, 4)) for name, m in prunable_linears(model).items()}, "2:4"
+    )
+
+
+def hybrid(model: torch.nn.Module) -> MaskSet:
+    """2:4 but for the first tile of each layer."""
+    masks = two_four(model)
+    for name, mask in masks.masks.items():
+        mask[:4, :4] = True
+        masks.tiles[name] = torch.zeros(mask.shape[0] // 4, mask.shape[1] // 4, dtype=torch.bool)
+        masks.tiles[name][0, 0] = True
+    return MaskSet(masks.masks, "hybrid", masks.tiles, 4)
+
+
+def plain(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_folder_is_the_masked_model(
+    family: str, dtype: str, tiny_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    # Loaded, since `.to` would cast the frequencies of rotary positions too, which no file holds.
+    tiny_model(family).save_pretrained(tmp_path / "dense")
+    model, wanted = (load_model(tmp_path / "dense", dtype) for _ in range(2))
+    masks = hybrid(model)
+    apply_masks(wanted, masks)
+    out = tmp_path / "deep" / "out"
+    report = export_model(model, tokenizer, masks, out, {"method": "patch"})
+    assert report == ExportReport(out, masks.sparsity, len(masks.masks)) and 0.3 < report.sparsity < 0.5
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+    loaded, tokens = plain(out), torch.arange(12)[None]
+    assert loaded.dtype == getattr(torch, dtype)
+    assert torch.equal(loaded(tokens).logits, wanted(tokens).logits)
+    assert torch.equal(model(tokens).logits, wanted(tokens).logits)
+    assert loaded.state_dict().keys() == wanted.state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in wanted.state_dict().items())
+    for name, linear in prunable_linears(loaded).items():
+        assert torch.equal(weight_matrix(linear) == 0, ~masks.masks[name])
+    assert AutoTokenizer.from_pretrained(out)("in the earth").input_ids == tokenizer("in the earth").input_ids
+    found = read_published(out / "mask.npz", loaded, "hybrid")
+    assert all(torch.equal(found.masks[name], mask) for name, mask in masks.masks.items())
+    assert found.header["meta"]["method"] == "patch"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "opt"])
+def test_tied_embeddings_stay_tied(family: str, tied: bool, tiny_model: Callable, tmp_path: Path) -> None:
+    model = tiny_model(family, tie_word_embeddings=tied)
+    export_model(model, None, two_four(model), tmp_path / "out")
+    loaded = plain(tmp_path / "out")
+    shared = loaded.get_input_embeddings().weight.data_ptr() == loaded.get_output_embeddings().weight.data_ptr()
+    assert shared == tied
+    assert torch.equal(loaded.get_output_embeddings().weight, model.get_output_embeddings().weight)
+    # Once on disk: tied weights are not written twice.
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    vocabulary = sum(value.numel() for value in stored.values() if value.shape[0] == 50)
+    assert vocabulary == (1 if tied else 2) * model.get_input_embeddings().weight.numel()
+
+
+def test_zeros_nans_and_weights_of_any_value_pass(tiny_model: Callable, tmp_path: Path) -> None:
+    """Weights that were zero before, -0 and NaN, are not mistaken for damage."""
+    model = tiny_model()
+    masks = two_four(model)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight[:2] = 0.0
+    weight[3, 5] = -0.0
+    model.model.norm.weight[3] = float("nan")
+    export_model(model, None, masks, tmp_path / "out")
+    loaded = plain(tmp_path / "out")
+    assert loaded.model.norm.weight[3].isnan()
+    assert (loaded.model.layers[0].mlp.up_proj.weight == 0).sum() > (~masks.masks["model.layers.0.mlp.up_proj"]).sum()
+
+
+def test_an_empty_folder_or_a_link_to_one_is_taken(tiny_model: Callable, tmp_path: Path) -> None:
+    model = tiny_model()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert export_model(model, None, two_four(model), tmp_path / "link").folder == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "config.json").exists()
+
+
+def test_a_folder_in_use_and_a_file_are_refused(tiny_model: Callable, tmp_path: Path) -> None:
+    model, before = tiny_model(), tiny_model().state_dict()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    for name in ("out", "file"):
+        with pytest.raises(InputError, match=f"export to {tmp_path / name}: it exists and is not an empty folder"):
+            export_model(model, None, two_four(model), tmp_path / name)
+    assert (tmp_path / "out" / "mine.txt").read_text() == (tmp_path / "file").read_text() == "keep"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_masks_that_are_none_foreign_or_broken_change_nothing(tiny_model: Callable, tmp_path: Path) -> None:
+    model, before, out = tiny_model(), tiny_model().state_dict(), tmp_path / "out"
+    with pytest.raises(InputError, match=f"export to {out}: no masks"):
+        export_model(model, None, None, out)
+    with pytest.raises(InputError, match="another model"):
+        export_model(model, None, two_four(tiny_model("opt")), out)
+    broken = two_four(model)
+    broken.masks["model.layers.1.mlp.up_proj"][0, :4] = True
+    with pytest.raises(InputError, match="layers.1.mlp.up_proj: row 0, weights 0 to 3 break 2:4"):
+        export_model(model, None, broken, out)
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def fill_masked(weights: dict[str, torch.Tensor]) -> None:
+    zero = (weights[UP] == 0).nonzero()[0].tolist()
+    weights[UP][zero[0], zero[1]] = 1e-30
+
+
+def change_kept(weights: dict[str, torch.Tensor]) -> None:
+    kept = weights[UP].nonzero()[0].tolist()
+    weights[UP][kept[0], kept[1]] *= 1 + 1e-6
+
+
+FAULTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "masked-weight": (fill_masked, "model.layers.0.mlp.up_proj.weight: 1 masked weights are not zero"),
+    "kept-weight": (change_kept, "model.layers.0.mlp.up_proj.weight has other values"),
+    "lost-weight": (lambda w: w[UP][0].zero_(), "model.layers.0.mlp.up_proj.weight has other values"),
+    "negative-zero": (lambda w: w[UP].copy_(torch.where(w[UP] == 0, -0.0, w[UP])), "has other values"),
+    "norm": (lambda w: w["model.norm.weight"].add_(1), "model.norm.weight has other values"),
+    "bias": (lambda w: w["model.layers.1.self_attn.q_proj.bias"].add_(1), "q_proj.bias has other values"),
+    "embedding": (lambda w: w["model.embed_tokens.weight"][3].add_(1), "has other values"),
+    "gone": (lambda w: w.pop(UP), "lack the weights"),
+    "shape": (lambda w: w.update({UP: w[UP][:-1].clone()}), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_what_is_saved_is_found_and_nothing_is_left(
+    fault: str, tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, message = FAULTS[fault]
+    save = PreTrainedModel.save_pretrained
+
+    def corrupt(self: PreTrainedModel, folder: Path, **options: Any) -> None:
+        save(self, folder, **options)
+        file = Path(folder) / "model.safetensors"
+        weights = load_file(file)
+        change(weights)
+        save_file(weights, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", corrupt)
+    model, out = tiny_model(), tmp_path / "out"
+    with pytest.raises(InputError, match=f"export to {out}: what was saved is not what was to be") as error:
+        export_model(model, None, two_four(model), out)
+    assert message in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_in_the_mask_file_is_found(
+    tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flip(path: Path, *arguments: Any) -> None:
+        write(path, *arguments)
+        with np.load(path) as file:
+            entries = dict(file)
+        entries[UP] = entries[UP].copy()
+        entries[UP][0] = 0  # drops more: 2:4 still
+        np.savez(path, **entries)
+
+    import patch.export
+
+    write = patch.export.write_published
+    monkeypatch.setattr(patch.export, "write_published", flip)
+    model = tiny_model()
+    with pytest.raises(InputError, match="mask.npz has another mask of model.layers.0.mlp.up_proj"):
+        export_model(model, None, two_four(model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_export_leaves_nothing(
+    tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("patch.export.load_model", stop)
+    model = tiny_model()
+    with pytest.raises(KeyboardInterrupt):
+        export_model(model, None, two_four(model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_transformers_does_not_save_is_a_users_mistake(tiny_model: Callable, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.generation_config.do_sample, model.generation_config.temperature = False, 0.5
+    with pytest.raises(InputError, match=f"export to {tmp_path / 'out'}: the model cannot be saved: .*temperature"):
+        export_model(model, None, two_four(model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# The command line.
+
+
+@pytest.fixture
+def dense(tiny_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Callable[..., list[str]]:
+    """A function: writes a model, its tokenizer and a mask; gives the options of the command line."""
+
+    def make(family: str = "gpt2", dtype: torch.dtype = torch.float32) -> list[str]:
+        model = tiny_model(family).to(dtype)
+        model.save_pretrained(tmp_path / "dense")
+        tokenizer.save_pretrained(tmp_path / "dense")
+        save_masks(tmp_path / "mask.safetensors", hybrid(model))
+        folders = {"--model": "dense", "--mask": "mask.safetensors", "--out": "sparse"}
+        return [text for option, name in folders.items() for text in (option, str(tmp_path / name))]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "wanted"),
+    [
+        (torch.bfloat16, None, torch.bfloat16),
+        (torch.float32, None, torch.float32),
+        (torch.float32, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_command_line(
+    stored: torch.dtype, asked: str | None, wanted: torch.dtype, dense: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    options = dense(dtype=stored)
+    assert main(options + (["--dtype", asked] if asked else [])) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and options[-1] in printed
+    loaded = plain(Path(options[-1]))
+    assert loaded.dtype == wanted
+    weights = [linear.weight for linear in prunable_linears(loaded).values()]
+    sparsity = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    assert f"sparsity {sparsity:.4f} in 8 layers" in printed
+    assert len(AutoTokenizer.from_pretrained(options[-1])) > 256
+
+
+def test_command_line_takes_updated_weights(dense: Callable, tiny_model: Callable, tmp_path: Path) -> None:
+    options = dense()
+    other = tiny_model("gpt2", seed=1)
+    save_weights(tmp_path / "w.safetensors", prunable_linears(other), "digest")
+    assert main([*options, "--weights", str(tmp_path / "w.safetensors")]) == 0
+    apply_masks(other, hybrid(tiny_model("gpt2")))
+    loaded = prunable_linears(plain(tmp_path / "sparse"))
+    for name, linear in prunable_linears(other).items():
+        assert torch.equal(loaded[name].weight, linear.weight)
+
+
+def test_how_a_mask_was_made_goes_with_it(dense: Callable, tiny_model: Callable, tmp_path: Path) -> None:
+    options, model = dense(), tiny_model("gpt2")
+    masks = hybrid(model)
+    masks.header = {"settings": {"seed": 3}, "digest": "abc", "cost": {"seconds": 1.0}}
+    save_masks(tmp_path / "mask.safetensors", masks)
+    assert main(options) == 0
+    meta = read_published(tmp_path / "sparse" / "mask.npz", model, "hybrid").header["meta"]
+    assert meta["settings"] == {"seed": 3} and meta["digest"] == "abc" and "cost" not in meta
+
+
+def replaced(options: list[str], option: str, value: str) -> list[str]:
+    return [value if before == option else now for before, now in zip(["", *options], options, strict=False)]
+
+
+def test_command_line_errors(
+    dense: Callable, tiny_model: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options, none = dense(), str(tmp_path / "none")
+    (tmp_path / "bare").mkdir()
+    tiny_model("gpt2").save_pretrained(tmp_path / "bare")
+    save_masks(tmp_path / "other.safetensors", two_four(tiny_model("opt")))
+    mistakes = [
+        (replaced(options, "--model", none), "none"),
+        (replaced(options, "--model", str(tmp_path)), str(tmp_path)),
+        (replaced(options, "--model", str(tmp_path / "bare")), "bare: no tokenizer in it"),
+        (replaced(options, "--mask", none), f"mask {none}: no such file"),
+        (replaced(options, "--mask", str(tmp_path / "other.safetensors")), "the masks are of another model"),
+        (replaced(options, "--out", str(tmp_path / "dense")), "dense: it exists and is not an empty folder"),
+        ([*options, "--weights", none], f"weights {none}: missing"),
+        ([*options, "--weights", str(tmp_path / "mask.safetensors")], "they belong to another one"),
+        ([*options, "--dtype", "float9"], "--dtype float9: give one of float32, bfloat16, float16"),
+    ]
+    capsys.readouterr()
+    for arguments, message in mistakes:
+        assert main(arguments) == 2, arguments
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.startswith("error: "), message
+        assert message in printed.err and printed.err.count("\n") == 1
+    assert not (tmp_path / "sparse").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_dtype_of_a_folder_that_says_none_is_float32(dense: Callable, tmp_path: Path) -> None:
+    dense(dtype=torch.bfloat16)
+    path = tmp_path / "dense" / "config.json"
+    config = json.loads(path.read_text())
+    assert stored_dtype(path.parent) == config.pop("dtype") == "bfloat16"
+    path.write_text(json.dumps(config))
+    assert stored_dtype(path.parent) == "float32"
+    path.write_text(json.dumps(config | {"torch_dtype": "float16"}))  # as older folders say it
+    assert stored_dtype(path.parent) == "float16"
+
+
+def test_as_a_module(dense: Callable) -> None:
+    options = dense("qwen2")
+    run = [sys.executable, "-m", "patch.export", *options]
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("sparsity 0.4")
+    again = subprocess.run(run, capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "not an empty folder" in again.stderr
