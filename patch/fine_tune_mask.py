@@ -1,0 +1,81 @@
+"""The public code's `fine_tune_mask`: learn which weights of a model stay. See docs/reference-api.md."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patch.errors import InputError
+from patch.evaluation.aligned_lm import AlignedLM
+from patch.masks.packed import apply_masks
+from patch.reference_api import loading
+from patch.reference_api.arguments import MaskArguments, read_arguments
+from patch.reference_api.checkpoint import Priors
+from patch.reference_api.fingerprint import model_fingerprint
+from patch.reference_api.learning import check_priors, learn_masks, learning_settings
+from patch.reference_api.settings import load_settings
+
+__all__ = ["learn_mask"]
+
+
+def learn_mask(
+    model_name: str | Path,
+    compressed_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mask_args: Any,
+    local_files_only: bool = False,
+    hf_token: str | None = None,
+    wandb: bool = False,
+) -> tuple[PreTrainedModel, AlignedLM]:
+    """Learn masks and apply them to the original weights.
+
+    Args:
+        model_name: where the original weights are: what `get_llm` was called with.
+        compressed_model: what `prepare_pruned_model` returned; where learning starts.
+        tokenizer: its tokenizer.
+        mask_args: see `patch.reference_api.arguments.MaskArguments`; a dict or an object.
+        local_files_only: look in the local cache alone.
+        hf_token: for gated models.
+        wandb: must be False; the curve is a file of JSON lines.
+
+    Returns:
+        The sparse model, its kept weights bit for bit the original ones, and its wrapper for lm-eval. With
+        `learnable_mask` False, ``compressed_model`` as it is.
+
+    Raises:
+        InputError: an argument cannot be honoured, ``compressed_model`` has no masks or is of another model, or
+            there is no text.
+    """
+    arguments = read_arguments(MaskArguments, mask_args, "mask_args")
+    if wandb:
+        raise InputError(
+            "`wandb` is True, but curves are not sent there; use False and read the JSON lines in `curve.jsonl` of "
+            "the run's folder, `patch-runs/<method>-<digest>`"
+        )
+    priors = getattr(compressed_model, "patch_priors", None)
+    if not isinstance(priors, Priors):
+        raise InputError(
+            "`compressed_model` has no masks to start from; use what prepare_pruned_model returned, not a model that "
+            "was loaded from a folder or copied into another"
+        )
+    if not arguments.learnable_mask:
+        return compressed_model, loading.wrap(compressed_model, tokenizer)
+    check_priors(arguments, priors)
+    target = priors.settings["target_sparsity_ratio"]
+    if arguments.mask_llm and target != 0.5:
+        warnings.warn(f"mask_llm makes every group 2:4: sparsity 0.5, not the target {target:g}", stacklevel=2)
+    settings = load_settings()
+    learning = learning_settings(arguments, settings)
+    name, options = loading.local_name(model_name), getattr(compressed_model, "patch_options", {})
+    place = {"dtype": compressed_model.dtype, "device": compressed_model.device}
+    model = loading.load_causal_lm(name, local_files_only, hf_token, **place, options=options)
+    if model_fingerprint(model) != priors.settings["model"]:
+        raise InputError(
+            f"`model_name` is {name!r}, whose weights are not those that compressed_model was pruned from; "
+            "give what get_llm was called with"
+        )
+    apply_masks(model, learn_masks(model, tokenizer, arguments, learning, priors, settings))
+    return model, loading.wrap(model, tokenizer)

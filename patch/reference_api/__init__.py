@@ -1,0 +1,1 @@
+"""What stands behind `patch.utils` and `patch.fine_tune_mask`: the functions that scripts of the public code call."""

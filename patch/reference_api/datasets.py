@@ -1,0 +1,154 @@
+"""The public code's names of data sets -> text: of the hub, or of local files that the environment names."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from patch.config import Corpus, HubSource
+from patch.config.load import suggest
+from patch.data import sources
+from patch.data.corpus import fetch_corpus, read_documents
+from patch.errors import InputError
+from patch.reference_api.settings import VARIABLE, ApiSettings
+
+Purpose = Literal["calibration", "learning", "test"]
+
+# Those of `config/paper.yaml`, with the train split of WikiText-2 besides.
+HUB = {
+    "c4": HubSource(
+        repo="allenai/c4",
+        revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        data_files="en/c4-train.00000-of-01024.json.gz",
+        splits={"calibration": "train"},
+    ),
+    "wikitext2": HubSource(
+        repo="Salesforce/wikitext",
+        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
+        name="wikitext-2-raw-v1",
+        splits={"calibration": "train", "test": "test"},
+    ),
+    "slimpajama": HubSource(
+        repo="DKYoon/SlimPajama-6B",
+        revision="b5f90f419b7489cdba26fdbc8c022fcb5562f968",
+        splits={"train": "train"},
+    ),
+}
+VARIABLES = {"c4": "PATCH_C4", "wikitext2": "PATCH_WIKITEXT2", "slimpajama": "PATCH_SLIMPAJAMA"}
+# Local text has no splits: without this one, WikiText-2 is calibrated on and tested on alike.
+WIKITEXT2_TRAIN = "PATCH_WIKITEXT2_TRAIN"
+_PARTS = {"calibration": ("calibration", "train"), "learning": ("train",), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents for one purpose.
+
+    Attributes:
+        files: local files, read as they are.
+        corpus: where there are no files, what to fetch, and which part of it to read.
+        part: of the corpus.
+        cache: folder that what was fetched of the hub stays in.
+    """
+
+    files: tuple[Path, ...] = ()
+    corpus: Corpus | None = None
+    part: str = ""
+    cache: Path = Path()
+
+    def identity(self) -> str:
+        """A name of the text that changes when it does; of local files, their content and not their place."""
+        digest = blake2b(digest_size=12)
+        if self.corpus is None:
+            files = self.files
+        else:
+            source = self.corpus.source
+            if isinstance(source, HubSource):
+                return f"{source.repo}@{source.revision[:12]} {source.name or ''} {source.splits[self.part]}"
+            digest.update(f"{self.part} {source.model_dump_json()}".encode())
+            files = _files(source.files) if source.kind == "files" else ()
+        for path in files:
+            with path.open("rb") as file:
+                digest.update(path.suffix.encode() + file_digest(file, "blake2b").digest())
+        return f"local text {digest.hexdigest()}"
+
+    @contextmanager
+    def documents(self) -> Iterator[Iterator[str]]:
+        """Within the block, the documents, in order."""
+        if self.corpus is None:
+            yield sources.clean(chain.from_iterable(sources.file_documents(path, "text") for path in self.files))
+        elif isinstance(self.corpus.source, HubSource):
+            digest = blake2b(self.corpus.source.model_dump_json().encode(), digest_size=8).hexdigest()
+            folder = self.cache / digest
+            if not folder.exists():
+                fetch_corpus(self.corpus, folder)
+            yield read_documents(folder, self.part)
+        else:  # local files may have changed since they were last read
+            with tempfile.TemporaryDirectory() as folder:
+                fetch_corpus(self.corpus, Path(folder) / "corpus")
+                yield read_documents(Path(folder) / "corpus", self.part)
+
+
+def find_text(name: str, purpose: Purpose, settings: ApiSettings) -> Text:
+    """Text by the public code's name: of the environment, else of the settings file, else of the hub.
+
+    Raises:
+        InputError: a variable names no file, or the corpus has no part for the purpose.
+    """
+    files = _from_environment(name, purpose)
+    if files:
+        return Text(files=files)
+    corpus = settings.corpora.get(name) or Corpus(source=HUB[name])
+    for part in _PARTS[purpose]:
+        if part in corpus.parts:
+            return Text(corpus=corpus, part=part, cache=Path(settings.folder) / "corpora")
+    wanted = " or ".join(f"`{part}`" for part in _PARTS[purpose])
+    raise InputError(
+        f"corpus `{name}` has no part {wanted}, which its use for {purpose} needs; it has: {', '.join(corpus.parts)}"
+    )
+
+
+def check_names(settings: ApiSettings) -> None:
+    """Refuse corpora of the settings file that nothing reads, and data of tasks that nothing gives.
+
+    Raises:
+        InputError: names the corpus and the known ones.
+    """
+    known = [*HUB, *settings.corpora]
+    if settings.evaluation.task_data not in known:
+        name = settings.evaluation.task_data
+        raise InputError(f"{VARIABLE}: `evaluation.task_data` is {name!r}; {suggest(name, sorted(set(known)))}")
+    for name in settings.corpora:
+        if name not in HUB and name != settings.evaluation.task_data:
+            raise InputError(f"{VARIABLE}: nothing reads the corpus `corpora.{name}`; {suggest(name, list(HUB))}")
+
+
+def _from_environment(name: str, purpose: Purpose) -> tuple[Path, ...]:
+    variable = VARIABLES.get(name, "")
+    if name == "wikitext2" and purpose == "calibration":
+        if os.environ.get(WIKITEXT2_TRAIN):
+            variable = WIKITEXT2_TRAIN
+        elif os.environ.get(variable):
+            warnings.warn(
+                f"calibration reads the text of {variable}, on which perplexity is measured; set {WIKITEXT2_TRAIN}",
+                stacklevel=2,
+            )
+    patterns = [pattern for pattern in os.environ.get(variable, "").split(os.pathsep) if pattern]
+    try:
+        return _files(patterns)
+    except InputError as error:
+        raise InputError(f"environment variable {variable}: {error}") from None
+
+
+def _files(patterns: list[str] | dict[str, list[str]]) -> tuple[Path, ...]:
+    if isinstance(patterns, dict):
+        patterns = [pattern for part in patterns.values() for pattern in part]
+    return tuple(sources.expand(patterns))

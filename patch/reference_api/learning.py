@@ -1,0 +1,137 @@
+"""`mask_args` -> a learning run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from patch.config import Learning
+from patch.config.learning import METHOD_DEFAULTS
+from patch.errors import InputError
+from patch.learning.learn import learn
+from patch.masks.packed import MaskSet, save_masks
+from patch.reference_api.arguments import MaskArguments, checked
+from patch.reference_api.checkpoint import Priors, compare_settings
+from patch.reference_api.datasets import find_text
+from patch.reference_api.fingerprint import digest_of, tokenizer_fingerprint
+from patch.reference_api.settings import LEARNING_KEYS, ApiSettings
+from patch.reference_api.windows import check_length, learning_windows
+
+# The public code learns on this one whatever it calibrates on.
+CORPUS = "slimpajama"
+
+
+def learning_settings(arguments: MaskArguments, settings: ApiSettings) -> Learning:
+    """The settings of a learning run: what the arguments say, the settings file, the method's defaults, in this order.
+
+    Raises:
+        InputError: a value that is not allowed, or `local_bs` does not divide the batch.
+    """
+    defaults = METHOD_DEFAULTS[arguments.method]
+    values = {key: value for key, value in defaults.items() if key in LEARNING_KEYS} | settings.learning
+    batch = values.get("batch_size", Learning.model_fields["batch_size"].default)
+    if isinstance(batch, int) and batch % arguments.local_bs:
+        raise InputError(
+            f"`mask_args.local_bs` is {arguments.local_bs}, which does not divide the batch of {batch} sequences; "
+            "use a divisor"
+        )
+    given = {
+        "lr": arguments.lr,
+        "seqlen": arguments.fine_tuning_sequence_length,
+        "micro_batch_size": arguments.local_bs,
+        "gradient_checkpointing": arguments.grad_checkpoint,
+        "sparsity_reg": arguments.sparse_reg,
+        "weight_reg": arguments.weight_reg,
+        "pattern_temperature": arguments.temp_schedule_2_4,
+        "pattern_scale": arguments.scaler_schedule_2_4,
+        "pattern_prior_strength": arguments.prior_strength_2_4,
+        "tile_temperature": arguments.temp_schedule_tile,
+        "tile_scale": arguments.scaler_schedule_tile,
+        "tile_prior_strength": arguments.prior_strength_tile,
+        "hard": arguments.hard,
+        "target": "layer" if arguments.layer_target else "global",
+    }
+    return checked(Learning, values | given, "learning")
+
+
+def check_priors(arguments: MaskArguments, priors: Priors) -> None:
+    """Refuse arguments that the compressed model was not made for.
+
+    Raises:
+        InputError: another tile or target; or tiles are to be learned over masks that are not 2:4.
+    """
+    names = ("mask_tile_size", "target_sparsity_ratio")
+    wanted = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    made = {name: priors.settings[name] for name in wanted}
+    compare_settings("compressed_model was made", made, wanted, "call prepare_pruned_model with these")
+    if arguments.method == "patch-tile" and priors.compressed.pattern != "2:4":
+        raise InputError(
+            f"`mask_args.joint_optim` is False, which keeps the one-shot 2:4 mask in sparse tiles, but "
+            f"compressed_model was pruned with sparsity_type {priors.compressed.pattern!r}; use '2:4'"
+        )
+
+
+def learn_masks(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: MaskArguments,
+    learning: Learning,
+    priors: Priors,
+    settings: ApiSettings,
+) -> MaskSet:
+    """Learn the masks of a model with its original weights, which come back unchanged.
+
+    A run that was stopped goes on when it is called again. The folder of the run keeps `curve.jsonl` and
+    `mask.safetensors`.
+
+    Raises:
+        InputError: see `patch.learning.learn.learn`; or sequences that the model cannot read, or no text.
+    """
+    check_length("mask_args.fine_tuning_sequence_length", learning.seqlen, model)
+    text = find_text(CORPUS, "learning", settings)
+    tile, target = priors.settings["mask_tile_size"], priors.settings["target_sparsity_ratio"]
+    seed, hybrid = priors.settings["seed"], arguments.method != "maskllm"
+    made_from = [priors.settings, text.identity(), tokenizer_fingerprint(tokenizer), learning.model_dump(mode="json")]
+    digest = digest_of([arguments.method, *made_from])
+    folder = Path(settings.folder) / f"{arguments.method}-{digest[:12]}"
+    windows_file, checkpoints, curve = folder / "windows.npy", folder / "checkpoints", folder / "curve.jsonl"
+    windows = learning_windows(windows_file, text, tokenizer, learning.seqlen, learning.steps * learning.batch_size)
+    with _flushed_denormals():
+        masks = learn(
+            model,
+            arguments.method,
+            windows,
+            learning,
+            target if hybrid else 0.5,
+            tile if hybrid else None,
+            seed,
+            pattern_prior=priors.compressed.masks,
+            tile_prior=priors.ranking.masks,
+            frozen=priors.compressed.masks,
+            folder=checkpoints,
+            curve=curve,
+            upstream=digest,
+        )
+    masks.header = {"method": arguments.method, "prior": priors.settings, "learning": made_from[-1]}
+    save_masks(folder / "mask.safetensors", masks)
+    shutil.rmtree(checkpoints)
+    windows_file.unlink()
+    print(f"{arguments.method}: sparsity {masks.sparsity:.4f}; curve {curve}", flush=True)
+    return masks
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Within the block, a CPU takes denormals for zero: soft masks near their end are full of them, and slow."""
+    before = bool((torch.tensor(1e-30) * 1e-10).item() == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

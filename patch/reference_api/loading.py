@@ -1,0 +1,105 @@
+"""Load a model by its name on the hub or from a folder, with its lm-eval wrapper."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from patch.config.load import suggest
+from patch.errors import InputError
+from patch.evaluation.aligned_lm import AlignedLM
+
+# What `from_pretrained` is told besides, for the model and its tokenizer.
+OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder", "trust_remote_code")
+_OF_MODEL_ALONE = ("attn_implementation",)
+
+
+def load_causal_lm(
+    name: str, local_files_only: bool, token: str | None, dtype: Any, device: Any, options: dict[str, Any]
+) -> PreTrainedModel:
+    """A causal language model, frozen, in evaluation mode, on ``device``; ``options`` stay with it.
+
+    Raises:
+        InputError: there is no such model, it is damaged or may not be read, or an option or a type is unknown.
+    """
+    for key in options:
+        if key not in OPTIONS:
+            raise InputError(f"get_llm has no argument `{key}`; {suggest(key, ['dtype', 'device', *OPTIONS])}")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=_dtype(dtype),
+            token=token,
+            local_files_only=local_files_only,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise InputError(f"model {name!r} cannot be loaded: {_without(token, error)}") from None
+    if report["missing_keys"]:
+        raise InputError(f"model {name!r}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
+    model.patch_options = dict(options)
+    return model.to(_device(device)).eval().requires_grad_(False)
+
+
+def load_tokenizer_of(
+    name: str, local_files_only: bool, token: str | None, options: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that stands beside a model.
+
+    Raises:
+        InputError: there is none.
+    """
+    options = {key: value for key, value in options.items() if key not in _OF_MODEL_ALONE}
+    try:
+        return AutoTokenizer.from_pretrained(name, token=token, local_files_only=local_files_only, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"tokenizer of {name!r} cannot be loaded: {_without(token, error)}") from None
+
+
+def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1) -> AlignedLM:
+    """A model as lm-eval reads it."""
+    # It warns of every model that is given as an object.
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return AlignedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+    finally:
+        logger.setLevel(before)
+
+
+def _without(token: str | None, error: Exception) -> str:
+    """What an error says; one of a malformed token holds the token."""
+    text = " ".join(str(error).split())
+    return text.replace(token, "<token>") if token else text
+
+
+def _dtype(dtype: Any) -> Any:
+    found = dtype if isinstance(dtype, torch.dtype) or dtype == "auto" else getattr(torch, str(dtype), None)
+    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"`dtype` is {dtype!r}; use 'auto', 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
+def _device(device: Any) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"`device` is {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"`device` is {device!r}, but torch sees {torch.cuda.device_count()} GPUs here")
+    return found
+
+
+def local_name(name: Any) -> str:
+    """A model's name as a string; paths are fine."""
+    if not isinstance(name, str | Path) or not str(name):
+        raise InputError(f"`model_name` is {name!r}; give an id of the hub, `owner/name`, or a folder")
+    return str(name)

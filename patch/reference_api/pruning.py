@@ -1,0 +1,181 @@
+"""The one-shot masks that learning starts from, and the pruned model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from patch.config import Learning
+from patch.config.learning import METHOD_DEFAULTS
+from patch.errors import InputError
+from patch.learning.proxsparse import proxsparse
+from patch.masks.nm import NM, Unstructured, parse_pattern
+from patch.masks.packed import MaskSet, apply_masks
+from patch.methods import get_method
+from patch.models import prunable_linears, weight_matrix
+from patch.pruning import prune
+from patch.reference_api.arguments import PruneArguments, checked
+from patch.reference_api.checkpoint import Priors
+from patch.reference_api.datasets import Text, find_text
+from patch.reference_api.fingerprint import digest_of, model_fingerprint, tokenizer_fingerprint
+from patch.reference_api.settings import ApiSettings
+from patch.reference_api.windows import calibration_length, calibration_windows
+
+
+class Pruner:
+    """One call of `prepare_pruned_model`.
+
+    Args:
+        model: with its original weights, or one that was pruned here.
+        tokenizer: its tokenizer.
+        arguments: the checked `prune_args`.
+        tile: side of a tile.
+        target: sparsity of the masks that will be learned.
+        seed: of the calibration windows, and of learning.
+        settings: of the process.
+
+    Raises:
+        InputError: a sequence length that the model cannot read, or text that is not there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: PruneArguments,
+        tile: int,
+        target: float,
+        seed: int,
+        settings: ApiSettings,
+    ) -> None:
+        self._model, self._tokenizer, self._arguments = model, tokenizer, arguments
+        self._target, self._seed, self._folder = target, seed, Path(settings.folder)
+        self._one_shot = get_method(arguments.method).stage == "prune"
+        # Methods that learn have no scores of single weights to rank tiles by.
+        self._ranker = arguments.method if self._one_shot else "sparsegpt"
+        self._calibrates = get_method(self._ranker).statistics != "none"
+        self._text: Text | None = None
+        if self._calibrates:
+            self._text = find_text(arguments.calibration_dataset, "calibration", settings)
+        self._seqlen = calibration_length(model, settings) if self._calibrates else None
+        self._proxsparse = self._proxsparse_settings(settings) if arguments.method == "proxsparse" else None
+        self.settings = self._depends_on(tile)
+
+    def _depends_on(self, tile: int) -> dict[str, Any]:
+        arguments, before = self._arguments, getattr(self._model, "patch_priors", None)
+        checkpoint = None
+        if arguments.method == "maskllm":
+            checkpoint = _digest_of_file(Path(str(arguments.maskllm_checkpoint)))
+        return {
+            "prune_method": arguments.prune_method,
+            "sparsity_type": arguments.sparsity_type,
+            "sparsity_ratio": arguments.sparsity_ratio,
+            "mask_tile_size": tile,
+            "target_sparsity_ratio": self._target,
+            "seed": self._seed,
+            "nsamples": arguments.nsamples if self._calibrates else None,
+            "calibration_dataset": arguments.calibration_dataset if self._calibrates else None,
+            "calibration text": self._text.identity() if self._text else None,
+            "calibration.seqlen": self._seqlen,
+            "tokenizer": tokenizer_fingerprint(self._tokenizer) if self._calibrates else None,
+            "maskllm_checkpoint": checkpoint,
+            "proxsparse": self._proxsparse.model_dump(mode="json") if self._proxsparse else None,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            # Of the weights before anything was pruned.
+            "model": before.settings["model"] if before else model_fingerprint(self._model),
+        }
+
+    def _proxsparse_settings(self, settings: ApiSettings) -> Learning:
+        values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}
+        return checked(Learning, values, "proxsparse")
+
+    def _windows(self) -> np.ndarray | None:
+        if not self._text:
+            return None
+        return calibration_windows(self._text, self._tokenizer, self._arguments, self._seqlen, self._seed)
+
+    def prune(self) -> Priors:
+        """Prune the model, in place; its weights are as they were if that fails."""
+        windows = self._windows()
+        with _restored(self._model, always=True):
+            ranking = prune(self._model, self._ranker, Unstructured(self._target), windows)
+        with _restored(self._model):
+            compressed = self._compress(windows)
+        return Priors(compressed, ranking, self.settings)
+
+    def prune_again(self, priors: Priors) -> None:
+        """Prune the model, in place, by masks that are known already.
+
+        Raises:
+            InputError: the method moves the kept weights and, run again, comes to other masks.
+        """
+        if not get_method(self._arguments.method).updates_weights:
+            apply_masks(self._model, priors.compressed)
+            return
+        # The file has masks alone, and the weights that stay depend on those that went.
+        with _restored(self._model):
+            masks = self._compress(self._windows()).masks
+            if any(not mask.equal(priors.compressed.masks[name]) for name, mask in masks.items()):
+                raise InputError(
+                    f"{self._arguments.prune_method}, run again for the weights that it updates, gives other masks "
+                    "than those in the checkpoint; was it made on another device? Give another checkpoint_name"
+                )
+
+    def _compress(self, windows: np.ndarray | None) -> MaskSet:
+        arguments = self._arguments
+        if self._one_shot:
+            pattern = parse_pattern(arguments.sparsity_type, arguments.sparsity_ratio)
+            return prune(self._model, arguments.method, pattern, windows)
+        masks = self._learn(windows) if arguments.method == "proxsparse" else self._published()
+        apply_masks(self._model, masks)
+        return masks
+
+    def _learn(self, windows: np.ndarray) -> MaskSet:
+        digest = digest_of(self.settings)
+        folder = self._folder / f"prox_sparse-{digest[:12]}"
+        checkpoints = folder / "checkpoints"
+        files = {"folder": checkpoints, "curve": folder / "curve.jsonl", "upstream": digest}
+        masks = proxsparse(self._model, windows, self._proxsparse, self._seed, **files)
+        shutil.rmtree(checkpoints)
+        return masks
+
+    def _published(self) -> MaskSet:
+        from patch.masks.published import read_published
+
+        return read_published(Path(str(self._arguments.maskllm_checkpoint)), self._model, str(NM(2, 4)))
+
+
+def _digest_of_file(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(
+            f"`prune_args.maskllm_checkpoint` is {str(path)!r}, which is no file; download the masks and give the "
+            "path of `mask_compressed.npz` or `mask.npz`"
+        )
+    with path.open("rb") as file:
+        return file_digest(file, partial(blake2b, digest_size=12)).hexdigest()
+
+
+@contextmanager
+def _restored(model: nn.Module, always: bool = False) -> Iterator[None]:
+    """After the block, if it fails or ``always``, the prunable weights are what they were; kept in host memory."""
+    linears = prunable_linears(model)
+    originals = {name: weight_matrix(linear).detach().to("cpu", copy=True) for name, linear in linears.items()}
+    done = False
+    try:
+        yield
+        done = not always
+    finally:
+        if not done:
+            with torch.no_grad():
+                for name, linear in linears.items():
+                    weight_matrix(linear).copy_(originals[name])

@@ -1,0 +1,105 @@
+"""What the public functions have no argument for: the YAML file that `PATCH_API_CONFIG` names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from patch.config import Corpus, Learning, Section, read_yaml
+from patch.config.load import suggest
+from patch.reference_api.arguments import checked
+
+VARIABLE = "PATCH_API_CONFIG"
+
+PAPER_TASKS = ("mmlu", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa", "race", "hellaswag")
+
+# Key of a learning run -> the argument that sets it.
+SET_BY = {
+    "lr": "lr",
+    "seqlen": "fine_tuning_sequence_length",
+    "micro_batch_size": "local_bs",
+    "gradient_checkpointing": "grad_checkpoint",
+    "sparsity_reg": "sparse_reg",
+    "weight_reg": "weight_reg",
+    "pattern_temperature": "temp_schedule_2_4",
+    "pattern_scale": "scaler_schedule_2_4",
+    "pattern_prior_strength": "prior_strength_2_4",
+    "tile_temperature": "temp_schedule_tile",
+    "tile_scale": "scaler_schedule_tile",
+    "tile_prior_strength": "prior_strength_tile",
+    "hard": "hard_2_4",
+    "target": "layer_target",
+}
+# Where the masks start is what `prepare_pruned_model` makes, and the text is named by the corpora.
+_NOT_HERE = {"use", "pattern_prior", "tile_prior", "frozen_mask", "prox_strength"}
+LEARNING_KEYS = sorted(Learning.model_fields.keys() - SET_BY.keys() - _NOT_HERE)
+PROXSPARSE_KEYS = sorted({*LEARNING_KEYS, "lr", "micro_batch_size", "gradient_checkpointing", "prox_strength"})
+
+
+class Calibration(Section):
+    """The text that one-shot methods see."""
+
+    seqlen: int | None = Field(None, ge=4, description="Tokens per sequence; by default 2048 or the model's context.")
+
+
+class Evaluation(Section):
+    """What `patch.utils.evaluate` measures."""
+
+    tasks: list[str] = Field(list(PAPER_TASKS), min_length=1, description="lm-eval tasks, by default the paper's.")
+    include_path: str | None = Field(None, description="Folder of lm-eval YAML files whose data is made from text.")
+    task_data: str = Field("wikitext2", description="Corpus whose test part the data of those tasks is made from.")
+    task_samples: int = Field(200, ge=10, description="Questions per task made from text.")
+    limit: int | None = Field(None, ge=1, description="Questions per task; without it, all.")
+    perplexity_seqlen: int | None = Field(
+        None, ge=4, description="Tokens per window; by default 4096 or the model's context."
+    )
+
+
+class ApiSettings(Section):
+    """One settings file."""
+
+    corpora: dict[str, Corpus] = Field(default_factory=dict, description="Text in the place of the hub's, by name.")
+    learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run.")
+    proxsparse: dict[str, Any] = Field(default_factory=dict, description="Keys of a ProxSparse run.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
+    calibration: Calibration = Field(default_factory=Calibration, description="Calibration windows.")
+    folder: str = Field("patch-runs", description="Where checkpoints, curves, learned masks and corpora go.")
+
+    @field_validator("learning")
+    @classmethod
+    def _no_argument_for_it(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for key in values:
+            if key in SET_BY:
+                raise ValueError(f"sets {key!r}, which is what `mask_args` calls {SET_BY[key]!r}; set it there")
+        return _known(values, LEARNING_KEYS)
+
+    @field_validator("proxsparse")
+    @classmethod
+    def _of_proxsparse(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _known(values, PROXSPARSE_KEYS)
+
+
+def _known(values: dict[str, Any], known: list[str]) -> dict[str, Any]:
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown key `{key}`; {suggest(key, known)}")
+    return values
+
+
+def load_settings() -> ApiSettings:
+    """The settings of this process: of the file that `PATCH_API_CONFIG` names, or the defaults.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or says something that is not allowed.
+    """
+    from patch.reference_api.datasets import check_names
+
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return ApiSettings()
+    settings = checked(ApiSettings, read_yaml(Path(path)), "", VARIABLE)
+    check_names(settings)
+    return settings

@@ -1,0 +1,86 @@
+"""Token windows for the public functions, never longer than the model's context."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from patch.data.windows import joined_windows, load_windows, pack_windows, sample_windows, save_windows
+from patch.errors import InputError
+from patch.reference_api.arguments import PruneArguments
+from patch.reference_api.datasets import Text, find_text
+from patch.reference_api.settings import ApiSettings
+
+CALIBRATION_SEQLEN = 2048
+PERPLEXITY_SEQLEN = 4096
+# Calibration draws among documents that are in memory; the shard of C4 has fewer, SlimPajama has millions.
+_DRAWN_FROM = 400_000
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Tokens that the model can read at once; None where its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_length(name: str, seqlen: int, model: nn.Module) -> int:
+    """``seqlen`` itself.
+
+    Raises:
+        InputError: it is longer than the model's context.
+    """
+    longest = context_length(model)
+    if longest is not None and seqlen > longest:
+        raise InputError(f"`{name}` is {seqlen}, longer than the model's context of {longest} tokens; lower it")
+    return seqlen
+
+
+def _length(name: str, given: int | None, default: int, model: nn.Module) -> int:
+    """What was asked for, or as much of the default as the model can read."""
+    return check_length(name, given, model) if given else min(default, context_length(model) or default)
+
+
+def calibration_length(model: nn.Module, settings: ApiSettings) -> int:
+    """Tokens per calibration window."""
+    return _length("calibration.seqlen", settings.calibration.seqlen, CALIBRATION_SEQLEN, model)
+
+
+def calibration_windows(
+    text: Text, tokenizer: PreTrainedTokenizerBase, arguments: PruneArguments, seqlen: int, seed: int
+) -> np.ndarray:
+    """`[nsamples, seqlen]` ids.
+
+    Raises:
+        InputError: the text is too short.
+    """
+    with text.documents() as documents:
+        try:
+            first = islice(documents, _DRAWN_FROM)
+            return sample_windows(first, tokenizer, arguments.nsamples, seqlen, seed)[0]
+        except InputError as error:
+            raise InputError(
+                f"`prune_args.nsamples` is {arguments.nsamples} with calibration_dataset "
+                f"{arguments.calibration_dataset!r}: {error}"
+            ) from None
+
+
+def learning_windows(
+    path: Path, text: Text, tokenizer: PreTrainedTokenizerBase, seqlen: int, sequences: int
+) -> np.ndarray:
+    """`[<= sequences, seqlen]` ids in the file ``path``; what a run that was stopped left there is used again."""
+    if not path.exists():
+        with text.documents() as documents:
+            save_windows(path, pack_windows(documents, tokenizer, seqlen, sequences))
+    return load_windows(path)
+
+
+def perplexity_windows(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, settings: ApiSettings
+) -> np.ndarray:
+    """`[count, seqlen]` ids of the test text."""
+    seqlen = _length("evaluation.perplexity_seqlen", settings.evaluation.perplexity_seqlen, PERPLEXITY_SEQLEN, model)
+    with find_text(name, "test", settings).documents() as documents:
+        return joined_windows(documents, tokenizer, seqlen)

@@ -1,0 +1,190 @@
+"""The public code's `utils`: load a model, prune it once, evaluate it. See docs/reference-api.md."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patch.errors import InputError
+from patch.evaluation.aligned_lm import AlignedLM
+from patch.evaluation.harness import DATA_VARIABLE, TaskEvaluator, mean_accuracy
+from patch.evaluation.perplexity import perplexity
+from patch.evaluation.tasks import make_task_data
+from patch.models import prunable_linears, weight_matrix
+from patch.reference_api import loading
+from patch.reference_api.arguments import PruneArguments, read_arguments, tile_side
+from patch.reference_api.checkpoint import compare_settings, load_priors, save_priors
+from patch.reference_api.datasets import find_text
+from patch.reference_api.pruning import Pruner
+from patch.reference_api.settings import ApiSettings, load_settings
+from patch.reference_api.windows import perplexity_windows
+
+__all__ = ["evaluate", "get_llm", "prepare_pruned_model"]
+
+
+def get_llm(
+    model_name: str | Path,
+    local_files_only: bool = False,
+    hf_token: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> tuple[PreTrainedModel, AlignedLM]:
+    """Load a causal language model and wrap it for lm-eval.
+
+    Args:
+        model_name: id on the hub, or a folder that `save_pretrained` wrote, with its tokenizer.
+        local_files_only: look in the local cache alone.
+        hf_token: for gated models; `hf auth login` or the variable `HF_TOKEN` do as well.
+        dtype: of the weights; `auto` is what the files have.
+        device: by default the GPU if there is one.
+        options: `revision`, `cache_dir`, `subfolder`, `attn_implementation`, `trust_remote_code`.
+
+    Returns:
+        The model, frozen and in evaluation mode, and its wrapper.
+
+    Raises:
+        InputError: there is no such model, or an argument is not allowed.
+    """
+    name = loading.local_name(model_name)
+    model = loading.load_causal_lm(name, local_files_only, hf_token, dtype, device, options)
+    tokenizer = loading.load_tokenizer_of(name, local_files_only, hf_token, options)
+    return model, loading.wrap(model, tokenizer)
+
+
+def prepare_pruned_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint_name: str | Path,
+    prune_args: Any,
+    mask_tile_size: int | tuple[int, int],
+    target_sparsity_ratio: float,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Prune a model once, in place, and note the masks that learning starts from.
+
+    Args:
+        model: with its original weights.
+        tokenizer: its tokenizer.
+        checkpoint_name: file of the masks; read if it exists, else made.
+        prune_args: see `patch.reference_api.arguments.PruneArguments`; a dict or an object.
+        mask_tile_size: side of a tile.
+        target_sparsity_ratio: sparsity of the masks that will be learned, 0 to 0.5.
+        seed: of the calibration windows, and of learning.
+
+    Returns:
+        ``model``, pruned, with the masks as its attribute `patch_priors`.
+
+    Raises:
+        InputError: an argument cannot be honoured, or the checkpoint was made with other settings.
+    """
+    arguments = read_arguments(PruneArguments, prune_args, "prune_args")
+    tile = _tile_of(model, mask_tile_size)
+    target = _number("target_sparsity_ratio", target_sparsity_ratio, 0.5, "2:4 everywhere is as sparse as it gets")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"`seed` is {seed!r}; use a whole number from 0 on")
+    if not isinstance(checkpoint_name, str | Path) or not str(checkpoint_name) or Path(checkpoint_name).is_dir():
+        raise InputError(f"`checkpoint_name` is {checkpoint_name!r}; give the name of a file")
+    path = Path(checkpoint_name)
+    pruner = Pruner(model, tokenizer, arguments, tile, target, seed, load_settings())
+    before = getattr(model, "patch_priors", None)
+    priors = load_priors(path, pruner.settings, model) if path.exists() else None
+    if before is not None:
+        compare_settings("model is pruned already,", before.settings, pruner.settings, "load it anew with get_llm")
+        if priors is None:
+            save_priors(path, before)
+        return model
+    if priors is None:
+        priors = pruner.prune()
+        save_priors(path, priors)
+    else:
+        pruner.prune_again(priors)
+    model.patch_priors = priors
+    return model
+
+
+def evaluate(
+    model: PreTrainedModel,
+    lm_eval_model: AlignedLM,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluate_perplexity: bool = True,
+    eval_dataset: str = "wikitext2",
+    eval_batch_size: int = 1,
+    test_lmharness: bool = True,
+) -> tuple[float | None, dict[str, float]]:
+    """Measure a model.
+
+    Args:
+        model: a causal language model.
+        lm_eval_model: the wrapper that came with it.
+        tokenizer: its tokenizer.
+        evaluate_perplexity: whether to measure perplexity.
+        eval_dataset: `wikitext2`.
+        eval_batch_size: windows, and requests, per forward pass.
+        test_lmharness: whether to measure the zero-shot tasks.
+
+    Returns:
+        Perplexity, None if not asked for; and task -> accuracy in [0, 1] with their mean as `average`, empty if not
+        asked for.
+
+    Raises:
+        InputError: an argument cannot be honoured, or there is no text or no data.
+    """
+    if evaluate_perplexity and eval_dataset != "wikitext2":
+        raise InputError(
+            f"`eval_dataset` is {eval_dataset!r}, on which perplexity is not measured here; use 'wikitext2'"
+        )
+    if isinstance(eval_batch_size, bool) or not isinstance(eval_batch_size, int) or eval_batch_size < 1:
+        raise InputError(f"`eval_batch_size` is {eval_batch_size!r}; use a whole number from 1 on")
+    if getattr(lm_eval_model, "model", model) is not model:
+        raise InputError("`lm_eval_model` holds another model than `model`; give the two that came together")
+    settings = load_settings()
+    value = None
+    if evaluate_perplexity:
+        value = perplexity(model, perplexity_windows(model, tokenizer, eval_dataset, settings), eval_batch_size).value
+    return value, _accuracies(model, tokenizer, eval_batch_size, settings) if test_lmharness else {}
+
+
+def _accuracies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, settings: ApiSettings
+) -> dict[str, float]:
+    evaluation = settings.evaluation
+    include = Path(evaluation.include_path) if evaluation.include_path else None
+    with tempfile.TemporaryDirectory() as folder:
+        data = None
+        if include and not os.environ.get(DATA_VARIABLE):
+            data = Path(folder)
+            with find_text(evaluation.task_data, "test", settings).documents() as documents:
+                make_task_data(list(documents), evaluation.task_samples, 0, data)
+        evaluator = TaskEvaluator(model, tokenizer, evaluation.tasks, include, data, batch_size, evaluation.limit)
+        metrics = {name: evaluator.measure(name) for name in evaluation.tasks}
+    return {name: metric.value for name, metric in metrics.items()} | {"average": mean_accuracy(metrics).value}
+
+
+def _number(name: str, value: Any, largest: float, reason: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
+        raise InputError(f"`{name}` is {value!r}; use 0 to {largest:g} ({reason})")
+    return float(value)
+
+
+def _tile_of(model: PreTrainedModel, size: int | tuple[int, int]) -> int:
+    """The side of a tile that divides every layer; one that is larger than a layer ends with it."""
+    try:
+        tile = tile_side(size)
+    except ValueError as error:
+        raise InputError(f"`mask_tile_size`: {error}") from None
+    shapes = {name: tuple(weight_matrix(linear).shape) for name, linear in prunable_linears(model).items()}
+    for name, shape in shapes.items():
+        if any(length > tile and length % tile for length in shape):
+            sides = {length for each in shapes.values() for length in each}
+            good = [str(side) for side in range(4, min(sides) + 1, 4) if all(length % side == 0 for length in sides)]
+            raise InputError(
+                f"`mask_tile_size` is {tile}, which does not divide {name} {list(shape)}; "
+                f"use {', '.join(good) or 'another model: this one has no common tile'}"
+            )
+    return tile
