@@ -9,11 +9,9 @@ stored: a tile that breaks 2:4 is dense.
 from __future__ import annotations
 
 import json
-import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,13 @@ from patch.masks.nm import NM, obeys
 from patch.masks.packed import MaskSet, PackedMasks, check_masks
 from patch.masks.tile import by_tile, tile_shape
 from patch.models import is_transposed, prunable_linears
+from patch.npz import Archive
 
 META, SHAPE = "__meta__", ".__shape__"
 # By format, the ends that follow a layer's name in the key of its mask.
 ENDINGS = {"patch": (".weight",), "maskllm": (".weight.mask", ".mask")}
-# Bytes, unpacked: what numpy at most puts before an array, and the largest description that is read.
-_PREFIX, _MOST_META = 1 << 14, 1 << 24
+# Bytes, unpacked, of the largest description that is read.
+_MOST_META = 1 << 24
 
 
 def read_published(path: Path | str, model: nn.Module, pattern: str, tile: int | None = None) -> MaskSet:
@@ -51,7 +50,7 @@ def read_published(path: Path | str, model: nn.Module, pattern: str, tile: int |
         InputError: the file is missing, damaged, of another model, or its masks break ``pattern``.
     """
     groups, linears = _parse(pattern), prunable_linears(model)
-    with _Archive(path) as archive:
+    with Archive(path, f"mask {path}") as archive:
         kind, keys = _layers(archive, linears)
         meta = _meta(archive) if META in archive.keys else {}
         tile = _tile(archive.where, tile, meta) if pattern == "hybrid" else None
@@ -111,61 +110,6 @@ def _add(file: zipfile.ZipFile, key: str, array: np.ndarray) -> None:
         np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
-class _Archive:
-    """The arrays of an npz file, each read when it is asked for."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.where = f"mask {path}"
-        try:
-            with _damage(self.where):
-                self._zip = zipfile.ZipFile(path)
-        except FileNotFoundError:
-            raise InputError(f"{self.where}: no such file") from None
-        entries = self._zip.infolist()
-        self.keys = {entry.filename.removesuffix(".npy"): entry for entry in entries}
-        if len(self.keys) < len(entries):
-            self._zip.close()
-            raise InputError(f"{self.where}: it has {len(entries)} entries, but {len(self.keys)} keys; make it again")
-
-    def __enter__(self) -> _Archive:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
-
-    def read(self, key: str, most: int) -> np.ndarray:
-        """An array of at most ``most`` bytes. np.load would take room for as much as an entry says that it is."""
-        entry, where = self.keys[key], f"{self.where}: {key}"
-        if entry.file_size > most + _PREFIX:
-            raise InputError(f"{where} unpacks to {entry.file_size} bytes, but {most} belong there; it is not read")
-        # The other compressions give no limit to what one block unpacks to.
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{where}: compressed by method {entry.compress_type}; an npz file uses 0 or 8 (deflate)")
-        with _damage(where), self._zip.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            header = getattr(np.lib.format, "read_array_header_{}_{}".format(*version), None)
-            if header is None:
-                raise InputError(f"{where}: .npy version {version} is not known; np.savez writes (1, 0)")
-            shape, _, dtype = header(file)
-            if dtype.hasobject:
-                raise InputError(f"{where}: refused; it holds pickled objects, which can run code when they are read")
-            data = file.read()  # to its end, where the checksum is compared
-            if len(data) != math.prod(shape) * dtype.itemsize:
-                raise InputError(f"{where}: {len(data)} bytes of data do not make {dtype} of shape {list(shape)}")
-            return np.frombuffer(data, dtype).reshape(shape)
-
-
-@contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """What zipfile, zlib and numpy say of a damaged file becomes an InputError; a list of it would not be complete."""
-    try:
-        yield
-    except (InputError, FileNotFoundError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(f"{where}: truncated, damaged or not an npz file ({error})") from None
-
-
 def _parse(pattern: str) -> NM:
     """The groups of a pattern; 1:1 for one without."""
     if pattern in ("hybrid", "unstructured"):
@@ -176,7 +120,7 @@ def _parse(pattern: str) -> NM:
     return NM(int(found[1]), int(found[2]))
 
 
-def _layers(archive: _Archive, linears: Mapping[str, nn.Module]) -> tuple[str, dict[str, str]]:
+def _layers(archive: Archive, linears: Mapping[str, nn.Module]) -> tuple[str, dict[str, str]]:
     """The file's format, and by layer the key of its mask: one for each prunable layer, and no other."""
     shapes = [key for key in archive.keys if key.endswith(SHAPE)]
     bits = [key for key in archive.keys if key != META and not key.endswith(SHAPE)]
@@ -212,7 +156,7 @@ def _by_layer(
     return found
 
 
-def _meta(archive: _Archive) -> dict[str, Any]:
+def _meta(archive: Archive) -> dict[str, Any]:
     where, array = f"{archive.where}: {META}", archive.read(META, _MOST_META)
     if array.dtype != np.uint8 and (array.dtype.kind not in "US" or array.size != 1):
         raise InputError(f"{where}: {array.dtype} of shape {list(array.shape)}; a JSON text or its bytes belong there")
@@ -234,14 +178,14 @@ def _tile(where: str, tile: int | None, meta: Mapping[str, Any]) -> int:
     return value
 
 
-def _check_shape(archive: _Archive, key: str, shape: torch.Size) -> None:
+def _check_shape(archive: Archive, key: str, shape: torch.Size) -> None:
     found = archive.read(key, 64 * len(shape))
     if found.dtype.kind not in "iu" or found.ndim != 1 or found.tolist() != list(shape):
         value = f"{found.dtype} {str(found.tolist())[:80]}"
         raise InputError(f"{archive.where}: {key} is {value}, but the model's weight is {list(shape)}")
 
 
-def _mask(archive: _Archive, key: str, linear: nn.Module) -> Tensor:
+def _mask(archive: Archive, key: str, linear: nn.Module) -> Tensor:
     """The `[out, in]` bool mask of a layer."""
     shape = linear.weight.shape
     size = -(-shape.numel() // 8)
