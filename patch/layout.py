@@ -57,6 +57,10 @@ class Layout:
         """What was measured."""
         return f"{self.root}/records/{cell.model}/{cell.id}.json"
 
+    def samples(self, cell: Cell) -> str:
+        """What was measured on each window and question."""
+        return f"{self.root}/samples/{cell.model}/{cell.id}.json"
+
     def partial_record(self, cell: Cell) -> str:
         """What an evaluation has measured so far; not an output of a rule, so that it survives a failure."""
         return f"{self.scratch}/evaluations/{cell.model}/{cell.id}.json"

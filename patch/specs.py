@@ -12,7 +12,9 @@ from typing import Literal
 from patch.config import (
     Corpus,
     Evaluation,
+    FileMask,
     GgufModel,
+    HubMask,
     HubModel,
     Learning,
     LocalModel,
@@ -30,11 +32,15 @@ VERSIONS = {
     "windows": 1,
     "tasks": 1,
     "statistics": 1,
+    "mask": 1,
+    "import": 1,
     "prune": 2,
     "learn": 1,
     "quantize": 1,
-    "evaluate": 1,
-    "tabulate": 2,
+    "export": 1,
+    "evaluate": 2,
+    "compare": 1,
+    "tabulate": 3,
 }
 
 
@@ -82,6 +88,24 @@ class TasksSpec(Section):
     include_path: str | None
     split: Split | None
     samples: int
+
+
+class MaskSpec(Section):
+    """A file of masks from a hub."""
+
+    version: int = VERSIONS["mask"]
+    source: HubMask
+
+
+class ImportSpec(Section):
+    """A mask that was made elsewhere, checked; ``upstream`` stands for the file and the model."""
+
+    version: int = VERSIONS["import"]
+    upstream: str
+    source: HubMask | FileMask
+    method: str
+    pattern: str
+    tile: int | None
 
 
 class StatisticsSpec(Section):
@@ -139,6 +163,14 @@ class QuantizeSpec(Section):
     device: str
 
 
+class ExportSpec(Section):
+    """A cell as a folder that transformers loads."""
+
+    version: int = VERSIONS["export"]
+    upstream: str
+    dtype: str
+
+
 class CellInfo(Section):
     """A cell as it stands in a record."""
 
@@ -150,6 +182,7 @@ class CellInfo(Section):
     tile: int | None
     seed: int
     quantization: str | None = None
+    variant: str | None = None
 
 
 class EvaluateSpec(Section):
@@ -164,18 +197,53 @@ class EvaluateSpec(Section):
     device: str
 
 
+class CompareSpec(Section):
+    """Results of each sample -> differences.csv."""
+
+    version: int = VERSIONS["compare"]
+    cells: list[CellInfo]
+
+
 class TabulateSpec(Section):
-    """Records -> results.csv and tables."""
+    """Records -> results.csv and tables.
+
+    ``cells`` should be there; ``standard`` and ``tables`` say which rows, as `model/row`, the standard tables and the
+    grid's own ones have.
+    """
 
     version: int = VERSIONS["tabulate"]
-    models: list[dict[str, str | bool | None]]
+    models: list[dict[str, str | int | bool | None]]
     cells: list[CellInfo]
+    standard: list[str]
+    tables: dict[str, list[str]]
     published: str
 
 
 class FigureSpec(Section):
-    """A figure of one model; ``labels`` name its curves, in order."""
+    """A figure of one model; ``labels`` name its curves, in order, ``rows`` its points, as `model/row`."""
 
     version: int = VERSIONS["tabulate"]
-    model: dict[str, str | bool | None]
+    model: dict[str, str | int | bool | None]
     labels: list[str] = []
+    rows: list[str] = []
+
+
+class OverviewSpec(Section):
+    """Records -> pages on cost and environment."""
+
+    version: int = VERSIONS["tabulate"]
+    experiment: str
+
+
+class SummarySpec(Section):
+    """Records, results.csv and differences.csv -> README.md.
+
+    ``shown`` are the tables, ``figures`` a model's title -> name -> path from the page, ``run`` says what was run.
+    """
+
+    version: int = VERSIONS["tabulate"]
+    experiment: str
+    tabulate: TabulateSpec
+    shown: list[str]
+    figures: dict[str, dict[str, str]]
+    run: dict[str, str]

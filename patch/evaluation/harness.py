@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ class TaskEvaluator:
             )
 
     def measure(self, task: str) -> Metric:
-        """Accuracy, standard error, number of questions and chance level of one task.
+        """Accuracy, standard error, number of questions, chance level of one task, and which were answered right.
 
         Raises:
             InputError: no data for it, or it is not measured by `acc`.
@@ -148,14 +149,29 @@ def _metric(name: str, results: dict[str, Any]) -> Metric:
     if "acc,none" not in scores:
         raise InputError(f"`evaluation.tasks` names {name!r}, which is not measured by `acc`")
     stderr = scores["acc_stderr,none"]
-    samples = [sample for leaf in _leaves(name, results) for sample in results["samples"][leaf]]
+    # Sorted, so that the questions of two evaluations are in one order and can be compared one by one.
+    samples = [
+        sample
+        for leaf in sorted(set(_leaves(name, results)))
+        for sample in sorted(results["samples"][leaf], key=lambda sample: sample["doc_id"])
+        if sample["filter"] == "none"
+    ]
     return Metric(
         value=float(scores["acc,none"]),
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,
         samples=len(samples),
         # A question has one request a choice.
         chance=sum(1 / len(sample["arguments"]) for sample in samples) / len(samples),
+        values=_values(samples, float(scores["acc,none"])),
     )
+
+
+def _values(samples: list[dict[str, Any]], accuracy: float) -> tuple[float, ...]:
+    """What each question scored; nothing where that does not make the accuracy, as in a mean over subtasks."""
+    if not all(isinstance(sample.get("acc"), Real) for sample in samples):
+        return ()
+    values = tuple(float(sample["acc"]) for sample in samples)
+    return values if math.isclose(math.fsum(values) / len(values), accuracy, abs_tol=1e-9) else ()
 
 
 def _leaves(name: str, results: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from patch.errors import InputError
 from patch.evaluation.metric import Metric
@@ -26,6 +27,11 @@ class Part:
     cost: dict[str, float]
 
 
+def _part(metric: dict[str, Any], cost: dict[str, float]) -> Part:
+    """A part as JSON has it; one without its samples is broken, as they cannot be measured on their own."""
+    return Part(Metric(**metric | {"values": tuple(metric["values"])}), dict(cost))
+
+
 class PartialRecord:
     """The finished parts of one evaluation, by name.
 
@@ -41,9 +47,7 @@ class PartialRecord:
     def _read(self) -> dict[str, Part]:
         try:
             content = read_json(self.path)
-            parts = {
-                name: Part(Metric(**part["metric"]), dict(part["cost"])) for name, part in content["parts"].items()
-            }
+            parts = {name: _part(**part) for name, part in content["parts"].items()}
             if content["digest"] == self.digest:
                 return parts
             log.warning("%s is of an evaluation with other settings and is passed over", self.path)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from patch.errors import InputError
 from patch.evaluation.metric import Metric
+from patch.results.bootstrap import bootstrap_stderr
 
 # Logits that are turned to fp32 at a time, 64 MiB: a vocabulary of 256k times a window would be gigabytes.
 _CHUNK_LOGITS = 1 << 24
@@ -26,7 +27,7 @@ def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric
         batch_size: windows per forward pass; does not change the value beyond rounding.
 
     Returns:
-        Perplexity; its standard error by the delta method over the windows' mean losses.
+        Perplexity; its standard error by a bootstrap over the windows, whose mean losses are the ``values``.
 
     Raises:
         InputError: the windows hold nothing to predict.
@@ -44,9 +45,8 @@ def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric
         means[start : start + batch_size] = [
             _loss_sum(rows[:-1], targets[1:]) / (seqlen - 1) for rows, targets in zip(logits, tokens, strict=True)
         ]
-    value = math.exp(means.mean())
-    stderr = value * float(means.std(ddof=1)) / math.sqrt(count) if count > 1 else None
-    return Metric(value, stderr, count)
+    stderr = bootstrap_stderr(means, np.exp)
+    return Metric(math.exp(means.mean()), stderr, count, values=tuple(means.tolist()))
 
 
 def _loss_sum(logits: Tensor, targets: Tensor) -> float:

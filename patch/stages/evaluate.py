@@ -10,18 +10,20 @@ from typing import Any
 
 from torch import nn
 
+from patch.cell import Cell
 from patch.data.windows import load_windows
 from patch.evaluation.harness import TaskEvaluator, mean_accuracy
+from patch.evaluation.metric import Metric
 from patch.evaluation.partial import PartialRecord
 from patch.evaluation.perplexity import perplexity
 from patch.io import write_json
 from patch.layout import spec_digest
 from patch.masks.packed import apply_masks, load_masks
-from patch.methods import get_method
 from patch.models import load_model, load_tokenizer, prunable_linears
 from patch.pruning.weights import load_weights
 from patch.quantization import apply_layers, load_layers
 from patch.results.environment import describe_environment
+from patch.results.samples import write_samples
 from patch.signals import leave_when_asked
 from patch.specs import EvaluateSpec
 from patch.stages._common import measured, prepare_device
@@ -34,12 +36,16 @@ def run(
     windows: Path,
     tasks: Path,
     record: Path,
+    samples: Path,
     mask: Path | None = None,
     weights: Path | None = None,
     quantized: Path | None = None,
     partial: Path | None = None,
 ) -> None:
-    """Measure a cell and write its record; with ``partial``, a file, what is measured outlives a stop."""
+    """Measure a cell; write what each window and question gave, then the record, by which the cell is known as done.
+
+    With ``partial``, a file, what is measured outlives a stop.
+    """
     device = prepare_device(spec.device)
     network = load_model(model, spec.dtype, device)
     stages: dict[str, Any] = {}
@@ -51,7 +57,7 @@ def run(
     if mask:
         masks = load_masks(mask)
         apply_masks(network, masks)
-        stages[get_method(spec.cell.method).stage] = masks.header["cost"]
+        stages[Cell(**spec.cell.model_dump(exclude={"id"})).spec.stage] = masks.header["cost"]
     done = PartialRecord(partial, spec_digest(spec))
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)
@@ -67,13 +73,14 @@ def run(
         # Rounding makes zeros of its own, which belong to no pattern.
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if mask else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
+    write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found))
     write_json(
         record,
         {
             "schema": 1,
             "experiment": spec.experiment,
             "cell": spec.cell.model_dump(),
-            "metrics": {name: asdict(metric) for name, metric in found.items()},
+            "metrics": {name: _summary(metric) for name, metric in found.items()},
             "achieved_sparsity": sparsity,
             "density": {name: weights_left[name] / size for name, size in sizes.items()},
             "config_digest": spec_digest(spec),
@@ -86,6 +93,16 @@ def run(
         f"{spec.cell.model} {spec.cell.id}: perplexity {found['perplexity'].value:.3f}, "
         f"accuracy {100 * found['accuracy'].value:.2f} %, sparsity {sparsity:.4f}"
     )
+
+
+def _summary(metric: Metric) -> dict[str, Any]:
+    """A metric as the record has it: without its samples, which are larger than all the rest and few readers need."""
+    return {name: value for name, value in asdict(metric).items() if name != "values"}
+
+
+def _values(found: dict[str, Metric]) -> dict[str, tuple[float, ...]]:
+    """Samples of all that was measured; the mean over tasks has none of its own."""
+    return {name: metric.values for name, metric in found.items() if name != "accuracy"}
 
 
 def _measure(

@@ -1,6 +1,7 @@
 """Evaluation.
 
-Inputs: a model, perplexity windows, task data, and the cell's mask and weights. Outputs: one record a cell.
+Inputs: a model, perplexity windows, task data, and the cell's mask and weights. Outputs: for each cell one
+record and what it is the mean of, the results of each window and question.
 """
 
 
@@ -10,6 +11,7 @@ rule evaluate:
         unpack(lambda wildcards: PLAN.evaluate_inputs(cell_of(wildcards))),
     output:
         record=f"{RESULTS}/records/{{model}}/{{cell}}.json",
+        samples=f"{RESULTS}/samples/{{model}}/{{cell}}.json",
     log:
         f"{LOGS}/evaluate/{{model}}/{{cell}}.log",
     benchmark:
@@ -28,4 +30,4 @@ rule evaluate:
         partial=lambda wildcards: PLAN.layout.partial_record(cell_of(wildcards)),
     shell:
         f"{STAGE} evaluate --spec {{params.spec:q}} {{params.files}} --partial {{params.partial}}"
-        " --record {output.record} &> {log}"
+        " --samples {output.samples} --record {output.record} &> {log}"

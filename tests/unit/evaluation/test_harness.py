@@ -83,6 +83,7 @@ def test_agrees_with_slow_log_likelihoods(model, tokenizer, data_dir):
         accuracy = sum(right) / len(right)
         assert metric.value == pytest.approx(accuracy)
         assert metric.stderr == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / (len(right) - 1)))
+        assert metric.values == tuple(map(float, right))
         assert metric.samples == 40
         assert metric.chance == pytest.approx(0.5 if task == "word_order" else 0.25)
     assert os.environ.get(harness.DATA_VARIABLE) is None
@@ -137,19 +138,52 @@ def test_a_group_has_the_value_of_its_members(model, tokenizer, data_dir, tmp_pa
         if file.is_file():
             (tmp_path / file.name).write_text(file.read_text())
     (tmp_path / "words.yaml").write_text(
-        "group: words\ntask: [next_word, word_order]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+        "group: words\ntask: [word_order, next_word]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
     )
     group = evaluate_tasks(model, tokenizer, ["words"], tmp_path, data_dir, 8)["words"]
-    members = evaluate_tasks(model, tokenizer, ["next_word", "word_order"], tmp_path, data_dir, 8).values()
+    members = list(evaluate_tasks(model, tokenizer, ["next_word", "word_order"], tmp_path, data_dir, 8).values())
     assert group.value == pytest.approx(sum(metric.value for metric in members) / 2)
+    assert group.values == members[0].values + members[1].values
     assert group.samples == 80 and group.chance == pytest.approx(0.375) and 0 < group.stderr < 0.1
+
+
+def lm_eval_results(accuracy: float, **leaves: list) -> dict:
+    """As lm-eval gives them for a group `g` with nested members; questions are out of order."""
+    samples = {
+        name: [
+            {"doc_id": place, "acc": value, "filter": "none", "arguments": [(), ()]}
+            for place, value in reversed(list(enumerate(values)))
+        ]
+        for name, values in leaves.items()
+    }
+    *inner, outer = leaves
+    return {
+        "results": {"g": {"acc,none": accuracy, "acc_stderr,none": 0.1}},
+        "group_subtasks": {"g": [outer, "inner"], "inner": inner},
+        "samples": samples,
+    }
+
+
+def test_questions_of_a_group_are_in_one_order():
+    metric = harness._metric("g", lm_eval_results(0.6, b=[1.0, 0.0], a=[1, 0, True]))
+    assert metric.values == (1.0, 0.0, 1.0, 1.0, 0.0) and metric.samples == 5
+
+
+def test_a_mean_over_subtasks_has_no_values_of_questions():
+    metric = harness._metric("g", lm_eval_results((1 / 2 + 2 / 3) / 2, b=[1.0, 0.0], a=[1.0, 0.0, 1.0]))
+    assert metric.values == () and metric.value == pytest.approx(7 / 12) and metric.samples == 5
+    assert harness._metric("g", lm_eval_results(0.5, b=[(1, 2)], a=[1.0])).values == ()
 
 
 def test_mean_accuracy():
     metrics = {"a": Metric(0.5, 0.03, 200, 0.25), "b": Metric(0.7, 0.04, 100, 0.5)}
     mean = mean_accuracy(metrics)
     assert (mean.value, mean.stderr, mean.samples, mean.chance) == pytest.approx((0.6, 0.025, 2, 0.375))
-    assert mean_accuracy(metrics | {"c": Metric(0.1, 0.1, 9)}).chance is None
+    assert mean.values == ()
+    three = metrics | {"c": Metric(0.1, 0.1, 9)}
+    assert mean_accuracy(three).chance is None
+    assert mean_accuracy(three).stderr == pytest.approx(math.sqrt(0.03**2 + 0.04**2 + 0.1**2) / 3)
+    assert mean_accuracy(metrics | {"c": Metric(0.1, None, 1)}).stderr is None
 
 
 def test_data_that_is_not_there(model, tokenizer, tmp_path, monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 from patch.evaluation.metric import Metric
 from patch.evaluation.partial import PartialRecord
 
-PERPLEXITY = Metric(math.pi * 11, 1 / 3, 40)
-ACCURACY = Metric(0.1 + 0.2, None, 1, 0.25)
+PERPLEXITY = Metric(math.pi * 11, 1 / 3, 40, values=(math.pi, 1 / 3, 1e-17))
+ACCURACY = Metric(0.1 + 0.2, None, 1, 0.25, (1.0, 0.0))
 
 
 def filled(path: Path) -> PartialRecord:
@@ -29,6 +29,7 @@ def test_parts_come_back(tmp_path: Path) -> None:
     assert again.parts == record.parts
     assert [part.metric for part in again.parts.values()] == [PERPLEXITY, ACCURACY]
     assert again.cost() == {"seconds": 1.75, "peak_memory_mb": 400.0}
+    assert all(isinstance(part.metric.values, tuple) for part in again.parts.values())
     again.remove()
     assert list(path.parent.iterdir()) == []
     again.remove()
@@ -43,7 +44,10 @@ def test_parts_of_other_settings_are_passed_over(tmp_path: Path, caplog: pytest.
 @pytest.mark.parametrize(
     "damage",
     ["", "{", "[]", "3", '{"digest": "digest"}', '{"digest": "digest", "parts": []}', '{"parts": {"a": 1}}', "cut"]
-    + [json.dumps({"digest": "digest", "parts": {"a": {"metric": {"valu": 1}, "cost": {}}}})],
+    + [
+        json.dumps({"digest": "digest", "parts": {"a": {"metric": metric, "cost": {}}}})
+        for metric in ({"valu": 1}, {"valu": 1, "values": []}, {"value": 1, "stderr": None, "samples": 1})
+    ],
 )
 def test_a_broken_file_is_passed_over(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "cell.json"

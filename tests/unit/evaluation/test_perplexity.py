@@ -34,7 +34,7 @@ def windows():
     return np.random.default_rng(0).integers(0, 97, (7, 12)).astype(np.uint16)
 
 
-def slow(model, windows) -> tuple[float, float]:
+def slow(model, windows) -> tuple[float, float, list[float]]:
     means = []
     for window in windows:
         logits = model.double()(torch.tensor([window.tolist()])).logits[0].detach().numpy()
@@ -44,7 +44,8 @@ def slow(model, windows) -> tuple[float, float]:
             losses.append(math.log(np.exp(row).sum()) - row[window[position + 1]])
         means.append(np.mean(losses))
     model.float()
-    return math.exp(np.mean(means)), math.exp(np.mean(means)) * np.std(means, ddof=1) / math.sqrt(len(means))
+    delta = math.exp(np.mean(means)) * np.std(means, ddof=1) / math.sqrt(len(means))
+    return math.exp(np.mean(means)), delta, means
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
@@ -52,15 +53,23 @@ def slow(model, windows) -> tuple[float, float]:
 def test_agrees_with_float64(model, windows, batch_size, chunk_logits, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_LOGITS", chunk_logits)
     metric = perplexity(model, windows, batch_size)
-    value, stderr = slow(model, windows)
+    value, stderr, means = slow(model, windows)
     assert metric.value == pytest.approx(value, rel=1e-5)
-    assert metric.stderr == pytest.approx(stderr, rel=1e-4)
+    assert metric.values == pytest.approx(tuple(means), rel=1e-5)
+    # The exponential is not straight over so few windows, and the bootstrap follows it.
+    assert metric.stderr == pytest.approx(stderr, rel=0.1)
     assert metric.samples == 7 and metric.chance is None
     assert type(metric.value) is float and type(metric.stderr) is float
+    assert all(type(value) is float for value in metric.values)
+
+
+def test_the_same_again(model, windows):
+    assert perplexity(model, windows, 3) == perplexity(model, windows, 3)
 
 
 def test_one_window_has_no_error(model, windows):
-    assert perplexity(model, windows[:1], 4).stderr is None
+    metric = perplexity(model, windows[:1], 4)
+    assert metric.stderr is None and len(metric.values) == 1
 
 
 def test_nothing_to_predict(model, windows):

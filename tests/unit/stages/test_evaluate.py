@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -14,6 +15,8 @@ import pytest
 
 from patch.data.tokenizer import train_tokenizer
 from patch.evaluation.harness import TaskEvaluator
+from patch.results.record import read_record
+from patch.results.samples import read_samples
 from patch.stages import evaluate as evaluate_stage
 
 TASKS = ["cloze", "next_word", "continuation"]
@@ -70,27 +73,28 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_stopped_evaluation_goes_on(
     stage: Callable, spec: dict, options: dict, measured: list[str], tmp_path: Path
 ) -> None:
-    whole = stage("evaluate", spec, **options, record=tmp_path / "whole.json")
+    whole = stage("evaluate", spec, **options, record=tmp_path / "whole.json", samples=tmp_path / "whole_samples.json")
     assert whole.code == 0, whole.error
     assert "task 2 of 3: next_word" in whole.out and "resumed" not in whole.out
     assert measured == ["perplexity", *TASKS] and not options["partial"].exists()
 
     measured[:] = ["stop"]
     with pytest.raises(SystemExit) as stopped:
-        stage("evaluate", spec, **options, record=tmp_path / "r.json")
+        stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     assert stopped.value.code == 75 and measured == ["perplexity", "cloze"]
-    assert not (tmp_path / "r.json").exists()
+    assert not (tmp_path / "r.json").exists() and not (tmp_path / "s.json").exists()
     done = json.loads(options["partial"].read_text())["parts"]
     assert list(done) == ["perplexity", "cloze"]
 
     measured.clear()
-    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json")
+    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     assert ended.code == 0, ended.error
     assert "resumed: perplexity, cloze\n" in ended.out and measured == ["next_word", "continuation"]
     assert not options["partial"].exists()
     one, other = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "r.json"))
     assert one["metrics"] == other["metrics"]
     assert list(one["metrics"]) == list(other["metrics"]) == ["perplexity", "accuracy", *TASKS]
+    assert (tmp_path / "s.json").read_bytes() == (tmp_path / "whole_samples.json").read_bytes()
     # What was measured before the stop counts.
     assert other["stages"]["evaluate"]["seconds"] > sum(part["cost"]["seconds"] for part in done.values())
 
@@ -100,9 +104,15 @@ def test_parts_of_other_inputs_are_measured_again(
 ) -> None:
     measured[:] = ["stop"]
     with pytest.raises(SystemExit):
-        stage("evaluate", spec, **options, record=tmp_path / "r.json")
+        stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     measured.clear()
-    ended = stage("evaluate", spec | {"upstream": "another mask"}, **options, record=tmp_path / "r.json")
+    ended = stage(
+        "evaluate",
+        spec | {"upstream": "another mask"},
+        **options,
+        record=tmp_path / "r.json",
+        samples=tmp_path / "s.json",
+    )
     assert ended.code == 0 and "resumed" not in ended.out
     assert measured == ["perplexity", *TASKS]
 
@@ -113,13 +123,31 @@ def test_nothing_is_measured_when_only_the_record_is_missing(
     with monkeypatch.context() as patched:
         patched.setattr(evaluate_stage, "describe_environment", lambda device: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            stage("evaluate", spec, **options, record=tmp_path / "r.json")
+            stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
+    samples = (tmp_path / "s.json").read_bytes()
     measured.clear()
-    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json")
+    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     assert ended.code == 0 and measured == []
+    assert (tmp_path / "s.json").read_bytes() == samples
     assert "resumed: perplexity, cloze, next_word, continuation" in ended.out
+
+
+def test_samples_make_the_record(stage: Callable, spec: dict, options: dict, tmp_path: Path) -> None:
+    assert stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "sub/s.json").code == 0
+    record, samples = read_record(tmp_path / "r.json"), read_samples(tmp_path / "sub/s.json")
+    assert samples.experiment == record.experiment and samples.cell.id == record.cell.id
+    assert list(samples.samples) == ["perplexity", *TASKS]
+    assert math.exp(samples.samples["perplexity"].mean()) == pytest.approx(record.metrics["perplexity"].value)
+    for name, values in samples.samples.items():
+        assert len(values) == record.metrics[name].samples
+    for task in TASKS:
+        assert samples.samples[task].mean() == pytest.approx(record.metrics[task].value)
+        assert set(samples.samples[task]) <= {0, 1}
+    # The record alone says that a cell is done.
+    assert (tmp_path / "sub/s.json").stat().st_mtime_ns <= (tmp_path / "r.json").stat().st_mtime_ns
+    assert "values" not in (tmp_path / "r.json").read_text()
 
 
 def test_without_a_file_it_measures_all(stage: Callable, spec: dict, options: dict, tmp_path: Path) -> None:
     del options["partial"]
-    assert stage("evaluate", spec, **options, record=tmp_path / "r.json").code == 0
+    assert stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json").code == 0
