@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from patch.config.experiment import WHOLE_MATRIX
+from patch.config.tile import WHOLE_MATRIX
 from patch.errors import InputError
 from patch.methods import Method, get_method
 
 NM = re.compile(r"^(\d+):(\d+)$")
+IMPORT = "import="
 
 
 def format_sparsity(value: float) -> str:
@@ -34,6 +35,8 @@ class Cell:
         tile: side of a tile for `hybrid`, else None.
         seed: seed of calibration and learning; 0 where neither plays a part.
         quantization: `absmax` or `slim-lora` for weights that are quantised after pruning, else None.
+        variant: what sets it apart from the plain run: `key=value` of a learning setting that an ablation varies, or
+            `import=name` for a mask that was not made here; else None.
     """
 
     model: str
@@ -43,14 +46,24 @@ class Cell:
     tile: int | None
     seed: int
     quantization: str | None = None
+    variant: str | None = None
 
     @property
     def id(self) -> str:
         """Name within the model, safe in a path: `patch-joint_hybrid_0.45_t16_s0`."""
+        return self._name(f"_s{self.seed}")
+
+    @property
+    def row(self) -> str:
+        """Name of what all seeds have in common: `patch-joint_hybrid_0.45_t16`."""
+        return self._name("")
+
+    def _name(self, seed: str) -> str:
         tile = f"_t{format_tile(self.tile)}" if self.tile else ""
         pattern = self.pattern.replace(":", "of")
         quantized = f"_{self.quantization}" if self.quantization else ""
-        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}_s{self.seed}{quantized}"
+        variant = f"_{self.variant}" if self.variant else ""
+        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}{variant}{seed}{quantized}"
 
     @property
     def pruned(self) -> Cell:
@@ -58,9 +71,17 @@ class Cell:
         return replace(self, quantization=None, seed=self.seed if self.spec.seeded else 0)
 
     @property
+    def imported(self) -> str | None:
+        """Name under `imports` of a mask that was not made here."""
+        return self.variant.removeprefix(IMPORT) if self.variant and self.variant.startswith(IMPORT) else None
+
+    @property
     def spec(self) -> Method:
-        """What the method can do and needs."""
-        return get_method(self.method)
+        """What the method can do and needs; an imported mask needs nothing and changes no weights."""
+        method = get_method(self.method)
+        if self.imported:
+            return replace(method, stage="import", statistics="none", updates_weights=False)
+        return method
 
 
 def nm_sparsity(pattern: str) -> float:

@@ -117,6 +117,17 @@ class CostModel:
             flops += shape.num_hidden_layers * sum(2 * columns**2 * (rows + columns) for rows, columns in layers)
         return self._block_job(cell.model, flops, self._block_mb(cell.model, gram, calibrating))
 
+    def import_mask(self, cell: Cell) -> Job:
+        """Masks bit by bit, and one layer at a time unpacked and checked; of the model its shapes."""
+        shape = self._shape(cell.model)
+        largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
+        return self._job(0.0, 1.0, (prunable_parameters(shape) / 8 + 16 * largest) / 1e6, gpus=0)
+
+    def export(self, cell: Cell) -> Job:
+        """A model in memory twice: to be saved, and as it was saved."""
+        held = BYTES[self.experiment.models[cell.model].dtype] * parameters(self._shape(cell.model)) / 1e6
+        return self._job(0.0, 1.0, 2 * held, gpus=0, host_mb=2 * held)
+
     def quantize(self, cell: Cell) -> Job:
         """Low-bit weights; with adapters, two forward passes over the calibration set and a decomposition a layer."""
         low_rank = cell.quantization == "slim-lora"

@@ -103,6 +103,11 @@ class DiskModel:
         shape = self._shape(cell.model)
         return (prunable_parameters(shape) + _tiles(shape, cell)) / 8 / MB
 
+    def fetched_mask(self, name: str) -> Space:
+        """A downloaded mask: one bit a weight, which hardly compresses."""
+        size = prunable_parameters(self._shape(self.experiment.imports[name].model)) / 8 / MB
+        return Space(kept=size, cache=size)
+
     def learn(self, cell: Cell) -> Space:
         """A mask, and the checkpoints until it is there: what is learned with Adam's two moments, in fp32."""
         shape = self._shape(cell.model)

@@ -38,7 +38,8 @@ class JobGraph:
 
     def needs(self, node: Node) -> set[Node]:
         """The jobs whose outputs ``node`` reads."""
-        return {self.maker[path] for path in node.inputs}
+        # A mask of another experiment, or a local one, is there already.
+        return {self.maker[path] for path in node.inputs if path in self.maker}
 
     def _needed(self, nodes: list[Node]) -> list[Node]:
         """The tables, figures and records, and what these come from."""
@@ -100,7 +101,7 @@ class JobGraph:
             frees += self.disk.quantized(cell) if node.rule == "evaluate" else 0.0
         elif cell in self.plan.updated_cells:
             # Pruning leaves the weights for the evaluation; where the mask is there already, they are made anew.
-            pruning = self.maker[self.plan.layout.mask(cell)]
+            pruning = self.maker.get(self.plan.masks.mask(cell))
             if node.rule == "prune" or (node.rule == "update_weights" and pruning not in running):
                 claims += self.disk.weights(cell)
             elif node.rule == "evaluate":

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
-from patch.cell import NM, Cell, format_sparsity, nm_sparsity
-from patch.config import Experiment, GridEntry, Learning, Use
+from patch.cell import NM, Cell, nm_sparsity
+from patch.config import Experiment, Learning, Use
 from patch.config.learning import METHOD_DEFAULTS, used_by
 from patch.config.load import suggest, validate
 from patch.errors import InputError
+from patch.expand import expand, import_cells, variants
 from patch.methods import METHODS, get_method
-from patch.shapes import check_groups, check_tile, model_shape
 
 
 class Grid:
@@ -18,6 +19,10 @@ class Grid:
 
     Args:
         experiment: the checked configuration.
+
+    Attributes:
+        cells: of the tables.
+        tables: name of a table of its own -> its cells; those of the standard tables under None.
 
     Raises:
         InputError: a name that does not exist, a sparsity that a pattern cannot have, a tile that
@@ -27,7 +32,14 @@ class Grid:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._check_names()
-        self.cells: list[Cell] = list(dict.fromkeys(cell for entry in experiment.grid for cell in self._expand(entry)))
+        for name in experiment.imports:
+            import_cells(experiment, name)
+        self.tables: dict[str | None, list[Cell]] = {}
+        self._variants: dict[str | None, dict[str, Any]] = {}
+        for entry in experiment.grid:
+            self._variants |= variants(entry)
+            self.tables.setdefault(entry.table, []).extend(expand(experiment, entry))
+        self.cells = list(dict.fromkeys(cell for cells in self.tables.values() for cell in cells))
         for cell in self.closure:
             if cell.spec.stage == "learn":
                 self.learning(cell)
@@ -80,41 +92,6 @@ class Grid:
             hint = suggest(use.split, parts)
             raise InputError(f"`{key}.split` is {use.split!r}, of which corpus `{use.corpus}` has no text; {hint}")
 
-    def _expand(self, entry: GridEntry) -> list[Cell]:
-        models = entry.models if entry.models is not None else list(self.experiment.models)
-        for name in models:
-            if name not in self.experiment.models:
-                raise InputError(f"grid: unknown model `{name}`; {suggest(name, list(self.experiment.models))}")
-        return [
-            cell for method in entry.methods for name in models for cell in self._expand_method(entry, method, name)
-        ]
-
-    def _expand_method(self, entry: GridEntry, method_name: str, model: str) -> list[Cell]:
-        if method_name == "patch":
-            method_name = f"patch-{self.experiment.models[model].variant}"
-        method = get_method(method_name)
-        pattern = entry.pattern or {"n:m": "2:4"}.get(method.patterns[0], method.patterns[0])
-        kind = "n:m" if NM.match(pattern) else pattern
-        if not method.makes(pattern):
-            raise InputError(
-                f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}"
-            )
-        tiles = (entry.tiles or [self.experiment.tile]) if kind == "hybrid" else [None]
-        for tile in filter(None, tiles):
-            check_tile(model, model_shape(model, self.experiment.models[model]), tile)
-        if kind == "n:m":
-            nm_sparsity(pattern)
-            check_groups(model, model_shape(model, self.experiment.models[model]), int(pattern.split(":")[1]))
-        # SLiM-LoRA looks at calibration text.
-        seeded = method.seeded or entry.quantization == "slim-lora"
-        seeds = self.experiment.seeds if seeded else [0]
-        return [
-            Cell(model, method_name, pattern, sparsity, tile, seed, entry.quantization)
-            for sparsity in _sparsities(entry, method_name, pattern, kind)
-            for tile in tiles
-            for seed in seeds
-        ]
-
     @cached_property
     def closure(self) -> list[Cell]:
         """The cells and all that they need, each once, dependencies first."""
@@ -161,6 +138,8 @@ class Grid:
             wanted = {"method": override.method, "model": override.model, "sparsity": override.sparsity}
             if all(value is None or value == getattr(cell, key) for key, value in wanted.items()):
                 values = values | override.set
+        # An ablation's own value is the last word.
+        values = values | self._variants.get(cell.variant, {})
         learning = validate(Learning, values, where=f"learning.methods.{cell.method}")
         if learning.use is None:
             raise InputError("`learning.common.use` is missing: name the corpus and part that masks are learned on")
@@ -184,9 +163,9 @@ class Grid:
         one_shot = {name: method for name, method in METHODS.items() if method.stage == "prune"}
         semi = [name for name, method in one_shot.items() if method.makes("2:4")]
         known = {
-            "pattern_prior": [*semi, "none"],
+            "pattern_prior": [*semi, "import", "none"],
             "tile_prior": [*(name for name, m in one_shot.items() if m.makes("unstructured")), "random", "none"],
-            "frozen_mask": [*semi, *(name for name, m in METHODS.items() if m.patterns == ("2:4",))],
+            "frozen_mask": [*semi, *(name for name, m in METHODS.items() if m.patterns == ("2:4",)), "import"],
         }
         for key, names in known.items():
             value = getattr(learning, key)
@@ -209,26 +188,21 @@ class Grid:
         return priors
 
     def _prior(self, cell: Cell, method: str, pattern: str, sparsity: float) -> Cell:
+        if method == "import":
+            return self._imported_prior(cell.model, pattern)
         seed = cell.seed if get_method(method).seeded else 0
         return Cell(cell.model, method, pattern, sparsity, None, seed)
 
-
-def _sparsities(entry: GridEntry, method: str, pattern: str, kind: str) -> list[float]:
-    if kind == "dense":
-        fixed = 0.0
-    elif kind == "n:m":
-        fixed = nm_sparsity(pattern)
-    else:
-        upper = 0.5 if kind == "hybrid" else 1.0
-        for value in entry.sparsity or []:
-            if not 0 <= value <= upper or (upper == 1.0 and value == 1.0):
-                allowed = "[0, 0.5]: a 2:4 tile is half zeros" if kind == "hybrid" else "[0, 1)"
-                raise InputError(f"grid: sparsity {value} of `{method}` is outside {allowed}")
-        if not entry.sparsity:
-            raise InputError(f"grid: `{method}` with pattern `{pattern}` needs `sparsity`, a list such as [0.45, 0.25]")
-        return [float(format_sparsity(value)) for value in entry.sparsity]
-    if entry.sparsity is not None and entry.sparsity != [fixed]:
-        raise InputError(
-            f"grid: pattern `{pattern}` of `{method}` has sparsity {fixed:g}, not {entry.sparsity}; leave the key out"
-        )
-    return [fixed]
+    def _imported_prior(self, model: str, pattern: str) -> Cell:
+        imports = self.experiment.imports
+        cells = [
+            cell for name in imports if imports[name].model == model for cell in import_cells(self.experiment, name)
+        ]
+        found = [cell for cell in cells if cell.pattern == pattern]
+        if len(found) != 1:
+            names = ", ".join(cell.imported for cell in found) or "none"
+            raise InputError(
+                f"a prior of model `{model}` is `import`, for which `imports` must have one {pattern} mask of it; "
+                f"it has: {names}"
+            )
+        return found[0]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+NOUNS = {"model": "model", "dataset": "data set", "mask": "mask"}
 TRUE = ("1", "ON", "YES", "TRUE")
 SECONDS = 10
 # A public data set that has been there for years: that it answers shows that the hub does.
@@ -18,13 +19,13 @@ class Wanted:
 
     Attributes:
         key: where the configuration names it, such as `models.llama.source`.
-        kind: what it holds.
+        kind: what it holds; the hub keeps masks as models.
         repo: `owner/name`.
         revision: commit; None for the newest.
     """
 
     key: str
-    kind: Literal["model", "dataset"]
+    kind: Literal["model", "dataset", "mask"]
     repo: str
     revision: str | None = None
 
@@ -70,9 +71,8 @@ def _offline(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, st
 
 def fetches(wanted: Sequence[Wanted], tasks: bool) -> str:
     """`5 models, 3 data sets, the tasks' data`."""
-    counts = {kind: sum(one.kind == kind for one in wanted) for kind in ("model", "dataset")}
-    names = {"model": "model", "dataset": "data set"}
-    parts = [f"{count} {names[kind]}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
+    counts = {kind: sum(one.kind == kind for one in wanted) for kind in NOUNS}
+    parts = [f"{count} {NOUNS[kind]}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
     return ", ".join([*parts, *(["the tasks' data"] if tasks else [])])
 
 
@@ -89,13 +89,13 @@ def _problem(one: Wanted, api: Any) -> tuple[str | None, bool]:
         RevisionNotFoundError,
     )
 
-    noun = {"model": "model", "dataset": "data set"}[one.kind]
+    noun, repo_type = NOUNS[one.kind], "dataset" if one.kind == "dataset" else "model"
     repo = f"`{one.key}.repo` is {one.repo!r}"
     try:
-        ask = api.model_info if one.kind == "model" else api.dataset_info
+        ask = api.dataset_info if repo_type == "dataset" else api.model_info
         # The hub describes a gated repository to everybody; only its files are behind the gate.
         if ask(one.repo, revision=one.revision, timeout=SECONDS).gated:
-            api.auth_check(one.repo, repo_type=one.kind)
+            api.auth_check(one.repo, repo_type=repo_type)
     except GatedRepoError:
         page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
         return (

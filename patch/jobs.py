@@ -14,16 +14,17 @@ from patch.store import Statistics, Windows
 
 # Rows of the printed plan, and the rules in each.
 STAGES = {
-    "fetch": ("fetch_corpus", "fetch_model", "fetch_tasks", "make_tasks", "make_tokenizer"),
+    "fetch": ("fetch_corpus", "fetch_model", "fetch_mask", "fetch_tasks", "make_tasks", "make_tokenizer"),
     "tokenize": ("calibrate", "tokenize"),
     "train": ("train_model",),
     "statistics": ("statistics",),
+    "import": ("import_mask",),
     "prune": ("prune",),
     "update": ("update_weights",),
     "learn": ("learn",),
     "quantize": ("quantize",),
     "evaluate": ("evaluate",),
-    "tabulate": ("collect", "table", "pareto", "density", "curves"),
+    "tabulate": ("collect", "compare", "table", "pareto", "density", "curves", "overview", "summary"),
 }
 # A download at 50 MB/s.
 DOWNLOADED_MB_PER_MINUTE = 3000
@@ -98,10 +99,17 @@ class JobList:
             yield Node("train_model", name, name, (store.model_path(name),), inputs, cost, space)
         for statistics in self.plan.statistics.values():
             yield self._statistics_node(statistics)
+        for name in self._fetched_masks():
+            space = self.disk.fetched_mask(name)
+            yield Node("fetch_mask", name, None, (store.mask_source(name),), (), self._fetching(space), space)
         space, made = self.disk.tasks(), experiment.evaluation.include_path is not None
         inputs = (store.corpus_path(experiment.evaluation.task_use.corpus),) if made else ()
         rule = "make_tasks" if made else "fetch_tasks"
         yield Node(rule, "tasks", None, (store.tasks_path(),), inputs, self._fetching(space), space)
+
+    def _fetched_masks(self) -> list[str]:
+        used = {cell.imported for cell in self.plan.masks.made if cell.imported}
+        return sorted(name for name in used if self.plan.experiment.imports[name].source.kind == "hub")
 
     def _windows_node(self, windows: Windows) -> Node:
         store, experiment = self.plan.store, self.plan.experiment
@@ -120,25 +128,27 @@ class JobList:
 
     def _cell_nodes(self) -> Iterable[Node]:
         plan, layout = self.plan, self.plan.layout
-        for cell in plan.grid.closure:
-            if cell.quantization:
-                continue
+        for cell in plan.masks.made:
+            mask, space = plan.masks.mask(cell), Space(kept=self.disk.mask(cell))
             if cell.spec.stage == "prune":
-                inputs, space = plan.prune_inputs(cell), Space(kept=self.disk.mask(cell))
-                yield self._cell_node("prune", cell, [layout.mask(cell)], inputs, self.costs.prune(cell), space)
-            elif cell.spec.stage == "learn":
+                yield self._cell_node("prune", cell, [mask], plan.prune_inputs(cell), self.costs.prune(cell), space)
+            elif cell.spec.stage == "import":
+                inputs, cost = plan.import_inputs(cell), self.costs.import_mask(cell)
+                yield self._cell_node("import_mask", cell, [mask], inputs, cost, space)
+            else:
                 inputs = plan.learn_inputs(cell) | plan.prior_inputs(cell)
-                outputs = [layout.mask(cell), layout.curve(cell)]
+                outputs = [mask, plan.masks.curve(cell)]
                 yield self._cell_node("learn", cell, outputs, inputs, self.costs.learn(cell), self.disk.learn(cell))
         for cell in plan.updated_cells:
-            inputs = plan.prune_inputs(cell) | {"mask": layout.mask(cell)}
+            inputs = plan.prune_inputs(cell) | {"mask": plan.masks.mask(cell)}
             yield self._cell_node("update_weights", cell, [layout.weights(cell)], inputs, self.costs.prune(cell))
         for cell in plan.grid.cells:
             if cell.quantization:
                 inputs, outputs = plan.quantize_inputs(cell), [layout.quantized(cell)]
                 yield self._cell_node("quantize", cell, outputs, inputs, self.costs.quantize(cell))
             inputs = plan.evaluate_inputs(cell)
-            yield self._cell_node("evaluate", cell, [layout.record(cell)], inputs, self.costs.evaluate(cell))
+            outputs = [layout.record(cell), layout.samples(cell)]
+            yield self._cell_node("evaluate", cell, outputs, inputs, self.costs.evaluate(cell))
 
     def _cell_node(
         self, rule: str, cell: Cell, outputs: list[str], inputs: dict[str, str], cost: Job, space: Space = NOTHING
@@ -148,17 +158,23 @@ class JobList:
     def _table_nodes(self) -> Iterable[Node]:
         plan, root = self.plan, self.plan.layout.root
         records = tuple(plan.layout.record(cell) for cell in plan.grid.cells)
-        results = f"{root}/results.csv"
+        samples = tuple(plan.layout.samples(cell) for cell in plan.grid.cells)
+        results, differences = f"{root}/results.csv", f"{root}/differences.csv"
         yield Node("collect", "results", None, (results,), records, self._light())
+        yield Node("compare", "differences", None, (differences,), samples, self._light())
         for table in plan.tables():
-            paths = tuple(f"{root}/tables/{table}.{kind}" for kind in ("csv", "md", "tex"))
-            yield Node("table", table, None, paths, (results,), self._light())
+            paths = tuple(f"{root}/tables/{table}.{kind}" for kind in ("csv", "md", "tex", "html"))
+            yield Node("table", table, None, paths, (results, differences), self._light())
         for model in plan.models:
             inputs = {
                 "pareto": (results,),
                 "density": tuple(plan.layout.record(cell) for cell in plan.hybrid_cells(model)),
-                "curves": tuple(plan.layout.curve(cell) for cell in plan.learned_cells(model)),
+                "curves": tuple(plan.masks.curve(cell) for cell in plan.learned_cells(model)),
             }
             for figure in plan.figures(model):
                 paths = tuple(f"{root}/figures/{model}/{figure}.{kind}" for kind in ("svg", "pdf", "png"))
                 yield Node(figure, model, model, paths, inputs[figure], self._light())
+        pages = tuple(f"{root}/overview/{page}.html" for page in ("cost", "environment"))
+        yield Node("overview", "pages", None, pages, records, self._light())
+        told = (*records, results, differences)
+        yield Node("summary", "README.md", None, (f"{root}/README.md",), told, self._light())

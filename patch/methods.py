@@ -40,7 +40,7 @@ class Method:
 
     name: str
     title: str
-    stage: Literal["none", "prune", "learn"]
+    stage: Literal["none", "prune", "learn", "import"]
     patterns: tuple[str, ...]
     statistics: Literal["none", "norm", "gram"] = "none"
     updates_weights: bool = False

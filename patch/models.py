@@ -103,6 +103,22 @@ def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") 
     return model.to(device).eval().requires_grad_(False)
 
 
+def load_skeleton(folder: Path | str) -> PreTrainedModel:
+    """A causal language model without its weights, on the `meta` device: layers, names and shapes.
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model folder {folder} cannot be loaded: {error}") from None
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a local folder.
 

@@ -14,8 +14,22 @@ from patch.errors import InputError
 from patch.grid import Grid
 from patch.io import read_json
 from patch.layout import Layout, digest, spec_digest
-from patch.specs import CellInfo, EvaluateSpec, FigureSpec, LearnSpec, PruneSpec, QuantizeSpec, TabulateSpec
+from patch.shared_masks import SharedMasks
+from patch.specs import (
+    CellInfo,
+    CompareSpec,
+    EvaluateSpec,
+    ExportSpec,
+    FigureSpec,
+    ImportSpec,
+    LearnSpec,
+    PruneSpec,
+    QuantizeSpec,
+    TabulateSpec,
+)
 from patch.store import Statistics, Store, Windows, calibrated
+
+STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "density", "seeds")
 
 
 class Plan:
@@ -29,11 +43,17 @@ class Plan:
     """
 
     def __init__(self, experiment: Experiment) -> None:
+        if experiment.experiment in experiment.reuse:
+            raise InputError(f"`reuse` names {experiment.experiment!r}, this very experiment; name others")
         self.experiment = experiment
         self.store = Store(experiment)
         self.grid = Grid(experiment)
         self.layout = Layout(experiment.experiment)
+        self._mask_digests: dict[Cell, str] = {}
+        masked = [cell for cell in self.grid.closure if cell.spec.stage != "none" and not cell.quantization]
+        self.masks = SharedMasks(masked, self.mask_digest, self.layout, experiment.reuse)
         self._check_published()
+        self._check_tables()
 
     def _check_published(self) -> None:
         path = Path(self.experiment.published)
@@ -46,6 +66,13 @@ class Plan:
             if model.published is not None and model.published not in known:
                 hint = suggest(model.published, known)
                 raise InputError(f"`models.{name}.published` is {model.published!r}; {hint}")
+
+    def _check_tables(self) -> None:
+        for name in self.grid.tables:
+            if name in STANDARD_TABLES:
+                raise InputError(
+                    f"grid: `table` is {name!r}, a standard one; choose another name than {', '.join(STANDARD_TABLES)}"
+                )
 
     @cached_property
     def windows(self) -> dict[str, Windows]:
@@ -126,14 +153,30 @@ class Plan:
         settings = self.grid.learning(cell)
         return LearnSpec(upstream=digest(sources), tile=cell.tile, settings=settings, **self._run(cell))
 
+    def export_spec(self, cell: Cell) -> ExportSpec:
+        """Settings of a job that exports a cell."""
+        sources = [self.store.model_path(cell.model), self.mask_digest(cell)]
+        return ExportSpec(upstream=digest(sources), dtype=self.experiment.models[cell.model].dtype)
+
     def mask_digest(self, cell: Cell) -> str:
         """Digest of all that a cell's mask, and low-bit weights, depend on; empty for dense."""
+        if cell not in self._mask_digests:
+            self._mask_digests[cell] = self._mask_digest(cell)
+        return self._mask_digests[cell]
+
+    def _mask_digest(self, cell: Cell) -> str:
         if cell.quantization:
             return spec_digest(self.quantize_spec(cell))
-        if cell.spec.stage == "none":
-            return ""
-        spec = self.prune_spec(cell) if cell.spec.stage == "prune" else self.learn_spec(cell)
-        return spec_digest(spec)
+        specs = {"prune": self.prune_spec, "learn": self.learn_spec, "import": self.import_spec}
+        return spec_digest(specs[cell.spec.stage](cell)) if cell.spec.stage in specs else ""
+
+    def import_spec(self, cell: Cell) -> ImportSpec:
+        """Settings of a job that checks an imported mask."""
+        sources = [self.store.model_path(cell.model), self.store.mask_contents(cell.imported)]
+        source = self.experiment.imports[cell.imported].source
+        return ImportSpec(
+            upstream=digest(sources), source=source, method=cell.method, pattern=cell.pattern, tile=cell.tile
+        )
 
     def evaluate_spec(self, cell: Cell) -> EvaluateSpec:
         """Settings of an evaluation job."""
@@ -158,49 +201,77 @@ class Plan:
         used = {cell.model for cell in self.grid.cells}
         return [name for name in self.experiment.models if name in used]
 
-    def _model_info(self, name: str) -> dict[str, str | bool | None]:
-        model = self.experiment.models[name]
-        return {"name": name, **model.model_dump(include={"title", "variant", "published", "comparable"})}
+    def _model_info(self, name: str) -> dict[str, str | int | bool | None]:
+        shown = {"title", "variant", "published", "comparable"}
+        return {"name": name, **self.experiment.models[name].model_dump(include=shown), "tile": self.experiment.tile}
 
     def tabulate_spec(self) -> TabulateSpec:
         """What the tables need besides the records: the models' names and the cells that should be there."""
-        models = [self._model_info(name) for name in self.models]
+        tables = {
+            name: list(dict.fromkeys(f"{cell.model}/{cell.row}" for cell in cells))
+            for name, cells in self.grid.tables.items()
+        }
         return TabulateSpec(
-            models=models, cells=[_info(cell) for cell in self.grid.cells], published=self.experiment.published
+            models=[self._model_info(name) for name in self.models],
+            cells=[_info(cell) for cell in self.grid.cells],
+            standard=tables.pop(None, []),
+            tables=tables,
+            published=self.experiment.published,
         )
 
-    def figure_spec(self, model: str, labels: bool = False) -> FigureSpec:
-        """What a figure needs besides its data; with ``labels``, the names of the learned cells' curves."""
-        names = [_label(cell) for cell in self.learned_cells(model)] if labels else []
-        return FigureSpec(model=self._model_info(model), labels=names)
+    def compare_spec(self) -> CompareSpec:
+        """What differences need besides the samples."""
+        return CompareSpec(cells=[_info(cell) for cell in self.grid.cells])
+
+    def figure_spec(self, model: str) -> FigureSpec:
+        """What a figure needs besides its data."""
+        return FigureSpec(model=self._model_info(model))
+
+    def pareto_spec(self, model: str) -> FigureSpec:
+        """The same, with the rows that are points: those of the standard tables."""
+        rows = [name for name in self.tabulate_spec().standard if name.startswith(f"{model}/")]
+        return FigureSpec(model=self._model_info(model), rows=rows)
+
+    def curves_spec(self, model: str) -> FigureSpec:
+        """The same, with the names of the learned cells' curves."""
+        return FigureSpec(model=self._model_info(model), labels=[_label(cell) for cell in self.learned_cells(model)])
 
     def learned_cells(self, model: str) -> list[Cell]:
-        """The model's learned cells of the first seed, whose curves are drawn."""
-        seed = self.experiment.seeds[0]
-        cells = [cell for cell in self.grid.cells if cell.model == model and not cell.quantization]
-        return [cell for cell in cells if cell.spec.stage == "learn" and cell.seed == seed]
+        """The model's learned cells in the standard tables, of the first seed each, whose curves are drawn."""
+        standard = self.grid.tables.get(None, [])
+        cells = [cell for cell in standard if cell.model == model and not cell.quantization]
+        learned = dict.fromkeys(cell for cell in cells if cell.spec.stage == "learn")
+        first: dict[str, Cell] = {}
+        for cell in learned:
+            first.setdefault(cell.row, cell)
+        return list(first.values())
 
     def hybrid_cells(self, model: str) -> list[Cell]:
         """The model's cells with dense tiles."""
-        return [c for c in self.grid.cells if c.model == model and c.pattern == "hybrid" and not c.quantization]
+        cells = dict.fromkeys(cell for cell in self.grid.tables.get(None, []) if cell.model == model)
+        return [cell for cell in cells if cell.pattern == "hybrid" and not cell.quantization]
 
     def tables(self) -> list[str]:
-        """Names of the tables that have at least one row."""
-        variants = {self.experiment.models[name].variant for name in self.models}
-        unstructured = any(cell.pattern == "unstructured" for cell in self.grid.cells)
-        quantized = any(cell.quantization for cell in self.grid.cells)
+        """Names of the tables that have at least one row: the standard ones, then the grid's own."""
+        standard = self.grid.tables.get(None, [])
+        sparse = [cell for cell in standard if cell.pattern != "dense"]
+        variants = {self.experiment.models[cell.model].variant for cell in sparse if not cell.quantization}
         wanted = {
             "joint": "joint" in variants,
             "tile": "tile" in variants,
-            "unstructured": unstructured,
-            "quantized": quantized,
-            "tasks": True,
+            "unstructured": any(cell.pattern == "unstructured" for cell in sparse),
+            "quantized": any(cell.quantization for cell in sparse),
+            "tasks": bool(standard),
+            "density": any(cell.pattern == "hybrid" and not cell.quantization for cell in sparse),
+            "seeds": len({(cell.model, cell.row) for cell in sparse}) < len(set(sparse)),
         }
-        return [name for name, there in wanted.items() if there]
+        assert tuple(wanted) == STANDARD_TABLES
+        return [name for name, there in wanted.items() if there] + [name for name in self.grid.tables if name]
 
     def figures(self, model: str) -> list[str]:
         """Names of the figures of a model that have something to show."""
-        wanted = {"pareto": True, "density": self.hybrid_cells(model), "curves": self.learned_cells(model)}
+        sparse = any(cell.model == model and cell.pattern != "dense" for cell in self.grid.tables.get(None, []))
+        wanted = {"pareto": sparse, "density": self.hybrid_cells(model), "curves": self.learned_cells(model)}
         return [name for name, there in wanted.items() if there]
 
     # -- what a job reads ---------------------------------------------------------------------
@@ -224,6 +295,10 @@ class Plan:
         """The pruned cells whose updated weights an evaluation or a quantisation reads."""
         return dict.fromkeys(cell.pruned for cell in self.grid.cells if cell.spec.updates_weights)
 
+    def import_inputs(self, cell: Cell) -> dict[str, str]:
+        """Named input files of a job that checks an imported mask."""
+        return {"model": self.store.model_path(cell.model), "source": self.store.mask_source(cell.imported)}
+
     def quantize_inputs(self, cell: Cell) -> dict[str, str]:
         """Named input files of a job that quantises."""
         inputs = {"model": self.store.model_path(cell.model)} | self._pruned_inputs(cell)
@@ -231,10 +306,14 @@ class Plan:
             inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
         return inputs
 
+    def export_inputs(self, cell: Cell) -> dict[str, str]:
+        """Named input files of a job that exports a cell."""
+        return {"model": self.store.model_path(cell.model)} | self._pruned_inputs(cell)
+
     def _pruned_inputs(self, cell: Cell) -> dict[str, str]:
         inputs = {}
         if cell.spec.stage != "none":
-            inputs["mask"] = self.layout.mask(cell)
+            inputs["mask"] = self.masks.mask(cell)
         if cell.spec.updates_weights:
             inputs["weights"] = self.layout.weights(cell)
         return inputs
@@ -245,7 +324,7 @@ class Plan:
 
     def prior_inputs(self, cell: Cell) -> dict[str, str]:
         """Named masks that a learning job starts from."""
-        return {f"{name}_mask": self.layout.mask(prior) for name, prior in self.grid.priors(cell).items()}
+        return {f"{name}_mask": self.masks.mask(prior) for name, prior in self.grid.priors(cell).items()}
 
     def evaluate_inputs(self, cell: Cell) -> dict[str, str]:
         """Named input files of an evaluation job."""

@@ -78,6 +78,9 @@ def to_fetch(graph: JobGraph) -> tuple[list[Wanted], bool]:
             wanted.append(Wanted(f"models.{node.name}.source", "model", source.repo, source.revision))
         if node.rule == "fetch_corpus" and isinstance(source := experiment.corpora[node.name].source, HubSource):
             wanted.append(Wanted(f"corpora.{node.name}.source", "dataset", source.repo, source.revision))
+        if node.rule == "fetch_mask":
+            source = experiment.imports[node.name].source
+            wanted.append(Wanted(f"imports.{node.name}.source", "mask", source.repo, source.revision))
     return wanted, any(node.rule == "fetch_tasks" for node in graph.remaining)
 
 

@@ -11,13 +11,13 @@ from functools import cache
 from pathlib import Path
 
 from patch.cell import Cell
-from patch.config import Experiment, Use
+from patch.config import Experiment, FileMask, Use
 from patch.config.load import suggest
 from patch.data.sources import expand
 from patch.errors import InputError
 from patch.evaluation.tasks import task_names
 from patch.layout import STORE, digest, spec_digest
-from patch.specs import CorpusSpec, ModelSpec, StatisticsSpec, TasksSpec, TokenizerSpec, WindowsSpec
+from patch.specs import CorpusSpec, MaskSpec, ModelSpec, StatisticsSpec, TasksSpec, TokenizerSpec, WindowsSpec
 
 
 def _contents(folder: str) -> str:
@@ -171,6 +171,32 @@ class Store:
             device=self.experiment.resources.device,
         )
         return Statistics(spec, model, windows)
+
+    def mask_spec(self, name: str) -> MaskSpec:
+        """How an imported mask's file is fetched."""
+        return MaskSpec(source=self.experiment.imports[name].source)
+
+    def mask_source(self, name: str) -> str:
+        """An imported mask's file, or the folder that a fetched one is in."""
+        source = self.experiment.imports[name].source
+        return (
+            source.path
+            if isinstance(source, FileMask)
+            else f"{STORE}/imports/{name}-{spec_digest(self.mask_spec(name))}"
+        )
+
+    def mask_contents(self, name: str) -> str:
+        """What stands for the contents of an imported mask's file.
+
+        Raises:
+            InputError: there is no such local file.
+        """
+        source, path = self.experiment.imports[name].source, Path(self.mask_source(name))
+        if not isinstance(source, FileMask):
+            return str(path)
+        if not path.is_file():
+            raise InputError(f"`imports.{name}.source.path` is {source.path!r}: no such file")
+        return digest([path.name, path.stat().st_size, path.stat().st_mtime_ns])
 
     def perplexity_windows(self, model: str) -> Windows:
         """What perplexity is measured on."""

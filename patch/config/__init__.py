@@ -3,8 +3,9 @@
 from patch.config.base import Section
 from patch.config.corpora import Corpus, FilesSource, HubSource, PackageSource, Use
 from patch.config.experiment import Evaluation, Experiment, GridEntry, Perplexity, Resources
+from patch.config.imports import FileMask, HubMask, Import
 from patch.config.learning import Learning
-from patch.config.load import load_experiment, read_yaml, validate_experiment
+from patch.config.load import extended, load_experiment, read_yaml, validate_experiment
 from patch.config.models import (
     GgufModel,
     HubModel,
@@ -21,11 +22,14 @@ __all__ = [
     "Corpus",
     "Evaluation",
     "Experiment",
+    "FileMask",
     "FilesSource",
     "GgufModel",
     "GridEntry",
+    "HubMask",
     "HubModel",
     "HubSource",
+    "Import",
     "Learning",
     "LocalModel",
     "Model",
@@ -39,6 +43,7 @@ __all__ = [
     "TrainedModel",
     "Training",
     "Use",
+    "extended",
     "load_experiment",
     "read_yaml",
     "validate_experiment",

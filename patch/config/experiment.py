@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from patch.config.base import Section
 from patch.config.corpora import Corpus, Use
+from patch.config.imports import Import
 from patch.config.learning import Learning
 from patch.config.models import Model
 from patch.config.pruning import Calibration, Pruning, Quantization
+from patch.config.tile import Tile
 
 # Names are parts of paths and of shell lines.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+ID = r"^[a-z0-9][a-z0-9-]*$"
 Seed = Annotated[int, Field(ge=0)]
-# A tile that is larger than a layer ends with it, so this one covers any.
-WHOLE_MATRIX = 2**20
-Tile = Annotated[
-    int, BeforeValidator(lambda value: WHOLE_MATRIX if value == "matrix" else value), Field(ge=4, le=WHOLE_MATRIX)
-]
+# A value of a setting that an ablation varies; it becomes a part of a path.
+Value = bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 
 
 class Perplexity(Section):
@@ -60,7 +60,9 @@ class GridEntry(Section):
     """A block of cells: every method x sparsity x tile x model x seed."""
 
     methods: list[str] = Field(
-        min_length=1, description="Methods; `patch` is patch-joint or patch-tile as the model's `variant` says."
+        min_length=1,
+        description="Methods; `patch` is patch-joint or patch-tile as the model's `variant` says, `import` a mask of "
+        "`imports`.",
     )
     pattern: str | None = Field(
         None, description="`2:4` or another N:M, `unstructured`, or `hybrid`; by default what the method is made for."
@@ -73,6 +75,16 @@ class GridEntry(Section):
         None, description="Quantise the weights after pruning, without or with low-rank compensation."
     )
     models: list[str] | None = Field(None, min_length=1, description="Names under `models`; by default all.")
+    seeds: list[Seed] | None = Field(None, min_length=1, description="Seeds; by default the experiment's.")
+    imports: list[str] | None = Field(
+        None, min_length=1, description="Names under `imports`, for the method `import`; by default all of the models'."
+    )
+    vary: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(
+        default_factory=dict, description="Key of a learning run -> values: an ablation, a cell for each value."
+    )
+    table: Name | None = Field(
+        None, description="A table of these cells alone, by this name; they are not in the standard ones then."
+    )
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -123,7 +135,14 @@ class Resources(Section):
 class Experiment(Section):
     """One configuration file."""
 
-    experiment: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name; results go to `results/<experiment>`.")
+    extends: str | None = Field(
+        None, description="Another configuration, on top of which this one goes: mappings are merged, lists replaced."
+    )
+    experiment: str = Field(pattern=ID, description="Name; results go to `results/<experiment>`.")
+    reuse: list[Annotated[str, Field(pattern=ID)]] = Field(
+        default_factory=list,
+        description="Experiments whose masks are taken where they were made with the same settings.",
+    )
     corpora: dict[Name, Corpus] = Field(description="Sources of text.")
     models: dict[Name, Model] = Field(min_length=1, description="Models of the grid.")
     calibration: Calibration = Field(description="Input statistics of the one-shot methods.")
@@ -132,6 +151,7 @@ class Experiment(Section):
         default_factory=Quantization, description="Settings of the cells that are quantised."
     )
     learning: LearningConfig = Field(description="Settings of the learned methods.")
+    imports: dict[Name, Import] = Field(default_factory=dict, description="Masks that were made elsewhere.")
     evaluation: Evaluation = Field(description="What is measured.")
     grid: list[GridEntry] = Field(min_length=1, description="Which cells exist.")
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of calibration and learning.")

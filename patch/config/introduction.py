@@ -17,6 +17,7 @@ snakemake -n --configfile config/paper.yaml
 | [demo.yaml](demo.yaml) | the embedded default: small models trained on the spot, on a CPU, in minutes |
 | [gemma-270m.yaml](gemma-270m.yaml) | a real pretrained model from a package, on a CPU |
 | [paper.yaml](paper.yaml) | the paper's five models, on GPUs |
+| [ablations/](ablations) | the paper's other tables; `demo.yaml` and `demo-seeds.yaml` are all of them in small |
 | [published.json](published.json) | the paper's numbers, to print beside ours |
 | [schema.json](schema.json) | the JSON schema of a configuration, for editors |
 
@@ -40,6 +41,9 @@ defines, or a tile that does not divide a layer stops it with the key, its value
 `grid` is a list of blocks. A block stands for every combination of its methods, sparsities and tiles with
 the models and seeds. A run that several blocks name exists once. What a run starts from (a one-shot mask, for
 instance) is made even if the grid does not name it.
+
+A key `extends` names a configuration that a file goes on top of: mappings are merged, lists are replaced. Several
+files after `--configfile` do the same.
 
 ## How to add something
 
@@ -74,6 +78,39 @@ grid:
   - methods: [patch]
     sparsity: [0.45]
     tiles: [matrix, 32, 16, 8]
+```
+
+**An ablation** varies settings of a learning run. `table` gives its cells a table of their own; `reuse` names
+experiments whose masks are taken where they were made with the same settings.
+
+```yaml
+experiment: mine
+reuse: [demo]
+grid:
+  - methods: [patch-joint]
+    models: [qwen]
+    sparsity: [0.45]
+    vary: {tile_prior: [none, wanda], target: [global, layer]}
+    table: where_tiles_start
+```
+
+**A mask that was made elsewhere** is named under `imports` ([docs/masks.md](../docs/masks.md) has the formats). The
+method `import` evaluates it, beside the published numbers of the method that made it; learning can start from one.
+
+```yaml
+imports:
+  theirs:
+    model: qwen
+    method: maskllm
+    source: {kind: hub, repo: owner/name, file: mask_compressed.npz}
+learning:
+  methods:
+    patch-tile: {frozen_mask: import}
+grid:
+  - methods: [import]
+  - methods: [patch-tile]
+    models: [qwen]
+    sparsity: [0.45]
 ```
 
 **Quantised weights** are a block that repeats others: its cells have the masks of those, and 4-bit weights.
@@ -183,8 +220,8 @@ evaluation:
 ## How learning settings are found
 
 Later lines win: the method's published values, then `learning.common`, then `learning.methods.<method>`, then
-each entry of `learning.overrides` that matches, in order. An override matches a run when each of `method`,
-`model` and `sparsity` that it gives is the run's.
+each entry of `learning.overrides` that matches, in order, then what the block of the grid varies. An override matches
+a run when each of `method`, `model` and `sparsity` that it gives is the run's.
 
 ```yaml
 learning:

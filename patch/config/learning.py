@@ -52,7 +52,9 @@ class Learning(Section):
     )
     tile_std: float = Field(0.014, gt=0, description="Standard deviation of the initial tile logits.")
     frozen_mask: str = Field(
-        "maskllm", description="Method whose 2:4 mask the sparse tiles of patch-tile have: one-shot or learned."
+        "maskllm",
+        description="Method whose 2:4 mask the sparse tiles of patch-tile have: one-shot or learned; or `import`, the "
+        "model's 2:4 mask of `imports`.",
     )
 
     sparsity_reg: float = Field(7.0, ge=0, description="lambda 1: weight of |density - target|.")

@@ -11,7 +11,7 @@ from patch.stages._run import run_stage, stage_names
 from patch.warm import run_warm
 
 # The stages that may reach a hub; all others run offline.
-ONLINE = ("fetch_corpus", "fetch_model", "fetch_tasks")
+ONLINE = ("fetch_corpus", "fetch_mask", "fetch_model", "fetch_tasks")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -48,6 +48,7 @@ def test_sums(config: Path) -> None:
         "tokenize",
         "train",
         "statistics",
+        "import",
         "prune",
         "update",
         "learn",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from patch.cell import Cell, format_sparsity, nm_sparsity
 from patch.config import validate_experiment
-from patch.config.experiment import WHOLE_MATRIX
+from patch.config.tile import WHOLE_MATRIX
 from patch.errors import InputError
 from patch.grid import Grid
 from patch.plan import Plan

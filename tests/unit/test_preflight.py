@@ -91,6 +91,18 @@ def test_only_what_is_still_to_come_is_fetched(with_hub: dict) -> None:
     assert to_fetch(JobGraph(plan, {record})) == ([], False)
 
 
+def test_published_masks_are_fetched_too(with_hub: dict) -> None:
+    source = {"kind": "hub", "repo": "a/mask", "revision": "main"}
+    with_hub["imports"] = {"theirs": {"model": "qwen", "method": "maskllm", "source": source}}
+    with_hub["grid"] = [{"methods": ["import"]}]
+    plan = plan_of(with_hub)
+    mask = Wanted("imports.theirs.source", "mask", "a/mask", "main")
+    assert mask in to_fetch(JobGraph(plan))[0]
+    assert "1 data set, 1 mask, the tasks' data within reach" in preflight(plan, api=Hub(), environment={})
+    Path(plan.store.mask_source("theirs")).mkdir(parents=True)
+    assert mask not in to_fetch(JobGraph(plan))[0]
+
+
 def test_a_disk_that_is_too_small(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, home = plan_of(with_hub), {"HF_HOME": "hub"}
     graph = JobGraph(plan)

@@ -25,8 +25,14 @@ TRAINED = stored("models", PLAN.store.model_path, [n for n, m in MODELS.items() 
 FETCHED = stored("models", PLAN.store.model_path, [n for n, m in MODELS.items() if m.source.kind != "train"])
 CORPORA = stored("corpora", PLAN.store.corpus_path, PLAN.experiment.corpora)
 TOKENIZERS = stored("tokenizers", PLAN.store.tokenizer_path, TRAINED.values())
+MASKS = {
+    PLAN.store.mask_source(name).removeprefix(f"{STORE}/imports/"): name
+    for name, mask in PLAN.experiment.imports.items()
+    if mask.source.kind == "hub"
+}
 TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: PLAN.experiment.evaluation.include_path}
 CELLS = PLAN.grid.closure
+MADE = PLAN.masks.made
 
 
 wildcard_constraints:
@@ -40,16 +46,21 @@ wildcard_constraints:
     hub_tasks=one_of(name for name, path in TASKS.items() if not path),
     model=one_of(MODELS),
     statistics=one_of(PLAN.statistics),
-    pruned=one_of(c.pruned.id for c in CELLS if c.spec.stage == "prune"),
+    fetched_mask=one_of(MASKS),
+    imported=one_of(c.id for c in MADE if c.spec.stage == "import"),
+    pruned=one_of(c.id for c in MADE if c.spec.stage == "prune"),
     updating=one_of(c.id for c in PLAN.updated_cells),
-    learned=one_of(c.pruned.id for c in CELLS if c.spec.stage == "learn"),
+    learned=one_of(c.id for c in MADE if c.spec.stage == "learn"),
     quantized=one_of(c.id for c in CELLS if c.quantization),
     cell=one_of(c.id for c in CELLS),
+    exported=one_of(c.id for c in PLAN.grid.cells if c.spec.stage != "none" and not c.quantization),
 
 
 def cell_of(wildcards):
     """The cell that a job's wildcards name."""
-    names = [wildcards.get(key) for key in ("cell", "pruned", "updating", "learned", "quantized")]
+    names = [
+        wildcards.get(key) for key in ("cell", "imported", "pruned", "updating", "learned", "quantized", "exported")
+    ]
     return PLAN.grid.cell(wildcards.model, next(name for name in names if name))
 
 
@@ -67,3 +78,8 @@ def as_json(spec):
 def options(inputs):
     """Named inputs as the options of a stage, for inputs that not every cell has."""
     return " ".join(f"--{name.replace('_', '-')} {path}" for name, path in inputs.items())
+
+
+def figure_labels(wildcards, figure):
+    """How the report lists a figure."""
+    return {"model": MODELS[wildcards.model].title, "figure": figure}

@@ -1,12 +1,13 @@
 """Everything that may come from outside, and what small models are made from.
 
 Inputs: packages, local files, or a hub (the rules whose names begin with `fetch_`, run where there is a network).
-Outputs: work/corpora/, work/tokenizers/, work/models/, work/tasks/ (shared by experiments, named by content).
+Outputs: work/corpora/, work/tokenizers/, work/models/, work/imports/, work/tasks/ (shared by experiments, named by content).
 """
 
 
 localrules:
     fetch_corpus,
+    fetch_mask,
     fetch_model,
     fetch_tasks,
     make_tasks,
@@ -45,6 +46,22 @@ rule fetch_model:
         spec=lambda wildcards: as_json(PLAN.store.model_spec(FETCHED[wildcards.fetched])),
     shell:
         f"{STAGE} fetch_model --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+
+
+rule fetch_mask:
+    """A mask that others have published."""
+    output:
+        directory(f"{STORE}/imports/{{fetched_mask}}"),
+    log:
+        f"{LOGS}/fetch_mask/{{fetched_mask}}.log",
+    benchmark:
+        f"{BENCHMARKS}/fetch_mask/{{fetched_mask}}.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        spec=lambda wildcards: as_json(PLAN.store.mask_spec(MASKS[wildcards.fetched_mask])),
+    shell:
+        f"{STAGE} fetch_mask --spec {{params.spec:q}} --out {{output}} &> {{log}}"
 
 
 rule fetch_tasks:

@@ -1,4 +1,4 @@
-"""One-shot pruning.
+"""One-shot pruning, and masks that were made elsewhere.
 
 Inputs: a model, calibration windows or statistics of the dense model. Outputs:
 results/<experiment>/masks/<model>/<cell>.safetensors, and the updated weights of methods that update, kept only
@@ -29,6 +29,28 @@ rule statistics:
     shell:
         f"{STAGE} statistics --spec {{params.spec:q}} --model {{input.model}} --windows {{input.windows}}"
         " --out {output} &> {log}"
+
+
+rule import_mask:
+    """A mask that was made elsewhere, checked against its model."""
+    input:
+        unpack(lambda wildcards: PLAN.import_inputs(cell_of(wildcards))),
+    output:
+        mask=f"{RESULTS}/masks/{{model}}/{{imported}}.safetensors",
+    log:
+        f"{LOGS}/import_mask/{{model}}/{{imported}}.log",
+    benchmark:
+        f"{BENCHMARKS}/import_mask/{{model}}/{{imported}}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=lambda wildcards: COST.import_mask(cell_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.import_mask(cell_of(wildcards)).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.import_spec(cell_of(wildcards))),
+    shell:
+        f"{STAGE} import_mask --spec {{params.spec:q}} --model {{input.model}} --source {{input.source}}"
+        " --mask {output.mask} &> {log}"
 
 
 rule prune:
@@ -63,7 +85,7 @@ rule update_weights:
     """
     input:
         unpack(lambda wildcards: PLAN.prune_inputs(cell_of(wildcards))),
-        mask=f"{RESULTS}/masks/{{model}}/{{updating}}.safetensors",
+        mask=lambda wildcards: PLAN.masks.mask(cell_of(wildcards)),
     output:
         weights=temp(f"{PLAN.layout.scratch}/weights/{{model}}/{{updating}}.safetensors"),
     log:

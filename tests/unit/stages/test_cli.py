@@ -168,7 +168,12 @@ def test_a_run_that_diverges(files: Any, stage: Callable, tmp_path: Path, tiny_m
 
 def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_model: Callable) -> None:
     def evaluate(**options: Path) -> Any:
-        outputs = {"record": tmp_path / "r.json", "tasks": tmp_path, "windows": files.windows}
+        outputs = {
+            "record": tmp_path / "r.json",
+            "samples": tmp_path / "s.json",
+            "tasks": tmp_path,
+            "windows": files.windows,
+        }
         return stage("evaluate", files.spec("dense"), model=files.model, **outputs | options)
 
     mask, weights = tmp_path / "m.safetensors", tmp_path / "w.safetensors"

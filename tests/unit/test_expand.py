@@ -1,0 +1,159 @@
+"""Ablations, imported masks, seeds of a block, and files that go on top of others."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from patch.cell import Cell
+from patch.config import load_experiment, validate_experiment
+from patch.errors import InputError
+from patch.grid import Grid
+
+PATCH = {"methods": ["patch-joint"], "models": ["qwen"], "sparsity": [0.45]}
+THEIRS = {"model": "qwen", "method": "patch", "sparsity": 0.45, "source": {"kind": "file", "path": "mask.npz"}}
+MASKLLM = {"model": "llama", "method": "maskllm", "source": {"kind": "hub", "repo": "a/b"}}
+
+
+def grid_of(raw: dict, *entries: dict, **changes: object) -> Grid:
+    return Grid(validate_experiment(copy.deepcopy(raw) | {"grid": list(entries)} | changes))
+
+
+def test_a_varied_setting_makes_a_cell_for_each_value(raw_config):
+    grid = grid_of(raw_config, PATCH | {"vary": {"tile_prior": ["none", "wanda"], "target": ["global", "layer"]}})
+    assert [cell.variant for cell in grid.cells] == [
+        "tile_prior=none,target=global",
+        "tile_prior=none,target=layer",
+        "tile_prior=wanda,target=global",
+        "tile_prior=wanda,target=layer",
+    ]
+    settings = [grid.learning(cell) for cell in grid.cells]
+    assert [(s.tile_prior, s.target) for s in settings] == [
+        (prior, target) for prior in ("none", "wanda") for target in ("global", "layer")
+    ]
+    assert [sorted(grid.priors(cell)) for cell in grid.cells] == [["pattern"]] * 2 + [["pattern", "tile"]] * 2
+    assert grid.cells[0].id == "patch-joint_hybrid_0.45_t4_tile_prior=none,target=global_s0"
+
+
+def test_a_varied_value_is_the_last_word(raw_config):
+    raw_config["learning"]["overrides"] = [{"method": "patch-joint", "set": {"lr": 0.5}}]
+    grid = grid_of(raw_config, PATCH | {"vary": {"lr": [0.25, 1]}}, PATCH)
+    assert [grid.learning(cell).lr for cell in grid.cells] == [0.25, 1.0, 0.5]
+    assert [cell.variant for cell in grid.cells] == ["lr=0.25", "lr=1", None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vary": {"tile_prio": ["none"]}}, r"`grid.vary.tile_prio`; did you mean `tile_prior`"),
+        ({"vary": {"tile_prior": ["wandaa"]}}, r"`learning.tile_prior` is 'wandaa'; did you mean `wanda`"),
+        ({"vary": {"lr": [-1.0]}}, "greater than 0"),
+        ({"vary": {"tile_prior": []}}, "at least 1 item"),
+        ({"vary": {"tile_prior": ["a/b"]}}, "vary"),
+        ({"methods": ["wanda"], "sparsity": None, "vary": {"lr": [1.0]}}, "`vary` has settings of learning"),
+        ({"imports": ["x"]}, "only the method `import` reads"),
+        ({"table": "a/b"}, "table"),
+    ],
+)
+def test_what_cannot_be_varied(raw_config, change, message):
+    with pytest.raises(InputError, match=message):
+        grid_of(raw_config, PATCH | change)
+
+
+def test_cells_of_tables_of_their_own(raw_config):
+    grid = grid_of(raw_config, PATCH, PATCH | {"sparsity": [0.45, 0.25], "table": "mine"}, {"methods": ["dense"]})
+    assert [(c.method, c.sparsity) for c in grid.tables["mine"]] == [("patch-joint", 0.45), ("patch-joint", 0.25)]
+    assert [c.method for c in grid.tables[None]] == ["patch-joint", "dense", "dense"]
+    assert len(grid.cells) == 4
+
+
+def test_seeds_of_a_block(raw_config):
+    grid = grid_of(raw_config, PATCH | {"seeds": [3, 1]}, {"methods": ["magnitude"], "seeds": [3, 1]}, PATCH)
+    assert [(c.method, c.seed) for c in grid.cells if c.model == "qwen"] == [
+        ("patch-joint", 3),
+        ("patch-joint", 1),
+        ("magnitude", 0),
+        ("patch-joint", 0),
+    ]
+
+
+def test_imported_masks_keep_the_method_that_made_them(raw_config):
+    imports = {"theirs": THEIRS, "llm": MASKLLM}
+    grid = grid_of(raw_config, {"methods": ["import"]}, imports=imports)
+    assert grid.cells == [
+        Cell("qwen", "patch-joint", "hybrid", 0.45, 4, 0, variant="import=theirs"),
+        Cell("llama", "maskllm", "2:4", 0.5, None, 0, variant="import=llm"),
+    ]
+    one = grid.cells[0]
+    assert (one.imported, one.spec.stage, one.spec.seeded, grid.priors(one)) == ("theirs", "import", False, {})
+    assert grid.closure == grid.cells
+    chosen = grid_of(raw_config, {"methods": ["import"], "imports": ["llm"], "quantization": "absmax"}, imports=imports)
+    assert [cell.id for cell in chosen.cells] == ["maskllm_2of4_0.5_import=llm_s0_absmax"]
+    assert chosen.closure[0] == grid.cells[1]
+    seeds = {"methods": ["import"], "models": ["qwen"], "quantization": "slim-lora", "seeds": [0, 1]}
+    assert [cell.seed for cell in grid_of(raw_config, seeds, imports=imports).cells] == [0, 1]
+
+
+def test_an_imported_updating_method_has_no_weights(raw_config):
+    imports = {"one": {"model": "qwen", "method": "sparsegpt", "source": {"kind": "file", "path": "m.npz"}}}
+    (cell,) = grid_of(raw_config, {"methods": ["import"]}, imports=imports).cells
+    assert not cell.spec.updates_weights and cell.spec.statistics == "none"
+
+
+def test_learning_starts_from_an_imported_mask(raw_config):
+    raw_config["learning"]["methods"] = {"patch-tile": {"frozen_mask": "import"}}
+    entry = {"methods": ["patch-tile"], "models": ["llama"], "sparsity": [0.25]}
+    grid = grid_of(raw_config, entry, imports={"llm": MASKLLM})
+    assert grid.priors(grid.cells[0])["frozen"].imported == "llm"
+    with pytest.raises(InputError, match=r"must have one 2:4 mask of it; it has: none"):
+        grid_of(raw_config, entry, imports={"theirs": THEIRS})
+    with pytest.raises(InputError, match="it has: llm, more"):
+        grid_of(raw_config, entry, imports={"llm": MASKLLM, "more": MASKLLM})
+
+
+@pytest.mark.parametrize(
+    ("imports", "entry", "message"),
+    [
+        ({"a": THEIRS | {"model": "qwenn"}}, {}, r"`imports.a.model` is 'qwenn'; did you mean `qwen`"),
+        ({"a": THEIRS | {"method": "patchh"}}, {}, "`imports.a`: unknown method `patchh`"),
+        ({"a": THEIRS | {"sparsity": None}}, {}, "`imports.a`: `patch-joint` with pattern `hybrid` needs `sparsity`"),
+        ({"a": THEIRS | {"sparsity": 0.7}}, {}, r"`imports.a`: sparsity 0.7 .* outside \[0, 0.5\]"),
+        ({"a": THEIRS | {"tile": 16}}, {}, "`imports.a`: tile 16 does not divide"),
+        ({"a": THEIRS | {"pattern": "unstructured"}}, {}, "`imports.a`: .*cannot make pattern `unstructured`"),
+        ({"a": THEIRS}, {"imports": ["b"]}, "unknown import `b`; known: a"),
+        ({"a": THEIRS}, {"models": ["llama"]}, "no mask of llama"),
+        ({"a": THEIRS}, {"sparsity": [0.3]}, r"`sparsity` of the method `import` is \[0.3\]; say it under `imports`"),
+        ({"a": THEIRS}, {"vary": {"lr": [0.1]}}, "`vary` of the method `import`"),
+        ({}, {}, "no mask of qwen, llama; name one under `imports`"),
+    ],
+)
+def test_what_cannot_be_imported(raw_config, imports, entry, message):
+    with pytest.raises(InputError, match=message):
+        grid_of(raw_config, {"methods": ["import"]} | entry, imports=imports)
+
+
+def test_a_file_on_top_of_another(raw_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(yaml.safe_dump(raw_config))
+    Path("middle.yaml").write_text("extends: base.yaml\nexperiment: middle\nlearning: {common: {steps: 7}}\n")
+    Path("top.yaml").write_text("extends: middle.yaml\nreuse: [middle]\ngrid: [{methods: [dense]}]\n")
+    top, base = load_experiment("top.yaml"), validate_experiment(raw_config)
+    assert (top.experiment, top.reuse, top.extends) == ("middle", ["middle"], None)
+    assert top.learning.common == base.learning.common | {"steps": 7}
+    assert (top.models, [entry.methods for entry in top.grid]) == (base.models, [["dense"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: none.yaml\n", "none.yaml: no such file"),
+        ("extends: [a]\n", "`extends` is .*give the path of a configuration"),
+        ("extends: loop.yaml\n", "goes in a circle: loop.yaml -> loop.yaml"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("loop.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_experiment("loop.yaml")

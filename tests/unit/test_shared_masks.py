@@ -1,0 +1,125 @@
+"""One file for masks that are made in the same way, and masks of another experiment."""
+
+import copy
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from patch.config import validate_experiment
+from patch.errors import InputError
+from patch.masks.header import read_header
+from patch.plan import Plan
+
+PUBLISHED = str(Path(__file__).parents[2] / "config/published.json")
+PATCH = {"methods": ["patch-joint"], "models": ["qwen"], "sparsity": [0.45]}
+VARIED = PATCH | {"vary": {"tile_prior": ["none", "sparsegpt"]}}
+
+
+def plan_of(raw: dict, *entries: dict, **changes: object) -> Plan:
+    return Plan(validate_experiment(copy.deepcopy(raw) | {"grid": list(entries), "published": PUBLISHED} | changes))
+
+
+def write(path: str, header: dict | None) -> None:
+    """A mask file that says ``header`` and holds nothing."""
+    text = json.dumps({"__metadata__": {"patch": json.dumps(header)}}).encode()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def learned(plan: Plan) -> list[str]:
+    return [cell.id for cell in plan.masks.made if cell.spec.stage == "learn"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_default_value_is_the_plain_run(raw_config, order):
+    plan = plan_of(raw_config, *[PATCH, VARIED][::order])
+    paths = {cell.variant: plan.masks.mask(cell) for cell in plan.grid.cells}
+    assert paths[None] == paths["tile_prior=sparsegpt"] == plan.layout.mask(plan.grid.cells[0 if order == 1 else 2])
+    assert paths["tile_prior=none"] != paths[None]
+    assert sorted(learned(plan)) == ["patch-joint_hybrid_0.45_t4_s0", "patch-joint_hybrid_0.45_t4_tile_prior=none_s0"]
+    assert len({plan.layout.record(cell) for cell in plan.grid.cells}) == 3
+
+
+def test_alone_a_default_value_owns_its_mask(raw_config):
+    plan = plan_of(raw_config, VARIED)
+    assert all(plan.masks.mask(cell) == plan.layout.mask(cell) for cell in plan.grid.cells)
+    assert len(learned(plan)) == 2
+
+
+def test_masks_of_another_experiment_are_taken_where_they_are_the_same(raw_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = plan_of(raw_config, PATCH)
+    second = plan_of(raw_config, VARIED, experiment="second", reuse=["tiny"])
+    (plain,) = first.grid.cells
+    digest, path = first.mask_digest(plain), first.layout.mask(plain)
+    assert len(learned(second)) == 2, "there is nothing yet"
+    curve = Path(first.layout.curve(plain))
+    curve.parent.mkdir(parents=True)
+    for header, present, count in (
+        ({"digest": "other"}, True, 2),
+        ({"digest": digest}, False, 2),
+        ({"digest": digest}, True, 1),
+        (None, True, 2),
+    ):
+        write(path, header)
+        curve.touch() if present else curve.unlink(missing_ok=True)
+        again = plan_of(raw_config, VARIED, experiment="second", reuse=["tiny"])
+        assert len(learned(again)) == count, header
+        taken = {cell.variant: again.masks.mask(cell) for cell in again.grid.cells}
+        assert (taken["tile_prior=sparsegpt"] == path) == (count == 1)
+        assert taken["tile_prior=none"].startswith("results/second/")
+    one_shot = first.grid.priors(plain)["pattern"]
+    write(first.layout.mask(one_shot), {"digest": first.mask_digest(one_shot)})
+    again = plan_of(raw_config, VARIED, experiment="second", reuse=["tiny"])
+    assert one_shot not in again.masks.made, "a one-shot mask has no curve"
+
+
+def test_an_experiment_does_not_reuse_itself(raw_config):
+    with pytest.raises(InputError, match="`reuse` names 'tiny', this very experiment"):
+        plan_of(raw_config, PATCH, reuse=["tiny"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x10", b"\xff" * 8, struct.pack("<Q", 4) + b"nul", struct.pack("<Q", 2) + b"{}"]
+)
+def test_a_damaged_header_is_none(tmp_path, content):
+    (tmp_path / "m").write_bytes(content)
+    assert read_header(tmp_path / "m") is None
+    assert read_header(tmp_path / "missing") is None
+
+
+def test_the_header_is_that_of_a_mask_file(tmp_path):
+    import torch
+
+    from patch.masks.packed import MaskSet, load_masks, save_masks
+
+    mask = torch.tensor([[True, True, False, False]])
+    save_masks(tmp_path / "m", MaskSet({"a": mask}, "2:4", header={"digest": "x", "format": "patch"}))
+    assert read_header(tmp_path / "m")["digest"] == "x"
+    assert load_masks(tmp_path / "m").masks["a"].equal(mask), "a header cannot make it another format"
+
+
+def test_imported_masks_are_jobs(raw_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mask.npz").write_bytes(b"1")
+    local = {"model": "qwen", "method": "patch", "sparsity": 0.45, "source": {"kind": "file", "path": "mask.npz"}}
+    hub = {"model": "llama", "method": "maskllm", "source": {"kind": "hub", "repo": "a/b"}}
+    plan = plan_of(raw_config, {"methods": ["import"]}, imports={"here": local, "there": hub})
+    here, there = plan.grid.cells
+    assert plan.import_inputs(here)["source"] == "mask.npz"
+    assert plan.import_inputs(there)["source"].startswith("work/imports/there-")
+    before = plan.mask_digest(here)
+    Path("mask.npz").write_bytes(b"22")
+    after = plan_of(raw_config, {"methods": ["import"]}, imports={"here": local, "there": hub})
+    assert after.mask_digest(here) != before, "another file"
+    assert after.mask_digest(there) == plan.mask_digest(there)
+    moved = {"here": local, "there": hub | {"source": hub["source"] | {"revision": "v2"}}}
+    assert plan_of(raw_config, {"methods": ["import"]}, imports=moved).mask_digest(there) != plan.mask_digest(there)
+
+
+def test_an_import_whose_file_is_missing_is_named(raw_config):
+    local = {"model": "qwen", "method": "maskllm", "source": {"kind": "file", "path": "none.npz"}}
+    with pytest.raises(ValueError, match=r"`imports.gone.source.path` is 'none.npz': no such file"):
+        plan_of(raw_config, {"methods": ["import"]}, imports={"gone": local}).masks.made  # noqa: B018

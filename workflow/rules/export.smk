@@ -1,0 +1,27 @@
+"""Sparse models to use elsewhere.
+
+Inputs: a model, the mask and weights of a cell. Outputs: results/<experiment>/export/<model>/<cell>/, a folder that
+transformers alone loads, with the mask in the published format. Made when it is asked for.
+"""
+
+
+rule export:
+    """A model with zeros in place, verified after it is saved, and its mask.npz."""
+    input:
+        unpack(lambda wildcards: PLAN.export_inputs(cell_of(wildcards))),
+    output:
+        folder=directory(f"{RESULTS}/export/{{model}}/{{exported}}"),
+    log:
+        f"{LOGS}/export/{{model}}/{{exported}}.log",
+    benchmark:
+        f"{BENCHMARKS}/export/{{model}}/{{exported}}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=lambda wildcards: COST.export(cell_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.export(cell_of(wildcards)).minutes,
+    params:
+        spec=lambda wildcards: as_json(PLAN.export_spec(cell_of(wildcards))),
+        options=lambda wildcards: options(PLAN.export_inputs(cell_of(wildcards))),
+    shell:
+        f"{STAGE} export --spec {{params.spec:q}} {{params.options}} --out {{output.folder}} &> {{log}}"
