@@ -8,12 +8,13 @@ snakemake tables | figures | all               parts of it
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
-from patch.config import read_yaml, validate_experiment
+from patch.config import extended, read_yaml, validate_experiment
 from patch.cost import CostModel, too_large
 from patch.errors import InputError
 from patch.layout import STORE
 from patch.plan import Plan
 from patch.preflight import preflight
+from patch.reports import what_was_run
 from patch.warm import start_server
 
 # Without --configfile the demo is what runs.
@@ -23,9 +24,15 @@ try:
     if not workflow.configfiles:
         update_config(settings := read_yaml(DEFAULT_CONFIG), config)
         config = settings
+    config = extended(config)
     PLAN = Plan(validate_experiment(config))
+    config["run"] = what_was_run(PLAN)  # for the first page of the report
 except InputError as error:
     raise WorkflowError(str(error)) from None
+
+
+# `snakemake --report results/EXPERIMENT/report.zip` starts with it.
+report: "workflow/report/overview.rst"
 
 
 onstart:
@@ -59,12 +66,15 @@ include: "workflow/rules/prune.smk"
 include: "workflow/rules/learn.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/export.smk"
 include: "workflow/rules/tabulate.smk"
 
 
 rule all:
-    """Every table and figure."""
+    """Every table and figure, and the pages that tell of them."""
     default_target: True
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.overview.output,
+        rules.summary.output,

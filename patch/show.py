@@ -9,14 +9,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from patch.cell import Cell
+import pandas as pd
+
+from patch.budget import DEFAULT_CONFIG
 from patch.config import load_experiment
 from patch.errors import InputError, print_result
-from patch.paper.tables import build_table, to_text, write_table
+from patch.io import atomic_file
+from patch.paper.summary import Results, summary
+from patch.paper.tables import Arrangement, Table, build_table, to_text, write_table
 from patch.plan import Plan
+from patch.reports import command, what_was_run
 from patch.results.collect import collect, read_results
+from patch.results.differences import Differences, paired_differences
 from patch.results.published import load_published
 from patch.results.record import ModelInfo, read_record
+from patch.results.samples import read_samples
 
 
 def show(config: str) -> str:
@@ -27,44 +34,75 @@ def show(config: str) -> str:
     """
     plan = Plan(load_experiment(config))
     root = Path(plan.layout.root)
-    models, cells = _models_and_cells(plan)
-    if not (root / "results.csv").exists():
-        raise InputError(f"{root}/results.csv is not there yet; `--partial` makes tables of the cells that are")
-    first = build_table(plan.tables()[0], read_results(root / "results.csv"), models, cells)
+    results, differences = root / "results.csv", root / "differences.csv"
+    for path in (results, differences):
+        if not path.exists():
+            raise InputError(f"{path} is not there yet; `--partial` makes tables of the cells that are")
+    first = _table(plan, plan.tables()[0], read_results(results), Differences.read(differences))
     lines = [f"Table 1. {to_text(first)}", "Tables:"]
-    lines += [f"  {root}/tables/{name}.csv .md .tex" for name in plan.tables()]
+    lines += [f"  {root}/tables/{name}.csv .md .tex .html" for name in plan.tables()]
     lines += ["Figures:"]
     lines += [f"  {root}/figures/{m}/{name}.svg .pdf .png" for m in plan.models for name in plan.figures(m)]
-    return "\n".join([*lines, f"All numbers: {root}/results.csv"])
+    lines += [
+        f"All numbers: {root}/results.csv",
+        f"All of it on one page: {root}/README.md",
+        f"As a report for a browser: {command([config])} --report {root}/report.zip",
+    ]
+    return "\n".join(lines)
 
 
 def show_partial(config: str) -> str:
-    """Write tables of the cells that have a record to `results/<experiment>/partial/`; returns the first of them.
+    """Write tables and a README of the cells that have a record to `results/<experiment>/partial/`.
+
+    Returns:
+        The first of the tables.
 
     Raises:
         InputError: the configuration is wrong, or there is no record.
     """
     plan = Plan(load_experiment(config))
-    models, cells = _models_and_cells(plan)
+    cells = plan.grid.cells
     paths = [path for cell in cells if (path := Path(plan.layout.record(cell))).exists()]
     if not paths:
         raise InputError(f"{plan.layout.root}/records has no record of this experiment yet")
-    frame = collect([read_record(path) for path in paths], models, load_published(plan.experiment.published))
-    tables = [build_table(name, frame, models, cells) for name in plan.tables()]
+    records, published = [read_record(path) for path in paths], load_published(plan.experiment.published)
+    frame = collect(records, _models(plan), published)
+    samples = [read_samples(path) for cell in cells if (path := Path(plan.layout.samples(cell))).exists()]
+    differences = Differences(paired_differences(samples))
+    tables = [_table(plan, name, frame, differences) for name in plan.tables()]
     folder = Path(plan.layout.root) / "partial"
     for table in tables:
         write_table(table, folder / table.name)
-    return f"{to_text(tables[0])}\n{len(paths)} of {len(cells)} cells. Tables: {folder}/"
+    results = Results(
+        experiment=plan.experiment.experiment,
+        run=what_was_run(plan),
+        tables=tables,
+        records=records,
+        differences=differences.frame,
+        models=_models(plan),
+        expected=cells,
+        published=published,
+        command=command([config]),
+    )
+    with atomic_file(folder / "README.md") as temporary:
+        temporary.write_text(summary(results), encoding="utf-8")
+    return f"{to_text(tables[0])}\n{len(paths)} of {len(cells)} cells. Tables: {folder}/, on one page in its README.md"
 
 
-def _models_and_cells(plan: Plan) -> tuple[list[ModelInfo], list[Cell]]:
-    return [ModelInfo(**model) for model in plan.tabulate_spec().models], plan.grid.cells
+def _models(plan: Plan) -> list[ModelInfo]:
+    return [ModelInfo(**model) for model in plan.tabulate_spec().models]
+
+
+def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences) -> Table:
+    spec = plan.tabulate_spec()
+    arrangement = Arrangement(spec.standard, spec.tables)
+    return build_table(name, frame, _models(plan), plan.grid.cells, arrangement, differences)
 
 
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m patch.show", description=__doc__)
-    parser.add_argument("config", nargs="?", default="config/demo.yaml", help="configuration file (config/demo.yaml)")
+    parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help=f"configuration file ({DEFAULT_CONFIG})")
     parser.add_argument("--partial", action="store_true", help="make tables of the cells that are there")
     options = parser.parse_args()
     return print_result(lambda: show_partial(options.config) if options.partial else show(options.config))

@@ -43,7 +43,7 @@ def get_llm(
         hf_token: for gated models; `hf auth login` or the variable `HF_TOKEN` do as well.
         dtype: of the weights; `auto` is what the files have.
         device: by default the GPU if there is one.
-        options: `revision`, `cache_dir`, `subfolder`, `attn_implementation`, `trust_remote_code`.
+        options: `revision`, `cache_dir`, `subfolder`, `attn_implementation`.
 
     Returns:
         The model, frozen and in evaluation mode, and its wrapper.

@@ -31,17 +31,18 @@ def text_columns(table: Table, published: bool = True) -> list[Column]:
         label("Sparsity (%)", [percent(row.sparsity) for row in rows], numeric=True),
         label("Method", [row.method for row in rows]),
         label("Pattern", [row.pattern for row in rows]),
-        label("Achieved (%)", [_achieved(row) for row in rows], numeric=True),
     ]
+    found += [label("Setting", [row.setting for row in rows])] if table.names_settings else []
+    found += [label("Achieved (%)", [_achieved(row) for row in rows], numeric=True)]
     for index, heading in enumerate(table.header):
         measures = [row.measures[index] for row in rows]
         group = heading.model.title if heading.model else ""
-        found.append(Column(group, heading.text, [_measured(m, heading.metric) for m in measures]))
+        found.append(Column(group, heading.text, [_measured(m, heading.metric, table.deviation) for m in measures]))
         if published and any(m and not math.isnan(m.published) for m in measures):
             # Beside another model's numbers a difference would say nothing.
-            same = heading.model is None or heading.model.comparable
-            texts = [(_published(m, heading.metric, same), False) for m in measures]
-            found.append(Column(group, "Paper (Δ)" if same else "Paper", texts))
+            same = [heading.model.comparable if heading.model else row.comparable for row in rows]
+            texts = [(_published(m, heading.metric, s), False) for m, s in zip(measures, same, strict=True)]
+            found.append(Column(group, "Paper (Δ)" if any(same) else "Paper", texts))
     return found
 
 
@@ -70,14 +71,14 @@ def _achieved(row: Row) -> str:
     return low if low == high else f"{low}{DASH}{high}"
 
 
-def _measured(measure: Measure | None, metric: str) -> tuple[str, bool]:
+def _measured(measure: Measure | None, metric: str, deviation: bool) -> tuple[str, bool]:
     if measure is None:
         return DASH, False
-    value = format_value(measure.value, metric)
-    if math.isnan(measure.stderr):
+    value, error = format_value(measure.value, metric), measure.spread if deviation else measure.stderr
+    if math.isnan(error):
         return value, measure.best
     decimals = len(value.partition(".")[2])
-    return f"{value} ± {measure.stderr:.{decimals}f}", measure.best
+    return f"{value} ± {error:.{decimals}f}", measure.best
 
 
 def _published(measure: Measure | None, metric: str, difference: bool) -> str:

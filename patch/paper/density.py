@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +15,7 @@ from matplotlib.image import AxesImage
 from patch.cell import format_tile
 from patch.paper.style import STYLE, TEXT_WIDTH
 from patch.results.order import method_title, percent
+from patch.results.projections import projections
 from patch.results.record import ModelInfo, Record
 
 ORDER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -30,8 +30,7 @@ WIDE = 12  # layers from which on the maps stand below each other
 def density(records: Iterable[Record], model: ModelInfo) -> Figure:
     """Heat maps of the kept share, one for each hybrid run: layers from left to right, projections below each other.
 
-    Seeds are averaged. Names of linears may be of any kind: the last component is the projection, the first
-    integer is the layer (0 where there is none). A number stands in each cell where it fits.
+    Seeds are averaged. A number stands in each cell where it fits.
     """
     maps = _maps(record for record in records if record.cell.model == model.name and record.cell.pattern == "hybrid")
     projections = sorted({p for values in maps.values() for p, _ in values}, key=_projection_order)
@@ -59,12 +58,6 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
     return figure
 
 
-def split_name(name: str) -> tuple[str, int]:
-    """Projection and layer of a linear: `model.layers.3.self_attn.q_proj` -> (`q_proj`, 3)."""
-    parts = re.split(r"[./]", name)
-    return parts[-1], next((int(part) for part in parts if part.isdigit()), 0)
-
-
 def _maps(records: Iterable[Record]) -> dict[str, dict[tuple[str, int], float]]:
     """Title -> (projection, layer) -> mean density over seeds, the sparsest first."""
     chosen = sorted(records, key=lambda r: (-r.cell.sparsity, r.cell.method, r.cell.tile or 0, r.cell.seed))
@@ -73,9 +66,10 @@ def _maps(records: Iterable[Record]) -> dict[str, dict[tuple[str, int], float]]:
     for record in chosen:
         cell = record.cell
         tile = f", tile {format_tile(cell.tile)}" if several_tiles else ""
-        title = f"{method_title(cell.method)}, {percent(cell.sparsity)} %{tile}"
-        for name, share in record.density.items():
-            values[title][split_name(name)].append(share)
+        imported = " (imported)" if cell.variant else ""
+        title = f"{method_title(cell.method)}{imported}, {percent(cell.sparsity)} %{tile}"
+        for name, place in projections(record.density).items():
+            values[title][place].append(record.density[name])
     return {
         title: {place: math.fsum(shares) / len(shares) for place, shares in places.items()}
         for title, places in values.items()

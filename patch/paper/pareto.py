@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from patch.cell import IMPORT
 from patch.paper.front import pareto_front
 from patch.paper.series import Series, hollow_marker, marker, series_looks, with_series
 from patch.paper.style import GREY, STYLE, TEXT_WIDTH, Look
@@ -25,6 +26,8 @@ CEILING = 8.0
 DENSE_LINE = {"color": "black", "linewidth": 0.8, "linestyle": (0, (5, 2))}
 PUBLISHED_DENSE_LINE = DENSE_LINE | {"color": "0.6"}
 CHANCE_LINE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5))}
+# Share of a panel's height below the break of its axis, where chance is far below all points.
+BREAK_HEIGHT = 0.17
 FRONT_LINE = {"color": "0.35", "linewidth": 1.0, "alpha": 0.8}
 
 
@@ -42,6 +45,8 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
         chance: mean accuracy of guessing in percent, see `patch.results.collect.mean_chance`.
     """
     shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
+    # An ablation has tables of its own; its points would stand for the plain method's here.
+    shown &= frame["variant"].isna() | frame["variant"].str.startswith(IMPORT)
     summary = with_series(summarize(frame[shown]))
     found = series_looks(summary)
     published = bool(summary["published"].notna().any())
@@ -55,13 +60,14 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
             data = summary[summary["metric"] == metric]
             beyond |= _panel(axis, data, metric, columns, found)
             _dress(axis, summary, metric)
-    chance_line = chance is not None and _chance(axes[0, 0], chance)
+    if chance is not None:
+        _chance(axes[0, 0], chance)
     axes[0, 0].set_title(f"{model.title}, measured" if len(panels) == 2 else model.title, loc="left")
     if len(panels) == 2:
         name = str(model.published).rpartition("/")[2]
         axes[1, 0].set_title(f"{name}, as published (another model: only the order compares)", loc="left")
     figure.align_ylabels()
-    handles = _legend(found, panels, chance_line, beyond)
+    handles = _legend(found, panels, chance is not None, beyond)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
     return figure
 
@@ -118,16 +124,26 @@ def _dress(axis: Axes, summary: pd.DataFrame, metric: str) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _chance(axis: Axes, chance: float) -> bool:
-    """Draw chance as a line, or note it where the line would squeeze all points into a corner; tells which."""
+def _chance(axis: Axes, chance: float) -> None:
+    """Draw chance as a line; where it is far below all points, at the foot of an axis that is broken above it."""
     low, high = axis.get_ylim()
-    if low - chance > high - low:
-        note = f"chance: {chance:.1f} %, below the axis"
-        axis.text(0.015, 0.03, note, transform=axis.transAxes, color=GREY, fontsize="small")
-        axis.set_ylim(low - 0.12 * (high - low), high)
-        return False
-    axis.axhline(chance, **CHANCE_LINE)
-    return True
+    if low - chance <= high - low:
+        axis.axhline(chance, **CHANCE_LINE)
+        return
+    # Ticks of the upper part alone: below the break the scale is another.
+    ticks = [tick for tick in axis.get_yticks() if low <= tick <= high]
+    foot = BREAK_HEIGHT / (1 - BREAK_HEIGHT) * (high - low)
+    axis.set_ylim(low - foot, high)
+    axis.yaxis.set_major_locator(FixedLocator(ticks))
+    across = axis.get_yaxis_transform()
+    axis.plot([0, 1], [low - 0.75 * foot] * 2, transform=across, **CHANCE_LINE)
+    note = {"color": GREY, "fontsize": "small", "va": "bottom"}
+    axis.text(0.03, low - 0.7 * foot, f"chance {chance:.1f} %", transform=across, **note)
+    ends = [low - 0.55 * foot, low - 0.25 * foot]
+    above = {"transform": across, "clip_on": False}
+    axis.plot([0, 0], ends, color="white", linewidth=2.5, solid_capstyle="butt", **above, zorder=4)
+    stroke = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 7, "markeredgewidth": 0.6}
+    axis.plot([0, 0], ends, color="black", linestyle="none", **stroke, **above, zorder=5)
 
 
 def _legend(found: dict[Series, Look], panels: list[list[str]], chance: bool, beyond: bool) -> list[Line2D]:

@@ -1,4 +1,4 @@
-"""Tables as files: CSV for machines, GitHub Markdown and LaTeX for readers."""
+"""Tables as files: CSV for machines, GitHub Markdown, LaTeX and HTML for readers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from patch.io import atomic_file
 from patch.paper.columns import text_columns
+from patch.paper.html import table_page
 from patch.paper.table import Measure, Table
 from patch.paper.tex import tex_lines
 from patch.results.order import percent
@@ -17,8 +18,8 @@ CSV_PARTS = ("", "_stderr", "_spread", "_seeds", "_published", "_difference", "_
 
 
 def write_table(table: Table, stem: Path | str) -> list[Path]:
-    """Write ``stem`` with `.csv`, `.md` and `.tex`, each atomically; returns the three paths."""
-    writers = {".csv": _write_csv, ".md": _write_markdown, ".tex": _write_tex}
+    """Write ``stem`` with `.csv`, `.md`, `.tex` and `.html`, each atomically; returns the four paths."""
+    writers = {".csv": _write_csv, ".md": _write_markdown, ".tex": _write_tex, ".html": _write_html}
     paths = [Path(f"{stem}{suffix}") for suffix in writers]
     for path, write in zip(paths, writers.values(), strict=True):
         with atomic_file(path) as temporary:
@@ -29,7 +30,7 @@ def write_table(table: Table, stem: Path | str) -> list[Path]:
 def _write_csv(table: Table, path: Path) -> None:
     models = list(dict.fromkeys(name for row in table.rows for name in row.achieved))
     labels = ["model"] if table.names_models else []
-    labels += ["sparsity_percent", "method", "pattern"]
+    labels += ["sparsity_percent", "method", "pattern", *(["setting"] if table.names_settings else [])]
     labels += ["achieved_percent"] if table.names_models else [f"{name}_achieved_percent" for name in models]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -37,6 +38,7 @@ def _write_csv(table: Table, path: Path) -> None:
         for row in table.rows:
             cells = [row.model] if table.names_models else []
             cells += [percent(row.sparsity), row.method, row.pattern]
+            cells += [row.setting] if table.names_settings else []
             shares = (
                 list(row.achieved.values()) or [None]
                 if table.names_models
@@ -58,22 +60,35 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _write_markdown(table: Table, path: Path) -> None:
+def to_markdown(table: Table) -> str:
+    """Caption, table and notes as GitHub reads them."""
     columns = text_columns(table)
 
     def line(cells: list[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
     def text(cell: tuple[str, bool]) -> str:
-        escaped = re.sub(r"([|*_`<\\])", r"\\\1", cell[0])
-        return f"**{escaped}**" if cell[1] else escaped
+        return f"**{escape_markdown(cell[0])}**" if cell[1] else escape_markdown(cell[0])
 
     lines = [line([text((f"{c.group} {c.name}".strip(), False)) for c in columns])]
     lines.append(line(["---:" if c.numeric else ":---" for c in columns]))
     lines += [line([text(cell) for cell in cells]) for cells in zip(*(c.cells for c in columns), strict=True)]
     notes = [text((note, False)) for note in table.notes]
-    path.write_text("\n\n".join([table.caption, "\n".join(lines), *notes]) + "\n", encoding="utf-8")
+    return "\n\n".join([table.caption, "\n".join(lines), *notes]) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Text as Markdown prints it literally."""
+    return re.sub(r"([|*_`<\\])", r"\\\1", text)
+
+
+def _write_markdown(table: Table, path: Path) -> None:
+    path.write_text(to_markdown(table), encoding="utf-8")
 
 
 def _write_tex(table: Table, path: Path) -> None:
     path.write_text("\n".join(tex_lines(table)) + "\n", encoding="utf-8")
+
+
+def _write_html(table: Table, path: Path) -> None:
+    path.write_text(table_page(table), encoding="utf-8")

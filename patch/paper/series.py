@@ -23,6 +23,7 @@ class Series:
     method: str
     pattern: str
     tile: int | None
+    imported: bool = False
 
     @property
     def hardware_friendly(self) -> bool:
@@ -32,7 +33,7 @@ class Series:
     @property
     def label(self) -> str:
         """As in the legend."""
-        title = method_title(self.method)
+        title = method_title(self.method) + (" (imported)" if self.imported else "")
         if self.pattern == "hybrid":
             return f"{title}, tile {format_tile(self.tile)}" if self.tile else title
         return f"{title}, {self.pattern}"
@@ -42,7 +43,12 @@ def with_series(summary: pd.DataFrame) -> pd.DataFrame:
     """Add ``series`` and ``x``: the target sparsity in percent, moved aside by the place of the series at it."""
     several = summary["tile"].dropna().nunique() > 1
     series = [
-        Series(row.method, row.pattern, int(row.tile) if several and not pd.isna(row.tile) else None)
+        Series(
+            row.method,
+            row.pattern,
+            int(row.tile) if several and not pd.isna(row.tile) else None,
+            not pd.isna(row.variant),
+        )
         for row in summary.itertuples()
     ]
     summary = summary.assign(series=series)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from patch.results.collect import DENSITY
 from patch.results.record import ModelInfo
 
 DASH = "–"
@@ -46,6 +48,8 @@ class Heading:
     @property
     def text(self) -> str:
         """As printed."""
+        if self.metric.startswith(DENSITY):
+            return self.metric.removeprefix(DENSITY).removesuffix("_proj")
         short = {"accuracy": "Acc. (%)" if self.model else "Mean", "perplexity": "PPL"}.get(self.metric, self.metric)
         return f"{short} {'↑' if self.higher_is_better else '↓'}"
 
@@ -67,6 +71,8 @@ class Row:
         pattern: as printed.
         achieved: model name -> share of zeros that was counted.
         measures: one for each heading; None is a missing cell.
+        setting: what sets it apart from the plain run, as printed.
+        comparable: False where the row is one model's and the paper's numbers are another's.
     """
 
     model: str | None
@@ -75,39 +81,65 @@ class Row:
     pattern: str
     achieved: dict[str, float]
     measures: tuple[Measure | None, ...]
+    setting: str = ""
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of results."""
+    """A table of results; with ``deviation`` the scatter over seeds is printed, not the standard error."""
 
     name: str
     caption: str
     header: tuple[Heading, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = field(default=())
+    deviation: bool = False
 
     @property
     def names_models(self) -> bool:
         """Whether each row belongs to one model."""
         return any(row.model is not None for row in self.rows)
 
+    @property
+    def names_settings(self) -> bool:
+        """Whether a row differs from the plain run."""
+        return any(row.setting for row in self.rows)
 
-def mark_best(measures: list[Measure | None], higher_is_better: bool) -> list[bool]:
+
+def mark_best(
+    measures: list[Measure | None],
+    higher_is_better: bool,
+    stderr_of_difference: Callable[[int, int], float | None] | None = None,
+) -> list[bool]:
     """Which of the measures that share a sparsity are printed in bold.
 
-    The best one, and with it every one whose difference from the best is within the standard error of
-    that difference (the two errors in quadrature; an unknown error counts as zero). Nothing is marked
-    where fewer than two numbers compete, or where all of them tie.
+    The best one, and with it every one whose difference from the best is within one standard error of
+    that difference. Nothing is marked where fewer than two numbers compete, or where all of them tie.
+
+    Args:
+        measures: None is a missing cell.
+        higher_is_better: False for perplexity.
+        stderr_of_difference: the error of the difference of two of the measures, by their places in the
+            list, from results on the same windows and questions. Where it is not given, or gives None, the
+            two measures count as independent: their errors in quadrature, an unknown one as zero.
+
+    Returns:
+        For each measure whether it is bold.
     """
-    present = [m for m in measures if m is not None and not math.isnan(m.value)]
+    present = {i: m for i, m in enumerate(measures) if m is not None and not math.isnan(m.value)}
     if len(present) < 2:
         return [False] * len(measures)
-    leader = (max if higher_is_better else min)(present, key=lambda m: m.value)
-    marks = [m is not None and not math.isnan(m.value) and _ties(m, leader) for m in measures]
-    return [False] * len(measures) if sum(marks) == len(present) else marks
+    leader = (max if higher_is_better else min)(present, key=lambda i: present[i].value)
+    tied = set()
+    for place, measure in present.items():
+        error = stderr_of_difference(place, leader) if stderr_of_difference and place != leader else None
+        if _ties(measure, present[leader], error):
+            tied.add(place)
+    return [i in tied and len(tied) < len(present) for i in range(len(measures))]
 
 
-def _ties(measure: Measure, leader: Measure) -> bool:
-    error = math.hypot(*(0.0 if math.isnan(m.stderr) else m.stderr for m in (measure, leader)))
+def _ties(measure: Measure, leader: Measure, error: float | None) -> bool:
+    if error is None or math.isnan(error):
+        error = math.hypot(*(0.0 if math.isnan(m.stderr) else m.stderr for m in (measure, leader)))
     return measure.value == leader.value or abs(measure.value - leader.value) <= error

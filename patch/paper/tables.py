@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -11,147 +11,154 @@ import pandas as pd
 from patch.cell import Cell
 from patch.errors import InputError
 from patch.paper.render import write_table
+from patch.paper.selection import TABLES, Key, Selection, selection
 from patch.paper.table import Heading, Measure, Row, Table, mark_best
 from patch.paper.text import to_text
-from patch.results.order import QUANTIZATIONS, cell_order, method_title, tile_title
+from patch.results.collect import DENSITY
+from patch.results.differences import Differences
+from patch.results.order import QUANTIZATIONS, method_title, tile_title, variant_title
 from patch.results.record import ModelInfo
 from patch.results.statistics import summarize
 
-__all__ = ["TABLES", "Table", "build_table", "to_text", "write_table"]
+__all__ = ["TABLES", "Arrangement", "Table", "build_table", "to_text", "write_table"]
 
 NAMED_MISSING = 6
-BOLD_NOTE = "Bold: the best of its sparsity and what ties with it within the standard error of the difference."
+BOLD_NOTE = (
+    "Bold: the best of its sparsity and what ties with it within the standard error of the difference, "
+    "taken on the same windows and questions."
+)
+Found = dict[tuple[str, Key, str], tuple]
 
 
 @dataclass(frozen=True)
-class _Key:
-    """A row: the cells of all models and seeds that stand in it; ``method`` is `patch` for a model's own variant."""
+class Arrangement:
+    """Which rows, named `model/row`, stand where.
 
-    method: str
-    pattern: str
-    sparsity: float
-    tile: int | None
-    quantization: str | None
+    Attributes:
+        standard: rows of the standard tables; None for all.
+        own: name of a table of the grid's own -> its rows, in order.
+    """
 
+    standard: Sequence[str] | None = None
+    own: Mapping[str, Sequence[str]] | None = None
 
-@dataclass(frozen=True)
-class _Selection:
-    """Which models and rows a table shows, and whether its columns are tasks instead of models."""
-
-    caption: str
-    models: Callable[[ModelInfo], bool]
-    rows: Callable[[_Key, set[float]], bool]
-    by_task: bool = False
+    def rows(self, table: str) -> dict[str, int] | None:
+        """Position of each row in a table; None for all, in the paper's order."""
+        names = self.standard if table in TABLES else (self.own or {}).get(table)
+        return None if names is None else {name: position for position, name in enumerate(names)}
 
 
-def _structured(key: _Key, unstructured: set[float]) -> bool:
-    return key.pattern != "unstructured" and not key.quantization
+@dataclass
+class _Line:
+    """A row before it is one: the models whose cells stand in it."""
+
+    key: Key
+    models: list[ModelInfo]
+    title: str | None = None
 
 
-def _beside_unstructured(key: _Key, unstructured: set[float]) -> bool:
-    beside = key.pattern == "unstructured" or key.method.startswith("patch")
-    return key.sparsity in unstructured and beside and not key.quantization
-
-
-TABLES: dict[str, _Selection] = {
-    "joint": _Selection(
-        "Accuracy and perplexity: 2:4 methods and PATCH with learned patterns (joint).",
-        lambda model: model.variant == "joint",
-        _structured,
-    ),
-    "tile": _Selection(
-        "Accuracy and perplexity: 2:4 methods and PATCH over a frozen 2:4 mask (tile).",
-        lambda model: model.variant == "tile",
-        _structured,
-    ),
-    "unstructured": _Selection(
-        "Unstructured pruning beside PATCH at equal sparsity.", lambda model: True, _beside_unstructured
-    ),
-    "quantized": _Selection(
-        "Quantised weights (group AbsMax) after pruning, without and with low-rank compensation (SLiM-LoRA).",
-        lambda model: True,
-        lambda key, unstructured: key.quantization is not None,
-    ),
-    "tasks": _Selection("Accuracy (%) of each task.", lambda model: True, lambda key, unstructured: True, by_task=True),
-}
-
-
-def build_table(name: str, frame: pd.DataFrame, models: Sequence[ModelInfo], expected: Sequence[Cell]) -> Table:
-    """Make one of ``TABLES``.
+def build_table(
+    name: str,
+    frame: pd.DataFrame,
+    models: Sequence[ModelInfo],
+    expected: Sequence[Cell],
+    arrangement: Arrangement = Arrangement(),  # noqa: B008 - frozen
+    differences: Differences | None = None,
+) -> Table:
+    """Make one of the standard ``TABLES`` or of the grid's own.
 
     Args:
-        name: key of ``TABLES``.
+        name: of the table.
         frame: as `patch.results.collect` makes it.
         models: of the configuration, in its order.
         expected: cells of the grid; those without a record are dashes and are counted in a note.
+        arrangement: which rows the tables have.
+        differences: paired errors, which decide what ties with the best; without them the rows' own errors do.
 
     Raises:
         InputError: there is no such table.
     """
-    if name not in TABLES:
-        raise InputError(f"unknown table `{name}`; known: {', '.join(TABLES)}")
-    selection = TABLES[name]
-    shown = {model.name: model for model in models if selection.models(model)}
+    known = [*TABLES, *(arrangement.own or {})]
+    if name not in known:
+        raise InputError(f"unknown table `{name}`; known: {', '.join(known)}")
+    chosen, rows = selection(name), arrangement.rows(name)
+    shown = {model.name: model for model in models if chosen.models(model)}
     summary = summarize(frame[frame["model"].isin(list(shown))])
-    found = {(r.model, _key(r, shown[r.model]), r.metric): r for r in summary.itertuples()}
-    wanted = {(cell.model, _key(cell, shown[cell.model])): cell for cell in expected if cell.model in shown}
-    placed = dict.fromkeys([*wanted, *((model, key) for model, key, _ in found)])
-    unstructured = {key.sparsity for _, key in placed if key.pattern == "unstructured"}
-    placed = [(model, key) for model, key in placed if selection.rows(key, unstructured)]
-    if selection.by_task:
-        header, rows = _task_rows(found, placed, shown)
-    else:
-        header, rows = _model_rows(found, placed, shown)
+    found: Found = {(r.model, Key.of(r, shown[r.model]), r.metric): r for r in summary.itertuples()}
+    placed = _placed(chosen, found, [cell for cell in expected if cell.model in shown], shown, rows)
+    header, lines = _lines(chosen, found, placed, shown, rows if name not in TABLES else None)
+    table_rows = [_row(line, header, found) for line in lines]
+    if chosen.deviation:
+        table_rows = [row for row in table_rows if any(m and m.seeds > 1 for m in row.measures)]
+    if chosen.compared:
+        table_rows = _bold(lines, table_rows, header, differences)
     missing = _missing(frame, [cell for cell in expected if cell.model in shown], shown, set(placed))
-    notes = _notes(rows, [model for model in shown.values() if any(model.name == place for place, _ in placed)])
-    return Table(name, selection.caption, header, tuple(_bold(rows, header)), (*notes, *missing))
+    present = [model for model in shown.values() if any(model.name == place for place, _ in placed)]
+    notes = _notes(chosen, table_rows, present)
+    return Table(name, chosen.caption, header, tuple(table_rows), (*notes, *missing), chosen.deviation)
 
 
-def _key(cell: Cell | tuple, model: ModelInfo) -> _Key:
-    method = "patch" if cell.method == f"patch-{model.variant}" else cell.method
-    tile, quantization = (None if pd.isna(value) else value for value in (cell.tile, cell.quantization))
-    return _Key(method, cell.pattern, cell.sparsity, None if tile is None else int(tile), quantization)
+def _placed(
+    chosen: Selection, found: Found, expected: list[Cell], shown: dict[str, ModelInfo], rows: dict[str, int] | None
+) -> list[tuple[str, Key]]:
+    """The (model, row) pairs of a table, each once."""
+    wanted = [(cell.model, Key.of(cell, shown[cell.model])) for cell in expected]
+    placed = dict.fromkeys([*wanted, *((model, key) for model, key, _ in found)])
+    if rows is not None:
+        placed = [(model, key) for model, key in placed if f"{model}/{key.row(shown[model])}" in rows]
+    unstructured = {key.sparsity for _, key in placed if key.pattern == "unstructured"}
+    return [(model, key) for model, key in placed if chosen.rows(key, unstructured)]
 
 
-def _order(key: _Key) -> tuple:
-    return cell_order(key.method, key.pattern, key.sparsity, key.tile, key.quantization)
+def _lines(
+    chosen: Selection,
+    found: Found,
+    placed: list[tuple[str, Key]],
+    shown: dict[str, ModelInfo],
+    positions: dict[str, int] | None,
+) -> tuple[tuple[Heading, ...], list[_Line]]:
+    """The columns, and the rows in order: the paper's, or with ``positions`` the grid's within each sparsity."""
 
+    def order(key: Key) -> tuple:
+        if positions is None:
+            return key.order
+        places = [positions[f"{model}/{key.row(shown[model])}"] for model, other in placed if other == key]
+        return (*key.order[:2], min(places))
 
-def _model_rows(
-    found: dict, placed: list[tuple[str, _Key]], shown: dict[str, ModelInfo]
-) -> tuple[tuple[Heading, ...], list[Row]]:
     present = [model for model in shown.values() if any(model.name == name for name, _ in placed)]
-    header = tuple(Heading(metric, model) for model in present for metric in ("accuracy", "perplexity"))
-    rows = []
-    for key in sorted({key for _, key in placed}, key=_order):
-        measures = tuple(_measure(found.get((h.model.name, key, h.metric))) for h in header)
-        rows.append(_row(None, key, found, [model.name for model in present], measures))
-    return header, rows
+    if chosen.columns == "models":
+        header = [Heading(metric, model) for model in present for metric in ("accuracy", "perplexity")]
+        return tuple(header), [_Line(key, present) for key in sorted({key for _, key in placed}, key=order)]
+    lines = [
+        _Line(key, [model], model.title)
+        for model in present
+        for key in sorted({key for place, key in placed if place == model.name}, key=order)
+    ]
+    metrics = dict.fromkeys(metric for model, key, metric in found if (model, key) in set(placed))
+    if chosen.columns == "projections":
+        return tuple(Heading(metric) for metric in metrics if metric.startswith(DENSITY)), lines
+    tasks = [m for m in metrics if m not in ("accuracy", "perplexity") and not m.startswith(DENSITY)]
+    return tuple(Heading(metric) for metric in [*tasks, "accuracy"]), lines
 
 
-def _task_rows(
-    found: dict, placed: list[tuple[str, _Key]], shown: dict[str, ModelInfo]
-) -> tuple[tuple[Heading, ...], list[Row]]:
-    tasks = [m for m in dict.fromkeys(metric for *_, metric in found) if m not in ("accuracy", "perplexity")]
-    header = tuple(Heading(metric) for metric in [*tasks, "accuracy"])
-    rows = []
-    for name, model in shown.items():
-        for key in sorted({key for place, key in placed if place == name}, key=_order):
-            measures = tuple(_measure(found.get((name, key, h.metric))) for h in header)
-            rows.append(_row(model.title, key, found, [name], measures))
-    return header, rows
-
-
-def _row(title: str | None, key: _Key, found: dict, models: list[str], measures: tuple[Measure | None, ...]) -> Row:
-    achieved = {}
-    for name in models:
-        hit = next((found[name, key, m] for m in ("accuracy", "perplexity") if (name, key, m) in found), None)
+def _row(line: _Line, header: tuple[Heading, ...], found: Found) -> Row:
+    key, achieved = line.key, {}
+    for model in line.models:
+        hits = (found.get((model.name, key, metric)) for metric in ("accuracy", "perplexity"))
+        hit = next((hit for hit in hits if hit is not None), None)
         if hit is not None:
-            achieved[name] = hit.achieved_sparsity
+            achieved[model.name] = hit.achieved_sparsity
     pattern = f"{key.pattern} {tile_title(key.tile)}" if key.tile else key.pattern
     if key.quantization:
         pattern = f"{pattern}, {QUANTIZATIONS[key.quantization]}"
-    return Row(title, key.sparsity, method_title(key.method), pattern, achieved, measures)
+    measures = tuple(_measure(found.get((_model(h, line).name, key, h.metric))) for h in header)
+    setting = variant_title(key.variant) if key.variant else ""
+    comparable = line.title is None or line.models[0].comparable
+    return Row(line.title, key.sparsity, method_title(key.method), pattern, achieved, measures, setting, comparable)
+
+
+def _model(heading: Heading, line: _Line) -> ModelInfo:
+    return heading.model or line.models[0]
 
 
 def _measure(hit: tuple | None) -> Measure | None:
@@ -160,12 +167,21 @@ def _measure(hit: tuple | None) -> Measure | None:
     return Measure(hit.value, hit.stderr, hit.spread, hit.seeds, hit.published)
 
 
-def _bold(rows: list[Row], header: tuple[Heading, ...]) -> list[Row]:
+def _bold(
+    lines: list[_Line], rows: list[Row], header: tuple[Heading, ...], differences: Differences | None
+) -> list[Row]:
     marks = [[False] * len(header) for _ in rows]
-    for level in {(row.model, row.sparsity) for row in rows}:
+    for level in dict.fromkeys((row.model, row.sparsity) for row in rows):
         members = [index for index, row in enumerate(rows) if (row.model, row.sparsity) == level]
         for column, heading in enumerate(header):
-            best = mark_best([rows[index].measures[column] for index in members], heading.higher_is_better)
+
+            def error(a: int, b: int, members: list[int] = members, heading: Heading = heading) -> float | None:
+                one, other = lines[members[a]], lines[members[b]]
+                model = _model(heading, one)
+                return differences.stderr(model.name, heading.metric, one.key.row(model), other.key.row(model))
+
+            measures = [rows[index].measures[column] for index in members]
+            best = mark_best(measures, heading.higher_is_better, error if differences else None)
             for index, mark in zip(members, best, strict=True):
                 marks[index][column] = mark
     return [
@@ -174,13 +190,15 @@ def _bold(rows: list[Row], header: tuple[Heading, ...]) -> list[Row]:
     ]
 
 
-def _notes(rows: list[Row], models: list[ModelInfo]) -> list[str]:
+def _notes(chosen: Selection, rows: list[Row], models: list[ModelInfo]) -> list[str]:
     measures = [measure for row in rows for measure in row.measures if measure]
     if not rows:
         return ["No cell of this experiment belongs in this table."]
     seeds = max((measure.seeds for measure in measures), default=1)
     over = f"; means over up to {seeds} seeds, whose scatter it includes" if seeds > 1 else ""
-    notes = [f"±: standard error{over}.", BOLD_NOTE]
+    notes = [f"±: sample standard deviation over up to {seeds} seeds."] if chosen.deviation else []
+    if chosen.compared:
+        notes += [f"±: standard error{over}.", BOLD_NOTE]
     others = [f"{model.title}: {model.published}" for model in models if model.published and not model.comparable]
     if others and any(not math.isnan(measure.published) for measure in measures):
         notes.append(
@@ -191,10 +209,10 @@ def _notes(rows: list[Row], models: list[ModelInfo]) -> list[str]:
 
 
 def _missing(
-    frame: pd.DataFrame, expected: list[Cell], shown: dict[str, ModelInfo], placed: set[tuple[str, _Key]]
+    frame: pd.DataFrame, expected: list[Cell], shown: dict[str, ModelInfo], placed: set[tuple[str, Key]]
 ) -> list[str]:
-    present = {(r.model, _key(r, shown[r.model]), r.seed) for r in frame.itertuples() if r.model in shown}
-    keyed = [(cell, _key(cell, shown[cell.model])) for cell in expected]
+    present = {(r.model, Key.of(r, shown[r.model]), r.seed) for r in frame.itertuples() if r.model in shown}
+    keyed = [(cell, Key.of(cell, shown[cell.model])) for cell in expected]
     names = [
         f"{cell.model}/{cell.id}"
         for cell, key in keyed

@@ -14,7 +14,7 @@ from patch.errors import InputError
 from patch.evaluation.aligned_lm import AlignedLM
 
 # What `from_pretrained` is told besides, for the model and its tokenizer.
-OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder", "trust_remote_code")
+OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder")
 _OF_MODEL_ALONE = ("attn_implementation",)
 
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import pandas as pd
 
+from patch.cell import Cell
 from patch.config.load import suggest
 from patch.errors import InputError
 from patch.results.order import cell_order
+from patch.results.projections import projection_density
 from patch.results.published import Published, published_value
 from patch.results.record import ModelInfo, Record
 
+# Before the name of a projection, in the column of metrics.
+DENSITY = "density/"
 COLUMNS = [
     "experiment",
     "model",
@@ -23,6 +27,7 @@ COLUMNS = [
     "sparsity",
     "tile",
     "quantization",
+    "variant",
     "seed",
     "metric",
     "value",
@@ -43,10 +48,10 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
         published: the paper's numbers.
 
     Returns:
-        The columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, or a task;
-        ``value``, ``stderr`` and ``published`` of accuracies are percentages; ``sparsity`` (target) and
-        ``achieved_sparsity`` are shares; ``seconds`` is the sum over stages and ``peak_memory_mb`` the
-        largest, both of the whole cell. What is not known is null.
+        The columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task, or, of a hybrid
+        cell, `density/<projection>` (mean kept share over layers); all but perplexity are percentages.
+        ``sparsity`` (target) and ``achieved_sparsity`` are shares; ``seconds`` is the sum over stages and
+        ``peak_memory_mb`` the largest, both of the whole cell. What is not known is null.
 
     Raises:
         InputError: a record of a model that is not in ``models``, two records of one cell, or a model
@@ -58,15 +63,20 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
 
     def order(record: Record) -> tuple[Any, ...]:
         cell = record.cell
-        row = cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile, cell.quantization)
+        row = cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile, cell.quantization, cell.variant)
         return positions[cell.model], row, cell.seed
 
-    rows = [
-        row for record in sorted(records, key=order) for row in _rows(record, by_name[record.cell.model], published)
-    ]
+    sizes = Counter((c.model, c.method, c.sparsity, c.tile) for c in (record.cell for record in records) if c.tile)
+    compared = Counter(size[:3] for size in sizes)
+    rows = []
+    for record in sorted(records, key=order):
+        cell = record.cell
+        sized = compared[cell.model, cell.method, cell.sparsity] > 1
+        rows += _rows(record, by_name[cell.model], published, sized)
     frame = pd.DataFrame(rows, columns=COLUMNS)
     floats = ["sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb"]
-    return frame.astype({"tile": "Int64", "quantization": "str", "seed": "int64"} | dict.fromkeys(floats, "float64"))
+    kinds = {"tile": "Int64", "quantization": "str", "variant": "str", "seed": "int64"}
+    return frame.astype(kinds | dict.fromkeys(floats, "float64"))
 
 
 def mean_chance(records: list[Record], model: str) -> float | None:
@@ -92,14 +102,14 @@ def _check(records: list[Record], models: dict[str, ModelInfo], published: Publi
         raise InputError(f"{count} records of cell `{cell[1]}` of model `{cell[0]}`; expected one")
 
 
-def _rows(record: Record, model: ModelInfo, published: Published) -> list[dict[str, Any]]:
+def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -> list[dict[str, Any]]:
     cell = record.cell
     costs = record.stages.values()
     shared = {
         "experiment": record.experiment,
         **{
             name: getattr(cell, name)
-            for name in ("model", "method", "pattern", "sparsity", "tile", "quantization", "seed")
+            for name in ("model", "method", "pattern", "sparsity", "tile", "quantization", "variant", "seed")
         },
         "achieved_sparsity": record.achieved_sparsity,
         "seconds": math.fsum(cost.seconds for cost in costs) if costs else None,
@@ -116,20 +126,40 @@ def _rows(record: Record, model: ModelInfo, published: Published) -> list[dict[s
                 "metric": name,
                 "value": scale * metric.value,
                 "stderr": None if metric.stderr is None else scale * metric.stderr,
-                "published": _published(record, model, published, name),
+                "published": _published(record, model, published, name, sized),
             }
         )
+    if cell.pattern == "hybrid" and not cell.quantization:
+        blank = {"stderr": None, "published": None}
+        shares = projection_density(record.density)
+        rows += [shared | blank | {"metric": f"{DENSITY}{name}", "value": 100 * v} for name, v in shares.items()]
     return rows
 
 
-def _published(record: Record, model: ModelInfo, published: Published, metric: str) -> float | None:
+def row_names(frame: pd.DataFrame) -> pd.Series:
+    """`model/row` of each line of the tidy frame, with `Cell.row`."""
+    names = ["model", "method", "pattern", "sparsity", "tile", "seed", "quantization", "variant"]
+    cells = (
+        Cell(*(None if pd.isna(value) else value for value in values))
+        for values in frame[names].itertuples(index=False, name=None)
+    )
+    return pd.Series([f"{cell.model}/{cell.row}" for cell in cells], index=frame.index, dtype="str")
+
+
+def _published(record: Record, model: ModelInfo, published: Published, metric: str, sized: bool) -> float | None:
     if model.published is None:
         return None
     cell = record.cell
-    # Another model of the family has other sizes, so its tile is never the paper's.
-    tile = cell.tile if model.comparable else None
-    arguments = (cell.method, cell.pattern, cell.sparsity, metric, tile, cell.quantization)
-    return published_value(published, model.published, *arguments)
+
+    def value(tile: int | None) -> float | None:
+        arguments = (cell.method, cell.pattern, cell.sparsity, metric, tile, cell.quantization, cell.variant)
+        return published_value(published, model.published, *arguments)
+
+    # Another model of the family has other sizes: the tile that its experiment is for stands for the paper's, but
+    # among tiles of several sizes for itself, if the paper has that size.
+    standing = not model.comparable and cell.tile == model.tile
+    own = value(cell.tile) if sized or not standing else None
+    return value(None) if own is None and standing else own
 
 
 def read_results(path: Path | str) -> pd.DataFrame:
@@ -139,7 +169,7 @@ def read_results(path: Path | str) -> pd.DataFrame:
         InputError: the file is missing or has other columns.
     """
     try:
-        frame = pd.read_csv(path, dtype={"tile": "Int64", "pattern": str, "quantization": str})
+        frame = pd.read_csv(path, dtype={"tile": "Int64", "pattern": str, "quantization": str, "variant": str})
     except (FileNotFoundError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: cannot be read as results ({error})") from None
     if list(frame.columns) != COLUMNS:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from patch.config.experiment import WHOLE_MATRIX
+from patch.cell import IMPORT
+from patch.config.tile import WHOLE_MATRIX
 from patch.methods import METHODS, PAPER_ORDER, paper_rank
 
 # Name in the configuration -> name in the paper's tables, in the order of their rows.
@@ -14,7 +15,7 @@ HARDWARE_ORDER = ("dense", "n:m", "hybrid", "unstructured")
 # How a cell's weights were quantised -> as printed, in the order of rows.
 QUANTIZATIONS = {"absmax": "AbsMax", "slim-lora": "AbsMax + SLiM-LoRA"}
 
-CellOrder = tuple[bool, float, int, str, int, str, int, int]
+CellOrder = tuple[bool, float, int, str, int, str, int, int, str]
 
 
 def method_title(method: str) -> str:
@@ -33,13 +34,26 @@ def pattern_kind(pattern: str) -> str:
     return "n:m" if ":" in pattern else pattern
 
 
+def variant_title(variant: str) -> str:
+    """What sets a row apart, as printed: `frozen_mask=wanda` -> `frozen mask: Wanda`."""
+    if variant.startswith(IMPORT):
+        return f"imported: {variant.removeprefix(IMPORT)}"
+    pairs = (pair.partition("=") for pair in variant.split(","))
+    return ", ".join(f"{key.replace('_', ' ')}: {method_title(value)}" for key, _, value in pairs)
+
+
 def cell_order(
-    method: str, pattern: str, sparsity: float, tile: int | None, quantization: str | None = None
+    method: str,
+    pattern: str,
+    sparsity: float,
+    tile: int | None,
+    quantization: str | None = None,
+    variant: str | None = None,
 ) -> CellOrder:
     """Sort key: dense, then the highest sparsity first, then methods as in the paper and unknown ones by name."""
     rank = 1 + list(QUANTIZATIONS).index(quantization) if quantization else 0
     kind = HARDWARE_ORDER.index(pattern_kind(pattern))
-    return (pattern != "dense", -sparsity, paper_rank(method), method, kind, pattern, tile or 0, rank)
+    return (pattern != "dense", -sparsity, paper_rank(method), method, kind, pattern, tile or 0, rank, variant or "")
 
 
 def percent(share: float) -> str:

@@ -7,12 +7,29 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from patch.cell import IMPORT
 from patch.errors import InputError
 from patch.io import read_json
 from patch.results.order import PAPER_METHODS, pattern_kind, percent
 from patch.results.record import first_fault
 
 PAPER_TILE = 128
+# The paper's ablations are of one model, in perplexity.
+ABLATED = "Qwen/Qwen2.5-0.5B"
+FROZEN_MASKS = {
+    "maskllm": "MaskLLM",
+    "sparsegpt": "SparseGPT w/o update",
+    "wanda": "Wanda",
+    "magnitude": "Magnitude",
+}
+TILE_PRIORS = {
+    "none": "none",
+    "sparsegpt": "SparseGPT",
+    "wanda": "Wanda",
+    "magnitude": "Magnitude",
+    "random": "Random",
+}
+TARGETS = {"global": "global", "layer": "layer"}
 
 
 class PublishedModel(BaseModel):
@@ -47,8 +64,17 @@ class PairTable(BaseModel):
     cols: list[str]
 
 
+class ColumnTable(BaseModel):
+    """Perplexities by sparsity in percent, such as `45`, one for each of ``cols``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, list[float]] = Field(init=False)
+
+    cols: list[str]
+
+
 class Published(BaseModel):
-    """`config/published.json`; the ablation tables that no lookup needs are kept as they are."""
+    """`config/published.json`; tables that no lookup needs are kept as they are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -57,6 +83,10 @@ class Published(BaseModel):
     per_task: dict[str, list[PublishedRow]]
     unstructured_acc_ppl: PairTable
     quantized_acc_ppl: PairTable
+    tile_size_ppl_qwen_joint: dict[str, dict[str, float]] = {}
+    global_vs_layer_ppl_qwen: ColumnTable | None = None
+    fixed_mask_ppl_qwen: ColumnTable | None = None
+    tile_prior_ppl_qwen: ColumnTable | None = None
 
 
 def load_published(path: Path | str) -> Published:
@@ -80,6 +110,7 @@ def published_value(
     metric: str,
     tile: int | None = None,
     quantization: str | None = None,
+    variant: str | None = None,
 ) -> float | None:
     """The paper's number for a cell, or None where it prints none.
 
@@ -88,14 +119,21 @@ def published_value(
         model_id: key of its `models`, such as `Qwen/Qwen2.5-0.5B`.
         method, pattern, sparsity: of the cell, as in the configuration.
         metric: `accuracy` (mean over the paper's tasks), `perplexity`, or one of its tasks.
-        tile: tile size of a hybrid cell; the paper's tables are for 128. None does not compare it.
+        tile: tile size of a hybrid cell; the paper's tables are for 128, but for one. None does not compare it.
         quantization: of the cell.
+        variant: of the cell; an imported mask stands beside the method that made it.
 
     Returns:
         Percent for accuracies.
     """
     name, level, kind = PAPER_METHODS.get(method), percent(sparsity), pattern_kind(pattern)
-    if name is None or tile not in (None, PAPER_TILE):
+    ablated = (model_id, metric, quantization) == (ABLATED, "perplexity", None) and kind == "hybrid"
+    if variant and not variant.startswith(IMPORT):
+        return _of_variant(published, method, level, variant) if ablated and tile in (None, PAPER_TILE) else None
+    if tile not in (None, PAPER_TILE):
+        sizes = published.tile_size_ppl_qwen_joint.get(level, {})
+        return sizes.get(str(tile)) if ablated and method == "patch-joint" else None
+    if name is None:
         return None
     if kind == "hybrid" and method not in ("patch", f"patch-{_variant(published, model_id)}"):
         return None
@@ -112,6 +150,20 @@ def published_value(
     if row is None:
         return None
     return {"accuracy": row.avg, "perplexity": row.ppl}.get(metric, row.acc.get(metric))
+
+
+def _of_variant(published: Published, method: str, level: str, variant: str) -> float | None:
+    key, _, value = variant.partition("=")
+    places = {
+        "frozen_mask": ("patch-tile", published.fixed_mask_ppl_qwen, FROZEN_MASKS),
+        "tile_prior": ("patch-joint", published.tile_prior_ppl_qwen, TILE_PRIORS),
+        "target": ("patch-joint", published.global_vs_layer_ppl_qwen, TARGETS),
+    }
+    of, table, names = places.get(key, (None, None, {}))
+    values = table.__pydantic_extra__.get(level) if table else None
+    if of != method or values is None or value not in names:
+        return None
+    return values[table.cols.index(names[value])]
 
 
 def _variant(published: Published, model_id: str) -> str | None:

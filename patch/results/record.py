@@ -12,7 +12,7 @@ from patch.errors import InputError
 from patch.io import read_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
-StageName = Literal["prune", "learn", "quantize", "evaluate"]
+StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ModelInfo:
         variant: what the grid's method `patch` means for this model.
         published: id of the model in `published.json` that it is printed beside.
         comparable: False where ``published`` is another model of the family.
+        tile: the experiment's tile size, which stands for the paper's where models are not comparable.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ModelInfo:
     variant: Literal["joint", "tile"]
     published: str | None = None
     comparable: bool = True
+    tile: int | None = None
 
 
 class _Section(BaseModel):
@@ -49,6 +51,7 @@ class RecordCell(_Section):
     tile: int | None
     seed: int
     quantization: Literal["absmax", "slim-lora"] | None = None
+    variant: str | None = None
 
 
 class Metric(_Section):

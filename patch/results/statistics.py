@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-ROW = ["model", "method", "pattern", "sparsity", "tile", "quantization", "metric"]
+ROW = ["model", "method", "pattern", "sparsity", "tile", "quantization", "variant", "metric"]
 SUMMARY_COLUMNS = [
     *ROW,
     "value",

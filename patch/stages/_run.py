@@ -41,6 +41,9 @@ def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:
         if parameter.annotation in ("int", int):
             parser.add_argument(option, required=required, type=_positive, metavar="NUMBER")
             continue
+        if parameter.annotation in ("str", str):
+            parser.add_argument(option, required=required, metavar="TEXT")
+            continue
         several = "list" in str(parameter.annotation)
         parser.add_argument(option, required=required, type=Path, nargs="*" if several else None, metavar="PATH")
     return parser

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.paper.figures import pareto, save
-from patch.results.collect import mean_chance, read_results
+from patch.results.collect import mean_chance, read_results, row_names
 from patch.results.record import ModelInfo, read_record
 from patch.specs import FigureSpec
 
 
 def run(spec: FigureSpec, *, results: Path, record: Path, out: Path) -> None:
-    """Draw the Pareto plots; ``record`` is any of the model's, for the tasks' chance level."""
+    """Draw the Pareto plots of the spec's rows; ``record`` is any of the model's, for the tasks' chance level."""
     model = ModelInfo(**spec.model)
     chance = mean_chance([read_record(record)], model.name)
-    save(pareto(read_results(results), model, chance), out)
+    frame = read_results(results)
+    save(pareto(frame[row_names(frame).isin(spec.rows)], model, chance), out)

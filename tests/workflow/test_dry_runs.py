@@ -68,7 +68,7 @@ def paper(tmp_path_factory) -> list[Job]:
 
 
 def test_paper_has_each_job_once_and_no_other(paper):
-    models, ratios, large = 5, 3, 2
+    models, ratios, large, small = 5, 3, 2, 3
     magnitude, thanos, proxsparse, maskllm, dense = 1, 1, 1, 1, 1
     wanda, sparsegpt = 1 + ratios, 1 + ratios  # 2:4, and unstructured at each ratio
     patch = ratios
@@ -76,18 +76,23 @@ def test_paper_has_each_job_once_and_no_other(paper):
     quantized = large * (maskllm + 2 * patch)  # without and with adapters, of the two models of the paper's table
     assert counts(paper) == {
         "fetch_corpus": 3,  # SlimPajama, C4, WikiText-2
+        "fetch_mask": large,  # MaskLLM's, over which patch-tile learns
         "fetch_model": models,
         "fetch_tasks": 1,
+        "import_mask": large,
         "calibrate": models,  # one seed; shared by all one-shot methods and by SLiM-LoRA
         "tokenize": models * 3,  # the text that masks are learned on, ProxSparse's, and that of perplexity
         # Where masks are learned from, SparseGPT at 2:4 and at each ratio, is in the grid already.
         "prune": models * one_shot,  # 5 x 10 = 50
         "update_weights": models * (sparsegpt + thanos),  # 5 x 5 = 25
-        "learn": models * (proxsparse + maskllm + patch),  # 5 x 5 = 25
+        "learn": models * (proxsparse + patch) + small * maskllm,  # 5 x 4 + 3 = 23
         "quantize": quantized,  # 2 x 7 = 14
         "evaluate": models * (dense + one_shot + proxsparse + maskllm + patch) + quantized,  # 5 x 16 + 14 = 94
         "collect": 1,
-        "table": 5,  # joint, tile, unstructured, quantized, tasks
+        "compare": 1,
+        "table": 6,  # joint, tile, unstructured, quantized, tasks, density
+        "overview": 1,
+        "summary": 1,
         "pareto": models,
         "density": models,
         "curves": models,
@@ -108,7 +113,10 @@ def test_gemma_270m_has_each_job_once_and_no_other(tmp_path):
         "learn": 2,  # maskllm, patch-joint
         "evaluate": 6,
         "collect": 1,
-        "table": 2,  # joint, tasks
+        "compare": 1,
+        "table": 3,  # joint, tasks, density
+        "overview": 1,
+        "summary": 1,
         "pareto": 1,
         "density": 1,
         "curves": 1,
@@ -131,12 +139,59 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
         "quantize": 7,
         "evaluate": models * 16 + 7,
         "collect": 1,
-        "table": 5,
+        "compare": 1,
+        "table": 6,
+        "overview": 1,
+        "summary": 1,
         "pareto": models,
         "density": models,
         "curves": models,
         "all": 1,
     }
+
+
+# Name -> jobs that learn, jobs that evaluate, tables of its own.
+ABLATIONS = {
+    "tile-size": (6 * 3, 1 + 6 * 3, ["tile_size"]),
+    "target": (2 * 3, 1 + 2 * 3, ["target"]),
+    "frozen-mask": (1 + 4 * 3 + 3, 1 + 4 * 3 + 3, ["frozen_mask"]),  # and MaskLLM, which one of them starts from
+    "tile-prior": (5 * 3, 1 + 5 * 3, ["tile_prior"]),
+    "unstructured": (5 * 3, 5 * (1 + 3 + 2 * 3), []),
+    "quantized": (2 * 3, 2 + 2 * (1 + 2 * 3), []),
+    "density": (5 * 3, 5 * (1 + 3), []),
+    "seeds": (3 * 3 * (1 + 1 + 3), 3 * (1 + 1 + 3 * (3 + 2 + 3)), []),  # dense and magnitude have no seed
+    "published-masks": (0, 5 * (1 + 3) + 4, []),
+}
+
+
+def test_each_ablation_has_a_dry_run():
+    assert {path.stem for path in (ROOT / "config/ablations").glob("*.yaml")} == {*ABLATIONS, "demo", "demo-seeds"}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_in_full(tmp_path, name):
+    jobs = dry_run(tmp_path, "--configfile", f"config/ablations/{name}.yaml")
+    found, (learned, evaluated, tables) = counts(jobs), ABLATIONS[name]
+    assert (found.get("learn", 0), found["evaluate"]) == (learned, evaluated)
+    written = {path for job in jobs if job.rule == "table" for path in job.files("output")}
+    assert {f"results/{name}/tables/{table}.md" for table in tables} <= written
+    standard = {"unstructured": "unstructured", "quantized": "quantized", "density": "density", "seeds": "seeds"}
+    if name in standard:
+        assert f"results/{name}/tables/{standard[name]}.md" in written
+
+
+def test_ablations_in_small_learn_nothing_twice(tmp_path):
+    jobs = dry_run(tmp_path, "--configfile", "config/ablations/demo.yaml")
+    ratios, maskllm, proxsparse = 3, 1, 1
+    plain = maskllm + proxsparse + ratios
+    sizes, layer, frozen, priors = 5, 1, 4, 4  # of tiles, targets and priors one each is the default
+    assert counts(jobs)["learn"] == plain + ratios * (sizes + layer + frozen + priors)
+    written = {path for job in jobs if job.rule == "table" for path in job.files("output")}
+    tables = ("unstructured", "quantized", "density", "tile_size", "target", "frozen_mask", "tile_prior")
+    assert {f"results/ablations/tables/{name}.md" for name in tables} <= written
+    seeds = dry_run(tmp_path, "--configfile", "config/ablations/demo-seeds.yaml")
+    assert counts(seeds)["learn"] == 3 * plain
+    assert "results/ablations-seeds/tables/seeds.md" in {path for job in seeds for path in job.files("output")}
 
 
 def test_nothing_is_made_twice(paper):
@@ -180,11 +235,11 @@ def test_the_plan_has_the_jobs_of_the_dry_run(paper, monkeypatch):
     nodes = JobGraph(Plan(load_experiment("config/paper.yaml"))).nodes
     jobs = [job for job in paper if job.rule != "all"]
     assert Counter(node.rule for node in nodes) == Counter(job.rule for job in jobs)
-    assert {node.outputs for node in nodes} == {tuple(job.files("output")) for job in jobs}
-    limits = {tuple(job.files("output")): job for job in jobs}
+    assert {frozenset(node.outputs) for node in nodes} == {frozenset(job.files("output")) for job in jobs}
+    limits = {frozenset(job.files("output")): job for job in jobs}
     for node in nodes:
         if node.stage in ("tokenize", "prune", "update", "learn", "evaluate"):
-            job = limits[node.outputs]
+            job = limits[frozenset(node.outputs)]
             assert (job.resource("runtime"), job.resource("mem_mb")) == (node.cost.minutes, node.cost.mem_mb)
 
 
@@ -208,8 +263,8 @@ def test_the_plan_sees_what_a_run_would_still_do(tmp_path, monkeypatch):
         ("dense", plan.layout.record),
     ):
         Path(where(cells[method])).unlink()
-    planned = {node.outputs for node in JobGraph(plan).remaining}
-    made = {tuple(job.files("output")) for job in dry_run(tmp_path) if job.rule != "all"}
+    planned = {frozenset(node.outputs) for node in JobGraph(plan).remaining}
+    made = {frozenset(job.files("output")) for job in dry_run(tmp_path) if job.rule != "all"}
     assert planned == made and len(planned) < 20
 
 

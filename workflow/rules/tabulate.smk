@@ -1,12 +1,18 @@
-"""Tables and figures.
+"""Tables, figures and pages.
 
 Inputs: the records of all cells, training curves. Outputs: results/<experiment>/results.csv,
-tables/<table>.{csv,md,tex}, figures/<model>/<figure>.{svg,pdf,png}.
+tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html, README.md. What
+`snakemake --report` shows is marked with report(); the captions are in workflow/report/.
 """
 
-TABLE_KINDS = ["csv", "md", "tex"]
+from patch.forecast import Forecast
+from patch.reports import command, overview_spec, summary_spec
+
+TABLE_KINDS = ["csv", "md", "tex", "html"]
 FIGURE_KINDS = ["svg", "pdf", "png"]
 RECORDS = [PLAN.layout.record(cell) for cell in PLAN.grid.cells]
+SAMPLES = [PLAN.layout.samples(cell) for cell in PLAN.grid.cells]
+FORECAST = Forecast(PLAN)
 
 
 localrules:
@@ -14,10 +20,13 @@ localrules:
     tables,
     figures,
     collect,
+    compare,
     table,
     pareto,
     density,
     curves,
+    overview,
+    summary,
 
 
 wildcard_constraints:
@@ -62,12 +71,37 @@ rule collect:
         f"{STAGE} collect --spec {{params.spec:q}} --records {{input.records}} --out {{output.results}} &> {{log}}"
 
 
+rule compare:
+    """Differences of all rows that share a sparsity, with paired errors."""
+    input:
+        samples=SAMPLES,
+    output:
+        differences=f"{RESULTS}/differences.csv",
+    log:
+        f"{LOGS}/compare.log",
+    benchmark:
+        f"{BENCHMARKS}/compare.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        spec=as_json(PLAN.compare_spec()),
+    shell:
+        f"{STAGE} compare --spec {{params.spec:q}} --samples {{input.samples}} --out {{output.differences}} &> {{log}}"
+
+
 rule table:
     """One table of the paper, measured beside published."""
     input:
         results=f"{RESULTS}/results.csv",
+        differences=f"{RESULTS}/differences.csv",
     output:
-        multiext(f"{RESULTS}/tables/{{table}}", *[f".{kind}" for kind in TABLE_KINDS]),
+        multiext(f"{RESULTS}/tables/{{table}}", ".csv", ".md", ".tex"),
+        html=report(
+            f"{RESULTS}/tables/{{table}}.html",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
     log:
         f"{LOGS}/table/{{table}}.log",
     benchmark:
@@ -78,7 +112,8 @@ rule table:
         spec=as_json(PLAN.tabulate_spec()),
         out=f"{RESULTS}/tables/{{table}}",
     shell:
-        f"{STAGE} table --spec {{params.spec:q}} --results {{input.results}} --out {{params.out}} &> {{log}}"
+        f"{STAGE} table --spec {{params.spec:q}} --results {{input.results}} --differences {{input.differences}}"
+        " --out {params.out} &> {log}"
 
 
 rule pareto:
@@ -87,7 +122,13 @@ rule pareto:
         results=f"{RESULTS}/results.csv",
         record=lambda wildcards: PLAN.layout.record(next(c for c in PLAN.grid.cells if c.model == wildcards.model)),
     output:
-        multiext(f"{RESULTS}/figures/{{model}}/pareto", *[f".{kind}" for kind in FIGURE_KINDS]),
+        multiext(f"{RESULTS}/figures/{{model}}/pareto", ".pdf", ".png"),
+        svg=report(
+            f"{RESULTS}/figures/{{model}}/pareto.svg",
+            caption="../report/pareto.rst",
+            category="Figures",
+            labels=lambda wildcards: figure_labels(wildcards, "pareto"),
+        ),
     log:
         f"{LOGS}/pareto/{{model}}.log",
     benchmark:
@@ -95,7 +136,7 @@ rule pareto:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.figure_spec(wildcards.model)),
+        spec=lambda wildcards: as_json(PLAN.pareto_spec(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/pareto",
     shell:
         f"{STAGE} pareto --spec {{params.spec:q}} --results {{input.results}} --record {{input.record}}"
@@ -107,7 +148,13 @@ rule density:
     input:
         records=lambda wildcards: [PLAN.layout.record(cell) for cell in PLAN.hybrid_cells(wildcards.model)],
     output:
-        multiext(f"{RESULTS}/figures/{{model}}/density", *[f".{kind}" for kind in FIGURE_KINDS]),
+        multiext(f"{RESULTS}/figures/{{model}}/density", ".pdf", ".png"),
+        svg=report(
+            f"{RESULTS}/figures/{{model}}/density.svg",
+            caption="../report/density.rst",
+            category="Figures",
+            labels=lambda wildcards: figure_labels(wildcards, "density"),
+        ),
     log:
         f"{LOGS}/density/{{model}}.log",
     benchmark:
@@ -124,9 +171,15 @@ rule density:
 rule curves:
     """Training curves: loss, density against target, temperature."""
     input:
-        curves=lambda wildcards: [PLAN.layout.curve(cell) for cell in PLAN.learned_cells(wildcards.model)],
+        curves=lambda wildcards: [PLAN.masks.curve(cell) for cell in PLAN.learned_cells(wildcards.model)],
     output:
-        multiext(f"{RESULTS}/figures/{{model}}/curves", *[f".{kind}" for kind in FIGURE_KINDS]),
+        multiext(f"{RESULTS}/figures/{{model}}/curves", ".pdf", ".png"),
+        svg=report(
+            f"{RESULTS}/figures/{{model}}/curves.svg",
+            caption="../report/curves.rst",
+            category="Figures",
+            labels=lambda wildcards: figure_labels(wildcards, "curves"),
+        ),
     log:
         f"{LOGS}/curves/{{model}}.log",
     benchmark:
@@ -134,7 +187,64 @@ rule curves:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.figure_spec(wildcards.model, labels=True)),
+        spec=lambda wildcards: as_json(PLAN.curves_spec(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/curves",
     shell:
         f"{STAGE} curves --spec {{params.spec:q}} --curves-of {{input.curves}} --out {{params.out}} &> {{log}}"
+
+
+rule overview:
+    """Pages on the plan and what it cost, and on where and with what the cells were evaluated."""
+    input:
+        records=RECORDS,
+    output:
+        cost=report(
+            f"{RESULTS}/overview/cost.html",
+            caption="../report/cost.rst",
+            category="Plan and cost",
+            labels={"page": "Plan and cost"},
+        ),
+        environment=report(
+            f"{RESULTS}/overview/environment.html",
+            caption="../report/environment.rst",
+            category="Environment",
+            labels={"page": "Environment"},
+        ),
+    log:
+        f"{LOGS}/overview.log",
+    benchmark:
+        f"{BENCHMARKS}/overview.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        # Not a parameter: it changes with the number of processes, and then nothing is measured anew.
+        forecast=lambda wildcards: FORECAST.json,
+    params:
+        spec=as_json(overview_spec(PLAN)),
+    shell:
+        f"{STAGE} overview --spec {{params.spec:q}} --records {{input.records}} --forecast {{resources.forecast:q}}"
+        " --cost {output.cost} --environment {output.environment} &> {log}"
+
+
+rule summary:
+    """README.md: what was run, all tables and figures, how they compare with the paper, how sure they are."""
+    input:
+        records=RECORDS,
+        results=f"{RESULTS}/results.csv",
+        differences=f"{RESULTS}/differences.csv",
+    output:
+        readme=f"{RESULTS}/README.md",
+    log:
+        f"{LOGS}/summary.log",
+    benchmark:
+        f"{BENCHMARKS}/summary.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        # Not a parameter: a configuration may move.
+        command=command(workflow.configfiles),
+    params:
+        spec=as_json(summary_spec(PLAN)),
+    shell:
+        f"{STAGE} summary --spec {{params.spec:q}} --records {{input.records}} --results {{input.results}}"
+        " --differences {input.differences} --command {resources.command:q} --out {output.readme} &> {log}"

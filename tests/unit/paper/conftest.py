@@ -24,9 +24,9 @@ PAPER_TASKS |= {"piqa": 0.5, "winogrande": 0.5}
 # Growth of perplexity over the dense model's, as measured on small models.
 GROWTH = {"magnitude": 0.29, "wanda": 0.24, "sparsegpt": 0.12, "maskllm": 0.10, "patch-joint": 0.13, "patch-tile": 0.15}
 MODELS = [
-    ModelInfo("qwen", "Qwen2-mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False),
+    ModelInfo("qwen", "Qwen2-mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False, tile=16),
     ModelInfo("gemma", "Gemma-3-1B", "joint", "google/gemma-3-1b-pt"),
-    ModelInfo("llama", "Llama-mini", "tile", "meta-llama/Llama-2-7b-hf", comparable=False),
+    ModelInfo("llama", "Llama-mini", "tile", "meta-llama/Llama-2-7b-hf", comparable=False, tile=16),
 ]
 
 

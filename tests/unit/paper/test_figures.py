@@ -1,11 +1,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from patch.errors import InputError
 from patch.paper.curves import read_curve
-from patch.paper.density import split_name
 from patch.paper.figures import curves, density, pareto, save
 from patch.paper.style import LOOKS, looks
 from patch.results.collect import mean_chance
@@ -50,15 +50,40 @@ def test_legend_says_what_is_drawn(one_seed):
     assert {"Wanda, 2:4", "Wanda, unstructured", "PATCH (tile)", "Dense"} <= set(labels)
 
 
-def test_chance_is_a_line_where_it_is_near_and_a_note_where_it_is_far(one_seed):
+def test_chance_is_a_line_at_its_place_where_it_is_near(one_seed):
     frame, model = one_seed.frame, one_seed.models[2]
     lowest = frame[(frame["model"] == model.name) & (frame["metric"] == "accuracy")]["value"].min()
-    near, far = pareto(frame, model, lowest - 1), pareto(frame, model, lowest - 60)
-    assert "Chance" in texts(near)
-    assert any(np.allclose(line.get_ydata(), lowest - 1) for line in near.axes[0].lines)
-    assert "Chance" not in texts(far)
-    assert f"chance: {lowest - 60:.1f} %, below the axis" in [text.get_text() for text in far.axes[0].texts]
-    assert far.axes[0].get_ylim()[0] > lowest - 30
+    figure = pareto(frame, model, lowest - 1)
+    assert "Chance" in texts(figure)
+    assert any(np.allclose(line.get_ydata(), lowest - 1) for line in figure.axes[0].lines)
+    assert not any("chance" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_the_axis_is_broken_where_chance_is_far(one_seed):
+    frame, model = one_seed.frame, one_seed.models[2]
+    lowest = frame[(frame["model"] == model.name) & (frame["metric"] == "accuracy")]["value"].min()
+    whole, broken = pareto(frame, model).axes[0], pareto(frame, model, lowest - 60).axes[0]
+    (low, high), (foot, top) = whole.get_ylim(), broken.get_ylim()
+    # What is above the break is drawn as without it, in most of the panel's height.
+    assert top == high and 0.8 < (high - low) / (top - foot) < 0.9
+    assert all(low <= tick <= high for tick in broken.get_yticks())
+    added = broken.lines[len(whole.lines) :]
+    line, gap, strokes = added
+    assert foot < line.get_ydata()[0] == line.get_ydata()[1] < gap.get_ydata()[0] < gap.get_ydata()[1] < low
+    assert not gap.get_clip_on() and list(strokes.get_ydata()) == list(gap.get_ydata())
+    (label,) = broken.texts
+    assert label.get_text() == f"chance {lowest - 60:.1f} %"
+    assert line.get_ydata()[0] <= label.get_position()[1] < low
+    assert "Chance" in texts(pareto(frame, model, lowest - 60))
+
+
+def test_ablations_are_not_in_the_panels(one_seed):
+    frame, model = one_seed.frame, one_seed.models[2]
+    plain = frame[(frame["model"] == model.name) & (frame["pattern"] == "hybrid")]
+    worse = plain.assign(variant="tile_prior=random", value=2 * plain["value"])
+    axes = [pareto(some, model).axes for some in (frame, pd.concat([frame, worse], ignore_index=True))]
+    for before, after in zip(*axes, strict=True):
+        assert len(before.containers) == len(after.containers) and before.get_ylim() == after.get_ylim()
 
 
 def test_a_broken_perplexity_does_not_flatten_the_panel(one_seed):
@@ -107,19 +132,6 @@ def test_density_without_hybrid_runs_says_so(one_seed, tmp_path):
     figure = density(dense, one_seed.models[0])
     assert "no hybrid run" in figure.axes[0].get_title(loc="left")
     assert save(figure, tmp_path / "density")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("model.layers.3.self_attn.q_proj", ("q_proj", 3)),
-        ("transformer.h.11.attn.c_attn", ("c_attn", 11)),
-        ("experts.2.w1.7", ("7", 2)),
-        ("head", ("head", 0)),
-    ],
-)
-def test_names_of_linears(name, expected):
-    assert split_name(name) == expected
 
 
 def test_curves(one_seed, curves_of, tmp_path):

@@ -9,8 +9,13 @@ def measure(value, stderr=0.0):
     return Measure(value, stderr, NAN, 1, NAN)
 
 
-def marks(*measures, higher=True):
-    return mark_best(list(measures), higher)
+def marks(*measures, higher=True, paired=None):
+    return mark_best(list(measures), higher, paired)
+
+
+def errors(**known):
+    """Paired errors by the places of a pair, `p01`; None for all others."""
+    return lambda a, b: known.get(f"p{min(a, b)}{max(a, b)}")
 
 
 def test_the_best_alone_is_marked():
@@ -44,3 +49,36 @@ def test_an_unknown_error_counts_as_zero():
 
 def test_a_broken_model_never_wins():
     assert marks(measure(math.inf, NAN), measure(30, 1), measure(40, 1), higher=False) == [False, True, False]
+
+
+def test_a_paired_error_decides():
+    three = measure(60, 1), measure(70, 1), measure(69, 1)
+    assert marks(*three, paired=errors(p12=0.5)) == [False, True, False]
+    assert marks(*three, paired=errors(p12=1.0)) == [False, True, True]
+    assert marks(*three, paired=errors(p01=20, p12=1.0)) == [False, False, False]
+    assert marks(*three, higher=False, paired=errors(p02=9)) == [True, False, True]
+
+
+def test_what_was_not_paired_falls_back_on_the_quadrature():
+    three = measure(60, 1), measure(70, 1), measure(69, 1)
+    for nothing in (errors(), errors(p01=0.1), errors(p12=NAN)):
+        assert marks(*three, paired=nothing) == marks(*three) == [False, True, True]
+
+
+def test_places_are_those_of_the_list():
+    """With gaps before them, and never one with itself."""
+    asked = []
+
+    def paired(a, b):
+        asked.append((a, b))
+        return 0.0
+
+    assert marks(None, measure(69), measure(NAN), measure(70), measure(68), paired=paired) == [False] * 3 + [
+        True,
+        False,
+    ]
+    assert {frozenset(pair) for pair in asked} == {frozenset((1, 3)), frozenset((4, 3))}
+
+
+def test_equal_numbers_tie_whatever_the_error():
+    assert marks(measure(70), measure(70), measure(1), paired=errors(p01=0.0)) == [True, True, False]

@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from patch.errors import InputError
-from patch.results.collect import COLUMNS, collect, mean_chance
+from patch.results.collect import COLUMNS, DENSITY, collect, mean_chance
 from patch.results.record import ModelInfo, Record
 
 QWEN = ModelInfo("qwen", "Qwen mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False)
@@ -65,9 +66,27 @@ def test_the_order_of_records_does_not_matter(raw, published):
 def test_the_papers_tile_matters_only_where_models_are_comparable(raw, published):
     cell = {"method": "patch-tile", "pattern": "hybrid", "sparsity": 0.45, "tile": 16, "model": "llama"}
     record = Record.model_validate(raw(**cell))
-    other = ModelInfo("llama", "Llama mini", "tile", LLAMA.published, comparable=False)
+    other = ModelInfo("llama", "Llama mini", "tile", LLAMA.published, comparable=False, tile=16)
     assert collect([record], [LLAMA], published)["published"].isna().all()
     assert collect([record], [other], published)["published"].notna().sum() == 2
+    assert collect([record], [replace(other, tile=32)], published)["published"].isna().all()
+
+
+def test_density_of_hybrid_cells_is_a_mean_over_layers(raw, published):
+    record = raw(method="patch-joint", pattern="hybrid", sparsity=0.25, tile=128)
+    record["density"] = {"a.0.q_proj": 0.5, "a.1.q_proj": 0.75, "a.0.down_proj": 1.0}
+    frame = collect([Record.model_validate(record)], [QWEN], published)
+    shares = frame[frame["metric"].str.startswith(DENSITY)].set_index("metric")["value"].to_dict()
+    assert shares == {"density/q_proj": 62.5, "density/down_proj": 100.0}
+    masked = collect([Record.model_validate(raw())], [QWEN], published)
+    assert not masked["metric"].str.startswith(DENSITY).any()
+
+
+def test_an_imported_mask_stands_beside_the_method_that_made_it(raw, published):
+    cell = {"method": "patch-joint", "pattern": "hybrid", "sparsity": 0.45, "tile": 128, "variant": "import=theirs"}
+    frame = collect([Record.model_validate(raw(**cell))], [QWEN], published).set_index("metric")
+    assert frame.loc["perplexity", "published"] == 14.57
+    assert set(frame["variant"]) == {"import=theirs"}
 
 
 def test_no_records_give_an_empty_frame(published):

@@ -56,10 +56,37 @@ def test_none_where_the_paper_prints_nothing(published, cell):
     assert published_value(published, *cell) is None
 
 
-def test_only_the_papers_tile_size_has_numbers(published):
-    cell = (QWEN, "patch-joint", "hybrid", 0.45, "perplexity")
-    assert published_value(published, *cell, tile=128) == 14.57
-    assert published_value(published, *cell, tile=64) is None
+def test_other_tile_sizes_have_a_table_of_one_model(published):
+    cell = ("patch-joint", "hybrid", 0.45, "perplexity")
+    assert published_value(published, QWEN, *cell, tile=128) == 14.57
+    assert [published_value(published, QWEN, *cell, tile=tile) for tile in (64, 4, 12)] == [14.66, 14.55, None]
+    assert published_value(published, "google/gemma-3-1b-pt", *cell, tile=64) is None
+    assert published_value(published, QWEN, *cell[:3], "accuracy", tile=64) is None
+    assert published_value(published, QWEN, *cell, tile=64, quantization="absmax") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsity", "variant", "value"),
+    [
+        ("patch-tile", 0.45, "frozen_mask=maskllm", 15.06),
+        ("patch-tile", 0.35, "frozen_mask=sparsegpt", 17.29),
+        ("patch-tile", 0.25, "frozen_mask=magnitude", 16.05),
+        ("patch-joint", 0.45, "tile_prior=none", 14.8),
+        ("patch-joint", 0.35, "tile_prior=random", 13.79),
+        ("patch-joint", 0.25, "tile_prior=wanda", 13.37),
+        ("patch-joint", 0.45, "target=global", 14.57),
+        ("patch-joint", 0.25, "target=layer", 13.95),
+        ("patch-joint", 0.3, "target=layer", None),
+        ("patch-tile", 0.45, "target=layer", None),
+        ("patch-joint", 0.45, "tile_prior=thanos", None),
+        ("patch-joint", 0.45, "lr=0.001", None),
+        ("patch-joint", 0.45, "tile_prior=wanda,target=layer", None),
+    ],
+)
+def test_ablations(published, method, sparsity, variant, value):
+    cell = (QWEN, method, "hybrid", sparsity, "perplexity")
+    assert published_value(published, *cell, tile=128, variant=variant) == value
+    assert published_value(published, *cell, tile=64, variant=variant) is None
 
 
 def test_each_mean_is_the_mean_of_its_tasks(published):

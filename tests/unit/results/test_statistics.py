@@ -10,7 +10,14 @@ from patch.results.statistics import SUMMARY_COLUMNS, combined_stderr, summarize
 def rows(values, stderrs, method="wanda", tile=None):
     frame = pd.DataFrame({"value": values, "stderr": stderrs, "seed": range(len(values))})
     fixed = {"model": "m", "method": method, "pattern": "2:4", "sparsity": 0.5, "metric": "accuracy"}
-    fixed |= {"quantization": None, "published": 40.0, "achieved_sparsity": 0.5, "seconds": 2.0, "peak_memory_mb": 10.0}
+    fixed |= {
+        "quantization": None,
+        "variant": None,
+        "published": 40.0,
+        "achieved_sparsity": 0.5,
+        "seconds": 2.0,
+        "peak_memory_mb": 10.0,
+    }
     return frame.assign(**fixed, tile=pd.array([tile] * len(values), dtype="Int64"))
 
 

@@ -1,0 +1,89 @@
+"""What the pages that tell of an experiment as a whole are told. Light: read while the workflow is parsed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+
+from patch.budget import DEFAULT_CONFIG
+from patch.cell import Cell, format_tile
+from patch.config import Use
+from patch.plan import Plan
+from patch.results.order import method_title, percent
+from patch.specs import OverviewSpec, SummarySpec
+
+
+def overview_spec(plan: Plan) -> OverviewSpec:
+    """What the pages on cost and environment need besides the records."""
+    return OverviewSpec(experiment=plan.experiment.experiment)
+
+
+def summary_spec(plan: Plan) -> SummarySpec:
+    """What the summary needs besides the numbers."""
+    return SummarySpec(
+        experiment=plan.experiment.experiment,
+        tabulate=plan.tabulate_spec(),
+        shown=plan.tables(),
+        figures={plan.experiment.models[name].title: _figures(plan, name) for name in plan.models},
+        run=what_was_run(plan),
+    )
+
+
+def _figures(plan: Plan, model: str) -> dict[str, str]:
+    return {figure: f"figures/{model}/{figure}.png" for figure in plan.figures(model)}
+
+
+def what_was_run(plan: Plan) -> dict[str, str]:
+    """The configuration in a few lines: a heading -> text."""
+    experiment, cells = plan.experiment, plan.grid.cells
+    perplexity, calibration = experiment.evaluation.perplexity, experiment.calibration
+    questions = f" (at most {experiment.evaluation.limit} questions each)" if experiment.evaluation.limit else ""
+    lines = {
+        "Models": _listed(f"{experiment.models[name].title} ({_source(plan, name)})" for name in plan.models),
+        "Methods": _listed(method_title(cell.method) for cell in cells),
+        "Target sparsities": _listed(f"{percent(level)} %" for level in sorted({cell.sparsity for cell in cells})),
+        "Tiles": _listed(format_tile(tile) for tile in sorted({cell.tile for cell in cells if cell.tile})),
+        "Seeds": _listed(f"{seed}" for seed in sorted({cell.seed for cell in cells if _seeded(cell)})),
+        "Perplexity": f"{_text(perplexity.use)}, in windows of {perplexity.seqlen} tokens",
+        "Tasks": f"{_listed(experiment.evaluation.tasks)}{questions}",
+        "Calibration": f"{_text(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
+        "Learning": "; ".join(_learning(plan, [cell for cell in plan.grid.closure if not cell.quantization])),
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _seeded(cell: Cell) -> bool:
+    return cell.spec.seeded or cell.quantization == "slim-lora"
+
+
+def _source(plan: Plan, model: str) -> str:
+    source = plan.experiment.models[model].source
+    kinds = {"train": "trained here", "hub": "hub", "local": "local folder", "gguf": "package"}
+    names = {"hub": "repo", "local": "path", "gguf": "distribution"}
+    return kinds[source.kind] + (f" {getattr(source, names[source.kind])}" if source.kind in names else "")
+
+
+def _learning(plan: Plan, cells: Sequence[Cell]) -> Iterable[str]:
+    """The methods of each size of a run."""
+    methods: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.spec.stage == "learn":
+            settings = plan.grid.learning(cell)
+            size = f"{settings.steps} steps of {settings.batch_size} sequences of {settings.seqlen} tokens"
+            methods.setdefault(f"{size} of {_text(settings.use)}", {})[method_title(cell.method)] = None
+    return (f"{', '.join(names)}: {size}" for size, names in methods.items())
+
+
+def _text(use: Use) -> str:
+    return f"{use.corpus} ({use.split})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def command(configfiles: Sequence[str]) -> str:
+    """The shell line that makes an experiment, from the folder that it was made in."""
+    files = [path for path in map(os.path.relpath, configfiles) if path != DEFAULT_CONFIG]
+    return shlex.join(["snakemake", *(["--configfile", *files] if files else [])])

@@ -1,0 +1,105 @@
+import dataclasses
+from html.parser import HTMLParser
+
+import pytest
+
+from patch.paper.columns import groups, text_columns
+from patch.paper.html import html_page, table_page
+from patch.paper.tables import build_table, write_table
+
+VOID = {"meta"}
+
+
+class Page(HTMLParser):
+    """The tables of a page as text, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.rows, self.bold, self.text = [], [], [], set(), ""
+        self.spans, self.classes = [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+            self.spans.append([])
+            self.classes.append(dict(attributes).get("class"))
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.spans[-1].append(int(dict(attributes).get("colspan", 1)))
+        elif tag == "b":
+            self.bold.add((len(self.rows) - 1, len(self.rows[-1]) - 1))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def build(name, experiment):
+    return build_table(name, experiment.frame, experiment.models, experiment.expected)
+
+
+@pytest.mark.parametrize("name", ["joint", "tile", "tasks"])
+def test_the_page_has_the_tables_cells(name, experiment, tmp_path):
+    table = build(name, experiment)
+    *_, path = write_table(table, tmp_path / name)
+    assert path.name == f"{name}.html"
+    page, columns = Page(path.read_text()), text_columns(table)
+    body = page.rows[-len(table.rows) :]
+    assert body == [list(row) for row in zip(*([text for text, _ in c.cells] for c in columns), strict=True)]
+    first = len(page.rows) - len(table.rows)
+    bold = {(first + i, j) for j, column in enumerate(columns) for i, (_, best) in enumerate(column.cells) if best}
+    assert page.bold == bold and bold
+    assert page.rows[first - 1] == [column.name for column in columns]
+    assert all(note in page.text for note in (*table.notes, table.caption))
+
+
+def test_models_stand_above_their_columns(one_seed):
+    table = build("joint", one_seed)
+    page, columns = Page(table_page(table)), text_columns(table)
+    assert page.rows[0] == [title for title, *_ in groups(columns)]
+    assert page.spans[0] == [last - first + 1 for _, first, last in groups(columns)]
+    assert sum(page.spans[0]) == len(columns)
+
+
+def test_a_line_parts_the_sparsities(one_seed):
+    table = build("tile", one_seed)
+    classes = Page(table_page(table)).classes[-len(table.rows) :]
+    levels = [row.sparsity for row in table.rows]
+    assert [index for index, name in enumerate(classes) if name == "apart"] == [
+        index for index in range(1, len(levels)) if levels[index] != levels[index - 1]
+    ]
+
+
+def test_every_text_is_escaped(one_seed):
+    evil = "<script>alert('1')</script> & \"x\""
+    one_seed.models = [dataclasses.replace(model, title=evil) for model in one_seed.models]
+    table = dataclasses.replace(build("tile", one_seed), caption=evil, notes=(evil,))
+    table = dataclasses.replace(
+        table, rows=tuple(dataclasses.replace(row, method=evil, pattern=evil) for row in table.rows)
+    )
+    page = Page(table_page(table))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(evil) == 4 + 2 * len(table.rows)  # title, heading, note, model; method and pattern of rows
+
+
+def test_a_page_needs_nothing_else(one_seed):
+    text = table_page(build("joint", one_seed))
+    tags = Page(text).tags
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in tags}
+    assert not any({"src", "href", "onclick"} & set(attributes) for _, attributes in tags)
+    assert "url(" not in text and "@import" not in text and "://" not in text
+    assert "prefers-color-scheme: dark" in text and "tabular-nums" in text and "overflow-x: auto" in text
+
+
+def test_a_page_without_notes_has_no_place_for_them():
+    assert 'class="notes"' not in html_page("A", ["<p>b</p>"])

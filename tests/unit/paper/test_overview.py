@@ -1,0 +1,67 @@
+import pytest
+
+from patch.config import load_experiment
+from patch.errors import InputError
+from patch.forecast import Forecast, Numbers, read_forecast
+from patch.paper.overview import cost_page, environment_page
+from patch.plan import Plan
+from patch.results.costs import measured_costs
+
+LINE = {"jobs": 2, "minutes": 3, "device_hours": 0.1, "memory_mb": 900}
+
+
+def numbers(**changes):
+    stages = [{"stage": stage, "of": "", **LINE} for stage in ("prune", "evaluate")]
+    recorded = [{"stage": "prune", "of": "wanda", **LINE}, {"stage": "learn", "of": "maskllm", **LINE}]
+    return Numbers.model_validate({"device": "cpu", "stages": stages, "recorded": recorded} | changes)
+
+
+def lines(page):
+    """Rows of a page's tables as lists of texts."""
+    rows = [row.split("</tr>")[0] for row in page.split("<tr")[1:]]
+    return [
+        [cell.split("<")[0] for part in ("<td>", '<td class="number">') for cell in row.split(part)[1:]] for row in rows
+    ]
+
+
+def test_measured_stands_beside_planned(one_seed):
+    page = cost_page("demo", one_seed.records, numbers())
+    cost = measured_costs(one_seed.records)["prune", "wanda"]
+    found = {tuple(line[:2]): line[2:] for line in lines(page)}
+    assert found["prune", "Wanda"] == [f"{cost.jobs}", f"{cost.seconds:,.1f}", "512 MB", "2", "180", "900 MB"]
+    assert found["learn", "MaskLLM"] == ["–", "–", "–", "2", "180", "900 MB"]
+    assert found["evaluate", "Dense"][3:] == ["–", "–", "–"]
+    assert found["all", "4"] == ["0.2", "900 MB"]
+    models = len(one_seed.models)
+    assert f"{models} models, {len(one_seed.records)} cells, 1 seed; 4 jobs." in page
+    assert "Core-hours" in page and "GPU-hours" in cost_page("demo", one_seed.records, numbers(device="cuda"))
+
+
+def test_the_environment_is_said_once_or_to_differ(one_seed):
+    page = environment_page("demo", one_seed.records)
+    count = len(one_seed.records)
+    assert f"All {count} records come from one environment." in page
+    assert ["torch", "2.5", f"{count}"] in lines(page)
+    first, *others = one_seed.records
+    environment = first.environment.model_copy(update={"packages": {"torch": "2.6", "numpy": "2"}, "device": "<gpu>"})
+    page = environment_page("demo", [first.model_copy(update={"environment": environment}), *others])
+    assert "do not all come from one environment: device, torch, numpy differ." in page
+    assert ["torch", "2.6", "1"] in lines(page) and ["torch", "2.5", f"{count - 1}"] in lines(page)
+    assert ["numpy", "–", f"{count - 1}"] in lines(page)
+    assert "<gpu>" not in page and "&lt;gpu&gt;" in page
+
+
+def test_a_forecast_is_read_back():
+    assert read_forecast(numbers().model_dump_json()) == numbers()
+    with pytest.raises(InputError, match="--forecast"):
+        read_forecast("{}")
+
+
+def test_the_demos_forecast_is_the_plans():
+    plan = Plan(load_experiment("config/demo.yaml"))
+    found = Forecast(plan).numbers
+    assert read_forecast(Forecast(plan).json) == found
+    evaluate = [line for line in found.recorded if line.stage == "evaluate"]
+    assert sum(line.jobs for line in evaluate) == len(plan.grid.cells)
+    assert next(line for line in found.stages if line.stage == "evaluate").jobs == len(plan.grid.cells)
+    assert {line.of for line in found.recorded if line.stage == "quantize"} == {"absmax", "slim-lora"}

@@ -1,0 +1,175 @@
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from patch.cell import Cell
+from patch.paper.render import to_markdown
+from patch.paper.summary import Results, cost_line, environment_line, summary
+from patch.paper.sure import close_pairs
+from patch.paper.tables import build_table
+from patch.paper.unlisted import not_here
+from patch.results.costs import measured_costs
+from patch.results.differences import COLUMNS
+from patch.results.record import ModelInfo
+
+
+def differences(experiment):
+    """Of all pairs of the first seed's rows that share a sparsity, and of each with dense."""
+    rng, lines = np.random.default_rng(0), []
+    for model in experiment.models:
+        rows = list({cell.row: cell for cell in experiment.expected if cell.model == model.name}.values())
+        for index, b in enumerate(rows):
+            for a in rows[index + 1 :]:
+                if a.sparsity == b.sparsity or b.pattern == "dense":
+                    for metric in ("perplexity", "accuracy", "a_task"):
+                        error = np.nan if rng.random() < 0.1 else 1.0
+                        lines.append((model.name, metric, a.sparsity, a.row, b.row, rng.normal(0, 2), error, 100, 1))
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def results(experiment, **changes):
+    arguments = {
+        "experiment": "demo",
+        "run": {"Models": "Qwen2_mini", "Seeds": "0"},
+        "tables": [
+            build_table(name, experiment.frame, experiment.models, experiment.expected) for name in ("joint", "tile")
+        ],
+        "records": experiment.records,
+        "differences": differences(experiment),
+        "models": experiment.models,
+        "expected": experiment.expected,
+        "published": experiment.published,
+        "command": "snakemake --configfile my.yaml",
+        "figures": {"Qwen2-mini": {"pareto": "figures/qwen/pareto.png"}},
+    }
+    return Results(**arguments | changes)
+
+
+def section(text, name):
+    return text.split(f"\n## {name}\n\n")[1].split("\n\n## ")[0]
+
+
+def test_the_page_has_every_section_and_the_tables_as_they_are_written(experiment):
+    found = results(experiment)
+    text = summary(found)
+    assert text.startswith("# Results of `demo`\n")
+    names = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert names == [
+        "What was run",
+        "Tables",
+        "Figures",
+        "Beside the paper",
+        "How sure",
+        "Missing",
+        "What it cost",
+        "Environment",
+        "How to make this again",
+    ]
+    for table in found.tables:
+        assert f"### {table.name}\n\n{to_markdown(table)}".rstrip("\n") in text
+    assert "![Qwen2-mini: pareto](figures/qwen/pareto.png)" in text
+    assert section(text, "What was run") == "- Models: Qwen2\\_mini\n- Seeds: 0"
+    assert "snakemake --configfile my.yaml" in section(text, "How to make this again")
+
+
+def test_each_comparable_model_is_counted_and_each_other_is_ordered(one_seed):
+    lines = section(summary(results(one_seed)), "Beside the paper").splitlines()
+    joint = next(line for line in lines if line.startswith("- Gemma"))
+    row_count = sum(
+        not np.isnan(measure.published)
+        for row in results(one_seed).tables[0].rows
+        for heading, measure in zip(results(one_seed).tables[0].header, row.measures, strict=True)
+        if heading.model.name == "gemma" and measure
+    )
+    assert f" of {row_count} numbers are within two standard errors" in joint
+    for title, name in (("Qwen2-mini", "joint"), ("Llama-mini", "tile")):
+        assert any(line.startswith(f"- {title} beside ") and f"`{name}`" in line and "tau" in line for line in lines)
+
+
+def test_close_pairs_are_counted_by_sparsity(one_seed):
+    frame = differences(one_seed)
+    dense = {cell.row for cell in one_seed.expected if cell.pattern == "dense"}
+    counts = defaultdict(lambda: [0, 0])
+    for line in frame.to_dict("records"):
+        known = not np.isnan(line["stderr"]) and line["metric"] != "a_task"
+        if known and not {line["a"], line["b"]} & dense:
+            of = counts[line["model"], line["sparsity"], line["metric"]]
+            of[1] += 1
+            of[0] += abs(line["difference"]) <= 2 * line["stderr"]
+    found = close_pairs(frame, one_seed.expected)
+    flat = {
+        (*key, metric): [len(close), count]
+        for key, of in found.items()
+        for metric, (close, count) in of.items()
+        if count
+    }
+    assert flat == dict(counts)
+    assert [key[1] for key in found] == sorted((key[1] for key in found), reverse=True)
+    text = section(summary(results(one_seed)), "How sure")
+    close, count = found["qwen", 0.5]["perplexity"]
+    assert f"| Qwen2-mini | 50 | {len(close)} of {count} pairs" in text
+    assert "over 400 windows" in text and "cloze\\_words 200" in text and "There is one seed" in text
+
+
+def test_seeds_are_in_the_errors(experiment):
+    seeds = {record.cell.seed for record in experiment.records}
+    text = section(summary(results(experiment)), "How sure")
+    assert ("mean of up to 3 seeds" in text) == (len(seeds) == 3)
+
+
+def test_a_missing_cell_is_named(one_seed):
+    gone = one_seed.records[3]
+    kept = [record for record in one_seed.records if record is not gone]
+    whole, partial = (section(summary(results(one_seed, records=r)), "Missing") for r in (one_seed.records, kept))
+    assert whole.startswith(f"All {len(one_seed.expected)} cells have a record.")
+    name = f"{gone.cell.model}/{gone.cell.id}".replace("_", "\\_")
+    assert "no record" not in whole
+    assert partial.startswith(f"- {name}: no record; ") and "patch.status" in partial
+
+
+def test_rows_of_the_paper_that_are_not_in_the_grid(one_seed):
+    llama = next(model for model in one_seed.models if model.name == "llama")
+    (line, others, speed) = not_here(one_seed.published, one_seed.expected, [llama])
+    assert line == (
+        "Rows of the paper for meta-llama/Llama-2-7b-hf that Llama-mini lacks: "
+        "Thanos 2:4 at 50 %; ProxSparse 2:4 at 50 %."
+    )
+    assert "Llama-2-13B" in others and "Llama-2-7B" not in others and "tokens per second" in speed
+
+
+def test_ablations_of_the_paper_count_as_rows(one_seed):
+    qwen = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B")
+    plain = [Cell("qwen", "patch-joint", "hybrid", level, 128, 0) for level in (0.45, 0.35, 0.25)]
+    (before, *_) = not_here(one_seed.published, plain, [qwen])
+    assert "PATCH (joint)" not in before and "tile 64×64, 32×32, 16×16, 8×8, 4×4 at 45, 35, 25 %" in before
+    # The plain run has the first value of what an ablation varies.
+    assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target layer at 45, 35, 25 %" in before
+    varied = [replace(cell, variant="target=layer") for cell in plain] + [replace(cell, tile=4) for cell in plain]
+    (after, *_) = not_here(one_seed.published, [*plain, *varied], [qwen])
+    assert "target" not in after and "4×4" not in after
+    imported = [Cell("qwen", "maskllm", "2:4", 0.5, None, 0, None, "import=theirs")]
+    assert "; MaskLLM 2:4" in before
+    assert "; MaskLLM 2:4" not in not_here(one_seed.published, [*plain, *imported], [qwen])[0]
+
+
+def test_a_mask_is_paid_once(one_seed):
+    costs = measured_costs(one_seed.records)
+    masks = {(r.cell.model, r.cell.pattern, r.cell.sparsity) for r in one_seed.records if r.cell.method == "patch-tile"}
+    cells = sum(record.cell.method == "patch-tile" for record in one_seed.records)
+    assert (costs["prune", "patch-tile"].jobs, costs["evaluate", "patch-tile"].jobs) == (len(masks), cells)
+    assert cells > len(masks)
+    assert costs["prune", "patch-tile"].seconds == pytest.approx(3.0 * len(masks))
+    assert costs["evaluate", "dense"].peak_memory_mb == 800
+    assert "at most 800 MB" in cost_line(one_seed.records)
+
+
+def test_environments_that_differ_are_said(one_seed):
+    first, *others = one_seed.records
+    assert "torch 2.5," in environment_line(one_seed.records)
+    changed = first.model_copy(
+        update={"environment": first.environment.model_copy(update={"packages": {"torch": "2.6"}})}
+    )
+    assert "torch 2.6 and 2.5," in environment_line([changed, *others])

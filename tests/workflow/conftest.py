@@ -1,0 +1,149 @@
+"""One tiny trained model and one tiny local one, on which every rule that needs no network has run."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+VOWELS, CONSONANTS = "aeiou", "bdfgklmnprst"
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+
+
+def _text(seed: int) -> str:
+    """Paragraphs of made-up words with a skewed frequency, in sentences."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(1, 3))) for _ in range(400)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+
+    def sentence() -> str:
+        return " ".join(rng.choices(words, weights, k=rng.randint(8, 20))).capitalize() + "."
+
+    return "\n\n".join(" ".join(sentence() for _ in range(rng.randint(2, 6))) for _ in range(1500))
+
+
+def _experiment(folder: Path) -> dict:
+    use = {split: {"corpus": "made", "split": split} for split in ("train", "calibration", "test")}
+    source = {
+        "kind": "train",
+        "architecture": "qwen2",
+        "corpus": "made",
+        "tokenizer": {"vocab_size": 400},
+        "config": SIZES,
+        "training": {"steps": 30, "batch_size": 4, "seqlen": 32},
+    }
+    return {
+        "experiment": "tiny",
+        "corpora": {
+            "made": {
+                "source": {
+                    "kind": "files",
+                    "files": ["text/*.txt"],
+                    "split": {"train": 0.5, "calibration": 0.1, "validation": 0.1, "test": 0.3},
+                }
+            }
+        },
+        "models": {
+            "trained": {"title": "Trained", "variant": "tile", "source": source},
+            "local": {"title": "Local", "variant": "joint", "source": {"kind": "local", "path": "local-model"}},
+        },
+        "calibration": {"use": use["calibration"], "samples": 8, "seqlen": 32, "batch_size": 4},
+        "learning": {
+            "common": {"use": use["train"], "steps": 3, "batch_size": 2, "micro_batch_size": 1, "seqlen": 32},
+            "methods": {"maskllm": {"lr": 0.001}},
+        },
+        "evaluation": {
+            "perplexity": {"use": use["test"], "seqlen": 32, "batch_size": 8},
+            "tasks": ["continuation", "word_order", "next_word", "cloze"],
+            "include_path": str(ROOT / "workflow/tasks"),
+            "task_use": use["test"],
+            "task_samples": 12,
+        },
+        "grid": [
+            {"methods": ["dense"]},
+            {"methods": ["magnitude", "sparsegpt", "thanos", "proxsparse", "maskllm"]},
+            {"methods": ["patch"], "sparsity": [0.45]},
+            {"methods": ["wanda"], "pattern": "unstructured", "sparsity": [0.45]},
+            {"methods": ["maskllm"], "models": ["trained"], "quantization": "absmax"},
+            {"methods": ["patch"], "models": ["trained"], "sparsity": [0.45], "quantization": "slim-lora"},
+        ],
+        "tile": 16,
+        "published": str(ROOT / "config/published.json"),
+        "resources": {"warm_start": True},
+    }
+
+
+def _snakemake(folder: Path, *arguments: str, config: str = "tiny.yaml") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--configfile", str(folder / config), "--workflow-profile", str(ROOT / "profiles/default")]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        [*command, "--cores", "2", *arguments], capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
+
+
+def _planned(folder: Path, config: str = "tiny.yaml") -> Counter:
+    """Jobs that a run would do, by rule."""
+    run = _snakemake(folder, "--dry-run", "--quiet", "rules", config=config)
+    assert run.returncode == 0, run.stdout + run.stderr
+    table = re.search(r"^job +count\n[- ]+\n(.*?)^total", run.stdout + run.stderr, re.MULTILINE | re.DOTALL)
+    rows = [line.split() for line in table[1].splitlines()] if table else []
+    return Counter({rule: int(count) for rule, count in rows})
+
+
+@pytest.fixture(scope="session")
+def snakemake() -> Callable[..., subprocess.CompletedProcess]:
+    """A function: run Snakemake in a folder with the tiny configuration there, or another."""
+    return _snakemake
+
+
+@pytest.fixture(scope="session")
+def planned() -> Callable[..., Counter]:
+    """A function: jobs that such a run would do, by rule."""
+    return _planned
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny experiment has run."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from patch.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("workflow")
+    (folder / "text").mkdir()
+    (folder / "text/made.txt").write_text(_text(0))
+    tokenizer = train_tokenizer(_text(0).split("\n\n"), 400)
+    # Transposed weights, one layer for query, key and value, biases: all that the trained one does not have.
+    sizes = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes))
+    model.save_pretrained(folder / "local-model")
+    tokenizer.save_pretrained(folder / "local-model")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(_experiment(folder)))
+    run = _snakemake(folder)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy to change, with the times of its files."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2, symlinks=True)
+    return folder

@@ -1,0 +1,144 @@
+"""An experiment on top of the tiny one: ablations, seeds, a mask that was exported there and comes back, and reuse."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+EXPORTED = "results/tiny/export/local/patch-joint_hybrid_0.45_t16_s0"
+UPDATED = "results/tiny/export/trained/sparsegpt_2of4_0.5_s0"
+PATCH = {"methods": ["patch"], "models": ["local"], "sparsity": [0.45]}
+MORE = {
+    "extends": "tiny.yaml",
+    "experiment": "more",
+    "reuse": ["tiny"],
+    "imports": {
+        "back": {
+            "model": "local",
+            "method": "patch",
+            "sparsity": 0.45,
+            "source": {"kind": "file", "path": f"{EXPORTED}/mask.npz"},
+        },
+        "by-hand": {"model": "trained", "method": "maskllm", "source": {"kind": "file", "path": "by-hand.npz"}},
+    },
+    "learning": {"methods": {"patch-tile": {"frozen_mask": "import"}}},
+    "grid": [
+        {"methods": ["dense"], "models": ["local"]},
+        {"methods": ["maskllm"], "models": ["local"], "seeds": [0, 1]},
+        PATCH,
+        {"methods": ["import"]},
+        {"methods": ["patch"], "models": ["trained"], "sparsity": [0.25]},
+        PATCH | {"vary": {"tile_prior": ["none", "sparsegpt"]}, "table": "tile_prior"},
+        PATCH | {"tiles": [16, 4], "table": "tile_size"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(finished: Path, snakemake) -> Path:
+    """The folder of the tiny experiment, in which this one has run too."""
+    run = snakemake(finished, EXPORTED, UPDATED)
+    assert run.returncode == 0, run.stdout + run.stderr
+    # MaskLLM's format: the first two of each four weights of every layer stay.
+    masks = np.load(finished / UPDATED / "mask.npz", allow_pickle=False)
+    shapes = {key.removesuffix(".__shape__"): masks[key] for key in masks if key.endswith(".__shape__")}
+    first_two = {
+        f"{name}.mask": np.packbits(np.tile([1, 1, 0, 0], shape.prod() // 4)) for name, shape in shapes.items()
+    }
+    np.savez_compressed(finished / "by-hand.npz", **first_two)
+    (finished / "more.yaml").write_text(yaml.safe_dump(MORE))
+    return finished
+
+
+@pytest.fixture(scope="module")
+def jobs(folder: Path, snakemake, planned) -> Counter:
+    """What it did."""
+    jobs = planned(folder, "more.yaml")
+    run = snakemake(folder, config="more.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    return jobs
+
+
+def record(folder: Path, experiment: str, model: str, cell: str) -> dict:
+    return json.loads((folder / f"results/{experiment}/records/{model}/{cell}.json").read_text())
+
+
+def test_nothing_is_learned_twice(folder: Path, jobs: Counter, planned) -> None:
+    # MaskLLM's other seed, the tiles over the imported mask, no prior, and the smaller tile.
+    assert jobs["learn"] == 4
+    assert jobs["import_mask"] == 2
+    # Of the other seed SparseGPT, from which MaskLLM starts; and where the new tiles and ratio start from.
+    assert jobs["prune"] == 2
+    assert not {"train_model", "fetch_model"} & set(jobs)
+    assert planned(folder, "more.yaml") == Counter(), "a second run does nothing"
+    assert planned(folder) == Counter(), "nor does one of the experiment whose masks are used"
+
+
+def test_a_mask_comes_back_as_it_went(folder: Path, jobs: Counter) -> None:
+    cell = "patch-joint_hybrid_0.45_t16{}_s0"
+    there = record(folder, "tiny", "local", cell.format(""))
+    back = record(folder, "more", "local", cell.format("_import=back"))
+    reused = record(folder, "more", "local", cell.format(""))
+    for other in (back, reused):
+        assert {name: metric["value"] for name, metric in other["metrics"].items()} == {
+            name: metric["value"] for name, metric in there["metrics"].items()
+        }
+        assert other["density"] == there["density"]
+    assert set(back["stages"]) == {"import", "evaluate"} and set(reused["stages"]) == {"learn", "evaluate"}
+    assert back["cell"]["variant"] == "import=back"
+
+
+def test_tiles_are_learned_over_an_imported_mask(folder: Path, jobs: Counter) -> None:
+    from patch.masks.packed import load_masks
+
+    masks = load_masks(folder / "results/more/masks/trained/patch-tile_hybrid_0.25_t16_s0.safetensors")
+    first_two = torch.tensor([True, True, False, False])
+    for name, mask in masks.masks.items():
+        groups = mask.reshape(mask.shape[0], -1, 4)
+        assert (groups.all(dim=-1) | (groups == first_two).all(dim=-1)).all(), name
+    assert record(folder, "more", "trained", "maskllm_2of4_0.5_import=by-hand_s0")["achieved_sparsity"] == 0.5
+
+
+def test_tables_of_ablations_and_seeds(folder: Path, jobs: Counter) -> None:
+    tables = {path.stem: path.read_text() for path in (folder / "results/more/tables").glob("*.md")}
+    assert set(tables) == {"joint", "tile", "tasks", "density", "seeds", "tile_prior", "tile_size"}
+    assert "tile prior: none" in tables["tile_prior"] and "tile prior: SparseGPT" in tables["tile_prior"]
+    assert "hybrid 4×4" in tables["tile_size"] and "hybrid 4×4" not in tables["joint"]
+    assert "imported: back" in tables["joint"] and "imported: by-hand" in tables["tile"]
+    assert "tile prior" not in tables["joint"]
+    (seeds,) = [line for line in tables["seeds"].splitlines() if line.startswith("| 50")]
+    values = [
+        record(folder, "more", "local", f"maskllm_2of4_0.5_s{seed}")["metrics"]["perplexity"]["value"]
+        for seed in (0, 1)
+    ]
+    assert seeds.rpartition("±")[2].split()[0] == f"{np.std(values, ddof=1):.{1 if values[0] >= 100 else 2}f}"
+
+
+def test_an_export_is_a_model_that_transformers_loads(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for name, linear in (
+        (EXPORTED, "transformer.h.0.mlp.c_fc.weight"),
+        (UPDATED, "model.layers.0.mlp.up_proj.weight"),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(folder / name)
+        weight = model.get_parameter(linear)
+        stored = np.load(folder / name / "mask.npz", allow_pickle=False)
+        kept = np.unpackbits(stored[linear], count=weight.numel()).reshape(weight.shape).astype(bool)
+        assert (weight.detach().numpy()[~kept] == 0).all() and (weight.detach().numpy()[kept] != 0).mean() > 0.99
+        assert AutoTokenizer.from_pretrained(folder / name)("ba")["input_ids"]
+    assert not list((folder / "work").rglob("weights/**/*.safetensors")), "updated weights are temporary"
+
+
+def test_an_import_that_does_not_fit_stops_with_a_message(folder: Path, jobs: Counter, snakemake) -> None:
+    np.savez_compressed(folder / "odd.npz", **{"a.weight.mask": np.packbits(np.ones(16, bool))})
+    odd = MORE | {"experiment": "odd", "imports": {"odd": MORE["imports"]["by-hand"] | {"source": {}}}}
+    odd["imports"]["odd"]["source"] = {"kind": "file", "path": "odd.npz"}
+    (folder / "odd.yaml").write_text(yaml.safe_dump(odd | {"grid": [{"methods": ["import"]}]}))
+    assert snakemake(folder, config="odd.yaml").returncode != 0
+    (log,) = (folder / "results/odd/logs/import_mask/trained").glob("*.log")
+    assert "a.weight.mask is no prunable layer" in log.read_text() and "Traceback" not in log.read_text()
