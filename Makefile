@@ -1,4 +1,5 @@
 # make demo    the embedded default: set up, run the workflow, print where the tables are
+# make ablations    the paper's other tables in small, on one of the demo's models
 # make test    the tests; PYTEST_ARGS="-k grid" picks some
 # make lint    formatters and linters, changing nothing
 # make clean   remove the environment and caches; results/ and work/ stay
@@ -13,12 +14,18 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment whose interpreter has gone is made anew.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo test lint clean FORCE
+.PHONY: demo ablations test lint clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason
 	@$(RUN) python -m patch.show
+
+ablations: $(VENV)/.installed
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo.yaml
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo-seeds.yaml
+	@$(RUN) python -m patch.show config/ablations/demo.yaml
+	@$(RUN) python -m patch.show config/ablations/demo-seeds.yaml
 
 test: $(VENV)/.installed-test
 	@$(RUN) python -m pytest $(PYTEST_ARGS)
