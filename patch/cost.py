@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from patch.cell import Cell
 from patch.config import Experiment
 from patch.grid import Grid
+from patch.masks.blocks import block
 from patch.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.specs import WindowsSpec
 
@@ -92,7 +93,10 @@ class CostModel:
     def windows(self, spec: WindowsSpec) -> Job:
         """Tokenising a text, in batches: as many tokens as its windows hold, where their number is known."""
         tokens = (spec.samples or 0) * spec.seqlen
-        return Job(0, 4 * GB, 0, 10 + math.ceil(tokens / TOKENIZED_PER_MINUTE))
+        workers = self.experiment.resources.threads if spec.kind == "packed" else 1
+        # A worker has a batch of text, its tokens as the tokenizer keeps them, and as a list (measured: 0.2 GB).
+        memory = 4 * GB + (workers - 1) * GB // 2
+        return Job(0, memory, 0, 10 + math.ceil(tokens / TOKENIZED_PER_MINUTE / workers))
 
     def train(self, model: str) -> Job:
         """Training of a small model, always on the CPU."""
@@ -178,19 +182,14 @@ class CostModel:
         shape, settings = self._shape(cell.model), self.grid.learning(cell)
         size = BYTES[self.experiment.models[cell.model].dtype]
         tokens = settings.steps * settings.batch_size * settings.seqlen
-        prunable = prunable_parameters(shape)
-        # Six logits a group of four in fp32; of what is learned a value, a gradient and two moments.
-        learned = {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(cell.method, 1.5 * prunable)
-        work = size * parameters(shape) + 4 * 4 * learned
-        # The probabilities of the patterns, and a masked copy of the weights.
-        work += 0 if cell.method == "proxsparse" else 4 * learned + size * prunable
-        width = 4 if cell.method == "proxsparse" else size
-        activations = _activation_bytes(shape, width, settings.gradient_checkpointing)
-        work += settings.micro_batch_size * settings.seqlen * activations
+        held = settings.micro_batch_size * settings.seqlen
+        device = self.experiment.resources.device
+        moments = BYTES[settings.optimizer_state]
+        work = learning_mb(shape, cell.method, size, held, settings.gradient_checkpointing, device, moments)
         gpus, nodes = self.grid.processes(cell)
         # Each process reads the model, and all but the gradient of what is learned when it goes on from a checkpoint.
-        host = size * parameters(shape) + 4 * 3 * learned
-        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work / 1e6, gpus, nodes, host / 1e6)
+        host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, cell.method)) / 1e6
+        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work, gpus, nodes, host)
 
     def evaluate(self, cell: Cell) -> Job:
         """Perplexity and zero-shot tasks: forward passes."""
@@ -199,6 +198,36 @@ class CostModel:
         tokens = EVALUATION_TOKENS if not evaluation.include_path else evaluation.task_samples * 1000
         work = size * parameters(shape) + evaluation.batch_size * 256 * _activation_bytes(shape, size, True)
         return self._job(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
+
+
+def learning_mb(
+    shape: Shape, method: str, size: int, tokens: int, checkpointed: bool, device: str = "cpu", moments: int = 4
+) -> float:
+    """Peak memory of the tensors of a learning step, in MB.
+
+    Args:
+        shape: of the model.
+        method: a learned one.
+        size: bytes of a weight.
+        tokens: of a micro-batch.
+        checkpointed: whether decoder blocks are recomputed in the backward pass.
+        device: `cpu` or `cuda`.
+        moments: bytes of each of the optimizer's two numbers of what is learned.
+    """
+    learned = _learned(shape, method)
+    total = size * parameters(shape) + (4 + 4 + 2 * moments) * learned
+    if method == "proxsparse":
+        return (total + tokens * _activation_bytes(shape, 4, checkpointed)) / 1e6
+    # The frozen mask as bits; a block masked, its gradient, its probabilities and its sums by tile.
+    total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
+    learned_patterns = method != "patch-tile"
+    total += block(device, learned_patterns) * (2 * size + 1 + 6 * learned_patterns)
+    return (total + tokens * _activation_bytes(shape, size, checkpointed)) / 1e6
+
+
+def _learned(shape: Shape, method: str) -> float:
+    """Numbers in fp32 that are learned: six logits a group of four, or all weights; those of tiles are few."""
+    return {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(method, 1.5 * prunable_parameters(shape))
 
 
 def too_large(costs: CostModel, grid: Grid) -> list[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from patch.config import Learning
 from patch.masks.learnable import LearnableMask
 from patch.masks.packed import MaskSet
 from patch.masks.prior import pattern_logits, tile_logits
 from patch.masks.tile import expand_tiles, largest_within_budget
-from patch.models import is_transposed, prunable_linears, weight_matrix
+from patch.models import prunable_linears, weight_matrix
 
 Masks = dict[str, Tensor]
 
@@ -62,29 +62,17 @@ def build_masks(
     return masks
 
 
-class _Transposed(nn.Module):
-    """A mask over a weight that is kept as `[in, out]`."""
-
-    def __init__(self, mask: LearnableMask) -> None:
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return self.mask(weight.T).T
-
-
 @contextmanager
 def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None]:
     """Within the block, every prunable weight of ``model`` is read through its mask."""
     linears = prunable_linears(model)
-    for name, mask in masks.items():
-        masked = _Transposed(mask) if is_transposed(linears[name]) else mask
-        parametrize.register_parametrization(linears[name], "weight", masked, unsafe=True)
-    try:
+    with ExitStack() as stack:
+        for name, mask in masks.items():
+            linear = linears[name]
+            # Rows of `[out, in]` must lie together; of GPT-2's layers that makes a copy.
+            linear.forward = partial(mask.linear, weight=weight_matrix(linear).contiguous(), bias=linear.bias)
+            stack.callback(delattr, linear, "forward")
         yield
-    finally:
-        for name in masks:
-            parametrize.remove_parametrizations(linears[name], "weight", leave_parametrized=False)
 
 
 def density_penalty(masks: dict[str, LearnableMask], target: float, per_layer: bool) -> tuple[Tensor, Tensor]:

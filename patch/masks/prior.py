@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patch.masks.learnable import PATTERNS
+from patch.masks.kernels.eager import PATTERNS
 from patch.masks.tile import dense_tile_budget, sum_tiles, tile_grid
 
 
@@ -26,7 +26,7 @@ def pattern_logits(
     """
     logits = torch.randn(6, shape.numel() // 4, generator=generator) * std
     if prior is not None:
-        overlap = PATTERNS @ prior.reshape(-1, 4).float().T
+        overlap = torch.tensor(PATTERNS, dtype=torch.float32) @ prior.reshape(-1, 4).float().T
         logits += (overlap - 1) * (std * strength)
     return logits
 

@@ -10,7 +10,7 @@ import torch
 from patch.learning.masks import attached, build_masks, density_penalty, finalize, weight_reward
 from patch.masks.learnable import LearnableMask, Sampling
 from patch.masks.nm import NM, nm_mask
-from patch.models import prunable_linears
+from patch.models import prunable_linears, weight_matrix
 
 SHAPES = {"a": (8, 12), "b": (4, 4), "c": (12, 8)}
 
@@ -99,16 +99,17 @@ def test_reward_is_the_kept_share_of_the_squared_norm() -> None:
     for name, mask in masks.items():
         mask.set_step(Sampling(1e6, 0.05, True), Sampling(1.0, 1.0), 5)
         weight = torch.randn(SHAPES[name], generator=generator)
-        mask(weight)
+        mask.linear(torch.zeros(1, SHAPES[name][1]), weight, None)
         total += weight.double().square().sum().item()
         kept += weight.double()[mask.final_pattern()].square().sum().item()
     assert weight_reward(masks, torch.tensor(total)).item() == pytest.approx(kept / total, rel=1e-5)
 
 
-def test_masks_are_attached_and_taken_off(tiny_model: Callable, learning_settings: Callable) -> None:
-    model, tokens = tiny_model(), torch.arange(12)[None]
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_masks_are_attached_and_taken_off(family: str, tiny_model: Callable, learning_settings: Callable) -> None:
+    model, tokens = tiny_model(family), torch.arange(12)[None]
     linears = prunable_linears(model)
-    identities = {name: (type(linear), linear.weight) for name, linear in linears.items()}
+    identities = {name: (type(linear), linear.weight, set(vars(linear))) for name, linear in linears.items()}
     masks = build_masks(model, "patch-joint", learning_settings(), 0.45, 4, 0)
     before = model(tokens).logits
     for mask in masks.values():
@@ -116,13 +117,38 @@ def test_masks_are_attached_and_taken_off(tiny_model: Callable, learning_setting
     with attached(model, masks):
         assert not torch.allclose(model(tokens).logits, before)
         assert set(prunable_linears(model)) == set(linears)
+        assert all("forward" in vars(linear) for linear in linears.values())
+    assert torch.equal(model(tokens).logits, before)
     with pytest.raises(RuntimeError), attached(model, masks):
         raise RuntimeError
     assert torch.equal(model(tokens).logits, before)
     for name, linear in prunable_linears(model).items():
-        kind, weight = identities[name]
+        kind, weight, attributes = identities[name]
         assert type(linear) is kind and linear.weight is weight and not weight.requires_grad
+        assert set(vars(linear)) == attributes and linear.forward.__func__ is kind.forward
         assert [n for n, _ in linear.named_parameters() if n != "bias"] == ["weight"]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "opt", "gpt2"])
+def test_a_masked_model_is_that_of_masked_weights(
+    family: str, tiny_model: Callable, learning_settings: Callable
+) -> None:
+    """In float64, with hard choices: weights that are kept, and zeros."""
+    model, tokens = tiny_model(family), torch.arange(12)[None]
+    masks = build_masks(model, "patch-joint", learning_settings(), 0.35, 4, 0)
+    expected = tiny_model(family).double()
+    # So decided that the noise plays no part.
+    hard = Sampling(1e9, 1.0, True)
+    for name, linear in prunable_linears(expected).items():
+        masks[name].set_step(hard, hard, 0)
+        dense = torch.kron(masks[name].tile_logits.detach() > 0, torch.ones(4, 4)).bool()
+        weight_matrix(linear).mul_(masks[name].final_pattern() | dense)
+    with attached(model, masks):
+        found = model(tokens).logits
+    torch.testing.assert_close(found.double(), expected(tokens).logits, rtol=1e-4, atol=1e-4)
+    for name, linear in prunable_linears(expected).items():
+        norm = weight_matrix(linear).square().sum()
+        assert masks[name].kept_norm.item() == pytest.approx(norm.item(), rel=1e-5)
 
 
 def test_initial_masks_use_their_priors(tiny_model: Callable, learning_settings: Callable) -> None:
@@ -140,7 +166,9 @@ def test_initial_masks_use_their_priors(tiny_model: Callable, learning_settings:
         assert int((mask.tile_logits > 0).sum()) == round(0.2 * tiles)
         assert (mask.tile_logits[0] > 0).any()
     tile = build_masks(model, "patch-tile", strong, 0.4, 4, 0, None, ranks, prior)
-    assert all(mask.pattern_logits is None and torch.equal(mask.frozen, prior[name]) for name, mask in tile.items())
+    assert all(
+        mask.pattern_logits is None and torch.equal(mask.final_pattern(), prior[name]) for name, mask in tile.items()
+    )
     plain = build_masks(model, "maskllm", learning_settings(), 0.5, None, 0)
     assert all(mask.tile_logits is None and mask.tile is None for mask in plain.values())
 

@@ -1,20 +1,20 @@
-"""The noise has the distribution that the Gumbel trick needs, at every position."""
+"""The noise has the distribution that the Gumbel trick needs, at every position, and is a function of its counters."""
 
 from __future__ import annotations
+
+import itertools
+import math
+import random
+from types import ModuleType
 
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
-from patch.masks.learnable import (
-    LearnableMask,
-    Sampling,
-    gumbel_noise,
-    logistic_noise,
-    sample_patterns,
-    sample_tiles,
-    uniform_noise,
-)
+from patch.masks.kernels import Layer, compiled, eager
+from patch.masks.learnable import LearnableMask, Sampling, sample_tiles
+from patch.masks.noise import TILES, gumbel_noise, logistic_noise, mixed, noise_keys, places, uniform_noise
 
 COUNT = 60_001
 KINDS = {
@@ -24,77 +24,230 @@ KINDS = {
 }
 
 
-def draw(kind: str, seed: int, count: int = COUNT) -> torch.Tensor:
-    return KINDS[kind][0](count if kind == "uniform" else (count,), seed)
+def draw(kind: str, *counters: int, count: int = COUNT, first: int = 0) -> Tensor:
+    return KINDS[kind][0](places(count, first), noise_keys(*counters))
+
+
+def correlation(one: Tensor, other: Tensor) -> float:
+    """In standard deviations of that of independent numbers."""
+    return abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1])) * one.numel() ** 0.5
+
+
+def hashed(index: int, keys: tuple[int, int]) -> int:
+    """The hash on Python's integers."""
+    word = 0xFFFFFFFF
+    bits = (index * 0x9E3779B9 + keys[0]) & word
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & word
+    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & word
+    bits = ((bits ^ (bits >> 16)) + keys[1]) & word
+    return ((bits ^ (bits >> 16)) * 0x21F0AAAD) & word
+
+
+@pytest.mark.parametrize("keys", [(0, 0), (0xFFFFFFFF, 0xFFFFFFFF), (0x80000000, 1), noise_keys(7), noise_keys(1, 2)])
+def test_bits_are_those_of_the_hash(keys: tuple[int, int]) -> None:
+    edges = [0, 1, 2**31 - 1, 2**31, 2**32 - 1]
+    indices = edges + [random.Random(0).getrandbits(32) for _ in range(2000)]
+    found = mixed(torch.tensor(indices).to(torch.int32), keys)
+    assert found.dtype == torch.int32
+    expected = [hashed(index, keys) for index in indices]
+    assert [bits & 0xFFFFFFFF for bits in found.tolist()] == expected
+    uniform = uniform_noise(torch.tensor(indices).to(torch.int32), keys)
+    assert uniform.tolist() == [((bits >> 9) + 0.5) / 2**23 for bits in expected]
+
+
+def test_places_count_on_modulo_two_to_the_32() -> None:
+    assert places(3).tolist() == [0, 1, 2] and places(0).tolist() == []
+    assert places(4, 2**31 - 2).tolist() == [2**31 - 2, 2**31 - 1, -(2**31), -(2**31) + 1]
+    assert places(3, 2**32 - 1).tolist() == [-1, 0, 1]
+    assert places(2).dtype == torch.int32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_the_layer_is_that_part(kind: str) -> None:
+    whole = draw(kind, 1, 2, count=1000)
+    assert torch.equal(draw(kind, 1, 2, count=37, first=501), whole[501:538])
+    assert torch.equal(KINDS[kind][0](places(1000).view(10, 100), noise_keys(1, 2)).flatten(), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", [slice(None), slice(0, None, 2), slice(1, None, 2), slice(0, None, 6), slice(0, 2000)])
 def test_distribution(kind: str, part: slice) -> None:
-    sample = draw(kind, 7)[part].double().numpy()
-    assert stats.kstest(sample, KINDS[kind][1]).pvalue > 1e-3
+    for counters in ((7,), (0, 0, 0, 0), (1, 299, 7, 200)):
+        sample = draw(kind, *counters)[part].double().numpy()
+        assert stats.kstest(sample, KINDS[kind][1]).pvalue > 1e-3
+
+
+def test_one_place_over_the_steps_has_the_distribution() -> None:
+    """What one group sees in a run; and one layer's first place over all layers and micro-batches."""
+    for counters in (itertools.product([0], range(3000), [0], [0]), itertools.product([0], [0], range(30), range(100))):
+        sample = torch.cat([uniform_noise(places(3, 12345), noise_keys(*key)) for key in counters]).view(-1, 3)
+        for column in sample.T:
+            assert stats.kstest(column.double().numpy(), "uniform").pvalue > 1e-3
+            assert correlation(column[:-1], column[1:]) < 4
+        assert correlation(sample[:, 0], sample[:, 1]) < 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_neighbours_are_independent(kind: str) -> None:
-    sample = draw(kind, 3).double()
-    for lag in (1, 2, 6):
-        pairs = torch.stack([sample[:-lag], sample[lag:]])
-        assert abs(torch.corrcoef(pairs)[0, 1]) < 4 / COUNT**0.5
+    sample = draw(kind, 3)
+    for lag in (1, 2, 3, 4, 6, 16, 64, 1024):
+        assert correlation(sample[:-lag], sample[lag:]) < 4
+
+
+@pytest.mark.parametrize("plane", [4096, 6144, 10007])
+def test_the_six_of_a_group_are_independent(plane: int) -> None:
+    six = draw("gumbel", 0, 1, 2, 3, count=6 * plane).view(6, plane)
+    for one, other in itertools.combinations(six, 2):
+        assert correlation(one, other) < 4
+    # Any of the six is as likely as another to be the largest, and so is any order of three of them.
+    assert stats.chisquare(six.argmax(0).bincount(minlength=6).numpy()).pvalue > 1e-3
+    for three in itertools.combinations(six, 3):
+        order = torch.stack(three).argsort(0)
+        assert stats.chisquare((order[0] * 3 + order[1]).bincount(minlength=9)[[1, 2, 3, 5, 6, 7]]).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_function_of_the_seed(kind: str) -> None:
+@pytest.mark.parametrize("changed", ["seed", "step", "micro-batch", "layer", "tiles"])
+def test_what_differs_in_one_counter_is_uncorrelated(kind: str, changed: str) -> None:
+    base = (0, 5, 1, 2)
+    if changed == "tiles":
+        others = [(*base, TILES)]
+    else:
+        place = ["seed", "step", "micro-batch", "layer"].index(changed)
+        others = [tuple(value + by * (i == place) for i, value in enumerate(base)) for by in (1, 2, 16, 256, 65536)]
+    sample = draw(kind, *base)
+    for other in others:
+        noise = draw(kind, *other)
+        assert (noise == sample).float().mean() < 0.001
+        assert correlation(sample, noise) < 4
+        # Nor is one the other moved on.
+        assert correlation(sample[1:], noise[:-1]) < 4 and correlation(sample[:-1], noise[1:]) < 4
+        assert abs(stats.spearmanr(sample.numpy(), noise.numpy()).statistic) * COUNT**0.5 < 4
+
+
+def test_keys_are_distinct() -> None:
+    counters = list(itertools.product(range(3), range(30), range(4), range(10)))
+    keys = [noise_keys(*key) for key in counters] + [noise_keys(*key, TILES) for key in counters]
+    assert len(set(keys)) == len(keys) == 2 * 3600
+    assert all(0 <= value < 2**32 for pair in keys for value in pair)
+    # Chance collisions among n draws of 32 bits: n^2 / 2^33.
+    for half in zip(*keys, strict=True):
+        assert len(set(half)) >= len(half) - 2
+    assert noise_keys(1, 2, 3, 4) == noise_keys(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_of_the_counters(kind: str) -> None:
     state = torch.get_rng_state()
-    first, again, other = draw(kind, 5, 1000), draw(kind, 5, 1000), draw(kind, 6, 1000)
+    first, again, other = draw(kind, 5, count=1000), draw(kind, 5, count=1000), draw(kind, 6, count=1000)
     assert torch.equal(first, again)
     assert (first == other).float().mean() < 0.01
     assert torch.equal(torch.get_rng_state(), state), "the global generator must not move"
     assert first.dtype == torch.float32
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 7])
 def test_small_and_odd_counts(count: int) -> None:
-    assert uniform_noise(count, 0).shape == (count,)
-    assert gumbel_noise((count, 3), 0).shape == (count, 3)
+    index = places(count)
+    for function, _ in KINDS.values():
+        assert function(index, noise_keys(0)).shape == (count,)
+        assert function(index.view(count, 1), noise_keys(0)).shape == (count, 1)
+    assert torch.equal(index, places(count)), "the indices are not changed"
 
 
 def test_finite_everywhere() -> None:
-    uniform = uniform_noise(2_000_000, 1)
+    uniform = draw("uniform", 1, count=2_000_000)
     assert uniform.min() > 0 and uniform.max() < 1
-    assert gumbel_noise((2_000_000,), 1).isfinite().all() and logistic_noise((2_000_000,), 1).isfinite().all()
+    for kind in ("gumbel", "logistic"):
+        assert draw(kind, 1, count=2_000_000).isfinite().all()
 
 
-def test_equal_logits_choose_every_pattern_equally_often() -> None:
+@pytest.fixture(params=["compiled", "eager"])
+def kernel(request: pytest.FixtureRequest) -> ModuleType:
+    module = {"compiled": compiled, "eager": eager}[request.param]
+    if module is compiled:
+        try:
+            compiled.build()
+        except compiled.NoCompiler as error:
+            pytest.skip(str(error))
+    return module
+
+
+def chosen(kernel: ModuleType, logits: Tensor, sampling: Sampling, *counters: int) -> Tensor:
+    """How often a kernel finds each of the six patterns the likeliest."""
+    rows = logits.shape[1]
+    layer = Layer(torch.ones(rows, 4), logits, None, None, (1, 4), sampling, noise_keys(*counters))
+    probabilities = torch.empty(6, rows, 1)
+    kernel.forward(layer, 0, torch.empty(rows, 4), probabilities)
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(rows, 1))
+    return probabilities.argmax(0).flatten().bincount(minlength=6)
+
+
+def test_equal_logits_choose_every_pattern_equally_often(kernel: ModuleType) -> None:
     """At any temperature the likeliest of the six is uniform: what Gumbel-max promises."""
-    groups = 30_000
-    probabilities = sample_patterns(torch.zeros(6, groups), Sampling(100.0, 0.05), gumbel_noise((6, groups), 11))
-    assert stats.chisquare(probabilities.argmax(0).bincount(minlength=6).numpy()).pvalue > 1e-3
+    counts = chosen(kernel, torch.zeros(6, 30_000), Sampling(100.0, 0.05), 11)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
-def test_logits_choose_patterns_as_their_softmax_says() -> None:
+def test_logits_choose_patterns_as_their_softmax_says(kernel: ModuleType) -> None:
     groups = 30_000
     logits = torch.tensor([0.0, 0.5, 1.0, -1.0, 0.2, -0.4])
-    scaled = logits[:, None].expand(6, groups) / 10
-    probabilities = sample_patterns(scaled, Sampling(10.0, 1.0), gumbel_noise((6, groups), 2))
+    scaled = (logits[:, None] / 10).repeat(1, groups)
     expected = logits.double().softmax(0).numpy() * groups
-    assert stats.chisquare(probabilities.argmax(0).bincount(minlength=6).numpy(), expected).pvalue > 1e-3
+    counts = chosen(kernel, scaled, Sampling(10.0, 1.0), 2)
+    assert stats.chisquare(counts.numpy(), expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("groups", [1, 5, 48])
+def test_kernels_draw_the_noise_of_this_module(groups: int, kernel: ModuleType) -> None:
+    """At temperature one and without logits, ratios of probabilities are those of exponential variables."""
+    rows, keys = 40, noise_keys(4, 5)
+    layer = Layer(torch.ones(rows, 4 * groups), torch.zeros(6, rows * groups), None, None, (1, 4), Sampling(1, 1), keys)
+    probabilities = torch.empty(6, rows, groups)
+    kernel.forward(layer, 0, torch.empty(rows, 4 * groups), probabilities)
+    uniform = uniform_noise(places(6 * rows * groups), keys).double().view_as(probabilities)
+    rates = -1 / uniform.log()
+    torch.testing.assert_close(probabilities.double(), rates / rates.sum(0), rtol=5e-6, atol=1e-30)
+
+
+def keys_of_first(bits: int) -> tuple[int, int]:
+    """Keys with which the first place has these bits: the hash backwards."""
+    bits = bits * pow(0x21F0AAAD, -1, 2**32) & 0xFFFFFFFF
+    bits ^= bits >> 16
+    # Without a first key the first half of the hash leaves a zero.
+    return 0, bits
+
+
+@pytest.mark.parametrize("bits", [0, 0x200, 0x80000000, 0xFFFFFC00, 0xFFFFFFFF])
+def test_the_ends_of_the_distribution(bits: int, kernel: ModuleType) -> None:
+    keys = keys_of_first(bits)
+    assert mixed(places(1), keys).item() & 0xFFFFFFFF == bits
+    uniform = torch.tensor((bits >> 9) + 0.5).double() / 2**23
+    torch.testing.assert_close(gumbel_noise(places(1), keys)[0].double(), -(-uniform.log()).log(), rtol=1e-6, atol=0)
+    logistic = uniform.log() - (-uniform).log1p()
+    torch.testing.assert_close(logistic_noise(places(1), keys)[0].double(), logistic, rtol=1e-6, atol=1e-7)
+    probabilities = torch.empty(6, 1, 1)
+    layer = Layer(torch.ones(1, 4), torch.zeros(6, 1), None, None, (1, 4), Sampling(1.0, 1.0), keys)
+    kernel.forward(layer, 0, torch.empty(1, 4), probabilities)
+    rates = torch.tensor([-1 / math.log(((hashed(k, keys) >> 9) + 0.5) / 2**23) for k in range(6)]).double()
+    torch.testing.assert_close(probabilities.flatten().double(), rates / rates.sum(), rtol=3e-6, atol=0)
 
 
 def test_tiles_are_dense_as_often_as_the_sigmoid_says() -> None:
     count = 40_000
-    shares = sample_tiles(torch.full((count,), 0.04), Sampling(25.0, 0.05), logistic_noise((count,), 4))
+    shares = sample_tiles(torch.full((count,), 0.04), Sampling(25.0, 0.05), draw("logistic", 4, count=count))
     dense = int((shares > 0.5).sum())
     expected = torch.tensor(0.04 * 25).double().sigmoid().item()
     assert stats.binomtest(dense, count, expected).pvalue > 1e-3
 
 
 def test_tile_noise_is_not_the_pattern_noise() -> None:
-    """One seed a layer and pass; the tiles' draw must not repeat the patterns'."""
+    """One set of counters a layer and pass; the tiles' draw must not repeat the patterns'."""
     tiles = 2_000
     mask = LearnableMask(torch.Size((4 * tiles, 4)), torch.zeros(6, 4 * tiles), None, torch.zeros(tiles, 1), 4)
     mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 123)
     noise = mask.shares.detach().logit().flatten()
     assert stats.kstest(noise.double().numpy(), "logistic").pvalue > 1e-3
-    for pattern_noise in (gumbel_noise((6, 4 * tiles), 123).flatten()[:tiles], logistic_noise((tiles,), 123)):
+    for kind in KINDS:
+        pattern_noise = draw(kind, 123, count=tiles)
         assert abs(stats.spearmanr(noise.numpy(), pattern_noise.numpy()).statistic) < 0.1

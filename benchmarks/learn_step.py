@@ -1,0 +1,329 @@
+"""A learning step beside the obvious way of doing it and the least that any way needs.
+
+    python benchmarks/learn_step.py
+
+The reference is the straightforward formulation, kept here: a Gumbel-softmax over `[groups, 6]` times the patterns,
+tiles by `repeat_interleave`, the masks of all layers alive from forward to backward, density and weight reward as sums
+over full-size masks. Both sides have the same random model, tokens, threads, dtype and optimizer, each in a process of
+its own.
+
+The floor of memory is weights, logits, their gradients, the optimizer's state, and what a checkpointed dense forward
+and backward takes beside the weights. The dense step and ours of tiles recompute their blocks in the backward pass;
+joint learning and both references do not. The dense step that a tile step is compared with is forward and backward
+with gradients of the weights: tiles cannot be learned without the product that makes these. `plan` is what
+`patch/cost.py` says that a step takes.
+
+The last line is one JSON object with the worst case over sizes and threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+# What a process holds until its end.
+held = ExitStack()
+# Hidden size, MLP, blocks, vocabulary; the two are apart by four in their weights.
+SIZES = {"small": (512, 1536, 4, 2048), "large": (1024, 2816, 4, 2048)}
+WAYS = ("dense", "joint", "joint-reference", "tile", "tile-reference")
+SEQLEN, TILE, SPARSITY = 128, 128, 0.45
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are timed, of which the median counts (5)")
+    parser.add_argument("--one", nargs=3, metavar=("WAY", "SIZE", "THREADS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        way, size, threads = options.one
+        print(json.dumps(measure(way, size, int(threads), options.dtype, options.steps)))
+        return 0
+    return compare(options)
+
+
+def compare(options: argparse.Namespace) -> int:
+    print(
+        f"dtype {options.dtype}, batch 1, sequence {SEQLEN}, tile {TILE}; seconds a step, peak MB beside the libraries"
+    )
+    names = ("size", "threads", "weights", "way", "s/step", "MB", "floor", "of floor", "plan")
+    widths = (6, 7, 8, 16, 8, 7, 7, 8, 7)
+    print(*(name.rjust(width) for name, width in zip(names, widths, strict=True)))
+    worst = {"joint_speedup": [], "joint_peak_over_floor": [], "tile_step_over_dense": [], "tile_peak_over_floor": []}
+    for size in options.sizes:
+        for threads in options.threads:
+            found = {way: _measured(way, size, threads, options) for way in WAYS}
+            for way, numbers in found.items():
+                floor = numbers["state_mb"] + found["dense"]["activations_mb"]
+                numbers["of_floor"] = numbers["peak_mb"] / floor
+                texts = [size, threads, f"{numbers['weights'] / 1e6:.1f}M", way, f"{numbers['seconds']:.3f}"]
+                texts += [f"{numbers['peak_mb']:.0f}", f"{floor:.0f}", f"{numbers['of_floor']:.2f}"]
+                texts += [numbers["plan_mb"] or ""]
+                print(*(f"{text}".rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True)
+            worst["joint_speedup"].append(found["joint-reference"]["seconds"] / found["joint"]["seconds"])
+            worst["joint_peak_over_floor"].append(found["joint"]["of_floor"])
+            worst["tile_step_over_dense"].append(found["tile"]["seconds"] / found["dense"]["seconds"])
+            worst["tile_peak_over_floor"].append(found["tile"]["of_floor"])
+    pick = {name: min if name == "joint_speedup" else max for name in worst}
+    print(json.dumps({name: round(pick[name](values), 3) for name, values in worst.items()}))
+    return 0
+
+
+def _measured(way: str, size: str, threads: int, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a process as it is, and memory of one that gives back at once what it frees, so that the peak is of
+    what was alive."""
+    timed = _in_process(way, size, threads, options, {})
+    held = _in_process(way, size, threads, options, {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    return held | {"seconds": timed["seconds"]}
+
+
+def _in_process(
+    way: str, size: str, threads: int, options: argparse.Namespace, changes: dict[str, str]
+) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", way, size, str(threads)]
+    command += ["--dtype", options.dtype, "--steps", str(options.steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | changes
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"{way} at {size} failed:\n{run.stderr}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measure(way: str, size: str, threads: int, dtype: str, steps: int) -> dict[str, float]:
+    """Median seconds of a step and the peak memory of the process beside its libraries."""
+    import torch
+
+    from patch.models import prunable_linears
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    makers = {
+        "dense": _dense,
+        "joint": _ours("patch-joint"),
+        "tile": _ours("patch-tile"),
+        "joint-reference": _reference("joint"),
+        "tile-reference": _reference("tile"),
+    }
+    # What libraries take for themselves at their first use is not the step's.
+    with ExitStack() as briefly:
+        makers[way](*_model_and_tokens(128, 128, 1, 256, dtype), briefly)[0](0)
+    base = _rss()
+    model, tokens = _model_and_tokens(*SIZES[size], dtype)
+    weights = sum(linear.weight.numel() for linear in prunable_linears(model).values())
+    step, state = makers[way](model, tokens, held)
+    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    _reset_peak()
+    times = []
+    for number in range(steps + 1):
+        started = time.perf_counter()
+        step(number)
+        times.append(time.perf_counter() - started)
+    peak = (_peak() - base) / 1e6
+    state_mb = (total + state()) / 1e6
+    seconds = sorted(times[1:])[steps // 2]
+    return {
+        "seconds": seconds,
+        "peak_mb": peak,
+        "weights": weights,
+        "state_mb": state_mb,
+        # Of the dense step: without the gradients of its weights, which are freed in the step.
+        "activations_mb": _activations(model, tokens) if way == "dense" else 0.0,
+        "plan_mb": _planned(model, way),
+    }
+
+
+def _planned(model, way: str) -> int | None:  # noqa: ANN001
+    from patch.cost import learning_mb
+    from patch.shapes import Shape
+
+    if way not in ("joint", "tile"):
+        return None
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    sizes = {name: getattr(model.config, name) for name in (*names, "head_dim", "vocab_size", "tie_word_embeddings")}
+    size = next(model.parameters()).element_size()
+    return round(learning_mb(Shape(**sizes), f"patch-{way}", size, SEQLEN, way == "tile"))
+
+
+def _model_and_tokens(hidden: int, mlp: int, blocks: int, vocabulary: int, dtype: str):  # noqa: ANN202
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=blocks,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(getattr(torch, dtype)).eval().requires_grad_(False)
+    return model, torch.randint(0, vocabulary, (1, SEQLEN), generator=torch.Generator().manual_seed(1))
+
+
+def _rss() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _reset_peak() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _peak() -> int:
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _activations(model, tokens) -> float:  # noqa: ANN001
+    """What a forward and backward with recomputed blocks takes beside the weights, in MB."""
+    from patch.learning.objective import cross_entropy, recomputed_blocks
+
+    embedding = model.get_input_embeddings()
+    embedding.weight.requires_grad_(False)
+    hook = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    with recomputed_blocks(model, True):
+        cross_entropy(model, tokens).backward()
+        before = _rss()
+        _reset_peak()
+        cross_entropy(model, tokens).backward()
+    hook.remove()
+    return (_peak() - before) / 1e6
+
+
+def _dense(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001
+    from patch.learning.objective import cross_entropy, recomputed_blocks
+    from patch.models import prunable_linears
+
+    weights = [linear.weight.requires_grad_() for linear in prunable_linears(model).values()]
+
+    def step(number: int) -> None:
+        with recomputed_blocks(model, True):
+            cross_entropy(model, tokens).backward()
+        for weight in weights:
+            weight.grad = None
+
+    return step, lambda: 0
+
+
+def _ours(method: str) -> Callable:
+    def make(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001
+        import numpy as np
+        import torch
+
+        from patch.config import Learning
+        from patch.config.learning import METHOD_DEFAULTS
+        from patch.learning.adamw import make_optimizer
+        from patch.learning.learn import step_function
+        from patch.learning.masks import attached, build_masks
+        from patch.learning.objective import recomputed_blocks
+
+        values = {"steps": 100, "batch_size": 1, "micro_batch_size": 1, "seqlen": SEQLEN, "tile_prior": "none"}
+        values |= {"pattern_prior": "none"}
+        settings = Learning(**METHOD_DEFAULTS[method] | values)
+        frozen = _frozen(model) if method == "patch-tile" else None
+        masks = build_masks(model, method, settings, SPARSITY, TILE, 0, frozen=frozen)
+        container = torch.nn.ModuleList(masks.values())
+        optimizer = make_optimizer(container.parameters(), settings, 0)
+        windows = np.asarray(tokens, dtype=np.uint16)
+        step = step_function(model, masks, windows, settings, SPARSITY, 0, optimizer, None)
+        stack.enter_context(attached(model, masks))
+        stack.enter_context(recomputed_blocks(model, method == "patch-tile"))
+        return (
+            step,
+            lambda: (
+                4 * sum(p.numel() * p.element_size() for p in container.parameters())
+                + sum(b.numel() for b in container.buffers())
+            ),
+        )
+
+    return make
+
+
+def _frozen(model) -> dict:  # noqa: ANN001
+    import torch
+
+    from patch.models import prunable_linears
+
+    return {
+        name: torch.tensor([True, True, False, False]).repeat(linear.weight.numel() // 4).view_as(linear.weight)
+        for name, linear in prunable_linears(model).items()
+    }
+
+
+def _reference(mode: str) -> Callable:
+    def make(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001
+        import torch
+        from torch.nn import functional as F
+        from torch.nn.utils import parametrize
+
+        from patch.models import prunable_linears
+
+        patterns = torch.tensor(
+            [[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]], dtype=torch.float32
+        )
+        frozen = _frozen(model) if mode == "tile" else None
+        masks: list[torch.Tensor] = []
+
+        class Mask(torch.nn.Module):
+            def __init__(self, name: str, weight: torch.Tensor) -> None:
+                super().__init__()
+                shape = weight.shape
+                if mode == "joint":
+                    self.logits = torch.nn.Parameter(torch.randn(weight.numel() // 4, 6) * 0.01)
+                else:
+                    self.register_buffer("frozen", frozen[name].float())
+                self.tiles = torch.nn.Parameter(torch.randn(shape[0] // TILE, shape[1] // TILE) * 0.014)
+
+            def forward(self, weight: torch.Tensor) -> torch.Tensor:
+                if mode == "joint":
+                    chosen = F.gumbel_softmax(100.0 * self.logits, tau=4.0, dim=-1)
+                    pattern = (chosen @ patterns).view(weight.shape)
+                else:
+                    pattern = self.frozen
+                pairs = torch.stack([25.0 * self.tiles, torch.zeros_like(self.tiles)], -1)
+                dense = F.gumbel_softmax(pairs, tau=2.0, dim=-1)[..., 0]
+                dense = dense.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
+                mask = dense + (1 - dense) * pattern
+                masks.append((mask, weight))
+                return (mask * weight).to(weight.dtype)
+
+        parameters = []
+        for name, linear in prunable_linears(model).items():
+            mask = Mask(name, linear.weight)
+            parameters += list(mask.parameters())
+            parametrize.register_parametrization(linear, "weight", mask)
+        optimizer = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.0, fused=True)
+
+        def step(number: int) -> None:
+            masks.clear()
+            optimizer.zero_grad(set_to_none=True)
+            logits = model(tokens, use_cache=False).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+            size = sum(mask.numel() for mask, _ in masks)
+            density = sum(mask.sum() for mask, _ in masks) / size
+            norm = sum((weight.float() ** 2).sum() for _, weight in masks)
+            reward = sum(((mask * weight) ** 2).sum() for mask, weight in masks) / norm
+            (loss + 7 * (density - (1 - SPARSITY)).abs() - 10 * reward).backward()
+            optimizer.step()
+
+        return step, lambda: 4 * sum(p.numel() * p.element_size() for p in parameters)
+
+    return make
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.exit(main())

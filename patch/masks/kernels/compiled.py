@@ -1,0 +1,149 @@
+"""The masks of a CPU, compiled on first use for its processor and kept for the next time."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patch.masks.kernels.layer import Layer
+
+SOURCE = Path(__file__).with_name("masked_rows.cpp")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+CACHE = "PATCH_KERNEL_CACHE"
+
+
+class _Rows(ctypes.Structure):
+    """`Rows` of the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "logits", "bits", "shares")),
+        *((name, ctypes.c_int64) for name in ("rows", "groups", "first_row", "plane")),
+        *((name, ctypes.c_int64) for name in ("tile_height", "tile_groups", "tile_columns")),
+        *((name, ctypes.c_float) for name in ("scale", "temperature")),
+        *((name, ctypes.c_uint32) for name in ("key0", "key1")),
+        *((name, ctypes.c_int32) for name in ("hard", "half", "threads")),
+    ]
+
+
+class NoCompiler(Exception):
+    """There is none, or it does not know this source."""
+
+
+def _folder() -> Path:
+    chosen = os.environ.get(CACHE)
+    return (
+        Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patch-kernels"
+    )
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def build(folder: Path | None = None) -> Path:
+    """The library, compiled if it is not there for this source, compiler and processor.
+
+    Raises:
+        NoCompiler: none of `$CXX`, `c++`, `g++`, `clang++` compiles the source.
+    """
+    reasons = []
+    for compiler in dict.fromkeys(filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))):
+        path = shutil.which(compiler)
+        if path is None:
+            continue
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+        made_of = "\n".join([SOURCE.read_text(), path, version, *FLAGS, _processor()])
+        library = (folder or _folder()) / f"masked_rows-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+        if library.exists():
+            return library
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            made = Path(scratch) / library.name
+            run = subprocess.run(
+                [path, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
+            )
+            if run.returncode == 0:
+                made.replace(library)  # at once: other processes may build it too
+                return library
+        reasons.append(f"{compiler}: {(run.stderr.strip().splitlines() or ['failed'])[0]}")
+    raise NoCompiler("; ".join(reasons) or "no C++ compiler (c++, g++ or clang++)")
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library, ready to be called.
+
+    Raises:
+        NoCompiler, OSError: it cannot be built, kept or read.
+    """
+    library = ctypes.CDLL(str(build()))
+    pointer = ctypes.c_void_p
+    library.masked_rows_forward.argtypes = [ctypes.POINTER(_Rows), pointer, pointer]
+    library.masked_rows_backward.argtypes = [
+        ctypes.POINTER(_Rows),
+        *(pointer, pointer, ctypes.c_float, pointer, ctypes.c_int, pointer, pointer),
+    ]
+    library.masked_rows_forward.restype, library.masked_rows_backward.restype = ctypes.c_double, None
+    return library
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    assert tensor is None or tensor.is_contiguous()
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _rows(layer: Layer, first: int, rows: int) -> _Rows:
+    """What the library is told; all but the rows is filled in once a layer and pass."""
+    known = layer.native
+    if known is None:
+        height, width = layer.tile
+        known = layer.native = _Rows(
+            *(_pointer(tensor) for tensor in (layer.weight, layer.logits, layer.bits, layer.shares)),
+            *(0, layer.weight.shape[1] // 4, 0, 0 if layer.logits is None else layer.logits.shape[1]),
+            *(height, width // 4, 1 if layer.shares is None else layer.shares.shape[1]),
+            *(layer.sampling.scale, layer.sampling.temperature, *layer.keys),
+            *(layer.sampling.hard, layer.weight.dtype == torch.bfloat16, torch.get_num_threads()),
+        )
+    known.first_row, known.rows = first, rows
+    return known
+
+
+def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> float:
+    """See `patch.masks.kernels`."""
+    rows = _rows(layer, first, len(masked))
+    return load().masked_rows_forward(ctypes.byref(rows), _pointer(masked), _pointer(probabilities))
+
+
+def backward(
+    layer: Layer,
+    first: int,
+    gradient: Tensor,
+    probabilities: Tensor | None,
+    norm_gradient: float,
+    logits_gradient: Tensor | None,
+    add: bool,
+    shares_gradient: Tensor | None,
+) -> None:
+    """See `patch.masks.kernels`."""
+    by_group = None if layer.shares is None else torch.empty(len(gradient), gradient.shape[1] // 4)
+    rows = _rows(layer, first, len(gradient))
+    load().masked_rows_backward(
+        ctypes.byref(rows),
+        *(_pointer(gradient), _pointer(probabilities), norm_gradient),
+        *(_pointer(logits_gradient), add, _pointer(by_group), _pointer(shares_gradient)),
+    )

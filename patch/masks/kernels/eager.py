@@ -1,0 +1,116 @@
+"""The masks in plain PyTorch, on any device: slower than a fused kernel, and the same numbers but for rounding."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from patch.masks.kernels.layer import Layer
+from patch.masks.noise import gumbel_noise, places
+
+# Which of four weights each pattern keeps, in the order of the logits.
+PATTERNS = ((1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1))
+
+
+@cache
+def _patterns(device: torch.device) -> Tensor:
+    return torch.tensor(PATTERNS, dtype=torch.float32, device=device)
+
+
+def _probabilities(layer: Layer, first: int, rows: int, out: Tensor) -> None:
+    """Gumbel-softmax of the logits of some rows, into `[6, rows, groups]`."""
+    groups, plane = layer.weight.shape[1] // 4, layer.logits.shape[1]
+    start, count, sampling = first * groups, rows * groups, layer.sampling
+    index = places(count, start, layer.weight.device)
+    scores = torch.stack([gumbel_noise(index + k * plane, layer.keys) for k in range(6)])
+    scores.add_(layer.logits[:, start : start + count], alpha=sampling.scale).div_(sampling.temperature)
+    torch.softmax(scores, 0, out=out.view(6, count))
+
+
+def _pattern(layer: Layer, first: int, rows: int, probabilities: Tensor | None) -> Tensor:
+    """The 2:4 part of the mask of some rows, `[rows, in]` fp32."""
+    columns = layer.weight.shape[1]
+    if layer.logits is None:
+        return unpack_bits(layer.bits, first * columns, rows * columns).view(rows, columns).float()
+    chosen = probabilities.view(6, -1)
+    if layer.sampling.hard:
+        chosen = torch.zeros_like(chosen).scatter_(0, chosen.argmax(0, keepdim=True), 1)
+    return (_patterns(chosen.device).T @ chosen).T.reshape(rows, columns)
+
+
+def _dense(layer: Layer, first: int, rows: int) -> Tensor | float:
+    """How dense the tile of each weight of some rows is, `[rows, in]`; 0 without tiles."""
+    if layer.shares is None:
+        return 0.0
+    height, width = layer.tile
+    tiles = torch.arange(first, first + rows, device=layer.shares.device) // height
+    return layer.shares[tiles].repeat_interleave(width, 1)
+
+
+def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> float | Tensor:
+    """See `patch.masks.kernels`."""
+    rows = len(masked)
+    if layer.logits is not None:
+        if probabilities is None:
+            probabilities = layer.logits.new_empty(6, rows, layer.weight.shape[1] // 4)
+        _probabilities(layer, first, rows, probabilities)
+    pattern, dense = _pattern(layer, first, rows, probabilities), _dense(layer, first, rows)
+    values = layer.weight[first : first + rows].float() * (dense + (1 - dense) * pattern)
+    masked.copy_(values)
+    return values.square().sum(dtype=torch.float64)
+
+
+def backward(
+    layer: Layer,
+    first: int,
+    gradient: Tensor,
+    probabilities: Tensor | None,
+    norm_gradient: float,
+    logits_gradient: Tensor | None,
+    add: bool,
+    shares_gradient: Tensor | None,
+) -> None:
+    """See `patch.masks.kernels`."""
+    rows, columns = gradient.shape
+    pattern, dense = _pattern(layer, first, rows, probabilities), _dense(layer, first, rows)
+    weight = layer.weight[first : first + rows].float()
+    mask = dense + (1 - dense) * pattern
+    of_mask = weight * (gradient.float() + 2 * norm_gradient * mask * weight)
+    if layer.shares is not None:
+        height, width = layer.tile
+        add_by_tile((of_mask * (1 - pattern)).view(rows, -1, width).sum(2), first, height, shares_gradient)
+    if logits_gradient is not None:
+        flat = probabilities.view(6, -1)
+        by_pattern = _patterns(flat.device) @ (of_mask * (1 - dense)).view(-1, 4).T
+        by_pattern -= (by_pattern * flat).sum(0)
+        by_pattern.mul_(flat).mul_(layer.sampling.scale / layer.sampling.temperature)
+        place = logits_gradient[:, first * columns // 4 : (first + rows) * columns // 4]
+        place.add_(by_pattern) if add else place.copy_(by_pattern)
+
+
+def add_by_tile(by_row: Tensor, first: int, height: int, total: Tensor) -> None:
+    """Add `[rows, tiles along in]`, of rows from ``first`` on, to `[tiles along out, tiles along in]`, in order."""
+    rows = len(by_row)
+    if first % height == 0 and rows % height == 0:
+        total[first // height : (first + rows) // height] += by_row.view(-1, height, by_row.shape[1]).sum(1)
+        return
+    # No `index_add_`: on a GPU the order of its sums changes from run to run.
+    for tile in range(first // height, (first + rows - 1) // height + 1):
+        inside = slice(max(0, tile * height - first), (tile + 1) * height - first)
+        total[tile] += by_row[inside].sum(0)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """A bool mask, row by row a bit a weight, bit i of byte b that of weight 8 b + i; eight bytes more at the end."""
+    flat = mask.reshape(-1).to(torch.uint8)
+    padded = torch.cat([flat, flat.new_zeros(-len(flat) % 8 + 64)]).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, first: int, count: int) -> Tensor:
+    """The mask's weights from ``first`` on, bool."""
+    start, stop = first // 8, (first + count + 7) // 8
+    spread = bits[start:stop, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (spread.reshape(-1)[first - 8 * start :][:count] & 1).bool()

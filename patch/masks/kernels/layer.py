@@ -1,0 +1,48 @@
+"""What a kernel is told of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How choices are drawn at one step.
+
+    Attributes:
+        scale: kappa, factor of the logits.
+        temperature: tau of the Gumbel-softmax.
+        hard: one-hot in the forward pass, soft gradient (straight-through).
+    """
+
+    scale: float
+    temperature: float
+    hard: bool = False
+
+
+@dataclass
+class Layer:
+    """One layer in one pass. Logits or bits are None.
+
+    Attributes:
+        weight: `[out, in]`, fp32 or bf16, contiguous.
+        logits: `[6, out * in / 4]` fp32, of the patterns.
+        bits: uint8, the frozen mask, a bit a weight, as `pack_bits` makes it.
+        shares: `[tiles along out, tiles along in]` fp32, how dense each tile is; None where all are sparse.
+        tile: `(height, width)` of a tile in weights.
+        sampling: of the patterns.
+        keys: of the noise.
+        native: what a kernel keeps of it from call to call.
+    """
+
+    weight: Tensor
+    logits: Tensor | None
+    bits: Tensor | None
+    shares: Tensor | None
+    tile: tuple[int, int]
+    sampling: Sampling
+    keys: tuple[int, int]
+    native: Any = field(default=None, init=False, repr=False, compare=False)

@@ -1,0 +1,96 @@
+"""A linear layer whose weight is seen through a mask, which is made again in the backward pass.
+
+Nothing as large as the weight is alive between the two passes, and within each only some rows at a time are: those
+that the caches hold while they are masked, multiplied and differentiated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch.masks.blocks import block
+from patch.masks.kernels import Layer, kernel_for
+
+
+class Sink:
+    """Where the gradients of a layer's logits go; room for them is kept from step to step."""
+
+    adds = False
+
+    def open(self, logits: Tensor) -> tuple[Tensor, bool]:
+        """The gradient to write into, and whether to add to what is there."""
+        add = self.adds and logits.grad is not None
+        if logits.grad is None:
+            logits.grad = torch.empty_like(logits)
+        self.adds = True
+        return logits.grad, add
+
+
+class MaskedLinear(torch.autograd.Function):
+    """(input, logits, shares, layer, bias, sink) -> `input @ (mask * weight).T + bias`, fp32 `sum (mask * weight)^2`.
+
+    ``layer`` holds the same logits and shares. The gradient of the logits is set in ``logits.grad``, or added there
+    where ``sink.adds``: autograd would write it twice. So `backward()` is to be called, not `torch.autograd.grad`.
+    Weight and bias are frozen and get none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        logits: Tensor | None,
+        shares: Tensor | None,
+        layer: Layer,
+        bias: Tensor | None,
+        sink: Sink,
+    ):
+        rows, columns = layer.weight.shape
+        flat = inputs.reshape(-1, columns)
+        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), _rows_at_a_time(layer)
+        masked = layer.weight.new_empty(min(step, rows), columns)
+        output, norm = flat.new_empty(len(flat), rows), 0.0
+        for first in range(0, rows, step):
+            part = masked[: min(step, rows - first)]
+            norm = norm + kernel.forward(layer, first, part, None)
+            torch.mm(flat, part.T, out=output[:, first : first + len(part)])
+        if bias is not None:
+            output += bias
+        ctx.save_for_backward(flat)
+        ctx.layer, ctx.logits, ctx.sink = layer, logits, sink
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=flat.device)
+        return output.view(*inputs.shape[:-1], rows), norm
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor, of_norm: Tensor):
+        (flat,), layer, logits = ctx.saved_tensors, ctx.layer, ctx.logits
+        rows, columns = layer.weight.shape
+        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), _rows_at_a_time(layer)
+        height = min(step, rows)
+        masked, product = layer.weight.new_empty(height, columns), layer.weight.new_empty(height, columns)
+        kept = None if layer.logits is None else layer.logits.new_empty(6 * height * (columns // 4))
+        of_flat = of_output.reshape(-1, rows)
+        of_inputs = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
+        of_shares = None if layer.shares is None else torch.zeros_like(layer.shares)
+        of_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
+        norm_gradient = float(of_norm)
+        for first in range(0, rows, step):
+            size = min(step, rows - first)
+            part, of_part = masked[:size], product[:size]
+            probabilities = None if kept is None else kept[: 6 * size * (columns // 4)].view(6, size, columns // 4)
+            kernel.forward(layer, first, part, probabilities)
+            mine = of_flat[:, first : first + size]
+            if of_inputs is not None:
+                of_inputs.addmm_(mine, part)
+            torch.mm(mine.T, flat, out=of_part)
+            kernel.backward(layer, first, of_part, probabilities, norm_gradient, of_logits, add, of_shares)
+        if of_inputs is not None:
+            of_inputs = of_inputs.view(*of_output.shape[:-1], columns)
+        return of_inputs, None, of_shares, None, None, None
+
+
+def _rows_at_a_time(layer: Layer) -> int:
+    rows, columns = layer.weight.shape
+    return max(1, min(rows, block(layer.weight.device.type, layer.logits is not None) // columns))

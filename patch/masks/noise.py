@@ -1,0 +1,75 @@
+"""Noise that is a function of a counter: nothing is stored, and the backward pass makes it again.
+
+A number depends on (seed, step, micro-batch, layer) through two 32-bit keys and on its place in the layer alone,
+whatever the threads, the block of rows or the device. The mixers are 32-bit integer hashes of the kind of MurmurHash3's
+finaliser, with multipliers found by search for little bias (C. Wellons, "Prospecting for hash functions", 2018).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Uniform numbers have 23 bits, so that with a half added they are exact in fp32 and lie inside (0, 1).
+_STEP = 2.0**-23
+# Of the tiles' noise, so that it is not the patterns'.
+TILES = 0x7469
+
+
+def noise_keys(*counters: int) -> tuple[int, int]:
+    """Two 32-bit keys that differ for every tuple of counters, such as (seed, step, micro-batch, layer)."""
+    # With their number: the generator takes (1,) for (1, 0).
+    first, second = np.random.SeedSequence((len(counters), *counters)).generate_state(2, np.uint32)
+    return int(first), int(second)
+
+
+def signed(value: int) -> int:
+    """A word of 32 bits as the int32 that has them."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Logical shift of int32."""
+    return (bits >> by).bitwise_and_((1 << (32 - by)) - 1)
+
+
+def mixed(index: Tensor, keys: tuple[int, int]) -> Tensor:
+    """Random bits for each index, as int32; the lower ones are less mixed than the upper 23, which are used."""
+    bits = index * signed(0x9E3779B9) + signed(keys[0])
+    bits ^= _shifted(bits, 16)
+    bits *= signed(0x7FEB352D)
+    bits ^= _shifted(bits, 15)
+    bits *= signed(0x846CA68B)
+    bits ^= _shifted(bits, 16)
+    bits += signed(keys[1])
+    bits ^= _shifted(bits, 16)
+    bits *= signed(0x21F0AAAD)
+    return bits
+
+
+def uniform_noise(index: Tensor, keys: tuple[int, int]) -> Tensor:
+    """Uniform numbers in the open interval (0, 1), fp32.
+
+    Args:
+        index: int32, of any shape; place in the layer.
+        keys: from `noise_keys`.
+    """
+    return _shifted(mixed(index, keys), 9).float().add_(0.5).mul_(_STEP)
+
+
+def gumbel_noise(index: Tensor, keys: tuple[int, int]) -> Tensor:
+    """Standard Gumbel noise, fp32, of the shape of ``index``."""
+    return uniform_noise(index, keys).log_().neg_().log_().neg_()
+
+
+def logistic_noise(index: Tensor, keys: tuple[int, int]) -> Tensor:
+    """The difference of two standard Gumbel variables, fp32, of the shape of ``index``."""
+    uniform = uniform_noise(index, keys)
+    return uniform.log() - (-uniform).log1p()
+
+
+def places(count: int, first: int = 0, device: torch.device | str | None = None) -> Tensor:
+    """``count`` indices from ``first`` on, modulo 2**32."""
+    return torch.arange(first, first + count, dtype=torch.int64, device=device).to(torch.int32)

@@ -1,0 +1,67 @@
+"""The kernels of a GPU, run by Triton's interpreter on a CPU, against those in plain PyTorch."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# In a process of its own: Triton looks at its variable when it is imported.
+CHECK = """
+import itertools
+import torch
+from patch.masks.kernels import eager, fused
+from patch.masks.kernels.eager import pack_bits
+from patch.masks.kernels.layer import Layer, Sampling
+from patch.masks.noise import noise_keys
+
+def layer(joint, tile, hard, dtype, rows, columns, temperature):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    logits = torch.randn(6, rows * columns // 4, generator=generator) * 0.02 if joint else None
+    bits = None if joint else pack_bits(torch.rand(rows, columns, generator=generator) > 0.5)
+    shares = torch.rand(rows // tile, columns // tile, generator=generator) if tile else None
+    sampling = Sampling(100.0, temperature, hard)
+    return Layer(weight, logits, bits, shares, (tile, tile) if tile else (1, 4), sampling, noise_keys(1, 2))
+
+def results(kernel, one, add):
+    rows, columns = one.weight.shape
+    gradient = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)).to(one.weight.dtype)
+    of_logits = torch.ones_like(one.logits) if one.logits is not None else None
+    of_shares = torch.zeros_like(one.shares) if one.shares is not None else None
+    found, norm = [], 0.0
+    for first, last in ((0, rows // 2 - 1), (rows // 2 - 1, rows)):
+        masked = torch.empty(last - first, columns, dtype=one.weight.dtype)
+        kept = torch.empty(6, last - first, columns // 4) if one.logits is not None else None
+        norm = norm + kernel.forward(one, first, masked, kept)
+        kernel.backward(one, first, gradient[first:last].contiguous(), kept, 0.3, of_logits, add, of_shares)
+        found += [masked.float()] + ([kept] if kept is not None else [])
+    return [*found, torch.as_tensor(norm), *(t for t in (of_logits, of_shares) if t is not None)]
+
+count = 0
+for joint, tile, hard, dtype, temperature in itertools.product(
+    (True, False), (None, 4, 8), (True, False), (torch.float32, torch.bfloat16), (4.0, 0.05)
+):
+    if not joint and (tile is None or hard):
+        continue
+    one = layer(joint, tile, hard, dtype, 16, 40, temperature)
+    for actual, expected in zip(results(fused, one, count % 2 == 0), results(eager, one, count % 2 == 0), strict=True):
+        scale = float(expected.abs().max())
+        # The interpreter cuts a number off where a GPU rounds it to bf16.
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale)
+    count += 1
+print(count, "cases")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="this build of torch brings no Triton")
+def test_the_interpreted_kernels_are_the_eager_ones() -> None:
+    root = str(Path(__file__).parents[3])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "32 cases\n"

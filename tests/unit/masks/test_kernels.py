@@ -1,0 +1,395 @@
+"""The kernels agree, depend on neither threads nor blocks, and are compiled once, or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import stat
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from patch.masks import kernels
+from patch.masks.kernels import Layer, Sampling, compiled, eager
+from patch.masks.kernels.eager import pack_bits, unpack_bits
+from patch.masks.noise import noise_keys
+
+SIX = torch.tensor([(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1)])
+MODES = ["joint", "tile", "2:4"]
+
+
+def compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+
+def make(
+    mode: str,
+    grid: tuple[int, int],
+    tile: tuple[int, int],
+    hard: bool = False,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Layer:
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = grid[0] * tile[0], grid[1] * tile[1]
+    groups = rows * columns // 4
+    choice = torch.randint(0, 6, (groups,), generator=generator)
+    return Layer(
+        torch.randn(rows, columns, generator=generator).to(dtype),
+        torch.randn(6, groups, generator=generator) if mode != "tile" else None,
+        pack_bits(SIX[choice].reshape(rows, columns).bool()) if mode == "tile" else None,
+        torch.rand(grid, generator=generator) if mode != "2:4" else None,
+        tile if mode != "2:4" else (1, 4),
+        Sampling(1.0, temperature, hard),
+        noise_keys(seed),
+    )
+
+
+def run(kernel: ModuleType, layer: Layer, rows_at_a_time: int = 2**20, start: float | None = None) -> dict[str, Tensor]:
+    """Everything that a kernel makes of a layer, block by block; ``start`` is in the logits' gradient before."""
+    rows, columns = layer.weight.shape
+    generator = torch.Generator().manual_seed(1)
+    gradient = torch.randn(rows, columns, generator=generator).to(layer.weight.dtype)
+    of_logits = None if layer.logits is None else torch.full_like(layer.logits, 7.0 if start is None else start)
+    of_shares = None if layer.shares is None else torch.zeros_like(layer.shares)
+    masked, chances, norm = [], [], 0.0
+    for first in range(0, rows, rows_at_a_time):
+        size = min(rows_at_a_time, rows - first)
+        part = torch.full((size, columns), 7.0, dtype=layer.weight.dtype)
+        probabilities = None if layer.logits is None else torch.full((6, size, columns // 4), 7.0)
+        norm += float(kernel.forward(layer, first, part, probabilities))
+        mine = gradient[first : first + size]
+        kernel.backward(layer, first, mine, probabilities, 0.3, of_logits, start is not None, of_shares)
+        masked.append(part)
+        chances.append(probabilities)
+    found = {"masked": torch.cat(masked), "norm": torch.tensor(norm), "of_logits": of_logits, "of_shares": of_shares}
+    if layer.logits is not None:
+        found["probabilities"] = torch.cat(chances, 1)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], rounding: float, of_weights: float) -> None:
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        scale = float(expected[name].abs().max())
+        bound = (of_weights if name == "masked" else rounding) * scale
+        torch.testing.assert_close(value.double(), expected[name].double(), rtol=0, atol=bound, msg=name)
+
+
+@needs_compiler
+@given(
+    mode=st.sampled_from(MODES),
+    grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    height=st.integers(1, 9),
+    groups=st.integers(1, 40),
+    hard=st.booleans(),
+    temperature=st.sampled_from([4.0, 1.0, 0.2]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    block=st.integers(1, 50),
+    start=st.sampled_from([None, 0.0, 1.5]),
+    seed=st.integers(0, 1000),
+)
+def test_kernels_agree(
+    mode: str,
+    grid: tuple[int, int],
+    height: int,
+    groups: int,
+    hard: bool,
+    temperature: float,
+    dtype: torch.dtype,
+    block: int,
+    start: float | None,
+    seed: int,
+) -> None:
+    layer = make(mode, grid, (height, 4 * groups), hard, temperature, dtype, seed)
+    expected = run(eager, layer, start=start)
+    # One bit of a bfloat16 where fp32 lies between two.
+    assert_close(run(compiled, layer, block, start), expected, 1e-5, 1e-5 if dtype == torch.float32 else 2**-8)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """A function: use so many threads, in this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("grid", "tile"), [((1, 1), (1, 4)), ((5, 3), (8, 44)), ((3, 2), (32, 128)), ((2, 9), (1, 12))]
+)
+def test_any_number_of_threads_is_the_same_bit_for_bit(
+    grid: tuple, tile: tuple, mode: str, hard: bool, dtype: torch.dtype, threads: Callable
+) -> None:
+    layer = make(mode, grid, tile, hard, dtype=dtype)
+    threads(1)
+    expected = run(compiled, layer, 13, 0.5)
+    for count in (2, 3):
+        threads(count)
+        found = run(compiled, layer, 13, 0.5)
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES)
+def test_any_block_of_rows_is_the_same_bit_for_bit(mode: str, dtype: torch.dtype) -> None:
+    layer = make(mode, (5, 3), (8, 44), dtype=dtype)
+    expected = run(compiled, layer)
+    for block in (1, 3, 8, 17, 39):
+        found = run(compiled, layer, block)
+        for name in {"masked", "probabilities", "of_logits"} & set(found):
+            assert torch.equal(found[name], expected[name])
+        assert_close(found, expected, 1e-6, 0)
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(compiled, marks=needs_compiler), eager])
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_mask_is_made_again_bit_for_bit(hard: bool, kernel: ModuleType) -> None:
+    """Without the probabilities in the forward pass, with them in the backward pass."""
+    layer = make("joint", (4, 4), (4, 36), hard, temperature=0.3)
+    once, again = torch.empty(16, 144), torch.empty(16, 144)
+    assert kernel.forward(layer, 0, once, None) == kernel.forward(layer, 0, again, torch.empty(6, 16, 36))
+    assert torch.equal(once, again)
+
+
+@needs_compiler
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_is_rounded_once_to_the_nearest(mode: str, hard: bool) -> None:
+    half = make(mode, (4, 4), (4, 36), hard, dtype=torch.bfloat16)
+    found, expected = run(compiled, half), run(compiled, replace(half, weight=half.weight.float()))
+    assert torch.equal(found["masked"], expected["masked"].bfloat16())
+    assert torch.equal(found["norm"], expected["norm"]), "of the values before they are rounded"
+
+
+@needs_compiler
+def test_bfloat16_between_two_numbers_goes_to_the_even_one() -> None:
+    half = make("tile", (4, 4), (4, 36), dtype=torch.bfloat16)
+    half = replace(half, shares=torch.full((4, 4), 0.75))
+    found, exact = run(compiled, half)["masked"], run(compiled, replace(half, weight=half.weight.float()))["masked"]
+    assert ((exact.view(torch.int32) & 0xFFFF) == 0x8000).sum() > 100, "ties"
+    assert torch.equal(found, exact.bfloat16())
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(compiled, marks=needs_compiler), eager])
+def test_of_equally_likely_patterns_the_first_is_chosen(kernel: ModuleType) -> None:
+    found = run(kernel, make("2:4", (3, 5), (1, 12), hard=True, temperature=1e30))
+    assert (found["probabilities"] == found["probabilities"][0]).all()
+    assert ((found["masked"] != 0).view(-1, 4) == SIX[0]).all()
+
+
+@needs_compiler
+def test_the_caller_keeps_its_denormals() -> None:
+    layer = make("joint", (2, 2), (4, 16), temperature=0.01)
+    run(compiled, layer)
+    tiny = torch.full((64,), 1e-30)
+    assert (tiny * 1e-10 > 0).all()
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(compiled, marks=needs_compiler), eager])
+def test_logits_that_are_not_numbers_are_not_hidden(kernel: ModuleType) -> None:
+    """Whichever of the six it is: the loss must tell."""
+    for place in range(6):
+        layer = make("2:4", (1, 1), (3, 20))
+        layer.logits[place, 7] = float("nan")
+        found = run(kernel, layer)
+        assert not found["norm"].isfinite() and found["masked"].isnan().sum() == 4
+
+
+@given(st.integers(1, 300), st.data())
+def test_bits_round_trip(count: int, data: st.DataObject) -> None:
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    bits = pack_bits(mask)
+    # Kernels read eight bytes from any bit on.
+    assert bits.dtype == torch.uint8 and len(bits) == (count + 7) // 8 + 8
+    assert [bool(bits[i // 8] >> i % 8 & 1) for i in range(count)] == mask.tolist()
+    assert not unpack_bits(bits, count, 64).any()
+    first = data.draw(st.integers(0, count))
+    size = data.draw(st.integers(0, count - first))
+    part = unpack_bits(bits, first, size)
+    assert part.dtype == torch.bool and torch.equal(part, mask[first : first + size])
+
+
+def test_bits_of_a_matrix_go_row_by_row() -> None:
+    mask = torch.randn(7, 12, generator=torch.Generator().manual_seed(0)) > 0
+    assert torch.equal(pack_bits(mask), pack_bits(mask.flatten()))
+    assert torch.equal(pack_bits(mask.T.contiguous().T), pack_bits(mask))
+    assert torch.equal(unpack_bits(pack_bits(mask), 0, 84).view(7, 12), mask)
+
+
+@pytest.fixture
+def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder that programs are looked for in; has none."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    return folder
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing is remembered of what this machine can compile, here and afterwards."""
+    kernels._on_cpu.cache_clear()
+    compiled.load.cache_clear()
+    yield
+    kernels._on_cpu.cache_clear()
+    compiled.load.cache_clear()
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """`$CXX` takes its time and hands out the library of this machine; a function: how often it was asked to."""
+    if compiler() is None:
+        pytest.skip("no C++ compiler")
+    library, log = compiled.build(), tmp_path / "log"
+    copy = f'while [ "$1" != -o ]; do shift; done; /bin/sleep 0.3; /bin/cp {library} "$2"'
+    text = f'[ "$1" = --version ] && echo 1.0 && exit\necho "$@" >> {log}\n{copy}'
+    monkeypatch.setenv("CXX", program(tmp_path / "slow-c++", text))
+    return lambda: len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_without_a_compiler(empty_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    with pytest.raises(compiled.NoCompiler, match=r"no C\+\+ compiler \(c\+\+, g\+\+ or clang\+\+\)"):
+        compiled.build(tmp_path)
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(compiled.NoCompiler, match=r"no C\+\+ compiler"):
+        compiled.build(tmp_path)
+    cpu = torch.device("cpu")
+    with pytest.warns(UserWarning, match=r"plain PyTorch, several times slower: no C\+\+ compiler") as caught:
+        assert kernels.kernel_for(cpu, torch.float32) is eager
+        assert kernels.kernel_for(cpu, torch.bfloat16) is eager
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.kernel_for(cpu, torch.float32) is eager
+
+
+@needs_compiler
+def test_without_a_place_for_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PATCH_KERNEL_CACHE", str(tmp_path / "file/cache"))
+    with pytest.warns(UserWarning, match=r"plain PyTorch, several times slower: .*Not a directory.*file/cache"):
+        assert kernels.kernel_for(torch.device("cpu"), torch.float32) is eager
+
+
+@needs_compiler
+def test_what_is_compiled_and_what_is_not(fresh: None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.kernel_for(torch.device("cpu"), torch.float32) is compiled
+        assert kernels.kernel_for(torch.device("cpu"), torch.bfloat16) is compiled
+        assert kernels.kernel_for(torch.device("cpu"), torch.float64) is eager
+
+
+def test_a_compiler_that_fails_is_quoted(empty_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(empty_path / "c++", 'echo "c++: error: no -march=native here" >&2\necho second >&2\nexit 1')
+    program(empty_path / "clang++", "exit 1")
+    monkeypatch.setenv("CXX", program(tmp_path / "mine", "echo internal trouble >&2; exit 4"))
+    with pytest.raises(compiled.NoCompiler) as caught:
+        compiled.build(tmp_path / "cache")
+    message = f"{tmp_path}/mine: internal trouble; c++: c++: error: no -march=native here; clang++: failed"
+    assert str(caught.value) == message
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_next_compiler_is_tried(counting: Callable, empty_path: Path, tmp_path: Path) -> None:
+    # `empty_path` forgets `$CXX`.
+    (tmp_path / "slow-c++").rename(empty_path / "g++")
+    program(empty_path / "c++", "exit 1")
+    library = compiled.build(tmp_path / "cache")
+    assert counting() == 1 and ctypes.CDLL(str(library)).masked_rows_forward
+
+
+def test_half_a_library_is_not_kept(empty_path: Path, tmp_path: Path) -> None:
+    copy = 'while [ "$1" != -o ]; do shift; done; echo half > "$2"; exit 1'
+    program(empty_path / "c++", f'[ "$1" = --version ] && exit\n{copy}')
+    with pytest.raises(compiled.NoCompiler):
+        compiled.build(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_library_is_built_once(counting: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATCH_KERNEL_CACHE", str(tmp_path / "a/cache"))
+    library = compiled.build()
+    assert library.parent == tmp_path / "a/cache"
+    assert compiled.build() == library and counting() == 1
+    assert list(library.parent.iterdir()) == [library], "nothing but the library is left"
+    monkeypatch.delenv("PATCH_KERNEL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert compiled.build() == tmp_path / "xdg/patch-kernels" / library.name
+    assert counting() == 2
+
+
+def test_a_library_of_something_else_is_not_used(
+    counting: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another source, compiler, processor or other options."""
+    cache = tmp_path / "cache"
+    libraries = [compiled.build(cache)]
+    libraries[0].write_text("not one")
+    other = tmp_path / "other.cpp"
+    other.write_text(compiled.SOURCE.read_text() + "\n")
+    with monkeypatch.context() as changed:
+        changed.setattr(compiled, "SOURCE", other)
+        libraries.append(compiled.build(cache))
+    with monkeypatch.context() as changed:
+        changed.setattr(compiled, "_processor", lambda: "flags: none")
+        libraries.append(compiled.build(cache))
+    with monkeypatch.context() as changed:
+        changed.setattr(compiled, "FLAGS", (*compiled.FLAGS, "-g"))
+        libraries.append(compiled.build(cache))
+    program_text = (tmp_path / "slow-c++").read_text()
+    (tmp_path / "slow-c++").write_text(program_text.replace("1.0", "1.1"))
+    libraries.append(compiled.build(cache))
+    assert len(set(libraries)) == counting() == 5
+    assert all(ctypes.CDLL(str(library)).masked_rows_backward for library in libraries[1:])
+
+
+def test_processes_that_build_at_the_same_time(counting: Callable, tmp_path: Path) -> None:
+    pids = []
+    for _ in range(3):
+        pid = os.fork()
+        if not pid:
+            try:
+                os._exit(0 if ctypes.CDLL(str(compiled.build(tmp_path / "cache"))).masked_rows_forward else 1)
+            finally:
+                os._exit(2)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert counting() > 1, "they must have met"
+    (library,) = (tmp_path / "cache").iterdir()
+    assert library == compiled.build(tmp_path / "cache") and ctypes.CDLL(str(library)).masked_rows_forward
+
+
+@needs_compiler
+def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
+    flags = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]
+    command = [compiler(), *compiled.FLAGS, *flags, str(compiled.SOURCE), "-o", str(tmp_path / "made.so")]
+    run_of = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run_of.returncode, run_of.stderr) == (0, "")
