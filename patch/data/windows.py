@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
+from patch.data.tokens import batches, find_separator, join, token_dtype, tokenize
 from patch.errors import InputError
 from patch.io import atomic_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Text that is tokenised in one call: large enough for the tokenizer's threads, small enough for any memory.
-_BATCH_CHARACTERS = 2_000_000
 
 
 def pack_windows(
@@ -24,9 +22,12 @@ def pack_windows(
 ) -> Iterator[np.ndarray]:
     """Cut the stream of all documents, an end-of-sequence token after each, into windows; the tail is dropped.
 
+    ``patch.data.packing.pack_file`` does the same in several processes and goes on where it was stopped.
+
     Args:
         documents: the text; read and tokenised as far as needed, empty documents skipped.
-        tokenizer: with its own default special tokens.
+        tokenizer: with its own default special tokens; a begin-of-sequence token that it adds stands before
+            every document.
         seqlen: tokens per window.
         limit: windows at most.
 
@@ -34,23 +35,24 @@ def pack_windows(
         Blocks `[n, seqlen]`, n >= 1, of ids in the dtype of ``token_dtype``; what fits in memory at a time.
 
     Raises:
-        InputError: the tokenizer has no end-of-sequence token.
+        InputError: the tokenizer has no end-of-sequence token, or makes no token of text.
     """
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"{type(tokenizer).__name__} has no end-of-sequence token, which must part the documents")
-    dtype = token_dtype(tokenizer)
+    find_separator(tokenizer)
     left = float("inf") if limit is None else limit
-    rest = np.empty(0, dtype=dtype)
-    for batch in _batches(filter(None, documents)):
+    rest = np.empty(0, dtype=token_dtype(tokenizer))
+    for batch in batches(filter(None, documents)):
         if left <= 0:
             return
-        ids = (np.array([*document, tokenizer.eos_token_id], dtype=dtype) for document in _tokenize(tokenizer, batch))
-        stream = np.concatenate([rest, *ids])
-        count = int(min(len(stream) // seqlen, left))
-        rest = stream[count * seqlen :]
-        left -= count
-        if count:
-            yield stream[: count * seqlen].reshape(count, seqlen)
+        block, rest = cut(np.concatenate([rest, join(tokenizer, batch)]), seqlen, left)
+        left -= len(block)
+        if len(block):
+            yield block
+
+
+def cut(stream: np.ndarray, seqlen: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """`[tokens]` -> its whole windows `[n, seqlen]`, n <= ``limit``, and the tokens after them."""
+    count = int(min(len(stream) // seqlen, limit))
+    return stream[: count * seqlen].reshape(count, seqlen), stream[count * seqlen :]
 
 
 def sample_windows(
@@ -69,7 +71,7 @@ def sample_windows(
     documents = list(documents)
     generator = np.random.default_rng(seed)
     shuffled = (documents[index] for index in generator.permutation(len(documents)))
-    long = (ids for batch in _batches(shuffled) for ids in _tokenize(tokenizer, batch) if len(ids) > seqlen)
+    long = (ids for batch in batches(shuffled) for ids in tokenize(tokenizer, batch) if len(ids) > seqlen)
     chosen = list(islice(long, samples))
     if len(chosen) == samples:
         starts = [int(generator.integers(len(ids) - seqlen + 1)) for ids in chosen]
@@ -94,16 +96,11 @@ def joined_windows(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase,
     Raises:
         InputError: the text is shorter than one window.
     """
-    (ids,) = _tokenize(tokenizer, ["\n\n".join(documents)])
+    (ids,) = tokenize(tokenizer, ["\n\n".join(documents)])
     count = len(ids) // seqlen
     if not count:
         raise InputError(f"perplexity: the text has {len(ids)} tokens; lower `seqlen` from {seqlen} or give more text")
     return np.array(ids[: count * seqlen], dtype=token_dtype(tokenizer)).reshape(count, seqlen)
-
-
-def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
-    """The smaller of uint16 and uint32 that holds every id."""
-    return np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
 
 
 def save_windows(path: Path, blocks: Iterable[np.ndarray]) -> int:
@@ -120,7 +117,7 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray]) -> int:
         for block in blocks:
             if first is None:
                 first = block[:1]
-                _write_header(file, first, 0)
+                write_header(file, first, 0)
             assert block.shape[1:] == first.shape[1:] and block.dtype == first.dtype
             file.write(np.ascontiguousarray(block).data)
             count += len(block)
@@ -128,7 +125,7 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray]) -> int:
             raise InputError(f"{Path(path).name}: the text does not fill one window; lower `seqlen` or give more text")
         # The format reserves room for the first axis to grow, so that the final header is as long as the first one.
         file.seek(0)
-        _write_header(file, first, count)
+        write_header(file, first, count)
     return count
 
 
@@ -149,24 +146,7 @@ def load_windows(path: Path) -> np.ndarray:
     return windows
 
 
-def _write_header(file, first: np.ndarray, count: int) -> None:  # noqa: ANN001 - a binary file
+def write_header(file: BinaryIO, first: np.ndarray, count: int) -> None:
+    """Write the header of an `.npy` file of ``count`` rows like those of ``first``; as long for every count."""
     header = np.lib.format.header_data_from_array_1_0(first) | {"shape": (count, *first.shape[1:])}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> list[list[int]]:
-    # verbose=False: a text longer than the model's context is what is wanted here, not a mistake.
-    return tokenizer(batch, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

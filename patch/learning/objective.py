@@ -10,13 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from patch.learning.documents import DocumentCut
 from patch.models import decoder_blocks
 
 
-def cross_entropy(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids."""
-    logits = model(tokens, use_cache=False).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+def cross_entropy(model: nn.Module, tokens: Tensor, cut: DocumentCut | None = None) -> Tensor:
+    """Mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids.
+
+    With ``cut`` no token attends to another document of its window, and none is predicted from another document;
+    then it is the mean over windows of their means, which does not depend on how a batch is cut.
+    """
+    if cut is None:
+        logits = model(tokens, use_cache=False).logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    starts = cut.starts(tokens)
+    logits = model(tokens, use_cache=False, **cut.arguments(starts)).logits
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+    inside = ~starts[:, 1:]
+    sums = (losses.view(inside.shape) * inside).sum(1)
+    return (sums / inside.sum(1).clamp(min=1)).mean()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,13 +42,15 @@ def batch_indices(step: int, batch_size: int, windows: int, seed: int) -> np.nda
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     rows = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(positions // windows):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(windows)
+        order = _pass_order(windows, seed, int(epoch))
         inside = positions // windows == epoch
         rows[inside] = order[positions[inside] % windows]
     return rows
 
 
-def noise_seed(seed: int, step: int, micro_batch: int, layer: int) -> int:
-    """A 63-bit seed that differs for every (seed, step, micro-batch, layer)."""
-    state = np.random.SeedSequence([seed, step, micro_batch, layer]).generate_state(2, np.uint32)
-    return int(state[0]) << 31 | int(state[1]) >> 1
+# Of millions of windows a permutation takes longer than a short step; a batch at the end of a pass needs two.
+@lru_cache(maxsize=2)
+def _pass_order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    order = np.random.default_rng([seed, epoch]).permutation(windows)
+    order.flags.writeable = False
+    return order

@@ -24,7 +24,8 @@ rule calibrate:
         spec=lambda wildcards: as_json(PLAN.windows[wildcards.calibration].spec),
     shell:
         f"{STAGE} windows --spec {{params.spec:q}} --corpus {{input.corpus}} --tokenizer {{input.tokenizer}}"
-        " --out {output} &> {log}"
+        # Threads, not parameters: the result does not depend on them.
+        " --out {output} --workers {threads} &> {log}"
 
 
 use rule calibrate as tokenize with:
@@ -39,7 +40,9 @@ use rule calibrate as tokenize with:
         f"{BENCHMARKS}/tokenize/{{windows}}.tsv"
     conda:
         "../../environment.yml"
+    threads: PLAN.experiment.resources.threads
     resources:
+        resumable=1,
         mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).mem_mb,
         runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).minutes,
     params:

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.data import windows as module
+from patch.data import tokens as module
 from patch.data.tokenizer import train_tokenizer
-from patch.data.windows import joined_windows, load_windows, pack_windows, sample_windows, save_windows, token_dtype
+from patch.data.tokens import token_dtype
+from patch.data.windows import joined_windows, load_windows, pack_windows, sample_windows, save_windows
 from patch.errors import InputError
 
 EOS = 1

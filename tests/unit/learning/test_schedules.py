@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.learning.schedules import batch_indices, cosine_rate, noise_seed, ramp
+from patch.learning.schedules import batch_indices, cosine_rate, ramp
 
 
 @given(st.floats(0.01, 500), st.floats(0.01, 500), st.integers(2, 300))
@@ -66,18 +66,9 @@ def test_other_seeds_give_other_orders() -> None:
     assert not np.array_equal(batch_indices(0, 30, 30, 0), batch_indices(0, 30, 30, 1))
 
 
-def test_noise_seeds_are_distinct_where_a_cpu_generator_looks() -> None:
-    """A CPU generator takes the low 32 bits of its seed alone, so those must differ."""
-    seeds = [
-        noise_seed(seed, step, micro, layer)
-        for seed in range(3)
-        for step in range(30)
-        for micro in range(4)
-        for layer in range(10)
-    ]
-    assert len(set(seeds)) == len(seeds) and all(0 <= value < 2**63 for value in seeds)
-    # Chance collisions among n draws of 32 bits: n^2 / 2^33.
-    low = {value & 0xFFFFFFFF for value in seeds}
-    assert len(low) >= len(seeds) - 3
-    assert noise_seed(1, 2, 3, 4) == noise_seed(1, 2, 3, 4)
-    assert noise_seed(0, 1, 0, 0) != noise_seed(1, 0, 0, 0) != noise_seed(0, 0, 1, 0)
+def test_the_order_of_a_pass_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, calls = np.random.default_rng, []
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: calls.append(seed) or draw(seed))
+    rows = [batch_indices(step, 256, 100_001, 9) for step in range(500)]
+    assert calls == [[9, 0], [9, 1]]
+    assert len(np.unique(np.concatenate(rows)[:100_001])) == 100_001

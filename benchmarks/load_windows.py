@@ -1,0 +1,164 @@
+"""Is text ever what learning waits for? `python benchmarks/load_windows.py`.
+
+Reads random batches of a file of token windows, from the disk and from the page cache, and prints windows, MB and
+tokens a second beside the tokens a second of a learning step at the demo's size. Then tokenises text by one process
+and by several, and prints MB of text a second, by the clock and by the processors' time: where other work runs, only
+the latter says something.
+
+The last line is one JSON object with the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+# The demo's: see config/demo.yaml.
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "vocab_size": 2048,
+}
+SEQLEN, BATCH, STEPS = 128, 8, 40
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=int, default=200, help="size of the file of windows")
+    parser.add_argument("--seqlen", type=int, default=4096, help="tokens of its windows")
+    parser.add_argument("--batch", type=int, default=256, help="windows of a step")
+    parser.add_argument("--text-mb", type=int, default=20, help="text to tokenise")
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], help="that tokenise")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        figures = reading(Path(folder), arguments.mb, arguments.seqlen, arguments.batch)
+        # Before torch has threads: the processes are forked.
+        figures |= tokenising(Path(folder), arguments.text_mb, arguments.processes)
+        step = learning(Path(folder))
+    figures["learning_tokens_per_second"] = step
+    print(f"learning, patch-joint at the demo's size: {step:,.0f} tokens/s")
+    for where in ("disk", "cache"):
+        ratio = figures[f"{where}_tokens_per_second"] / step
+        figures[f"{where}_over_learning"] = round(ratio, 1)
+        print(f"reading from the {where} is {ratio:,.0f} times as fast as that")
+    print(json.dumps(figures))
+    return 0
+
+
+def reading(folder: Path, megabytes: int, seqlen: int, batch: int) -> dict[str, float]:
+    """Random batches, as a learning step reads them: rows, and ids of 64 bits."""
+    from patch.data.windows import load_windows, save_windows
+    from patch.learning.schedules import batch_indices
+
+    path, count = folder / "windows.npy", megabytes * 1_000_000 // (2 * seqlen)
+    generator = np.random.default_rng(0)
+    blocks = (generator.integers(0, 2048, (min(256, count - at), seqlen), np.uint16) for at in range(0, count, 256))
+    save_windows(path, blocks)
+    figures: dict[str, float] = {}
+    for where in ("disk", "cache"):
+        windows = load_windows(path)
+        steps = max(1, count // batch)
+        if where == "disk":
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter()
+        for step in range(steps):
+            windows[batch_indices(step, batch, count, 0)].astype(np.int64)
+        rate = steps * batch / (time.perf_counter() - started)
+        figures[f"{where}_windows_per_second"] = round(rate)
+        figures[f"{where}_tokens_per_second"] = round(rate * seqlen)
+        print(
+            f"reading {batch} of {count} windows of {seqlen} from the {where}: {rate:,.0f} windows/s, "
+            f"{2 * seqlen * rate / 1e6:,.0f} MB/s, {rate * seqlen / 1e6:,.1f} million tokens/s",
+            flush=True,
+        )
+    return figures
+
+
+def tokenising(folder: Path, megabytes: int, processes: list[int]) -> dict[str, float]:
+    """Text of a few thousand words as often as in language, by so many processes."""
+    from patch.data.packing import pack_file
+    from patch.data.tokenizer import train_tokenizer
+
+    documents = _text(megabytes * 1_000_000)
+    tokenizer = train_tokenizer(documents[:500], 8000)
+    size = sum(map(len, documents)) / 1e6
+    figures = {}
+    for count in processes:
+        started, before = time.perf_counter(), _processor_seconds()
+        windows = pack_file(folder / f"{count}.npy", documents, tokenizer, 4096, processes=count)
+        seconds, used = time.perf_counter() - started, _processor_seconds() - before
+        figures[f"text_mb_per_second_{count}"] = round(size / seconds, 2)
+        figures[f"text_mb_per_processor_second_{count}"] = round(size / used, 2)
+        print(
+            f"tokenising {size:.0f} MB of text by {count}: {size / seconds:.2f} MB/s, "
+            f"{windows * 4096 / seconds / 1e6:.2f} million tokens/s, {used:.1f} processor seconds in "
+            f"{seconds:.1f}, {size / used:.2f} MB in each",
+            flush=True,
+        )
+    return figures
+
+
+def _text(characters: int) -> list[str]:
+    generator = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgkqjxz"
+    frequencies = [1 / (rank + 2) for rank in range(len(letters))]
+    words = ["".join(generator.choices(letters, frequencies, k=generator.randint(2, 10))) for _ in range(30_000)]
+    weights = np.cumsum([1 / (rank + 5) for rank in range(len(words))]).tolist()
+    documents = []
+    while characters > 0:
+        documents.append(" ".join(generator.choices(words, cum_weights=weights, k=generator.randint(50, 1500))))
+        characters -= len(documents[-1])
+    return documents
+
+
+def _processor_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def learning(folder: Path) -> float:
+    """Tokens a second of a learning step at the demo's size: the median."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from patch.config import Learning
+    from patch.learning.learn import learn
+
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SIZES)).eval().requires_grad_(False)
+    windows = np.random.default_rng(0).integers(0, 2048, (256, SEQLEN)).astype(np.uint16)
+    settings = Learning(
+        steps=STEPS,
+        batch_size=BATCH,
+        micro_batch_size=BATCH,
+        seqlen=SEQLEN,
+        pattern_prior="none",
+        tile_prior="none",
+    )
+    curve = folder / "curve.jsonl"
+    learn(model, "patch-joint", windows, settings, 0.45, 16, folder=folder / "run", curve=curve)
+    rates = [json.loads(line)["tokens_per_second"] for line in curve.read_text().splitlines()]
+    return statistics.median(rates[5:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""A file of packed windows: the same bytes whatever the processes and whenever it is killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch.data import packing, tokens
+from patch.data.packing import pack_file, partial_folder
+from patch.data.tokenizer import train_tokenizer
+from patch.data.windows import load_windows
+from patch.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+EOS = 1
+
+
+@pytest.fixture(scope="module")
+def tokenizer():  # noqa: ANN201
+    return train_tokenizer(["some text to learn from"], 300)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 50)
+    monkeypatch.setattr(packing, "_SECONDS_BETWEEN_RECORDS", 0.0)
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    generator = random.Random(seed)
+    return ["some text to learn "[: generator.randrange(19)] * generator.randrange(4) for _ in range(count)]
+
+
+class Stopped(Exception):
+    pass
+
+
+def until(documents: list[str], count: int) -> Iterator[str]:
+    yield from documents[:count]
+    raise Stopped
+
+
+@given(
+    st.lists(st.text(max_size=40), max_size=20),
+    st.integers(4, 16),
+    st.none() | st.integers(1, 8),
+    st.lists(st.integers(0, 20), max_size=3),
+)
+def test_the_stream_cut_up_whenever_it_was_stopped(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer,  # noqa: ANN001
+    documents: list[str],
+    seqlen: int,
+    limit: int | None,
+    stops: list[int],
+) -> None:
+    path = tmp_path_factory.mktemp("packing") / "w.npy"
+    stream = [token for text in documents if text for token in [*tokenizer(text)["input_ids"], EOS]]
+    count = min(len(stream) // seqlen, limit or len(stream))
+    for stop in stops:
+        try:
+            pack_file(path, until(documents, stop), tokenizer, seqlen, limit)
+        except Stopped:
+            continue
+        break  # the limit was met before
+    if not count:
+        with pytest.raises(InputError, match="does not fill one window"):
+            pack_file(path, documents, tokenizer, seqlen, limit)
+        assert not list(path.parent.iterdir())
+        return
+    assert path.exists() or pack_file(path, documents, tokenizer, seqlen, limit) == count
+    assert load_windows(path).ravel().tolist() == stream[: count * seqlen]
+    assert not partial_folder(path).exists()
+    np.save(path.with_name("plain.npy"), np.array(stream[: count * seqlen], dtype=np.uint16).reshape(count, seqlen))
+    assert path.read_bytes() == path.with_name("plain.npy").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [None, 30])
+def test_processes_change_nothing(tmp_path: Path, tokenizer, limit: int | None) -> None:  # noqa: ANN001
+    made = []
+    for processes in (1, 2, 3):
+        path = tmp_path / f"{processes}.npy"
+        pack_file(path, texts(300), tokenizer, 16, limit, processes)
+        made.append(path.read_bytes())
+    assert made[0] == made[1] == made[2]
+
+
+def test_what_is_done_is_not_read_again_but_skipped(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
+    documents, seen = texts(100), []
+    with pytest.raises(Stopped):
+        pack_file(tmp_path / "w.npy", until(documents, 60), tokenizer, 16)
+    join = tokens.join
+    monkeypatch.setattr("patch.data.processes.join", lambda tok, batch: seen.extend(batch) or join(tok, batch))
+    pack_file(tmp_path / "w.npy", documents, tokenizer, 16)
+    full = [text for text in documents if text]
+    assert seen == full[len(full) - len(seen) :] and len(seen) < 60
+
+
+@pytest.mark.parametrize("change", ["identity", "seqlen", "limit", "record", "file"])
+def test_what_something_else_left_is_not_used(tmp_path: Path, tokenizer, change: str) -> None:  # noqa: ANN001
+    path, folder = tmp_path / "w.npy", tmp_path / "w.partial"
+    with pytest.raises(Stopped):
+        pack_file(path, until(texts(100, seed=1), 60), tokenizer, 16, 90, identity="other")
+    if change == "record":
+        (folder / "record.json").write_text('{"identity"')
+    elif change == "file":
+        os.truncate(folder / "windows.npy", 200)
+    # What was left is of another text, so that it shows wherever it is used.
+    run = {"seqlen": 16, "limit": 90, "identity": "other"} | {
+        "identity": {"identity": "this"},
+        "seqlen": {"seqlen": 12},
+        "limit": {"limit": 80},
+    }.get(change, {})
+    pack_file(path, texts(100), tokenizer, **run)
+    pack_file(tmp_path / "fresh.npy", texts(100), tokenizer, **run)
+    assert path.read_bytes() == (tmp_path / "fresh.npy").read_bytes()
+
+
+# Takes its time over each batch, so that it can be killed in one.
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from patch.data import packing, processes, tokens
+from patch.data.tokenizer import train_tokenizer
+sys.path.insert(0, sys.argv[4])
+from test_packing import texts
+tokens._BATCH_CHARACTERS, packing._SECONDS_BETWEEN_RECORDS = 50, float(sys.argv[3])
+join = tokens.join
+processes.join = lambda *arguments: time.sleep(0.01) or join(*arguments)
+tokenizer = train_tokenizer(["some text to learn from"], 300)
+print("begins", flush=True)
+packing.pack_file(Path(sys.argv[1]), texts(600), tokenizer, 16, processes=int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen]:
+    def run(path: Path, processes: int, seconds: float) -> subprocess.Popen:
+        command = [sys.executable, "-c", PROGRAM, str(path), str(processes), str(seconds), str(Path(__file__).parent)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert process.stdout.readline() == "begins\n"
+        return process
+
+    return run
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(("processes", "seconds"), [(1, 0.1), (2, 0.0)])
+def test_killed_at_any_moment(
+    tmp_path: Path,
+    start: Callable,
+    tokenizer,  # noqa: ANN001
+    processes: int,
+    seconds: float,
+) -> None:
+    path, kills = tmp_path / "w.npy", 0
+    for delay in (0.0, 0.05, 0.2, 0.35):
+        process = start(path, processes, seconds)
+        time.sleep(delay)
+        workers = children(process.pid) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        deadline = time.monotonic() + 20
+        while any(map(alive, workers)):
+            assert time.monotonic() < deadline, "processes outlive the one that started them"
+            time.sleep(0.01)
+    assert kills >= 2 and not path.exists() and partial_folder(path).exists()
+    last = start(path, processes, seconds)
+    output, _ = last.communicate()
+    assert last.returncode == 0 and "going on after" in output
+    pack_file(tmp_path / "whole.npy", texts(600), tokenizer, 16)
+    assert path.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not partial_folder(path).exists()
+
+
+def test_killed_between_the_file_and_its_name(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
+    """Header written, not yet moved: nothing but the name is made again."""
+    pack_file(tmp_path / "whole.npy", texts(100), tokenizer, 16)
+
+    def dies(*arguments: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(Path, "replace", dies)
+        patched.setattr(packing, "write_json", lambda *arguments: None)
+        pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16)
+    pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16)
+    assert (tmp_path / "w.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_a_process_that_is_killed_is_one_message(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
+    monkeypatch.setattr("patch.data.processes.join", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(InputError, match="one of 2 processes that tokenise was killed.*lower `resources.threads`"):
+        pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16, processes=2)
+
+
+def test_a_full_disk_keeps_what_is_done(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
+    flush, calls = packing._flush, []
+
+    def full(file) -> None:  # noqa: ANN001
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(file)
+
+    monkeypatch.setattr(packing, "_flush", full)
+    with pytest.raises(InputError, match="No space left on device; free some space"):
+        pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16)
+    assert (tmp_path / "w.partial/record.json").exists()
+    pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16)
+    pack_file(tmp_path / "whole.npy", texts(100), tokenizer, 16)
+    assert (tmp_path / "w.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()

@@ -1,0 +1,56 @@
+"""What stands between the documents of a stream."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from patch.data.tokenizer import train_tokenizer
+from patch.data.tokens import Separator, find_separator, join
+from patch.data.windows import pack_windows
+from patch.errors import InputError
+
+BOS, EOS = 0, 1
+TEXTS = ["the first one", "a", "and another document"]
+
+
+def tokenizer_with(template: str, bos: str = "<bos>") -> PreTrainedTokenizerFast:
+    tokenizer = train_tokenizer(["some text to learn from"], 300)
+    tokenizer.bos_token = bos
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "expected", "before"),
+    [
+        ("$A", "<bos>", Separator(EOS), []),
+        ("<bos> $A", "<bos>", Separator(EOS, BOS), [BOS]),
+        # GPT-2: one token for both ends, and none at the beginning; OPT has it at the beginning.
+        ("$A", "<eos>", Separator(EOS), []),
+        ("<eos> $A", "<eos>", Separator(EOS, EOS), [EOS]),
+        # Tokenizers that end a document by themselves, which must not end it twice.
+        ("$A <eos>", "<bos>", Separator(EOS), []),
+        ("<bos> $A <eos>", "<bos>", Separator(EOS, BOS), [BOS]),
+    ],
+)
+def test_one_end_of_sequence_between_documents(template: str, bos: str, expected: Separator, before: list[int]) -> None:
+    tokenizer = tokenizer_with(template, bos)
+    plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    stream = [token for ids in plain for token in (*before, *ids, EOS)]
+    assert find_separator(tokenizer) == expected
+    assert join(tokenizer, TEXTS).tolist() == stream
+    (block,) = pack_windows(TEXTS, tokenizer, 4)
+    assert block.ravel().tolist() == stream[: len(stream) // 4 * 4]
+
+
+def test_a_tokenizer_without_vocabulary(tiny_model, tmp_path) -> None:  # noqa: ANN001
+    """What transformers makes of a folder without a tokenizer."""
+    from patch.models import load_tokenizer
+
+    tiny_model("qwen2").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="makes no token of text"):
+        find_separator(load_tokenizer(tmp_path))

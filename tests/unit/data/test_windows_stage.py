@@ -1,0 +1,73 @@
+"""The stage that makes packed windows: it stops when it is told to, and does not mix two texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patch.data import packing, tokens
+from patch.data.tokenizer import train_tokenizer
+from patch.data.windows import load_windows, pack_windows
+from patch.signals import EXIT_RESUMABLE
+from patch.specs import WindowsSpec
+from patch.stages import windows as stage
+
+SPEC = WindowsSpec(upstream="", kind="packed", split="train", seqlen=16)
+
+
+def write(folder: Path, text: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    documents = [f"{text} {index}" for index in range(100)]
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in documents))
+    return documents
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 50)
+    monkeypatch.setattr(packing, "_SECONDS_BETWEEN_RECORDS", 0.0)
+    train_tokenizer(["some text to learn from"], 300).save_pretrained(tmp_path / "tokenizer")
+    write(tmp_path / "corpus", "some text")
+    return {"corpus": tmp_path / "corpus", "tokenizer": tmp_path / "tokenizer", "out": tmp_path / "w.npy"}
+
+
+def stopped_by(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], number: int, workers: int) -> None:
+    write_json, calls = packing.write_json, []
+
+    def then_signal(*arguments: Any) -> None:
+        write_json(*arguments)
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
+        patched.setattr(packing, "write_json", then_signal)
+        stage.run(SPEC, **files, workers=workers)
+    assert stop.value.code == EXIT_RESUMABLE and not files["out"].exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_stops_it_and_it_goes_on(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: Any, number: int, workers: int
+) -> None:
+    stage.run(SPEC, **files | {"out": files["out"].with_name("whole.npy")})
+    stopped_by(monkeypatch, files, number, workers)
+    assert "stopped by a signal; run again to go on" in capfd.readouterr().out
+    stage.run(SPEC, **files, workers=workers)
+    assert "going on after" in capfd.readouterr().out
+    assert files["out"].read_bytes() == files["out"].with_name("whole.npy").read_bytes()
+
+
+def test_a_corpus_that_was_made_anew_begins_anew(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_by(monkeypatch, files, signal.SIGTERM, 1)
+    documents = write(files["corpus"], "text some")
+    stage.run(SPEC, **files)
+    tokenizer = train_tokenizer(["some text to learn from"], 300)
+    expected = [row.tolist() for block in pack_windows(documents, tokenizer, 16) for row in block]
+    assert load_windows(files["out"]).tolist() == expected
