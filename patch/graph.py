@@ -12,7 +12,7 @@ from patch.plan import Plan
 from patch.schedule import Task
 
 # Rules whose processes take `resources.threads` each.
-THREADED = ("train_model", "statistics", "prune", "update_weights", "learn", "quantize", "evaluate")
+THREADED = ("tokenize", "train_model", "statistics", "prune", "update_weights", "learn", "quantize", "evaluate")
 
 
 class JobGraph:

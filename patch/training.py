@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from patch.config.load import suggest
 from patch.errors import InputError
 from patch.learning.loop import run_steps
 from patch.learning.schedules import batch_indices, cosine_rate
+from patch.learning.watch import peak_memory_mb
 from patch.models import prunable_linears
 
 
@@ -75,7 +77,7 @@ def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, cu
     muon = torch.optim.Muon(matrices, run.matrix_lr, run.weight_decay, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(others, run.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
-    def step_fn(step: int) -> dict[str, float | None]:
+    def step_fn(step: int, may_stop: Callable[[], None]) -> dict[str, float | None]:
         started = time.monotonic()
         factor = cosine_rate(step, run.steps, run.warmup_steps, floor=0.05)
         for optimizer, peak in ((muon, run.matrix_lr), (adamw, run.lr)):
@@ -92,6 +94,7 @@ def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, cu
             "loss": loss.item(),
             "lr": run.lr * factor,
             "tokens_per_second": round(tokens.numel() / (time.monotonic() - started)),
+            "peak_memory_mb": peak_memory_mb("cpu"),
         }
 
     run_steps(

@@ -21,12 +21,22 @@ class Learning(Section):
     batch_size: int = Field(256, ge=1, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(1, ge=1, description="Sequences per forward and backward pass; divides `batch_size`.")
     seqlen: int = Field(4096, ge=4, description="Tokens per sequence.")
+    cut_attention: bool = Field(
+        False,
+        description="Let no token attend to another document of its sequence, nor be predicted from one; "
+        "ProxSparse does not cut.",
+    )
     lr: float = Field(
         1e-3, gt=0, description="Peak learning rate of AdamW, warm-up then cosine (ProxSparse: linear) to zero."
     )
     warmup_steps: int = Field(5, ge=0, description="Linear warm-up.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moments.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay of the logits.")
+    optimizer_state: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type of AdamW's moments. `bfloat16` halves their memory and is rounded up or down by chance, so "
+        "that small changes survive on average; ProxSparse has float32.",
+    )
 
     pattern_temperature: Ramp = Field(
         (4.0, 0.05), description="Gumbel temperature tau of the 2:4 choice, first to last step."
@@ -130,7 +140,7 @@ _PATTERN = tuple(name for name in Learning.model_fields if name.startswith("patt
 _TILE = tuple(name for name in Learning.model_fields if name.startswith("tile_"))
 _HYBRID = (*_TILE, "frozen_mask", "sparsity_reg", "target", "finalize")
 _UNUSED = {
-    "proxsparse": (*_HYBRID, *_PATTERN, "weight_reg", "weight_reg_decay", "hard"),
+    "proxsparse": (*_HYBRID, *_PATTERN, "weight_reg", "weight_reg_decay", "hard", "optimizer_state", "cut_attention"),
     "maskllm": (*_HYBRID, "prox_strength"),
     "patch-joint": ("frozen_mask", "prox_strength"),
     "patch-tile": (*_PATTERN, "prox_strength"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state before ``step``, then drop the oldest checkpoints.
+        """Write the state before ``step``, then drop the oldest checkpoints, and those of later steps.
+
+        The later ones were passed over when the run began: they are broken, or of other settings.
 
         Raises:
             InputError: the disk is full; the last good checkpoint stays.
@@ -48,8 +53,16 @@ class Checkpoints:
                 f"checkpoint of step {step} could not be written to {self.folder}: {error}; "
                 "free some space and run again, the last checkpoint is kept"
             ) from error
-        for old in self._files()[self.keep :]:
-            old.unlink()
+        files = self._files()
+        kept = [path for path in files if path <= self._path(step)][: self.keep]
+        for path in files:
+            if path not in kept:
+                path.unlink()
+
+    def remove_halves(self) -> None:
+        """Remove what a process has begun to write that was killed."""
+        for path in [*self.folder.glob(".step-*"), *self.folder.glob(".log.*")]:
+            path.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """The step to go on with and the state before it, or None to begin."""
@@ -88,25 +101,47 @@ class StepLog:
     """One JSON line a step; after a resume, the lines from the resumed step on are dropped."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
         kept = []
         if first_step and path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step]
-        path.write_text("".join(f"{line}\n" for line in kept))
-        self.path = path
-        self._file = path.open("a", buffering=1)
+        with self._disk():
+            # Not in place: a process that is killed here would take the lines with it.
+            with atomic_file(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+            self._file = path.open("ab", buffering=0)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"the log {self.path} could not be written: {error.strerror}; free some space and run again, the last "
+                "checkpoint is kept"
+            ) from error
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line and flush it."""
-        self._file.write(json.dumps(line) + "\n")
+        """Append a line.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        rest = (json.dumps(line) + "\n").encode()
+        with self._disk():
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk.
+
+        Raises:
+            InputError: it is full.
+        """
+        with self._disk():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> StepLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

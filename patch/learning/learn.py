@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from patch.config import Learning
+from patch.data.tokens import Separator
 from patch.distributed import rank, sum_over_processes, world_size
-from patch.learning.loop import run_steps
+from patch.learning.adamw import make_optimizer
+from patch.learning.documents import DocumentCut, document_cut
+from patch.learning.loop import UNWATCHED, StepFunction, run_steps
 from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
 from patch.learning.objective import cross_entropy, recomputed_blocks
-from patch.learning.schedules import batch_indices, cosine_rate, noise_seed, ramp
+from patch.learning.schedules import batch_indices, cosine_rate, ramp
+from patch.learning.watch import Watch, peak_memory_mb
 from patch.masks.learnable import LearnableMask, Sampling
 from patch.masks.packed import MaskSet
 from patch.models import prunable_linears, weight_matrix
@@ -35,6 +39,8 @@ def learn(
     folder: Path | str = "checkpoints",
     curve: Path | str = "curve.jsonl",
     upstream: str = "",
+    watch: Watch = UNWATCHED,
+    separator: Separator | None = None,
 ) -> MaskSet:
     """Learn which weights of a frozen model stay.
 
@@ -54,20 +60,23 @@ def learn(
         folder: checkpoints; a run that was stopped goes on from there. Remove it when the masks are saved.
         curve: JSON lines of the training curve.
         upstream: digest of what the model, windows and masks are made from; a checkpoint of others is not resumed.
+        watch: where else the curve goes while it grows.
+        separator: what parts the documents of a window, for `cut_attention`.
 
     Returns:
         The final masks.
 
     Raises:
-        InputError: the loss is not finite, or the processes cannot share a batch evenly.
+        InputError: the loss is not finite, the processes cannot share a batch evenly, or the model cannot
+            `cut_attention`.
 
     Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
     """
+    cut = document_cut(model, settings, separator)
     masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
     container = nn.ModuleList(masks.values())
-    betas = settings.betas
-    optimizer = torch.optim.AdamW(container.parameters(), settings.lr, betas, weight_decay=settings.weight_decay)
-    step_fn = _step_function(model, masks, windows, settings, sparsity, seed, optimizer)
+    optimizer = make_optimizer(container.parameters(), settings, seed)
+    step_fn = step_function(model, masks, windows, settings, sparsity, seed, optimizer, cut)
     identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
     with attached(model, masks), recomputed_blocks(model, settings.gradient_checkpointing):
         run_steps(
@@ -80,11 +89,12 @@ def learn(
             settings.checkpoint_minutes,
             settings.log_every,
             name=method,
+            watch=watch,
         )
     return finalize(masks, sparsity, settings)
 
 
-def _step_function(
+def step_function(
     model: nn.Module,
     masks: dict[str, LearnableMask],
     windows: np.ndarray,
@@ -92,7 +102,8 @@ def _step_function(
     sparsity: float,
     seed: int,
     optimizer: torch.optim.Optimizer,
-) -> Callable[[int], dict[str, float | None]]:
+    cut: DocumentCut | None,
+) -> StepFunction:
     device = next(model.parameters()).device
     total_norm = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()]).sum()
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
@@ -101,29 +112,40 @@ def _step_function(
     def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
         pattern, tiles = _sampling(settings, step)
         for layer, mask in enumerate(masks.values()):
-            mask.set_step(pattern, tiles, noise_seed(seed, step, index, layer))
+            mask.set_step(pattern, tiles, seed, step, index, layer)
         tokens = torch.as_tensor(windows[rows].astype(np.int64), device=device)
-        loss_of_text = cross_entropy(model, tokens)
+        loss_of_text = cross_entropy(model, tokens, cut)
         penalty, density = density_penalty(masks, 1 - sparsity, settings.target == "layer")
         reward = weight_reward(masks, total_norm)
         decay = 1 - step / settings.steps if settings.weight_reg_decay else 1.0
-        loss = loss_of_text - settings.weight_reg * decay * reward
-        if hybrid:
-            loss = loss + settings.sparsity_reg * penalty
+        weight_term = -settings.weight_reg * decay * reward
+        sparsity_term = settings.sparsity_reg * penalty if hybrid else torch.zeros_like(penalty)
+        loss = loss_of_text + weight_term + sparsity_term
         # Loss and regularisers are averaged together, so their balance does not depend on accumulation.
         (loss / micro_batches).backward()
-        parts = {"loss": loss, "cross_entropy": loss_of_text, "density": density, "kept_norm": reward}
+        parts = {
+            "loss": loss,
+            "cross_entropy": loss_of_text,
+            "sparsity_term": sparsity_term,
+            "weight_term": weight_term,
+            "density": density,
+            "kept_norm": reward,
+        }
         return {name: value.detach() / micro_batches for name, value in parts.items()}
 
-    def step_fn(step: int) -> dict[str, float | None]:
+    def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
         rate = settings.lr * cosine_rate(step, settings.steps, settings.warmup_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+        for mask in masks.values():
+            mask.forget_gradients()
         rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
         # Noise and data belong to the micro-batch, whichever process does it.
-        parts = [micro_step(step, index, rows[index]) for index in mine]
+        parts = []
+        for index in mine:
+            may_stop()
+            parts.append(micro_step(step, index, rows[index]))
         totals = torch.stack([sum(part[name] for part in parts) for name in parts[0]])
         sum_over_processes(p.grad for group in optimizer.param_groups for p in group["params"])
         sum_over_processes([totals])
@@ -136,6 +158,7 @@ def _step_function(
             "tile_temperature": tiles.temperature if hybrid else None,
             "lr": rate,
             "tokens_per_second": round(rows.size * windows.shape[1] / (time.monotonic() - started)),
+            "peak_memory_mb": peak_memory_mb(device),
         }
 
     return step_fn

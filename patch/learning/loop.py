@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -18,10 +18,16 @@ from patch.distributed import any_of, from_first, is_first, on_first
 from patch.errors import InputError
 from patch.io import atomic_file
 from patch.learning.checkpoint import Checkpoints, StepLog
-from patch.signals import EXIT_RESUMABLE, stop_request
+from patch.learning.watch import Progress, Watch
+from patch.signals import EXIT_RESUMABLE, StopRequest, stop_request
 
 # The growing log, in the folder of the checkpoints.
 LOG = "log.jsonl"
+# Seconds that a step may still take when the run is to stop: the shorter ones are worth to be finished.
+PATIENCE = 5.0
+UNWATCHED = Watch()
+# Of a step's number and what gives it up, see `run_steps`.
+StepFunction = Callable[[int, Callable[[], None]], dict[str, float | None]]
 
 
 class Stateful(Protocol):
@@ -34,7 +40,7 @@ class Stateful(Protocol):
 
 def run_steps(
     steps: int,
-    step_fn: Callable[[int], dict[str, float | None]],
+    step_fn: StepFunction,
     state: dict[str, Stateful],
     folder: Path,
     identity: str,
@@ -42,6 +48,7 @@ def run_steps(
     checkpoint_minutes: float = 10.0,
     log_every: int = 1,
     name: str = "step",
+    watch: Watch = UNWATCHED,
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
@@ -51,7 +58,9 @@ def run_steps(
     Args:
         steps: number of optimizer steps.
         step_fn: does one step, returns what to log; the key `loss` must be finite. The loss of several processes
-            is one number.
+            is one number. Where it has changed nothing yet that ``state`` holds, such as between micro-batches, it
+            may call what it is given, in all processes equally often: a long step is given up there when the run is
+            to stop.
         state: what checkpoints hold; the same in all processes.
         folder: of the checkpoints and the growing log; the caller removes it once the run's result is saved.
         identity: of the run, see `Checkpoints`.
@@ -59,54 +68,109 @@ def run_steps(
         checkpoint_minutes: wall time between checkpoints.
         log_every: steps between log lines.
         name: what the progress line is headed with.
+        watch: where else the log's lines go.
 
     Raises:
-        InputError: the loss or the state is not finite; says at which step. The last good checkpoint stays.
+        InputError: the loss or the state is not finite; says at which step. Or the disk is full. The last good
+            checkpoint stays.
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
     checkpoints = Checkpoints(folder, identity)
     first = _resume(checkpoints, state)
-    log = StepLog(folder / LOG, first) if is_first() else None
-    started = saved = shown = time.monotonic()
-    with stop_request() as stop, log or nullcontext():
+    record = _Record(name, first, steps, log_every, folder, watch) if is_first() else None
+    saved = time.monotonic()
+    with stop_request() as stop, record or nullcontext():
+        given_up = _GivenUpWhen(stop)
         for step in range(first, steps):
-            metrics = step_fn(step)
+            try:
+                metrics = step_fn(step, given_up)
+            except _GivenUp:
+                on_first(partial(_save, checkpoints, step, state, record))
+                _leave(step, steps)
             loss = metrics["loss"]
             if loss is None or not math.isfinite(loss):
                 kept = f"the last checkpoint is kept in {folder}"
                 raise InputError(f"the loss is {loss} at step {step} of {steps}; lower the learning rate ({kept})")
-            now = time.monotonic()
-            last = step == steps - 1
-            if log and (step % log_every == 0 or last):
-                log.write({"step": step, **metrics, "seconds": round(now - started, 3)})
-            if is_first() and (now - shown > 5 or last):
-                shown = now
-                _progress(name, step + 1, steps, loss, (now - started) / (step + 1 - first))
+            if record:
+                record.add(step, metrics, loss)
             # A signal reaches some processes a step before others, and their clocks differ.
-            leave, due = any_of(stop.requested, is_first() and now - saved > 60 * checkpoint_minutes)
-            if leave or due or last:
-                on_first(partial(_save, checkpoints, step + 1, state))
+            elapsed = time.monotonic() - saved
+            leave, due = any_of(stop.requested, is_first() and elapsed > 60 * checkpoint_minutes)
+            if leave or due or step == steps - 1:
+                on_first(partial(_save, checkpoints, step + 1, state, record))
                 saved = time.monotonic()
             if leave:
-                if is_first():
-                    print(f"stopped by a signal after step {step + 1} of {steps}; run again to go on", flush=True)
-                sys.exit(EXIT_RESUMABLE)
+                _leave(step + 1, steps)
     # All wait: the curve is there for whoever returns.
     on_first(partial(_copy, folder / LOG, curve))
 
 
-def _save(checkpoints: Checkpoints, step: int, state: dict[str, Stateful]) -> None:
+class _GivenUp(BaseException):
+    """A step is given up; not an error that anyone on the way should catch."""
+
+
+class _GivenUpWhen:
+    """Gives a step up, when called, that is still not done `PATIENCE` seconds after the run was asked to stop."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop, self._since = stop, math.inf
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self.stop.requested:
+            self._since = min(self._since, now)
+        if any_of(now - self._since >= PATIENCE)[0]:
+            raise _GivenUp
+
+
+class _Record:
+    """What a run leaves and shows of its steps: its log, its progress, and where it is watched."""
+
+    def __init__(self, name: str, first: int, steps: int, every: int, folder: Path, watch: Watch) -> None:
+        self.steps, self.every, self.started = steps, every, time.monotonic()
+        self.log = StepLog(folder / LOG, first)
+        self.reporters = watch.start(first, folder)
+        self.progress = Progress(name, first, steps)
+
+    def add(self, step: int, metrics: dict[str, float | None], loss: float) -> None:
+        if step % self.every == 0 or step == self.steps - 1:
+            line = {"step": step, **metrics, "seconds": round(time.monotonic() - self.started, 3)}
+            self.log.write(line)
+            self.reporters.log(step, line)
+        self.progress.show(step + 1, loss)
+
+    def __enter__(self) -> _Record:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.close()
+        self.log.close()
+        self.reporters.close()
+
+
+def _leave(done: int, steps: int) -> NoReturn:
+    if is_first():
+        print(f"stopped by a signal after step {done} of {steps}; run again to go on", flush=True)
+    sys.exit(EXIT_RESUMABLE)
+
+
+def _save(checkpoints: Checkpoints, step: int, state: dict[str, Stateful], record: _Record) -> None:
     """Save a state that can be gone on from: gradients can be NaN one step before the loss is."""
     values = {key: part.state_dict() for key, part in state.items()}
     for key, part in values.items():
         if not all(tensor.isfinite().all() for tensor in _tensors(part)):
             raise InputError(f"the state `{key}` is not finite after step {step - 1}; lower the learning rate")
+    # A log that ends before its checkpoint would leave a gap in the curve.
+    record.log.sync()
     checkpoints.save(step, values)
 
 
 def _copy(source: Path, target: Path) -> None:
-    with atomic_file(target) as temporary:
-        shutil.copyfile(source, temporary)
+    try:
+        with atomic_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+    except OSError as error:
+        raise InputError(f"the curve {target} could not be written: {error.strerror}; run again to go on") from error
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -118,6 +182,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _resume(checkpoints: Checkpoints, state: dict[str, Stateful]) -> int:
+    if is_first():
+        checkpoints.remove_halves()
     found = checkpoints.latest() if is_first() else None
     step = from_first(found[0] if found else 0)
     if not step:
@@ -129,8 +195,3 @@ def _resume(checkpoints: Checkpoints, state: dict[str, Stateful]) -> int:
     if is_first():
         print(f"resuming at step {step}", flush=True)
     return step
-
-
-def _progress(name: str, done: int, steps: int, loss: float, seconds_per_step: float) -> None:
-    left = (steps - done) * seconds_per_step
-    print(f"{name} {done}/{steps}  loss {loss:.4f}  {seconds_per_step:.3f} s/step  {left:.0f} s left", flush=True)

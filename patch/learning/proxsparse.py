@@ -13,9 +13,10 @@ from torch import nn
 
 from patch.config import Learning
 from patch.distributed import rank, sum_over_processes, world_size
-from patch.learning.loop import run_steps
+from patch.learning.loop import UNWATCHED, StepFunction, run_steps
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.schedules import batch_indices, linear_rate
+from patch.learning.watch import Watch, peak_memory_mb
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.masks.packed import MaskSet
 from patch.masks.proximal import proximal_two_four, triple_products
@@ -34,6 +35,7 @@ def proxsparse(
     folder: Path | str = "checkpoints",
     curve: Path | str = "curve.jsonl",
     upstream: str = "",
+    watch: Watch = UNWATCHED,
 ) -> MaskSet:
     """Fine-tune a copy of a model, drawing each group of four towards two weights, and see which two are left.
 
@@ -52,6 +54,7 @@ def proxsparse(
         folder: checkpoints; a run that was stopped goes on from there. Remove it when the masks are saved.
         curve: JSON lines of the training curve.
         upstream: digest of what the model and windows are made from; a checkpoint of others is not resumed.
+        watch: where else the curve goes while it grows.
 
     Returns:
         2:4 masks of the two largest of each fine-tuned group; among equals the later stays.
@@ -78,6 +81,7 @@ def proxsparse(
             settings.checkpoint_minutes,
             settings.log_every,
             name="proxsparse",
+            watch=watch,
         )
         weights = {name: weight_matrix(linear).detach() for name, linear in prunable_linears(model).items()}
         return MaskSet({name: nm_mask(weight.abs(), PATTERN).cpu() for name, weight in weights.items()}, str(PATTERN))
@@ -104,12 +108,12 @@ def _trainable_copy(model: nn.Module) -> Iterator[None]:
 
 def _step_function(
     model: nn.Module, windows: np.ndarray, settings: Learning, seed: int, optimizer: torch.optim.Optimizer
-) -> Callable[[int], dict[str, float | None]]:
+) -> StepFunction:
     parameters, linears = list(model.parameters()), list(prunable_linears(model).values())
     device = parameters[0].device
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
 
-    def step_fn(step: int) -> dict[str, float | None]:
+    def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
         rate = settings.lr * linear_rate(step, settings.steps, settings.warmup_steps)
         for group in optimizer.param_groups:
@@ -118,6 +122,7 @@ def _step_function(
         rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
         total = torch.zeros((), device=device)
         for index in mine:
+            may_stop()
             tokens = torch.as_tensor(windows[rows[index]].astype(np.int64), device=device)
             loss = cross_entropy(model, tokens) / micro_batches
             loss.backward()
@@ -133,6 +138,7 @@ def _step_function(
             "sparse_groups": sparse_groups,
             "lr": rate,
             "tokens_per_second": round(rows.size * windows.shape[1] / (time.monotonic() - started)),
+            "peak_memory_mb": peak_memory_mb(device),
         }
 
     return step_fn

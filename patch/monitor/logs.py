@@ -14,7 +14,7 @@ def rule_log(node: Node, root: str) -> str:
     """Path of a rule's log; ``root`` is the folder of the experiment's results."""
     if node.cell is not None:
         name = f"/{node.model}/{node.cell.id}"
-    elif node.rule in ("collect", "compare"):
+    elif node.rule in ("collect", "compare", "overview", "summary"):
         name = ""
     elif node.stage == "tabulate":
         name = f"/{node.name}"

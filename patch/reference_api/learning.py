@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from patch.config import Learning
 from patch.config.learning import METHOD_DEFAULTS
+from patch.data.tokens import find_separator
 from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.masks.packed import MaskSet, save_masks
@@ -117,6 +118,7 @@ def learn_masks(
             folder=checkpoints,
             curve=curve,
             upstream=digest,
+            separator=find_separator(tokenizer) if learning.cut_attention else None,
         )
     masks.header = {"method": arguments.method, "prior": priors.settings, "learning": made_from[-1]}
     save_masks(folder / "mask.safetensors", masks)

@@ -66,6 +66,8 @@ def test_jobs_of_the_tests_configuration(raw_config: dict) -> None:
         "collect": 1,
         "compare": 1,
         "table": 5,
+        "overview": 1,
+        "summary": 1,
         "pareto": 2,
         "density": 2,
         "curves": 2,
@@ -90,7 +92,8 @@ def test_a_deleted_record_makes_weights_but_no_mask_again(raw_config: dict) -> N
     finish(graph)
     Path(find(graph, "evaluate", "sparsegpt", "qwen").outputs[0]).unlink()
     remaining = rules(graph_of(raw_config).remaining)
-    assert remaining == {"update_weights": 1, "evaluate": 1, "collect": 1, "compare": 1, "table": 5, "pareto": 2}
+    after = {"collect": 1, "compare": 1, "table": 5, "pareto": 2, "overview": 1, "summary": 1}
+    assert remaining == {"update_weights": 1, "evaluate": 1, **after}
 
 
 def test_what_nothing_needs_any_more_is_not_made_again(raw_config: dict) -> None:
@@ -137,7 +140,7 @@ def test_cores_and_gpus(raw_config: dict) -> None:
         graph = graph_of(raw_config | {"resources": resources})
         slots[device] = {node.stage: graph.slots(node) for node in graph.nodes}
     light, computing = ("fetch", "tokenize", "tabulate"), ("prune", "update", "evaluate")
-    cores = dict.fromkeys(light, 1) | dict.fromkeys((*computing, "train"), 3) | {"learn": 3 * 2 * 2}
+    cores = dict.fromkeys(light, 1) | dict.fromkeys((*computing, "train", "tokenize"), 3) | {"learn": 3 * 2 * 2}
     gpus = dict.fromkeys((*light, "train"), 0) | dict.fromkeys(computing, 1) | {"learn": 2 * 2}
     assert slots == {"cpu": cores, "cuda": gpus}
 

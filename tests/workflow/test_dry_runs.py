@@ -288,7 +288,7 @@ def test_a_learn_job_on_several_nodes(tmp_path):
 
 def test_jobs_that_can_go_on_say_so(paper):
     resumable = {job.rule for job in paper if "resumable=1" in job.fields.get("resources", "")}
-    assert resumable == {"learn", "evaluate"}
+    assert resumable == {"learn", "evaluate", "tokenize"}
 
 
 def test_planning_imports_nothing_heavy(tmp_path):

@@ -24,6 +24,7 @@ rule learn:
         tasks_per_node=1,
         processes=lambda wildcards: COST.learn(cell_of(wildcards)).processes,
         resumable=1,
+        report_to=",".join(PLAN.experiment.resources.report_to) or "none",
         gpus=lambda wildcards: COST.learn(cell_of(wildcards)).gpus,
         mem_mb=lambda wildcards: COST.learn(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.learn(cell_of(wildcards)).minutes,
@@ -35,4 +36,6 @@ rule learn:
         f"{STAGE} learn --spec {{params.spec:q}} --model {{input.model}} --windows {{input.windows}} {{params.priors}}"
         " --mask {output.mask} --curve {output.curve} --checkpoints {params.checkpoints}"
         # Resources, not parameters: the result does not depend on them.
-        " --processes {resources.processes} --nodes {resources.nodes} &> {log}"
+        " --processes {resources.processes} --nodes {resources.nodes} --report-to {resources.report_to}"
+        f" --watch-folder {STORE}/watch --run-name {PLAN.experiment.experiment}/{{wildcards.model}}/{{wildcards.learned}}"
+        " &> {log}"

@@ -20,13 +20,15 @@ from torch import distributed as dist
 from patch.config import Learning
 from patch.errors import InputError
 from patch.learning.learn import learn
+from patch.learning.loop import UNWATCHED
+from patch.learning.watch import Watch
 from patch.masks.nm import NM, Unstructured, nm_mask
 from patch.masks.packed import MaskSet
 from patch.models import prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 
-# What a clock decides.
-TIMES = ("seconds", "tokens_per_second")
+# What the machine decides.
+TIMES = ("seconds", "tokens_per_second", "peak_memory_mb")
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ def run_learning(
         model: torch.nn.Module | None = None,
         upstream: str = "",
         tile: int = 4,
+        watch: Watch = UNWATCHED,
         **changes: Any,
     ) -> tuple[MaskSet, list[dict[str, Any]]]:
         model = model or tiny_model()
@@ -97,6 +100,7 @@ def run_learning(
             folder=tmp_path / folder,
             curve=curve,
             upstream=upstream,
+            watch=watch,
             **priors(model, sparsity),
         )
         lines = [json.loads(line) for line in curve.read_text().splitlines()]

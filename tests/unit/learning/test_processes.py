@@ -14,6 +14,7 @@ import torch
 
 from patch import distributed
 from patch.errors import InputError
+from patch.learning import loop
 from patch.learning.checkpoint import Checkpoints
 from patch.signals import EXIT_RESUMABLE
 
@@ -133,6 +134,34 @@ def test_a_signal_to_one_stops_all_after_the_same_step(
     assert resumed_curve == curve
 
 
+def test_all_give_up_the_same_step(
+    in_processes: Callable,
+    run_learning: Callable,
+    same_masks: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks, curve = run_learning(folder="whole", micro_batch_size=1)
+    real, calls = learn_module.cross_entropy, []
+
+    def cross_entropy(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 5 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "PATIENCE", 0.0)
+        patched.setattr(learn_module, "cross_entropy", cross_entropy)
+        results = in_processes(2, lambda rank: run_learning(micro_batch_size=1))
+    assert [stopped.code for stopped in results] == [EXIT_RESUMABLE] * 2
+    assert [path.name for path in (tmp_path / "run").glob("*.pt")] == ["step-00000002.pt"]
+    for found, found_curve in in_processes(2, lambda rank: run_learning(micro_batch_size=1)):
+        same_masks(found, masks)
+        for line, expected in zip(found_curve, curve, strict=True):
+            assert line == pytest.approx(expected, rel=1e-5)
+
+
 def test_all_resume_from_what_the_first_finds_good(
     in_processes: Callable, in_step: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path
 ) -> None:
@@ -155,9 +184,9 @@ def test_a_loss_that_is_not_finite_in_one_stops_all(
 ) -> None:
     real, calls = learn_module.cross_entropy, []
 
-    def spoil(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    def spoil(*arguments: Any) -> torch.Tensor:
         calls.append(1)
-        return real(model, tokens) * (value if len(calls) > 3 and distributed.rank() == spoiled else 1)
+        return real(*arguments) * (value if len(calls) > 3 and distributed.rank() == spoiled else 1)
 
     monkeypatch.setattr(learn_module, "cross_entropy", spoil)
     results = in_processes(2, lambda rank: run_learning())

@@ -42,7 +42,7 @@ def run_proxsparse(
         curve = tmp_path / f"{folder}.jsonl"
         masks = proxsparse(model or tiny_model(), windows(10), settings, seed, tmp_path / folder, curve, upstream)
         lines = [json.loads(line) for line in curve.read_text().splitlines()]
-        times = ("seconds", "tokens_per_second")
+        times = ("seconds", "tokens_per_second", "peak_memory_mb")
         return masks, [{key: value for key, value in line.items() if key not in times} for line in lines]
 
     return run

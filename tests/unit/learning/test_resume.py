@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import random
+import resource
 import signal
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 
+from patch import io
 from patch.errors import InputError
+from patch.learning import loop
 from patch.learning.checkpoint import Checkpoints, StepLog
 from patch.learning.loop import EXIT_RESUMABLE, run_steps
 
@@ -45,6 +51,169 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
 
 def crash() -> None:
     raise Crash
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def in_fork() -> Callable[[Callable[[], Any]], int]:
+    """A function: call another in a process of its own; the signal that ended it, 0 if none did."""
+    if torch.cuda.is_available():
+        pytest.skip("autograd cannot be forked where there is a GPU")
+
+    def run(function: Callable[[], Any]) -> int:
+        pid = os.fork()
+        if not pid:
+            try:
+                torch.set_num_threads(1)
+                function()
+            except BaseException:  # noqa: BLE001 - a fork must never come back as a second test session
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+    return run
+
+
+class Moments:
+    """Counts Python's calls and returns, those of C functions too, and dies at the one that is asked for."""
+
+    def __init__(self, last: int = 0) -> None:
+        self.count, self.last = 0, last
+
+    def __call__(self, *event: Any) -> None:
+        self.count += 1
+        if self.count == self.last:
+            die()
+
+    def during(self, function: Callable[[], Any]) -> int:
+        sys.setprofile(self)
+        try:
+            function()
+        finally:
+            sys.setprofile(None)
+        return self.count
+
+
+@pytest.fixture
+def killed(
+    run_learning: Callable, tiny_model: Callable, in_fork: Callable, tmp_path: Path
+) -> Callable[[str, float], None]:
+    """A function: learn into a folder in a process that is killed when such a share of a run is done."""
+    model = tiny_model()
+    in_fork(
+        lambda: (tmp_path / "moments").write_text(
+            str(Moments().during(lambda: run_learning(folder="counted", model=model, checkpoint_minutes=OFTEN)))
+        )
+    )
+    moments = int((tmp_path / "moments").read_text())
+
+    def learn_and_die(folder: str, share: float) -> None:
+        last = max(1, int(share * moments))
+        run = lambda: run_learning(folder=folder, model=model, checkpoint_minutes=OFTEN)  # noqa: E731
+        assert in_fork(lambda: Moments(last).during(run)) == signal.SIGKILL
+
+    return learn_and_die
+
+
+def test_kill_at_random_moments(killed: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path) -> None:
+    masks, curve = run_learning(folder="whole")
+    chance, found = random.Random(0), set()
+    for number in range(20):
+        folder = f"run{number}"
+        killed(folder, 0.98 * chance.random())
+        found.add(len(list((tmp_path / folder).glob("*.pt"))) and max((tmp_path / folder).glob("*.pt")).name)
+        resumed, resumed_curve = run_learning(folder=folder, checkpoint_minutes=OFTEN)
+        same_masks(resumed, masks)
+        assert resumed_curve == curve
+        assert not list((tmp_path / folder).glob(".*")), "halves of files stay"
+    assert len(found) >= 4, "the moments are spread over the run"
+
+
+def test_kill_again_and_again(killed: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path) -> None:
+    """The resumed run is killed too, be it while it reads the checkpoint or rewrites the log."""
+    masks, curve = run_learning(folder="whole")
+    chance = random.Random(1)
+    killed("run", 0.6)
+    for _ in range(8):
+        killed("run", 0.15 * chance.random())
+    resumed, resumed_curve = run_learning(checkpoint_minutes=OFTEN)
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
+
+
+@pytest.mark.parametrize("moment", ["begun", "half", "written", "moved"])
+def test_kill_in_the_middle_of_a_checkpoint(
+    moment: str, in_fork: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path
+) -> None:
+    masks, curve = run_learning(folder="whole")
+    real_save, real_sync, saves = torch.save, io._fsync, []
+
+    def save(content: Any, path: Path) -> None:
+        saves.append(path)
+        if len(saves) == 3 and moment == "begun":
+            die()
+        real_save(content, path)
+        if len(saves) == 3 and moment == "half":
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    def sync(path: Path) -> None:
+        if len(saves) == 3 and path.is_dir() == (moment == "moved"):
+            die()
+        real_sync(path)
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(torch, "save", save)
+            patched.setattr(io, "_fsync", sync)
+            run_learning(checkpoint_minutes=OFTEN)
+
+    assert in_fork(run) == signal.SIGKILL
+    newest = max((tmp_path / "run").glob("step-*.pt")).name
+    assert newest == ("step-00000003.pt" if moment == "moved" else "step-00000002.pt")
+    assert len(list((tmp_path / "run").glob(".step-*"))) == (moment != "moved")
+    resumed, resumed_curve = run_learning(checkpoint_minutes=OFTEN)
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_long_step_is_given_up(
+    step: int,
+    at_step: Callable,
+    run_learning: Callable,
+    same_masks: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scheduler waits for no step of minutes: the state before it is saved, between two micro-batches."""
+    masks, curve = run_learning(folder="whole")
+    real, micro_batches = learn_module.cross_entropy, []
+
+    def cross_entropy(*arguments: Any) -> torch.Tensor:
+        micro_batches.append(1)
+        if len(micro_batches) == 2 * step + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "PATIENCE", 0.0)
+        patched.setattr(learn_module, "cross_entropy", cross_entropy)
+        with pytest.raises(SystemExit) as stopped:
+            run_learning()
+    assert stopped.value.code == EXIT_RESUMABLE
+    assert len(micro_batches) == 2 * step + 1
+    assert [path.name for path in (tmp_path / "run").glob("*.pt")] == [f"step-{step:08d}.pt"]
+    resumed, resumed_curve = run_learning()
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
 
 
 @pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile"])
@@ -133,15 +302,33 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(
     assert curve == expected
 
 
+def test_checkpoints_of_other_settings_do_not_crowd_out_its_own(
+    at_step: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    masks, curve = run_learning(folder="whole", lr=0.02)
+    at_step(4, crash)
+    with pytest.raises(Crash):
+        run_learning(checkpoint_minutes=OFTEN)
+    at_step(2, crash)
+    with pytest.raises(Crash):
+        run_learning(checkpoint_minutes=OFTEN, lr=0.02)
+    capsys.readouterr()
+    resumed, resumed_curve = run_learning(checkpoint_minutes=OFTEN, lr=0.02)
+    assert "resuming at step 2" in capsys.readouterr().out
+    same_masks(resumed, masks)
+    # The interval is a setting, and has no part in the result.
+    assert resumed_curve == curve
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_the_step(
     value: float, run_learning: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = learn_module.cross_entropy, []
 
-    def spoiled(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    def spoiled(*arguments: Any) -> torch.Tensor:
         calls.append(1)
-        return real(model, tokens) * (value if len(calls) > 6 else 1)
+        return real(*arguments) * (value if len(calls) > 6 else 1)
 
     monkeypatch.setattr(learn_module, "cross_entropy", spoiled)
     with pytest.raises(InputError, match="at step 3 of 5; lower the learning rate"):
@@ -173,6 +360,51 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     resumed, resumed_curve = run_learning()
     same_masks(resumed, masks)
     assert resumed_curve == curve
+
+
+def test_a_file_system_that_takes_no_more(
+    in_fork: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path
+) -> None:
+    """As the system itself says it, in the middle of the third checkpoint."""
+    masks, curve = run_learning(folder="whole")
+    real, saved = torch.save, []
+
+    def save(content: Any, path: Path) -> None:
+        saved.append(path)
+        if len(saved) == 3:
+            size = os.path.getsize(tmp_path / "run/step-00000002.pt")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
+        real(content, path)
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(torch, "save", save)
+            with pytest.raises(InputError) as error:
+                run_learning(checkpoint_minutes=OFTEN)
+        (tmp_path / "message").write_text(str(error.value))
+
+    assert in_fork(run) == 0
+    message = (tmp_path / "message").read_text()
+    assert "checkpoint of step 3 could not be written" in message and "the last checkpoint is kept" in message
+    assert sorted(os.listdir(tmp_path / "run")) == ["log.jsonl", "step-00000001.pt", "step-00000002.pt"]
+    resumed, resumed_curve = run_learning(checkpoint_minutes=OFTEN)
+    same_masks(resumed, masks)
+    assert resumed_curve == curve
+
+
+def test_a_log_that_takes_no_more(in_fork: Callable, tmp_path: Path) -> None:
+    def write() -> None:
+        log = StepLog(tmp_path / "log.jsonl", 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))
+        with pytest.raises(InputError, match="log.jsonl could not be written: File too large.*the last checkpoint"):
+            for step in range(10):
+                log.write({"step": step})
+        log.close()
+
+    assert in_fork(write) == 0
+    assert (tmp_path / "log.jsonl").stat().st_size == 50
+    StepLog(tmp_path / "log.jsonl", 10).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
 def test_the_newest_two_stay(tmp_path: Path) -> None:
@@ -211,11 +443,11 @@ def test_log_drops_the_steps_that_are_done_again(tmp_path: Path) -> None:
 
 
 def test_log_every(tmp_path: Path) -> None:
-    run_steps(8, lambda step: {"loss": 1.0}, {}, tmp_path / "c", "me", tmp_path / "curve.jsonl", log_every=3)
+    run_steps(8, lambda step, may_stop: {"loss": 1.0}, {}, tmp_path / "c", "me", tmp_path / "curve.jsonl", log_every=3)
     steps = [line.split(",")[0] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert steps == ['{"step": 0', '{"step": 3', '{"step": 6', '{"step": 7']
 
 
 def test_missing_loss_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the loss is None at step 0 of 1"):
-        run_steps(1, lambda step: {"loss": None}, {}, tmp_path / "c", "me", tmp_path / "curve.jsonl")
+        run_steps(1, lambda step, may_stop: {"loss": None}, {}, tmp_path / "c", "me", tmp_path / "curve.jsonl")

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,18 @@ def test_learn(method: str, files: Any, stage: Callable, tiny_model: Callable, t
     for name, mask in expected.masks.items():
         assert torch.equal(written.masks[name], mask)
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 5
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("names", "message"), [("wandb", "pip install wandb"), ("mlflow", "it may name tensorboard")])
+def test_a_learn_stage_that_cannot_be_watched_says_so_at_once(
+    names: str, message: str, files: Any, stage: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    options = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
+    watch = {"report_to": names, "watch_folder": tmp_path / "watch", "run_name": "tiny/qwen/maskllm"}
+    ended = stage("learn", files.spec("maskllm"), model=tmp_path / "none", windows=files.windows, **options, **watch)
+    assert ended.code == 2 and message in ended.error and "Traceback" not in ended.error
     assert not (tmp_path / "run").exists()
 
 
