@@ -35,7 +35,7 @@ VERSIONS = {
     "mask": 1,
     "import": 1,
     "prune": 2,
-    "learn": 1,
+    "learn": 2,
     "quantize": 1,
     "export": 1,
     "evaluate": 2,
