@@ -91,7 +91,8 @@ def test_only_what_is_still_to_come_is_fetched(with_hub: dict) -> None:
     assert to_fetch(JobGraph(plan, {record})) == ([], False)
 
 
-def test_published_masks_are_fetched_too(with_hub: dict) -> None:
+def test_published_masks_are_fetched_too(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk_with(monkeypatch, 10_000_000)
     source = {"kind": "hub", "repo": "a/mask", "revision": "main"}
     with_hub["imports"] = {"theirs": {"model": "qwen", "method": "maskllm", "source": source}}
     with_hub["grid"] = [{"methods": ["import"]}]
