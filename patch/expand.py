@@ -58,10 +58,11 @@ def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> li
     for name in entry.imports or []:
         if name not in known:
             raise InputError(f"grid: unknown import `{name}`; {suggest(name, known)}")
-    given = {key: getattr(entry, key) for key in ("pattern", "sparsity", "tiles") if getattr(entry, key)}
-    if given or entry.vary:
-        key, value = next(iter({**given, **({"vary": entry.vary} if entry.vary else {})}.items()))
-        raise InputError(f"grid: `{key}` of the method `import` is {value}; say it under `imports`, where the mask is")
+    for key in ("pattern", "sparsity", "tiles", "vary"):
+        if value := getattr(entry, key):
+            raise InputError(
+                f"grid: `{key}` of the method `import` is {value}; say it under `imports`, where the mask is"
+            )
     chosen = [n for n in entry.imports or known if experiment.imports[n].model in models]
     if not chosen:
         raise InputError(f"grid: the method `import` has no mask of {', '.join(models)}; name one under `imports`")

@@ -108,6 +108,11 @@ class Grid:
         return list(ordered)
 
     @cached_property
+    def standard(self) -> list[Cell]:
+        """The cells of the standard tables, each once."""
+        return list(dict.fromkeys(self.tables.get(None, [])))
+
+    @cached_property
     def requested(self) -> frozenset[Cell]:
         """The cells of the tables, without those that only others need."""
         return frozenset(self.cells)

@@ -229,8 +229,8 @@ class Plan:
 
     def pareto_spec(self, model: str) -> FigureSpec:
         """The same, with the rows that are points: those of the standard tables."""
-        rows = [name for name in self.tabulate_spec().standard if name.startswith(f"{model}/")]
-        return FigureSpec(model=self._model_info(model), rows=rows)
+        rows = dict.fromkeys(f"{model}/{cell.row}" for cell in self.grid.standard if cell.model == model)
+        return FigureSpec(model=self._model_info(model), rows=list(rows))
 
     def curves_spec(self, model: str) -> FigureSpec:
         """The same, with the names of the learned cells' curves."""
@@ -238,39 +238,36 @@ class Plan:
 
     def learned_cells(self, model: str) -> list[Cell]:
         """The model's learned cells in the standard tables, of the first seed each, whose curves are drawn."""
-        standard = self.grid.tables.get(None, [])
-        cells = [cell for cell in standard if cell.model == model and not cell.quantization]
-        learned = dict.fromkeys(cell for cell in cells if cell.spec.stage == "learn")
         first: dict[str, Cell] = {}
-        for cell in learned:
-            first.setdefault(cell.row, cell)
+        for cell in self.grid.standard:
+            if cell.model == model and cell.spec.stage == "learn" and not cell.quantization:
+                first.setdefault(cell.row, cell)
         return list(first.values())
 
     def hybrid_cells(self, model: str) -> list[Cell]:
         """The model's cells with dense tiles."""
-        cells = dict.fromkeys(cell for cell in self.grid.tables.get(None, []) if cell.model == model)
+        cells = (cell for cell in self.grid.standard if cell.model == model)
         return [cell for cell in cells if cell.pattern == "hybrid" and not cell.quantization]
 
     def tables(self) -> list[str]:
         """Names of the tables that have at least one row: the standard ones, then the grid's own."""
-        standard = self.grid.tables.get(None, [])
-        sparse = [cell for cell in standard if cell.pattern != "dense"]
+        sparse = [cell for cell in self.grid.standard if cell.pattern != "dense"]
         variants = {self.experiment.models[cell.model].variant for cell in sparse if not cell.quantization}
         wanted = {
             "joint": "joint" in variants,
             "tile": "tile" in variants,
             "unstructured": any(cell.pattern == "unstructured" for cell in sparse),
             "quantized": any(cell.quantization for cell in sparse),
-            "tasks": bool(standard),
+            "tasks": bool(self.grid.standard),
             "density": any(cell.pattern == "hybrid" and not cell.quantization for cell in sparse),
-            "seeds": len({(cell.model, cell.row) for cell in sparse}) < len(set(sparse)),
+            "seeds": len({(cell.model, cell.row) for cell in sparse}) < len(sparse),
         }
         assert tuple(wanted) == STANDARD_TABLES
         return [name for name, there in wanted.items() if there] + [name for name in self.grid.tables if name]
 
     def figures(self, model: str) -> list[str]:
         """Names of the figures of a model that have something to show."""
-        sparse = any(cell.model == model and cell.pattern != "dense" for cell in self.grid.tables.get(None, []))
+        sparse = any(cell.model == model and cell.pattern != "dense" for cell in self.grid.standard)
         wanted = {"pareto": sparse, "density": self.hybrid_cells(model), "curves": self.learned_cells(model)}
         return [name for name, there in wanted.items() if there]
 

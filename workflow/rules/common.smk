@@ -25,11 +25,8 @@ TRAINED = stored("models", PLAN.store.model_path, [n for n, m in MODELS.items() 
 FETCHED = stored("models", PLAN.store.model_path, [n for n, m in MODELS.items() if m.source.kind != "train"])
 CORPORA = stored("corpora", PLAN.store.corpus_path, PLAN.experiment.corpora)
 TOKENIZERS = stored("tokenizers", PLAN.store.tokenizer_path, TRAINED.values())
-MASKS = {
-    PLAN.store.mask_source(name).removeprefix(f"{STORE}/imports/"): name
-    for name, mask in PLAN.experiment.imports.items()
-    if mask.source.kind == "hub"
-}
+IMPORTS = PLAN.experiment.imports
+MASKS = stored("imports", PLAN.store.mask_source, [n for n, mask in IMPORTS.items() if mask.source.kind == "hub"])
 TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: PLAN.experiment.evaluation.include_path}
 CELLS = PLAN.grid.closure
 MADE = PLAN.masks.made
