@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from patch.config.tile import WHOLE_MATRIX
 from patch.errors import InputError
@@ -47,6 +48,11 @@ class Cell:
     seed: int
     quantization: str | None = None
     variant: str | None = None
+
+    @classmethod
+    def of(cls, written: Any) -> Cell:
+        """The cell that a spec or a record describes, by fields of the same names."""
+        return cls(**{field.name: getattr(written, field.name) for field in fields(cls)})
 
     @property
     def id(self) -> str:

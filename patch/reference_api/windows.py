@@ -9,7 +9,8 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from patch.data.windows import joined_windows, load_windows, pack_windows, sample_windows, save_windows
+from patch.data.packing import pack_file
+from patch.data.windows import joined_windows, load_windows, sample_windows
 from patch.errors import InputError
 from patch.reference_api.arguments import PruneArguments
 from patch.reference_api.datasets import Text, find_text
@@ -73,7 +74,7 @@ def learning_windows(
     """`[<= sequences, seqlen]` ids in the file ``path``; what a run that was stopped left there is used again."""
     if not path.exists():
         with text.documents() as documents:
-            save_windows(path, pack_windows(documents, tokenizer, seqlen, sequences))
+            pack_file(path, documents, tokenizer, seqlen, sequences)
     return load_windows(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patch.cell import Cell
 from patch.results.record import Record
@@ -30,7 +30,7 @@ def measured_costs(records: Iterable[Record]) -> dict[tuple[str, str], Cost]:
     jobs: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float]]] = {}
     for record in records:
         cell = record.cell
-        mask = Cell(**cell.model_dump(exclude={"id", "variant"})).pruned.id
+        mask = replace(Cell.of(cell), variant=None).pruned.id
         for stage, cost in record.stages.items():
             of = cell.quantization or cell.method if stage == "quantize" else cell.method
             # Variants have one mask if it took the same to the millisecond: an ablation's default is the plain run.

@@ -72,7 +72,7 @@ def read_samples(path: Path | str) -> Samples:
         file = _File.model_validate(read_json(path))
     except ValidationError as error:
         raise InputError(f"{path}: not the samples of a cell: {first_fault(error)}") from None
-    cell = Cell(**file.cell.model_dump(exclude={"id"}))
+    cell = Cell.of(file.cell)
     if cell.id != file.cell.id:
         raise InputError(f"{path}: not the samples of a cell: `cell.id` is {file.cell.id!r}; expected {cell.id!r}")
     arrays = {name: np.array(values, dtype=np.float64) for name, values in file.samples.items()}

@@ -57,7 +57,7 @@ def run(
     if mask:
         masks = load_masks(mask)
         apply_masks(network, masks)
-        stages[Cell(**spec.cell.model_dump(exclude={"id"})).spec.stage] = masks.header["cost"]
+        stages[Cell.of(spec.cell).spec.stage] = masks.header["cost"]
     done = PartialRecord(partial, spec_digest(spec))
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)

@@ -19,7 +19,7 @@ def run(spec: SummarySpec, *, records: list[Path], results: Path, differences: P
     """Write the README; ``command`` makes the experiment again."""
     tabulate, frame, paired = spec.tabulate, read_results(results), Differences.read(differences)
     models = [ModelInfo(**model) for model in tabulate.models]
-    expected = [Cell(**cell.model_dump(exclude={"id"})) for cell in tabulate.cells]
+    expected = [Cell.of(cell) for cell in tabulate.cells]
     arrangement = Arrangement(tabulate.standard, tabulate.tables)
     text = summary(
         Results(

@@ -15,6 +15,6 @@ from patch.specs import TabulateSpec
 def run(spec: TabulateSpec, *, results: Path, differences: Path, out: Path) -> None:
     """Write the table that ``out`` is named after; ``out`` is the path without an ending."""
     models = [ModelInfo(**model) for model in spec.models]
-    expected = [Cell(**cell.model_dump(exclude={"id"})) for cell in spec.cells]
+    expected = [Cell.of(cell) for cell in spec.cells]
     arrangement, errors = Arrangement(spec.standard, spec.tables), Differences.read(differences)
     write_table(build_table(out.name, read_results(results), models, expected, arrangement, errors), out)

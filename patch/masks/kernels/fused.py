@@ -37,6 +37,24 @@ def _score(logits, place, inside, key0, key1, scale, temperature):  # noqa: ANN0
 
 
 @triton.jit
+def _four(values, here, inside):  # noqa: ANN001, ANN202
+    """What stands at each place of the groups, fp32."""
+    return (
+        tl.load(values + 4 * here, mask=inside, other=0).to(tl.float32),
+        tl.load(values + 4 * here + 1, mask=inside, other=0).to(tl.float32),
+        tl.load(values + 4 * here + 2, mask=inside, other=0).to(tl.float32),
+        tl.load(values + 4 * here + 3, mask=inside, other=0).to(tl.float32),
+    )
+
+
+@triton.jit
+def _share(shares, group, inside, groups, height, tile_groups, tile_columns):  # noqa: ANN001, ANN202
+    """How dense the tile of each group is."""
+    tile = group // groups // height * tile_columns + group % groups // tile_groups
+    return tl.load(shares + tile, mask=inside, other=0.0)
+
+
+@triton.jit
 def _hardened(p0, p1, p2, p3, p4, p5):  # noqa: ANN001, ANN202
     """One for the likeliest, the first among equals."""
     top = tl.maximum(tl.maximum(tl.maximum(p0, p1), tl.maximum(p2, p3)), tl.maximum(p4, p5))
@@ -108,19 +126,13 @@ def _forward(
             p0, p1, p2, p3, p4, p5 = _hardened(p0, p1, p2, p3, p4, p5)
         m0, m1, m2, m3 = p0 + p1 + p2, p0 + p3 + p4, p1 + p3 + p5, p2 + p4 + p5
     else:
-        m0 = tl.load(pattern + 4 * here, mask=inside, other=0).to(tl.float32)
-        m1 = tl.load(pattern + 4 * here + 1, mask=inside, other=0).to(tl.float32)
-        m2 = tl.load(pattern + 4 * here + 2, mask=inside, other=0).to(tl.float32)
-        m3 = tl.load(pattern + 4 * here + 3, mask=inside, other=0).to(tl.float32)
+        m0, m1, m2, m3 = _four(pattern, here, inside)
     if TILED:
-        tile = group // groups // height * tile_columns + group % groups // tile_groups
-        dense = tl.load(shares + tile, mask=inside, other=0.0)
+        dense = _share(shares, group, inside, groups, height, tile_groups, tile_columns)
         m0, m1 = dense + (1 - dense) * m0, dense + (1 - dense) * m1
         m2, m3 = dense + (1 - dense) * m2, dense + (1 - dense) * m3
-    w0 = tl.load(weight + 4 * here, mask=inside, other=0.0).to(tl.float32) * m0
-    w1 = tl.load(weight + 4 * here + 1, mask=inside, other=0.0).to(tl.float32) * m1
-    w2 = tl.load(weight + 4 * here + 2, mask=inside, other=0.0).to(tl.float32) * m2
-    w3 = tl.load(weight + 4 * here + 3, mask=inside, other=0.0).to(tl.float32) * m3
+    w0, w1, w2, w3 = _four(weight, here, inside)
+    w0, w1, w2, w3 = w0 * m0, w1 * m1, w2 * m2, w3 * m3
     tl.store(masked + 4 * here, w0, mask=inside)
     tl.store(masked + 4 * here + 1, w1, mask=inside)
     tl.store(masked + 4 * here + 2, w2, mask=inside)
@@ -176,22 +188,12 @@ def _backward(
             c0, c1, c2, c3, c4, c5 = p0, p1, p2, p3, p4, p5
         m0, m1, m2, m3 = c0 + c1 + c2, c0 + c3 + c4, c1 + c3 + c5, c2 + c4 + c5
     else:
-        m0 = tl.load(pattern + 4 * here, mask=inside, other=0).to(tl.float32)
-        m1 = tl.load(pattern + 4 * here + 1, mask=inside, other=0).to(tl.float32)
-        m2 = tl.load(pattern + 4 * here + 2, mask=inside, other=0).to(tl.float32)
-        m3 = tl.load(pattern + 4 * here + 3, mask=inside, other=0).to(tl.float32)
+        m0, m1, m2, m3 = _four(pattern, here, inside)
     dense = tl.zeros([SIZE], tl.float32)
     if TILED:
-        tile = group // groups // height * tile_columns + group % groups // tile_groups
-        dense = tl.load(shares + tile, mask=inside, other=0.0)
-    w0 = tl.load(weight + 4 * here, mask=inside, other=0.0).to(tl.float32)
-    w1 = tl.load(weight + 4 * here + 1, mask=inside, other=0.0).to(tl.float32)
-    w2 = tl.load(weight + 4 * here + 2, mask=inside, other=0.0).to(tl.float32)
-    w3 = tl.load(weight + 4 * here + 3, mask=inside, other=0.0).to(tl.float32)
-    g0 = tl.load(gradient + 4 * here, mask=inside, other=0.0).to(tl.float32)
-    g1 = tl.load(gradient + 4 * here + 1, mask=inside, other=0.0).to(tl.float32)
-    g2 = tl.load(gradient + 4 * here + 2, mask=inside, other=0.0).to(tl.float32)
-    g3 = tl.load(gradient + 4 * here + 3, mask=inside, other=0.0).to(tl.float32)
+        dense = _share(shares, group, inside, groups, height, tile_groups, tile_columns)
+    w0, w1, w2, w3 = _four(weight, here, inside)
+    g0, g1, g2, g3 = _four(gradient, here, inside)
     g0 = w0 * (g0 + 2 * norm_gradient * (dense + (1 - dense) * m0) * w0)
     g1 = w1 * (g1 + 2 * norm_gradient * (dense + (1 - dense) * m1) * w1)
     g2 = w2 * (g2 + 2 * norm_gradient * (dense + (1 - dense) * m2) * w2)

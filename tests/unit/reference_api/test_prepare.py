@@ -111,9 +111,11 @@ def test_a_checkpoint_of_another_model_or_text_is_refused(prepare, load):
 
 def test_moving_the_text_changes_nothing(prepare, monkeypatch):
     prepare()
+    before = Path("prior.pt").read_bytes()
     Path("patch_c4.txt").rename("elsewhere.txt")
     monkeypatch.setenv("PATCH_C4", "else*.txt")
     prepare()
+    assert Path("prior.pt").read_bytes() == before
 
 
 def test_a_pruned_model_stays_as_it_is(prepare):
