@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -117,6 +118,39 @@ def _buckets(pieces: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """The tensor of each process, all of one shape, in order of the processes."""
+    if world_size() == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def exchange_rows(received: Tensor, sent: Tensor, of_each: list[int], to_each: list[int]) -> None:
+    """Send rows of a contiguous tensor to every process, and fill another with those that come, in order.
+
+    Args:
+        received: as many rows as ``of_each`` sums to; a row has the same size everywhere.
+        sent: as many rows as ``to_each`` sums to.
+        of_each: rows that come from each process.
+        to_each: rows that go to each.
+    """
+    # As bytes: not every version of every library sends all types.
+    dist.all_to_all_single(_bytes(received), _bytes(sent), of_each, to_each)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return (tensor[:, None] if tensor.dim() == 1 else tensor).view(torch.uint8)
+
+
+def spread(tensor: Tensor, bounds: Sequence[int]) -> None:
+    """Give every process all of a tensor of which each has its own stretch, from one bound to the next."""
+    for owner, (first, last) in enumerate(pairwise(bounds)):
+        if first < last:
+            dist.broadcast(tensor[first:last], src=owner)
+
+
 def any_of(*flags: bool) -> Sequence[bool]:
     """For each flag, whether it is set in any process."""
     if world_size() == 1:
@@ -135,18 +169,30 @@ def from_first(value: Value) -> Value:
     return values[0]
 
 
+def on_all(action: Callable[[], Any]) -> None:
+    """Let every process do its part of something, and wait for the others.
+
+    Raises:
+        InputError: in all processes, if the action raised one in any: that of the first of them.
+    """
+    failure = None
+    try:
+        action()
+    except InputError as error:
+        failure = error
+    failures: list[InputError | None] = [failure]
+    if world_size() > 1:
+        failures = [None] * world_size()
+        dist.all_gather_object(failures, failure)
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
 def on_first(action: Callable[[], Any]) -> None:
     """Let the first process do something while the others wait.
 
     Raises:
         InputError: in all processes, if the action raised one.
     """
-    failure = None
-    if is_first():
-        try:
-            action()
-        except InputError as error:
-            failure = error
-    failure = from_first(failure)
-    if failure is not None:
-        raise failure
+    on_all(action if is_first() else lambda: None)

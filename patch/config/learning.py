@@ -104,7 +104,9 @@ class Learning(Section):
         return self
 
     def micro_batches(self, rank: int = 0, processes: int = 1) -> range:
-        """The micro-batches of an optimizer step that process ``rank`` of so many does: a stretch of all of them.
+        """The micro-batches of an optimizer step that process ``rank`` of so many does: they deal them out in turn.
+
+        So in each round all processes together do the next micro-batches, and sums over them can be formed in order.
 
         Raises:
             InputError: they cannot be shared out evenly; says what could.
@@ -123,8 +125,7 @@ class Learning(Section):
                 f"{processes} processes (`resources.learn_gpus` times `resources.learn_nodes`) cannot share evenly; "
                 f"{hint}, or use {fewer} of them"
             )
-        share = count // processes
-        return range(rank * share, (rank + 1) * share)
+        return range(rank, count, processes)
 
 
 # Where a method's published hyper-parameters differ from the defaults above (PATCH, table of hyper-parameters;

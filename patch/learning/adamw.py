@@ -7,13 +7,14 @@ bfloat16 are up to 1/128 apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from patch.config import Learning
+from patch.learning.parts import Columns
 from patch.masks.noise import mixed, noise_keys, places
 
 # Elements that are updated at a time, which bounds every temporary tensor.
@@ -24,10 +25,13 @@ _ROUNDING = 0x726F
 _LOST = 0xFFFF
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: Learning, seed: int) -> torch.optim.Optimizer:
-    """The optimizer of a run, whose learning rate is set before every step."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], settings: Learning, seed: int, columns: Mapping[Hashable, Columns] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a run, whose learning rate is set before every step; ``columns`` as for `AdamW`."""
     if settings.optimizer_state == "bfloat16":
-        return AdamW(parameters, settings.lr, settings.betas, settings.weight_decay, torch.bfloat16, seed)
+        decay = settings.weight_decay
+        return AdamW(parameters, settings.lr, settings.betas, decay, torch.bfloat16, seed, columns=columns)
     # Fused, it needs no memory beside its moments.
     return torch.optim.AdamW(parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
 
@@ -36,7 +40,7 @@ class AdamW(torch.optim.Optimizer):
     """AdamW with decoupled weight decay and bias correction, over contiguous fp32 parameters.
 
     The random bits of the rounding are a function of seed, step, parameter and element, so that a run that goes on
-    from a saved state ends as one that was never stopped, on any number of threads.
+    from a saved state ends as one that was never stopped, on any number of threads and processes.
 
     Args:
         parameters: in an order that stays the same.
@@ -46,6 +50,7 @@ class AdamW(torch.optim.Optimizer):
         dtype: of the moments, bfloat16 or float32.
         seed: of the rounding.
         eps: added to the root of the second moment.
+        columns: for the numbers of parameters that are `[rows, columns]` and part of a larger one, which part.
     """
 
     def __init__(
@@ -57,9 +62,10 @@ class AdamW(torch.optim.Optimizer):
         dtype: torch.dtype = torch.bfloat16,
         seed: int = 0,
         eps: float = 1e-8,
+        columns: Mapping[Hashable, Columns] | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps})
-        self.seed, self.count = seed, 0
+        self.seed, self.count, self.columns = seed, 0, columns or {}
         for parameter in self._parameters():
             self.state[parameter] = {name: torch.zeros_like(parameter, dtype=dtype) for name in ("first", "second")}
 
@@ -76,9 +82,17 @@ class AdamW(torch.optim.Optimizer):
                 continue
             keys = noise_keys(self.seed, self.count, number, 0, _ROUNDING)
             parts = parameter.view(-1), parameter.grad.reshape(-1), *map(_flat, self.state[parameter].values())
-            pieces = zip(*(part.split(CHUNK) for part in parts), strict=True)
-            for place, (value, gradient, first, second) in enumerate(pieces):
-                self._update(group, value, gradient, first, second, keys, place * CHUNK)
+            for piece, place in self._pieces(number, parameter.shape):
+                self._update(group, *(part[piece] for part in parts), keys, place)
+
+    def _pieces(self, number: int, shape: torch.Size) -> Iterator[tuple[slice, int]]:
+        """Stretches of a parameter's elements, and the place of their first in the whole parameter."""
+        columns, width, stretches = self.columns.get(number), shape.numel(), [0]
+        if columns is not None and columns.count < columns.whole:
+            width, stretches = columns.count, [row * columns.whole + columns.first for row in range(shape[0])]
+        for row, start in enumerate(stretches):
+            for first in range(0, width, CHUNK):
+                yield slice(row * width + first, row * width + min(width, first + CHUNK)), start + first
 
     def _update(
         self,

@@ -1,4 +1,8 @@
-"""Checkpoints of a run: the newest good one is found on disk, a broken one is passed over."""
+"""Checkpoints of a run: the newest good one is found on disk, a broken one is passed over.
+
+One process writes one file. Where processes share out a state, each writes its part of it at the same time, and the
+step counts when all parts are there; any number of processes can go on from them.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,23 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from patch.distributed import from_first, on_all, on_first, rank, world_size
 from patch.errors import InputError
 from patch.io import atomic_file
 
 log = logging.getLogger(__name__)
+
+# Seconds in which a file that one node has written is seen by another.
+SEEN = 90.0
 
 
 class Checkpoints:
@@ -26,75 +36,121 @@ class Checkpoints:
         folder: made when the first checkpoint is written.
         identity: what the run is (its settings); a checkpoint of another run is not resumed.
         keep: how many of the newest stay.
+        shared: whether each process holds, and saves, a part of the state; else all hold the same.
     """
 
-    def __init__(self, folder: Path, identity: str, keep: int = 2) -> None:
+    def __init__(self, folder: Path, identity: str, keep: int = 2, shared: bool = False) -> None:
         self.folder, self.identity, self.keep = folder, identity, keep
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.pt"), reverse=True)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}.pt"
+        self._parts = world_size() if shared else 1
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state before ``step``, then drop the oldest checkpoints, and those of later steps.
 
-        The later ones were passed over when the run began: they are broken, or of other settings.
+        The later ones were passed over when the run began: they are broken, or of other settings. All processes call
+        this; where they hold the same, the first writes.
 
         Raises:
-            InputError: the disk is full; the last good checkpoint stays.
+            InputError: in all processes, if the disk is full for one; the last good checkpoint stays.
         """
+        files = self._names(step, self._parts)
+        mine = files[rank()] if rank() < self._parts else None
+        # Parts that a process has left which was killed are not of this moment's state.
+        content = {"identity": self.identity, "step": step, "moment": from_first(uuid.uuid4().hex), "state": state}
         try:
-            with atomic_file(self._path(step)) as temporary:
-                torch.save({"identity": self.identity, "step": step, "state": state}, temporary)
+            on_all(lambda: self._write(mine, step, content) if mine else None)
+        except InputError:
+            if mine and self._parts > 1:
+                mine.unlink(missing_ok=True)
+            raise
+        on_first(lambda: self._drop_all_but(step, files))
+
+    def _write(self, path: Path, step: int, content: dict[str, Any]) -> None:
+        try:
+            with atomic_file(path) as temporary:
+                torch.save(content, temporary)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"checkpoint of step {step} could not be written to {self.folder}: {error}; "
                 "free some space and run again, the last checkpoint is kept"
             ) from error
-        files = self._files()
-        kept = [path for path in files if path <= self._path(step)][: self.keep]
-        for path in files:
-            if path not in kept:
-                path.unlink()
+
+    def _drop_all_but(self, step: int, files: Sequence[Path]) -> None:
+        deadline = time.monotonic() + SEEN
+        while missing := [file.name for file in files if not file.exists()]:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"checkpoint {self.folder / missing[0]} is not seen on {socket.gethostname()}; the nodes of a job "
+                    "must share the folder"
+                )
+            time.sleep(0.1)
+        older = [found for number, found in self._complete() if number < step]
+        kept = {*files, *(file for found in older[: self.keep - 1] for file in found)}
+        for file in self.folder.glob("step-*.pt"):
+            if file not in kept:
+                file.unlink()
+
+    def _names(self, step: int, parts: int) -> list[Path]:
+        names = [f"-part-{part}-of-{parts}" for part in range(parts)] if parts > 1 else [""]
+        return [self.folder / f"step-{step:08d}{name}.pt" for name in names]
+
+    def _complete(self) -> list[tuple[int, list[Path]]]:
+        """Steps of which all files are there, with these, the newest first."""
+        there = {path.name for path in self.folder.glob("step-*.pt")}
+        found = set()
+        for name in there:
+            _, step, *part = name.removesuffix(".pt").split("-")
+            if step.isdecimal() and (not part or part[-1].isdecimal()):
+                found.add((int(step), int(part[-1]) if part else 1))
+        sets = [(step, self._names(step, parts)) for step, parts in sorted(found, reverse=True)]
+        return [(step, files) for step, files in sets if all(file.name in there for file in files)]
 
     def remove_halves(self) -> None:
-        """Remove what a process has begun to write that was killed."""
+        """Remove what processes have begun to write that were killed."""
         for path in [*self.folder.glob(".step-*"), *self.folder.glob(".log.*")]:
             path.unlink(missing_ok=True)
+        whole = {file for _, files in self._complete() for file in files}
+        for path in self.folder.glob("step-*-part-*.pt"):
+            if path not in whole:
+                path.unlink(missing_ok=True)
 
-    def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The step to go on with and the state before it, or None to begin."""
-        for path in self._files():
+    def latest(self) -> tuple[int, list[Path]] | None:
+        """The step to go on with and the files of the state before it, or None to begin."""
+        for step, files in self._complete():
             try:
-                identity, step, state = _load(path)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, an older one may be good
-                log.warning("checkpoint %s cannot be read and is passed over: %s", path, error)
+                contents = [_load(file) for file in files]
+                if len({content["moment"] for content in contents}) > 1:
+                    raise ValueError("its parts are not of one moment")
+                if any(content["step"] != step for content in contents):
+                    raise ValueError("it is of another step")
+                same = all(content["identity"] == self.identity for content in contents)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, an older one may be good
+                log.warning("checkpoint %s cannot be read and is passed over: %s", files[0], error)
                 continue
-            if identity == self.identity:
-                return step, state
-            log.warning("checkpoint %s is of a run with other settings and is passed over", path)
+            if same:
+                return step, files
+            log.warning("checkpoint %s is of a run with other settings and is passed over", files[0])
         return None
 
-    def read(self, step: int) -> dict[str, Any]:
-        """The state before ``step``, which another process has found good.
 
-        Raises:
-            InputError: it is not here.
-        """
-        try:
-            return _load(self._path(step))[2]
-        except OSError as error:
-            raise InputError(
-                f"checkpoint {self._path(step)} cannot be read on {socket.gethostname()} ({error.strerror}); "
-                "the nodes of a job must share the folder"
-            ) from error
+def read_states(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The states in files that another process has found good; of their tensors what is used is read.
+
+    Raises:
+        InputError: one is not here.
+    """
+    try:
+        return [_load(file)["state"] for file in files]
+    except OSError as error:
+        raise InputError(
+            f"checkpoint {error.filename} cannot be read on {socket.gethostname()} ({error.strerror}); "
+            "the nodes of a job must share the folder"
+        ) from error
 
 
-def _load(path: Path) -> tuple[str, int, dict[str, Any]]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return content["identity"], content["step"], content["state"]
+def _load(path: Path) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # Those of earlier versions are single files.
+    return {"moment": None, **content}
 
 
 class StepLog:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from patch.config import Learning
 from patch.data.tokens import Separator
-from patch.distributed import rank, sum_over_processes, world_size
+from patch.distributed import rank, world_size
 from patch.learning.adamw import make_optimizer
 from patch.learning.documents import DocumentCut, document_cut
 from patch.learning.loop import UNWATCHED, StepFunction, run_steps
 from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
 from patch.learning.objective import cross_entropy, recomputed_blocks
+from patch.learning.order import InOrder, sum_in_order
+from patch.learning.parts import columns_of
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
 from patch.learning.watch import Watch, peak_memory_mb
 from patch.masks.learnable import LearnableMask, Sampling
@@ -44,8 +46,9 @@ def learn(
 ) -> MaskSet:
     """Learn which weights of a frozen model stay.
 
-    Of several processes (`torch.distributed` is initialised) each does its share of every batch; all have the same
-    arguments and get the same masks, those of one process but for rounding.
+    Of several processes (`torch.distributed` is initialised) each does its share of every batch and holds its share
+    of the pattern logits, their gradients and moments; all have the same arguments and get the same masks, those of
+    one process.
 
     Args:
         model: causal language model; comes back unchanged.
@@ -75,7 +78,8 @@ def learn(
     cut = document_cut(model, settings, separator)
     masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
     container = nn.ModuleList(masks.values())
-    optimizer = make_optimizer(container.parameters(), settings, seed)
+    columns = columns_of(container)
+    optimizer = make_optimizer(container.parameters(), settings, seed, columns)
     step_fn = step_function(model, masks, windows, settings, sparsity, seed, optimizer, cut)
     identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
     with attached(model, masks), recomputed_blocks(model, settings.gradient_checkpointing):
@@ -90,6 +94,7 @@ def learn(
             settings.log_every,
             name=method,
             watch=watch,
+            columns=columns,
         )
     return finalize(masks, sparsity, settings)
 
@@ -108,11 +113,14 @@ def step_function(
     total_norm = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()]).sum()
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
     hybrid = next(iter(masks.values())).tile is not None
+    tile_logits = [mask.tile_logits for mask in masks.values() if mask.tile_logits is not None]
 
     def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
         pattern, tiles = _sampling(settings, step)
+        together = range(index - rank(), index - rank() + world_size())
         for layer, mask in enumerate(masks.values()):
-            mask.set_step(pattern, tiles, seed, step, index, layer)
+            passes = [(seed, step, other, layer) for other in together] if mask.owners else ()
+            mask.set_step(pattern, tiles, seed, step, index, layer, passes=passes)
         tokens = torch.as_tensor(windows[rows].astype(np.int64), device=device)
         loss_of_text = cross_entropy(model, tokens, cut)
         penalty, density = density_penalty(masks, 1 - sparsity, settings.target == "layer")
@@ -142,13 +150,13 @@ def step_function(
             mask.forget_gradients()
         rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
         # Noise and data belong to the micro-batch, whichever process does it.
-        parts = []
+        parts, gradients = [], InOrder(tile_logits)
         for index in mine:
             may_stop()
             parts.append(micro_step(step, index, rows[index]))
-        totals = torch.stack([sum(part[name] for part in parts) for name in parts[0]])
-        sum_over_processes(p.grad for group in optimizer.param_groups for p in group["params"])
-        sum_over_processes([totals])
+            gradients.add()
+        gradients.finish()
+        totals = sum_in_order(torch.stack([torch.stack([*part.values()]) for part in parts]))
         optimizer.step()
         pattern, tiles = _sampling(settings, step)
         return {

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from patch.distributed import any_of, from_first, is_first, on_first
+from patch.distributed import any_of, from_first, is_first, on_all, on_first
 from patch.errors import InputError
 from patch.io import atomic_file
-from patch.learning.checkpoint import Checkpoints, StepLog
+from patch.learning.checkpoint import Checkpoints, StepLog, read_states
+from patch.learning.parts import Columns, assembled
 from patch.learning.watch import Progress, Watch
 from patch.signals import EXIT_RESUMABLE, StopRequest, stop_request
 
@@ -49,11 +50,12 @@ def run_steps(
     log_every: int = 1,
     name: str = "step",
     watch: Watch = UNWATCHED,
+    columns: Mapping[Hashable, Columns] | None = None,
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
     Of several processes (see `patch.distributed`) all take every step and stop after the same one; the first
-    writes and prints.
+    prints, and writes all but the others' parts of the checkpoints.
 
     Args:
         steps: number of optimizer steps.
@@ -61,7 +63,7 @@ def run_steps(
             is one number. Where it has changed nothing yet that ``state`` holds, such as between micro-batches, it
             may call what it is given, in all processes equally often: a long step is given up there when the run is
             to stop.
-        state: what checkpoints hold; the same in all processes.
+        state: what checkpoints hold; the same in all processes but for ``columns``.
         folder: of the checkpoints and the growing log; the caller removes it once the run's result is saved.
         identity: of the run, see `Checkpoints`.
         curve: where the finished log goes.
@@ -69,23 +71,26 @@ def run_steps(
         log_every: steps between log lines.
         name: what the progress line is headed with.
         watch: where else the log's lines go.
+        columns: what this process holds of the tensors in ``state`` that processes share out, see `assembled`.
 
     Raises:
         InputError: the loss or the state is not finite; says at which step. Or the disk is full. The last good
             checkpoint stays.
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
-    checkpoints = Checkpoints(folder, identity)
-    first = _resume(checkpoints, state)
+    checkpoints = Checkpoints(folder, identity, shared=bool(columns))
+    first = _resume(checkpoints, state, columns or {})
     record = _Record(name, first, steps, log_every, folder, watch) if is_first() else None
-    saved = time.monotonic()
+    saved, saved_step = time.monotonic(), first or None
     with stop_request() as stop, record or nullcontext():
         given_up = _GivenUpWhen(stop)
         for step in range(first, steps):
             try:
                 metrics = step_fn(step, given_up)
             except _GivenUp:
-                on_first(partial(_save, checkpoints, step, state, record))
+                # What is there already is not replaced part by part.
+                if step != saved_step:
+                    _save(checkpoints, step, state, record)
                 _leave(step, steps)
             loss = metrics["loss"]
             if loss is None or not math.isfinite(loss):
@@ -97,8 +102,8 @@ def run_steps(
             elapsed = time.monotonic() - saved
             leave, due = any_of(stop.requested, is_first() and elapsed > 60 * checkpoint_minutes)
             if leave or due or step == steps - 1:
-                on_first(partial(_save, checkpoints, step + 1, state, record))
-                saved = time.monotonic()
+                _save(checkpoints, step + 1, state, record)
+                saved, saved_step = time.monotonic(), step + 1
             if leave:
                 _leave(step + 1, steps)
     # All wait: the curve is there for whoever returns.
@@ -154,14 +159,19 @@ def _leave(done: int, steps: int) -> NoReturn:
     sys.exit(EXIT_RESUMABLE)
 
 
-def _save(checkpoints: Checkpoints, step: int, state: dict[str, Stateful], record: _Record) -> None:
+def _save(checkpoints: Checkpoints, step: int, state: dict[str, Stateful], record: _Record | None) -> None:
     """Save a state that can be gone on from: gradients can be NaN one step before the loss is."""
     values = {key: part.state_dict() for key, part in state.items()}
-    for key, part in values.items():
-        if not all(tensor.isfinite().all() for tensor in _tensors(part)):
-            raise InputError(f"the state `{key}` is not finite after step {step - 1}; lower the learning rate")
-    # A log that ends before its checkpoint would leave a gap in the curve.
-    record.log.sync()
+
+    def check() -> None:
+        for key, part in values.items():
+            if not all(tensor.isfinite().all() for tensor in _tensors(part)):
+                raise InputError(f"the state `{key}` is not finite after step {step - 1}; lower the learning rate")
+        if record:
+            # A log that ends before its checkpoint would leave a gap in the curve.
+            record.log.sync()
+
+    on_all(check)
     checkpoints.save(step, values)
 
 
@@ -181,17 +191,19 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-def _resume(checkpoints: Checkpoints, state: dict[str, Stateful]) -> int:
+def _resume(checkpoints: Checkpoints, state: dict[str, Stateful], columns: Mapping[Hashable, Columns]) -> int:
     if is_first():
         checkpoints.remove_halves()
-    found = checkpoints.latest() if is_first() else None
-    step = from_first(found[0] if found else 0)
+    step, files = from_first((is_first() and checkpoints.latest()) or (0, []))
     if not step:
         return 0
-    # The first has read the file to know that it is good; the others read the same one.
-    saved = found[1] if found else checkpoints.read(step)
-    for key, part in state.items():
-        part.load_state_dict(saved[key])
+
+    def load() -> None:
+        parts = read_states(files)
+        for key, part in state.items():
+            part.load_state_dict(assembled([saved[key] for saved in parts], columns))
+
+    on_all(load)
     if is_first():
         print(f"resuming at step {step}", flush=True)
     return step

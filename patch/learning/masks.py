@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from patch.config import Learning
+from patch.distributed import rank, world_size
 from patch.masks.learnable import LearnableMask
+from patch.masks.owners import share_out
 from patch.masks.packed import MaskSet
 from patch.masks.prior import pattern_logits, tile_logits
-from patch.masks.tile import expand_tiles, largest_within_budget
+from patch.masks.tile import expand_tiles, largest_within_budget, tile_shape
 from patch.models import prunable_linears, weight_matrix
 
 Masks = dict[str, Tensor]
+# Rows that stay together without tiles. Their logits fill whole vectors of a processor, whatever the columns: numbers
+# that are left over at the end of a tensor may be rounded otherwise.
+VECTOR = 8
 
 
 def build_masks(
@@ -30,7 +36,7 @@ def build_masks(
     tile_prior: Masks | None = None,
     frozen: Masks | None = None,
 ) -> dict[str, LearnableMask]:
-    """One learnable mask for each prunable layer.
+    """One learnable mask for each prunable layer. Several processes share out the rows of the pattern logits.
 
     Args:
         model: the frozen model.
@@ -45,12 +51,18 @@ def build_masks(
     """
     generator = torch.Generator().manual_seed(seed)
     masks = {}
-    for name, linear in prunable_linears(model).items():
+    for number, (name, linear) in enumerate(prunable_linears(model).items()):
         shape = weight_matrix(linear).shape
-        patterns = tiles = None
+        patterns = tiles = owners = None
         if method != "patch-tile":
             prior = pattern_prior[name] if pattern_prior else None
             patterns = pattern_logits(shape, settings.pattern_std, prior, settings.pattern_prior_strength, generator)
+            if world_size() > 1:
+                unit = math.gcd(shape[0], VECTOR) if tile is None else tile_shape(shape, tile)[0]
+                owners = share_out(shape[0], unit, world_size(), rank(), number)
+                own, groups = owners.own, shape[1] // 4
+                # A copy: a view would keep the others' logits alive.
+                patterns = patterns[:, own.start * groups : own.stop * groups].clone()
         if tile is not None:
             prior = tile_prior[name] if tile_prior else None
             if settings.tile_prior == "random":
@@ -58,7 +70,7 @@ def build_masks(
             std, strength = settings.tile_std, settings.tile_prior_strength
             tiles = tile_logits(shape, tile, sparsity, std, prior, strength, generator)
         fixed = frozen[name] if method == "patch-tile" else None
-        masks[name] = LearnableMask(shape, patterns, fixed, tiles, tile).to(linear.weight.device)
+        masks[name] = LearnableMask(shape, patterns, fixed, tiles, tile, owners).to(linear.weight.device)
     return masks
 
 
@@ -93,15 +105,14 @@ def weight_reward(masks: dict[str, LearnableMask], total_norm: Tensor) -> Tensor
 
 @torch.no_grad()
 def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learning) -> MaskSet:
-    """Final masks: the likeliest pattern everywhere but in dense tiles.
+    """Final masks: the likeliest pattern everywhere but in dense tiles. The same in all processes.
 
     With `finalize: exact` the tiles with the largest logits stay dense so that the budget is met to
     the tile, over the model or in each layer; with `threshold`, those with a positive logit.
     """
-    patterns = {name: mask.final_pattern().cpu() for name, mask in masks.items()}
     first = next(iter(masks.values()))
     if first.tile is None:
-        return MaskSet(patterns, "2:4")
+        return MaskSet({name: mask.final_pattern().cpu() for name, mask in masks.items()}, "2:4")
     logits = {name: mask.tile_logits.detach().float().cpu() for name, mask in masks.items()}
     if settings.finalize == "threshold":
         tiles = {name: value > 0 for name, value in logits.items()}
@@ -109,7 +120,7 @@ def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learnin
         tiles = {name: _choose({name: value}, masks, sparsity)[name] for name, value in logits.items()}
     else:
         tiles = _choose(logits, masks, sparsity)
-    full = {name: pattern | expand_tiles(tiles[name], pattern.shape) for name, pattern in patterns.items()}
+    full = {name: mask.final_pattern().cpu() | expand_tiles(tiles[name], mask.shape) for name, mask in masks.items()}
     return MaskSet(full, "hybrid", tiles, first.tile)
 
 

@@ -6,13 +6,18 @@ zero (MaskLLM, arXiv 2409.17481; PATCH, arXiv 2509.23410).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from patch.distributed import spread
 from patch.masks.kernels import Layer, Sampling
 from patch.masks.kernels.eager import PATTERNS, pack_bits, unpack_bits
 from patch.masks.linear import MaskedLinear, Sink
 from patch.masks.noise import TILES, logistic_noise, noise_keys, places
+from patch.masks.owners import Owners
+from patch.masks.shared_linear import SharedLinear
 from patch.masks.tile import tile_shape
 
 __all__ = ["LearnableMask", "Sampling", "sample_tiles"]
@@ -33,10 +38,13 @@ class LearnableMask(nn.Module):
     Args:
         shape: `[out, in]` of the weight.
         pattern_logits: `[6, out * in / 4]` fp32, or None for a frozen pattern. (The six of a group lie a
-            row apart: sums over them then run along rows, which is what vector units are fast at.)
+            row apart: sums over them then run along rows, which is what vector units are fast at.) With
+            ``owners``, those of this process' own rows: `[6, own rows * in / 4]`.
         frozen: `[out, in]` bool mask of the sparse tiles, where there are no pattern logits; kept as a bit a weight.
         tile_logits: `[out / tile, in / tile]` fp32, or None where every tile is sparse.
         tile: side of a tile.
+        owners: of the rows, where processes share out the pattern logits; then all of them do the same with their
+            masks at the same time.
     """
 
     def __init__(
@@ -46,42 +54,65 @@ class LearnableMask(nn.Module):
         frozen: Tensor | None,
         tile_logits: Tensor | None,
         tile: int | None,
+        owners: Owners | None = None,
     ) -> None:
         super().__init__()
         assert (pattern_logits is None) != (frozen is None)
         assert tile is None or tile_shape(shape, tile)[1] % 4 == 0
-        self.shape, self.tile = shape, tile
+        assert owners is None or pattern_logits.shape[1] == len(owners.own) * shape[1] // 4
+        self.shape, self.tile, self.owners = shape, tile, owners
         self.pattern_logits = None if pattern_logits is None else nn.Parameter(pattern_logits)
         self.tile_logits = None if tile_logits is None else nn.Parameter(tile_logits)
         self.register_buffer("bits", None if frozen is None else pack_bits(frozen), persistent=False)
         self.pattern_sampling = self.tile_sampling = Sampling(1.0, 1.0)
         self.keys = (0, 0)
         self._sink = Sink()
+        self._passes: list[tuple[tuple[int, int], Tensor | None]] = []
         self.shares: Tensor | None = None
         self.kept_norm: Tensor | None = None
 
-    def set_step(self, pattern: Sampling, tile: Sampling, *counters: int) -> None:
-        """Draw the tiles' states for the next forward pass; ``counters`` are this layer's and this pass's alone."""
+    def set_step(
+        self, pattern: Sampling, tile: Sampling, *counters: int, passes: Sequence[tuple[int, ...]] = ()
+    ) -> None:
+        """Draw the tiles' states for the next forward pass; ``counters`` are this layer's and this pass's alone.
+
+        With ``owners``, ``passes`` are the counters of every process' next pass, in order of the processes.
+        """
         self.pattern_sampling, self.tile_sampling, self.keys = pattern, tile, noise_keys(*counters)
-        if self.tile_logits is not None:
-            index = places(self.tile_logits.numel(), device=self.tile_logits.device).view_as(self.tile_logits)
-            noise = logistic_noise(index, noise_keys(*counters, TILES))
-            self.shares = sample_tiles(self.tile_logits, tile, noise)
+        self.shares = self._draw(*counters)
+        with torch.no_grad():
+            self._passes = [(noise_keys(*others), self._draw(*others)) for others in passes]
+
+    def _draw(self, *counters: int) -> Tensor | None:
+        if self.tile_logits is None:
+            return None
+        index = places(self.tile_logits.numel(), device=self.tile_logits.device).view_as(self.tile_logits)
+        noise = logistic_noise(index, noise_keys(*counters, TILES))
+        return sample_tiles(self.tile_logits, self.tile_sampling, noise)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`inputs @ (mask * weight).T + bias`; leaves `sum (mask * weight)^2` in ``kept_norm``."""
-        logits, shares = self.pattern_logits, self.shares
-        layer = Layer(
+        logits, shares, owners = self.pattern_logits, self.shares, self.owners
+        if owners is None:
+            layer = self._layer(weight, self.keys, shares)
+            output, self.kept_norm = MaskedLinear.apply(inputs, logits, shares, layer, bias, self._sink)
+        else:
+            layers = [self._layer(weight, *drawn) for drawn in self._passes]
+            assert len(layers) == len(owners.heights), "the passes of all processes"
+            output, self.kept_norm = SharedLinear.apply(inputs, logits, shares, layers, owners, bias, self._sink)
+        return output
+
+    def _layer(self, weight: Tensor, keys: tuple[int, int], shares: Tensor | None) -> Layer:
+        return Layer(
             weight.detach(),
-            None if logits is None else logits.detach(),
+            None if self.pattern_logits is None else self.pattern_logits.detach(),
             self.bits,
             None if shares is None else shares.detach().contiguous(),
             (1, 4) if shares is None else tile_shape(self.shape, self.tile),
             self.pattern_sampling,
-            self.keys,
+            keys,
+            0 if self.owners is None else self.owners.own.start,
         )
-        output, self.kept_norm = MaskedLinear.apply(inputs, logits, shares, layer, bias, self._sink)
-        return output
 
     def forget_gradients(self) -> None:
         """Let the next backward pass begin anew; room for gradients that is there is used again."""
@@ -99,8 +130,14 @@ class LearnableMask(nn.Module):
 
     @torch.no_grad()
     def final_pattern(self) -> Tensor:
-        """`[out, in]` bool: the most likely pattern of each group, or the frozen mask."""
+        """`[out, in]` bool: the most likely pattern of each group, or the frozen mask; the same in all processes."""
         if self.pattern_logits is None:
             return unpack_bits(self.bits, 0, self.shape.numel()).view(self.shape)
+        likeliest = self.pattern_logits.argmax(0)
+        if self.owners is not None:
+            own, likeliest = likeliest, likeliest.new_empty(self.shape.numel() // 4, dtype=torch.uint8)
+            bounds = [row * self.shape[1] // 4 for row in self.owners.bounds]
+            likeliest[bounds[self.owners.rank] :][: len(own)] = own
+            spread(likeliest, bounds)
         table = torch.tensor(PATTERNS, dtype=torch.bool, device=self.pattern_logits.device)
-        return table[self.pattern_logits.argmax(0)].reshape(self.shape)
+        return table[likeliest.long()].reshape(self.shape)

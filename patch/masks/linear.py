@@ -49,7 +49,7 @@ class MaskedLinear(torch.autograd.Function):
     ):
         rows, columns = layer.weight.shape
         flat = inputs.reshape(-1, columns)
-        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), _rows_at_a_time(layer)
+        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
         masked = layer.weight.new_empty(min(step, rows), columns)
         output, norm = flat.new_empty(len(flat), rows), 0.0
         for first in range(0, rows, step):
@@ -67,7 +67,7 @@ class MaskedLinear(torch.autograd.Function):
     def backward(ctx: Any, of_output: Tensor, of_norm: Tensor):
         (flat,), layer, logits = ctx.saved_tensors, ctx.layer, ctx.logits
         rows, columns = layer.weight.shape
-        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), _rows_at_a_time(layer)
+        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
         height = min(step, rows)
         masked, product = layer.weight.new_empty(height, columns), layer.weight.new_empty(height, columns)
         kept = None if layer.logits is None else layer.logits.new_empty(6 * height * (columns // 4))
@@ -91,6 +91,7 @@ class MaskedLinear(torch.autograd.Function):
         return of_inputs, None, of_shares, None, None, None
 
 
-def _rows_at_a_time(layer: Layer) -> int:
+def rows_at_a_time(layer: Layer) -> int:
+    """Rows of a layer that are masked, multiplied and differentiated at a time."""
     rows, columns = layer.weight.shape
     return max(1, min(rows, block(layer.weight.device.type, layer.logits is not None) // columns))

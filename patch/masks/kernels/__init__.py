@@ -5,8 +5,10 @@
 `[6, rows, in / 4]` fp32; it returns the sum of the squares of the masked weights.
 
 `backward(layer, first, gradient, probabilities, norm_gradient, logits_gradient, add, shares_gradient)` takes the
-gradients of the masked weights and of that sum to those of the logits, set or (``add``) added in `[6, groups]`, and of
-the shares, added in `[tiles, tiles]`.
+gradients of the masked weights and of that sum to those of the logits, set or (``add``) added in a tensor of their
+shape, and of the shares, added in `[tiles, tiles]`.
+
+``first`` counts the rows of the layer, also where there are the logits of some rows alone.
 """
 
 from __future__ import annotations

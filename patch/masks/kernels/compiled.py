@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +10,13 @@ import torch
 from torch import Tensor
 
 from patch.masks.kernels.layer import Layer
+from patch.native import NoCompiler, build
+
+__all__ = ["NoCompiler", "backward", "forward", "load"]
 
 SOURCE = Path(__file__).with_name("masked_rows.cpp")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-CACHE = "PATCH_KERNEL_CACHE"
+# The vector types of the source become whatever the processor has.
+FLAGS = ("-march=native",)
 
 
 class _Rows(ctypes.Structure):
@@ -27,61 +24,12 @@ class _Rows(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "logits", "bits", "shares")),
-        *((name, ctypes.c_int64) for name in ("rows", "groups", "first_row", "plane")),
+        *((name, ctypes.c_int64) for name in ("rows", "groups", "first_row", "plane", "first_group", "all_groups")),
         *((name, ctypes.c_int64) for name in ("tile_height", "tile_groups", "tile_columns")),
         *((name, ctypes.c_float) for name in ("scale", "temperature")),
         *((name, ctypes.c_uint32) for name in ("key0", "key1")),
         *((name, ctypes.c_int32) for name in ("hard", "half", "threads")),
     ]
-
-
-class NoCompiler(Exception):
-    """There is none, or it does not know this source."""
-
-
-def _folder() -> Path:
-    chosen = os.environ.get(CACHE)
-    return (
-        Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patch-kernels"
-    )
-
-
-def _processor() -> str:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def build(folder: Path | None = None) -> Path:
-    """The library, compiled if it is not there for this source, compiler and processor.
-
-    Raises:
-        NoCompiler: none of `$CXX`, `c++`, `g++`, `clang++` compiles the source.
-    """
-    reasons = []
-    for compiler in dict.fromkeys(filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))):
-        path = shutil.which(compiler)
-        if path is None:
-            continue
-        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-        made_of = "\n".join([SOURCE.read_text(), path, version, *FLAGS, _processor()])
-        library = (folder or _folder()) / f"masked_rows-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-        if library.exists():
-            return library
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            made = Path(scratch) / library.name
-            run = subprocess.run(
-                [path, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
-            )
-            if run.returncode == 0:
-                made.replace(library)  # at once: other processes may build it too
-                return library
-        reasons.append(f"{compiler}: {(run.stderr.strip().splitlines() or ['failed'])[0]}")
-    raise NoCompiler("; ".join(reasons) or "no C++ compiler (c++, g++ or clang++)")
 
 
 @cache
@@ -91,7 +39,7 @@ def load() -> ctypes.CDLL:
     Raises:
         NoCompiler, OSError: it cannot be built, kept or read.
     """
-    library = ctypes.CDLL(str(build()))
+    library = ctypes.CDLL(str(build(SOURCE, FLAGS)))
     pointer = ctypes.c_void_p
     library.masked_rows_forward.argtypes = [ctypes.POINTER(_Rows), pointer, pointer]
     library.masked_rows_backward.argtypes = [
@@ -111,10 +59,11 @@ def _rows(layer: Layer, first: int, rows: int) -> _Rows:
     """What the library is told; all but the rows is filled in once a layer and pass."""
     known = layer.native
     if known is None:
-        height, width = layer.tile
+        (height, width), groups = layer.tile, layer.weight.shape[1] // 4
         known = layer.native = _Rows(
             *(_pointer(tensor) for tensor in (layer.weight, layer.logits, layer.bits, layer.shares)),
-            *(0, layer.weight.shape[1] // 4, 0, 0 if layer.logits is None else layer.logits.shape[1]),
+            *(0, groups, 0, 0 if layer.logits is None else layer.logits.shape[1]),
+            *(layer.first_row * groups, len(layer.weight) * groups),
             *(height, width // 4, 1 if layer.shares is None else layer.shares.shape[1]),
             *(layer.sampling.scale, layer.sampling.temperature, *layer.keys),
             *(layer.sampling.hard, layer.weight.dtype == torch.bfloat16, torch.get_num_threads()),

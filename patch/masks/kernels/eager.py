@@ -21,11 +21,12 @@ def _patterns(device: torch.device) -> Tensor:
 
 def _probabilities(layer: Layer, first: int, rows: int, out: Tensor) -> None:
     """Gumbel-softmax of the logits of some rows, into `[6, rows, groups]`."""
-    groups, plane = layer.weight.shape[1] // 4, layer.logits.shape[1]
+    groups = layer.weight.shape[1] // 4
     start, count, sampling = first * groups, rows * groups, layer.sampling
-    index = places(count, start, layer.weight.device)
-    scores = torch.stack([gumbel_noise(index + k * plane, layer.keys) for k in range(6)])
-    scores.add_(layer.logits[:, start : start + count], alpha=sampling.scale).div_(sampling.temperature)
+    index, whole = places(count, start, layer.weight.device), len(layer.weight) * groups
+    scores = torch.stack([gumbel_noise(index + k * whole, layer.keys) for k in range(6)])
+    here = start - layer.first_row * groups
+    scores.add_(layer.logits[:, here : here + count], alpha=sampling.scale).div_(sampling.temperature)
     torch.softmax(scores, 0, out=out.view(6, count))
 
 
@@ -86,7 +87,8 @@ def backward(
         by_pattern = _patterns(flat.device) @ (of_mask * (1 - dense)).view(-1, 4).T
         by_pattern -= (by_pattern * flat).sum(0)
         by_pattern.mul_(flat).mul_(layer.sampling.scale / layer.sampling.temperature)
-        place = logits_gradient[:, first * columns // 4 : (first + rows) * columns // 4]
+        here = (first - layer.first_row) * columns // 4
+        place = logits_gradient[:, here : here + rows * columns // 4]
         place.add_(by_pattern) if add else place.copy_(by_pattern)
 
 

@@ -30,10 +30,10 @@ def _mix(bits, key0, key1):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _score(logits, place, inside, key0, key1, scale, temperature):  # noqa: ANN001, ANN202
+def _score(logits, here, place, inside, key0, key1, scale, temperature):  # noqa: ANN001, ANN202
     noise = ((_mix(place, key0, key1) >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-7
     gumbel = -tl.log(-tl.log(noise))
-    return (tl.load(logits + place, mask=inside, other=0.0) * scale + gumbel) / temperature
+    return (tl.load(logits + here, mask=inside, other=0.0) * scale + gumbel) / temperature
 
 
 @triton.jit
@@ -87,6 +87,8 @@ def _forward(
     groups,
     first_group,
     plane,
+    logits_group,
+    all_groups,
     height,
     tile_groups,
     tile_columns,
@@ -103,13 +105,14 @@ def _forward(
     here = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = here < count
     group = first_group + here
+    own = group - logits_group
     if LEARNED:
-        p0 = _score(logits, group, inside, key0, key1, scale, temperature)
-        p1 = _score(logits, group + plane, inside, key0, key1, scale, temperature)
-        p2 = _score(logits, group + 2 * plane, inside, key0, key1, scale, temperature)
-        p3 = _score(logits, group + 3 * plane, inside, key0, key1, scale, temperature)
-        p4 = _score(logits, group + 4 * plane, inside, key0, key1, scale, temperature)
-        p5 = _score(logits, group + 5 * plane, inside, key0, key1, scale, temperature)
+        p0 = _score(logits, own, group, inside, key0, key1, scale, temperature)
+        p1 = _score(logits, own + plane, group + all_groups, inside, key0, key1, scale, temperature)
+        p2 = _score(logits, own + 2 * plane, group + 2 * all_groups, inside, key0, key1, scale, temperature)
+        p3 = _score(logits, own + 3 * plane, group + 3 * all_groups, inside, key0, key1, scale, temperature)
+        p4 = _score(logits, own + 4 * plane, group + 4 * all_groups, inside, key0, key1, scale, temperature)
+        p5 = _score(logits, own + 5 * plane, group + 5 * all_groups, inside, key0, key1, scale, temperature)
         top = tl.maximum(tl.maximum(tl.maximum(p0, p1), tl.maximum(p2, p3)), tl.maximum(p4, p5))
         p0, p1, p2 = tl.exp(p0 - top), tl.exp(p1 - top), tl.exp(p2 - top)
         p3, p4, p5 = tl.exp(p3 - top), tl.exp(p4 - top), tl.exp(p5 - top)
@@ -161,6 +164,8 @@ def _backward(
     groups,
     first_group,
     plane,
+    logits_group,
+    all_groups,
     height,
     tile_groups,
     tile_columns,
@@ -203,21 +208,23 @@ def _backward(
         tl.store(by_group + here, share, mask=inside)
         g0, g1, g2, g3 = g0 * (1 - dense), g1 * (1 - dense), g2 * (1 - dense), g3 * (1 - dense)
     if WANTED:
+        own = group - logits_group
         s0, s1, s2, s3, s4, s5 = g0 + g1, g0 + g2, g0 + g3, g1 + g2, g1 + g3, g2 + g3
         mean = s0 * p0 + s1 * p1 + s2 * p2 + s3 * p3 + s4 * p4 + s5 * p5
-        _store_gradient(out + group, p0 * (s0 - mean) * factor, inside, ADD)
-        _store_gradient(out + plane + group, p1 * (s1 - mean) * factor, inside, ADD)
-        _store_gradient(out + 2 * plane + group, p2 * (s2 - mean) * factor, inside, ADD)
-        _store_gradient(out + 3 * plane + group, p3 * (s3 - mean) * factor, inside, ADD)
-        _store_gradient(out + 4 * plane + group, p4 * (s4 - mean) * factor, inside, ADD)
-        _store_gradient(out + 5 * plane + group, p5 * (s5 - mean) * factor, inside, ADD)
+        _store_gradient(out + own, p0 * (s0 - mean) * factor, inside, ADD)
+        _store_gradient(out + plane + own, p1 * (s1 - mean) * factor, inside, ADD)
+        _store_gradient(out + 2 * plane + own, p2 * (s2 - mean) * factor, inside, ADD)
+        _store_gradient(out + 3 * plane + own, p3 * (s3 - mean) * factor, inside, ADD)
+        _store_gradient(out + 4 * plane + own, p4 * (s4 - mean) * factor, inside, ADD)
+        _store_gradient(out + 5 * plane + own, p5 * (s5 - mean) * factor, inside, ADD)
 
 
 def _sizes(layer: Layer, first: int, rows: int) -> tuple[int, ...]:
     groups = layer.weight.shape[1] // 4
     plane = 0 if layer.logits is None else layer.logits.shape[1]
     columns = 1 if layer.shares is None else layer.shares.shape[1]
-    return rows * groups, groups, first * groups, plane, layer.tile[0], layer.tile[1] // 4, columns
+    of_logits = plane, layer.first_row * groups, len(layer.weight) * groups
+    return rows * groups, groups, first * groups, *of_logits, layer.tile[0], layer.tile[1] // 4, columns
 
 
 def _frozen(layer: Layer, first: int, rows: int) -> Tensor | None:

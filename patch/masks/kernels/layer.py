@@ -25,16 +25,17 @@ class Sampling:
 
 @dataclass
 class Layer:
-    """One layer in one pass. Logits or bits are None.
+    """One layer in one pass. Logits or bits are None; logits may be those of some rows, to which calls then keep.
 
     Attributes:
         weight: `[out, in]`, fp32 or bf16, contiguous.
-        logits: `[6, out * in / 4]` fp32, of the patterns.
+        logits: `[6, rows * in / 4]` fp32, of the patterns of all rows, or of some.
         bits: uint8, the frozen mask, a bit a weight, as `pack_bits` makes it.
         shares: `[tiles along out, tiles along in]` fp32, how dense each tile is; None where all are sparse.
         tile: `(height, width)` of a tile in weights.
         sampling: of the patterns.
-        keys: of the noise.
+        keys: of the noise, which is a function of an element's place in `[6, out * in / 4]`.
+        first_row: where the rows of the logits begin.
         native: what a kernel keeps of it from call to call.
     """
 
@@ -45,4 +46,5 @@ class Layer:
     tile: tuple[int, int]
     sampling: Sampling
     keys: tuple[int, int]
+    first_row: int = 0
     native: Any = field(default=None, init=False, repr=False, compare=False)

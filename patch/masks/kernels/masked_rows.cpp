@@ -235,10 +235,10 @@ struct Line {
 // A layer, and the rows of one call; pointers are null where a layer has no such part. All are contiguous.
 extern "C" struct Rows {
   const void* weight;      // [out, 4 groups] float, or bfloat16 where ``half`` says so
-  const float* logits;     // [6, plane], or null: then
+  const float* logits;     // [6, plane], of the groups from ``first_group`` on, or null: then
   const uint8_t* bits;     // the frozen pattern of all rows, a bit a weight, and eight bytes more
   const float* shares;     // [tile rows, tile columns] of the whole layer
-  int64_t rows, groups, first_row, plane;
+  int64_t rows, groups, first_row, plane, first_group, all_groups;
   int64_t tile_height, tile_groups, tile_columns;
   float scale, temperature;
   uint32_t key0, key1;
@@ -278,8 +278,8 @@ void forward(const Rows& a, T* masked, float* probabilities, double* norms) {
           vf p[6];
 #pragma GCC unroll 6
           for (int k = 0; k < 6; ++k) {
-            const vf noise = log_(exponential(uint32_t(index + k * a.plane), a.key0, a.key1));
-            p[k] = load_part(a.logits + k * a.plane + index, n) * factor - noise * inverse;
+            const vf noise = log_(exponential(uint32_t(index + k * a.all_groups), a.key0, a.key1));
+            p[k] = load_part(a.logits + k * a.plane + (index - a.first_group), n) * factor - noise * inverse;
           }
           vf top = p[0];
           for (int k = 1; k < 6; ++k) top = larger(top, p[k]);
@@ -351,7 +351,7 @@ void backward(const Rows& a, const T* gradient, const float* probabilities, floa
         vf mean{};
         for (int k = 0; k < 6; ++k) mean += sums[k] * p[k];
         for (int k = 0; k < 6; ++k) {
-          float* place = logits_gradient + k * a.plane + index;
+          float* place = logits_gradient + k * a.plane + (index - a.first_group);
           const vf value = p[k] * (sums[k] - mean) * factor;
           store_part(place, add ? load_part(place, n) + value : value, n);
         }

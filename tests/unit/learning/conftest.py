@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -126,7 +127,7 @@ def same_masks() -> Callable[[MaskSet, MaskSet], None]:
 def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], Any]], list[Any]]:
     """A function: call another in so many processes with a number each, as ranks of one group; their results.
 
-    An `InputError` or `SystemExit` is a result, too.
+    An `InputError` or `SystemExit` is a result, too; of a process that died, or failed otherwise, it is None.
     """
     if torch.cuda.is_available():
         pytest.skip("autograd cannot be forked where there is a GPU")
@@ -146,9 +147,35 @@ def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], Any]], list[A
             time.sleep(0.01)
         for pid in pids:
             os.waitpid(pid, 0)
-        return [pickle.loads(path.read_bytes()) for path in results]
+        return [pickle.loads(path.read_bytes()) if path.exists() else None for path in results]
 
     return run
+
+
+class Moments:
+    """Counts Python's calls and returns, those of C functions too, and dies at the one that is asked for."""
+
+    def __init__(self, last: int = 0) -> None:
+        self.count, self.last = 0, last
+
+    def __call__(self, *event: Any) -> None:
+        self.count += 1
+        if self.count == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def during(self, function: Callable[[], Any]) -> int:
+        sys.setprofile(self)
+        try:
+            function()
+        finally:
+            sys.setprofile(None)
+        return self.count
+
+
+@pytest.fixture
+def moments() -> type[Moments]:
+    """The class of what kills a process at a moment of choice."""
+    return Moments
 
 
 def _fork(rank: int, count: int, store: Path, function: Callable[[int], Any], result: Path) -> int:

@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from patch import io
 from patch.errors import InputError
 from patch.learning import loop
-from patch.learning.checkpoint import Checkpoints, StepLog
+from patch.learning.checkpoint import Checkpoints, StepLog, read_states
 from patch.learning.loop import EXIT_RESUMABLE, run_steps
 
 learn_module = importlib.import_module("patch.learning.learn")
@@ -80,43 +79,20 @@ def in_fork() -> Callable[[Callable[[], Any]], int]:
     return run
 
 
-class Moments:
-    """Counts Python's calls and returns, those of C functions too, and dies at the one that is asked for."""
-
-    def __init__(self, last: int = 0) -> None:
-        self.count, self.last = 0, last
-
-    def __call__(self, *event: Any) -> None:
-        self.count += 1
-        if self.count == self.last:
-            die()
-
-    def during(self, function: Callable[[], Any]) -> int:
-        sys.setprofile(self)
-        try:
-            function()
-        finally:
-            sys.setprofile(None)
-        return self.count
-
-
 @pytest.fixture
 def killed(
-    run_learning: Callable, tiny_model: Callable, in_fork: Callable, tmp_path: Path
+    run_learning: Callable, tiny_model: Callable, in_fork: Callable, moments: type, tmp_path: Path
 ) -> Callable[[str, float], None]:
     """A function: learn into a folder in a process that is killed when such a share of a run is done."""
     model = tiny_model()
-    in_fork(
-        lambda: (tmp_path / "moments").write_text(
-            str(Moments().during(lambda: run_learning(folder="counted", model=model, checkpoint_minutes=OFTEN)))
-        )
-    )
-    moments = int((tmp_path / "moments").read_text())
+    whole = lambda: run_learning(folder="counted", model=model, checkpoint_minutes=OFTEN)  # noqa: E731
+    in_fork(lambda: (tmp_path / "moments").write_text(str(moments().during(whole))))
+    count = int((tmp_path / "moments").read_text())
 
     def learn_and_die(folder: str, share: float) -> None:
-        last = max(1, int(share * moments))
+        last = max(1, int(share * count))
         run = lambda: run_learning(folder=folder, model=model, checkpoint_minutes=OFTEN)  # noqa: E731
-        assert in_fork(lambda: Moments(last).during(run)) == signal.SIGKILL
+        assert in_fork(lambda: moments(last).during(run)) == signal.SIGKILL
 
     return learn_and_die
 
@@ -413,8 +389,8 @@ def test_the_newest_two_stay(tmp_path: Path) -> None:
     for step in (1, 9, 10, 100):
         checkpoints.save(step, {"x": torch.tensor(step)})
     assert sorted(os.listdir(tmp_path / "c")) == ["step-00000010.pt", "step-00000100.pt"]
-    step, state = checkpoints.latest()
-    assert step == 100 and state["x"] == 100
+    step, files = checkpoints.latest()
+    assert step == 100 and read_states(files)[0]["x"] == 100
     assert Checkpoints(tmp_path / "c", "other").latest() is None
 
 

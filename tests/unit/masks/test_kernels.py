@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from patch import native
 from patch.masks import kernels
 from patch.masks.kernels import Layer, Sampling, compiled, eager
 from patch.masks.kernels.eager import pack_bits, unpack_bits
@@ -162,6 +163,32 @@ def test_any_block_of_rows_is_the_same_bit_for_bit(mode: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(compiled, marks=needs_compiler), eager])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("mode", ["joint", "2:4"])
+@pytest.mark.parametrize("start", [None, 0.5])
+def test_the_logits_of_some_rows_do_for_these_rows(
+    start: float | None, mode: str, hard: bool, dtype: torch.dtype, kernel: ModuleType
+) -> None:
+    """Whatever logits are held, the noise is that of the rows' place in the layer."""
+    layer, groups = make(mode, (5, 3), (8, 44), hard, dtype=dtype), 33
+    gradient = torch.randn(40, 132, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for first, last in ((0, 40), (8, 32), (16, 40), (24, 32)):
+        part = replace(layer, logits=layer.logits[:, first * groups : last * groups].clone(), first_row=first)
+        found = []
+        for one, begin in ((layer, 0), (part, first)):
+            masked, probabilities = torch.empty(last - first, 132, dtype=dtype), torch.empty(6, last - first, groups)
+            of_logits = torch.full_like(one.logits, 7.0 if start is None else start)
+            of_shares = None if one.shares is None else torch.zeros_like(one.shares)
+            norm = float(kernel.forward(one, first, masked, probabilities))
+            mine, add = gradient[first:last], start is not None
+            kernel.backward(one, first, mine, probabilities, 0.3, of_logits, add, of_shares)
+            own = of_logits[:, (first - begin) * groups : (last - begin) * groups]
+            found.append([masked, probabilities, torch.tensor(norm), own, *([] if of_shares is None else [of_shares])])
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(compiled, marks=needs_compiler), eager])
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_mask_is_made_again_bit_for_bit(hard: bool, kernel: ModuleType) -> None:
     """Without the probabilities in the forward pass, with them in the backward pass."""
@@ -267,7 +294,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], in
     """`$CXX` takes its time and hands out the library of this machine; a function: how often it was asked to."""
     if compiler() is None:
         pytest.skip("no C++ compiler")
-    library, log = compiled.build(), tmp_path / "log"
+    library, log = compiled.build(compiled.SOURCE, compiled.FLAGS), tmp_path / "log"
     copy = f'while [ "$1" != -o ]; do shift; done; /bin/sleep 0.3; /bin/cp {library} "$2"'
     text = f'[ "$1" = --version ] && echo 1.0 && exit\necho "$@" >> {log}\n{copy}'
     monkeypatch.setenv("CXX", program(tmp_path / "slow-c++", text))
@@ -276,10 +303,10 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], in
 
 def test_without_a_compiler(empty_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     with pytest.raises(compiled.NoCompiler, match=r"no C\+\+ compiler \(c\+\+, g\+\+ or clang\+\+\)"):
-        compiled.build(tmp_path)
+        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path)
     monkeypatch.setenv("CXX", "/nowhere/c++")
     with pytest.raises(compiled.NoCompiler, match=r"no C\+\+ compiler"):
-        compiled.build(tmp_path)
+        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path)
     cpu = torch.device("cpu")
     with pytest.warns(UserWarning, match=r"plain PyTorch, several times slower: no C\+\+ compiler") as caught:
         assert kernels.kernel_for(cpu, torch.float32) is eager
@@ -312,7 +339,7 @@ def test_a_compiler_that_fails_is_quoted(empty_path: Path, tmp_path: Path, monke
     program(empty_path / "clang++", "exit 1")
     monkeypatch.setenv("CXX", program(tmp_path / "mine", "echo internal trouble >&2; exit 4"))
     with pytest.raises(compiled.NoCompiler) as caught:
-        compiled.build(tmp_path / "cache")
+        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
     message = f"{tmp_path}/mine: internal trouble; c++: c++: error: no -march=native here; clang++: failed"
     assert str(caught.value) == message
     assert list((tmp_path / "cache").iterdir()) == []
@@ -322,7 +349,7 @@ def test_the_next_compiler_is_tried(counting: Callable, empty_path: Path, tmp_pa
     # `empty_path` forgets `$CXX`.
     (tmp_path / "slow-c++").rename(empty_path / "g++")
     program(empty_path / "c++", "exit 1")
-    library = compiled.build(tmp_path / "cache")
+    library = compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
     assert counting() == 1 and ctypes.CDLL(str(library)).masked_rows_forward
 
 
@@ -330,19 +357,19 @@ def test_half_a_library_is_not_kept(empty_path: Path, tmp_path: Path) -> None:
     copy = 'while [ "$1" != -o ]; do shift; done; echo half > "$2"; exit 1'
     program(empty_path / "c++", f'[ "$1" = --version ] && exit\n{copy}')
     with pytest.raises(compiled.NoCompiler):
-        compiled.build(tmp_path / "cache")
+        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_the_library_is_built_once(counting: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATCH_KERNEL_CACHE", str(tmp_path / "a/cache"))
-    library = compiled.build()
+    library = compiled.build(compiled.SOURCE, compiled.FLAGS)
     assert library.parent == tmp_path / "a/cache"
-    assert compiled.build() == library and counting() == 1
+    assert compiled.build(compiled.SOURCE, compiled.FLAGS) == library and counting() == 1
     assert list(library.parent.iterdir()) == [library], "nothing but the library is left"
     monkeypatch.delenv("PATCH_KERNEL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert compiled.build() == tmp_path / "xdg/patch-kernels" / library.name
+    assert compiled.build(compiled.SOURCE, compiled.FLAGS) == tmp_path / "xdg/patch-kernels" / library.name
     assert counting() == 2
 
 
@@ -351,22 +378,22 @@ def test_a_library_of_something_else_is_not_used(
 ) -> None:
     """Of another source, compiler, processor or other options."""
     cache = tmp_path / "cache"
-    libraries = [compiled.build(cache)]
+    libraries = [compiled.build(compiled.SOURCE, compiled.FLAGS, cache)]
     libraries[0].write_text("not one")
     other = tmp_path / "other.cpp"
     other.write_text(compiled.SOURCE.read_text() + "\n")
     with monkeypatch.context() as changed:
         changed.setattr(compiled, "SOURCE", other)
-        libraries.append(compiled.build(cache))
+        libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
     with monkeypatch.context() as changed:
-        changed.setattr(compiled, "_processor", lambda: "flags: none")
-        libraries.append(compiled.build(cache))
+        changed.setattr(native, "processor", lambda: frozenset(["none"]))
+        libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
     with monkeypatch.context() as changed:
         changed.setattr(compiled, "FLAGS", (*compiled.FLAGS, "-g"))
-        libraries.append(compiled.build(cache))
+        libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
     program_text = (tmp_path / "slow-c++").read_text()
     (tmp_path / "slow-c++").write_text(program_text.replace("1.0", "1.1"))
-    libraries.append(compiled.build(cache))
+    libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
     assert len(set(libraries)) == counting() == 5
     assert all(ctypes.CDLL(str(library)).masked_rows_backward for library in libraries[1:])
 
@@ -377,19 +404,36 @@ def test_processes_that_build_at_the_same_time(counting: Callable, tmp_path: Pat
         pid = os.fork()
         if not pid:
             try:
-                os._exit(0 if ctypes.CDLL(str(compiled.build(tmp_path / "cache"))).masked_rows_forward else 1)
+                os._exit(
+                    0
+                    if ctypes.CDLL(
+                        str(compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache"))
+                    ).masked_rows_forward
+                    else 1
+                )
             finally:
                 os._exit(2)
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
     assert counting() > 1, "they must have met"
     (library,) = (tmp_path / "cache").iterdir()
-    assert library == compiled.build(tmp_path / "cache") and ctypes.CDLL(str(library)).masked_rows_forward
+    assert (
+        library == compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
+        and ctypes.CDLL(str(library)).masked_rows_forward
+    )
 
 
 @needs_compiler
 def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
     flags = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]
-    command = [compiler(), *compiled.FLAGS, *flags, str(compiled.SOURCE), "-o", str(tmp_path / "made.so")]
+    command = [
+        compiler(),
+        *native.FLAGS,
+        *compiled.FLAGS,
+        *flags,
+        str(compiled.SOURCE),
+        "-o",
+        str(tmp_path / "made.so"),
+    ]
     run_of = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (run_of.returncode, run_of.stderr) == (0, "")

@@ -167,7 +167,7 @@ def kernel(request: pytest.FixtureRequest) -> ModuleType:
     module = {"compiled": compiled, "eager": eager}[request.param]
     if module is compiled:
         try:
-            compiled.build()
+            compiled.load()
         except compiled.NoCompiler as error:
             pytest.skip(str(error))
     return module

@@ -1,0 +1,282 @@
+"""Checkpoints of processes that share out a state: all parts or none count, and any number of processes goes on."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patch import distributed
+from patch.errors import InputError
+from patch.learning import checkpoint, loop
+from patch.learning.adamw import AdamW
+from patch.learning.checkpoint import Checkpoints, read_states
+from patch.learning.loop import run_steps
+from patch.learning.parts import Columns, assembled
+from patch.signals import EXIT_RESUMABLE
+
+learn_module = importlib.import_module("patch.learning.learn")
+OFTEN = 1e-9  # minutes: a checkpoint after every step
+# Few: processes that share a core take milliseconds for each exchange.
+RUN = {"batch_size": 2, "micro_batch_size": 1, "steps": 5}
+
+
+def files_of(step: int, parts: int) -> list[str]:
+    return [f"step-{step:08d}-part-{part}-of-{parts}.pt" for part in range(parts)]
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """A function: do something at the beginning of a step, in the processes that are forked."""
+    real = learn_module.batch_indices
+
+    def arrange(wanted: int, action: Callable[[], None]) -> None:
+        def batch_indices(step: int, *rest: Any) -> Any:
+            if step == wanted:
+                action()
+            return real(step, *rest)
+
+        monkeypatch.setattr(learn_module, "batch_indices", batch_indices)
+
+    return arrange
+
+
+@pytest.fixture
+def stopped(at_step: Callable, in_processes: Callable, run_learning: Callable) -> Callable[..., None]:
+    """A function: learn in so many processes until step 3 is done; checkpoints of steps 2 and 3 are there."""
+
+    def run(processes: int, **changes: Any) -> None:
+        at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        results = in_processes(processes, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN | changes))
+        assert [result.code for result in results] == [EXIT_RESUMABLE] * processes
+        at_step(-1, lambda: None)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "method", "state"),
+    [(4, 1, "patch-joint", "bfloat16"), (1, 3, "maskllm", "float32"), (2, 4, "patch-joint", "float32")],
+)
+def test_another_number_of_processes_goes_on_bit_for_bit(
+    before: int,
+    after: int,
+    method: str,
+    state: str,
+    stopped: Callable,
+    in_processes: Callable,
+    run_learning: Callable,
+    same_masks: Callable,
+    tmp_path: Path,
+) -> None:
+    changes = {"method": method, "optimizer_state": state, "batch_size": 12 if 3 in (before, after) else 4}
+    options: dict[str, Any] = RUN | changes
+    masks, curve = run_learning(folder="whole", **options)
+    stopped(before, **changes)
+    names = sorted(path.name for path in (tmp_path / "run").glob("*.pt"))
+    wanted = [*files_of(2, before), *files_of(3, before)] if before > 1 else ["step-00000002.pt", "step-00000003.pt"]
+    assert names == wanted
+    for found, found_curve in in_processes(after, lambda rank: run_learning(checkpoint_minutes=OFTEN, **options)):
+        same_masks(found, masks)
+        assert found_curve == curve
+
+
+def test_kill_one_or_all_at_random_moments(
+    in_processes: Callable, run_learning: Callable, same_masks: Callable, moments: type, tmp_path: Path
+) -> None:
+    masks, curve = run_learning(folder="whole", **RUN)
+
+    def counted(rank: int) -> int:
+        return moments().during(lambda: run_learning(folder="counted", checkpoint_minutes=OFTEN, **RUN))
+
+    counts, chance, found = in_processes(2, counted), random.Random(3), set()
+    for number in range(6):
+        folder, share, victims = f"run{number}", 0.95 * chance.random(), [{0}, {1}, {0, 1}][number % 3]
+
+        def dies(rank: int, folder: str = folder, share: float = share, victims: set[int] = victims) -> Any:
+            last = max(1, int(share * counts[rank])) if rank in victims else 0
+            moments(last).during(lambda: run_learning(folder=folder, checkpoint_minutes=OFTEN, **RUN))
+
+        # Without the one, the other fails or finishes.
+        assert {in_processes(2, dies)[victim] for victim in victims} == {None}
+        steps = {path.name[:13] for path in (tmp_path / folder).glob("step-*.pt")}
+        found.add(max(steps, default=""))
+        resume = lambda rank, folder=folder: run_learning(folder=folder, checkpoint_minutes=OFTEN, **RUN)  # noqa: E731
+        for resumed, resumed_curve in in_processes(2, resume) if number % 2 else [resume(0)]:
+            same_masks(resumed, masks)
+            assert resumed_curve == curve
+        assert not list((tmp_path / folder).glob(".*")), "halves of files stay"
+    assert len(found) >= 3, "the moments are spread over the run"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "of another moment"])
+def test_a_step_of_which_a_part_is_no_good_is_passed_over(
+    damage: str,
+    stopped: Callable,
+    in_processes: Callable,
+    run_learning: Callable,
+    same_masks: Callable,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    masks, curve = run_learning(folder="whole", **RUN)
+    stopped(2)
+    part = tmp_path / "run" / files_of(3, 2)[1]
+    if damage == "truncated":
+        part.write_bytes(part.read_bytes()[:-200])
+    elif damage == "missing":
+        part.unlink()
+    else:
+        torch.save(torch.load(part, weights_only=True) | {"moment": "before"}, part)
+    capfd.readouterr()
+    for found, found_curve in in_processes(2, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN)):
+        same_masks(found, masks)
+        assert found_curve == curve
+    assert "resuming at step 2" in capfd.readouterr().out
+    left = [*files_of(4, 2), *files_of(5, 2)]
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.pt")) == left
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_in_one_keeps_the_last_step_of_all(
+    full: int,
+    in_processes: Callable,
+    run_learning: Callable,
+    same_masks: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks, curve = run_learning(folder="whole", **RUN)
+    real, saved = torch.save, []
+
+    def save(content: Any, path: Path) -> None:
+        saved.append(path)
+        if len(saved) > 2 and distributed.rank() == full:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(content, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", save)
+        results = in_processes(2, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN))
+    assert all(isinstance(error, InputError) for error in results) and len({str(error) for error in results}) == 1
+    assert "checkpoint of step 3" in str(results[0]) and "the last checkpoint is kept" in str(results[0])
+    assert sorted(os.listdir(tmp_path / "run")) == ["log.jsonl", *files_of(1, 2), *files_of(2, 2)]
+    for found, found_curve in in_processes(2, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN)):
+        same_masks(found, masks)
+        assert found_curve == curve
+
+
+class Held:
+    """A state of one tensor."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"x": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["x"]
+
+
+def run_held(state: Held, rank: int, folder: Path, steps: int = 2) -> None:
+    columns = {"x": Columns(2 * rank, 2, 4)}
+    step = lambda number, may_stop: {"loss": 1.0}  # noqa: E731
+    run_steps(steps, step, {"held": state}, folder, "me", folder / "curve.jsonl", OFTEN, columns=columns)
+
+
+@pytest.mark.parametrize("spoiled", [0, 1])
+def test_a_part_that_is_not_finite_stops_all(spoiled: int, in_processes: Callable, tmp_path: Path) -> None:
+    def run(rank: int) -> None:
+        run_held(Held(torch.full((3, 2), float("nan") if rank == spoiled else 1.0)), rank, tmp_path / "run")
+
+    results = in_processes(2, run)
+    assert {str(error) for error in results} == {"the state `held` is not finite after step 0; lower the learning rate"}
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_part_that_the_first_does_not_see_stops_all(
+    in_processes: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node has its own folder of that name; the step that all see is not dropped for it."""
+    monkeypatch.setattr(checkpoint, "SEEN", 0.2)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    results = in_processes(2, lambda rank: run_held(Held(torch.ones(3, 2)), rank, folders[rank]))
+    assert all("must share the folder" in str(error) for error in results)
+    assert files_of(1, 2)[1] in str(results[1]), "says which"
+
+
+def test_a_step_that_is_given_up_again_is_not_written_again(
+    stopped: Callable,
+    at_step: Callable,
+    in_processes: Callable,
+    run_learning: Callable,
+    monkeypatch: Any,
+    tmp_path: Path,
+) -> None:
+    """What would replace the parts one by one has nothing new."""
+    stopped(2)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.pt")}
+    monkeypatch.setattr(loop, "PATIENCE", 0.0)
+    # Between the micro-batches of the first step, which is the one that was saved.
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    results = in_processes(2, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN))
+    assert [result.code for result in results] == [EXIT_RESUMABLE] * 2
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.pt")} == before
+
+
+def test_a_checkpoint_of_one_file_of_before(tmp_path: Path) -> None:
+    """Runs that earlier versions began are gone on with."""
+    (tmp_path / "c").mkdir()
+    torch.save({"identity": "me", "step": 4, "state": {"x": torch.ones(2)}}, tmp_path / "c/step-00000004.pt")
+    step, files = Checkpoints(tmp_path / "c", "me").latest()
+    assert step == 4 and torch.equal(read_states(files)[0]["x"], torch.ones(2))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.lists(st.integers(0, 5), min_size=1, max_size=5))
+def test_parts_make_any_other_parts(before: list[int], after: list[int]) -> None:
+    width = sum(before)
+    after = [*(min(size, width // len(after)) for size in after)]
+    after.append(width - sum(after))
+    whole = torch.randn(6, width)
+    parts = [{0: {"m": m, "step": torch.tensor(3.0)}, "tiles": torch.ones(6, 2)} for m in whole.split(before, 1)]
+    first = 0
+    for size in after:
+        found = assembled(parts, {0: Columns(first, size, width)})
+        assert torch.equal(found[0]["m"], whole[:, first : first + size]) and found[0]["step"] == 3
+        assert torch.equal(found["tiles"], torch.ones(6, 2)), "what is not shared out is the same in all"
+        assert not any(found[0]["m"].data_ptr() == part[0]["m"].data_ptr() for part in parts if found[0]["m"].numel())
+        first += size
+
+
+def test_parts_of_another_layer_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"parts of \[2, 3\] columns do not make 6"):
+        assembled([{"x": torch.ones(6, 2)}, {"x": torch.ones(6, 3)}], {"x": Columns(0, 3, 6)})
+
+
+@pytest.mark.parametrize("chunk", [16, 1 << 20])
+def test_moments_of_parts_are_rounded_as_those_of_the_whole(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patch.learning.adamw.CHUNK", chunk)
+    values, gradients = torch.randn(6, 96), [torch.randn(6, 96) for _ in range(3)]
+
+    def learned(first: int, count: int) -> list[torch.Tensor]:
+        parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(values[:, first : first + count].clone())]
+        optimizer = AdamW(parameters, 0.1, seed=4, columns={1: Columns(first, count, 96)})
+        for gradient in gradients:
+            parameters[1].grad = gradient[:, first : first + count].clone()
+            optimizer.step()
+        return [parameters[1].detach(), *optimizer.state[parameters[1]].values()]
+
+    parts = [learned(0, 32), learned(32, 0), learned(32, 16), learned(48, 48)]
+    for whole, *pieces in zip(learned(0, 96), *parts, strict=True):
+        assert torch.equal(torch.cat(pieces, 1), whole)
