@@ -1,0 +1,8 @@
+"""Models that are made smaller and faster by their hybrid masks."""
+
+from patch.inference.convert import convert
+from patch.inference.files import load, save
+from patch.inference.linear import HybridLinear
+from patch.inference.packed import PackedWeight, pack, packed_bytes, unpack
+
+__all__ = ["HybridLinear", "PackedWeight", "convert", "load", "pack", "packed_bytes", "save", "unpack"]

@@ -1,0 +1,158 @@
+"""Products on a CPU, compiled for its instructions on first use and kept for the next time.
+
+Few inputs, as in decoding, are bound by memory: the packed weight is expanded in registers. Many are bound by
+arithmetic: rows are unpacked into a piece that the caches hold, and multiplied by PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from patch.errors import InputError
+from patch.inference.packed import PackedWeight
+from patch.native import NoCompiler, library, processor
+
+SOURCE = Path(__file__).with_name("packed_linear.cpp")
+# Sets of instructions, the fastest first: what the compiler is told and what the processor must have.
+INSTRUCTIONS = {
+    "amx": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "amx-tile", "amx-bf16", "avx2", "fma"),
+    "avx512-vbmi2": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "avx2", "fma"),
+    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"),
+    "avx2": ("avx2", "fma"),
+    "portable": (),
+}
+# Another set than the fastest.
+CHOICE = "PATCH_INSTRUCTIONS"
+# Up to so many inputs each are multiplied by vectors, and up to so many in passes of several; in bf16 the latter is
+# worth more where there are matrix units.
+FEW, MORE = 4, 32
+FEW_OF_UNITS, MORE_OF_UNITS = 2, 128
+# Weights that are unpacked at a time.
+BLOCK = 1 << 20
+
+
+class _Packed(ctypes.Structure):
+    """`Packed` of the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "bits", "dense", "starts")),
+        *((name, ctypes.c_int64) for name in ("tile_rows", "tile_columns", "height", "width")),
+        *((name, ctypes.c_int32) for name in ("half", "threads")),
+    ]
+
+
+# What is known of packed weights that were multiplied by.
+_known: WeakKeyDictionary[PackedWeight, _Packed] = WeakKeyDictionary()
+
+
+def available() -> list[str]:
+    """The sets of instructions that this processor has, the fastest first."""
+    # The compiler and `/proc/cpuinfo` write them with other signs.
+    flags = {flag.replace("amx_", "amx-").replace("_", "") for flag in processor()}
+    return [name for name, needed in INSTRUCTIONS.items() if flags.issuperset(needed)]
+
+
+@cache
+def load(instructions: str) -> ctypes.CDLL:
+    """The library for a set of instructions.
+
+    Raises:
+        NoCompiler, OSError: it cannot be built, kept or read.
+    """
+    flags = tuple(f"-m{name}" for name in INSTRUCTIONS[instructions])
+    found = library(SOURCE, flags)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for multiply in (found.packed_linear_few, found.packed_linear_more):
+        multiply.argtypes, multiply.restype = [ctypes.POINTER(_Packed), pointer, pointer, number], None
+    found.packed_unpack.argtypes, found.packed_unpack.restype = [ctypes.POINTER(_Packed), number, number, pointer], None
+    found.packed_on_large_pages.argtypes, found.packed_on_large_pages.restype = [pointer, number], None
+    return found
+
+
+@cache
+def _fastest(choice: str | None) -> tuple[str, ctypes.CDLL] | str:
+    """The fastest set of instructions that can be had, with its library; or why there is none."""
+    reason = ""
+    for name in available() if choice is None else [choice]:
+        try:
+            return name, load(name)
+        except (NoCompiler, OSError) as error:  # an old compiler may not know the newest instructions
+            reason = reason or str(error)
+    warnings.warn(f"packed weights are multiplied by plain PyTorch, slower than dense ones: {reason}", stacklevel=2)
+    return reason
+
+
+def _kernel() -> tuple[str, ctypes.CDLL] | str:
+    choice = os.environ.get(CHOICE)
+    if choice is not None and choice not in available():
+        raise InputError(f"{CHOICE} is {choice!r}; this processor has {', '.join(available())}")
+    return _fastest(choice)
+
+
+def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
+    """See `patch.inference.backends`."""
+    if inputs.device.type != "cpu" or packed.values.device.type != "cpu":
+        return "inputs and weight must be on the CPU"
+    if packed.values.dtype not in (torch.float32, torch.bfloat16):
+        return f"the weight is {packed.values.dtype}, not float32 or bfloat16"
+    if inputs.dtype != packed.values.dtype:
+        return f"inputs are {inputs.dtype}, the weight {packed.values.dtype}"
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        return "it has no gradients"
+    kernel = _kernel()
+    return kernel if isinstance(kernel, str) else None
+
+
+def _told(packed: PackedWeight, kernel: ctypes.CDLL) -> _Packed:
+    """What the library is told of a weight; at first it is moved to large pages, which are read faster."""
+    told = _known.get(packed)
+    if told is None:
+        rows, columns = packed.dense.shape
+        parts = (packed.values, packed.bits, packed.dense, packed.starts)
+        assert all(part.is_contiguous() for part in parts)
+        told = _known[packed] = _Packed(
+            *(part.data_ptr() for part in parts),
+            *(rows, columns, packed.height, packed.width),
+            *(packed.values.dtype == torch.bfloat16, 0),
+        )
+        for part in parts[:2]:
+            kernel.packed_on_large_pages(part.data_ptr(), part.nbytes)
+    told.threads = torch.get_num_threads()
+    return told
+
+
+def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
+    """See `patch.inference.backends`."""
+    instructions, kernel = _kernel()
+    inputs = inputs.contiguous()
+    told = ctypes.byref(_told(packed, kernel))
+    output = inputs.new_empty(len(inputs), packed.shape[0])
+    units = instructions == "amx" and packed.values.dtype == torch.bfloat16
+    few, more = (FEW_OF_UNITS, MORE_OF_UNITS) if units else (FEW, MORE)
+    if len(inputs) <= few and packed.width % 32 == 0:
+        kernel.packed_linear_few(told, inputs.data_ptr(), output.data_ptr(), len(inputs))
+    elif len(inputs) <= more and packed.width % 16 == packed.height % 16 == 0:
+        kernel.packed_linear_more(told, inputs.data_ptr(), output.data_ptr(), len(inputs))
+    else:
+        _by_rows(packed, kernel, told, inputs, output)
+    return output
+
+
+def _by_rows(packed: PackedWeight, kernel: ctypes.CDLL, told: Any, inputs: Tensor, output: Tensor) -> None:
+    rows, height, columns = packed.dense.shape[0], packed.height, packed.shape[1]
+    step = max(1, min(rows, BLOCK // (height * columns)))
+    piece = inputs.new_empty(step * height, columns)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        some = piece[: (last - first) * height]
+        kernel.packed_unpack(told, first, last, some.data_ptr())
+        torch.mm(inputs, some.T, out=output[:, first * height : last * height])

@@ -1,0 +1,278 @@
+"""Multiplies by a packed weight on a GPU without unpacking it in memory: a Triton kernel that expands it in registers.
+
+A program has some rows of one row of tiles and walks along them, some columns of a tile at a time. Where few rows come
+in, what counts is how fast the weight is read; where many do, that the tensor cores wait for nothing:
+
+- All loads are the same whatever a tile is: eight values for every sixteen weights, and eight more (masked, and so not
+  read) where the tile is dense. Triton overlaps the loads of a loop with its work only if none is within a branch; so
+  only what becomes of the values in registers branches, once for the whole program. A tile begins where the one before
+  it ends, so no load waits for another that tells where to read.
+- Eight values of two bytes are one load of sixteen bytes, and their sixteen bits one word: a thread has all that it
+  expands. The weights are put back in order and multiplied by one `tl.dot` over all columns: four dots, one for each
+  place of a group, would have to pick every fourth of the inputs, two bytes each, which no asynchronous copy can.
+- The weight is the left operand. Its 64 rows fill Hopper's instruction, which takes the left operand from registers,
+  and the inputs, as the right one, may be as few as 16 rows.
+- With few programs the columns are split among more, each of which writes its own sum; the sums are then added in
+  order, without atomics. How many there are follows from the shapes and the GPU, not from timing, and what was tuned is
+  kept on disk, so results do not differ between runs.
+
+With TRITON_INTERPRET=1 it runs on a CPU too, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from patch.inference.packed import PackedWeight, tile_counts
+
+# Up to so many rows the weight is what is waited for.
+FEW = 64
+# From so many rows on, more of them change nothing.
+MANY = 4096
+# Programs wanted for each processor of the GPU, and columns that are worth one.
+PROGRAMS = 4
+COLUMNS = 256
+
+
+@triton.jit
+def _expand(kept, word, DEPTH: tl.constexpr):  # noqa: ANN001, ANN202
+    """`[rows, DEPTH / 16, 8]` values, two a group, and `[rows, DEPTH / 16]` bits, four a group -> `[rows, DEPTH]`."""
+    first, second = tl.split(tl.reshape(kept, (kept.shape[0], DEPTH // 16, 4, 2)))
+    group = word.to(tl.int32)[:, :, None] >> (4 * tl.arange(0, 4))[None, None, :]
+    zero = tl.zeros_like(first)
+    # The first place can only have the first value, the last one only the second.
+    w0 = tl.where((group & 1) != 0, first, zero)
+    w1 = tl.where((group & 2) != 0, tl.where((group & 1) != 0, second, first), zero)
+    w2 = tl.where((group & 4) != 0, tl.where((group & 3) != 0, second, first), zero)
+    w3 = tl.where((group & 8) != 0, second, zero)
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (kept.shape[0], DEPTH))
+
+
+@triton.jit
+def _concatenate(half, other, DEPTH: tl.constexpr):  # noqa: ANN001, ANN202
+    """The first and the last eight of every sixteen weights -> `[rows, DEPTH]`."""
+    return tl.reshape(tl.permute(tl.join(half, other), (0, 1, 3, 2)), (half.shape[0], DEPTH))
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "share", "bucket"])
+def _multiply(
+    inputs,
+    values,
+    bits,
+    dense,
+    starts,
+    output,
+    rows,
+    out,
+    across,
+    tiles,
+    stride,
+    share,
+    bucket,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DENSE: tl.constexpr,
+    SPARSE: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIGH: tl.constexpr,
+    DEPTH: tl.constexpr,
+):  # noqa: ANN001, ANN202
+    STEPS: tl.constexpr = WIDTH // DEPTH
+    HALF: tl.constexpr = HEIGHT * WIDTH // 2
+    # Programs that run at a time have inputs and weights in common.
+    block, part = tl.swizzle2d(tl.program_id(1), tl.program_id(0), tl.num_programs(1), tl.num_programs(0), 8)
+    column = tl.program_id(2) * share
+    end = tl.minimum(column + share, across)
+    row = block * ROWS + tl.arange(0, ROWS)
+    inside = (row < rows)[None, :]
+    inputs += (block * ROWS).to(tl.int64) * stride
+    inputs += (tl.arange(0, ROWS) * stride)[None, :] + tl.arange(0, DEPTH)[:, None]
+    # A program's rows are of one row of tiles.
+    high = part * HIGH % HEIGHT + tl.arange(0, HIGH)
+    sixteen = tl.arange(0, DEPTH // 16)
+    first = part * HIGH // HEIGHT * across
+    tile = first + column
+    # The number of weights of a tile is a multiple of 256: loads may be wide.
+    values += tl.multiple_of(tl.load(starts + tile), 16)
+    bits += tl.multiple_of(tl.load(starts + tiles + tile) // 2, 16)
+    full = (tl.load(dense + tile) != 0) if SPARSE else True
+    total = tl.zeros((HIGH, ROWS), tl.float32)
+    for i in range(column * STEPS, end * STEPS):
+        step = i % STEPS
+        x = tl.load(inputs + i * DEPTH, mask=inside, other=0.0)
+        # Halves of a tile's weights that are stored.
+        halves = (tl.where(full, 2, 1) if SPARSE else 2) if DENSE else 1
+        place = (high * (WIDTH // 2))[:, None, None] + step * (DEPTH // 2) + (sixteen * 8)[None, :, None]
+        here = values + halves * place + tl.arange(0, 8)[None, None, :]
+        kept = tl.load(here)
+        if SPARSE:
+            words = bits + (high * (WIDTH // 16))[:, None] + step * (DEPTH // 16) + sixteen[None, :]
+            if DENSE:
+                # Not `full` itself: the interpreter takes no scalar for a mask.
+                word = tl.load(words, mask=tl.full((1, 1), halves, tl.int32) == 1, other=0)
+                other = tl.load(here + 8, mask=tl.full((1, 1, 1), halves, tl.int32) == 2, other=0.0)
+                weight = _concatenate(kept, other, DEPTH) if full else _expand(kept, word, DEPTH)
+            else:
+                weight = _expand(kept, tl.load(words), DEPTH)
+        else:
+            weight = _concatenate(kept, tl.load(here + 8), DEPTH)
+        # By selection, not in a branch, for the same reason.
+        last = step == STEPS - 1
+        values += tl.where(last, halves * HALF, 0)
+        if SPARSE:
+            bits += tl.where(last, (2 - halves) * (HALF // 8), 0)
+            if DENSE:
+                full = tl.load(dense + first + tl.minimum((i + 1) // STEPS, end - 1)) != 0
+        if WIDE:
+            weight, x = weight.to(tl.float32), x.to(tl.float32)
+        total = tl.dot(weight, x, total, input_precision="ieee")
+    to = (
+        output
+        + (tl.program_id(2).to(tl.int64) * rows + row[None, :]) * out
+        + (part * HIGH + tl.arange(0, HIGH))[:, None]
+    )
+    tl.store(to, total.to(output.dtype.element_ty), mask=inside)
+
+
+# Whether this is no GPU.
+INTERPRETED = not isinstance(_multiply, triton.runtime.JITFunction)
+
+
+def _config(rows: int | None, high: int, depth: int, warps: int, stages: int) -> triton.Config:
+    return triton.Config(({"ROWS": rows} if rows else {}) | {"HIGH": high, "DEPTH": depth}, warps, stages)
+
+
+# Rows of inputs and of weights, columns, warps, stages. Of few inputs all are in one block, whose size is given.
+FEW_CONFIGS = [
+    _config(None, 64, 64, 4, 4),
+    _config(None, 64, 128, 4, 3),
+    _config(None, 128, 64, 4, 4),
+    _config(None, 128, 64, 8, 4),
+    _config(None, 32, 128, 4, 4),
+    _config(None, 32, 64, 2, 5),
+]
+MANY_CONFIGS = [
+    _config(64, 64, 64, 4, 4),
+    _config(64, 128, 64, 4, 3),
+    _config(128, 64, 64, 4, 3),
+    _config(128, 128, 32, 8, 4),
+    _config(128, 128, 64, 8, 3),
+    _config(256, 128, 64, 8, 3),
+    _config(32, 64, 32, 8, 3),
+]
+
+
+def _fitted(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
+    """The same, no larger than the tile; sides of blocks are powers of two, of which a tile's side is a multiple."""
+    limits = {"HIGH": constants["HEIGHT"] & -constants["HEIGHT"], "DEPTH": constants["WIDTH"] & -constants["WIDTH"]}
+    if arguments["values"].dtype == torch.float32:
+        # No tensor core multiplies in full precision, and all that others do is in registers.
+        limits |= {"DEPTH": min(32, limits["DEPTH"]), "ROWS": 128}
+    found = {}
+    for config in configs:
+        sides = {name: min(side, limits.get(name, side)) for name, side in config.kwargs.items()}
+        fitted = triton.Config(sides, config.num_warps, config.num_stages)
+        found[str(fitted)] = fitted
+    return list(found.values())
+
+
+def _tuned(configs: list[triton.Config]) -> Callable[..., None]:
+    """The kernel with the configuration that is fastest for a key, which is kept on disk."""
+    key = ["bucket", "out", "across", "HEIGHT", "WIDTH", "DENSE", "SPARSE"]
+    pruning = {"early_config_prune": _fitted}
+    return triton.autotune(configs, key, prune_configs_by=pruning, cache_results=True)(_multiply)
+
+
+_few, _many = _tuned(FEW_CONFIGS), _tuned(MANY_CONFIGS)
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _too_old(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+
+
+def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
+    """See `patch.inference.backends`."""
+    device, dtype = packed.values.device, packed.values.dtype
+    if inputs.device != device:
+        return f"inputs on {inputs.device}, the weight on {device}"
+    if not INTERPRETED and device.type != "cuda":
+        return f"runs on a GPU, not on {device}"
+    if not INTERPRETED and _too_old(device):
+        return f"{torch.cuda.get_device_name(device)} is older than Triton's tensor cores, compute capability 8.0"
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"a weight in {dtype}; it multiplies by bfloat16, float16 and float32"
+    if inputs.dtype != dtype:
+        return f"inputs in {inputs.dtype}, the weight in {dtype}"
+    if packed.height % 16 or packed.width % 16:
+        return f"tiles of {packed.height}x{packed.width}; both sides have to be multiples of 16"
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        return "has no backward pass, and the inputs ask for one"
+    return None
+
+
+def splits(packed: PackedWeight, rows: int) -> tuple[int, int]:
+    """Parts that the columns are split in, and tiles of each but the last, which may have fewer.
+
+    As many as give the GPU enough programs, if each is left enough columns.
+    """
+    out, columns = packed.shape
+    across = packed.dense.shape[1]
+    programs = triton.cdiv(rows, FEW if rows <= FEW else 128) * triton.cdiv(out, 64)
+    wanted = PROGRAMS * _processors(packed.values.device) // programs
+    share = triton.cdiv(across, max(1, min(wanted, across, columns // COLUMNS)))
+    return triton.cdiv(across, share), share
+
+
+def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
+    """See `patch.inference.backends`. The first call of a kind tries configurations: have it before a CUDA graph."""
+    rows, out = len(inputs), packed.shape[0]
+    if not rows:
+        return inputs.new_empty(0, out)
+    if inputs.stride(1) != 1:
+        inputs = inputs.contiguous()
+    parts, share = splits(packed, rows)
+    output = inputs.new_empty(parts, rows, out, dtype=torch.float32 if parts > 1 else inputs.dtype)
+    with torch.cuda.device_of(inputs):
+        _launch(packed, inputs, output, share)
+        return output[0] if parts == 1 else output.sum(0).to(inputs.dtype)
+
+
+def _launch(packed: PackedWeight, inputs: Tensor, output: Tensor, share: int) -> None:
+    parts, rows, out = output.shape
+    few = rows <= FEW
+    padded = max(16, triton.next_power_of_2(rows))
+    tiles, dense_size = packed.dense.numel(), tile_counts(packed.shape, packed.tile)[0]
+    constants = {
+        "HEIGHT": packed.height,
+        "WIDTH": packed.width,
+        # What no tile is the kernel need not look for.
+        "DENSE": packed.values.numel() * 2 > dense_size * tiles,
+        "SPARSE": packed.bits.numel() > 0,
+        # The interpreter multiplies the bits of a bfloat16.
+        "WIDE": INTERPRETED,
+    } | ({"ROWS": padded} if few else {})
+    arguments = (inputs, packed.values, packed.bits.view(torch.int16), packed.dense.contiguous(), packed.starts, output)
+    numbers = rows, out, packed.dense.shape[1], tiles, inputs.stride(0), share, min(padded, MANY)
+
+    def grid(sizes: dict[str, int]) -> tuple[int, int, int]:
+        return out // sizes["HIGH"], triton.cdiv(rows, sizes["ROWS"]), parts
+
+    if INTERPRETED:
+        configs = FEW_CONFIGS if few else MANY_CONFIGS
+        constants |= _fitted(configs, {"values": packed.values}, **constants)[0].kwargs
+    kernel = _multiply if INTERPRETED else _few if few else _many
+    kernel[grid](*arguments, *numbers, **constants)

@@ -1,0 +1,26 @@
+"""Unpacks rows of tiles and multiplies by them: on any device, in any dtype, without a compiler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patch.inference.packed import PackedWeight, unpack_rows
+
+# Weights that are unpacked at a time.
+BLOCK = 1 << 22
+
+
+def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
+    """See `patch.inference.backends`."""
+    if inputs.device != packed.values.device:
+        return f"inputs on {inputs.device}, the weight on {packed.values.device}"
+    return None
+
+
+def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
+    """See `patch.inference.backends`."""
+    rows = packed.dense.shape[0]
+    step = max(1, BLOCK // (packed.height * packed.shape[1]))
+    parts = [inputs @ unpack_rows(packed, i, min(i + step, rows)).T for i in range(0, rows, step)]
+    return torch.cat(parts, 1)

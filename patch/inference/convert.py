@@ -1,0 +1,56 @@
+"""Make a masked model a packed one, and keep it on disk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from patch.errors import InputError
+from patch.inference.linear import HybridLinear
+from patch.inference.packed import pack
+from patch.masks.packed import MaskSet, check_masks
+from patch.masks.tile import tile_grid
+from patch.models import weight_matrix
+
+# Sides of the tiles that a mask without tiles, 2:4 everywhere, is packed in.
+TILES = (128, 64, 32, 16, 8, 4)
+
+
+def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.Module:
+    """Put a `HybridLinear` in the place of every linear layer that has a sparse tile; all others are masked.
+
+    Args:
+        model: the model that the masks are of; changed in place, and frozen: packed weights have no gradients.
+        masks: `2:4` or `hybrid`.
+        backend: of all layers, see `HybridLinear`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: the masks are of another model, or not made of 2:4 and dense tiles; nothing is changed.
+    """
+    if masks.pattern not in ("2:4", "hybrid"):
+        raise InputError(f"masks of the pattern {masks.pattern} have no faster form; 2:4 and hybrid ones have")
+    masks.verify()
+    linears = check_masks(model, masks)
+    with torch.no_grad():
+        for name, linear in linears.items():
+            weight, mask = weight_matrix(linear), masks.masks[name]
+            dense, tile = _tiles(name, masks)
+            if dense.all():
+                weight.masked_fill_(~mask.to(weight.device), 0)
+                continue
+            parent, _, child = name.rpartition(".")
+            hybrid = HybridLinear(pack(weight, mask, dense, tile), linear.bias, backend)
+            setattr(model.get_submodule(parent), child, hybrid)
+    return model.requires_grad_(False)
+
+
+def _tiles(name: str, masks: MaskSet) -> tuple[Tensor, int]:
+    """The dense tiles of a layer, and their side."""
+    if masks.pattern == "hybrid":
+        return masks.tiles[name], masks.tile
+    shape = masks.masks[name].shape
+    tile = next(tile for tile in TILES if all(side % min(side, tile) == 0 for side in shape))
+    return torch.zeros(tile_grid(shape, tile), dtype=torch.bool), tile

@@ -1,0 +1,162 @@
+"""Greedy generation as a speed test needs it: a fixed number of tokens, no sampling, no end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from patch.errors import InputError
+from patch.inference.measure import Marks, captured
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall time of one generation.
+
+    Attributes:
+        prefill: of the prompt, to the first new token.
+        decode: of all other new tokens.
+    """
+
+    prefill: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        """From the prompt to the last token."""
+        return self.prefill + self.decode
+
+
+class Generation:
+    """Generates from one batch of prompts, again at every call.
+
+    Keys and values are in a static cache, whose tensors stay where they are: by it a step of decoding is the same
+    work at every length, and on `cuda` can be captured in a CUDA graph.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: `[batch, prompt]` int64, on the model's device.
+        new_tokens: how many are added to each sequence, 2 or more.
+        name: in a line that says that decoding is not captured.
+        graph: on `cuda`, capture a step of decoding, where it can be.
+
+    Raises:
+        InputError: the model has fewer positions.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokens: Tensor, new_tokens: int, name: str = "decoding", graph: bool = True
+    ) -> None:
+        from transformers import StaticCache
+
+        length = tokens.shape[1] + new_tokens
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and length > positions:
+            raise InputError(
+                f"{tokens.shape[1]} tokens of a prompt and {new_tokens} new ones are {length}; the model has "
+                f"{positions} positions: make `speedup.prompt` or `speedup.new_tokens` smaller"
+            )
+        self.model, self.tokens, self.new_tokens, self.name = model, tokens, new_tokens, name
+        self.length, self.device = length, tokens.device
+        self.cache = StaticCache(config=model.config, max_cache_len=length)
+        # What a captured step reads and writes: the last token of each sequence, and where the next one stands.
+        self._token = torch.zeros_like(tokens[:, :1])
+        self._position = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        self._replay: Callable[[], None] | None = None
+        self._tried = self.device.type != "cuda" or not graph
+        self.new: Tensor | None = None
+
+    @torch.inference_mode()
+    def __call__(self) -> Seconds:
+        """Generate; the tokens, `[batch, new_tokens]`, are then in `new`."""
+        if not self._tried:
+            self._tried = True
+            self._replay = self._capture()
+        return self._generate(self._replay or self._step)
+
+    @torch.inference_mode()
+    def first_logits(self) -> Tensor:
+        """Logits after the prompt, and after its first token once more: `[2, batch, vocabulary]`, fp32.
+
+        Of many rows of inputs, and of few, which other kernels may multiply.
+        """
+        self.cache.reset()
+        return torch.stack([self._forward(tokens).float() for tokens in (self.tokens, self.tokens[:, :1])])
+
+    def _forward(self, tokens: Tensor, **inputs: object) -> Tensor:
+        output = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **inputs)
+        return output.logits[:, -1]
+
+    def _generate(self, step: Callable[[], None]) -> Seconds:
+        self.cache.reset()
+        new = [torch.empty_like(self._token) for _ in range(self.new_tokens)]
+        marks = Marks(self.device)
+        marks.mark()
+        self._token.copy_(self._forward(self.tokens).argmax(-1, keepdim=True))
+        self._position.fill_(self.tokens.shape[1])
+        new[0].copy_(self._token)
+        marks.mark()
+        for token in new[1:]:
+            step()
+            token.copy_(self._token)
+        marks.mark()
+        self.new = torch.cat(new, 1)
+        return Seconds(*marks.seconds())
+
+    def _step(self) -> None:
+        """One token more, as the model itself finds positions and masks from the cache."""
+        self._token.copy_(self._forward(self._token).argmax(-1, keepdim=True))
+
+    def _step_by_position(self) -> None:
+        """The same by the position as a tensor alone: what a graph captures must not depend on Python's numbers."""
+        seen = (torch.arange(self.length, device=self.device) <= self._position)[None, None]
+        mask = seen.expand(len(self.tokens), 1, 1, self.length)
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or [])
+        # Models with layers of several kinds take a mask for each.
+        masks = dict.fromkeys(kinds, mask) if "sliding_attention" in kinds else mask
+        logits = self._forward(self._token, position_ids=self._position, attention_mask=masks)
+        self._token.copy_(logits.argmax(-1, keepdim=True))
+        self._position.add_(1)
+
+    def _capture(self) -> Callable[[], None] | None:
+        """A step as a CUDA graph that gives the same tokens; None, and one line that says why, where there is none."""
+        self._generate(self._step)
+        expected = self.new
+        if any(layer.max_cache_len < self.length for layer in self.cache.layers):
+            print(f"{self.name}: not captured in a CUDA graph, a window slides over the cache", flush=True)
+            return None
+        # From the first position: the steps before capturing must not run over the end.
+        self.cache.reset()
+        self._position.zero_()
+        replay = captured(self._step_by_position, self.name)
+        if replay is None:
+            return None
+        self._generate(replay)
+        if not torch.equal(self.new, expected):
+            print(f"{self.name}: not captured in a CUDA graph, other tokens came of it", flush=True)
+            return None
+        return replay
+
+
+def generate_once(model: nn.Module, tokens: Tensor, new_tokens: int) -> Seconds:
+    """Generate once, without what `Generation` keeps between calls: nothing is warm.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: `[batch, prompt]` int64, on the model's device.
+        new_tokens: how many are added to each sequence.
+
+    Returns:
+        Seconds of prefill and of decoding; tokens a second are `batch * new_tokens / seconds.total`.
+    """
+    return Generation(model, tokens, new_tokens)()
+
+
+def random_prompt(model: nn.Module, batch_size: int, prompt: int, seed: int = 0) -> Tensor:
+    """Tokens to start from, `[batch_size, prompt]` on the model's device: speed does not depend on which they are."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return torch.randint(vocabulary, (batch_size, prompt), generator=generator).to(next(model.parameters()).device)

@@ -1,0 +1,165 @@
+"""A hybrid weight in few bytes: dense tiles as they are, sparse ones as two of every four values and where they stand.
+
+Tiles lie one after the other, row by row of tiles, and within each its rows, so that a kernel reads from one end to the
+other. Where a group's two values stand is four bits, of which two are set: what two positions of two bits take, and
+what instructions that expand a register want to be told.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from patch.errors import InputError
+from patch.masks.tile import tile_grid, tile_shape
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight matrix under a hybrid mask.
+
+    Attributes:
+        shape: `(out, in)`.
+        tile: side of a tile; a tile larger than the matrix in a direction ends with it.
+        dense: `[tiles along out, tiles along in]` bool.
+        values: `[n]` of the weight's dtype: of dense tiles all values, of sparse ones the two kept of each group.
+        bits: `[m]` uint8: of sparse tiles four bits a group, of which bit i is set where weight i is kept, the first
+            group lowest; each tile begins with a byte.
+    """
+
+    shape: tuple[int, int]
+    tile: int
+    dense: Tensor
+    values: Tensor
+    bits: Tensor
+
+    @property
+    def height(self) -> int:
+        """Rows of a tile."""
+        return tile_shape(self.shape, self.tile)[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return tile_shape(self.shape, self.tile)[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(part.numel() * part.element_size() for part in (self.dense, self.values, self.bits))
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """`[2, tiles]` int64 on the device of the values: where the values and the bits of each tile begin."""
+        counts, sizes = tile_counts(self.shape, self.tile), self.dense.flatten()
+        ends = torch.stack([torch.where(sizes, counts[0], counts[0] // 2), torch.where(sizes, 0, counts[1])]).cumsum(1)
+        return torch.nn.functional.pad(ends, (1, 0))[:, :-1].contiguous()
+
+    def is_two_of_four(self) -> bool:
+        """Whether every group of a sparse tile has two bits, and bits beyond a tile's end have none."""
+        weights, size = tile_counts(self.shape, self.tile)
+        groups = torch.stack([self.bits & 15, self.bits >> 4], 1).view(-1, 2 * size)
+        counts = sum((groups >> bit) & 1 for bit in range(4))
+        return bool((counts[:, : weights // 4] == 2).all()) and not counts[:, weights // 4 :].any()
+
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The same on another device."""
+        parts = (part.to(device) for part in (self.dense, self.values, self.bits))
+        return PackedWeight(self.shape, self.tile, *parts)
+
+
+def tile_counts(shape: tuple[int, int], tile: int) -> tuple[int, int]:
+    """Weights of a tile, and bytes of the bits of a sparse one."""
+    weights = math.prod(tile_shape(shape, tile))
+    return weights, -(-weights // 8)
+
+
+def packed_bytes(shape: tuple[int, int], tile: int, dense_tiles: int, itemsize: int) -> int:
+    """Bytes of a packed weight: with a share f of its tiles sparse, `1 - f * 0.4375` of the dense one at 16 bits."""
+    weights, bits = tile_counts(shape, tile)
+    tiles = math.prod(tile_grid(shape, tile))
+    sparse = tiles - dense_tiles
+    return itemsize * weights * dense_tiles + (itemsize * weights // 2 + bits) * sparse + tiles
+
+
+def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight:
+    """Pack `mask * weight`.
+
+    Args:
+        weight: `[out, in]`, of any floating dtype.
+        mask: `[out, in]` bool, True = keep.
+        dense: `[tiles along out, tiles along in]` bool: tiles that are kept as they are; in all others the mask is 2:4.
+        tile: side of a tile, which divides the matrix; its width is a multiple of four.
+
+    Raises:
+        InputError: the shapes do not agree, or a tile that is not dense keeps more than two of a group.
+    """
+    shape = (weight.shape[0], weight.shape[1])
+    if mask.shape != weight.shape:
+        raise InputError(f"a mask of {list(mask.shape)} is not one of a weight of {list(shape)}")
+    height, width = tile_shape(shape, tile)
+    if shape[0] % height or shape[1] % width or width % 4:
+        raise InputError(f"tile {tile} does not cut a weight of {list(shape)} into tiles of whole groups of four")
+    if tuple(dense.shape) != tile_grid(shape, tile):
+        raise InputError(
+            f"{list(dense.shape)} tiles are given; tiles of {tile} of a weight of {list(shape)} are "
+            f"{list(tile_grid(shape, tile))}"
+        )
+    dense = dense.to(weight.device)
+    kept = _tiles(mask.to(weight.device), height, width)
+    tiles = _tiles(weight.detach(), height, width).masked_fill(~kept, 0)
+    sparse = ~dense.flatten()
+    stored = torch.ones_like(kept)
+    stored[sparse] = _two_of_four(kept[sparse])
+    return PackedWeight(shape, tile, dense.contiguous().clone(), tiles[stored], _pack_bits(stored[sparse].flatten(1)))
+
+
+def unpack(packed: PackedWeight) -> Tensor:
+    """The masked weight, `[out, in]`."""
+    return unpack_rows(packed, 0, packed.dense.shape[0])
+
+
+def unpack_rows(packed: PackedWeight, first: int, last: int) -> Tensor:
+    """Rows of tiles from ``first`` up to ``last`` of the masked weight, `[rows, in]`."""
+    height, width = packed.height, packed.width
+    weights, size = tile_counts(packed.shape, packed.tile)
+    across = packed.dense.shape[1]
+    some = slice(first * across, last * across)
+    dense, (value_starts, bit_starts) = packed.dense.flatten()[some], packed.starts[:, some]
+    tiles = packed.values.new_zeros(len(dense), weights)
+    order = torch.arange(weights, device=packed.values.device)
+    tiles[dense] = packed.values[value_starts[dense, None] + order]
+    bits = packed.bits[bit_starts[~dense, None] + order[:size]]
+    kept = (bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)).bitwise_and_(1).bool()
+    values = packed.values[value_starts[~dense, None] + order[: weights // 2]]
+    found = packed.values.new_zeros(len(bits), weights)
+    found[kept.flatten(1)[:, :weights]] = values.flatten()
+    tiles[~dense] = found
+    return tiles.view(last - first, across, height, width).transpose(1, 2).reshape(-1, packed.shape[1])
+
+
+def _tiles(matrix: Tensor, height: int, width: int) -> Tensor:
+    """`[tiles, height, width]`, row by row of tiles."""
+    rows, columns = matrix.shape
+    return matrix.reshape(rows // height, height, columns // width, width).transpose(1, 2).reshape(-1, height, width)
+
+
+def _two_of_four(kept: Tensor) -> Tensor:
+    """The same mask with exactly two of every group: where it keeps fewer, zeros are stored too."""
+    groups = kept.view(-1, 4)
+    counts = groups.sum(1, keepdim=True)
+    wrong = (counts > 2).nonzero()
+    if len(wrong):
+        tile = int(wrong[0, 0]) * 4 // kept[0].numel()
+        raise InputError(f"sparse tile {tile} keeps {int(counts.max())} of a group of four; 2:4 keeps two")
+    return (groups | ((~groups).cumsum(1) <= 2 - counts) & ~groups).view_as(kept)
+
+
+def _pack_bits(kept: Tensor) -> Tensor:
+    """`[tiles, weights]` bool -> bytes, the first weight lowest."""
+    padded = torch.nn.functional.pad(kept.to(torch.uint8), (0, -kept.shape[1] % 8)).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=kept.device)).sum(1, dtype=torch.uint8)
