@@ -22,7 +22,7 @@ from patch.learning.order import InOrder, sum_in_order
 from patch.learning.parts import columns_of
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
 from patch.learning.watch import Watch, peak_memory_mb
-from patch.masks.learnable import LearnableMask, Sampling
+from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
 from patch.models import prunable_linears, weight_matrix
 
@@ -113,14 +113,14 @@ def step_function(
     total_norm = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()]).sum()
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
     hybrid = next(iter(masks.values())).tile is not None
+    shared = next(iter(masks.values())).owners is not None
     tile_logits = [mask.tile_logits for mask in masks.values() if mask.tile_logits is not None]
 
     def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
         pattern, tiles = _sampling(settings, step)
-        together = range(index - rank(), index - rank() + world_size())
-        for layer, mask in enumerate(masks.values()):
-            passes = [(seed, step, other, layer) for other in together] if mask.owners else ()
-            mask.set_step(pattern, tiles, seed, step, index, layer, passes=passes)
+        together = range(index - rank(), index - rank() + world_size()) if shared else ()
+        counters = [[(seed, step, other, layer) for layer in range(len(masks))] for other in (index, *together)]
+        begin_pass([*masks.values()], pattern, tiles, counters[0], counters[1:])
         tokens = torch.as_tensor(windows[rows].astype(np.int64), device=device)
         loss_of_text = cross_entropy(model, tokens, cut)
         penalty, density = density_penalty(masks, 1 - sparsity, settings.target == "layer")

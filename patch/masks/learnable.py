@@ -68,38 +68,27 @@ class LearnableMask(nn.Module):
         self.keys = (0, 0)
         self._sink = Sink()
         self._passes: list[tuple[tuple[int, int], Tensor | None]] = []
+        self._layers: list[Layer] = []
         self.shares: Tensor | None = None
         self.kept_norm: Tensor | None = None
 
     def set_step(
         self, pattern: Sampling, tile: Sampling, *counters: int, passes: Sequence[tuple[int, ...]] = ()
     ) -> None:
-        """Draw the tiles' states for the next forward pass; ``counters`` are this layer's and this pass's alone.
-
-        With ``owners``, ``passes`` are the counters of every process' next pass, in order of the processes.
-        """
-        self.pattern_sampling, self.tile_sampling, self.keys = pattern, tile, noise_keys(*counters)
-        self.shares = self._draw(*counters)
-        with torch.no_grad():
-            self._passes = [(noise_keys(*others), self._draw(*others)) for others in passes]
-
-    def _draw(self, *counters: int) -> Tensor | None:
-        if self.tile_logits is None:
-            return None
-        index = places(self.tile_logits.numel(), device=self.tile_logits.device).view_as(self.tile_logits)
-        noise = logistic_noise(index, noise_keys(*counters, TILES))
-        return sample_tiles(self.tile_logits, self.tile_sampling, noise)
+        """`begin_pass` of this mask alone; ``passes`` has the counters of every process' pass."""
+        begin_pass([self], pattern, tile, [counters], [[others] for others in passes])
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`inputs @ (mask * weight).T + bias`; leaves `sum (mask * weight)^2` in ``kept_norm``."""
         logits, shares, owners = self.pattern_logits, self.shares, self.owners
+        # The pass may run more than once, and then backward.
+        if not self._layers or self._layers[0].weight.data_ptr() != weight.data_ptr():
+            self._layers = [self._layer(weight, *drawn) for drawn in self._passes or [(self.keys, shares)]]
         if owners is None:
-            layer = self._layer(weight, self.keys, shares)
-            output, self.kept_norm = MaskedLinear.apply(inputs, logits, shares, layer, bias, self._sink)
+            output, self.kept_norm = MaskedLinear.apply(inputs, logits, shares, self._layers[0], bias, self._sink)
         else:
-            layers = [self._layer(weight, *drawn) for drawn in self._passes]
-            assert len(layers) == len(owners.heights), "the passes of all processes"
-            output, self.kept_norm = SharedLinear.apply(inputs, logits, shares, layers, owners, bias, self._sink)
+            assert len(self._layers) == len(owners.heights), "the passes of all processes"
+            output, self.kept_norm = SharedLinear.apply(inputs, logits, shares, self._layers, owners, bias, self._sink)
         return output
 
     def _layer(self, weight: Tensor, keys: tuple[int, int], shares: Tensor | None) -> Layer:
@@ -141,3 +130,47 @@ class LearnableMask(nn.Module):
             spread(likeliest, bounds)
         table = torch.tensor(PATTERNS, dtype=torch.bool, device=self.pattern_logits.device)
         return table[likeliest.long()].reshape(self.shape)
+
+
+def begin_pass(
+    masks: Sequence[LearnableMask],
+    pattern: Sampling,
+    tile: Sampling,
+    counters: Sequence[tuple[int, ...]],
+    passes: Sequence[Sequence[tuple[int, ...]]] = (),
+) -> None:
+    """Draw the tiles' states for the next forward pass.
+
+    Args:
+        masks: of a model's layers.
+        pattern, tile: how patterns and tiles are drawn.
+        counters: of each mask, which are its own and this pass's alone.
+        passes: with owners, the counters of every process' next pass, in order of the processes.
+    """
+    for mask, own in zip(masks, counters, strict=True):
+        mask.pattern_sampling, mask.tile_sampling, mask.keys = pattern, tile, noise_keys(*own)
+        mask._passes, mask._layers = [], []
+    for mask, shares in zip(masks, _draw(masks, tile, counters), strict=True):
+        mask.shares = shares
+    with torch.no_grad():
+        for others in passes:
+            drawn = _draw(masks, tile, others)
+            for mask, own, shares in zip(masks, others, drawn, strict=True):
+                mask._passes.append((noise_keys(*own), shares))
+
+
+def _draw(
+    masks: Sequence[LearnableMask], sampling: Sampling, counters: Sequence[tuple[int, ...]]
+) -> list[Tensor] | list[None]:
+    """The shares of all masks' tiles at once: for each by itself, calls would take longer than numbers."""
+    logits = [mask.tile_logits for mask in masks if mask.tile_logits is not None]
+    if not logits:
+        return [None] * len(masks)
+    assert len(logits) == len(masks)
+    counts, device = [part.numel() for part in logits], logits[0].device
+    keys = torch.tensor([noise_keys(*own, TILES) for own in counters]).to(torch.int32).to(device)
+    each = keys.repeat_interleave(torch.tensor(counts, device=device), 0)
+    index = torch.cat([places(count, device=device) for count in counts])
+    noise = logistic_noise(index, (each[:, 0], each[:, 1]))
+    shares = sample_tiles(torch.cat([part.flatten() for part in logits]), sampling, noise)
+    return [part.view_as(own) for part, own in zip(shares.split(counts), logits, strict=True)]

@@ -72,7 +72,7 @@ class MaskedLinear(torch.autograd.Function):
         masked, product = layer.weight.new_empty(height, columns), layer.weight.new_empty(height, columns)
         kept = None if layer.logits is None else layer.logits.new_empty(6 * height * (columns // 4))
         of_flat = of_output.reshape(-1, rows)
-        of_inputs = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
+        of_inputs = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         of_shares = None if layer.shares is None else torch.zeros_like(layer.shares)
         of_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
         norm_gradient = float(of_norm)
@@ -83,7 +83,8 @@ class MaskedLinear(torch.autograd.Function):
             kernel.forward(layer, first, part, probabilities)
             mine = of_flat[:, first : first + size]
             if of_inputs is not None:
-                of_inputs.addmm_(mine, part)
+                # The first needs no zeros to be added to.
+                torch.addmm(of_inputs, mine, part, beta=min(first, 1), out=of_inputs)
             torch.mm(mine.T, flat, out=of_part)
             kernel.backward(layer, first, of_part, probabilities, norm_gradient, of_logits, add, of_shares)
         if of_inputs is not None:

@@ -35,26 +35,31 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by).bitwise_and_((1 << (32 - by)) - 1)
 
 
-def mixed(index: Tensor, keys: tuple[int, int]) -> Tensor:
+# Of one layer, or int32 tensors that have them for each index.
+Keys = tuple[int, int] | tuple[Tensor, Tensor]
+
+
+def mixed(index: Tensor, keys: Keys) -> Tensor:
     """Random bits for each index, as int32; the lower ones are less mixed than the upper 23, which are used."""
-    bits = index * signed(0x9E3779B9) + signed(keys[0])
+    first, second = (key if isinstance(key, Tensor) else signed(key) for key in keys)
+    bits = index * signed(0x9E3779B9) + first
     bits ^= _shifted(bits, 16)
     bits *= signed(0x7FEB352D)
     bits ^= _shifted(bits, 15)
     bits *= signed(0x846CA68B)
     bits ^= _shifted(bits, 16)
-    bits += signed(keys[1])
+    bits += second
     bits ^= _shifted(bits, 16)
     bits *= signed(0x21F0AAAD)
     return bits
 
 
-def uniform_noise(index: Tensor, keys: tuple[int, int]) -> Tensor:
+def uniform_noise(index: Tensor, keys: Keys) -> Tensor:
     """Uniform numbers in the open interval (0, 1), fp32.
 
     Args:
         index: int32, of any shape; place in the layer.
-        keys: from `noise_keys`.
+        keys: from `noise_keys`, or of each index.
     """
     return _shifted(mixed(index, keys), 9).float().add_(0.5).mul_(_STEP)
 
@@ -64,7 +69,7 @@ def gumbel_noise(index: Tensor, keys: tuple[int, int]) -> Tensor:
     return uniform_noise(index, keys).log_().neg_().log_().neg_()
 
 
-def logistic_noise(index: Tensor, keys: tuple[int, int]) -> Tensor:
+def logistic_noise(index: Tensor, keys: Keys) -> Tensor:
     """The difference of two standard Gumbel variables, fp32, of the shape of ``index``."""
     uniform = uniform_noise(index, keys)
     return uniform.log() - (-uniform).log1p()
