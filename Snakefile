@@ -66,6 +66,7 @@ include: "workflow/rules/prune.smk"
 include: "workflow/rules/learn.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/speedup.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/tabulate.smk"
 

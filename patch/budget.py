@@ -152,9 +152,9 @@ def _row(sums: dict[str, Any]) -> list[str]:
     ]
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse.ArgumentParser, default: str = DEFAULT_CONFIG) -> None:
     """The options that name a configuration, as Snakemake has them."""
-    parser.add_argument("--configfile", metavar="FILE", help=f"configuration file ({DEFAULT_CONFIG})")
+    parser.add_argument("--configfile", metavar="FILE", help=f"configuration file ({default})")
     parser.add_argument("--config", metavar="KEY=VALUE", nargs="+", default=[], help="keys that replace the file's")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patch.cell import Cell
@@ -28,11 +29,17 @@ EFFICIENCY = {
     "maskllm": 0.25,
     "proxsparse": 0.25,
     "train": 0.5,
+    # Decoding reads every weight for few tokens.
+    "speedup": 0.02,
 }
 # A fast tokenizer on one thread (measured: 1.0 million tokens in 1.3 s), halved.
 TOKENIZED_PER_MINUTE = 20_000_000
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLACK = 1.5
+# Generations of each candidate for speed that do not count: to warm up, and on a GPU to capture a graph.
+UNCOUNTED = 6
+# Of a GPU's memory, for what is not counted: libraries, and gaps between tensors.
+GPU_SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class CostModel:
         minutes = max(10 if on_gpu else 2, math.ceil(SLACK * flops / (speed * efficiency) / 60))
         through_host = work_mb if host_mb is None else host_mb
         host = BASE_MB + SLACK * work_mb if not on_gpu else 8 * GB + 1.2 * through_host
-        gpu_mem_mb = math.ceil(1.1 * work_mb) if on_gpu else 0
+        gpu_mem_mb = math.ceil(GPU_SLACK * work_mb) if on_gpu else 0
         return Job(processes if on_gpu else 0, math.ceil(processes * host), gpu_mem_mb, minutes, nodes, processes)
 
     def windows(self, spec: WindowsSpec) -> Job:
@@ -185,10 +192,11 @@ class CostModel:
         held = settings.micro_batch_size * settings.seqlen
         device = self.experiment.resources.device
         moments = BYTES[settings.optimizer_state]
-        work = learning_mb(shape, cell.method, size, held, settings.gradient_checkpointing, device, moments)
         gpus, nodes = self.grid.processes(cell)
-        # Each process reads the model, and all but the gradient of what is learned when it goes on from a checkpoint.
-        host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, cell.method)) / 1e6
+        count = gpus * nodes
+        work = learning_mb(shape, cell.method, size, held, settings.gradient_checkpointing, device, moments, count)
+        # Each process reads the model, and all but the gradient of what it learns when it goes on from a checkpoint.
+        host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, cell.method) / count) / 1e6
         return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work, gpus, nodes, host)
 
     def evaluate(self, cell: Cell) -> Job:
@@ -199,11 +207,33 @@ class CostModel:
         work = size * parameters(shape) + evaluation.batch_size * 256 * _activation_bytes(shape, size, True)
         return self._job(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
 
+    def speedup(self, model: str, cells: Sequence[Cell]) -> Job:
+        """Generation by a dense model and its cells in turn, all of them in memory, and one masked for a comparison."""
+        shape, settings = self._shape(model), self.experiment.speedup
+        size = BYTES[self.experiment.models[model].dtype]
+        runs = (settings.repeats + UNCOUNTED) * (1 + len(cells))
+        length = settings.prompt + settings.new_tokens
+        keys = 2 * settings.batch_size * length * shape.num_key_value_heads * shape.head_dim * shape.num_hidden_layers
+        # Keys and values of all, and of the two that are compared.
+        held = parameters(shape) + prunable_parameters(shape) + 3 * keys
+        # A sparse tile takes half its values and a bit for each weight, 0.5625 of the dense one at 16 bits.
+        held += sum(prunable_parameters(shape) * (1 - 0.875 * cell.sparsity) for cell in cells)
+        work = size * held + settings.batch_size * settings.prompt * _activation_bytes(shape, size, True)
+        flops = 2.0 * parameters(shape) * runs * settings.batch_size * length
+        return self._job(flops, EFFICIENCY["speedup"], work / 1e6, host_mb=2 * size * parameters(shape) / 1e6)
+
 
 def learning_mb(
-    shape: Shape, method: str, size: int, tokens: int, checkpointed: bool, device: str = "cpu", moments: int = 4
+    shape: Shape,
+    method: str,
+    size: int,
+    tokens: int,
+    checkpointed: bool,
+    device: str = "cpu",
+    moments: int = 4,
+    processes: int = 1,
 ) -> float:
-    """Peak memory of the tensors of a learning step, in MB.
+    """Peak memory of the tensors of a learning step, in MB, in each process.
 
     Args:
         shape: of the model.
@@ -213,15 +243,22 @@ def learning_mb(
         checkpointed: whether decoder blocks are recomputed in the backward pass.
         device: `cpu` or `cuda`.
         moments: bytes of each of the optimizer's two numbers of what is learned.
+        processes: how many share out the logits of patterns, with their gradients and moments.
     """
-    learned = _learned(shape, method)
+    assert processes == 1 or method != "proxsparse", "it is learned by one"
+    learned = _learned(shape, method) / processes
     total = size * parameters(shape) + (4 + 4 + 2 * moments) * learned
     if method == "proxsparse":
         return (total + tokens * _activation_bytes(shape, 4, checkpointed)) / 1e6
     # The frozen mask as bits; a block masked, its gradient, its probabilities and its sums by tile.
     total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
     learned_patterns = method != "patch-tile"
-    total += block(device, learned_patterns) * (2 * size + 1 + 6 * learned_patterns)
+    at_once = block(device, learned_patterns)
+    if learned_patterns and processes > 1:
+        # A layer's masked weights twice, as they are made for all processes and as they come from all; then gradients
+        # take their place.
+        at_once = max(rows * columns for rows, columns in linear_shapes(shape).values())
+    total += at_once * (2 * size + 1 + 6 * learned_patterns)
     return (total + tokens * _activation_bytes(shape, size, checkpointed)) / 1e6
 
 

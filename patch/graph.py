@@ -12,7 +12,19 @@ from patch.plan import Plan
 from patch.schedule import Task
 
 # Rules whose processes take `resources.threads` each.
-THREADED = ("tokenize", "train_model", "statistics", "prune", "update_weights", "learn", "quantize", "evaluate")
+THREADED = (
+    "tokenize",
+    "train_model",
+    "statistics",
+    "prune",
+    "update_weights",
+    "learn",
+    "quantize",
+    "evaluate",
+    "speedup",
+)
+# Stages whose outputs are asked for themselves.
+WANTED = ("evaluate", "speedup", "tabulate")
 
 
 class JobGraph:
@@ -45,7 +57,7 @@ class JobGraph:
         """The tables, figures and records, and what these come from."""
         needed: set[Node] = set()
         for node in reversed(nodes):
-            if node.stage in ("evaluate", "tabulate") or node in needed:
+            if node.stage in WANTED or node in needed:
                 needed |= {node} | self.needs(node)
         return [node for node in nodes if node in needed]
 
@@ -60,7 +72,7 @@ class JobGraph:
         while size < len(run):
             size = len(run)
             wanted = {need for node in run for need in self.needs(node)}
-            wanted |= {node for node in self.nodes if node.stage in ("evaluate", "tabulate")}
+            wanted |= {node for node in self.nodes if node.stage in WANTED}
             for node in reversed(self.nodes):
                 if node in missing and node in wanted:
                     run.add(node)

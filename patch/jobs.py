@@ -24,7 +24,18 @@ STAGES = {
     "learn": ("learn",),
     "quantize": ("quantize",),
     "evaluate": ("evaluate",),
-    "tabulate": ("collect", "compare", "table", "pareto", "density", "curves", "overview", "summary"),
+    "speedup": ("speedup",),
+    "tabulate": (
+        "collect",
+        "compare",
+        "table",
+        "pareto",
+        "density",
+        "curves",
+        "speedup_figure",
+        "overview",
+        "summary",
+    ),
 }
 # A download at 50 MB/s.
 DOWNLOADED_MB_PER_MINUTE = 3000
@@ -70,7 +81,7 @@ class JobList:
 
     def nodes(self) -> list[Node]:
         """The jobs of the store, of the cells, and of tables and figures."""
-        return [*self._store_nodes(), *self._cell_nodes(), *self._table_nodes()]
+        return [*self._store_nodes(), *self._cell_nodes(), *self._speedup_nodes(), *self._table_nodes()]
 
     def _light(self, minutes: int = 1) -> Job:
         return Job(gpus=0, mem_mb=LIGHT_MB, gpu_mem_mb=0, minutes=minutes)
@@ -155,6 +166,13 @@ class JobList:
     ) -> Node:
         return Node(rule, cell.id, cell.model, tuple(outputs), tuple(inputs.values()), cost, space, cell)
 
+    def _speedup_nodes(self) -> Iterable[Node]:
+        plan = self.plan
+        for model in plan.timed_models:
+            inputs = tuple(path for paths in plan.speedup_inputs(model).values() for path in paths)
+            cost = self.costs.speedup(model, plan.timed_cells(model))
+            yield Node("speedup", model, model, (plan.layout.speedup(model),), inputs, cost)
+
     def _table_nodes(self) -> Iterable[Node]:
         plan, root = self.plan, self.plan.layout.root
         records = tuple(plan.layout.record(cell) for cell in plan.grid.cells)
@@ -162,19 +180,24 @@ class JobList:
         results, differences = f"{root}/results.csv", f"{root}/differences.csv"
         yield Node("collect", "results", None, (results,), records, self._light())
         yield Node("compare", "differences", None, (differences,), samples, self._light())
+        speedups = tuple(plan.layout.speedup(model) for model in plan.timed_models)
         for table in plan.tables():
             paths = tuple(f"{root}/tables/{table}.{kind}" for kind in ("csv", "md", "tex", "html"))
-            yield Node("table", table, None, paths, (results, differences), self._light())
+            inputs = (results, differences, *(speedups if table == "speedup" else ()))
+            yield Node("table", table, None, paths, inputs, self._light())
         for model in plan.models:
             inputs = {
                 "pareto": (results,),
                 "density": tuple(plan.layout.record(cell) for cell in plan.hybrid_cells(model)),
                 "curves": tuple(plan.masks.curve(cell) for cell in plan.learned_cells(model)),
+                "speedup": (results, plan.layout.speedup(model)),
             }
             for figure in plan.figures(model):
                 paths = tuple(f"{root}/figures/{model}/{figure}.{kind}" for kind in ("svg", "pdf", "png"))
-                yield Node(figure, model, model, paths, inputs[figure], self._light())
+                # The rule of that name measures.
+                rule = "speedup_figure" if figure == "speedup" else figure
+                yield Node(rule, model, model, paths, inputs[figure], self._light())
         pages = tuple(f"{root}/overview/{page}.html" for page in ("cost", "environment"))
         yield Node("overview", "pages", None, pages, records, self._light())
-        told = (*records, results, differences)
+        told = (*records, results, differences, *speedups)
         yield Node("summary", "README.md", None, (f"{root}/README.md",), told, self._light())

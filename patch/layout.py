@@ -61,6 +61,10 @@ class Layout:
         """What was measured on each window and question."""
         return f"{self.root}/samples/{cell.model}/{cell.id}.json"
 
+    def speedup(self, model: str) -> str:
+        """How fast the model and its cells are."""
+        return f"{self.root}/speedup/{model}.json"
+
     def partial_record(self, cell: Cell) -> str:
         """What an evaluation has measured so far; not an output of a rule, so that it survives a failure."""
         return f"{self.scratch}/evaluations/{cell.model}/{cell.id}.json"

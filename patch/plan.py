@@ -25,11 +25,12 @@ from patch.specs import (
     LearnSpec,
     PruneSpec,
     QuantizeSpec,
+    SpeedupSpec,
     TabulateSpec,
 )
 from patch.store import Statistics, Store, Windows, calibrated
 
-STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "density", "seeds")
+STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "density", "seeds", "speedup")
 
 
 class Plan:
@@ -195,6 +196,18 @@ class Plan:
             **self._machine(cell),
         )
 
+    def speedup_spec(self, model: str) -> SpeedupSpec:
+        """Settings of the job that measures the speed of a model's cells."""
+        cells = self.timed_cells(model)
+        return SpeedupSpec(
+            upstream=digest([self.store.model_path(model), *(self.mask_digest(cell) for cell in cells)]),
+            experiment=self.experiment.experiment,
+            model=model,
+            cells=[_info(cell) for cell in cells],
+            settings=self.experiment.speedup,
+            **self._machine(cells[0]),
+        )
+
     @cached_property
     def models(self) -> list[str]:
         """Names of the models that have a cell, in the order of the configuration."""
@@ -249,6 +262,24 @@ class Plan:
         cells = (cell for cell in self.grid.standard if cell.model == model)
         return [cell for cell in cells if cell.pattern == "hybrid" and not cell.quantization]
 
+    def timed_cells(self, model: str) -> list[Cell]:
+        """The model's cells whose speed is measured: of 2:4 ones the first, and of each row of hybrid ones.
+
+        The others do not differ: speed does not depend on which weights of a group stay, nor on the seed. Where the
+        dense tiles stand it may. Empty where the configuration has no section `speedup`.
+        """
+        first: dict[str, Cell] = {}
+        for cell in self.grid.standard:
+            plain = cell.model == model and not cell.quantization and not cell.variant
+            if plain and cell.pattern in ("2:4", "hybrid"):
+                first.setdefault(cell.row if cell.pattern == "hybrid" else "2:4", cell)
+        return list(first.values()) if self.experiment.speedup else []
+
+    @cached_property
+    def timed_models(self) -> list[str]:
+        """Names of the models whose speed is measured."""
+        return [name for name in self.models if self.timed_cells(name)]
+
     def tables(self) -> list[str]:
         """Names of the tables that have at least one row: the standard ones, then the grid's own."""
         sparse = [cell for cell in self.grid.standard if cell.pattern != "dense"]
@@ -261,6 +292,7 @@ class Plan:
             "tasks": bool(self.grid.standard),
             "density": any(cell.pattern == "hybrid" and not cell.quantization for cell in sparse),
             "seeds": len({(cell.model, cell.row) for cell in sparse}) < len(sparse),
+            "speedup": bool(self.timed_models),
         }
         assert tuple(wanted) == STANDARD_TABLES
         return [name for name, there in wanted.items() if there] + [name for name in self.grid.tables if name]
@@ -268,7 +300,12 @@ class Plan:
     def figures(self, model: str) -> list[str]:
         """Names of the figures of a model that have something to show."""
         sparse = any(cell.model == model and cell.pattern != "dense" for cell in self.grid.standard)
-        wanted = {"pareto": sparse, "density": self.hybrid_cells(model), "curves": self.learned_cells(model)}
+        wanted = {
+            "pareto": sparse,
+            "density": self.hybrid_cells(model),
+            "curves": self.learned_cells(model),
+            "speedup": self.timed_cells(model),
+        }
         return [name for name, there in wanted.items() if there]
 
     # -- what a job reads ---------------------------------------------------------------------
@@ -314,6 +351,11 @@ class Plan:
         if cell.spec.updates_weights:
             inputs["weights"] = self.layout.weights(cell)
         return inputs
+
+    def speedup_inputs(self, model: str) -> dict[str, list[str]]:
+        """Named input files of the job that measures speed."""
+        masks = [self.masks.mask(cell) for cell in self.timed_cells(model)]
+        return {"model": [self.store.model_path(model)], "masks": masks}
 
     def learn_inputs(self, cell: Cell) -> dict[str, str]:
         """Named input files of a learning job, priors aside."""

@@ -47,10 +47,20 @@ def what_was_run(plan: Plan) -> dict[str, str]:
         "Seeds": _listed(f"{seed}" for seed in sorted({cell.seed for cell in cells if _seeded(cell)})),
         "Perplexity": f"{_text(perplexity.use)}, in windows of {perplexity.seqlen} tokens",
         "Tasks": f"{_listed(experiment.evaluation.tasks)}{questions}",
+        "Speed": _speed(plan),
         "Calibration": f"{_text(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
         "Learning": "; ".join(_learning(plan, [cell for cell in plan.grid.closure if not cell.quantization])),
     }
     return {name: text for name, text in lines.items() if text}
+
+
+def _speed(plan: Plan) -> str:
+    """How speed is measured; empty where it is not."""
+    sizes = plan.experiment.speedup
+    if sizes is None or not plan.timed_models:
+        return ""
+    batch = f"{sizes.batch_size} sequence{'s' * (sizes.batch_size > 1)}"
+    return f"{batch} of {sizes.prompt} tokens and {sizes.new_tokens} new ones, {sizes.repeats} runs of each cell"
 
 
 def _seeded(cell: Cell) -> bool:

@@ -24,6 +24,7 @@ from patch.results.differences import Differences, paired_differences
 from patch.results.published import load_published
 from patch.results.record import ModelInfo, read_record
 from patch.results.samples import read_samples
+from patch.results.speed import Speeds, read_speed
 
 
 def show(config: str) -> str:
@@ -38,7 +39,7 @@ def show(config: str) -> str:
     for path in (results, differences):
         if not path.exists():
             raise InputError(f"{path} is not there yet; `--partial` makes tables of the cells that are")
-    first = _table(plan, plan.tables()[0], read_results(results), Differences.read(differences))
+    first = _table(plan, plan.tables()[0], read_results(results), Differences.read(differences), _speeds(plan))
     lines = [f"Table 1. {to_text(first)}", "Tables:"]
     lines += [f"  {root}/tables/{name}.csv .md .tex .html" for name in plan.tables()]
     lines += ["Figures:"]
@@ -69,7 +70,8 @@ def show_partial(config: str) -> str:
     frame = collect(records, _models(plan), published)
     samples = [read_samples(path) for cell in cells if (path := Path(plan.layout.samples(cell))).exists()]
     differences = Differences(paired_differences(samples))
-    tables = [_table(plan, name, frame, differences) for name in plan.tables()]
+    speeds = _speeds(plan)
+    tables = [_table(plan, name, frame, differences, speeds) for name in plan.tables()]
     folder = Path(plan.layout.root) / "partial"
     for table in tables:
         write_table(table, folder / table.name)
@@ -83,6 +85,7 @@ def show_partial(config: str) -> str:
         expected=cells,
         published=published,
         command=command([config]),
+        speeds=speeds.records,
     )
     with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(summary(results), encoding="utf-8")
@@ -93,10 +96,16 @@ def _models(plan: Plan) -> list[ModelInfo]:
     return [ModelInfo(**model) for model in plan.tabulate_spec().models]
 
 
-def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences) -> Table:
+def _speeds(plan: Plan) -> Speeds:
+    """Of the models that are measured already."""
+    paths = [path for model in plan.timed_models if (path := Path(plan.layout.speedup(model))).exists()]
+    return Speeds([read_speed(path) for path in paths], load_published(plan.experiment.published))
+
+
+def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences, speeds: Speeds) -> Table:
     spec = plan.tabulate_spec()
     arrangement = Arrangement(spec.standard, spec.tables)
-    return build_table(name, frame, _models(plan), plan.grid.cells, arrangement, differences)
+    return build_table(name, frame, _models(plan), plan.grid.cells, arrangement, differences, speeds)
 
 
 def main() -> int:

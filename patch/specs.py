@@ -20,6 +20,7 @@ from patch.config import (
     LocalModel,
     Pruning,
     Quantization,
+    Speedup,
     TrainedModel,
 )
 from patch.config.base import Section
@@ -39,6 +40,7 @@ VERSIONS = {
     "quantize": 1,
     "export": 1,
     "evaluate": 2,
+    "speedup": 1,
     "compare": 1,
     "tabulate": 3,
 }
@@ -193,6 +195,19 @@ class EvaluateSpec(Section):
     experiment: str
     cell: CellInfo
     evaluation: Evaluation
+    dtype: str
+    device: str
+
+
+class SpeedupSpec(Section):
+    """Speed of a dense model and of its cells, which stand in the order of their mask files."""
+
+    version: int = VERSIONS["speedup"]
+    upstream: str
+    experiment: str
+    model: str
+    cells: list[CellInfo]
+    settings: Speedup
     dtype: str
     device: str
 

@@ -2,7 +2,7 @@
 
 from patch.config.base import Section
 from patch.config.corpora import Corpus, FilesSource, HubSource, PackageSource, Use
-from patch.config.experiment import Evaluation, Experiment, GridEntry, Perplexity, Resources
+from patch.config.experiment import Evaluation, Experiment, GridEntry, Perplexity, Resources, Speedup
 from patch.config.imports import FileMask, HubMask, Import
 from patch.config.learning import Learning
 from patch.config.load import extended, load_experiment, read_yaml, validate_experiment
@@ -39,6 +39,7 @@ __all__ = [
     "Quantization",
     "Resources",
     "Section",
+    "Speedup",
     "TokenizerConfig",
     "TrainedModel",
     "Training",

@@ -56,6 +56,18 @@ class Evaluation(Section):
         return tasks
 
 
+class Speedup(Section):
+    """Speed of generation with the masks, measured on each model's 2:4 and hybrid cells beside the dense model.
+
+    The sizes are by default the paper's.
+    """
+
+    batch_size: int = Field(16, ge=1, description="Sequences that are generated together.")
+    prompt: int = Field(128, ge=1, description="Tokens that each of them starts from.")
+    new_tokens: int = Field(128, ge=2, description="Tokens that are added to each, greedily.")
+    repeats: int = Field(20, ge=4, description="Runs of each cell, in turn with those of all others; medians of them.")
+
+
 class GridEntry(Section):
     """A block of cells: every method x sparsity x tile x model x seed."""
 
@@ -122,7 +134,8 @@ class Resources(Section):
         1,
         ge=1,
         description="GPUs on each node of a learn job, one process each; on `cpu`, processes on each node. They share "
-        "the micro-batches of a step evenly. The masks are those of one process but for rounding, so a change reruns "
+        "the micro-batches of a step evenly and hold a share of the pattern logits each, which joint learning at 7B "
+        "needs (`python -m patch.memory`). The masks are those of one process but for rounding, so a change reruns "
         "nothing.",
     )
     learn_nodes: int = Field(1, ge=1, description="Nodes of a learn job; more than one need SLURM.")
@@ -158,6 +171,7 @@ class Experiment(Section):
     learning: LearningConfig = Field(description="Settings of the learned methods.")
     imports: dict[Name, Import] = Field(default_factory=dict, description="Masks that were made elsewhere.")
     evaluation: Evaluation = Field(description="What is measured.")
+    speedup: Speedup | None = Field(None, description="How speed is measured; without it, it is not.")
     grid: list[GridEntry] = Field(min_length=1, description="Which cells exist.")
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of calibration and learning.")
     tile: Tile = Field(
@@ -168,4 +182,4 @@ class Experiment(Section):
 
 
 LearningConfig.model_rebuild()
-__all__ = ["Experiment", "Evaluation", "GridEntry", "Learning", "LearningConfig", "Perplexity", "Resources"]
+__all__ = ["Experiment", "Evaluation", "GridEntry", "Learning", "LearningConfig", "Perplexity", "Resources", "Speedup"]

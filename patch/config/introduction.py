@@ -35,6 +35,7 @@ defines, or a tile that does not divide a layer stops it with the key, its value
 | `learning` | how masks are learned |
 | `quantization` | how weights are rounded in the blocks of the grid that say so |
 | `evaluation` | perplexity and zero-shot tasks |
+| `speedup` | how the speed of generation with the masks is measured, where it is |
 | `resources` | the device and what jobs may ask for |
 | `tile`, `seeds`, `grid` | which runs exist |
 
@@ -199,6 +200,14 @@ grid:
 ```
 
 {methods}
+
+**Speed** is measured where a section `speedup` is there, on each model's 2:4 and hybrid cells beside the dense model,
+with by default the sizes of the paper's table. A configuration that goes on top of one with it says `speedup: null` to
+do without.
+
+```yaml
+speedup: {batch_size: 16, prompt: 128, new_tokens: 128}
+```
 
 **A corpus** is local files, a data set of the hub, or a string in an installed package. `use` says which part
 of it a stage reads.

@@ -19,7 +19,7 @@ from patch.masks.packed import MaskSet, apply_masks
 from patch.models import prunable_linears
 
 # Of the largest logit, what a sum in another order may change of one.
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)

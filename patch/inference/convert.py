@@ -12,12 +12,12 @@ from patch.masks.packed import MaskSet, check_masks
 from patch.masks.tile import tile_grid
 from patch.models import weight_matrix
 
-# Sides of the tiles that a mask without tiles, 2:4 everywhere, is packed in.
+# Sides of the tiles that a mask without tiles, 2:4 everywhere, is packed in; in one tile where none divides it.
 TILES = (128, 64, 32, 16, 8, 4)
 
 
 def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.Module:
-    """Put a `HybridLinear` in the place of every linear layer that has a sparse tile; all others are masked.
+    """Put a `HybridLinear` in the place of every linear layer that has a sparse tile; all others are dense and stay.
 
     Args:
         model: the model that the masks are of; changed in place, and frozen: packed weights have no gradients.
@@ -34,16 +34,14 @@ def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.
         raise InputError(f"masks of the pattern {masks.pattern} have no faster form; 2:4 and hybrid ones have")
     masks.verify()
     linears = check_masks(model, masks)
-    with torch.no_grad():
-        for name, linear in linears.items():
-            weight, mask = weight_matrix(linear), masks.masks[name]
-            dense, tile = _tiles(name, masks)
-            if dense.all():
-                weight.masked_fill_(~mask.to(weight.device), 0)
-                continue
-            parent, _, child = name.rpartition(".")
-            hybrid = HybridLinear(pack(weight, mask, dense, tile), linear.bias, backend)
-            setattr(model.get_submodule(parent), child, hybrid)
+    packed = {}
+    for name, linear in linears.items():
+        dense, tile = _tiles(name, masks)
+        if not dense.all():  # else its mask, which was verified, drops nothing
+            packed[name] = pack(weight_matrix(linear), masks.masks[name], dense, tile)
+    for name, weight in packed.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, HybridLinear(weight, linears[name].bias, backend))
     return model.requires_grad_(False)
 
 
@@ -52,5 +50,5 @@ def _tiles(name: str, masks: MaskSet) -> tuple[Tensor, int]:
     if masks.pattern == "hybrid":
         return masks.tiles[name], masks.tile
     shape = masks.masks[name].shape
-    tile = next(tile for tile in TILES if all(side % min(side, tile) == 0 for side in shape))
+    tile = next((tile for tile in TILES if all(side % min(side, tile) == 0 for side in shape)), max(shape))
     return torch.zeros(tile_grid(shape, tile), dtype=torch.bool), tile

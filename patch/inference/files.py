@@ -14,7 +14,7 @@ from patch.inference.linear import HybridLinear
 from patch.inference.packed import PackedWeight, tile_counts
 from patch.io import atomic_directory
 from patch.masks.tile import tile_grid
-from patch.models import load_skeleton
+from patch.models import is_linear, load_skeleton, weight_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,21 +61,43 @@ def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | 
     path = Path(folder) / WEIGHTS
     layers, tensors = _read(path)
     model = load_skeleton(folder)
+    _configure_generation(model, Path(folder))
     for name, description in layers.items():
         packed = _packed(path, name, description, {part: tensors.pop(f"{name}.{part}", None) for part in PARTS})
         parent, child = _place(path, model, name)
-        setattr(parent, child, HybridLinear(packed, tensors.pop(f"{name}.bias", None), backend))
+        linear, bias = getattr(parent, child, None), tensors.pop(f"{name}.bias", None)
+        if (
+            not is_linear(linear)
+            or weight_matrix(linear).shape != packed.shape
+            or getattr(linear.bias, "shape", None) != getattr(bias, "shape", None)
+        ):
+            raise _other_model(path, name)
+        setattr(parent, child, HybridLinear(packed, bias, backend))
     for name, tensor in tensors.items():
         module, child = _place(path, model, name)
-        if child in module._parameters:
+        if getattr(module._parameters.get(child), "shape", None) == tensor.shape:
             module._parameters[child] = nn.Parameter(tensor, requires_grad=False)
-        else:
+        elif child in module._buffers:
             module._buffers[child] = tensor
+        else:
+            raise _other_model(path, name)
     model.tie_weights()
     missing = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if missing:
         raise InputError(f"{path}: it lacks {missing[0]}; save the model again")
     return model.to(device).eval().requires_grad_(False)
+
+
+def _configure_generation(model: PreTrainedModel, folder: Path) -> None:
+    """Make a model generate as the saved one did, where that is known."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").exists():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}/generation_config.json cannot be read: {error}") from None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -86,7 +108,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise InputError(f"{path}: format is {header.get('format')!r}, expected {FORMAT!r}")
-            return json.loads(header["layers"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            layers = json.loads(header["layers"])
+            if not isinstance(layers, dict):
+                raise InputError(f"{path}: its header is damaged (layers {layers!r}); save the model again")
+            return layers, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a folder that `patch.inference.save` wrote") from None
     except (SafetensorError, OSError) as error:
@@ -101,7 +126,11 @@ def _place(path: Path, model: nn.Module, name: str) -> tuple[nn.Module, str]:
     try:
         return model.get_submodule(parent), child
     except AttributeError:
-        raise InputError(f"{path}: {name} is of another model than the folder's config.json") from None
+        raise _other_model(path, name) from None
+
+
+def _other_model(path: Path, name: str) -> InputError:
+    return InputError(f"{path}: {name} is of another model than the folder's config.json")
 
 
 def _packed(path: Path, name: str, description: Any, parts: dict[str, Tensor | None]) -> PackedWeight:
@@ -122,7 +151,11 @@ def _packed(path: Path, name: str, description: Any, parts: dict[str, Tensor | N
     sparse = dense.numel() - count
     for part, wanted in (("values", weights * count + weights // 2 * sparse), ("bits", bytes_of_bits * sparse)):
         tensor = parts[part]
-        if tensor is None or tensor.shape != (wanted,) or (part == "bits") != (tensor.dtype == torch.uint8):
+        if (
+            tensor is None
+            or tensor.shape != (wanted,)
+            or not (tensor.dtype == torch.uint8 if part == "bits" else tensor.is_floating_point())
+        ):
             raise InputError(f"{path}: {name}.{part} is missing or not of {wanted} numbers")
     packed = PackedWeight(shape, tile, dense, parts["values"], parts["bits"])
     # A kernel does not ask again: groups of other than two would lead it out of its memory.

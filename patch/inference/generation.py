@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
 from patch.inference.measure import Marks, captured
+
+if TYPE_CHECKING:
+    from transformers import StaticCache
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,20 @@ class Generation:
         new_tokens: how many are added to each sequence, 2 or more.
         name: in a line that says that decoding is not captured.
         graph: on `cuda`, capture a step of decoding, where it can be.
+        cache: of another generation of the same shapes, which is not in use at the same time; None for one of its own.
 
     Raises:
         InputError: the model has fewer positions.
     """
 
     def __init__(
-        self, model: nn.Module, tokens: Tensor, new_tokens: int, name: str = "decoding", graph: bool = True
+        self,
+        model: nn.Module,
+        tokens: Tensor,
+        new_tokens: int,
+        name: str = "decoding",
+        graph: bool = True,
+        cache: StaticCache | None = None,
     ) -> None:
         from transformers import StaticCache
 
@@ -61,7 +72,7 @@ class Generation:
             )
         self.model, self.tokens, self.new_tokens, self.name = model, tokens, new_tokens, name
         self.length, self.device = length, tokens.device
-        self.cache = StaticCache(config=model.config, max_cache_len=length)
+        self.cache = StaticCache(config=model.config, max_cache_len=length) if cache is None else cache
         # What a captured step reads and writes: the last token of each sequence, and where the next one stands.
         self._token = torch.zeros_like(tokens[:, :1])
         self._position = torch.zeros(1, 1, dtype=torch.int64, device=self.device)

@@ -16,7 +16,7 @@ def rule_log(node: Node, root: str) -> str:
         name = f"/{node.model}/{node.cell.id}"
     elif node.rule in ("collect", "compare", "overview", "summary"):
         name = ""
-    elif node.stage == "tabulate":
+    elif node.stage in ("speedup", "tabulate"):
         name = f"/{node.name}"
     else:  # named as what it makes in the store
         name = f"/{Path(node.outputs[0]).name.removesuffix('.npy')}"

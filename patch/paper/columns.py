@@ -58,8 +58,9 @@ def groups(columns: list[Column]) -> list[tuple[str, int, int]]:
 
 
 def format_value(value: float, metric: str) -> str:
-    """Two decimals, as in the paper; fewer for a perplexity in the hundreds and above."""
-    decimals = 2 if metric != "perplexity" or abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    """Two decimals, as in the paper; fewer for a perplexity or tokens a second in the hundreds and above."""
+    large = metric in ("perplexity", "tokens_per_second")
+    decimals = 2 if not large or abs(value) < 100 else 1 if abs(value) < 1000 else 0
     return f"{value:.{decimals}f}"
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from patch.io import atomic_file
 from patch.paper.columns import text_columns
 from patch.paper.html import table_page
-from patch.paper.table import Measure, Table
+from patch.paper.table import PARTS, Measure, Table
 from patch.paper.tex import tex_lines
 from patch.results.order import percent
-
-CSV_PARTS = ("", "_stderr", "_spread", "_seeds", "_published", "_difference", "_best")
 
 
 def write_table(table: Table, stem: Path | str) -> list[Path]:
@@ -34,7 +32,7 @@ def _write_csv(table: Table, path: Path) -> None:
     labels += ["achieved_percent"] if table.names_models else [f"{name}_achieved_percent" for name in models]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*labels, *(f"{heading.key}{part}" for heading in table.header for part in CSV_PARTS)])
+        writer.writerow([*labels, *(f"{heading.key}{part}" for heading in table.header for part in heading.parts)])
         for row in table.rows:
             cells = [row.model] if table.names_models else []
             cells += [percent(row.sparsity), row.method, row.pattern]
@@ -45,15 +43,19 @@ def _write_csv(table: Table, path: Path) -> None:
                 else [row.achieved.get(name) for name in models]
             )
             cells += ["" if share is None else _number(100 * share) for share in shares]
-            writer.writerow([*cells, *(cell for measure in row.measures for cell in _csv_cells(measure))])
+            for heading, measure in zip(table.header, row.measures, strict=True):
+                found = _csv_cells(measure)
+                cells += [found[part] for part in heading.parts]
+            writer.writerow(cells)
 
 
-def _csv_cells(measure: Measure | None) -> list[str | int]:
+def _csv_cells(measure: Measure | None) -> dict[str, str | int]:
     if measure is None:
-        return [""] * len(CSV_PARTS)
+        return dict.fromkeys(PARTS, "")
     value, stderr, spread = (_number(x) for x in (measure.value, measure.stderr, measure.spread))
     published = (_number(x) for x in (measure.published, measure.value - measure.published))
-    return [value, stderr, spread, measure.seeds, *published, str(measure.best).lower()]
+    cells = [value, stderr, spread, measure.seeds, *published, str(measure.best).lower()]
+    return dict(zip(PARTS, cells, strict=True))
 
 
 def _number(value: float) -> str:

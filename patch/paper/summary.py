@@ -19,6 +19,7 @@ from patch.paper.unlisted import not_here
 from patch.results.costs import measured_costs
 from patch.results.published import Published
 from patch.results.record import ModelInfo, Record
+from patch.results.speed import SpeedRecord
 from patch.units import duration, size
 
 COMPARED = (
@@ -36,13 +37,14 @@ class Results:
         experiment: its name.
         run: what was run: a heading -> text.
         tables: in the order of the page.
-        figures: title of a model -> name of a figure -> path from the page.
         records: what was measured.
         differences: paired, as `patch.results.differences` makes them.
         models: of the experiment.
         expected: the cells that should have a record.
         published: the paper's numbers.
         command: makes all of it again.
+        figures: title of a model -> name of a figure -> path from the page.
+        speeds: what was measured of speed.
     """
 
     experiment: str
@@ -55,6 +57,7 @@ class Results:
     published: Published
     command: str
     figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    speeds: Sequence[SpeedRecord] = ()
 
 
 def summary(results: Results) -> str:
@@ -67,7 +70,7 @@ def summary(results: Results) -> str:
         "Beside the paper": f"{_bullets(compared)}\n\n{COMPARED}" if compared else "The paper has none of these rows.",
         "How sure": how_sure(results.records, results.differences, results.models, results.expected),
         "Missing": _missing(results),
-        "What it cost": cost_line(results.records),
+        "What it cost": cost_line(results.records, results.speeds),
         "Environment": environment_line(results.records),
         "How to make this again": f"```sh\n{results.command}\n```",
     }
@@ -75,7 +78,7 @@ def summary(results: Results) -> str:
     return "\n\n".join([f"# Results of `{results.experiment}`", *parts]) + "\n"
 
 
-def cost_line(records: Sequence[Record]) -> str:
+def cost_line(records: Sequence[Record], speeds: Sequence[SpeedRecord] = ()) -> str:
     """Time by stage and the largest memory."""
     stages: dict[str, float] = Counter()
     jobs: dict[str, int] = Counter()
@@ -83,8 +86,11 @@ def cost_line(records: Sequence[Record]) -> str:
     for (stage, _), cost in costs.items():
         stages[stage] += cost.seconds
         jobs[stage] += cost.jobs
+    if speeds:
+        stages["speedup"], jobs["speedup"] = sum(record.cost.seconds for record in speeds), len(speeds)
     parts = [f"{stage} {_time(seconds)} in {jobs[stage]} jobs" for stage, seconds in stages.items()]
-    peak = max((cost.peak_memory_mb for cost in costs.values()), default=0.0)
+    measured = [*costs.values(), *(record.cost for record in speeds)]
+    peak = max((cost.peak_memory_mb for cost in measured), default=0.0)
     return f"{_time(sum(stages.values()))} of computing ({', '.join(parts)}); at most {size(peak)} of memory in a job."
 
 
@@ -118,7 +124,7 @@ def _missing(results: Results) -> str:
         "(`python -m patch.status` says which). It is a dash in the tables."
         for cell in cells
     ]
-    lines += not_here(results.published, results.expected, results.models)
+    lines += not_here(results.published, results.expected, results.models, bool(results.speeds))
     whole = "" if cells else f"All {len(results.expected)} cells have a record.\n\n"
     return whole + _bullets(lines)
 

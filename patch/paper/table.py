@@ -10,6 +10,8 @@ from patch.results.collect import DENSITY
 from patch.results.record import ModelInfo
 
 DASH = "–"
+# Endings of the columns of a CSV file, of each column of measures.
+PARTS = ("", "_stderr", "_spread", "_seeds", "_published", "_difference", "_best")
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,19 @@ class Measure:
 
 @dataclass(frozen=True)
 class Heading:
-    """A column of measures; ``model`` is None where the rows name the model."""
+    """A column of measures.
+
+    Attributes:
+        metric: as in results.
+        model: None where the rows name the model.
+        label: as printed, where the metric does not say it.
+        parts: those of ``PARTS`` that a CSV file has of it.
+    """
 
     metric: str
     model: ModelInfo | None = None
+    label: str | None = None
+    parts: tuple[str, ...] = PARTS
 
     @property
     def higher_is_better(self) -> bool:
@@ -48,6 +59,8 @@ class Heading:
     @property
     def text(self) -> str:
         """As printed."""
+        if self.label is not None:
+            return self.label
         if self.metric.startswith(DENSITY):
             return self.metric.removeprefix(DENSITY).removesuffix("_proj")
         short = {"accuracy": "Acc. (%)" if self.model else "Mean", "perplexity": "PPL"}.get(self.metric, self.metric)
@@ -56,6 +69,8 @@ class Heading:
     @property
     def key(self) -> str:
         """Prefix of the columns of a CSV file; says the unit."""
+        if self.label is not None:
+            return self.metric
         prefix = f"{self.model.name}_" if self.model else ""
         return f"{prefix}{self.metric}" + ("_percent" if self.higher_is_better else "")
 

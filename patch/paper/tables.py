@@ -12,16 +12,19 @@ from patch.cell import Cell
 from patch.errors import InputError
 from patch.paper.render import write_table
 from patch.paper.selection import TABLES, Key, Selection, selection
+from patch.paper.speeds import speed_table
 from patch.paper.table import Heading, Measure, Row, Table, mark_best
 from patch.paper.text import to_text
 from patch.results.collect import DENSITY
 from patch.results.differences import Differences
 from patch.results.order import QUANTIZATIONS, method_title, tile_title, variant_title
 from patch.results.record import ModelInfo
+from patch.results.speed import Speeds
 from patch.results.statistics import summarize
 
 __all__ = ["TABLES", "Arrangement", "Table", "build_table", "to_text", "write_table"]
 
+SPEEDUP = "speedup"
 NAMED_MISSING = 6
 BOLD_NOTE = (
     "Bold: the best of its sparsity and what ties with it within the standard error of the difference, "
@@ -64,8 +67,9 @@ def build_table(
     expected: Sequence[Cell],
     arrangement: Arrangement = Arrangement(),  # noqa: B008 - frozen
     differences: Differences | None = None,
+    speeds: Speeds | None = None,
 ) -> Table:
-    """Make one of the standard ``TABLES`` or of the grid's own.
+    """Make one of the standard ``TABLES``, that of speed, or one of the grid's own.
 
     Args:
         name: of the table.
@@ -74,10 +78,13 @@ def build_table(
         expected: cells of the grid; those without a record are dashes and are counted in a note.
         arrangement: which rows the tables have.
         differences: paired errors, which decide what ties with the best; without them the rows' own errors do.
+        speeds: of the table `speedup` alone.
 
     Raises:
         InputError: there is no such table.
     """
+    if name == SPEEDUP and speeds is not None:
+        return speed_table(speeds, models)
     known = [*TABLES, *(arrangement.own or {})]
     if name not in known:
         raise InputError(f"unknown table `{name}`; known: {', '.join(known)}")

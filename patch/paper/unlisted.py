@@ -29,13 +29,16 @@ VARIED = {
 Row = tuple[str, str, float, int | None, str | None, str | None]
 
 
-def not_here(published: Published, cells: Sequence[Cell], models: Sequence[ModelInfo]) -> list[str]:
+def not_here(
+    published: Published, cells: Sequence[Cell], models: Sequence[ModelInfo], speed: bool = False
+) -> list[str]:
     """A line for each model of the experiment that lacks rows of the paper, and for what else the paper has.
 
     Args:
         published: the paper's numbers.
         cells: of the experiment.
         models: of the experiment.
+        speed: whether it measured any.
     """
     lines = []
     for model in models:
@@ -48,8 +51,8 @@ def not_here(published: Published, cells: Sequence[Cell], models: Sequence[Model
     others = [model.title for name, model in published.models.items() if name not in stood_for]
     if others:
         lines.append(f"Models of the paper that no model here stands for: {', '.join(others)}.")
-    if any(name.startswith("throughput") for name in published.__pydantic_extra__ or {}):
-        lines.append("The paper's table of tokens per second: speed on sparse tensor cores is not measured here.")
+    if published.throughput_tok_s_bs16_prompt128 and not speed:
+        lines.append("The paper's table of tokens per second: speed is not measured here.")
     return lines
 
 

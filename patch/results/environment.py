@@ -22,6 +22,20 @@ def git_commit() -> str:
         return "unknown"
 
 
+def hardware(device: str) -> str:
+    """Name of the GPU, or of the CPU."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def describe_environment(device: str) -> dict[str, Any]:
     """Versions, device, threads and time, for a record."""
     import torch

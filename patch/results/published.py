@@ -87,6 +87,8 @@ class Published(BaseModel):
     global_vs_layer_ppl_qwen: ColumnTable | None = None
     fixed_mask_ppl_qwen: ColumnTable | None = None
     tile_prior_ppl_qwen: ColumnTable | None = None
+    # GPU -> `gen` and the number of new tokens -> sparsity in percent -> tokens per second.
+    throughput_tok_s_bs16_prompt128: dict[str, dict[str, dict[str, float]]] = {}
 
 
 def load_published(path: Path | str) -> Published:

@@ -12,25 +12,37 @@ from patch.results.collect import read_results
 from patch.results.differences import Differences
 from patch.results.published import load_published
 from patch.results.record import ModelInfo, read_record
+from patch.results.speed import Speeds, read_speed
 from patch.specs import SummarySpec
 
 
-def run(spec: SummarySpec, *, records: list[Path], results: Path, differences: Path, command: str, out: Path) -> None:
+def run(
+    spec: SummarySpec,
+    *,
+    records: list[Path],
+    results: Path,
+    differences: Path,
+    command: str,
+    out: Path,
+    speedups: list[Path] | None = None,
+) -> None:
     """Write the README; ``command`` makes the experiment again."""
     tabulate, frame, paired = spec.tabulate, read_results(results), Differences.read(differences)
     models = [ModelInfo(**model) for model in tabulate.models]
     expected = [Cell.of(cell) for cell in tabulate.cells]
-    arrangement = Arrangement(tabulate.standard, tabulate.tables)
+    arrangement, published = Arrangement(tabulate.standard, tabulate.tables), load_published(tabulate.published)
+    speeds = Speeds([read_speed(path) for path in speedups or []], published)
     text = summary(
         Results(
             experiment=spec.experiment,
             run=spec.run,
-            tables=[build_table(name, frame, models, expected, arrangement, paired) for name in spec.shown],
+            tables=[build_table(name, frame, models, expected, arrangement, paired, speeds) for name in spec.shown],
             records=[read_record(path) for path in records],
             differences=paired.frame,
             models=models,
             expected=expected,
-            published=load_published(tabulate.published),
+            published=published,
+            speeds=speeds.records,
             command=command,
             figures=spec.figures,
         )

@@ -8,13 +8,16 @@ from patch.cell import Cell
 from patch.paper.tables import Arrangement, build_table, write_table
 from patch.results.collect import read_results
 from patch.results.differences import Differences
+from patch.results.published import load_published
 from patch.results.record import ModelInfo
+from patch.results.speed import Speeds, read_speed
 from patch.specs import TabulateSpec
 
 
-def run(spec: TabulateSpec, *, results: Path, differences: Path, out: Path) -> None:
-    """Write the table that ``out`` is named after; ``out`` is the path without an ending."""
+def run(spec: TabulateSpec, *, results: Path, differences: Path, out: Path, speedups: list[Path] | None = None) -> None:
+    """Write the table that ``out``, a path without an ending, is named after; ``speedups`` are of that of speed."""
     models = [ModelInfo(**model) for model in spec.models]
     expected = [Cell.of(cell) for cell in spec.cells]
     arrangement, errors = Arrangement(spec.standard, spec.tables), Differences.read(differences)
-    write_table(build_table(out.name, read_results(results), models, expected, arrangement, errors), out)
+    speeds = Speeds([read_speed(path) for path in speedups or []], load_published(spec.published))
+    write_table(build_table(out.name, read_results(results), models, expected, arrangement, errors, speeds), out)

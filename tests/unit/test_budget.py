@@ -54,6 +54,7 @@ def test_sums(config: Path) -> None:
         "learn",
         "quantize",
         "evaluate",
+        "speedup",
         "tabulate",
     ]
     walls = {wall["gpus"]: wall["minutes"] for wall in numbers["wall"]}

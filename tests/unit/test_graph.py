@@ -127,6 +127,25 @@ def test_what_follows_from_a_job_that_runs_runs(raw_config: dict) -> None:
     }
 
 
+def test_speed_is_measured_of_each_model_with_sparse_cells(raw_config: dict) -> None:
+    raw_config["grid"].append({"methods": ["dense"], "models": ["qwen", "llama"]})
+    raw_config["grid"][0]["models"] = raw_config["grid"][1]["models"] = raw_config["grid"][2]["models"] = ["qwen"]
+    before = graph_of(raw_config)
+    assert "speedup" not in rules(before.nodes)
+    raw_config["speedup"] = {}
+    graph = graph_of(raw_config)
+    (node,) = (node for node in graph.nodes if node.rule == "speedup")
+    assert (node.name, node.outputs) == ("qwen", ("results/tiny/speedup/qwen.json",))
+    made = {need.name for need in graph.needs(node)}
+    hybrid = {f"patch-joint_hybrid_{level}_t4_s0" for level in (0.45, 0.25)}
+    assert made == {"qwen", "magnitude_2of4_0.5_s0", *hybrid}
+    added = Counter(rules(graph.nodes)) - Counter(rules(before.nodes))
+    assert added == {"speedup": 1, "speedup_figure": 1, "table": 1}
+    finish(graph)
+    Path(node.outputs[0]).unlink()
+    assert rules(graph_of(raw_config).remaining) == {"speedup": 1, "speedup_figure": 1, "table": 1, "summary": 1}
+
+
 def test_what_snakemake_says_it_will_make(raw_config: dict) -> None:
     outputs = find(graph_of(raw_config), "evaluate", "dense", "qwen").outputs
     graph = graph_of(raw_config, outputs={outputs[0], "something/else"})

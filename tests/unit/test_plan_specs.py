@@ -33,6 +33,8 @@ def specs(raw: dict) -> Specs:
             found["learn", cell.model, cell.id] = plan.learn_spec(cell).model_dump_json()
     for cell in plan.grid.cells:
         found["evaluate", cell.model, cell.id] = plan.evaluate_spec(cell).model_dump_json()
+    for name in plan.timed_models:
+        found["speedup", name, ""] = plan.speedup_spec(name).model_dump_json()
     for name in plan.experiment.models:
         found["model", name, ""] = plan.store.model_spec(name).model_dump_json()
         found["tokenizer", name, ""] = plan.store.tokenizer_spec(name).model_dump_json()
@@ -291,6 +293,49 @@ def test_a_quantised_cell_has_the_mask_of_the_pruned_one(raw_config: dict) -> No
         assert set(plan.evaluate_inputs(cell)) == {"model", "windows", "tasks", "quantized"} | (set(inputs) & {"mask"})
         assert plan.mask_digest(cell) != plan.mask_digest(cell.pruned)
     assert {cell.method for cell in plan.updated_cells} == {"sparsegpt"}
+
+
+def test_settings_of_speed_touch_speed_alone(raw_config: dict) -> None:
+    raw_config["speedup"] = {}
+    assert plan_of(raw_config).speedup_spec("qwen").settings.model_dump() == {
+        "batch_size": 16,
+        "prompt": 128,
+        "new_tokens": 128,
+        "repeats": 20,
+    }
+    different, changed = difference(raw_config, set_at("speedup", {"batch_size": 4}))
+    assert different == set() and changed == {("speedup", "qwen", ""), ("speedup", "llama", "")}
+    assert difference(raw_config, set_at("resources", "threads", 2)) == (set(), set())
+    different, _ = difference(raw_config, set_at("speedup", None))
+    assert {stage for stage, *_ in different} == {"speedup"}
+
+
+def test_speed_is_that_of_one_2_4_cell_and_of_every_tile_map(raw_config: dict) -> None:
+    raw_config |= {"speedup": {}, "seeds": [0, 1]}
+    raw_config["grid"] += [
+        {"methods": ["patch-tile"], "models": ["qwen"], "sparsity": [0.45]},
+        {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25], "quantization": "absmax"},
+        {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25], "vary": {"target": ["layer"]}, "table": "own"},
+    ]
+    plan = plan_of(raw_config)
+    cells = plan.timed_cells("qwen")
+    assert [cell.id for cell in cells] == [
+        "magnitude_2of4_0.5_s0",
+        "patch-joint_hybrid_0.45_t4_s0",
+        "patch-joint_hybrid_0.25_t4_s0",
+        "patch-tile_hybrid_0.45_t4_s0",
+    ]
+    assert plan.speedup_inputs("qwen") == {
+        "model": [plan.store.model_path("qwen")],
+        "masks": [plan.layout.mask(cell) for cell in cells],
+    }
+    assert [cell.id for cell in plan.speedup_spec("qwen").cells] == [cell.id for cell in cells]
+
+
+def test_without_sparse_cells_there_is_no_speed(raw_config: dict) -> None:
+    raw_config |= {"speedup": {}, "grid": [{"methods": ["dense"]}, {"methods": ["wanda"], "pattern": "1:4"}]}
+    plan = plan_of(raw_config)
+    assert plan.timed_models == [] and "speedup" not in plan.tables() and "speedup" not in plan.figures("qwen")
 
 
 def test_settings_of_quantisation_touch_quantised_cells_alone(raw_config: dict) -> None:

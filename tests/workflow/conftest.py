@@ -75,6 +75,7 @@ def _experiment(folder: Path) -> dict:
             "task_use": use["test"],
             "task_samples": 12,
         },
+        "speedup": {"batch_size": 2, "prompt": 6, "new_tokens": 3, "repeats": 4},
         "grid": [
             {"methods": ["dense"]},
             {"methods": ["magnitude", "sparsegpt", "thanos", "proxsparse", "maskllm"]},

@@ -105,7 +105,7 @@ def test_tiles_are_learned_over_an_imported_mask(folder: Path, jobs: Counter) ->
 
 def test_tables_of_ablations_and_seeds(folder: Path, jobs: Counter) -> None:
     tables = {path.stem: path.read_text() for path in (folder / "results/more/tables").glob("*.md")}
-    assert set(tables) == {"joint", "tile", "tasks", "density", "seeds", "tile_prior", "tile_size"}
+    assert set(tables) == {"joint", "tile", "tasks", "density", "seeds", "speedup", "tile_prior", "tile_size"}
     assert "tile prior: none" in tables["tile_prior"] and "tile prior: SparseGPT" in tables["tile_prior"]
     assert "hybrid 4×4" in tables["tile_size"] and "hybrid 4×4" not in tables["joint"]
     assert "imported: back" in tables["joint"] and "imported: by-hand" in tables["tile"]

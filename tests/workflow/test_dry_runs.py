@@ -88,14 +88,16 @@ def test_paper_has_each_job_once_and_no_other(paper):
         "learn": models * (proxsparse + patch) + small * maskllm,  # 5 x 4 + 3 = 23
         "quantize": quantized,  # 2 x 7 = 14
         "evaluate": models * (dense + one_shot + proxsparse + maskllm + patch) + quantized,  # 5 x 16 + 14 = 94
+        "speedup": models,
         "collect": 1,
         "compare": 1,
-        "table": 6,  # joint, tile, unstructured, quantized, tasks, density
+        "table": 7,  # joint, tile, unstructured, quantized, tasks, density, speedup
         "overview": 1,
         "summary": 1,
         "pareto": models,
         "density": models,
         "curves": models,
+        "speedup_figure": models,
         "all": 1,
     }
 
@@ -138,14 +140,16 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
         "learn": models * 5,
         "quantize": 7,
         "evaluate": models * 16 + 7,
+        "speedup": models,
         "collect": 1,
         "compare": 1,
-        "table": 6,
+        "table": 7,
         "overview": 1,
         "summary": 1,
         "pareto": models,
         "density": models,
         "curves": models,
+        "speedup_figure": models,
         "all": 1,
     }
 
@@ -211,7 +215,7 @@ def test_one_shot_methods_of_a_model_share_their_windows(paper):
     assert len(windows) == len({model for model, _ in windows}) == 5
 
 
-COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate")
+COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate", "speedup")
 
 
 @pytest.mark.parametrize("rule", COMPUTING)
@@ -238,7 +242,7 @@ def test_the_plan_has_the_jobs_of_the_dry_run(paper, monkeypatch):
     assert {frozenset(node.outputs) for node in nodes} == {frozenset(job.files("output")) for job in jobs}
     limits = {frozenset(job.files("output")): job for job in jobs}
     for node in nodes:
-        if node.stage in ("tokenize", "prune", "update", "learn", "evaluate"):
+        if node.stage in ("tokenize", "prune", "update", "learn", "evaluate", "speedup"):
             job = limits[frozenset(node.outputs)]
             assert (job.resource("runtime"), job.resource("mem_mb")) == (node.cost.minutes, node.cost.mem_mb)
 
@@ -265,7 +269,15 @@ def test_the_plan_sees_what_a_run_would_still_do(tmp_path, monkeypatch):
         Path(where(cells[method])).unlink()
     planned = {frozenset(node.outputs) for node in JobGraph(plan).remaining}
     made = {frozenset(job.files("output")) for job in dry_run(tmp_path) if job.rule != "all"}
-    assert planned == made and len(planned) < 20
+    assert planned == made and len(planned) < 25
+
+
+def test_speed_is_measured_alone_on_this_machine(tmp_path):
+    jobs = dry_run(tmp_path, "--cores", "7")
+    threads = {
+        rule: {job.fields.get("threads", "1") for job in jobs if job.rule == rule} for rule in ("speedup", "learn")
+    }
+    assert threads == {"speedup": {"7"}, "learn": {"1"}}
 
 
 def test_larger_models_ask_for_more(paper):

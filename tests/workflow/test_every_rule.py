@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from patch.results.speed import read_speed
+
 
 def test_every_file_is_there(finished: Path) -> None:
     root = finished / "results/tiny"
     for model in ("trained", "local"):
-        for figure in ("pareto", "density", "curves"):
+        for figure in ("pareto", "density", "curves", "speedup"):
             for kind in ("svg", "pdf", "png"):
                 assert (root / f"figures/{model}/{figure}.{kind}").stat().st_size > 1000
-    for table in ("joint", "tile", "unstructured", "quantized", "tasks"):
+    for table in ("joint", "tile", "unstructured", "quantized", "tasks", "speedup"):
         for kind in ("csv", "md", "tex"):
             assert (root / f"tables/{table}.{kind}").stat().st_size > 100
     assert len(list((root / "records").rglob("*.json"))) == 18
@@ -29,6 +31,34 @@ def test_records_say_what_was_measured(finished: Path) -> None:
         assert abs(record["achieved_sparsity"] - record["cell"]["sparsity"]) < 0.02, path
         assert record["metrics"]["perplexity"]["value"] > 1
         assert {"continuation", "word_order", "next_word", "cloze"} < set(record["metrics"])
+
+
+def test_speed_is_measured_beside_dense(finished: Path) -> None:
+    for model, hybrid in (("trained", "patch-tile"), ("local", "patch-joint")):
+        record = read_speed(finished / f"results/tiny/speedup/{model}.json")
+        assert [timed.cell.method for timed in record.timed] == ["dense", "magnitude", hybrid]
+        assert record.environment.threads == 2, "all cores of the run"
+        for timed in record.timed:
+            assert timed.tokens_per_second.median > 0 and timed.speedup.low <= timed.speedup.high
+            assert timed.linear_bytes.measured == timed.linear_bytes.expected
+            assert sum(timed.backends["decode"].values()) == (14 if model == "trained" else 8)
+        dense, pattern, tiles = record.timed
+        assert pattern.linear_bytes.measured < tiles.linear_bytes.measured < dense.linear_bytes.measured
+    table = (finished / "results/tiny/tables/speedup.md").read_text()
+    assert record.hardware in table and "of demo size" in table
+    page = (finished / "results/tiny/README.md").read_text()
+    assert "Speed: 2 sequences of 6 tokens and 3 new ones, 4 runs of each cell" in page
+    assert "### speedup" in page and "figures/local/speedup.png" in page and "speed is not measured here" not in page
+
+
+def test_other_sizes_measure_speed_alone_again(copied: Path, planned) -> None:
+    settings = yaml.safe_load((copied / "tiny.yaml").read_text())
+    settings["speedup"]["new_tokens"] = 4
+    (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    assert planned(copied) == Counter({"speedup": 2, "table": 1, "speedup_figure": 2, "summary": 1, "all": 1})
+    del settings["speedup"]
+    (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    assert not {"speedup", "speedup_figure", "evaluate"} & set(planned(copied))
 
 
 def test_results_are_tidy(finished: Path) -> None:
@@ -55,7 +85,8 @@ def test_the_number_of_processes_reruns_nothing(copied: Path, planned) -> None:
 def test_a_deleted_record_is_evaluated_again_and_nothing_is_learned(copied: Path, snakemake, planned) -> None:
     (copied / "results/tiny/records/trained/sparsegpt_2of4_0.5_s0.json").unlink()
     jobs = planned(copied)
-    after = {"collect": 1, "compare": 1, "table": 6, "pareto": 2, "overview": 1, "summary": 1, "all": 1}
+    after = {"collect": 1, "compare": 1, "table": 7, "pareto": 2, "speedup_figure": 2, "overview": 1, "summary": 1}
+    after["all"] = 1
     assert jobs == Counter({"evaluate": 1, "update_weights": 1, **after})
     run = snakemake(copied)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -81,11 +112,15 @@ def test_one_learning_rate_reruns_what_it_touches(copied: Path, planned) -> None
         "pareto",
         "curves",
         "density",
+        "speedup",
+        "speedup_figure",
         "overview",
         "summary",
         "all",
     }
     assert jobs["density"] == 1
+    # Of the model whose patch-tile has another frozen mask.
+    assert jobs["speedup"] == 1
 
 
 def test_dense_statistics_are_taken_once_for_all_methods(copied: Path, snakemake, planned) -> None:

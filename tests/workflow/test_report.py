@@ -10,7 +10,7 @@ import pytest
 from .browser import BrowserMissing, dump, require_chromium, served
 
 WALK = Path(__file__).with_name("walk.js")
-FIGURES = ("curves", "density", "pareto")
+FIGURES = ("curves", "density", "pareto", "speedup")
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ wildcard_constraints:
     made_tasks=one_of(name for name, path in TASKS.items() if path),
     hub_tasks=one_of(name for name, path in TASKS.items() if not path),
     model=one_of(MODELS),
+    timed=one_of(PLAN.timed_models),
     statistics=one_of(PLAN.statistics),
     fetched_mask=one_of(MASKS),
     imported=one_of(c.id for c in MADE if c.spec.stage == "import"),
@@ -77,6 +78,6 @@ def options(inputs):
     return " ".join(f"--{name.replace('_', '-')} {path}" for name, path in inputs.items())
 
 
-def figure_labels(wildcards, figure):
+def figure_labels(model, figure):
     """How the report lists a figure."""
-    return {"model": MODELS[wildcards.model].title, "figure": figure}
+    return {"model": MODELS[model].title, "figure": figure}

@@ -1,6 +1,6 @@
 """Tables, figures and pages.
 
-Inputs: the records of all cells, training curves. Outputs: results/<experiment>/results.csv,
+Inputs: the records of all cells, of learning and of speed. Outputs: results/<experiment>/results.csv,
 tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html, README.md. What
 `snakemake --report` shows is marked with report(); the captions are in workflow/report/.
 """
@@ -12,6 +12,7 @@ TABLE_KINDS = ["csv", "md", "tex", "html"]
 FIGURE_KINDS = ["svg", "pdf", "png"]
 RECORDS = [PLAN.layout.record(cell) for cell in PLAN.grid.cells]
 SAMPLES = [PLAN.layout.samples(cell) for cell in PLAN.grid.cells]
+SPEEDUPS = [PLAN.layout.speedup(model) for model in PLAN.timed_models]
 FORECAST = Forecast(PLAN)
 
 
@@ -25,6 +26,7 @@ localrules:
     pareto,
     density,
     curves,
+    speedup_figure,
     overview,
     summary,
 
@@ -37,6 +39,7 @@ rule tables:
     """Every table, and the records and tidy data that they are made from."""
     input:
         RECORDS,
+        SPEEDUPS,
         f"{RESULTS}/results.csv",
         expand(f"{RESULTS}/tables/{{table}}.{{kind}}", table=PLAN.tables(), kind=TABLE_KINDS),
 
@@ -94,6 +97,7 @@ rule table:
     input:
         results=f"{RESULTS}/results.csv",
         differences=f"{RESULTS}/differences.csv",
+        speedups=lambda wildcards: SPEEDUPS if wildcards.table == "speedup" else [],
     output:
         multiext(f"{RESULTS}/tables/{{table}}", ".csv", ".md", ".tex"),
         html=report(
@@ -113,7 +117,7 @@ rule table:
         out=f"{RESULTS}/tables/{{table}}",
     shell:
         f"{STAGE} table --spec {{params.spec:q}} --results {{input.results}} --differences {{input.differences}}"
-        " --out {params.out} &> {log}"
+        " --speedups {input.speedups} --out {params.out} &> {log}"
 
 
 rule pareto:
@@ -127,7 +131,7 @@ rule pareto:
             f"{RESULTS}/figures/{{model}}/pareto.svg",
             caption="../report/pareto.rst",
             category="Figures",
-            labels=lambda wildcards: figure_labels(wildcards, "pareto"),
+            labels=lambda wildcards: figure_labels(wildcards.model, "pareto"),
         ),
     log:
         f"{LOGS}/pareto/{{model}}.log",
@@ -153,7 +157,7 @@ rule density:
             f"{RESULTS}/figures/{{model}}/density.svg",
             caption="../report/density.rst",
             category="Figures",
-            labels=lambda wildcards: figure_labels(wildcards, "density"),
+            labels=lambda wildcards: figure_labels(wildcards.model, "density"),
         ),
     log:
         f"{LOGS}/density/{{model}}.log",
@@ -178,7 +182,7 @@ rule curves:
             f"{RESULTS}/figures/{{model}}/curves.svg",
             caption="../report/curves.rst",
             category="Figures",
-            labels=lambda wildcards: figure_labels(wildcards, "curves"),
+            labels=lambda wildcards: figure_labels(wildcards.model, "curves"),
         ),
     log:
         f"{LOGS}/curves/{{model}}.log",
@@ -191,6 +195,33 @@ rule curves:
         out=f"{RESULTS}/figures/{{model}}/curves",
     shell:
         f"{STAGE} curves --spec {{params.spec:q}} --curves-of {{input.curves}} --out {{params.out}} &> {{log}}"
+
+
+rule speedup_figure:
+    """Accuracy and perplexity against measured speedup."""
+    input:
+        results=f"{RESULTS}/results.csv",
+        speedup=f"{RESULTS}/speedup/{{timed}}.json",
+    output:
+        multiext(f"{RESULTS}/figures/{{timed}}/speedup", ".pdf", ".png"),
+        svg=report(
+            f"{RESULTS}/figures/{{timed}}/speedup.svg",
+            caption="../report/speedup.rst",
+            category="Figures",
+            labels=lambda wildcards: figure_labels(wildcards.timed, "speedup"),
+        ),
+    log:
+        f"{LOGS}/speedup_figure/{{timed}}.log",
+    benchmark:
+        f"{BENCHMARKS}/speedup_figure/{{timed}}.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        spec=lambda wildcards: as_json(PLAN.pareto_spec(wildcards.timed)),
+        out=f"{RESULTS}/figures/{{timed}}/speedup",
+    shell:
+        f"{STAGE} speedup_figure --spec {{params.spec:q}} --results {{input.results}} --speedup {{input.speedup}}"
+        " --out {params.out} &> {log}"
 
 
 rule overview:
@@ -232,6 +263,7 @@ rule summary:
         records=RECORDS,
         results=f"{RESULTS}/results.csv",
         differences=f"{RESULTS}/differences.csv",
+        speedups=SPEEDUPS,
     output:
         readme=f"{RESULTS}/README.md",
     log:
@@ -247,4 +279,5 @@ rule summary:
         spec=as_json(summary_spec(PLAN)),
     shell:
         f"{STAGE} summary --spec {{params.spec:q}} --records {{input.records}} --results {{input.results}}"
-        " --differences {input.differences} --command {resources.command:q} --out {output.readme} &> {log}"
+        " --differences {input.differences} --speedups {input.speedups} --command {resources.command:q}"
+        " --out {output.readme} &> {log}"

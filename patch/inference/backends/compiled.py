@@ -115,7 +115,7 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
 def _told(packed: PackedWeight, kernel: ctypes.CDLL) -> _Packed:
     """What the library is told of a weight; at first it is moved to large pages, which are read faster."""
     told = _known.get(packed)
-    if told is None:
+    if told is None or told.values != packed.values.data_ptr():  # which moves when it is shared with processes
         rows, columns = packed.dense.shape
         parts = (packed.values, packed.bits, packed.dense, packed.starts)
         assert all(part.is_contiguous() for part in parts)

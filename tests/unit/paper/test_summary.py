@@ -138,6 +138,7 @@ def test_rows_of_the_paper_that_are_not_in_the_grid(one_seed):
         "Thanos 2:4 at 50 %; ProxSparse 2:4 at 50 %."
     )
     assert "Llama-2-13B" in others and "Llama-2-7B" not in others and "tokens per second" in speed
+    assert not_here(one_seed.published, one_seed.expected, [llama], speed=True) == [line, others]
 
 
 def test_ablations_of_the_paper_count_as_rows(one_seed):

@@ -1,0 +1,70 @@
+"""A record of speed as the stage would leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# Method, pattern, sparsity, speedup.
+CELLS = (
+    ("dense", "dense", 0.0, 1.0),
+    ("wanda", "2:4", 0.5, 1.5),
+    ("patch", "hybrid", 0.45, 1.4),
+    ("patch", "hybrid", 0.25, 1.2),
+)
+
+
+def _quartiles(median: float, spread: float) -> dict[str, float]:
+    return {"median": median, "low": median - spread, "high": median + spread}
+
+
+def _timed(model: str, variant: str, tile: int, cell: tuple[str, str, float, float]) -> dict[str, Any]:
+    method, pattern, sparsity, gain = cell
+    name = f"patch-{variant}" if method == "patch" else method
+    size = tile if pattern == "hybrid" else None
+    identifier = {"id": f"{name}_{sparsity}", "model": model, "method": name, "pattern": pattern}
+    return {
+        "cell": identifier | {"sparsity": sparsity, "tile": size, "seed": 0},
+        "achieved_sparsity": sparsity,
+        "tokens_per_second": _quartiles(1000 * gain, 30.0),
+        "prefill_seconds": _quartiles(0.1 / gain, 0.01),
+        "decode_seconds": _quartiles(2.0 / gain, 0.01),
+        "speedup": _quartiles(gain, 0.02 if gain != 1 else 0.0),
+        "linear_bytes": {"dense": 8_000_000, "measured": int(8e6 * (1 - 0.875 * sparsity)), "expected": 1},
+        "peak_memory_mb": 10.0,
+        "backends": {"prefill": {"unpacked": 14}, "decode": {"unpacked": 14}},
+        "logits_difference": 1e-5,
+        "largest_logit": 12.0,
+    }
+
+
+@pytest.fixture
+def speed_record() -> Callable[..., dict[str, Any]]:
+    """A function: the raw record of a model, its variant of PATCH and its tile, with some keys changed."""
+
+    def make(model: str = "qwen", variant: str = "joint", tile: int = 16, **changes: Any) -> dict[str, Any]:
+        record = {
+            "schema": 1,
+            "experiment": "demo",
+            "model": model,
+            "settings": {"batch_size": 16, "prompt": 128, "new_tokens": 128, "repeats": 20},
+            "dtype": "float32",
+            "device": "cpu",
+            "hardware": "A CPU @ 2 GHz",
+            "timed": [_timed(model, variant, tile, cell) for cell in CELLS],
+            "config_digest": "abcd",
+            "cost": {"seconds": 12.0, "peak_memory_mb": 900.0},
+            "environment": {
+                "git_commit": None,
+                "python": "3.11.9",
+                "packages": {"torch": "2.5"},
+                "device": "x86_64",
+                "threads": 2,
+                "time": "2026-01-01T00:00:00+00:00",
+            },
+        }
+        return record | changes
+
+    return make

@@ -1,0 +1,98 @@
+"""Records of speed, and the paper's tokens per second beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patch.errors import InputError
+from patch.results.published import Published
+from patch.results.speed import (
+    PAPER_MODEL,
+    Quartiles,
+    paper_new_tokens,
+    published_devices,
+    published_speedup,
+    read_speed,
+)
+
+
+@pytest.fixture
+def written(tmp_path: Path, speed_record: Callable) -> Callable[..., Path]:
+    """A function: a record with some keys changed, or some text in its place, on disk."""
+
+    def write(text: str | None = None, **changes: Any) -> Path:
+        path = tmp_path / "speed.json"
+        path.write_text(json.dumps(speed_record() | changes) if text is None else text)
+        return path
+
+    return write
+
+
+def test_a_record_is_read(written: Callable) -> None:
+    record = read_speed(written())
+    assert record.dense.cell.method == "dense" and [timed.cell.sparsity for timed in record.timed] == [
+        0,
+        0.5,
+        0.45,
+        0.25,
+    ]
+    assert record.timed[1].speedup.spread == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schema": 2}, "`schema`"),
+        ({"timed": []}, "`timed`"),
+        ({"hardware": None}, "`hardware`"),
+        ({"settings": {"batch_size": 4}}, "`settings.prompt`"),
+        ({"more": 1}, "`more`"),
+    ],
+)
+def test_a_wrong_record_is_named(changes: dict, words: str, written: Callable) -> None:
+    with pytest.raises(InputError, match=r"speed\.json: not a record of speed: ") as error:
+        read_speed(written(**changes))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_dense_model_stands_first(written: Callable, speed_record: Callable) -> None:
+    timed = speed_record()["timed"]
+    for wrong in (timed[1:], timed[::-1], [timed[0], *timed]):
+        with pytest.raises(InputError, match="must begin with the dense model"):
+            read_speed(written(timed=wrong))
+
+
+def test_a_truncated_or_missing_file_is_named(written: Callable, tmp_path: Path) -> None:
+    whole = written().read_text()
+    with pytest.raises(InputError, match=r"speed\.json: not valid JSON"):
+        read_speed(written(whole[: len(whole) // 2]))
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
+        read_speed(tmp_path / "nowhere.json")
+
+
+def test_spread_is_half_of_what_lies_between_the_quartiles() -> None:
+    assert Quartiles(median=5.0, low=4.0, high=7.0).spread == 1.5
+
+
+def test_the_papers_speedups(published: Published) -> None:
+    assert published_devices(published) == ["A6000", "A100"]
+    rounded = {
+        device: [
+            round(published_speedup(published, PAPER_MODEL, device, level), 2) for level in (0.0, 0.25, 0.35, 0.45)
+        ]
+        for device in ("A6000", "A100")
+    }
+    assert rounded == {"A6000": [1.0, 1.18, 1.27, 1.38], "A100": [1.0, 1.07, 1.11, 1.16]}
+    assert round(published_speedup(published, PAPER_MODEL, "A6000", 0.45, 1024), 2) == 1.25
+    assert published_speedup(published, PAPER_MODEL, "A100", 0.5) is None
+    assert published_speedup(published, "Qwen/Qwen2.5-0.5B", "A100", 0.45) is None
+    assert published_speedup(published, None, "A100", 0.45) is None
+
+
+def test_the_part_of_the_papers_table_that_stands_beside(published: Published) -> None:
+    assert [paper_new_tokens(new, published) for new in (16, 128, 1024)] == [128, 128, 1024]

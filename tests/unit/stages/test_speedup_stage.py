@@ -1,0 +1,117 @@
+"""The stage that measures speed: one record of the dense model and its cells; and the table and figure of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patch.cell import Cell
+from patch.config import validate_experiment
+from patch.masks.nm import NM
+from patch.masks.packed import MaskSet, save_masks
+from patch.masks.tile import expand_tiles, tile_grid
+from patch.plan import Plan
+from patch.pruning import prune
+from patch.results.collect import COLUMNS
+from patch.results.differences import COLUMNS as DIFFERENCES
+from patch.results.speed import read_speed
+from patch.stages._run import run_stage
+
+
+@pytest.fixture
+def plan(raw_config: dict) -> Plan:
+    """With a section `speedup`, a 2:4 and a hybrid cell of one model."""
+    raw_config |= {
+        "speedup": {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4},
+        "grid": [
+            {"methods": ["magnitude"], "models": ["qwen"]},
+            {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25]},
+        ],
+    }
+    return Plan(validate_experiment(raw_config))
+
+
+@pytest.fixture
+def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
+    """Of its cells, made without the workflow."""
+    pattern = prune(tiny_model("qwen2"), "magnitude", NM(2, 4)).masks
+    tiles = {n: torch.arange(m.numel() // 16).view(tile_grid(m.shape, 4)) % 2 == 0 for n, m in pattern.items()}
+    hybrid = {name: mask | expand_tiles(tiles[name], mask.shape) for name, mask in pattern.items()}
+    paths = [tmp_path / "pattern.safetensors", tmp_path / "hybrid.safetensors"]
+    save_masks(paths[0], MaskSet(pattern, "2:4"))
+    save_masks(paths[1], MaskSet(hybrid, "hybrid", tiles, 4))
+    return paths
+
+
+@pytest.fixture
+def measured(plan: Plan, masks: list[Path], files: Any, tmp_path: Path) -> Callable[..., int]:
+    """A function: run the stage, and return its exit code."""
+
+    def run(*paths: Path, **changes: Any) -> int:
+        spec = plan.speedup_spec("qwen").model_dump(mode="json") | changes
+        options = ["--model", str(files.model), "--record", str(tmp_path / "speed.json")]
+        return run_stage(["speedup", "--spec", json.dumps(spec), "--masks", *map(str, paths or masks), *options])
+
+    return run
+
+
+def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert measured() == 0
+    record = read_speed(tmp_path / "speed.json")
+    cells = [Cell.of(timed.cell) for timed in record.timed]
+    assert cells == [Cell("qwen", "dense", "dense", 0.0, None, 0), *plan.timed_cells("qwen")]
+    assert record.settings.model_dump() == {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4}
+    assert (record.device, record.dtype, record.experiment) == ("cpu", "float32", "tiny") and record.hardware
+    dense, pattern, hybrid = record.timed
+    assert dense.speedup.model_dump() == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert (dense.achieved_sparsity, pattern.achieved_sparsity) == (0.0, 0.5)
+    assert hybrid.achieved_sparsity == pytest.approx(0.25, abs=0.01)
+    assert pattern.linear_bytes.measured < hybrid.linear_bytes.measured < dense.linear_bytes.measured
+    assert pattern.peak_memory_mb < hybrid.peak_memory_mb < dense.peak_memory_mb
+    assert dense.backends == {"prefill": {"dense": 14}, "decode": {"dense": 14}}
+    for timed in (pattern, hybrid):
+        assert timed.linear_bytes.measured == timed.linear_bytes.expected
+        assert timed.logits_difference < 1e-3 * timed.largest_logit
+        assert sum(timed.backends["prefill"].values()) == 14
+    for timed in record.timed:
+        assert timed.tokens_per_second.low <= timed.tokens_per_second.median <= timed.tokens_per_second.high
+        assert timed.prefill_seconds.median > 0 and timed.decode_seconds.median > 0
+    out = capfd.readouterr().out
+    assert "magnitude_2of4_0.5_s0: converted; logits differ by" in out and "tokens/s, 1.000 of dense" in out
+
+
+def test_masks_must_be_of_the_cells(measured: Callable, masks: list[Path], capfd: pytest.CaptureFixture) -> None:
+    assert measured(masks[0]) == 2
+    assert "error: 1 masks of 2 cells; give one of each, in their order" in capfd.readouterr().err
+
+
+def test_more_tokens_than_the_model_has_positions(measured: Callable, capfd: pytest.CaptureFixture) -> None:
+    sizes = {"batch_size": 1, "prompt": 60, "new_tokens": 10, "repeats": 4}
+    assert measured(settings=sizes) == 2
+    assert "make `speedup.prompt` or `speedup.new_tokens` smaller" in capfd.readouterr().err
+
+
+def test_a_damaged_record_stops_the_table(
+    stage: Callable, plan: Plan, measured: Callable, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "speed.json").write_text('{"schema": 1, "experiment": "tiny"')
+    spec = plan.tabulate_spec().model_dump(mode="json")
+    (tmp_path / "results.csv").write_text(",".join(COLUMNS) + "\n")
+    (tmp_path / "differences.csv").write_text(",".join(DIFFERENCES) + "\n")
+    options = {"results": tmp_path / "results.csv", "differences": tmp_path / "differences.csv"}
+    options |= {"speedups": tmp_path / "speed.json", "out": tmp_path / "tables/speedup"}
+    ended = stage("table", spec, **options)
+    assert ended.code == 2 and "speed.json: not valid JSON" in ended.error
+    assert measured() == 0
+    ended = stage("table", spec, **options)
+    assert ended.code == 0, ended.error
+    assert "Speed of greedy generation on" in (tmp_path / "tables/speedup.md").read_text()
+    figure = plan.pareto_spec("qwen").model_dump(mode="json")
+    options = {"results": tmp_path / "results.csv", "speedup": tmp_path / "speed.json", "out": tmp_path / "figure"}
+    assert stage("speedup_figure", figure, **options).code == 0
+    assert (tmp_path / "figure.svg").stat().st_size > 1000

@@ -1,0 +1,59 @@
+"""The table of what learning takes of a GPU: the cost model's numbers, and a star where they do not fit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from patch.config import load_experiment, validate_experiment
+from patch.cost import CostModel, too_large
+from patch.memory import main, table
+from patch.plan import Plan
+
+PAPER = Path(__file__).parents[2] / "config/paper.yaml"
+
+
+def test_what_fits_one_gpu_and_what_takes_four() -> None:
+    head, *rows = table(load_experiment(PAPER))
+    assert head == ["model", "joint, 1 x fp32", "joint, 1 x bf16", "joint, 4 x fp32", "joint, 4 x bf16", "tile, 1"]
+    fits = {row[0]: ["*" not in cell for cell in row[1:]] for row in rows}
+    assert len(fits) == 5 and {tuple(fit) for name, fit in fits.items() if name in ("Llama-2-7B", "Llama-3.1-8B")} == {
+        (False, False, True, True, True)
+    }
+    assert all(all(fit) for name, fit in fits.items() if name not in ("Llama-2-7B", "Llama-3.1-8B"))
+
+
+def test_as_the_plan_has_it(raw_config: dict) -> None:
+    """The same stars as in the plan's list of what does not fit."""
+    raw = copy.deepcopy(raw_config)
+    raw["resources"] = {"device": "cuda", "gpu_memory_gb": 0.001}
+    plan = Plan(validate_experiment(raw))
+    joint = next(cell for cell in plan.grid.closure if cell.method == "patch-joint")
+    need = CostModel(plan.experiment, plan.grid).learn(joint).gpu_mem_mb / 1000
+    for limit, star in ((1.01 * need, False), (0.99 * need, True)):
+        raw["resources"]["gpu_memory_gb"] = limit
+        plan = Plan(validate_experiment(raw))
+        cells = {row[0]: row[1] for row in table(plan.experiment)[1:]}
+        assert ("*" in cells[plan.experiment.models[joint.model].title]) == star
+        assert (
+            any("patch-joint" in line for line in too_large(CostModel(plan.experiment, plan.grid), plan.grid)) == star
+        )
+
+
+def test_command_line(raw_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config))
+    assert main(["--configfile", str(tmp_path / "config.yaml"), "--gpus", "2", "--config", "tile=8"]) == 0
+    printed = capsys.readouterr().out
+    assert "joint, 2 x bf16" in printed and "does not fit in 80 GB" in printed
+    assert main(["--gpus", "0"]) == 2
+    assert "--gpus is 0; it must be 1 or more" in capsys.readouterr().err
+
+
+def test_documents_have_the_numbers() -> None:
+    """`docs/performance.md` has the table of the paper's models."""
+    text = (PAPER.parents[1] / "docs/performance.md").read_text().replace(" \\*", "*")
+    for row in table(load_experiment(PAPER))[1:]:
+        assert "| " + " | ".join(cell.strip() for cell in row) + " |" in text, row
