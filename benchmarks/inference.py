@@ -1,0 +1,255 @@
+"""Packed hybrid layers beside dense ones: single layers, and generation by a whole model.
+
+    python benchmarks/inference.py                       # what docs/performance.md says of a CPU
+    python benchmarks/inference.py --models              # layers of the five models, rows 1, 16, 128, 2048
+    python benchmarks/inference.py --device cuda --dtypes bfloat16 --rows 16 2048 --models
+
+Dense is PyTorch's linear layer. Weights are random; tiles of 128, of which as many are sparse as make the sparsity, and
+50 is 2:4 everywhere. Candidates are called in turn, each time with another copy of their weight, so that no cache holds
+it; both sides have large pages, the same inputs, threads and dtype. Times are medians, with the quartiles' distance
+from it; `limit` is the dense weight's bytes over the packed one's, `of limit` the share that is reached.
+
+The last line is one JSON object: the least of dense time over ours for one row, over shapes and threads, by dtype and
+sparsity, and the most of what a packed layer takes over its formula.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from patch.masks.packed import MaskSet
+
+SHAPES = ("4096x4096", "11008x4096")
+SPARSITIES = (25, 35, 45, 50)
+TILE = 128
+# Bytes that pass between two uses of a copy, at least: more than the caches of a server's processor.
+BETWEEN = 2_000_000_000
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+# Hidden size, MLP, blocks, vocabulary of the whole model.
+MODEL = (2048, 5632, 4, 4096)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtypes", nargs="+", choices=SHORT, default=["float32", "bfloat16"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of a CPU")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--shapes", nargs="+", metavar="OUTxIN", default=list(SHAPES))
+    parser.add_argument("--models", action="store_true", help="shapes of all models of config/paper.yaml instead")
+    parser.add_argument("--repeats", type=int, default=20, help="calls of each that count")
+    parser.add_argument("--no-generation", action="store_true", help="layers alone")
+    parser.add_argument("--one", nargs=2, metavar=("DTYPE", "THREADS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.models:
+        options.shapes, options.rows = _shapes_of_models(), [1, 16, 128, 2048]
+    if options.one:
+        run(options.one[0], int(options.one[1]), options)
+        return 0
+    found: list[dict[str, Any]] = []
+    for dtype in options.dtypes:
+        for threads in options.threads if options.device == "cpu" else [1]:
+            found += _in_process(dtype, threads)
+    print(json.dumps(_worst(found)))
+    return 0
+
+
+def _in_process(dtype: str, threads: int) -> list[dict[str, Any]]:
+    """Measurements of a process of its own: the number of threads is one's from the start."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", dtype, str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "THP_MEM_ALLOC_ENABLE": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stdout:
+            if line.startswith("{"):
+                lines.append(json.loads(line))
+            else:
+                print(line, end="", flush=True)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return lines
+
+
+def _worst(found: list[dict[str, Any]]) -> dict[str, float]:
+    """The worst case of every dtype and sparsity over shapes and threads, for one row."""
+    worst: dict[str, float] = {}
+    for one in found:
+        if one.get("rows") == 1:
+            name = f"{SHORT[one['dtype']]}_{one['sparsity']}"
+            worst[name] = min(worst.get(name, math.inf), one["speedup"])
+    worst["memory_over_formula"] = max(one["memory_over_formula"] for one in found)
+    return {name: round(value, 4 if "memory" in name else 3) for name, value in worst.items()}
+
+
+def _shapes_of_models() -> list[str]:
+    from patch.budget import read_config
+    from patch.config import validate_experiment
+    from patch.shapes import linear_shapes, model_shape
+
+    models = validate_experiment(read_config("config/paper.yaml")).models
+    shapes = {shape for name, model in models.items() for shape in linear_shapes(model_shape(name, model)).values()}
+    return [f"{rows}x{columns}" for rows, columns in sorted(shapes, key=math.prod)]
+
+
+def run(dtype: str, threads: int, options: argparse.Namespace) -> None:
+    """Print everything for one dtype and number of threads: lines for people, and JSON lines."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    where = _device_name() if options.device == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    print(f"\n{dtype}, {where}, tile {TILE}, torch {torch.__version__}")
+    print(
+        f"{'layer':>14} {'rows':>5} {'dense ms':>14} | {'sparsity':>8} {'ms':>14} {'speedup':>8} {'limit':>6} of limit"
+    )
+    with torch.inference_mode():
+        for shape in options.shapes:
+            layers(tuple(map(int, shape.split("x"))), getattr(torch, dtype), options)
+    if not options.no_generation:
+        generation(getattr(torch, dtype), options)
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> None:
+    """One layer, for all numbers of rows."""
+    import torch
+
+    from patch.inference.measure import timed
+    from patch.inference.packed import packed_bytes
+
+    weight = torch.randn(shape, device=options.device).to(dtype)
+    packed = {sparsity: _packed(weight, sparsity) for sparsity in SPARSITIES}
+    copies = max(2, math.ceil(BETWEEN / (weight.nbytes + sum(one.nbytes for one in packed.values()))))
+    dense = [weight.clone() for _ in range(copies)]
+    others = {sparsity: [_copy(one) for _ in range(copies)] for sparsity, one in packed.items()}
+    formula = {s: packed_bytes(shape, TILE, int(one.dense.sum()), weight.itemsize) for s, one in packed.items()}
+    for rows in options.rows:
+        inputs = torch.randn(rows, shape[1], device=options.device).to(dtype)
+        repeats = options.repeats if rows <= 128 else max(5, options.repeats // 4)
+        times = timed(_candidates(dense, others, inputs), repeats, copies if rows == 1 else 2, options.device)
+        for number, s in enumerate(packed):
+            speedup, limit = times["dense"].median / times[s].median, weight.nbytes / packed[s].nbytes
+            head = f"{shape[0]:>7}x{shape[1]:<6} {rows:>5} {_text(times['dense'])}" if not number else " " * 35
+            share = f"{speedup / limit:>8.0%}" if rows == 1 else ""
+            print(f"{head} | {s:>7}% {_text(times[s])} {speedup:>8.2f} {limit:>6.2f} {share}")
+            line = {"dtype": str(dtype).removeprefix("torch."), "shape": shape, "rows": rows, "sparsity": s}
+            memory = _bytes(others[s][0]) / formula[s]
+            print(json.dumps(line | {"speedup": speedup, "memory_over_formula": memory}), flush=True)
+
+
+def _candidates(dense: list[Tensor], others: dict[int, list[Any]], inputs: Tensor) -> dict[Any, Callable[[], Tensor]]:
+    """Dense and packed products, each call with the next copy of the weight."""
+    from torch.nn.functional import linear
+
+    from patch.inference.backends import backend_for
+
+    def in_turn(multiply: Callable[[Any], Tensor], copies: list[Any]) -> Callable[[], Tensor]:
+        turn = cycle(copies)
+        return lambda: multiply(next(turn))
+
+    found: dict[Any, Callable[[], Tensor]] = {"dense": in_turn(lambda weight: linear(inputs, weight), dense)}
+    for sparsity, copies in others.items():
+        multiply = backend_for(copies[0], inputs)
+        found[sparsity] = in_turn(lambda packed, multiply=multiply: multiply(packed, inputs), copies)
+    return found
+
+
+def _text(spread: Any) -> str:
+    return f"{1e3 * spread.median:>7.2f} ± {500 * (spread.high - spread.low):<4.2f}"
+
+
+def _masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
+    """A random 2:4 mask under as many dense tiles as make the sparsity, and the tiles."""
+    import torch
+
+    from patch.masks.tile import expand_tiles, tile_grid
+
+    grid = tile_grid(weight.shape, TILE)
+    tiles = torch.zeros(math.prod(grid), dtype=torch.bool)
+    tiles[torch.randperm(len(tiles))[: round((1 - sparsity / 50) * len(tiles))]] = True
+    kept = torch.rand(weight.numel() // 4, 4).argsort(1) < 2
+    tiles = tiles.view(grid)
+    return kept.view(weight.shape) | expand_tiles(tiles, weight.shape), tiles
+
+
+def _packed(weight: Tensor, sparsity: int) -> Any:
+    from patch.inference.packed import pack
+
+    return pack(weight, *_masks(weight, sparsity), TILE)
+
+
+def _copy(packed: Any) -> Any:
+    from patch.inference.packed import PackedWeight
+
+    return PackedWeight(packed.shape, packed.tile, packed.dense.clone(), packed.values.clone(), packed.bits.clone())
+
+
+def _bytes(packed: Any) -> int:
+    """What is in memory for it, with the places of its tiles."""
+    return sum(part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.starts))
+
+
+def generation(dtype: Any, options: argparse.Namespace) -> None:
+    """A whole model, by batches of one and sixteen."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from patch.inference.compare import converted, weights
+    from patch.inference.generation import Generation, random_prompt
+    from patch.inference.measure import Spread, interleaved
+
+    hidden, mlp, blocks, vocabulary = MODEL
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=blocks,
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=hidden // 128,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).to(options.device, dtype).eval().requires_grad_(False)
+    models = {"dense": model} | {s: converted(model, _masks_of(model, s)) for s in SPARSITIES}
+    print(f"\ngeneration by {model.num_parameters() / 1e6:.0f}M parameters, prompt 32, 32 new tokens")
+    print(f"{'batch':>5} {'candidate':>9} {'tokens/s':>14} {'speedup':>8} {'bytes of layers':>16}")
+    for batch in (1, 16):
+        tokens = random_prompt(model, batch, 32)
+        runs = {name: Generation(one, tokens, 32, str(name)) for name, one in models.items()}
+        seconds = interleaved(runs, max(5, options.repeats // 4))
+        rates = {name: Spread.of([batch * 32 / one.total for one in times]) for name, times in seconds.items()}
+        for name, rate in rates.items():
+            speedup = rate.median / rates["dense"].median
+            held = weights(model, models[name])
+            print(
+                f"{batch:>5} {name if name == 'dense' else f'{name}%':>9} {rate.median:>7.1f} ± "
+                f"{(rate.high - rate.low) / 2:<4.1f} {speedup:>8.2f} {held.measured / held.dense:>16.3f}",
+                flush=True,
+            )
+
+
+def _masks_of(model: Any, sparsity: int) -> MaskSet:
+    from patch.masks.packed import MaskSet
+    from patch.models import prunable_linears
+
+    found = {name: _masks(linear.weight, sparsity) for name, linear in prunable_linears(model).items()}
+    return MaskSet({n: mask for n, (mask, _) in found.items()}, "hybrid", {n: t for n, (_, t) in found.items()}, TILE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
