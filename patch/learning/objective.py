@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from patch.learning.documents import DocumentCut
+from patch.learning.head import HeadLoss, frozen_head, hidden_states_of
 from patch.models import decoder_blocks
 
 
@@ -20,15 +22,20 @@ def cross_entropy(model: nn.Module, tokens: Tensor, cut: DocumentCut | None = No
     With ``cut`` no token attends to another document of its window, and none is predicted from another document;
     then it is the mean over windows of their means, which does not depend on how a batch is cut.
     """
-    if cut is None:
-        logits = model(tokens, use_cache=False).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
-    starts = cut.starts(tokens)
-    logits = model(tokens, use_cache=False, **cut.arguments(starts)).logits
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-    inside = ~starts[:, 1:]
-    sums = (losses.view(inside.shape) * inside).sum(1)
-    return (sums / inside.sum(1).clamp(min=1)).mean()
+    starts = None if cut is None else cut.starts(tokens)
+    arguments = {} if cut is None else cut.arguments(starts)
+    shares = torch.full_like(tokens[:, 1:], 1.0, dtype=torch.float32)
+    if starts is not None:
+        shares = (~starts[:, 1:]).float()
+    shares /= shares.sum(1, keepdim=True).clamp(min=1) * len(tokens)
+    targets = tokens[:, 1:].flatten()
+    head = frozen_head(model, tokens)
+    if head is None:
+        logits = model(tokens, use_cache=False, **arguments).logits[:, :-1].flatten(0, 1).float()
+        return (F.cross_entropy(logits, targets, reduction="none") * shares.flatten()).sum()
+    with hidden_states_of(head):
+        hidden = model(tokens, use_cache=False, **arguments).logits[:, :-1].flatten(0, 1)
+    return HeadLoss.apply(hidden, head.weight, head.bias, targets, shares.flatten())
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_kill_one_or_all_at_random_moments(
 
     counts, chance, found = in_processes(2, counted), random.Random(3), set()
     for number in range(6):
-        folder, share, victims = f"run{number}", 0.95 * chance.random(), [{0}, {1}, {0, 1}][number % 3]
+        folder, share, victims = f"run{number}", (number + chance.random()) / 6.5, [{0}, {1}, {0, 1}][number % 3]
 
         def dies(rank: int, folder: str = folder, share: float = share, victims: set[int] = victims) -> Any:
             last = max(1, int(share * counts[rank])) if rank in victims else 0
