@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from patch.data.tokenizer import train_tokenizer
+from patch.inference import HybridLinear
 from patch.masks.packed import load_masks
 from patch.models import load_model, prunable_linears
 
@@ -31,14 +33,20 @@ def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained("my-model")
     tokenizer.save_pretrained("my-model")
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    exec(compile(code.replace("steps=300", "steps=4"), "README.md", "exec"), {})
+    code = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("steps=300", "steps=4"), "README.md", "exec"), names)
 
     masks = load_masks("my-mask.safetensors")
     assert abs(masks.sparsity - 0.45) < 0.02
     sparse = prunable_linears(load_model("my-sparse-model"))
     zeros = sum(int((linear.weight == 0).sum()) for linear in sparse.values())
     assert zeros == sum(int((~mask).sum()) for mask in masks.masks.values())
+    tokens = torch.arange(6)[None]
+    packed = names["model"]
+    assert any(isinstance(layer, HybridLinear) for layer in packed.modules())
+    wanted = load_model("my-sparse-model")(tokens).logits
+    torch.testing.assert_close(packed(tokens).logits, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)

@@ -1,0 +1,97 @@
+"""Random hybrid weights, and masks of tiny models, made without the code under test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patch.inference.packed import PackedWeight, pack
+from patch.masks.packed import MaskSet
+from patch.models import prunable_linears, weight_matrix
+
+
+@dataclass
+class Hybrid:
+    """A weight, what is kept of it, and its dense tiles."""
+
+    weight: Tensor
+    mask: Tensor
+    dense: Tensor
+    tile: int
+
+    @property
+    def packed(self) -> PackedWeight:
+        return pack(self.weight, self.mask, self.dense, self.tile)
+
+    @property
+    def masked(self) -> Tensor:
+        """The weight with zeros where it is not kept."""
+        return torch.where(self.mask, self.weight, torch.zeros_like(self.weight))
+
+
+def _hybrid_mask(
+    shape: tuple[int, int], tile: int, share: float, generator: torch.Generator, fewer: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Two random weights of every four, or with ``fewer`` up to two; all of dense tiles, about a share of all tiles."""
+    (rows, columns), height, width = shape, min(shape[0], tile), min(shape[1], tile)
+    assert rows % height == 0 and columns % width == 0, (shape, tile)
+    dense = torch.rand(rows // height, columns // width, generator=generator) < share
+    if 0 < share < 1 and dense.numel() > 1:
+        first, last = torch.randperm(dense.numel(), generator=generator)[:2].tolist()
+        dense.view(-1)[first], dense.view(-1)[last] = True, False
+    mask = (torch.rand(rows, columns // 4, 4, generator=generator).argsort(-1) < 2).view(shape)
+    if fewer:
+        mask &= torch.rand(shape, generator=generator) < 0.7
+    whole = torch.zeros(shape, dtype=torch.bool)
+    for i, j in dense.nonzero().tolist():
+        whole[i * height : (i + 1) * height, j * width : (j + 1) * width] = True
+    return mask | whole, dense
+
+
+@pytest.fixture
+def hybrid_weight() -> Callable[..., Hybrid]:
+    """A function: shape, tile, share of dense tiles -> a random weight and its mask; equal arguments, equal weights."""
+
+    def make(
+        shape: tuple[int, int],
+        tile: int,
+        share: float = 0.5,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        fewer: bool = False,
+        whole: bool = False,
+    ) -> Hybrid:
+        """With ``whole``, small whole numbers, whose sums fp32 holds exactly."""
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randint(-4, 5, shape, generator=generator) if whole else torch.randn(shape, generator=generator)
+        return Hybrid(weight.to(dtype), *_hybrid_mask(shape, tile, share, generator, fewer), tile)
+
+    return make
+
+
+@pytest.fixture
+def model_masks() -> Callable[..., MaskSet]:
+    """A function: a model, a tile or None for 2:4 everywhere -> random masks; the first layer's tiles are all dense."""
+
+    def make(model: nn.Module, tile: int | None, share: float = 0.4, seed: int = 0) -> MaskSet:
+        generator = torch.Generator().manual_seed(seed)
+        masks, tiles = {}, {}
+        for i, (name, linear) in enumerate(prunable_linears(model).items()):
+            shape = tuple(weight_matrix(linear).shape)
+            part = 0.0 if tile is None else share if i else 1.0
+            masks[name], tiles[name] = _hybrid_mask(shape, tile or max(shape), part, generator)
+        return MaskSet(masks, "2:4") if tile is None else MaskSet(masks, "hybrid", tiles, tile)
+
+    return make
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """A function: use so many threads, in this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

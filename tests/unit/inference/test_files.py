@@ -1,0 +1,376 @@
+"""Converted models on disk: as they were, small, and refused where they are damaged."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from patch.errors import InputError
+from patch.inference.convert import convert
+from patch.inference.files import load, save
+from patch.inference.linear import HybridLinear
+from patch.inference.packed import unpack
+
+LARGER = {"hidden_size": 64, "intermediate_size": 128}
+CASES = [
+    ("llama", 4, {}),
+    ("llama", 32, LARGER | {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    ("gpt2", 8, {}),
+    ("gemma3_text", 8, {}),
+    ("opt", 8, {}),
+    ("qwen2", 64, LARGER),
+    ("qwen2", None, {"tie_word_embeddings": False}),
+    ("qwen3", 8, {}),
+]
+TOKENS = torch.randint(0, 50, (2, 5), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def made(tiny_model: Callable, model_masks: Callable) -> Callable[..., nn.Module]:
+    """A function: a converted tiny model."""
+
+    def make(
+        family: str = "qwen2", tile: int | None = 8, dtype: torch.dtype = torch.float32, **changes: Any
+    ) -> nn.Module:
+        heads = {"num_key_value_heads": 4} if family == "qwen2" else {}  # whose rows a tile of 8 divides
+        model = tiny_model(family, **heads | changes).to(dtype)
+        return convert(model, model_masks(model, tile))
+
+    return make
+
+
+def contents(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(folder / "packed.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "tile", "changes"), CASES)
+def test_a_model_comes_back_as_it_was(
+    family: str, tile: int | None, changes: dict, dtype: torch.dtype, made: Callable, tmp_path: Path
+) -> None:
+    model = made(family, tile, dtype, **changes)
+    save(model, tmp_path / "packed")
+    other = load(tmp_path / "packed")
+    assert not other.training and not any(tensor.requires_grad for tensor in other.parameters())
+    assert {name: type(module) for name, module in other.named_modules()} == {
+        name: type(module) for name, module in model.named_modules()
+    }
+    found, expected = dict(other.state_dict()), dict(model.state_dict())
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+    assert torch.equal(other(TOKENS).logits, model(TOKENS).logits)
+    options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
+    assert torch.equal(other.generate(TOKENS, **options), model.generate(TOKENS, **options))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings_are_there_once(tied: bool, made: Callable, tmp_path: Path) -> None:
+    save(made(tie_word_embeddings=tied), tmp_path / "packed")
+    other = load(tmp_path / "packed")
+    assert (other.lm_head.weight is other.model.embed_tokens.weight) == tied
+    tensors, _ = contents(tmp_path / "packed")
+    assert ("lm_head.weight" in tensors) != tied and "model.embed_tokens.weight" in tensors
+
+
+def test_how_it_generates_is_kept(made: Callable, tmp_path: Path) -> None:
+    model = made()
+    model.generation_config.max_new_tokens = 3
+    model.generation_config.repetition_penalty = 1.7
+    model.generation_config.eos_token_id = [7, 9]
+    save(model, tmp_path / "packed")
+    found = load(tmp_path / "packed").generation_config
+    assert (found.max_new_tokens, found.repetition_penalty, found.eos_token_id) == (3, 1.7, [7, 9])
+
+
+def test_without_a_way_to_generate(made: Callable, tmp_path: Path) -> None:
+    """As of a folder that an older version wrote, or a model that has none."""
+    save(made(), tmp_path / "packed")
+    (tmp_path / "packed/generation_config.json").unlink()
+    assert load(tmp_path / "packed").generate(TOKENS, max_new_tokens=2, do_sample=False).shape == (2, 7)
+
+
+def test_a_damaged_way_to_generate(made: Callable, tmp_path: Path) -> None:
+    save(made(), tmp_path / "packed")
+    (tmp_path / "packed/generation_config.json").write_text("{")
+    refused(tmp_path / "packed", "packed/generation_config.json cannot be read")
+
+
+def test_a_backend_and_a_device_for_all_layers(made: Callable, tmp_path: Path) -> None:
+    save(made(), tmp_path / "packed")
+    model = load(str(tmp_path / "packed"), backend="unpacked")
+    assert {module.backend for module in model.modules() if isinstance(module, HybridLinear)} == {"unpacked"}
+    assert {tensor.device.type for tensor in load(tmp_path / "packed", "meta").state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_file_is_smaller_by_what_is_packed(
+    dtype: torch.dtype, tiny_model: Callable, model_masks: Callable, tmp_path: Path
+) -> None:
+    model = tiny_model("llama", **LARGER | {"num_attention_heads": 4, "num_key_value_heads": 4}).to(dtype)
+    masks = model_masks(model, 32)
+    model.save_pretrained(tmp_path / "dense")
+    save(convert(model, masks), tmp_path / "packed")
+    sizes = [
+        sum(path.stat().st_size for path in (tmp_path / name).glob("*.safetensors")) for name in ("dense", "packed")
+    ]
+    saved = 0.4375 if dtype == torch.bfloat16 else 0.46875
+    sparse = sum(int((~tiles).sum()) for tiles in masks.tiles.values())
+    expected = sparse * 32 * 32 * dtype.itemsize * saved
+    assert sparse > 20 and abs(sizes[0] - sizes[1] - expected) < 8000, "headers and the maps of tiles"
+
+
+def test_what_was_there_is_replaced(made: Callable, tmp_path: Path) -> None:
+    save(made(), tmp_path / "packed")
+    (tmp_path / "packed/old").write_text("")
+    model = made("llama")
+    save(model, tmp_path / "packed")
+    names = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert names == {"config.json", "generation_config.json", "packed.safetensors"}
+    assert torch.equal(load(tmp_path / "packed")(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_a_save_that_fails_leaves_what_was_there(
+    made: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(made(), tmp_path / "packed")
+    before = snapshot(tmp_path)
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(made("llama"), tmp_path / "packed")
+    assert snapshot(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_a_model_that_is_not_converted(tiny_model: Callable, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="LlamaForCausalLM has no packed layer; convert it first, or use save_pretrained"
+    ):
+        save(tiny_model("llama"), tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.fixture
+def folder(made: Callable, tmp_path: Path) -> Path:
+    """A saved model, to be damaged."""
+    save(made(), tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def refused(folder: Path, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        load(folder)
+
+
+def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "nowhere/packed.safetensors: no such file; give a folder that `patch.inference.save`")
+    (folder / "config.json").rename(tmp_path / "config.json")
+    refused(folder, "model folder .*packed cannot be loaded")
+    (tmp_path / "config.json").rename(folder / "config.json")
+    (folder / "packed.safetensors").unlink()
+    refused(folder, "packed.safetensors: no such file")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
+def test_a_truncated_file(share: float, folder: Path) -> None:
+    path = folder / "packed.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    refused(folder, "packed.safetensors: truncated or not a safetensors file")
+
+
+def test_a_file_of_something_else(folder: Path, tiny_model: Callable) -> None:
+    path = folder / "packed.safetensors"
+    path.write_bytes(b"\x80\x02" * 1000)
+    refused(folder, "truncated or not a safetensors file")
+    path.unlink()
+    path.mkdir()
+    refused(folder, "packed.safetensors: ")
+    path.rmdir()
+    save_file({"a": torch.ones(2)}, path)
+    refused(folder, "format is None, expected 'patch-packed-1'")
+    save_file({"a": torch.ones(2)}, path, {"format": "pt"})
+    refused(folder, "format is 'pt', expected 'patch-packed-1'")
+    save_file({"a": torch.ones(2)}, path, {"format": "patch-packed-2"})
+    refused(folder, "format is 'patch-packed-2', expected 'patch-packed-1'")
+
+
+FIRST = "model.layers.1.mlp.gate_proj"  # 40 rows, 24 columns, tiles of 8
+
+
+def damaged(folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any], dict[str, str]], None]) -> None:
+    """Change tensors, descriptions of the layers, or the header."""
+    tensors, header = contents(folder)
+    layers = json.loads(header["layers"])
+    change(tensors, layers, header)
+    if header.get("layers") == contents(folder)[1]["layers"]:
+        header["layers"] = json.dumps(layers)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "packed.safetensors", header)
+
+
+def test_a_file_that_is_not_damaged(folder: Path) -> None:
+    """What the tests below do leaves a file good that they do not change."""
+    tensors, header = contents(folder)
+    assert json.loads(header["layers"])[FIRST] == {"shape": [40, 24], "tile": 8}
+    assert tensors[f"{FIRST}.dense"].shape == (5, 3)
+    damaged(folder, lambda *_: None)
+    load(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '"a"', "null", '{"a": 3}', '{"model.layers.1.mlp.gate_proj": null}'])
+def test_a_damaged_header(text: str, folder: Path) -> None:
+    damaged(folder, lambda tensors, layers, header: header.update(layers=text))
+    refused(folder, r"packed.safetensors: (its header|the shape of \S+) is damaged")
+
+
+def test_a_header_without_layers(folder: Path) -> None:
+    damaged(folder, lambda tensors, layers, header: header.pop("layers"))
+    tensors, header = contents(folder)
+    save_file(tensors, folder / "packed.safetensors", {"format": header["format"]})
+    refused(folder, "its header is damaged")
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        *({}, {"shape": [40, 24]}, {"tile": 8}, [], 5, {"shape": 40, "tile": 8}, {"shape": [40], "tile": 8}),
+        *({"shape": [40, 24, 1], "tile": 8}, {"shape": [40, 24], "tile": None}, {"shape": ["a", 24], "tile": 8}),
+        *({"shape": [40, 24], "tile": 0}, {"shape": [0, 24], "tile": 8}, {"shape": [41, 24], "tile": 8}),
+        *({"shape": [40, 24], "tile": 7}, {"shape": None, "tile": 8}),
+    ],
+    ids=str,
+)
+def test_a_damaged_shape(description: Any, folder: Path) -> None:
+    damaged(folder, lambda tensors, layers, header: layers.update({FIRST: description}))
+    refused(folder, f"packed.safetensors: the shape of {FIRST} is damaged")
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        *({"shape": [48, 24], "tile": 8}, {"shape": [40, 24], "tile": 4}, {"shape": [24, 40], "tile": 8}),
+        *({"shape": [-40, 24], "tile": 8}, {"shape": [40, -24], "tile": -8}, {"shape": [80, 48], "tile": 16}),
+        {"shape": [10**12, 24], "tile": 8},
+    ],
+    ids=str,
+)
+def test_a_shape_of_something_else(description: Any, folder: Path) -> None:
+    damaged(folder, lambda tensors, layers, header: layers.update({FIRST: description}))
+    refused(folder, f"packed.safetensors: .*{FIRST}")
+
+
+@pytest.mark.parametrize("part", ["values", "bits", "dense"])
+def test_parts_of_the_wrong_size(part: str, folder: Path) -> None:
+    good, name = (folder / "packed.safetensors").read_bytes(), f"{FIRST}.{part}"
+    changes: list[Callable[[Tensor], Tensor | None]] = [
+        *(lambda t: t[:-1], lambda t: torch.cat([t, t[:1]]), lambda t: t[:0], lambda t: t[None]),
+        *(lambda t: None, lambda t: t.to(torch.int16)),
+    ]
+    for change in changes:
+        tensors, header = contents(folder)
+        changed = change(tensors.pop(name))
+        save_file(tensors | ({} if changed is None else {name: changed}), folder / "packed.safetensors", header)
+        refused(folder, f"packed.safetensors: {name} is missing or not")
+        (folder / "packed.safetensors").write_bytes(good)
+
+
+def test_another_map_of_tiles(folder: Path) -> None:
+    damaged(folder, lambda tensors, layers, header: tensors[f"{FIRST}.dense"].fill_(True))
+    refused(folder, f"{FIRST}.values is missing or not of 960 numbers")
+
+
+@pytest.mark.parametrize("byte", [0b0111_0011, 0b0001_0011, 0b0011_0000, 0b1111_1111])
+def test_damaged_bits(byte: int, folder: Path) -> None:
+    """A kernel would read beyond the end of the values."""
+
+    def change(tensors: dict[str, Tensor], *_: Any) -> None:
+        tensors[f"{FIRST}.bits"][-1] = byte
+
+    damaged(folder, change)
+    refused(folder, f"{FIRST}.bits are damaged: a group does not keep two of four; save the model again")
+
+
+def other_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"hidden_size": 48}, {"intermediate_size": 48}),
+        *({"vocab_size": 60}, {"num_key_value_heads": 2}, {"tie_word_embeddings": False}),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_other_sizes(changes: dict, folder: Path) -> None:
+    layer_types = {"layer_types": ["full_attention"] * changes.get("num_hidden_layers", 2)}
+    other_config(folder, **changes, **layer_types)
+    refused(folder, "packed.safetensors: .*(config.json|lacks)")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3_text"])
+def test_a_configuration_of_another_family(family: str, folder: Path, tiny_model: Callable) -> None:
+    sizes = {"intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    sizes = sizes if family == "llama" else {}  # but for its biases it is the same
+    tiny_model(family, **sizes).config.save_pretrained(folder)
+    refused(folder, "packed.safetensors: .*(config.json|lacks)")
+
+
+def test_tensors_that_the_model_does_not_have(folder: Path) -> None:
+    good = (folder / "packed.safetensors").read_bytes()
+    for name in ("model.norm.odd", "odd", "model.odd.weight", "lm_head.weight.odd"):
+        damaged(folder, lambda tensors, layers, header, name=name: tensors.update({name: torch.ones(3)}))
+        refused(folder, f"packed.safetensors: {name} is of another model than the folder's config.json")
+        (folder / "packed.safetensors").write_bytes(good)
+    damaged(folder, lambda tensors, *_: tensors.pop("model.norm.weight"))
+    refused(folder, "packed.safetensors: it lacks model.norm.weight; save the model again")
+
+
+def test_a_packed_layer_without_its_bias(folder: Path) -> None:
+    damaged(folder, lambda tensors, *_: tensors.pop("model.layers.1.self_attn.k_proj.bias"))
+    refused(folder, "model.layers.1.self_attn.k_proj is of another model than the folder's config.json")
+
+
+def test_layers_that_the_model_does_not_have(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor], layers: dict[str, Any], header: dict[str, str]) -> None:
+        name = "model.layers.1.mlp.odd_proj"
+        layers[name] = layers[FIRST]
+        for part in ("values", "bits", "dense"):
+            tensors[f"{name}.{part}"] = tensors[f"{FIRST}.{part}"].clone()
+
+    damaged(folder, change)
+    refused(folder, "model.layers.1.mlp.odd_proj is of another model than the folder's config.json")
+
+
+def test_a_layer_is_what_it_was_before_saving(made: Callable, tmp_path: Path) -> None:
+    """After it was loaded, moved and saved again, too."""
+    model = made("gpt2")
+    save(model, tmp_path / "a")
+    other = load(tmp_path / "a").bfloat16()
+    save(other, tmp_path / "b")
+    again = load(tmp_path / "b")
+    for name, layer in model.named_modules():
+        if isinstance(layer, HybridLinear):
+            assert torch.equal(unpack(again.get_submodule(name).packed), unpack(layer.packed).bfloat16())
+    assert torch.equal(again(TOKENS).logits, other(TOKENS).logits)
+    copied = copy.deepcopy(again)
+    assert torch.equal(copied(TOKENS).logits, other(TOKENS).logits)

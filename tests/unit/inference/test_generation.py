@@ -1,0 +1,87 @@
+"""Greedy generation gives the tokens that the whole sequence gives, at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patch.errors import InputError
+from patch.inference.generation import Generation, generate_once, random_prompt
+
+FAMILIES = ("qwen2", "llama", "gemma3_text", "qwen3", "opt", "gpt2")
+
+
+@torch.no_grad()
+def without_cache(model: nn.Module, tokens: Tensor, new_tokens: int) -> Tensor:
+    for _ in range(new_tokens):
+        logits = model(input_ids=tokens, use_cache=False).logits
+        tokens = torch.cat([tokens, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return tokens[:, -new_tokens:]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_the_most_likely_ones(family: str, tiny_model: Callable) -> None:
+    model = tiny_model(family)
+    tokens = random_prompt(model, 3, 7)
+    generation = Generation(model, tokens, 9)
+    expected = without_cache(model, tokens, 9)
+    for _ in range(2):
+        seconds = generation()
+        assert torch.equal(generation.new, expected)
+        assert seconds.prefill > 0 and seconds.decode > 0
+        assert seconds.total == seconds.prefill + seconds.decode
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3_text", "qwen3", "gpt2"])
+def test_a_step_by_its_position_alone_gives_the_same(family: str, tiny_model: Callable) -> None:
+    """What a CUDA graph captures: neither positions nor masks depend on what Python counts."""
+    model = tiny_model(family, **({"sliding_window": 32} if family == "gemma3_text" else {}))
+    tokens = random_prompt(model, 2, 5)
+    generation = Generation(model, tokens, 6)
+    with torch.inference_mode():
+        generation._generate(generation._step)
+        expected = generation.new
+        generation._generate(generation._step_by_position)
+    assert torch.equal(generation.new, expected)
+
+
+def test_first_logits_are_those_of_the_model(tiny_model: Callable) -> None:
+    model = tiny_model("llama")
+    tokens = random_prompt(model, 2, 5)
+    longer = torch.cat([tokens, tokens[:, :1]], 1)
+    logits = model(input_ids=longer).logits[:, -2:].transpose(0, 1)
+    generation = Generation(model, tokens, 2)
+    for _ in range(2):
+        torch.testing.assert_close(generation.first_logits(), logits)
+
+
+def test_generations_can_share_a_cache(tiny_model: Callable) -> None:
+    one, other = tiny_model("gemma3_text"), tiny_model("gemma3_text", seed=1)
+    tokens = random_prompt(one, 2, 7)
+    first = Generation(one, tokens, 6)
+    second = Generation(other, tokens, 6, cache=first.cache)
+    for _ in range(2):
+        for generation, model in ((first, one), (second, other)):
+            generation()
+            assert torch.equal(generation.new, without_cache(model, tokens, 6))
+
+
+def test_once(tiny_model: Callable) -> None:
+    model = tiny_model("qwen2")
+    assert generate_once(model, random_prompt(model, 2, 4), 3).total > 0
+
+
+def test_prompts_are_the_same_every_time(tiny_model: Callable) -> None:
+    model = tiny_model("qwen2")
+    one, other = random_prompt(model, 2, 4), random_prompt(model, 2, 4)
+    assert torch.equal(one, other) and one.shape == (2, 4) and int(one.max()) < 50
+    assert not torch.equal(one, random_prompt(model, 2, 4, seed=1))
+
+
+def test_more_tokens_than_positions(tiny_model: Callable) -> None:
+    model = tiny_model("gpt2")
+    with pytest.raises(InputError, match=r"60 tokens of a prompt and 5 new ones are 65; the model has 64 positions"):
+        Generation(model, random_prompt(model, 1, 60), 5)

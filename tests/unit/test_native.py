@@ -1,0 +1,223 @@
+"""C++ is compiled once for a source, flags, compiler and processor, or not at all, with a reason."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from patch import native
+from patch.native import FLAGS, NoCompiler, build, library, processor
+
+REAL = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+needs_compiler = pytest.mark.skipif(REAL is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """One that gives a number, or what a flag says."""
+    path = tmp_path / "number.cpp"
+    path.write_text('#ifndef NUMBER\n#define NUMBER 42\n#endif\nextern "C" int number() { return NUMBER; }\n')
+    return path
+
+
+@pytest.fixture
+def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder that programs are looked for in; has none."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    return folder
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """`$CXX` is the machine's compiler and keeps a record; a function: how often it was asked to compile."""
+    if REAL is None:
+        pytest.skip("no C++ compiler")
+    log, path = tmp_path / "log", os.environ["PATH"]
+    text = f'[ "$1" = --version ] && echo 1.0 && exit\necho "$@" >> {log}\nPATH={path} exec {REAL} "$@"'
+    monkeypatch.setenv("CXX", program(tmp_path / "counting-c++", text))
+    return lambda: len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where libraries are kept."""
+    monkeypatch.setenv("PATCH_KERNEL_CACHE", str(tmp_path / "a/cache"))
+    return tmp_path / "a/cache"
+
+
+def number(path: Path) -> int:
+    return ctypes.CDLL(str(path)).number()
+
+
+def test_a_library_is_built_once(source: Path, counting: Callable, cache: Path) -> None:
+    made = build(source)
+    assert number(made) == 42 and made.parent == cache and made.name.startswith("number-") and counting() == 1
+    before = made.stat()
+    assert build(source) == made and library(source).number() == 42 and counting() == 1
+    assert made.stat().st_mtime_ns == before.st_mtime_ns
+    assert list(cache.iterdir()) == [made], "nothing but the library is left"
+
+
+def test_flags_reach_the_compiler(source: Path, counting: Callable, cache: Path, tmp_path: Path) -> None:
+    made = build(source, ("-DNUMBER=7",))
+    assert number(made) == 7 and library(source, ("-DNUMBER=8",)).number() == 8
+    first = (tmp_path / "log").read_text().splitlines()[0].split()
+    assert first[: len(FLAGS) + 2] == [*FLAGS, "-DNUMBER=7", str(source)]
+
+
+def test_a_library_of_something_else_is_not_used(
+    source: Path, counting: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other flags, or in another order, of another source, compiler or processor."""
+    libraries = [build(source), build(source, ("-g", "-DA")), build(source, ("-DA", "-g")), build(source, ("-g",))]
+    text = source.read_text()
+    source.write_text(text.replace("42", "43"))
+    libraries.append(build(source))
+    assert number(libraries[-1]) == 43
+    source.write_text(text)
+    with monkeypatch.context() as changed:
+        changed.setattr(native, "processor", lambda: frozenset(["another"]))
+        libraries.append(build(source))
+    with monkeypatch.context() as changed:
+        changed.setattr(native, "FLAGS", (*FLAGS, "-g0"))
+        libraries.append(build(source))
+    (tmp_path / "counting-c++").write_text((tmp_path / "counting-c++").read_text().replace("1.0", "1.1"))
+    libraries.append(build(source))
+    shutil.copy(tmp_path / "counting-c++", tmp_path / "other-c++")
+    monkeypatch.setenv("CXX", str(tmp_path / "other-c++"))
+    libraries.append(build(source))
+    assert len(set(libraries)) == counting() == 9
+    other = source.with_name("other.cpp")
+    other.write_text(text)
+    assert build(other).name.startswith("other-")
+
+
+def test_where_libraries_are_kept(
+    source: Path, counting: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = build(source).name
+    assert build(source, folder=tmp_path / "chosen") == tmp_path / "chosen" / name
+    monkeypatch.setenv("PATCH_KERNEL_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert build(source) == tmp_path / "xdg/patch-kernels" / name
+    monkeypatch.delenv("PATCH_KERNEL_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert build(source) == tmp_path / "home/.cache/patch-kernels" / name
+    assert counting() == 4
+
+
+def test_without_a_compiler(source: Path, empty_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for compiler in (None, "/nowhere/c++", ""):
+        if compiler is not None:
+            monkeypatch.setenv("CXX", compiler)
+        for make in (build, library):
+            with pytest.raises(NoCompiler) as caught:
+                make(source)
+            assert str(caught.value) == "no C++ compiler (c++, g++ or clang++)"
+    assert not cache.exists()
+
+
+def test_each_compiler_that_fails_is_quoted(
+    source: Path, empty_path: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(empty_path / "c++", 'echo "c++: error: no -mavx here" >&2\necho second >&2\nexit 1')
+    program(empty_path / "clang++", "exit 1")
+    monkeypatch.setenv("CXX", program(tmp_path / "mine", "echo internal trouble >&2; exit 4"))
+    with pytest.raises(NoCompiler) as caught:
+        build(source)
+    assert str(caught.value) == f"{tmp_path}/mine: internal trouble; c++: c++: error: no -mavx here; clang++: failed"
+    assert list(cache.iterdir()) == []
+
+
+@needs_compiler
+def test_a_source_or_flag_that_the_compiler_does_not_know(source: Path, cache: Path) -> None:
+    with pytest.raises(NoCompiler, match="-mno-such-thing"):
+        build(source, ("-mno-such-thing",))
+    source.write_text("extern int here is no C++;\n")
+    with pytest.raises(NoCompiler, match=r"number\.cpp:1:"):
+        build(source)
+    assert list(cache.iterdir()) == []
+
+
+def test_the_next_compiler_is_tried(source: Path, counting: Callable, empty_path: Path, cache: Path) -> None:
+    # `empty_path` forgets `$CXX`.
+    (empty_path.parent / "counting-c++").rename(empty_path / "g++")
+    program(empty_path / "c++", "exit 1")
+    assert number(build(source)) == 42 and counting() == 1
+
+
+def test_half_a_library_is_not_kept(source: Path, empty_path: Path, cache: Path) -> None:
+    copy = 'while [ "$1" != -o ]; do shift; done; echo half > "$2"; exit 1'
+    program(empty_path / "c++", f'[ "$1" = --version ] && exit\n{copy}')
+    with pytest.raises(NoCompiler):
+        build(source)
+    assert list(cache.iterdir()) == []
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_made(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PATCH_KERNEL_CACHE", str(tmp_path / "file/cache"))
+    for make in (build, library):
+        with pytest.raises(OSError, match=r"Not a directory: .*file/cache"):
+            make(source)
+
+
+@needs_compiler
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(source: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o500)
+    with pytest.raises(PermissionError, match=str(cache)):
+        build(source)
+
+
+def test_a_library_that_cannot_be_read(source: Path, counting: Callable, cache: Path) -> None:
+    build(source).write_text("not one")
+    with pytest.raises(OSError, match="number-"):
+        library(source)
+
+
+def test_processes_that_build_at_the_same_time(source: Path, counting: Callable, cache: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "counting-c++"
+    compiler.write_text(compiler.read_text().replace("PATH=", "sleep 0.3\nPATH=", 1))
+    pids = []
+    for _ in range(3):
+        pid = os.fork()
+        if not pid:
+            try:
+                os._exit(0 if number(build(source)) == 42 else 1)
+            finally:
+                os._exit(2)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert counting() > 1, "they must have met"
+    assert list(cache.iterdir()) == [build(source)]
+
+
+def test_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = processor.__wrapped__  # without what is remembered
+    monkeypatch.setattr(Path, "read_text", lambda _: "model: A\nflags\t\t: fpu amx_tile\nflags\t\t: other\n")
+    assert asked() >= {"fpu", "amx_tile"} and not asked() & {"other", "A"}
+    monkeypatch.setattr(Path, "read_text", lambda _: "Features\t: asimd bf16\n")
+    assert asked() >= {"asimd", "bf16"}
+    monkeypatch.setattr(Path, "read_text", lambda _: "nothing of it")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "a machine")
+    assert asked() == {"a machine"}
