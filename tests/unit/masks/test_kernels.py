@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shutil
-import stat
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
@@ -283,30 +280,7 @@ def fresh() -> Iterator[None]:
     compiled.load.cache_clear()
 
 
-def program(path: Path, text: str) -> str:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
-
-
-@pytest.fixture
-def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """`$CXX` takes its time and hands out the library of this machine; a function: how often it was asked to."""
-    if compiler() is None:
-        pytest.skip("no C++ compiler")
-    library, log = compiled.build(compiled.SOURCE, compiled.FLAGS), tmp_path / "log"
-    copy = f'while [ "$1" != -o ]; do shift; done; /bin/sleep 0.3; /bin/cp {library} "$2"'
-    text = f'[ "$1" = --version ] && echo 1.0 && exit\necho "$@" >> {log}\n{copy}'
-    monkeypatch.setenv("CXX", program(tmp_path / "slow-c++", text))
-    return lambda: len(log.read_text().splitlines()) if log.exists() else 0
-
-
-def test_without_a_compiler(empty_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
-    with pytest.raises(compiled.NoCompiler, match=r"no C\+\+ compiler \(c\+\+, g\+\+ or clang\+\+\)"):
-        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path)
-    monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(compiled.NoCompiler, match=r"no C\+\+ compiler"):
-        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path)
+def test_without_a_compiler(empty_path: Path, fresh: None) -> None:
     cpu = torch.device("cpu")
     with pytest.warns(UserWarning, match=r"plain PyTorch, several times slower: no C\+\+ compiler") as caught:
         assert kernels.kernel_for(cpu, torch.float32) is eager
@@ -332,95 +306,6 @@ def test_what_is_compiled_and_what_is_not(fresh: None) -> None:
         assert kernels.kernel_for(torch.device("cpu"), torch.float32) is compiled
         assert kernels.kernel_for(torch.device("cpu"), torch.bfloat16) is compiled
         assert kernels.kernel_for(torch.device("cpu"), torch.float64) is eager
-
-
-def test_a_compiler_that_fails_is_quoted(empty_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(empty_path / "c++", 'echo "c++: error: no -march=native here" >&2\necho second >&2\nexit 1')
-    program(empty_path / "clang++", "exit 1")
-    monkeypatch.setenv("CXX", program(tmp_path / "mine", "echo internal trouble >&2; exit 4"))
-    with pytest.raises(compiled.NoCompiler) as caught:
-        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
-    message = f"{tmp_path}/mine: internal trouble; c++: c++: error: no -march=native here; clang++: failed"
-    assert str(caught.value) == message
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_the_next_compiler_is_tried(counting: Callable, empty_path: Path, tmp_path: Path) -> None:
-    # `empty_path` forgets `$CXX`.
-    (tmp_path / "slow-c++").rename(empty_path / "g++")
-    program(empty_path / "c++", "exit 1")
-    library = compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
-    assert counting() == 1 and ctypes.CDLL(str(library)).masked_rows_forward
-
-
-def test_half_a_library_is_not_kept(empty_path: Path, tmp_path: Path) -> None:
-    copy = 'while [ "$1" != -o ]; do shift; done; echo half > "$2"; exit 1'
-    program(empty_path / "c++", f'[ "$1" = --version ] && exit\n{copy}')
-    with pytest.raises(compiled.NoCompiler):
-        compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_the_library_is_built_once(counting: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATCH_KERNEL_CACHE", str(tmp_path / "a/cache"))
-    library = compiled.build(compiled.SOURCE, compiled.FLAGS)
-    assert library.parent == tmp_path / "a/cache"
-    assert compiled.build(compiled.SOURCE, compiled.FLAGS) == library and counting() == 1
-    assert list(library.parent.iterdir()) == [library], "nothing but the library is left"
-    monkeypatch.delenv("PATCH_KERNEL_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert compiled.build(compiled.SOURCE, compiled.FLAGS) == tmp_path / "xdg/patch-kernels" / library.name
-    assert counting() == 2
-
-
-def test_a_library_of_something_else_is_not_used(
-    counting: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of another source, compiler, processor or other options."""
-    cache = tmp_path / "cache"
-    libraries = [compiled.build(compiled.SOURCE, compiled.FLAGS, cache)]
-    libraries[0].write_text("not one")
-    other = tmp_path / "other.cpp"
-    other.write_text(compiled.SOURCE.read_text() + "\n")
-    with monkeypatch.context() as changed:
-        changed.setattr(compiled, "SOURCE", other)
-        libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
-    with monkeypatch.context() as changed:
-        changed.setattr(native, "processor", lambda: frozenset(["none"]))
-        libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
-    with monkeypatch.context() as changed:
-        changed.setattr(compiled, "FLAGS", (*compiled.FLAGS, "-g"))
-        libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
-    program_text = (tmp_path / "slow-c++").read_text()
-    (tmp_path / "slow-c++").write_text(program_text.replace("1.0", "1.1"))
-    libraries.append(compiled.build(compiled.SOURCE, compiled.FLAGS, cache))
-    assert len(set(libraries)) == counting() == 5
-    assert all(ctypes.CDLL(str(library)).masked_rows_backward for library in libraries[1:])
-
-
-def test_processes_that_build_at_the_same_time(counting: Callable, tmp_path: Path) -> None:
-    pids = []
-    for _ in range(3):
-        pid = os.fork()
-        if not pid:
-            try:
-                os._exit(
-                    0
-                    if ctypes.CDLL(
-                        str(compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache"))
-                    ).masked_rows_forward
-                    else 1
-                )
-            finally:
-                os._exit(2)
-        pids.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
-    assert counting() > 1, "they must have met"
-    (library,) = (tmp_path / "cache").iterdir()
-    assert (
-        library == compiled.build(compiled.SOURCE, compiled.FLAGS, tmp_path / "cache")
-        and ctypes.CDLL(str(library)).masked_rows_forward
-    )
 
 
 @needs_compiler
