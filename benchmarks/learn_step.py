@@ -5,7 +5,8 @@
 The reference is the straightforward formulation, kept here: a Gumbel-softmax over `[groups, 6]` times the patterns,
 tiles by `repeat_interleave`, the masks of all layers alive from forward to backward, density and weight reward as sums
 over full-size masks. Both sides have the same random model, tokens, threads, dtype and optimizer, each in a process of
-its own.
+its own. They take their steps in turn; a ratio is the median over turns: of the reference to ours (joint), to the dense
+step (tile).
 
 The floor of memory is weights, logits, their gradients, the optimizer's state, and what a checkpointed dense forward
 and backward takes beside the weights. The dense step and ours of tiles recompute their blocks in the backward pass;
@@ -27,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from statistics import median
 
 # What a process holds until its end.
 held = ExitStack()
@@ -41,12 +43,12 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, default=5, help="steps that are timed, of which the median counts (5)")
-    parser.add_argument("--one", nargs=3, metavar=("WAY", "SIZE", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=9, help="steps of each that are timed, in turn (9)")
+    parser.add_argument("--one", nargs=3, metavar=("WAY", "SIZE", "TIMED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        way, size, threads = options.one
-        print(json.dumps(measure(way, size, int(threads), options.dtype, options.steps)))
+        way, size, timed = options.one
+        measure(way, size, options.threads[0], options.dtype, options.steps, timed == "timed")
         return 0
     return compare(options)
 
@@ -55,51 +57,82 @@ def compare(options: argparse.Namespace) -> int:
     print(
         f"dtype {options.dtype}, batch 1, sequence {SEQLEN}, tile {TILE}; seconds a step, peak MB beside the libraries"
     )
-    names = ("size", "threads", "weights", "way", "s/step", "MB", "floor", "of floor", "plan")
-    widths = (6, 7, 8, 16, 8, 7, 7, 8, 7)
+    names = ("size", "threads", "weights", "way", "s/step", "ratio", "MB", "floor", "of floor", "plan")
+    widths = (6, 7, 8, 16, 8, 6, 7, 7, 8, 7)
     print(*(name.rjust(width) for name, width in zip(names, widths, strict=True)))
     worst = {"joint_speedup": [], "joint_peak_over_floor": [], "tile_step_over_dense": [], "tile_peak_over_floor": []}
     for size in options.sizes:
         for threads in options.threads:
-            found = {way: _measured(way, size, threads, options) for way in WAYS}
+            times = _times(size, threads, options)
+            found = {way: _memory(way, size, threads, options) for way in WAYS}
+            ratios = {
+                "joint": _ratio(times["joint-reference"], times["joint"]),
+                "tile": _ratio(times["tile"], times["dense"]),
+                "tile-reference": _ratio(times["tile-reference"], times["dense"]),
+            }
             for way, numbers in found.items():
                 floor = numbers["state_mb"] + found["dense"]["activations_mb"]
                 numbers["of_floor"] = numbers["peak_mb"] / floor
-                texts = [size, threads, f"{numbers['weights'] / 1e6:.1f}M", way, f"{numbers['seconds']:.3f}"]
-                texts += [f"{numbers['peak_mb']:.0f}", f"{floor:.0f}", f"{numbers['of_floor']:.2f}"]
-                texts += [numbers["plan_mb"] or ""]
+                texts = [size, threads, f"{numbers['weights'] / 1e6:.1f}M", way, f"{median(times[way]):.3f}"]
+                texts += [f"{ratios[way]:.2f}" if way in ratios else "", f"{numbers['peak_mb']:.0f}", f"{floor:.0f}"]
+                texts += [f"{numbers['of_floor']:.2f}", numbers["plan_mb"] or ""]
                 print(*(f"{text}".rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True)
-            worst["joint_speedup"].append(found["joint-reference"]["seconds"] / found["joint"]["seconds"])
+            worst["joint_speedup"].append(ratios["joint"])
             worst["joint_peak_over_floor"].append(found["joint"]["of_floor"])
-            worst["tile_step_over_dense"].append(found["tile"]["seconds"] / found["dense"]["seconds"])
+            worst["tile_step_over_dense"].append(ratios["tile"])
             worst["tile_peak_over_floor"].append(found["tile"]["of_floor"])
     pick = {name: min if name == "joint_speedup" else max for name in worst}
     print(json.dumps({name: round(pick[name](values), 3) for name, values in worst.items()}))
     return 0
 
 
-def _measured(way: str, size: str, threads: int, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a process as it is, and memory of one that gives back at once what it frees, so that the peak is of
-    what was alive."""
-    timed = _in_process(way, size, threads, options, {})
-    held = _in_process(way, size, threads, options, {"MALLOC_MMAP_THRESHOLD_": "65536"})
-    return held | {"seconds": timed["seconds"]}
+def _ratio(ours: list[float], others: list[float]) -> float:
+    """Of steps that were taken one after the other, so that both met the same machine."""
+    return median(mine / other for mine, other in zip(ours, others, strict=True))
 
 
-def _in_process(
-    way: str, size: str, threads: int, options: argparse.Namespace, changes: dict[str, str]
-) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", way, size, str(threads)]
-    command += ["--dtype", options.dtype, "--steps", str(options.steps)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | changes
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise SystemExit(f"{way} at {size} failed:\n{run.stderr}")
-    return json.loads(run.stdout.splitlines()[-1])
+def _times(size: str, threads: int, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of steps that all ways take in turn, each in a process that waits while the others do."""
+    processes = {way: _start(way, size, threads, options, "timed", {}) for way in WAYS}
+    try:
+        turns = range(options.steps + 1)
+        times = [{way: float(_ask(process, way)) for way, process in processes.items()} for _ in turns]
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+    # In the first turn some were still being set up.
+    return {way: [taken[way] for taken in times[1:]] for way in WAYS}
 
 
-def measure(way: str, size: str, threads: int, dtype: str, steps: int) -> dict[str, float]:
-    """Median seconds of a step and the peak memory of the process beside its libraries."""
+def _memory(way: str, size: str, threads: int, options: argparse.Namespace) -> dict[str, float]:
+    """Of a process that gives back at once what it frees, so that the peak is of what was alive."""
+    process = _start(way, size, threads, options, "watched", {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    found = json.loads(_ask(process, way))
+    process.communicate()
+    return found
+
+
+def _start(
+    way: str, size: str, threads: int, options: argparse.Namespace, timed: str, changes: dict[str, str]
+) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--one", way, size, timed, "--threads", f"{threads}"]
+    command += ["--dtype", options.dtype, "--steps", f"{options.steps}"]
+    environment = os.environ | {"OMP_NUM_THREADS": f"{threads}"} | changes
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ask(process: subprocess.Popen, way: str) -> str:
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"{way} failed")
+    return answer
+
+
+def measure(way: str, size: str, threads: int, dtype: str, steps: int, timed: bool) -> None:
+    """Print the seconds of a step for each line that comes in, or, once, the peak memory beside the libraries."""
     import torch
 
     from patch.models import prunable_linears
@@ -121,24 +154,24 @@ def measure(way: str, size: str, threads: int, dtype: str, steps: int) -> dict[s
     weights = sum(linear.weight.numel() for linear in prunable_linears(model).values())
     step, state = makers[way](model, tokens, held)
     total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if timed:
+        for number, _ in enumerate(sys.stdin):
+            started = time.perf_counter()
+            step(number)
+            print(time.perf_counter() - started, flush=True)
+        return
     _reset_peak()
-    times = []
-    for number in range(steps + 1):
-        started = time.perf_counter()
+    for number in range(steps):
         step(number)
-        times.append(time.perf_counter() - started)
-    peak = (_peak() - base) / 1e6
-    state_mb = (total + state()) / 1e6
-    seconds = sorted(times[1:])[steps // 2]
-    return {
-        "seconds": seconds,
-        "peak_mb": peak,
+    found = {
+        "peak_mb": (_peak() - base) / 1e6,
         "weights": weights,
-        "state_mb": state_mb,
+        "state_mb": (total + state()) / 1e6,
         # Of the dense step: without the gradients of its weights, which are freed in the step.
         "activations_mb": _activations(model, tokens) if way == "dense" else 0.0,
         "plan_mb": _planned(model, way),
     }
+    print(json.dumps(found))
 
 
 def _planned(model, way: str) -> int | None:  # noqa: ANN001
