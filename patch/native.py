@@ -38,7 +38,7 @@ def processor() -> frozenset[str]:
 
 
 def build(source: Path, flags: tuple[str, ...] = (), folder: Path | None = None) -> Path:
-    """The library, compiled if it is not there for this source, flags, compiler and processor.
+    """The library, compiled if it is not there for this source, the headers beside it, flags, compiler and processor.
 
     Raises:
         NoCompiler: none of `$CXX`, `c++`, `g++`, `clang++` compiles the source.
@@ -49,7 +49,8 @@ def build(source: Path, flags: tuple[str, ...] = (), folder: Path | None = None)
         if path is None:
             continue
         version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-        made_of = "\n".join([source.read_text(), path, version, *flags, *sorted(processor())])
+        texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+        made_of = "\n".join([*texts, path, version, *flags, *sorted(processor())])
         library = (folder or _folder()) / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         if library.exists():
             return library

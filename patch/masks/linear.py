@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patch.masks.blocks import block
-from patch.masks.kernels import Layer, kernel_for
+from patch.masks.kernels import Layer, kernel_for, products
 
 
 class Sink:
@@ -48,48 +48,73 @@ class MaskedLinear(torch.autograd.Function):
         sink: Sink,
     ):
         rows, columns = layer.weight.shape
-        flat = inputs.reshape(-1, columns)
-        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
-        masked = layer.weight.new_empty(min(step, rows), columns)
-        output, norm = flat.new_empty(len(flat), rows), 0.0
-        for first in range(0, rows, step):
-            part = masked[: min(step, rows - first)]
-            norm = norm + kernel.forward(layer, first, part, None)
-            torch.mm(flat, part.T, out=output[:, first : first + len(part)])
+        flat = inputs.reshape(-1, columns).contiguous()
+        output = flat.new_empty(len(flat), rows)
+        forward = products.forward if products.serves(layer, len(flat)) else _forward_by_rows
+        norm = forward(layer, flat, output)
         if bias is not None:
             output += bias
         ctx.save_for_backward(flat)
         ctx.layer, ctx.logits, ctx.sink = layer, logits, sink
-        norm = torch.as_tensor(norm, dtype=torch.float32, device=flat.device)
+        norm = norm.float() if isinstance(norm, Tensor) else flat.new_full((), norm, dtype=torch.float32)
         return output.view(*inputs.shape[:-1], rows), norm
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor, of_norm: Tensor):
         (flat,), layer, logits = ctx.saved_tensors, ctx.layer, ctx.logits
         rows, columns = layer.weight.shape
-        kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
-        height = min(step, rows)
-        masked, product = layer.weight.new_empty(height, columns), layer.weight.new_empty(height, columns)
-        kept = None if layer.logits is None else layer.logits.new_empty(6 * height * (columns // 4))
-        of_flat = of_output.reshape(-1, rows)
+        of_flat = of_output.reshape(-1, rows).contiguous()
         of_inputs = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         of_shares = None if layer.shares is None else torch.zeros_like(layer.shares)
-        of_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
-        norm_gradient = float(of_norm)
-        for first in range(0, rows, step):
-            size = min(step, rows - first)
-            part, of_part = masked[:size], product[:size]
-            probabilities = None if kept is None else kept[: 6 * size * (columns // 4)].view(6, size, columns // 4)
-            kernel.forward(layer, first, part, probabilities)
-            mine = of_flat[:, first : first + size]
-            if of_inputs is not None:
-                # The first needs no zeros to be added to.
-                torch.addmm(of_inputs, mine, part, beta=min(first, 1), out=of_inputs)
-            torch.mm(mine.T, flat, out=of_part)
-            kernel.backward(layer, first, of_part, probabilities, norm_gradient, of_logits, add, of_shares)
+        if products.serves(layer, len(flat)):
+            products.backward(layer, of_flat, flat, float(of_norm), of_inputs, of_shares)
+        else:
+            of_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
+            _backward_by_rows(layer, of_flat, flat, float(of_norm), of_inputs, of_shares, of_logits, add)
         if of_inputs is not None:
             of_inputs = of_inputs.view(*of_output.shape[:-1], columns)
         return of_inputs, None, of_shares, None, None, None
+
+
+def _forward_by_rows(layer: Layer, flat: Tensor, output: Tensor) -> float | Tensor:
+    """As `products.forward`, of any layer."""
+    rows, columns = layer.weight.shape
+    kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
+    masked, norm = layer.weight.new_empty(min(step, rows), columns), 0.0
+    for first in range(0, rows, step):
+        part = masked[: min(step, rows - first)]
+        norm = norm + kernel.forward(layer, first, part, None)
+        torch.mm(flat, part.T, out=output[:, first : first + len(part)])
+    return norm
+
+
+def _backward_by_rows(
+    layer: Layer,
+    of_output: Tensor,
+    flat: Tensor,
+    norm_gradient: float,
+    of_inputs: Tensor | None,
+    of_shares: Tensor | None,
+    of_logits: Tensor | None,
+    add: bool,
+) -> None:
+    """As `products.backward`, of any layer; the gradient of the logits is set, or added to what is there."""
+    rows, columns = layer.weight.shape
+    kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
+    height = min(step, rows)
+    masked, product = layer.weight.new_empty(height, columns), layer.weight.new_empty(height, columns)
+    kept = None if layer.logits is None else layer.logits.new_empty(6 * height * (columns // 4))
+    for first in range(0, rows, step):
+        size = min(step, rows - first)
+        part, of_part = masked[:size], product[:size]
+        probabilities = None if kept is None else kept[: 6 * size * (columns // 4)].view(6, size, columns // 4)
+        kernel.forward(layer, first, part, probabilities)
+        mine = of_output[:, first : first + size]
+        if of_inputs is not None:
+            # The first needs no zeros to be added to.
+            torch.addmm(of_inputs, mine, part, beta=min(first, 1), out=of_inputs)
+        torch.mm(mine.T, flat, out=of_part)
+        kernel.backward(layer, first, of_part, probabilities, norm_gradient, of_logits, add, of_shares)
 
 
 def rows_at_a_time(layer: Layer) -> int:

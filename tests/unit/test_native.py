@@ -83,7 +83,7 @@ def test_flags_reach_the_compiler(source: Path, counting: Callable, cache: Path,
 def test_a_library_of_something_else_is_not_used(
     source: Path, counting: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of other flags, or in another order, of another source, compiler or processor."""
+    """Of other flags, or in another order, of another source, header, compiler or processor."""
     libraries = [build(source), build(source, ("-g", "-DA")), build(source, ("-DA", "-g")), build(source, ("-g",))]
     text = source.read_text()
     source.write_text(text.replace("42", "43"))
@@ -101,7 +101,12 @@ def test_a_library_of_something_else_is_not_used(
     shutil.copy(tmp_path / "counting-c++", tmp_path / "other-c++")
     monkeypatch.setenv("CXX", str(tmp_path / "other-c++"))
     libraries.append(build(source))
-    assert len(set(libraries)) == counting() == 9
+    header = source.with_name("sizes.h")
+    header.write_text("// Of this source.")
+    libraries.append(build(source))
+    header.write_text("// Of another.")
+    libraries.append(build(source))
+    assert len(set(libraries)) == counting() == 11
     other = source.with_name("other.cpp")
     other.write_text(text)
     assert build(other).name.startswith("other-")

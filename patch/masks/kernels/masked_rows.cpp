@@ -10,30 +10,11 @@
 #include <cstring>
 #include <numeric>
 #include <vector>
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+
+#include "vectors.h"
 
 namespace {
 
-constexpr int LANES = 16;
-typedef float vf __attribute__((vector_size(4 * LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
-
-// With low temperatures probabilities underflow, and denormals make a processor several times slower.
-struct FlushDenormals {
-#if defined(__SSE__)
-  unsigned before = _mm_getcsr();
-  FlushDenormals() { _mm_setcsr(before | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(before); }
-#endif
-};
-
-inline vf splat(float value) { return value - vf{}; }
-inline vf load(const float* from) { vf v; std::memcpy(&v, from, sizeof v); return v; }
-inline void store(float* to, vf v) { std::memcpy(to, &v, sizeof v); }
-inline vf select(vi where, vf yes, vf no) { return where ? yes : no; }
 inline vf larger(vf a, vf b) { return select(a > b, a, b); }
 
 // e^x for x <= 0, zero below -87; a polynomial of 2^f on [-1/2, 1/2], relative error below 2e-7.
@@ -167,14 +148,6 @@ inline vf load_part(const float* from, int n) {
 inline void store_part(float* to, vf v, int n) {
   if (n == LANES) store(to, v);
   else std::memcpy(to, &v, 4 * n);
-}
-
-inline double sum(vf v) {
-  float parts[LANES];
-  double total = 0;
-  store(parts, v);
-  for (float part : parts) total += part;
-  return total;
 }
 
 // The sum in fp32, by halves: for few numbers, often.
@@ -391,13 +364,6 @@ namespace {
 // A frozen mask under tiles whose width is a multiple of a vector's needs no groups: a weight whose bit is set stays as
 // it is, another is multiplied by its tile's share.
 
-inline vi bits_of(const uint8_t* bits, int64_t weight) {
-  uint16_t word;
-  std::memcpy(&word, bits + weight / 8, 2);
-  const vu lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  return ((vu{} + word) & lane) != 0;
-}
-
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 
 inline vf wide(const float* from) { return load(from); }
@@ -431,7 +397,7 @@ void forward_frozen(const Rows& a, T* masked, double* norms) {
       for (int64_t i = column; i < column + width; i += LANES) {
         ahead(from + i);
         const vf w = wide(from + i);
-        const vf value = select(bits_of(a.bits, (a.first_row + row) * columns + i), w, w * shares[column / width]);
+        const vf value = select(kept(a.bits, (a.first_row + row) * columns + i), w, w * shares[column / width]);
         squares += value * value;
         narrow(masked + row * columns + i, value);
       }
@@ -452,7 +418,7 @@ void backward_frozen(const Rows& a, const T* gradient, float norm_gradient, floa
       for (int64_t i = column; i < column + width; i += LANES) {
         ahead(weights + i);
         const vf w = wide(weights + i), value = w * (wide(gradient + row * columns + i) + factor * w);
-        share += select(bits_of(a.bits, (a.first_row + row) * columns + i), vf{}, value);
+        share += select(kept(a.bits, (a.first_row + row) * columns + i), vf{}, value);
       }
       by_tile[row * a.tile_columns + column / width] = short_sum(share);
     }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from patch import native
 from patch.masks import kernels
-from patch.masks.kernels import Layer, Sampling, compiled, eager
+from patch.masks.kernels import Layer, Sampling, compiled, eager, products
 from patch.masks.kernels.eager import pack_bits, unpack_bits
 from patch.masks.noise import noise_keys
 
@@ -309,16 +309,9 @@ def test_what_is_compiled_and_what_is_not(fresh: None) -> None:
 
 
 @needs_compiler
-def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
-    flags = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]
-    command = [
-        compiler(),
-        *native.FLAGS,
-        *compiled.FLAGS,
-        *flags,
-        str(compiled.SOURCE),
-        "-o",
-        str(tmp_path / "made.so"),
-    ]
+@pytest.mark.parametrize("module", [compiled, products])
+def test_the_source_compiles_without_a_warning(module: ModuleType, tmp_path: Path) -> None:
+    flags = [*native.FLAGS, *module.FLAGS, "-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]
+    command = [compiler(), *flags, str(module.SOURCE), "-o", str(tmp_path / "made.so")]
     run_of = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (run_of.returncode, run_of.stderr) == (0, "")

@@ -1,0 +1,259 @@
+// Products with a weight under a frozen 2:4 mask and learnable tiles, fp32: a weight is masked where it is put in order
+// for its product, and the gradient of a masked weight never leaves the registers.
+//
+// A weight whose bit is set stays as it is, another is multiplied by its tile's share. Products are cut into registers'
+// worth of `R` rows times `V` vectors, as in Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+// (2008). No result depends on the number of threads: each has whole rows, or whole columns.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "vectors.h"
+
+// What a layer is: see the module that calls this. Of the tiles' sizes in weights the width is a multiple of sixteen.
+struct Masked {
+  const float* weight;
+  const uint8_t* bits;
+  const float* shares;
+  int64_t rows, columns, tile_height, tile_width, tile_columns;
+  int32_t threads;
+};
+
+namespace {
+
+// Sums that the registers of AVX-512 hold, beside what is read.
+constexpr int R = 12, V = 2;
+constexpr int64_t WIDE = V * LANES;
+// Weights that are masked at a time: of so many rows, so many columns forward and `WIDE` backward.
+constexpr int64_t HIGH = 8 * R, DEEP = 384;
+
+inline int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Numbers from where a vector may begin; not set to zero.
+struct Room {
+  std::vector<float> all;
+  float* at;
+  explicit Room(int64_t size) {
+    all.reserve(size + LANES);
+    at = all.data() + -reinterpret_cast<uintptr_t>(all.data()) % (4 * LANES) / 4;
+  }
+};
+
+// `R` rows of `V` vectors of a product.
+struct Sums {
+  vf at[R][V];
+  Sums() : at{} {}
+  Sums(const float* from, int64_t stride) {
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) at[r][v] = load(from + r * stride + v * LANES);
+  }
+  void write(float* to, int64_t stride) const {
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) store(to + r * stride + v * LANES, at[r][v]);
+  }
+  // at[r] += sum over k of a[r * across + k * along] * b[k], rows of b following each other.
+  __attribute__((always_inline)) void add(const float* a, int64_t across, int64_t along, const float* b,
+                                          int64_t count) {
+    for (int64_t k = 0; k < count; ++k) {
+      vf factor[V];
+      for (int v = 0; v < V; ++v) factor[v] = load(b + k * WIDE + v * LANES);
+      for (int r = 0; r < R; ++r) {
+        const vf one = splat(a[r * across + k * along]);
+        for (int v = 0; v < V; ++v) at[r][v] += one * factor[v];
+      }
+    }
+  }
+};
+
+inline const float* shares_of(const Masked& a, int64_t row) {
+  return a.shares + row / a.tile_height * a.tile_columns;
+}
+
+template <int S> constexpr int upper(int j) { return j & S ? LANES + j - S : j; }
+template <int S> constexpr int lower(int j) { return j & S ? LANES + j : j + S; }
+
+// Of blocks of `S` by `S` numbers, those above the diagonal change places with those below.
+template <int S> inline void exchange(vf rows[LANES]) {
+#define EACH(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+  for (int i = 0; i < LANES; ++i) {
+    if (i & S) continue;
+    const vf a = rows[i], b = rows[i + S];
+    rows[i] = __builtin_shufflevector(a, b, EACH(upper<S>));
+    rows[i + S] = __builtin_shufflevector(a, b, EACH(lower<S>));
+  }
+#undef EACH
+}
+
+// Sixteen rows of as many numbers, of which some are there and others zero, become columns; ``columns`` of the first
+// ``wanted`` are written.
+inline void turn(const float* from, int64_t apart, int64_t rows, float* to, int64_t stride, int64_t columns,
+                 int64_t wanted) {
+  vf held[LANES];
+  for (int i = 0; i < LANES; ++i) held[i] = i < rows ? load(from + i * apart) : vf{};
+  exchange<8>(held);
+  exchange<4>(held);
+  exchange<2>(held);
+  exchange<1>(held);
+  for (int i = 0; i < wanted; ++i) {
+    if (columns >= LANES) store(to + i * stride, held[i]);
+    else std::memcpy(to + i * stride, held + i, 4 * columns);
+  }
+}
+
+// Most often `N` numbers.
+template <int64_t N> inline void copy(const float* from, int64_t count, float* to) {
+  if (count == N) std::memcpy(to, from, 4 * N);
+  else std::memcpy(to, from, 4 * count);
+}
+
+// Outputs of the rows from ``first`` to ``last``, and the sum of the squares of each one's masked weights. The inputs
+// come as [panels][columns][WIDE].
+void forward_rows(const Masked& a, int64_t first, int64_t last, const float* inputs, int64_t tokens, float* outputs,
+                  double* norms) {
+  constexpr int64_t APART = DEEP + LANES;  // so that not all rows fall into the same places of a cache
+  const int64_t panels = blocks(tokens, WIDE), wide = panels * WIDE;
+  Room weights(HIGH * APART), products(HIGH * wide);
+  for (; first < last; first += HIGH) {
+    const int64_t height = std::min(HIGH, last - first), padded = blocks(height, R) * R;
+    std::fill_n(products.at, padded * wide, 0.0f);
+    for (int64_t begin = 0; begin < a.columns; begin += DEEP) {
+      const int64_t depth = std::min(DEEP, a.columns - begin);
+      for (int64_t r = 0; r < padded; ++r) {
+        float* to = weights.at + r * APART;
+        if (r >= height) {
+          std::fill_n(to, depth, 0.0f);
+          continue;
+        }
+        const float* shares = shares_of(a, first + r);
+        vf squares{};
+        for (int64_t i = 0; i < depth; i += LANES) {
+          const int64_t place = (first + r) * a.columns + begin + i;
+          __builtin_prefetch(a.weight + place + DEEP, 0, 2);
+          const vf w = load(a.weight + place);
+          const vf value = select(kept(a.bits, place), w, w * shares[(begin + i) / a.tile_width]);
+          squares += value * value;
+          store(to + i, value);
+        }
+        norms[first + r] += sum(squares);
+      }
+      for (int64_t panel = 0; panel < panels; ++panel)
+        for (int64_t r = 0; r < padded; r += R) {
+          Sums sums(products.at + r * wide + panel * WIDE, wide);
+          sums.add(weights.at + r * APART, APART, 1, inputs + (panel * a.columns + begin) * WIDE, depth);
+          sums.write(products.at + r * wide + panel * WIDE, wide);
+        }
+    }
+    for (int64_t r = 0; r < height; r += LANES)
+      for (int64_t t = 0; t < tokens; t += LANES)
+        turn(products.at + r * wide + t, wide, height - r, outputs + t * a.rows + first + r, a.rows, height - r,
+             std::min<int64_t>(LANES, tokens - t));
+  }
+}
+
+// Gradients of `WIDE` columns of the inputs, where they are wanted, and of the shares: of each tile row and sixteen
+// columns, to be added up. The outputs' gradient comes as [stacks][high][R].
+void backward_columns(const Masked& a, int64_t begin, const float* gradient, int64_t high, const float* inputs,
+                      int64_t tokens, float norm_gradient, float* inputs_gradient, double* of_shares) {
+  const int64_t width = std::min(WIDE, a.columns - begin), vectors = width / LANES;
+  Room gathered(tokens * WIDE), weights(HIGH * WIDE), products(high * WIDE);
+  for (int64_t t = 0; t < tokens; ++t) {
+    copy<WIDE>(inputs + t * a.columns + begin, width, gathered.at + t * WIDE);
+    std::fill_n(gathered.at + t * WIDE + width, WIDE - width, 0.0f);
+  }
+  std::fill_n(products.at, high * WIDE, 0.0f);
+  std::fill_n(weights.at, HIGH * WIDE, 0.0f);
+  vf of_tiles[V] = {};
+  for (int64_t first = 0; first < a.rows; first += HIGH) {
+    const int64_t height = std::min(HIGH, a.rows - first), padded = blocks(height, R) * R;
+    for (int64_t r = 0; r < padded; r += R) {
+      Sums of_weights;
+      of_weights.add(gradient + (first + r) * high, 1, R, gathered.at, tokens);
+      for (int64_t i = 0; i < R; ++i) {
+        const int64_t row = first + r + i;
+        float* to = weights.at + (r + i) * WIDE;
+        if (row >= a.rows) {
+          std::fill_n(to, WIDE, 0.0f);
+          continue;
+        }
+        for (int64_t v = 0; v < vectors; ++v) {
+          const int64_t column = begin + v * LANES, place = row * a.columns + column;
+          __builtin_prefetch(a.weight + place + HIGH * a.columns, 0, 2);
+          const float share = shares_of(a, row)[column / a.tile_width];
+          const vf w = load(a.weight + place);
+          const vi whole = kept(a.bits, place);
+          store(to + v * LANES, select(whole, w, w * share));
+          of_tiles[v] += select(whole, vf{}, w * (of_weights.at[i][v] + 2 * norm_gradient * share * w));
+        }
+        if ((row + 1) % a.tile_height && row + 1 < a.rows) continue;
+        for (int64_t v = 0; v < vectors; ++v) {
+          of_shares[row / a.tile_height * (a.columns / LANES) + begin / LANES + v] = sum(of_tiles[v]);
+          of_tiles[v] = vf{};
+        }
+      }
+    }
+    for (int64_t t = 0; inputs_gradient && t < high; t += R) {
+      Sums sums(products.at + t * WIDE, WIDE);
+      for (int64_t r = 0; r < padded; r += R)
+        sums.add(gradient + (first + r) * high + t * R, R, 1, weights.at + r * WIDE, R);
+      sums.write(products.at + t * WIDE, WIDE);
+    }
+  }
+  for (int64_t t = 0; inputs_gradient && t < tokens; ++t)
+    copy<WIDE>(products.at + t * WIDE, width, inputs_gradient + t * a.columns + begin);
+}
+
+}  // namespace
+
+// outputs [tokens, rows] = inputs [tokens, columns] times the masked weight; the sum of the squares of that.
+extern "C" double tile_products_forward(const Masked* of, const float* inputs, int64_t tokens, float* outputs) {
+  const Masked& a = *of;
+  const int64_t panels = blocks(tokens, WIDE), stacks = blocks(a.rows, R);
+  Room turned(panels * a.columns * WIDE);
+  std::vector<double> norms(a.rows);
+#pragma omp parallel num_threads(a.threads)
+  {
+    const FlushDenormals flush;
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t column = 0; column < a.columns; column += LANES)
+        for (int64_t t = 0; t < WIDE; t += LANES)
+          turn(inputs + (panel * WIDE + t) * a.columns + column, a.columns, tokens - panel * WIDE - t,
+               turned.at + (panel * a.columns + column) * WIDE + t, WIDE, LANES, LANES);
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < a.threads; ++part)
+      forward_rows(a, stacks * part / a.threads * R, std::min(a.rows, stacks * (part + 1) / a.threads * R), turned.at,
+                   tokens, outputs, norms.data());
+  }
+  return std::accumulate(norms.begin(), norms.end(), 0.0);
+}
+
+// From the gradients of the outputs [tokens, rows] and of the sum of squares, that of the inputs, where they are wanted,
+// and of the shares, added.
+extern "C" void tile_products_backward(const Masked* of, const float* gradient, const float* inputs, int64_t tokens,
+                                       float norm_gradient, float* inputs_gradient, float* shares_gradient) {
+  const Masked& a = *of;
+  const int64_t high = blocks(tokens, R) * R, stacks = blocks(a.rows, R), vectors = a.columns / LANES;
+  Room turned(stacks * high * R);
+  std::vector<double> parts(a.rows / a.tile_height * vectors);
+#pragma omp parallel num_threads(a.threads)
+  {
+    const FlushDenormals flush;
+#pragma omp for schedule(static)
+    for (int64_t stack = 0; stack < stacks; ++stack) {
+      float* to = turned.at + stack * high * R;
+      std::fill_n(to, high * R, 0.0f);
+      for (int64_t t = 0; t < tokens; ++t)
+        copy<R>(gradient + t * a.rows + stack * R, std::min<int64_t>(R, a.rows - stack * R), to + t * R);
+    }
+#pragma omp for schedule(static)
+    for (int64_t begin = 0; begin < a.columns; begin += WIDE)
+      backward_columns(a, begin, turned.at, high, inputs, tokens, norm_gradient, inputs_gradient, parts.data());
+  }
+  const int64_t across = a.tile_width / LANES;
+  for (size_t tile = 0; tile < parts.size() / across; ++tile)
+    shares_gradient[tile] += float(std::accumulate(parts.begin() + tile * across, parts.begin() + (tile + 1) * across,
+                                                   0.0));
+}

@@ -1,0 +1,45 @@
+// Sixteen numbers at a time, in the vector types of GCC and Clang: they stand for the instructions of whatever processor
+// a source is compiled on.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+constexpr int LANES = 16;
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+
+// With low temperatures numbers underflow, and denormals make a processor several times slower.
+struct FlushDenormals {
+#if defined(__SSE__)
+  unsigned before = _mm_getcsr();
+  FlushDenormals() { _mm_setcsr(before | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before); }
+#endif
+};
+
+inline vf splat(float value) { return value - vf{}; }
+inline vf load(const float* from) { vf v; std::memcpy(&v, from, sizeof v); return v; }
+inline void store(float* to, vf v) { std::memcpy(to, &v, sizeof v); }
+inline vf select(vi where, vf yes, vf no) { return where ? yes : no; }
+
+inline double sum(vf v) {
+  float parts[LANES];
+  double total = 0;
+  store(parts, v);
+  for (float part : parts) total += part;
+  return total;
+}
+
+// Which of sixteen weights from ``weight`` on a frozen mask keeps: bit i of byte b is weight 8 b + i.
+inline vi kept(const uint8_t* bits, int64_t weight) {
+  uint16_t word;
+  std::memcpy(&word, bits + weight / 8, 2);
+  const vu lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  return ((vu{} + word) & lane) != 0;
+}
