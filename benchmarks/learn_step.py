@@ -36,6 +36,8 @@ held = ExitStack()
 SIZES = {"small": (512, 1536, 4, 2048), "large": (1024, 2816, 4, 2048)}
 WAYS = ("dense", "joint", "joint-reference", "tile", "tile-reference")
 SEQLEN, TILE, SPARSITY = 128, 128, 0.45
+# Steps of which the peak is taken.
+WATCHED = 3
 
 
 def main() -> int:
@@ -43,12 +45,12 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, default=9, help="steps of each that are timed, in turn (9)")
+    parser.add_argument("--steps", type=int, default=15, help="steps of each that are timed, in turn (15)")
     parser.add_argument("--one", nargs=3, metavar=("WAY", "SIZE", "TIMED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         way, size, timed = options.one
-        measure(way, size, options.threads[0], options.dtype, options.steps, timed == "timed")
+        measure(way, size, options.threads[0], options.dtype, timed == "timed")
         return 0
     return compare(options)
 
@@ -117,7 +119,7 @@ def _start(
     way: str, size: str, threads: int, options: argparse.Namespace, timed: str, changes: dict[str, str]
 ) -> subprocess.Popen:
     command = [sys.executable, __file__, "--one", way, size, timed, "--threads", f"{threads}"]
-    command += ["--dtype", options.dtype, "--steps", f"{options.steps}"]
+    command += ["--dtype", options.dtype]
     environment = os.environ | {"OMP_NUM_THREADS": f"{threads}"} | changes
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -131,7 +133,7 @@ def _ask(process: subprocess.Popen, way: str) -> str:
     return answer
 
 
-def measure(way: str, size: str, threads: int, dtype: str, steps: int, timed: bool) -> None:
+def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
     """Print the seconds of a step for each line that comes in, or, once, the peak memory beside the libraries."""
     import torch
 
@@ -161,7 +163,7 @@ def measure(way: str, size: str, threads: int, dtype: str, steps: int, timed: bo
             print(time.perf_counter() - started, flush=True)
         return
     _reset_peak()
-    for number in range(steps):
+    for number in range(WATCHED):
         step(number)
     found = {
         "peak_mb": (_peak() - base) / 1e6,

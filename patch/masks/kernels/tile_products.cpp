@@ -28,7 +28,7 @@ namespace {
 constexpr int R = 12, V = 2;
 constexpr int64_t WIDE = V * LANES;
 // Weights that are masked at a time: of so many rows, so many columns forward and `WIDE` backward.
-constexpr int64_t HIGH = 8 * R, DEEP = 384;
+constexpr int64_t HIGH = 8 * R, DEEP = 512;
 
 inline int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -67,10 +67,6 @@ struct Sums {
     }
   }
 };
-
-inline const float* shares_of(const Masked& a, int64_t row) {
-  return a.shares + row / a.tile_height * a.tile_columns;
-}
 
 template <int S> constexpr int upper(int j) { return j & S ? LANES + j - S : j; }
 template <int S> constexpr int lower(int j) { return j & S ? LANES + j : j + S; }
@@ -127,15 +123,17 @@ void forward_rows(const Masked& a, int64_t first, int64_t last, const float* inp
           std::fill_n(to, depth, 0.0f);
           continue;
         }
-        const float* shares = shares_of(a, first + r);
+        const float* shares = a.shares + (first + r) / a.tile_height * a.tile_columns;
         vf squares{};
-        for (int64_t i = 0; i < depth; i += LANES) {
-          const int64_t place = (first + r) * a.columns + begin + i;
-          __builtin_prefetch(a.weight + place + DEEP, 0, 2);
-          const vf w = load(a.weight + place);
-          const vf value = select(kept(a.bits, place), w, w * shares[(begin + i) / a.tile_width]);
-          squares += value * value;
-          store(to + i, value);
+        for (int64_t i = 0; i < depth;) {
+          const int64_t tile = (begin + i) / a.tile_width, end = std::min(depth, (tile + 1) * a.tile_width - begin);
+          for (const float share = shares[tile]; i < end; i += LANES) {
+            const int64_t place = (first + r) * a.columns + begin + i;
+            __builtin_prefetch(a.weight + place + DEEP, 0, 2);
+            const vf w = load(a.weight + place), value = select(kept(a.bits, place), w, w * share);
+            squares += value * value;
+            store(to + i, value);
+          }
         }
         norms[first + r] += sum(squares);
       }
@@ -166,6 +164,8 @@ void backward_columns(const Masked& a, int64_t begin, const float* gradient, int
   std::fill_n(products.at, high * WIDE, 0.0f);
   std::fill_n(weights.at, HIGH * WIDE, 0.0f);
   vf of_tiles[V] = {};
+  int64_t tile_row = 0, tile_column[V];
+  for (int64_t v = 0; v < vectors; ++v) tile_column[v] = (begin + v * LANES) / a.tile_width;
   for (int64_t first = 0; first < a.rows; first += HIGH) {
     const int64_t height = std::min(HIGH, a.rows - first), padded = blocks(height, R) * R;
     for (int64_t r = 0; r < padded; r += R) {
@@ -178,20 +178,22 @@ void backward_columns(const Masked& a, int64_t begin, const float* gradient, int
           std::fill_n(to, WIDE, 0.0f);
           continue;
         }
+        const float* shares = a.shares + tile_row * a.tile_columns;
         for (int64_t v = 0; v < vectors; ++v) {
-          const int64_t column = begin + v * LANES, place = row * a.columns + column;
+          const int64_t place = row * a.columns + begin + v * LANES;
           __builtin_prefetch(a.weight + place + HIGH * a.columns, 0, 2);
-          const float share = shares_of(a, row)[column / a.tile_width];
+          const float share = shares[tile_column[v]];
           const vf w = load(a.weight + place);
           const vi whole = kept(a.bits, place);
           store(to + v * LANES, select(whole, w, w * share));
           of_tiles[v] += select(whole, vf{}, w * (of_weights.at[i][v] + 2 * norm_gradient * share * w));
         }
-        if ((row + 1) % a.tile_height && row + 1 < a.rows) continue;
+        if (row + 1 < (tile_row + 1) * a.tile_height) continue;
         for (int64_t v = 0; v < vectors; ++v) {
-          of_shares[row / a.tile_height * (a.columns / LANES) + begin / LANES + v] = sum(of_tiles[v]);
+          of_shares[tile_row * (a.columns / LANES) + begin / LANES + v] = sum(of_tiles[v]);
           of_tiles[v] = vf{};
         }
+        ++tile_row;
       }
     }
     for (int64_t t = 0; inputs_gradient && t < high; t += R) {
