@@ -1,4 +1,4 @@
-// Products with a packed weight, which is read once, from one end to the other.
+// Products with a packed weight, which is read once, tile by tile.
 //
 // Few inputs: their product with each row is summed in a vector, a step of 32 weights at a time; two of four values are
 // expanded in a register by the bits that say where they stand. More: sixteen inputs stand side by side in a vector,
@@ -94,7 +94,7 @@ template <> struct Reader<float> {
   static Step dense(const float* from) { return {load(from), load(from + 16)}; }
   static Step sparse(const float* from, uint32_t bits) {
     return {as(_mm512_maskz_expandloadu_ps(bits & 0xffff, from)),
-            as(_mm512_maskz_expandloadu_ps(bits >> 16, from + __builtin_popcount(bits & 0xffff)))};
+            as(_mm512_maskz_expandloadu_ps(bits >> 16, from + 8))};
   }
 };
 
@@ -207,44 +207,58 @@ inline __attribute__((always_inline)) void add_row(const T* values, const uint8_
   for (int n = 0; n < N; ++n) store(sums + 16 * n, first[n] + second[n]);
 }
 
-// Some rows of a row of tiles times N inputs.
+// Some rows of a row of tiles.
+struct Piece { int64_t tile_row, from, to; };
+
+// Pieces of as many rows times N inputs. Their rows come in turn: memory gives more to who reads in several places.
 template <typename T, int N>
-void add_rows(const Packed& a, int64_t tile_row, int64_t from, int64_t to, const float* inputs, float* sums) {
+void add_rows(const Packed& a, const Piece* pieces, int64_t count, const float* inputs, float* sums) {
   const int64_t tiles = a.tile_rows * a.tile_columns, stride = a.tile_columns * a.width;
+  const int64_t size = pieces->to - pieces->from;
   for (int64_t column = 0; column < a.tile_columns; ++column) {
-    const int64_t tile = tile_row * a.tile_columns + column;
-    const T* values = static_cast<const T*>(a.values) + a.starts[tile];
-    const uint8_t* bits = a.bits + a.starts[tiles + tile];
     const float* mine = inputs + column * a.width;
-    if (a.dense[tile])
-      for (int64_t row = from; row < to; ++row)
-        add_row<T, N, true>(values + row * a.width, nullptr, a.width, mine, stride, sums + 16 * N * (row - from));
-    else
-      for (int64_t row = from; row < to; ++row) {
-        __builtin_prefetch(bits + row * a.width / 8 + FAR / 8, 0, 2);
-        add_row<T, N, false>(values + row * a.width / 2, bits + row * a.width / 8, a.width, mine, stride,
-                             sums + 16 * N * (row - from));
+    for (int64_t i = 0; i < size; ++i)
+      for (int64_t p = 0; p < count; ++p) {
+        const int64_t tile = pieces[p].tile_row * a.tile_columns + column, first = (pieces[p].from + i) * a.width;
+        const T* values = static_cast<const T*>(a.values) + a.starts[tile];
+        float* to = sums + 16 * N * (p * size + i);
+        if (a.dense[tile]) {
+          add_row<T, N, true>(values + first, nullptr, a.width, mine, stride, to);
+          continue;
+        }
+        const uint8_t* bits = a.bits + a.starts[tiles + tile] + first / 8;
+        __builtin_prefetch(bits + FAR / 8, 0, 2);
+        add_row<T, N, false>(values + first / 2, bits, a.width, mine, stride, to);
       }
   }
 }
 
-// Pieces of rows of tiles, one after the other, each by one thread: ``add`` adds to 16 * ``per_row`` sums for each row, and
-// ``finish`` takes them from the first row on.
-template <typename Add, typename Finish>
+// All pieces, each by one thread, up to `TOGETHER` at a time: ``add`` adds to 16 * ``per_row`` sums for each of their rows,
+// and ``finish`` takes those of a piece from its first row on.
+template <int TOGETHER, typename Add, typename Finish>
 void each_piece(const Packed& a, int per_row, Add add, Finish finish) {
   // Rows of tiles are cut where there are fewer than threads.
-  int64_t pieces = 1;
-  while (a.tile_rows * pieces < a.threads && a.height % (2 * pieces) == 0 && a.height / pieces % 32 == 0) pieces *= 2;
-  const int64_t size = a.height / pieces;
+  int64_t cuts = 1;
+  while (a.tile_rows * cuts < a.threads && a.height % (2 * cuts) == 0 && a.height / cuts % 32 == 0) cuts *= 2;
+  const int64_t size = a.height / cuts, all = a.tile_rows * cuts;
 #pragma omp parallel num_threads(a.threads)
   {
-    std::unique_ptr<float[]> sums(new float[16 * per_row * size]);
+    std::unique_ptr<float[]> sums(new float[TOGETHER * 16 * per_row * size]);
 #pragma omp for schedule(static)
-    for (int64_t piece = 0; piece < a.tile_rows * pieces; ++piece) {
-      const int64_t tile_row = piece / pieces, from = piece % pieces * size;
-      std::fill_n(sums.get(), 16 * per_row * size, 0.0f);
-      add(tile_row, from, from + size, sums.get());
-      finish(tile_row * a.height + from, size, sums.get());
+    for (int64_t part = 0; part < a.threads; ++part) {
+      const int64_t last = all * (part + 1) / a.threads;
+      for (int64_t first = all * part / a.threads, count; first < last; first += count) {
+        count = std::min<int64_t>(TOGETHER, last - first);
+        Piece pieces[TOGETHER];
+        for (int64_t p = 0; p < count; ++p) {
+          const int64_t from = (first + p) % cuts * size;
+          pieces[p] = {(first + p) / cuts, from, from + size};
+        }
+        std::fill_n(sums.get(), count * 16 * per_row * size, 0.0f);
+        add(pieces, count, sums.get());
+        for (int64_t p = 0; p < count; ++p)
+          finish(pieces[p].tile_row * a.height + pieces[p].from, size, sums.get() + p * 16 * per_row * size);
+      }
     }
   }
 }
@@ -252,10 +266,10 @@ void each_piece(const Packed& a, int per_row, Add add, Finish finish) {
 template <typename T, int N>
 void multiply(const Packed& a, const float* inputs, T* outputs) {
   const int64_t rows = a.tile_rows * a.height;
-  const auto add = [&](int64_t tile_row, int64_t from, int64_t to, float* sums) {
-    add_rows<T, N>(a, tile_row, from, to, inputs, sums);
+  const auto add = [&](const Piece* pieces, int64_t count, float* sums) {
+    add_rows<T, N>(a, pieces, count, inputs, sums);
   };
-  each_piece(a, N, add, [&](int64_t first, int64_t count, const float* sums) {
+  each_piece<4>(a, N, add, [&](int64_t first, int64_t count, const float* sums) {
     for (int64_t row = 0; row < count; ++row)
       for (int n = 0; n < N; ++n) narrow(outputs + n * rows + first + row, sum(load(sums + 16 * (N * row + n))));
   });
@@ -327,18 +341,18 @@ inline void add_dense(const float* values, int64_t width, const float* inputs, f
   for (int r = 0; r < 4; ++r) store(sums + 16 * r, total[r]);
 }
 
-// Rows of a row of tiles, their number a multiple of four, times sixteen inputs.
+// A piece, its rows a multiple of four, times sixteen inputs.
 template <typename T>
-void add_lanes(const Packed& a, int64_t tile_row, int64_t from, int64_t to, const float* inputs, float* sums) {
+void add_lanes(const Packed& a, const Piece& piece, const float* inputs, float* sums) {
   const int64_t tiles = a.tile_rows * a.tile_columns;
   std::unique_ptr<float[]> room(new float[4 * a.width]);
   for (int64_t column = 0; column < a.tile_columns; ++column) {
-    const int64_t tile = tile_row * a.tile_columns + column;
+    const int64_t tile = piece.tile_row * a.tile_columns + column;
     const T* values = static_cast<const T*>(a.values) + a.starts[tile];
     const uint8_t* bits = a.bits + a.starts[tiles + tile];
     const float* mine = inputs + 16 * column * a.width;
-    for (int64_t row = from; row < to; row += 4) {
-      float* total = sums + 16 * (row - from);
+    for (int64_t row = piece.from; row < piece.to; row += 4) {
+      float* total = sums + 16 * (row - piece.from);
       const int64_t count = a.dense[tile] ? 4 * a.width : 2 * a.width;
       const T* some = values + row / 4 * count;
       ahead(some, int(count * sizeof(T)));
@@ -371,10 +385,8 @@ void multiply_more(const Packed& a, const T* inputs, T* outputs, int64_t n) {
     for (int64_t i = 0; i < columns; ++i)
       for (int64_t lane = 0; lane < 16; ++lane)
         lanes[16 * i + lane] = lane < count ? wide(inputs[lane * columns + i]) : 0.0f;
-    const auto add = [&](int64_t tile_row, int64_t from, int64_t to, float* sums) {
-      add_lanes<T>(a, tile_row, from, to, lanes.get(), sums);
-    };
-    each_piece(a, 1, add, [&](int64_t first, int64_t size, const float* sums) {
+    const auto add = [&](const Piece* piece, int64_t, float* sums) { add_lanes<T>(a, *piece, lanes.get(), sums); };
+    each_piece<1>(a, 1, add, [&](int64_t first, int64_t size, const float* sums) {
       turn(sums, 16, size, count, outputs + first, rows);
     });
   }
@@ -461,20 +473,20 @@ inline void add_block(const uint16_t* weights, int64_t stride, const uint16_t* i
   }
 }
 
-// Rows of a row of tiles, their number a multiple of sixteen; inputs [SIXTEENS, in / 2, 16, 2].
+// A piece, its rows a multiple of sixteen; inputs [SIXTEENS, in / 2, 16, 2].
 template <int SIXTEENS>
-void add_blocks(const Packed& a, int64_t tile_row, int64_t from, int64_t to, const uint16_t* inputs, float* sums) {
+void add_blocks(const Packed& a, const Piece& piece, const uint16_t* inputs, float* sums) {
   const int64_t tiles = a.tile_rows * a.tile_columns, block = ROWS * STEP, next = 16 * a.tile_columns * a.width;
   const MatrixUnits units;
   const std::unique_ptr<uint16_t[], void (*)(void*)> room(
       static_cast<uint16_t*>(std::aligned_alloc(64, 4 * ROWS * a.width)), std::free);
   for (int64_t column = 0; column < a.tile_columns; ++column) {
-    const int64_t tile = tile_row * a.tile_columns + column;
+    const int64_t tile = piece.tile_row * a.tile_columns + column;
     const bool dense = a.dense[tile];
     const uint16_t* values = static_cast<const uint16_t*>(a.values) + a.starts[tile];
     const uint8_t* bits = a.bits + a.starts[tiles + tile];
     const uint16_t* mine = inputs + 16 * column * a.width;
-    for (int64_t row = from; row < to; row += ROWS) {
+    for (int64_t row = piece.from; row < piece.to; row += ROWS) {
       const uint16_t* some = values + row * a.width / (dense ? 1 : 2);
       // Two rooms in turn: what is expanded next need not wait for what is multiplied.
       uint16_t* expanded = room.get() + row / ROWS % 2 * ROWS * a.width;
@@ -485,10 +497,10 @@ void add_blocks(const Packed& a, int64_t tile_row, int64_t from, int64_t to, con
           std::memcpy(&word, bits + ((row + r) * a.width + i) / 8, sizeof word);
           expand(some + (r * a.width + i) / 2, word, expanded + i / STEP * block + r * STEP);
         }
-      load_sums<SIXTEENS>(sums + 16 * SIXTEENS * (row - from));
+      load_sums<SIXTEENS>(sums + 16 * SIXTEENS * (row - piece.from));
       for (int64_t i = 0; i < a.width; i += STEP)
         add_block<SIXTEENS>(dense ? some + i : expanded + i / STEP * block, dense ? 2 * a.width : 64, mine + 16 * i, next);
-      store_sums<SIXTEENS>(sums + 16 * SIXTEENS * (row - from));
+      store_sums<SIXTEENS>(sums + 16 * SIXTEENS * (row - piece.from));
     }
   }
 }
@@ -503,10 +515,8 @@ void multiply_blocks(const Packed& a, const uint16_t* inputs, uint16_t* outputs,
       for (int64_t pair = step; pair < step + STEP / 2; ++pair)
         std::memcpy(&pairs[(i / 16 * columns / 2 + pair) * 16 + i % 16], inputs + i * columns + 2 * pair, 4);
   const auto* arranged = reinterpret_cast<const uint16_t*>(pairs.get());
-  const auto add = [&](int64_t tile_row, int64_t from, int64_t to, float* sums) {
-    add_blocks<SIXTEENS>(a, tile_row, from, to, arranged, sums);
-  };
-  each_piece(a, SIXTEENS, add, [&](int64_t first, int64_t size, const float* sums) {
+  const auto add = [&](const Piece* piece, int64_t, float* sums) { add_blocks<SIXTEENS>(a, *piece, arranged, sums); };
+  each_piece<1>(a, SIXTEENS, add, [&](int64_t first, int64_t size, const float* sums) {
     turn(sums, 16 * SIXTEENS, size, n, outputs + first, rows);
   });
 }
