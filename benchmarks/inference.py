@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--shapes", nargs="+", metavar="OUTxIN", default=list(SHAPES))
     parser.add_argument("--models", action="store_true", help="shapes of all models of config/paper.yaml instead")
-    parser.add_argument("--repeats", type=int, default=20, help="calls of each that count")
+    parser.add_argument("--repeats", type=int, default=60, help="calls for one row that count; others are fewer (60)")
     parser.add_argument("--no-generation", action="store_true", help="layers alone")
     parser.add_argument("--one", nargs=2, metavar=("DTYPE", "THREADS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -142,7 +142,7 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
     formula = {s: packed_bytes(shape, TILE, int(one.dense.sum()), weight.itemsize) for s, one in packed.items()}
     for rows in options.rows:
         inputs = torch.randn(rows, shape[1], device=options.device).to(dtype)
-        repeats = options.repeats if rows <= 128 else max(5, options.repeats // 4)
+        repeats = math.ceil(options.repeats / (1 if rows == 1 else 3 if rows <= 128 else 12))
         times = timed(_candidates(dense, others, inputs), repeats, copies if rows == 1 else 2, options.device)
         for number, s in enumerate(packed):
             speedup, limit = times["dense"].median / times[s].median, weight.nbytes / packed[s].nbytes
@@ -231,7 +231,7 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
     for batch in (1, 16):
         tokens = random_prompt(model, batch, 32)
         runs = {name: Generation(one, tokens, 32, str(name)) for name, one in models.items()}
-        seconds = interleaved(runs, max(5, options.repeats // 4))
+        seconds = interleaved(runs, math.ceil(options.repeats / 12))
         rates = {name: Spread.of([batch * 32 / one.total for one in times]) for name, times in seconds.items()}
         for name, rate in rates.items():
             speedup = rate.median / rates["dense"].median
