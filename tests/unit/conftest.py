@@ -1,8 +1,9 @@
-"""A record of speed as the stage would leave it."""
+"""A record of speed as the stage would leave it, and a machine without programs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,16 @@ def _timed(model: str, variant: str, tile: int, cell: tuple[str, str, float, flo
         "logits_difference": 1e-5,
         "largest_logit": 12.0,
     }
+
+
+@pytest.fixture
+def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder that programs are looked for in; has none."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -28,6 +29,7 @@ from patch.masks.packed import MaskSet
 from patch.models import prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 
+learn_module = importlib.import_module("patch.learning.learn")
 # What the machine decides.
 TIMES = ("seconds", "tokens_per_second", "peak_memory_mb")
 
@@ -176,6 +178,22 @@ class Moments:
 def moments() -> type[Moments]:
     """The class of what kills a process at a moment of choice."""
     return Moments
+
+
+@pytest.fixture
+def in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """A function: do something at the beginning of a step, in the processes that are forked."""
+    real = learn_module.batch_indices
+
+    def arrange(wanted: int, action: Callable[[], None]) -> None:
+        def batch_indices(step: int, *rest: Any) -> Any:
+            if step == wanted:
+                action()
+            return real(step, *rest)
+
+        monkeypatch.setattr(learn_module, "batch_indices", batch_indices)
+
+    return arrange
 
 
 def _fork(rank: int, count: int, store: Path, function: Callable[[int], Any], result: Path) -> int:

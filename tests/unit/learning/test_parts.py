@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import signal
@@ -24,7 +23,6 @@ from patch.learning.loop import run_steps
 from patch.learning.parts import Columns, assembled
 from patch.signals import EXIT_RESUMABLE
 
-learn_module = importlib.import_module("patch.learning.learn")
 OFTEN = 1e-9  # minutes: a checkpoint after every step
 # Few: processes that share a core take milliseconds for each exchange.
 RUN = {"batch_size": 2, "micro_batch_size": 1, "steps": 5}
@@ -35,30 +33,14 @@ def files_of(step: int, parts: int) -> list[str]:
 
 
 @pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """A function: do something at the beginning of a step, in the processes that are forked."""
-    real = learn_module.batch_indices
-
-    def arrange(wanted: int, action: Callable[[], None]) -> None:
-        def batch_indices(step: int, *rest: Any) -> Any:
-            if step == wanted:
-                action()
-            return real(step, *rest)
-
-        monkeypatch.setattr(learn_module, "batch_indices", batch_indices)
-
-    return arrange
-
-
-@pytest.fixture
-def stopped(at_step: Callable, in_processes: Callable, run_learning: Callable) -> Callable[..., None]:
+def stopped(in_step: Callable, in_processes: Callable, run_learning: Callable) -> Callable[..., None]:
     """A function: learn in so many processes until step 3 is done; checkpoints of steps 2 and 3 are there."""
 
     def run(processes: int, **changes: Any) -> None:
-        at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        in_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         results = in_processes(processes, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN | changes))
         assert [result.code for result in results] == [EXIT_RESUMABLE] * processes
-        at_step(-1, lambda: None)
+        in_step(-1, lambda: None)
 
     return run
 
@@ -218,7 +200,7 @@ def test_a_part_that_the_first_does_not_see_stops_all(
 
 def test_a_step_that_is_given_up_again_is_not_written_again(
     stopped: Callable,
-    at_step: Callable,
+    in_step: Callable,
     in_processes: Callable,
     run_learning: Callable,
     monkeypatch: Any,
@@ -229,7 +211,7 @@ def test_a_step_that_is_given_up_again_is_not_written_again(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.pt")}
     monkeypatch.setattr(loop, "PATIENCE", 0.0)
     # Between the micro-batches of the first step, which is the one that was saved.
-    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    in_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     results = in_processes(2, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN))
     assert [result.code for result in results] == [EXIT_RESUMABLE] * 2
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.pt")} == before

@@ -37,22 +37,6 @@ def logits(folder: Path, step: int = 5, parts: int = 1) -> dict[str, torch.Tenso
     return states[0] | {name: torch.cat(parts, 1) for name, parts in shared.items()}
 
 
-@pytest.fixture
-def in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """A function: do something in the middle of a step, in the processes that are forked."""
-    real = learn_module.batch_indices
-
-    def arrange(wanted: int, action: Callable[[], None]) -> None:
-        def batch_indices(step: int, *rest: Any) -> Any:
-            if step == wanted:
-                action()
-            return real(step, *rest)
-
-        monkeypatch.setattr(learn_module, "batch_indices", batch_indices)
-
-    return arrange
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_two_micro_batches_on_two_processes_are_one_process_bit_for_bit(
     method: str, in_processes: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path

@@ -261,16 +261,6 @@ def test_bits_of_a_matrix_go_row_by_row() -> None:
 
 
 @pytest.fixture
-def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder that programs are looked for in; has none."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.delenv("CXX", raising=False)
-    return folder
-
-
-@pytest.fixture
 def fresh() -> Iterator[None]:
     """Nothing is remembered of what this machine can compile, here and afterwards."""
     kernels._on_cpu.cache_clear()
