@@ -57,10 +57,10 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 def _rows(layer: Layer, first: int, rows: int) -> _Rows:
     """What the library is told; all but the rows is filled in once a layer and pass."""
-    known = layer.native
+    known = layer.native.get(_Rows)
     if known is None:
         (height, width), groups = layer.tile, layer.weight.shape[1] // 4
-        known = layer.native = _Rows(
+        known = layer.native[_Rows] = _Rows(
             *(_pointer(tensor) for tensor in (layer.weight, layer.logits, layer.bits, layer.shares)),
             *(0, groups, 0, 0 if layer.logits is None else layer.logits.shape[1]),
             *(layer.first_row * groups, len(layer.weight) * groups),

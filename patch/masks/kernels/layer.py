@@ -36,7 +36,7 @@ class Layer:
         sampling: of the patterns.
         keys: of the noise, which is a function of an element's place in `[6, out * in / 4]`.
         first_row: where the rows of the logits begin.
-        native: what a kernel keeps of it from call to call.
+        native: what each kernel keeps of it from call to call, by its kind.
     """
 
     weight: Tensor
@@ -47,4 +47,4 @@ class Layer:
     sampling: Sampling
     keys: tuple[int, int]
     first_row: int = 0
-    native: Any = field(default=None, init=False, repr=False, compare=False)
+    native: dict[type, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -60,11 +60,12 @@ def serves(layer: Layer, tokens: int) -> bool:
 
 
 def _masked(layer: Layer) -> _Masked:
-    if layer.native is None:
+    known = layer.native.get(_Masked)
+    if known is None:
         sizes = (*layer.weight.shape, *layer.tile, layer.shares.shape[1])
         pointers = (tensor.data_ptr() for tensor in (layer.weight, layer.bits, layer.shares))
-        layer.native = _Masked(*pointers, *sizes, torch.get_num_threads())
-    return layer.native
+        known = layer.native[_Masked] = _Masked(*pointers, *sizes, torch.get_num_threads())
+    return known
 
 
 def forward(layer: Layer, inputs: Tensor, outputs: Tensor) -> float:

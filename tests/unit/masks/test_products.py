@@ -156,6 +156,20 @@ def test_what_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not products.serves(layer, 1)
 
 
+def test_one_layer_has_few_tokens_and_then_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "processor", lambda: frozenset(["avx512f"]))
+    monkeypatch.setattr(products, "FEW", 4)
+    layer, mask = make((3, 2), (16, 32))
+    weight = layer.weight * torch.where(mask, 1.0, spread(layer.shares, layer.tile))
+    for tokens in (3, 9, 2):
+        inputs = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(tokens), requires_grad=True)
+        assert products.serves(layer, tokens) == (tokens < 5)
+        outputs, _ = MaskedLinear.apply(inputs, None, layer.shares, layer, None, Sink())
+        outputs.sum().backward()
+        torch.testing.assert_close(outputs, inputs @ weight.T, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(inputs.grad, weight.sum(0).expand(tokens, -1), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_a_layer_is_the_same_either_way(contiguous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In three dimensions, with a bias."""
