@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 from itertools import cycle
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -234,7 +235,9 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
         seconds = interleaved(runs, math.ceil(options.repeats / 12))
         rates = {name: Spread.of([batch * 32 / one.total for one in times]) for name, times in seconds.items()}
         for name, rate in rates.items():
-            speedup = rate.median / rates["dense"].median
+            # Of runs that followed each other, so that both met the same machine.
+            pairs = zip(seconds["dense"], seconds[name], strict=True)
+            speedup = median(dense.total / one.total for dense, one in pairs)
             held = weights(model, models[name])
             print(
                 f"{batch:>5} {name if name == 'dense' else f'{name}%':>9} {rate.median:>7.1f} ± "
