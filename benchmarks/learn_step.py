@@ -88,9 +88,9 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ratio(ours: list[float], others: list[float]) -> float:
+def _ratio(over: list[float], under: list[float]) -> float:
     """Of steps that were taken one after the other, so that both met the same machine."""
-    return median(mine / other for mine, other in zip(ours, others, strict=True))
+    return median(one / other for one, other in zip(over, under, strict=True))
 
 
 def _times(size: str, threads: int, options: argparse.Namespace) -> dict[str, list[float]]:

@@ -60,7 +60,7 @@ def test_a_model_gives_what_its_logits_give(tiny_model: Callable, family: str, p
     model = tiny_model(family).requires_grad_(False)
     tokens = torch.randint(1, 50, (3, 11), generator=torch.Generator().manual_seed(5))
     tokens[0, 4] = tokens[2, 0] = tokens[2, 9] = 1
-    cut = DocumentCut(model, _separator()) if parted else None
+    cut = DocumentCut(model, Separator(1)) if parted else None
     assert frozen_head(model, tokens) is model.get_output_embeddings()
     states: list[Tensor] = []
     model.get_input_embeddings().register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
@@ -77,10 +77,6 @@ def test_a_model_gives_what_its_logits_give(tiny_model: Callable, family: str, p
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
     assert "forward" not in vars(model.get_output_embeddings())
-
-
-def _separator() -> Separator:
-    return Separator(1)
 
 
 def test_logits_that_are_changed_afterwards(tiny_model: Callable) -> None:
