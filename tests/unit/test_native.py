@@ -96,7 +96,17 @@ def test_a_library_of_something_else_is_not_used(
     libraries.append(build(source))
     header.write_text("// Of another.")
     libraries.append(build(source))
-    assert len(set(libraries)) == counting() == 11
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "numbers.h").write_text("constexpr int SHARED = 44;")
+    with monkeypatch.context() as changed:
+        changed.setattr(native, "INCLUDE", shared)
+        libraries.append(build(source))
+        (shared / "numbers.h").write_text("constexpr int SHARED = 45;")
+        source.write_text('#include "numbers.h"\n' + text.replace("42", "SHARED"))
+        assert number(build(source)) == 45
+        source.write_text(text)
+    assert len(set(libraries)) == 12 and counting() == 13
     other = source.with_name("other.cpp")
     other.write_text(text)
     assert build(other).name.startswith("other-")

@@ -1,7 +1,8 @@
 """Products on a CPU, compiled for its instructions on first use and kept for the next time.
 
-Few inputs, as in decoding, are bound by memory: the packed weight is expanded in registers. Many are bound by
-arithmetic: rows are unpacked into a piece that the caches hold, and multiplied by PyTorch.
+Few inputs, as in decoding, are bound by memory: the packed weight is expanded in registers. More are bound by
+arithmetic: products with zeros are passed over, or matrix units multiply. Tiles of odd sizes are unpacked into a piece
+that the caches hold, and multiplied by PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from patch.errors import InputError
 from patch.inference.packed import PackedWeight
 from patch.native import NoCompiler, library, processor
 
-SOURCE = Path(__file__).with_name("packed_linear.cpp")
+SOURCE = Path(__file__).parent / "kernels/packed_linear.cpp"
 # Sets of instructions, the fastest first: what the compiler is told and what the processor must have.
 INSTRUCTIONS = {
     "amx": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "amx-tile", "amx-bf16", "avx2", "fma"),
@@ -32,12 +33,12 @@ INSTRUCTIONS = {
 }
 # Another set than the fastest.
 CHOICE = "PATCH_INSTRUCTIONS"
-# Up to so many inputs each are multiplied by vectors, and up to so many in passes of several; in bf16 the latter is
-# worth more where there are matrix units.
-FEW, MORE = 4, 32
-FEW_OF_UNITS, MORE_OF_UNITS = 2, 128
+# Up to so many inputs each are summed in vectors; in bf16 it is fewer where there are matrix units.
+FEW, FEW_OF_UNITS = 4, 2
+# With more, matrix units do better with what PyTorch makes of unpacked rows.
+MOST_OF_UNITS = 1024
 # Weights that are unpacked at a time.
-BLOCK = 1 << 20
+BLOCK = 1 << 21
 
 
 class _Packed(ctypes.Structure):
@@ -137,10 +138,9 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     told = ctypes.byref(_told(packed, kernel))
     output = inputs.new_empty(len(inputs), packed.shape[0])
     units = instructions == "amx" and packed.values.dtype == torch.bfloat16
-    few, more = (FEW_OF_UNITS, MORE_OF_UNITS) if units else (FEW, MORE)
-    if len(inputs) <= few and packed.width % 32 == 0:
+    if len(inputs) <= (FEW_OF_UNITS if units else FEW) and packed.width % 32 == 0:
         kernel.packed_linear_few(told, inputs.data_ptr(), output.data_ptr(), len(inputs))
-    elif len(inputs) <= more and packed.width % 16 == packed.height % 16 == 0:
+    elif packed.width % 16 == packed.height % 16 == 0 and not (units and len(inputs) > MOST_OF_UNITS):
         kernel.packed_linear_more(told, inputs.data_ptr(), output.data_ptr(), len(inputs))
     else:
         _by_rows(packed, kernel, told, inputs, output)

@@ -32,16 +32,6 @@ constexpr int64_t HIGH = 8 * R, DEEP = 512;
 
 inline int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Numbers from where a vector may begin; not set to zero.
-struct Room {
-  std::vector<float> all;
-  float* at;
-  explicit Room(int64_t size) {
-    all.reserve(size + LANES);
-    at = all.data() + -reinterpret_cast<uintptr_t>(all.data()) % (4 * LANES) / 4;
-  }
-};
-
 // `R` rows of `V` vectors of a product.
 struct Sums {
   vf at[R][V];

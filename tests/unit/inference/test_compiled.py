@@ -16,9 +16,9 @@ from patch.errors import InputError
 from patch.inference import backends
 from patch.inference.backends import backend_for, compiled, unpacked
 from patch.inference.packed import PackedWeight
-from patch.native import FLAGS, NoCompiler, build
+from patch.native import FLAGS, INCLUDE, NoCompiler, build
 
-ROWS = [1, 2, 3, 4, 5, 16, 17, 33, 64, 65, 130]
+ROWS = [1, 2, 3, 4, 5, 16, 17, 33, 64, 65, 130, 300, 540, 1030]
 DTYPES = [torch.float32, torch.bfloat16]
 # Shape, tile: those that each kernel takes and those that none does.
 SHAPES = [
@@ -27,6 +27,8 @@ SHAPES = [
     ((16, 128), 128),
     ((96, 64), 96),
     ((256, 256), 128),
+    ((192, 192), 192),
+    ((80, 160), 160),
     ((128, 64), 64),
     ((40, 64), 64),
     ((7, 160), 160),
@@ -131,7 +133,7 @@ def test_any_number_of_threads_is_the_same_bit_for_bit(
 ) -> None:
     made = hybrid_weight(shape, tile, 0.5, dtype)
     packed = made.packed
-    for rows in (1, 2, 4, 17, 33, 130):
+    for rows in (1, 2, 4, 17, 33, 130, 300, 540):
         inputs, found = random_inputs(rows, shape[1], dtype), []
         for count in (1, 2, 4):
             threads(count)
@@ -145,7 +147,7 @@ def test_a_weight_of_many_pages(dtype: torch.dtype, instructions: str, hybrid_we
     made = hybrid_weight((2176, 1024), 128, 0.3, dtype)
     packed = made.packed
     values, bits = packed.values.clone(), packed.bits.clone()
-    for rows in (2, 18, 140):
+    for rows in (2, 18, 140, 1030):
         inputs = random_inputs(rows, 1024, dtype)
         assert_product(compiled.multiply(packed, inputs), inputs, made.masked)
     assert torch.equal(packed.values, values) and torch.equal(packed.bits, bits)
@@ -383,7 +385,7 @@ def test_the_source_compiles_without_a_warning(name: str, tmp_path: Path) -> Non
     path = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
     flags = [*FLAGS, *(f"-m{flag}" for flag in compiled.INSTRUCTIONS[name])]
     flags += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]
-    command = [path, *flags, str(compiled.SOURCE), "-o", str(tmp_path / "made.so")]
+    command = [path, *flags, str(compiled.SOURCE), f"-I{INCLUDE}", "-o", str(tmp_path / "made.so")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if name != "portable" and compiled.available() == ["portable"] and run.returncode:
         pytest.skip(f"a compiler for another processor: {run.stderr.splitlines()[0]}")

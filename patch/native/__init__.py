@@ -14,6 +14,8 @@ from pathlib import Path
 
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 CACHE = "PATCH_KERNEL_CACHE"
+# Of headers that several sources share.
+INCLUDE = Path(__file__).parent
 
 
 class NoCompiler(Exception):
@@ -38,18 +40,19 @@ def processor() -> frozenset[str]:
 
 
 def build(source: Path, flags: tuple[str, ...] = (), folder: Path | None = None) -> Path:
-    """The library, compiled if it is not there for this source, the headers beside it, flags, compiler and processor.
+    """The library, compiled if it is not there for this source, its headers, flags, compiler and processor.
 
     Raises:
         NoCompiler: none of `$CXX`, `c++`, `g++`, `clang++` compiles the source.
     """
     reasons, flags = [], (*FLAGS, *flags)
+    headers = sorted(header for folder in (source.parent, INCLUDE) for header in folder.glob("*.h"))
     for compiler in dict.fromkeys(filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))):
         path = shutil.which(compiler)
         if path is None:
             continue
         version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-        texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+        texts = [file.read_text() for file in (source, *headers)]
         made_of = "\n".join([*texts, path, version, *flags, *sorted(processor())])
         library = (folder or _folder()) / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         if library.exists():
@@ -58,12 +61,16 @@ def build(source: Path, flags: tuple[str, ...] = (), folder: Path | None = None)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             made = Path(scratch) / library.name
             run = subprocess.run(
-                [path, *flags, str(source), "-o", str(made)], capture_output=True, text=True, check=False
+                [path, *flags, str(source), f"-I{INCLUDE}", "-o", str(made)],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if run.returncode == 0:
                 made.replace(library)  # at once: other processes may build it too
                 return library
-        reasons.append(f"{compiler}: {(run.stderr.strip().splitlines() or ['failed'])[0]}")
+        said = run.stderr.strip().splitlines() or ["failed"]
+        reasons.append(f"{compiler}: {next((line for line in said if 'error' in line), said[0])}")
     raise NoCompiler("; ".join(reasons) or "no C++ compiler (c++, g++ or clang++)")
 
 

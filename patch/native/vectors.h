@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -13,6 +14,14 @@ constexpr int LANES = 16;
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+
+// Numbers from where a vector may begin, so that none lies across two lines of a cache; not set.
+struct Room {
+  std::unique_ptr<float[]> all;
+  float* at;
+  explicit Room(int64_t size)
+      : all(new float[size + LANES]), at(all.get() + -reinterpret_cast<uintptr_t>(all.get()) % (4 * LANES) / 4) {}
+};
 
 // With low temperatures numbers underflow, and denormals make a processor several times slower.
 struct FlushDenormals {
@@ -24,8 +33,8 @@ struct FlushDenormals {
 };
 
 inline vf splat(float value) { return value - vf{}; }
-inline vf load(const float* from) { vf v; std::memcpy(&v, from, sizeof v); return v; }
-inline void store(float* to, vf v) { std::memcpy(to, &v, sizeof v); }
+template <typename V = vf> inline V load(const float* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
+template <typename V> inline void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
 inline vf select(vi where, vf yes, vf no) { return where ? yes : no; }
 
 inline double sum(vf v) {
