@@ -3,19 +3,12 @@
 
 #pragma once
 
-#include "readers.h"
+#include "turn.h"
 
 namespace {
 
-// Numbers of a register, and how many sums stand in registers at a time.
-#if defined(__AVX512F__)
-constexpr int REGISTER = 16, SUMS = 16;
-#elif defined(__AVX2__)
-constexpr int REGISTER = 8, SUMS = 8;
-#else
-constexpr int REGISTER = 4, SUMS = 8;
-#endif
-typedef float vr __attribute__((vector_size(4 * REGISTER)));
+// Sums that stand in registers at a time.
+constexpr int SUMS = REGISTER == 16 ? 16 : 8;
 // Inputs that stand side by side, at most, and how many such blocks are multiplied while a tile is at hand.
 constexpr int64_t WIDE = 4 * REGISTER, BLOCKS = 4;
 // Columns whose inputs the first cache holds.
@@ -149,17 +142,16 @@ void multiply_more(const Packed& a, const T* inputs, T* outputs, int64_t n) {
       const int64_t count = std::min(all - block, WIDE), wide_by = REGISTER * side(count);
 #pragma omp parallel for num_threads(a.threads) schedule(static)
       for (int64_t some = 0; some < columns; some += 16)
-        for (int64_t lane = 0; lane < wide_by; ++lane)
-          for (int64_t i = some; i < some + 16; ++i) {
-            const float number = lane < count ? wide(inputs[(block + lane) * columns + i]) : 0.0f;
-            lanes.at[block * columns + wide_by * i + lane] = number;
-          }
+        for (int64_t lane = 0; lane < wide_by; lane += REGISTER)
+          for (int64_t i = some; i < some + 16; i += REGISTER)
+            turn_rows(inputs + (block + lane) * columns + i, columns, count - lane,
+                      lanes.at + block * columns + wide_by * i + lane, wide_by);
     }
     const auto add = [&](const Piece* piece, int64_t, float* sums) { add_lanes<T>(a, *piece, lanes.at, all, sums); };
     each_piece<1>(a, most, add, [&](int64_t first, int64_t size, const float* sums) {
       for (int64_t block = 0; block < all; block += WIDE) {
         const int64_t count = std::min(all - block, WIDE);
-        turn(sums + block * size, REGISTER * side(count), size, count, outputs + block * rows + first, rows);
+        turn_sums(sums + block * size, REGISTER * side(count), size, count, outputs + block * rows + first, rows);
       }
     });
   }

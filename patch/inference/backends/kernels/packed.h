@@ -69,11 +69,4 @@ void each_piece(const Packed& a, int64_t per_row, Add add, Finish finish) {
   }
 }
 
-// Sums [rows, width], of which ``count`` count, as outputs [count, rows], ``stride`` apart.
-template <typename T>
-void turn(const float* sums, int64_t width, int64_t rows, int64_t count, T* outputs, int64_t stride) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t row = 0; row < rows; ++row) narrow(outputs + i * stride + row, sums[row * width + i]);
-}
-
 }  // namespace

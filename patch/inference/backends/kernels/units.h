@@ -6,9 +6,9 @@
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>
-#include <utility>
 
 #include "readers.h"
+#include "turn.h"
 
 namespace {
 
@@ -146,30 +146,25 @@ void multiply_by_units(const Packed& a, const uint16_t* inputs, uint16_t* output
   const int64_t columns = a.tile_columns * a.width, rows = a.tile_rows * a.height;
   const auto padded = [](int64_t count) { return count <= 16 ? 16 : (count + 31) / 32 * 32; };
   const Room room(padded(std::min(n, INPUTS)) * columns / 2);
-  // Two numbers of an input at a time.
-  uint32_t* const pairs = reinterpret_cast<uint32_t*>(room.at);
   for (; n > 0; n -= INPUTS, inputs += INPUTS * columns, outputs += INPUTS * rows) {
     const int64_t count = std::min(n, INPUTS), all = padded(count);
-    // A step at a time: what it writes stays in the first cache.
+    // Two numbers of an input are turned as one.
+    const float* pairs = reinterpret_cast<const float*>(inputs);
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int64_t step = 0; step < columns; step += STEP) {
       const int64_t column = step / a.width, within = step % a.width;
-      uint32_t* const mine = pairs + (column * all * a.width + 16 * within) / 2;
-      for (int64_t i = 0; i < all; ++i)
-        for (int64_t pair = 0; pair < STEP / 2; ++pair) {
-          uint32_t both = 0;
-          if (i < count) std::memcpy(&both, inputs + i * columns + step + 2 * pair, sizeof both);
-          mine[i / 16 * 8 * a.width + 16 * pair + i % 16] = both;
-        }
+      for (int64_t i = 0; i < all; i += 16)
+        turn_rows(pairs + (i * columns + step) / 2, columns / 2, count - i,
+                  room.at + ((column * all + i) * a.width + 16 * within) / 2, 16);
     }
-    const auto* arranged = reinterpret_cast<const uint16_t*>(pairs);
+    const auto* arranged = reinterpret_cast<const uint16_t*>(room.at);
     const auto add = [&](const Piece* piece, int64_t, float* sums) {
       if (all == 16) add_blocks<4, 1>(a, *piece, arranged, all, sums);
       else add_blocks<2, 2>(a, *piece, arranged, all, sums);
     };
     each_piece<1>(a, all, add, [&](int64_t first, int64_t size, const float* sums) {
       for (int64_t i = 0; i < count; i += 16)
-        turn(sums + i * size, 16, size, std::min<int64_t>(count - i, 16), outputs + i * rows + first, rows);
+        turn_sums(sums + i * size, 16, size, std::min<int64_t>(count - i, 16), outputs + i * rows + first, rows);
     });
   }
 }

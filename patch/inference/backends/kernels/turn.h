@@ -1,0 +1,82 @@
+// Inputs and sums with rows as columns, a register's square at a time.
+
+#pragma once
+
+#include <utility>
+
+#include "packed.h"
+
+namespace {
+
+// Numbers of a register.
+#if defined(__AVX512F__)
+constexpr int REGISTER = 16;
+#elif defined(__AVX2__)
+constexpr int REGISTER = 8;
+#else
+constexpr int REGISTER = 4;
+#endif
+typedef float vr __attribute__((vector_size(4 * REGISTER)));
+typedef uint32_t vw __attribute__((vector_size(4 * REGISTER)));
+typedef uint16_t vs __attribute__((vector_size(2 * REGISTER)));
+
+inline vr wide_register(const float* from) { return load<vr>(from); }
+inline vr wide_register(const uint16_t* from) {
+  vs halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (vr)(__builtin_convertvector(halves, vw) << 16);
+}
+inline void narrow_register(float* to, vr numbers) { store(to, numbers); }
+inline void narrow_register(uint16_t* to, vr numbers) {
+  const vw bits = (vw)numbers, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const vs halves = __builtin_convertvector(numbers == numbers ? rounded : vw{} + 0x7fc0, vs);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+template <int... I>
+inline vr picked(vr a, vr b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, vw{I...});
+#endif
+}
+
+// Squares of D within two rows that are D apart change places.
+template <int D, int... I>
+inline void cross(vr& a, vr& b, std::integer_sequence<int, I...>) {
+  const vr low = picked<(I & D ? REGISTER + I - D : I)...>(a, b);
+  b = picked<(I & D ? REGISTER + I : I + D)...>(a, b);
+  a = low;
+}
+
+template <int D = REGISTER / 2>
+inline __attribute__((always_inline)) void turn(vr (&rows)[REGISTER]) {
+  for (int i = 0; i < REGISTER; ++i)
+    if (!(i & D)) cross<D>(rows[i], rows[i + D], std::make_integer_sequence<int, REGISTER>());
+  if constexpr (D > 1) turn<D / 2>(rows);
+}
+
+// ``count`` rows of as many numbers as a register has, ``stride`` apart and none beyond ``count``, as columns ``apart``.
+template <typename T>
+inline void turn_rows(const T* from, int64_t stride, int64_t count, float* to, int64_t apart) {
+  vr rows[REGISTER];
+  for (int i = 0; i < REGISTER; ++i) rows[i] = i < count ? wide_register(from + i * stride) : vr{};
+  turn(rows);
+  for (int i = 0; i < REGISTER; ++i) store(to + i * apart, rows[i]);
+}
+
+// Sums [rows, width], of which ``count`` count, as outputs [count, rows], ``stride`` apart; rows are a multiple of 16.
+template <typename T>
+void turn_sums(const float* sums, int64_t width, int64_t rows, int64_t count, T* outputs, int64_t stride) {
+  for (int64_t row = 0; row < rows; row += REGISTER)
+    for (int64_t first = 0; first < count; first += REGISTER) {
+      vr all[REGISTER];
+      for (int i = 0; i < REGISTER; ++i) all[i] = load<vr>(sums + (row + i) * width + first);
+      turn(all);
+      for (int64_t i = 0; i < std::min<int64_t>(REGISTER, count - first); ++i)
+        narrow_register(outputs + (first + i) * stride + row, all[i]);
+    }
+}
+
+}  // namespace
