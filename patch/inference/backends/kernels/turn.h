@@ -57,7 +57,7 @@ inline __attribute__((always_inline)) void turn(vr (&rows)[REGISTER]) {
   if constexpr (D > 1) turn<D / 2>(rows);
 }
 
-// ``count`` rows of as many numbers as a register has, ``stride`` apart and none beyond ``count``, as columns ``apart``.
+// Rows of as many numbers as a register has, ``stride`` apart, as columns ``apart``; rows from ``count`` on are zero.
 template <typename T>
 inline void turn_rows(const T* from, int64_t stride, int64_t count, float* to, int64_t apart) {
   vr rows[REGISTER];
