@@ -31,7 +31,7 @@ INSTRUCTIONS = {
     "avx2": ("avx2", "fma"),
     "portable": (),
 }
-# Another set than the fastest.
+# Another set than the fastest, for a whole process.
 CHOICE = "PATCH_INSTRUCTIONS"
 # Up to so many inputs each are summed in vectors; in bf16 it is fewer where there are matrix units.
 FEW, FEW_OF_UNITS = 4, 2
@@ -80,9 +80,15 @@ def load(instructions: str) -> ctypes.CDLL:
 
 
 @cache
-def _fastest(choice: str | None) -> tuple[str, ctypes.CDLL] | str:
-    """The fastest set of instructions that can be had, with its library; or why there is none."""
-    reason = ""
+def _kernel() -> tuple[str, ctypes.CDLL] | str:
+    """The set of instructions that is used, with its library; or why there is none.
+
+    Raises:
+        InputError: the processor lacks what is chosen.
+    """
+    choice, reason = os.environ.get(CHOICE), ""
+    if choice is not None and choice not in available():
+        raise InputError(f"{CHOICE} is {choice!r}; this processor has {', '.join(available())}")
     for name in available() if choice is None else [choice]:
         try:
             return name, load(name)
@@ -90,13 +96,6 @@ def _fastest(choice: str | None) -> tuple[str, ctypes.CDLL] | str:
             reason = reason or str(error)
     warnings.warn(f"packed weights are multiplied by plain PyTorch, slower than dense ones: {reason}", stacklevel=2)
     return reason
-
-
-def _kernel() -> tuple[str, ctypes.CDLL] | str:
-    choice = os.environ.get(CHOICE)
-    if choice is not None and choice not in available():
-        raise InputError(f"{CHOICE} is {choice!r}; this processor has {', '.join(available())}")
-    return _fastest(choice)
 
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
@@ -136,12 +135,13 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     instructions, kernel = _kernel()
     inputs = inputs.contiguous()
     told = ctypes.byref(_told(packed, kernel))
-    output = inputs.new_empty(len(inputs), packed.shape[0])
+    count = inputs.shape[0]
+    output = inputs.new_empty(count, packed.shape[0])
     units = instructions == "amx" and packed.values.dtype == torch.bfloat16
-    if len(inputs) <= (FEW_OF_UNITS if units else FEW) and packed.width % 32 == 0:
-        kernel.packed_linear_few(told, inputs.data_ptr(), output.data_ptr(), len(inputs))
-    elif packed.width % 16 == packed.height % 16 == 0 and not (units and len(inputs) > MOST_OF_UNITS):
-        kernel.packed_linear_more(told, inputs.data_ptr(), output.data_ptr(), len(inputs))
+    if count <= (FEW_OF_UNITS if units else FEW) and packed.width % 32 == 0:
+        kernel.packed_linear_few(told, inputs.data_ptr(), output.data_ptr(), count)
+    elif packed.width % 16 == packed.height % 16 == 0 and not (units and count > MOST_OF_UNITS):
+        kernel.packed_linear_more(told, inputs.data_ptr(), output.data_ptr(), count)
     else:
         _by_rows(packed, kernel, told, inputs, output)
     return output

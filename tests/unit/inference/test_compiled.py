@@ -51,25 +51,30 @@ def compiles() -> bool:
 needs_compiler = pytest.mark.skipif(not compiles(), reason="no C++ compiler")
 
 
+def forget() -> None:
+    for known in (compiled.load, compiled._kernel, backends._if_there):
+        known.cache_clear()
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing is remembered of what this machine can compile, here and afterwards."""
+    forget()
+    yield
+    forget()
+
+
 @pytest.fixture(params=list(compiled.INSTRUCTIONS))
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each set that this processor has, chosen."""
     if not compiles():
         pytest.skip("no C++ compiler")
     if request.param not in compiled.available():
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setenv("PATCH_INSTRUCTIONS", request.param)
-    return request.param
-
-
-@pytest.fixture
-def fresh() -> Iterator[None]:
-    """Nothing is remembered of what this machine can compile, here and afterwards."""
-    for known in (compiled.load, compiled._fastest, backends._if_there):
-        known.cache_clear()
-    yield
-    for known in (compiled.load, compiled._fastest, backends._if_there):
-        known.cache_clear()
+    compiled._kernel.cache_clear()
+    yield request.param
+    compiled._kernel.cache_clear()
 
 
 def random_inputs(rows: int, columns: int, dtype: torch.dtype, whole: bool = False) -> Tensor:
@@ -248,7 +253,9 @@ def test_what_is_known_of_a_weight_goes_with_it(hybrid_weight: Callable) -> None
     assert len(compiled._known) == known
 
 
-def test_instructions_that_this_processor_lacks(monkeypatch: pytest.MonkeyPatch, hybrid_weight: Callable) -> None:
+def test_instructions_that_this_processor_lacks(
+    monkeypatch: pytest.MonkeyPatch, fresh: None, hybrid_weight: Callable
+) -> None:
     monkeypatch.setenv("PATCH_INSTRUCTIONS", "mmx")
     packed, inputs = hybrid_weight((64, 96), 32).packed, torch.ones(1, 96)
     match = f"PATCH_INSTRUCTIONS is 'mmx'; this processor has .*{compiled.available()[-1]}"

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "readers.h"
 #include "turn.h"
 
 namespace {
@@ -86,15 +87,14 @@ struct Panel {
   int64_t bytes;  // of a row there
 };
 
-// Rows of a panel, a multiple of sixteen, times inputs [width, V, REGISTER]; as many of a later tile are fetched
-// meanwhile.
+// Rows of a panel, a multiple of sixteen, times inputs [width, V, REGISTER]. Meanwhile as many rows of a later tile are
+// fetched, if ``later``, and of many inputs those at ``next``.
 template <int V>
-void add_panel(const Panel& panel, int64_t rows, bool fetch, const float* inputs, float* sums) {
-  const int64_t step = panel.bits ? 1 : SUMS / V;
+void add_panel(const Panel& panel, int64_t rows, bool later, const float* inputs, const float* next, float* sums) {
+  const int64_t step = panel.bits ? 1 : SUMS / V, share = REGISTER * V * panel.width / rows;
   for (int64_t row = 0; row < rows; row += step, sums += REGISTER * V * step) {
-    if (fetch)
-      for (int64_t i = 0; i < step * panel.bytes; i += 64)
-        __builtin_prefetch(panel.from + row * panel.bytes + LATER + i, 0, 2);
+    if (later) fetch(panel.from + row * panel.bytes + LATER, step * panel.bytes);
+    if constexpr (V == 4) fetch(next + row * share, 4 * step * share);
     const int64_t first = row * panel.stride;
     if (panel.bits) add_sparse<V>(panel.values + first / 2, panel.bits + first / 8, panel.width, inputs, sums);
     else add_dense<SUMS / V, V>(panel.values + first, panel.stride, panel.width, inputs, sums);
@@ -121,11 +121,13 @@ void add_lanes(const Packed& a, const Piece& piece, const float* inputs, int64_t
                         reinterpret_cast<const char*>(values + from * rows / part), int64_t(width * sizeof(T) / part)};
       for (int64_t block = 0; block < n; block += WIDE) {
         const int v = side(std::min(n - block, WIDE));
-        const float* mine = inputs + block * columns + REGISTER * v * (column * a.width + from);
+        const int64_t at = column * a.width + from;
+        const float* mine = inputs + block * columns + REGISTER * v * at;
+        const float* next = inputs + (block + WIDE < n ? (block + WIDE) * columns + WIDE * at : WIDE * (at + width));
         float* to = sums + block * rows;
-        if (v == 1) add_panel<1>(panel, rows, !block, mine, to);
-        else if (v == 2) add_panel<2>(panel, rows, !block, mine, to);
-        else add_panel<4>(panel, rows, !block, mine, to);
+        if (v == 1) add_panel<1>(panel, rows, !block, mine, next, to);
+        else if (v == 2) add_panel<2>(panel, rows, !block, mine, next, to);
+        else add_panel<4>(panel, rows, !block, mine, next, to);
       }
     }
   }

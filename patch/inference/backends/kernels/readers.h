@@ -131,6 +131,11 @@ template <> struct Reader<float> : Scalar<float> {};
 template <> struct Reader<uint16_t> : Scalar<uint16_t> {};
 #endif
 
+// Into the second cache.
+inline void fetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
+}
+
 template <typename T>
 inline void ahead(const T* from, int bytes) {
   for (int i = 0; i < bytes; i += 64) {

@@ -84,15 +84,11 @@ inline __attribute__((always_inline)) void add_units(const Weights& weights, int
   });
 }
 
-inline void fetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + BEFORE + i, 0, 2);
-}
-
 // Rows of a sparse tile as [rows / 16, width / 32, 16, 32].
 inline void expand_rows(const uint16_t* values, const uint8_t* bits, int64_t stride, int64_t rows, int64_t width,
                         uint16_t* to) {
   for (int64_t row = 0; row < rows; ++row, values += stride / 2, bits += stride / 8) {
-    fetch(values, width);
+    fetch(values + BEFORE / 2, width);
     uint16_t* out = to + row / ROWS * ROWS * width + row % ROWS * STEP;
     for (int64_t i = 0; i < width; i += STEP, out += ROWS * STEP) {
       uint32_t word;
@@ -102,13 +98,14 @@ inline void expand_rows(const uint16_t* values, const uint8_t* bits, int64_t str
   }
 }
 
-// Rows, a multiple of sixteen, times S times sixteen inputs. Of ``later``, bytes of a row, as many rows are fetched.
+// Rows, a multiple of sixteen, times S times sixteen inputs. Meanwhile as many rows of later weights are fetched,
+// ``later`` bytes of each.
 template <int G, int S>
 void add_rows_of_units(Weights weights, int64_t rows, int64_t width, int64_t later, const uint16_t* inputs,
                        int64_t next, float* sums, int64_t stride) {
   for (int64_t row = 0, count; row < rows; row += count) {
     count = rows - row >= ROWS * G ? ROWS * G : ROWS;
-    for (int64_t r = 0; later && r < count; ++r) fetch(weights.at + r * weights.stride / 2, later);
+    for (int64_t r = 0; later && r < count; ++r) fetch(weights.at + (r * weights.stride + BEFORE) / 2, later);
     if (count == ROWS) add_units<1, S>(weights, width, inputs, next, sums + 16 * row, stride);
     else add_units<G, S>(weights, width, inputs, next, sums + 16 * row, stride);
     weights.at += count / ROWS * weights.sixteen;
