@@ -62,6 +62,7 @@ inline __attribute__((always_inline)) void each(Call call) {
 struct Weights {
   const uint16_t* at;
   int64_t sixteen, step, stride;
+  const uint16_t* later;  // what is fetched while they are multiplied, or none
 };
 
 // G times sixteen rows, ``width`` columns, times S times sixteen inputs [width / 2, 16, 2], which are ``next`` numbers
@@ -75,6 +76,8 @@ inline __attribute__((always_inline)) void add_units(const Weights& weights, int
   for (int64_t i = 0; i < width; i += STEP) {
     each<S>([&](auto s) { load_unit<6 + s>(inputs + s * next + 16 * i, 64); });
     each<G>([&](auto g) {
+      // A bit with each step: all at once would keep what is needed now waiting.
+      if (weights.later) fetch(weights.later + g * weights.sixteen + ROWS * i, 2 * ROWS * STEP);
       load_unit<4 + g % 2>(weights.at + g * weights.sixteen + i / STEP * weights.step, weights.stride);
       each<S>([&](auto s) { multiply_units<g * S + s, 4 + g % 2, 6 + s>(); });
     });
@@ -98,17 +101,16 @@ inline void expand_rows(const uint16_t* values, const uint8_t* bits, int64_t str
   }
 }
 
-// Rows, a multiple of sixteen, times S times sixteen inputs. Meanwhile as many rows of later weights are fetched,
-// ``later`` bytes of each.
+// Rows, a multiple of sixteen, times S times sixteen inputs.
 template <int G, int S>
-void add_rows_of_units(Weights weights, int64_t rows, int64_t width, int64_t later, const uint16_t* inputs,
-                       int64_t next, float* sums, int64_t stride) {
+void add_rows_of_units(Weights weights, int64_t rows, int64_t width, const uint16_t* inputs, int64_t next,
+                       float* sums) {
   for (int64_t row = 0, count; row < rows; row += count) {
     count = rows - row >= ROWS * G ? ROWS * G : ROWS;
-    for (int64_t r = 0; later && r < count; ++r) fetch(weights.at + (r * weights.stride + BEFORE) / 2, later);
-    if (count == ROWS) add_units<1, S>(weights, width, inputs, next, sums + 16 * row, stride);
-    else add_units<G, S>(weights, width, inputs, next, sums + 16 * row, stride);
+    if (count == ROWS) add_units<1, S>(weights, width, inputs, next, sums + 16 * row, rows);
+    else add_units<G, S>(weights, width, inputs, next, sums + 16 * row, rows);
     weights.at += count / ROWS * weights.sixteen;
+    if (weights.later) weights.later += count / ROWS * weights.sixteen;
   }
 }
 
@@ -127,14 +129,13 @@ void add_blocks(const Packed& a, const Piece& piece, const uint16_t* inputs, int
     const uint8_t* bits = a.bits + a.starts[tiles + tile];
     for (int64_t from = 0; from < a.width; from += COLUMNS) {
       const int64_t width = std::min(COLUMNS, a.width - from), begin = first + from;
-      Weights weights{values + begin, ROWS * a.width, STEP, 2 * a.width};
+      Weights weights{values + begin, ROWS * a.width, STEP, 2 * a.width, values + first + ROWS * from + BEFORE / 2};
       if (!dense) {
         expand_rows(values + begin / 2, bits + begin / 8, a.width, rows, width, expanded);
-        weights = {expanded, ROWS * width, ROWS * STEP, 2 * STEP};
+        weights = {expanded, ROWS * width, ROWS * STEP, 2 * STEP, nullptr};
       }
-      for (int64_t some = 0; some < n; some += 16 * S)
-        add_rows_of_units<G, S>(weights, rows, width, dense && !some ? 2 * width : 0,
-                                inputs + some * a.width + 16 * from, next, sums + some * rows, rows);
+      for (int64_t some = 0; some < n; some += 16 * S, weights.later = nullptr)
+        add_rows_of_units<G, S>(weights, rows, width, inputs + some * a.width + 16 * from, next, sums + some * rows);
     }
   }
 }
