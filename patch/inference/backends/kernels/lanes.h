@@ -62,18 +62,23 @@ inline __attribute__((always_inline)) void add_sparse(const float* values, const
   }
 }
 
-// Part of `R` rows of a dense tile, ``stride`` apart, times inputs [width, V, REGISTER].
+// Part of `R` rows of a dense tile, ``stride`` apart, times inputs [width, V, REGISTER]. Of ``later``, if any, ``bytes``
+// are fetched with each sixteen columns: more at once would keep what is needed now waiting.
 template <int R, int V>
 inline __attribute__((always_inline)) void add_dense(const float* values, int64_t stride, int64_t width,
-                                                     const float* inputs, float* sums) {
+                                                     const char* later, int64_t bytes, const float* inputs,
+                                                     float* sums) {
   vr total[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) total[r][v] = load<vr>(sums + REGISTER * (r * V + v));
-  for (int64_t i = 0; i < width; ++i, inputs += REGISTER * V)
-    for (int v = 0; v < V; ++v) {
-      const vr x = load<vr>(inputs + REGISTER * v);
-      for (int r = 0; r < R; ++r) total[r][v] += values[r * stride + i] * x;
-    }
+  for (int64_t some = 0; some < width; some += 16) {
+    if (later) fetch(later + some / 16 * bytes, bytes);
+    for (int64_t i = some; i < some + 16; ++i, inputs += REGISTER * V)
+      for (int v = 0; v < V; ++v) {
+        const vr x = load<vr>(inputs + REGISTER * v);
+        for (int r = 0; r < R; ++r) total[r][v] += values[r * stride + i] * x;
+      }
+  }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) store(sums + REGISTER * (r * V + v), total[r][v]);
 }
@@ -92,12 +97,14 @@ struct Panel {
 template <int V>
 void add_panel(const Panel& panel, int64_t rows, bool later, const float* inputs, const float* next, float* sums) {
   const int64_t step = panel.bits ? 1 : SUMS / V, share = REGISTER * V * panel.width / rows;
+  const int64_t bytes = 16 * step * panel.bytes / panel.width;
   for (int64_t row = 0; row < rows; row += step, sums += REGISTER * V * step) {
-    if (later) fetch(panel.from + row * panel.bytes + LATER, step * panel.bytes);
+    const char* const after = later ? panel.from + row * panel.bytes + LATER : nullptr;
+    if (later && panel.bits) fetch(after, panel.bytes);
     if constexpr (V == 4) fetch(next + row * share, 4 * step * share);
     const int64_t first = row * panel.stride;
     if (panel.bits) add_sparse<V>(panel.values + first / 2, panel.bits + first / 8, panel.width, inputs, sums);
-    else add_dense<SUMS / V, V>(panel.values + first, panel.stride, panel.width, inputs, sums);
+    else add_dense<SUMS / V, V>(panel.values + first, panel.stride, panel.width, after, bytes, inputs, sums);
   }
 }
 
