@@ -62,8 +62,8 @@ inline __attribute__((always_inline)) void add_sparse(const float* values, const
   }
 }
 
-// Part of `R` rows of a dense tile, ``stride`` apart, times inputs [width, V, REGISTER]. Of ``later``, if any, ``bytes``
-// are fetched with each sixteen columns: more at once would keep what is needed now waiting.
+// Part of `R` rows of a dense tile, ``stride`` apart, times inputs [width, V, REGISTER]. With each sixteen columns are
+// fetched, if there is ``later``, ``bytes`` of it: more at once would keep what is needed now waiting.
 template <int R, int V>
 inline __attribute__((always_inline)) void add_dense(const float* values, int64_t stride, int64_t width,
                                                      const char* later, int64_t bytes, const float* inputs,
