@@ -14,8 +14,6 @@ constexpr int SUMS = REGISTER == 16 ? 16 : 8;
 constexpr int64_t WIDE = 4 * REGISTER, BLOCKS = 4;
 // Columns whose inputs the first cache holds.
 constexpr int64_t PANEL = 128;
-// How many bytes before they are needed values are fetched.
-constexpr int64_t LATER = 32768;
 
 // For each byte of bits: where the inputs of four values begin, of eight columns of so many vectors, in bytes.
 template <int V>

@@ -15,8 +15,6 @@ namespace {
 constexpr int ROWS = 16;
 // Inputs that are multiplied while a tile is at hand, at most, and columns that are expanded at a time.
 constexpr int64_t INPUTS = 512, COLUMNS = 128;
-// How many bytes before they are needed values are fetched.
-constexpr int64_t BEFORE = 32768;
 
 // The system hands their registers out to who asks.
 bool have_matrix_units() {
@@ -91,7 +89,7 @@ inline __attribute__((always_inline)) void add_units(const Weights& weights, int
 inline void expand_rows(const uint16_t* values, const uint8_t* bits, int64_t stride, int64_t rows, int64_t width,
                         uint16_t* to) {
   for (int64_t row = 0; row < rows; ++row, values += stride / 2, bits += stride / 8) {
-    fetch(values + BEFORE / 2, width);
+    fetch(values + LATER / 2, width);
     uint16_t* out = to + row / ROWS * ROWS * width + row % ROWS * STEP;
     for (int64_t i = 0; i < width; i += STEP, out += ROWS * STEP) {
       uint32_t word;
@@ -129,7 +127,7 @@ void add_blocks(const Packed& a, const Piece& piece, const uint16_t* inputs, int
     const uint8_t* bits = a.bits + a.starts[tiles + tile];
     for (int64_t from = 0; from < a.width; from += COLUMNS) {
       const int64_t width = std::min(COLUMNS, a.width - from), begin = first + from;
-      Weights weights{values + begin, ROWS * a.width, STEP, 2 * a.width, values + first + ROWS * from + BEFORE / 2};
+      Weights weights{values + begin, ROWS * a.width, STEP, 2 * a.width, values + first + ROWS * from + LATER / 2};
       if (!dense) {
         expand_rows(values + begin / 2, bits + begin / 8, a.width, rows, width, expanded);
         weights = {expanded, ROWS * width, ROWS * STEP, 2 * STEP, nullptr};
