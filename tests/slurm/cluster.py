@@ -409,8 +409,12 @@ class Cluster:
         """Start a node's slurmd, and return when it takes jobs again, unless it is drained."""
         self._start_slurmd(node)
         if self.node_states()[node].startswith("down"):
-            # One that did not answer would come back by itself; one that was set down would not.
-            self.set_node(node, "resume")
+            # One that was set down would not come back by itself; one that did not answer may be back just now.
+            try:
+                self.set_node(node, "resume")
+            except RuntimeError:
+                if self.node_states()[node].startswith("down"):
+                    raise
         self._wait_for_nodes([node])
 
     def set_node(self, node: str, state: str, reason: str = "test") -> None:

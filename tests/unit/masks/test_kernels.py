@@ -302,6 +302,6 @@ def test_what_is_compiled_and_what_is_not(fresh: None) -> None:
 @pytest.mark.parametrize("module", [compiled, products])
 def test_the_source_compiles_without_a_warning(module: ModuleType, tmp_path: Path) -> None:
     flags = [*native.FLAGS, *module.FLAGS, "-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]
-    command = [compiler(), *flags, str(module.SOURCE), "-o", str(tmp_path / "made.so")]
+    command = [compiler(), *flags, str(module.SOURCE), f"-I{native.INCLUDE}", "-o", str(tmp_path / "made.so")]
     run_of = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (run_of.returncode, run_of.stderr) == (0, "")
