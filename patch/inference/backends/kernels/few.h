@@ -3,8 +3,6 @@
 
 #pragma once
 
-#include <memory>
-
 #include "readers.h"
 
 namespace {
@@ -78,18 +76,18 @@ void multiply(const Packed& a, const float* inputs, T* outputs) {
 
 // The inputs in fp32, in the order of the steps.
 template <typename T>
-std::unique_ptr<float[]> arranged(const T* inputs, int64_t count) {
-  std::unique_ptr<float[]> found(new float[count]);
+Room arranged(const T* inputs, int64_t count) {
+  Room found(count);
   for (int64_t i = 0; i < count; i += STEP)
-    for (int j = 0; j < STEP; ++j) found[i + Reader<T>::place(j)] = wide(inputs[i + j]);
+    for (int j = 0; j < STEP; ++j) found.at[i + Reader<T>::place(j)] = wide(inputs[i + j]);
   return found;
 }
 
 template <typename T>
 void multiply_few(const Packed& a, const T* inputs, T* outputs, int64_t n) {
   const int64_t columns = a.tile_columns * a.width, rows = a.tile_rows * a.height;
-  const auto arranged_inputs = arranged(inputs, n * columns);
-  const float* from = arranged_inputs.get();
+  const Room arranged_inputs = arranged(inputs, n * columns);
+  const float* from = arranged_inputs.at;
   for (; n >= 4; n -= 4, from += 4 * columns, outputs += 4 * rows) multiply<T, 4>(a, from, outputs);
   if (n == 1) multiply<T, 1>(a, from, outputs);
   if (n == 2) multiply<T, 2>(a, from, outputs);

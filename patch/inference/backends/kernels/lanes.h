@@ -114,12 +114,12 @@ inline int side(int64_t count) { return count > 2 * REGISTER ? 4 : count > REGIS
 template <typename T>
 void add_lanes(const Packed& a, const Piece& piece, const float* inputs, int64_t n, float* sums) {
   const int64_t tiles = a.tile_rows * a.tile_columns, columns = a.tile_columns * a.width, rows = piece.to - piece.from;
-  std::unique_ptr<float[]> room(new float[sizeof(T) == sizeof(float) ? 0 : rows * a.width]);
+  const Room room(sizeof(T) == sizeof(float) ? 0 : rows * a.width);
   for (int64_t column = 0; column < a.tile_columns; ++column) {
     const int64_t tile = piece.tile_row * a.tile_columns + column, part = a.dense[tile] ? 1 : 2;
     const T* values = static_cast<const T*>(a.values) + a.starts[tile] + piece.from * a.width / part;
     const uint8_t* bits = a.dense[tile] ? nullptr : a.bits + a.starts[tiles + tile] + piece.from * a.width / 8;
-    const float* found = in_float(values, rows * a.width / part, room.get());
+    const float* found = in_float(values, rows * a.width / part, room.at);
     for (int64_t from = 0; from < a.width; from += PANEL) {
       const int64_t width = std::min(PANEL, a.width - from);
       const Panel panel{found + from / part, bits ? bits + from / 8 : nullptr, a.width, width,
