@@ -1,5 +1,6 @@
 """The cluster that the other tests here run on does what it promises."""
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -37,8 +38,10 @@ def _listeners(pids: set[int]) -> Iterator[str]:
     """Addresses of the TCP sockets on which these processes listen."""
     inodes = set()
     for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+        with contextlib.suppress(FileNotFoundError):  # a process that has ended meanwhile
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # what it has closed
+                    inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
     for family, size in (("tcp", 4), ("tcp6", 16)):
         for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
             _, local, _, state, *_ = fields = line.split()
