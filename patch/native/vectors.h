@@ -14,6 +14,7 @@ constexpr int LANES = 16;
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 
 // Numbers from where a vector may begin, so that none lies across two lines of a cache; not set.
 struct Room {

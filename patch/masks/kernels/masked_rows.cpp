@@ -95,48 +95,38 @@ inline void together(const Places& p, vf out[4]) {
   out[3] = __builtin_shufflevector(hi01, hi23, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
 }
 
-// One weight type as sixteen groups of four floats; ``n`` of the groups are there, the others zero.
-template <typename T> struct Weights;
+// Weights of one type as floats, and floats as such weights: to the nearest, ties to even; weights are finite.
+inline vf wide(const float* from) { return load(from); }
+inline vf wide(const uint16_t* from) {
+  vh half;
+  std::memcpy(&half, from, sizeof half);
+  return (vf)(__builtin_convertvector(half, vu) << 16);
+}
+inline void narrow(float* to, vf v) { store(to, v); }
+inline void narrow(uint16_t* to, vf v) {
+  const vu bits = (vu)v;
+  const vh half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
+  std::memcpy(to, &half, sizeof half);
+}
 
-template <> struct Weights<float> {
-  static Places read(const float* from, int n) {
-    if (n == LANES) return apart(load(from), load(from + 16), load(from + 32), load(from + 48));
-    float padded[4 * LANES] = {};
-    std::memcpy(padded, from, 16 * n);
-    return apart(load(padded), load(padded + 16), load(padded + 32), load(padded + 48));
+// Sixteen groups of four weights, of which ``n`` are there; the others are read as zero and not written.
+template <typename T>
+inline Places read_groups(const T* from, int n) {
+  if (n < LANES) {
+    T padded[4 * LANES] = {};
+    std::memcpy(padded, from, 4 * n * sizeof(T));
+    return read_groups(padded, LANES);
   }
-  static void write(float* to, const Places& places, int n) {
-    vf parts[4];
-    together(places, parts);
-    if (n == LANES) std::memcpy(to, parts, sizeof parts);
-    else std::memcpy(to, parts, 16 * n);
-  }
-};
-
-template <> struct Weights<uint16_t> {  // bfloat16
-  static Places read(const uint16_t* from, int n) {
-    uint16_t bits[4 * LANES] = {};
-    float wide[4 * LANES];
-    if (n == LANES) std::memcpy(bits, from, sizeof bits);
-    else std::memcpy(bits, from, 8 * n);
-    for (int i = 0; i < 4 * LANES; ++i) {
-      const uint32_t value = uint32_t(bits[i]) << 16;
-      std::memcpy(wide + i, &value, 4);
-    }
-    return apart(load(wide), load(wide + 16), load(wide + 32), load(wide + 48));
-  }
-  static void write(uint16_t* to, const Places& places, int n) {
-    vf parts[4];
-    together(places, parts);
-    uint32_t wide[4 * LANES];
-    uint16_t bits[4 * LANES];
-    std::memcpy(wide, parts, sizeof wide);
-    // To the nearest, ties to even; weights are finite.
-    for (int i = 0; i < 4 * LANES; ++i) bits[i] = uint16_t((wide[i] + 0x7fff + ((wide[i] >> 16) & 1)) >> 16);
-    if (n == LANES) std::memcpy(to, bits, sizeof bits);
-    else std::memcpy(to, bits, 8 * n);
-  }
-};
+  return apart(wide(from), wide(from + 16), wide(from + 32), wide(from + 48));
+}
+template <typename T>
+inline void write_groups(T* to, const Places& places, int n) {
+  T part[4 * LANES], *all = n < LANES ? part : to;
+  vf vectors[4];
+  together(places, vectors);
+  for (int i = 0; i < 4; ++i) narrow(all + i * LANES, vectors[i]);
+  if (n < LANES) std::memcpy(to, part, 4 * n * sizeof(T));
+}
 
 inline vf load_part(const float* from, int n) {
   if (n == LANES) return load(from);
@@ -278,12 +268,12 @@ void forward(const Rows& a, T* masked, float* probabilities, double* norms) {
           pattern = frozen(a.bits, index);
         }
         const vf dense = load_part(shares + group, n);
-        Places w = Weights<T>::read(from + 4 * group, n);
+        Places w = read_groups(from + 4 * group, n);
         for (int j = 0; j < 4; ++j) {
           w.at[j] *= dense + (1.0f - dense) * pattern.at[j];
           squares += w.at[j] * w.at[j];
         }
-        Weights<T>::write(to + 4 * group, w, n);
+        write_groups(to + 4 * group, w, n);
       };
       each_vector(a.groups, some);
       norms[row] = sum(squares);
@@ -317,8 +307,8 @@ void backward(const Rows& a, const T* gradient, const float* probabilities, floa
           pattern = frozen(a.bits, index);
         }
         const vf dense = load_part(shares + group, n);
-        const Places w = Weights<T>::read(static_cast<const T*>(a.weight) + 4 * index, n);
-        Places g = Weights<T>::read(gradient + 4 * here, n);
+        const Places w = read_groups(static_cast<const T*>(a.weight) + 4 * index, n);
+        Places g = read_groups(gradient + 4 * here, n);
         vf share{};
         for (int j = 0; j < 4; ++j) {
           const vf mask = dense + (1.0f - dense) * pattern.at[j];
@@ -357,34 +347,14 @@ void add_tiles(const Rows& a, const float* by_group, float* total) {
     }
 }
 
-}  // namespace
-
-namespace {
-
-// A frozen mask under tiles whose width is a multiple of a vector's needs no groups: a weight whose bit is set stays as
-// it is, another is multiplied by its tile's share.
-
-typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
-
-inline vf wide(const float* from) { return load(from); }
-inline vf wide(const uint16_t* from) {
-  vh half;
-  std::memcpy(&half, from, sizeof half);
-  return (vf)(__builtin_convertvector(half, vu) << 16);
-}
-inline void narrow(float* to, vf v) { store(to, v); }
-inline void narrow(uint16_t* to, vf v) {
-  const vu bits = (vu)v;
-  const vh half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
-  std::memcpy(to, &half, sizeof half);
-}
-
 // Fetches weights from memory long before they are needed, into the second cache, and soon, into the first.
 inline void ahead(const void* weights) {
   __builtin_prefetch(static_cast<const char*>(weights) + 4096, 0, 2);
   __builtin_prefetch(static_cast<const char*>(weights) + 1024, 0, 3);
 }
 
+// A frozen mask under tiles whose width is a multiple of a vector's needs no groups: a weight whose bit is set stays as
+// it is, another is multiplied by its tile's share.
 template <typename T>
 void forward_frozen(const Rows& a, T* masked, double* norms) {
   const int64_t width = 4 * a.tile_groups, columns = 4 * a.groups;

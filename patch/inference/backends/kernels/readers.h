@@ -14,7 +14,6 @@ namespace {
 constexpr int FAR = 4096, NEAR = 1024;
 // The same where a tile is multiplied by many inputs, into the second.
 constexpr int LATER = 32768;
-typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 
 // A step of weights as two vectors. Which weight stands where is the type's business: `place` tells it of the inputs.
 struct Step { vf first, second; };
