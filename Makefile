@@ -28,7 +28,7 @@ ablations: $(VENV)/.installed
 	@$(RUN) python -m patch.show config/ablations/demo-seeds.yaml
 
 test: $(VENV)/.installed-test
-	@$(RUN) python -m pytest $(PYTEST_ARGS)
+	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .

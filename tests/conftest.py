@@ -23,11 +23,26 @@ settings.register_profile(
 )
 settings.load_profile("patch")
 
+SHARED = ("tests/workflow/", "tests/slurm/")
+
 # What a script runs in the background ignores interrupts, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tensors are tiny here: a second thread costs more than it brings, and much more beside other work.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file go to one process, and so do those of a folder where they share what takes a minute to set up."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((folder for folder in SHARED if nodeid.startswith(folder)), super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
+
 
 VOCABULARY = 50
 # Head sizes, grouped heads and widths that are no powers of two; a tile of 4 divides every layer.
