@@ -36,6 +36,29 @@ struct FlushDenormals {
 inline vf splat(float value) { return value - vf{}; }
 template <typename V = vf> inline V load(const float* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
 template <typename V> inline void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
+
+// N weights of fp32 or bf16 in fp32, and back: to the nearest, ties to even.
+template <int N> struct Vectors {
+  typedef float Floats __attribute__((vector_size(4 * N)));
+  typedef uint32_t Words __attribute__((vector_size(4 * N)));
+  typedef uint16_t Halves __attribute__((vector_size(2 * N)));
+};
+template <int N = LANES> inline typename Vectors<N>::Floats wide_vector(const float* from) {
+  return load<typename Vectors<N>::Floats>(from);
+}
+template <int N = LANES> inline typename Vectors<N>::Floats wide_vector(const uint16_t* from) {
+  typename Vectors<N>::Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (typename Vectors<N>::Floats)(__builtin_convertvector(halves, typename Vectors<N>::Words) << 16);
+}
+template <int N = LANES> inline void narrow_vector(float* to, typename Vectors<N>::Floats v) { store(to, v); }
+template <int N = LANES> inline void narrow_vector(uint16_t* to, typename Vectors<N>::Floats v) {
+  typedef typename Vectors<N>::Words Words;
+  const Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = Words{} + 0x7fc0;
+  const auto halves = __builtin_convertvector(v == v ? rounded : nan, typename Vectors<N>::Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
 inline vf select(vi where, vf yes, vf no) { return where ? yes : no; }
 
 inline double sum(vf v) {

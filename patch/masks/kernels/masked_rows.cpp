@@ -95,20 +95,6 @@ inline void together(const Places& p, vf out[4]) {
   out[3] = __builtin_shufflevector(hi01, hi23, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
 }
 
-// Weights of one type as floats, and floats as such weights: to the nearest, ties to even; weights are finite.
-inline vf wide(const float* from) { return load(from); }
-inline vf wide(const uint16_t* from) {
-  vh half;
-  std::memcpy(&half, from, sizeof half);
-  return (vf)(__builtin_convertvector(half, vu) << 16);
-}
-inline void narrow(float* to, vf v) { store(to, v); }
-inline void narrow(uint16_t* to, vf v) {
-  const vu bits = (vu)v;
-  const vh half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
-  std::memcpy(to, &half, sizeof half);
-}
-
 // Sixteen groups of four weights, of which ``n`` are there; the others are read as zero and not written.
 template <typename T>
 inline Places read_groups(const T* from, int n) {
@@ -117,14 +103,14 @@ inline Places read_groups(const T* from, int n) {
     std::memcpy(padded, from, 4 * n * sizeof(T));
     return read_groups(padded, LANES);
   }
-  return apart(wide(from), wide(from + 16), wide(from + 32), wide(from + 48));
+  return apart(wide_vector(from), wide_vector(from + 16), wide_vector(from + 32), wide_vector(from + 48));
 }
 template <typename T>
 inline void write_groups(T* to, const Places& places, int n) {
   T part[4 * LANES], *all = n < LANES ? part : to;
   vf vectors[4];
   together(places, vectors);
-  for (int i = 0; i < 4; ++i) narrow(all + i * LANES, vectors[i]);
+  for (int i = 0; i < 4; ++i) narrow_vector(all + i * LANES, vectors[i]);
   if (n < LANES) std::memcpy(to, part, 4 * n * sizeof(T));
 }
 
@@ -366,10 +352,10 @@ void forward_frozen(const Rows& a, T* masked, double* norms) {
     for (int64_t column = 0; column < columns; column += width)
       for (int64_t i = column; i < column + width; i += LANES) {
         ahead(from + i);
-        const vf w = wide(from + i);
+        const vf w = wide_vector(from + i);
         const vf value = select(kept(a.bits, (a.first_row + row) * columns + i), w, w * shares[column / width]);
         squares += value * value;
-        narrow(masked + row * columns + i, value);
+        narrow_vector(masked + row * columns + i, value);
       }
     norms[row] = sum(squares);
   }
@@ -387,7 +373,7 @@ void backward_frozen(const Rows& a, const T* gradient, float norm_gradient, floa
       const float factor = 2 * norm_gradient * shares[column / width];
       for (int64_t i = column; i < column + width; i += LANES) {
         ahead(weights + i);
-        const vf w = wide(weights + i), value = w * (wide(gradient + row * columns + i) + factor * w);
+        const vf w = wide_vector(weights + i), value = w * (wide_vector(gradient + row * columns + i) + factor * w);
         share += select(kept(a.bits, (a.first_row + row) * columns + i), vf{}, value);
       }
       by_tile[row * a.tile_columns + column / width] = short_sum(share);

@@ -16,29 +16,14 @@ constexpr int REGISTER = 8;
 #else
 constexpr int REGISTER = 4;
 #endif
-typedef float vr __attribute__((vector_size(4 * REGISTER)));
-typedef uint32_t vw __attribute__((vector_size(4 * REGISTER)));
-typedef uint16_t vs __attribute__((vector_size(2 * REGISTER)));
-
-inline vr wide_register(const float* from) { return load<vr>(from); }
-inline vr wide_register(const uint16_t* from) {
-  vs halves;
-  std::memcpy(&halves, from, sizeof halves);
-  return (vr)(__builtin_convertvector(halves, vw) << 16);
-}
-inline void narrow_register(float* to, vr numbers) { store(to, numbers); }
-inline void narrow_register(uint16_t* to, vr numbers) {
-  const vw bits = (vw)numbers, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const vs halves = __builtin_convertvector(numbers == numbers ? rounded : vw{} + 0x7fc0, vs);
-  std::memcpy(to, &halves, sizeof halves);
-}
+typedef Vectors<REGISTER>::Floats vr;
 
 template <int... I>
 inline vr picked(vr a, vr b) {
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, I...);
 #else
-  return __builtin_shuffle(a, b, vw{I...});
+  return __builtin_shuffle(a, b, Vectors<REGISTER>::Words{I...});
 #endif
 }
 
@@ -61,7 +46,7 @@ inline __attribute__((always_inline)) void turn(vr (&rows)[REGISTER]) {
 template <typename T>
 inline void turn_rows(const T* from, int64_t stride, int64_t count, float* to, int64_t apart) {
   vr rows[REGISTER];
-  for (int i = 0; i < REGISTER; ++i) rows[i] = i < count ? wide_register(from + i * stride) : vr{};
+  for (int i = 0; i < REGISTER; ++i) rows[i] = i < count ? wide_vector<REGISTER>(from + i * stride) : vr{};
   turn(rows);
   for (int i = 0; i < REGISTER; ++i) store(to + i * apart, rows[i]);
 }
@@ -75,7 +60,7 @@ void turn_sums(const float* sums, int64_t width, int64_t rows, int64_t count, T*
       for (int i = 0; i < REGISTER; ++i) all[i] = load<vr>(sums + (row + i) * width + first);
       turn(all);
       for (int64_t i = 0; i < std::min<int64_t>(REGISTER, count - first); ++i)
-        narrow_register(outputs + (first + i) * stride + row, all[i]);
+        narrow_vector<REGISTER>(outputs + (first + i) * stride + row, all[i]);
     }
 }
 
