@@ -381,7 +381,8 @@ class Cluster:
         ours = environment.get("SLURM_CONF") == str(self.conf)
         if arguments and Path(arguments[0]).name.startswith("slurmstepd"):
             # It soon writes its title over its environment; then its log tells whose it is.
-            return any(_opens(pid, f"{self.folder}/log/{name}.log") for name in nodes) or (ours and not node)
+            logs = {f"{self.folder}/log/{name}.log" for name in nodes}
+            return not logs.isdisjoint(open_files(pid)) or (ours and not node)
         return ours and environment.get("SLURMD_NODENAME") in nodes
 
     # --- Faults of daemons ---
@@ -654,13 +655,14 @@ def _parent(pid: int) -> int | None:
     return None if state in "ZX" else int(parent)
 
 
-def _opens(pid: int, path: str) -> bool:
-    """Whether a process has a file open."""
-    folder = f"/proc/{pid}/fd"
-    try:
-        return any(os.readlink(f"{folder}/{number}") == path for number in os.listdir(folder))
-    except OSError:
-        return False
+def open_files(pid: int) -> list[str]:
+    """What a process has open, as `/proc` names it; of what is closed or ends meanwhile nothing."""
+    folder, found = f"/proc/{pid}/fd", []
+    with contextlib.suppress(OSError):
+        for number in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"{folder}/{number}"))
+    return found
 
 
 def _tail(path: Path, lines: int = 20) -> str:

@@ -1,6 +1,5 @@
 """The cluster that the other tests here run on does what it promises."""
 
-import contextlib
 import ipaddress
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import Cluster
+from .cluster import Cluster, open_files
 
 ROOT = Path(__file__).parents[2]
 # Takes 200 MB and sleeps.
@@ -38,10 +37,7 @@ def _listeners(pids: set[int]) -> Iterator[str]:
     """Addresses of the TCP sockets on which these processes listen."""
     inodes = set()
     for pid in pids:
-        with contextlib.suppress(FileNotFoundError):  # a process that has ended meanwhile
-            for link in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(FileNotFoundError):  # what it has closed
-                    inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+        inodes.update(re.findall(r"socket:\[(\d+)\]", "\n".join(open_files(pid))))
     for family, size in (("tcp", 4), ("tcp6", 16)):
         for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
             _, local, _, state, *_ = fields = line.split()
