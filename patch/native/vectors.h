@@ -11,10 +11,16 @@
 #endif
 
 constexpr int LANES = 16;
-typedef float vf __attribute__((vector_size(4 * LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
-typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+template <int N> struct Vectors {
+  typedef float Floats __attribute__((vector_size(4 * N)));
+  typedef int32_t Integers __attribute__((vector_size(4 * N)));
+  typedef uint32_t Words __attribute__((vector_size(4 * N)));
+  typedef uint16_t Halves __attribute__((vector_size(2 * N)));
+};
+typedef Vectors<LANES>::Floats vf;
+typedef Vectors<LANES>::Integers vi;
+typedef Vectors<LANES>::Words vu;
+typedef Vectors<LANES>::Halves vh;
 
 // Numbers from where a vector may begin, so that none lies across two lines of a cache; not set.
 struct Room {
@@ -33,16 +39,24 @@ struct FlushDenormals {
 #endif
 };
 
+// Fetches what is read soon into the first cache (3) or the second (2).
+template <int NEARNESS = 2>
+inline void fetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, NEARNESS);
+}
+
+// How many bytes before they are needed weights are fetched from memory into the second cache, and into the first.
+constexpr int FAR = 4096, NEAR = 1024;
+inline void ahead(const void* from, int64_t bytes) {
+  fetch(static_cast<const char*>(from) + FAR, bytes);
+  fetch<3>(static_cast<const char*>(from) + NEAR, bytes);
+}
+
 inline vf splat(float value) { return value - vf{}; }
 template <typename V = vf> inline V load(const float* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
 template <typename V> inline void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
 
 // N weights of fp32 or bf16 in fp32, and back: to the nearest, ties to even.
-template <int N> struct Vectors {
-  typedef float Floats __attribute__((vector_size(4 * N)));
-  typedef uint32_t Words __attribute__((vector_size(4 * N)));
-  typedef uint16_t Halves __attribute__((vector_size(2 * N)));
-};
 template <int N = LANES> inline typename Vectors<N>::Floats wide_vector(const float* from) {
   return load<typename Vectors<N>::Floats>(from);
 }

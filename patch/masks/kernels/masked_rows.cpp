@@ -333,12 +333,6 @@ void add_tiles(const Rows& a, const float* by_group, float* total) {
     }
 }
 
-// Fetches weights from memory long before they are needed, into the second cache, and soon, into the first.
-inline void ahead(const void* weights) {
-  __builtin_prefetch(static_cast<const char*>(weights) + 4096, 0, 2);
-  __builtin_prefetch(static_cast<const char*>(weights) + 1024, 0, 3);
-}
-
 // A frozen mask under tiles whose width is a multiple of a vector's needs no groups: a weight whose bit is set stays as
 // it is, another is multiplied by its tile's share.
 template <typename T>
@@ -351,7 +345,7 @@ void forward_frozen(const Rows& a, T* masked, double* norms) {
     vf squares{};
     for (int64_t column = 0; column < columns; column += width)
       for (int64_t i = column; i < column + width; i += LANES) {
-        ahead(from + i);
+        ahead(from + i, LANES * sizeof(T));
         const vf w = wide_vector(from + i);
         const vf value = select(kept(a.bits, (a.first_row + row) * columns + i), w, w * shares[column / width]);
         squares += value * value;
@@ -372,7 +366,7 @@ void backward_frozen(const Rows& a, const T* gradient, float norm_gradient, floa
       vf share{};
       const float factor = 2 * norm_gradient * shares[column / width];
       for (int64_t i = column; i < column + width; i += LANES) {
-        ahead(weights + i);
+        ahead(weights + i, LANES * sizeof(T));
         const vf w = wide_vector(weights + i), value = w * (wide_vector(gradient + row * columns + i) + factor * w);
         share += select(kept(a.bits, (a.first_row + row) * columns + i), vf{}, value);
       }

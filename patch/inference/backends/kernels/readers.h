@@ -10,9 +10,7 @@
 
 namespace {
 
-// How many bytes before they are needed values are fetched from memory into the second cache, and into the first.
-constexpr int FAR = 4096, NEAR = 1024;
-// The same where a tile is multiplied by many inputs, into the second.
+// How many bytes before they are needed values are fetched into the second cache where a tile meets many inputs.
 constexpr int LATER = 32768;
 
 // A step of weights as two vectors. Which weight stands where is the type's business: `place` tells it of the inputs.
@@ -131,19 +129,6 @@ template <> struct Reader<uint16_t> : Eights<uint16_t> {};
 template <> struct Reader<float> : Scalar<float> {};
 template <> struct Reader<uint16_t> : Scalar<uint16_t> {};
 #endif
-
-// Into the second cache.
-inline void fetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
-}
-
-template <typename T>
-inline void ahead(const T* from, int bytes) {
-  for (int i = 0; i < bytes; i += 64) {
-    __builtin_prefetch((const char*)from + FAR + i, 0, 2);
-    __builtin_prefetch((const char*)from + NEAR + i, 0, 3);
-  }
-}
 
 // 32 weights as they are without packing.
 inline void expand(const float* from, uint32_t bits, float* to) {
