@@ -1,17 +1,25 @@
-"""Atomic writes: a process that dies leaves no file that looks finished."""
+"""Atomic writes, and strict JSON: a process that dies leaves no file that looks finished."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from patch.errors import InputError
+
+CHECKSUM = "checksum"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_MODE_OF_FILES = 0o666
 
 
 def _fsync(path: Path) -> None:
@@ -24,16 +32,20 @@ def _fsync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; move it there when the block succeeds."""
+    """Yield a temporary path beside ``path``; move it there when the block succeeds.
+
+    The file has the mode that the umask gives to new files.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
     try:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
         yield temporary
         _fsync(temporary)
-        temporary.chmod(0o644)
+        # Some libraries write to a private file of their own and rename it.
+        temporary.chmod(mode)
         temporary.replace(path)
         _fsync(path.parent)
     finally:
@@ -42,28 +54,81 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; it takes the place of ``path`` on success."""
-    path = Path(path)
+    """Yield a temporary folder beside ``path``; it takes the place of ``path``, whole, when the block succeeds.
+
+    At every moment ``path`` is the old folder or the new one. Files and folders have the modes that the umask gives.
+    """
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        temporary.chmod(0o755)
+        mode = temporary.stat().st_mode & 0o777
+        for inside in temporary.rglob("*"):
+            if not inside.is_symlink():
+                inside.chmod(mode if inside.is_dir() else mode & _MODE_OF_FILES)
+                _fsync(inside)
+        _fsync(temporary)
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            _exchange(temporary, path)
+        else:
+            temporary.replace(path)
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+def _exchange(new: Path, old: Path) -> None:
+    """Exchange two folders in one step; where the file system cannot, the old one is moved aside first.
+
+    Raises:
+        OSError: neither is possible; ``old`` is in its place.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 and not renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE):
+        return
+    code = ctypes.get_errno() if renameat2 else errno.ENOSYS
+    if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise OSError(code, os.strerror(code), str(old))
+    aside = old.with_name(f"{new.name}.old")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def parse_json(text: str | bytes, source: object) -> Any:
+    """Parse JSON as the standard has it: no `NaN` or `Infinity`, no key twice.
+
+    Args:
+        text: UTF-8 where it is bytes.
+        source: the name of ``text`` in messages.
+
+    Raises:
+        InputError: it is not JSON, is nested too deeply or has a number too long to be read.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise InputError(f"{source}: not valid JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise InputError(f"{source}: not valid JSON ({error})") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def read_json(path: Path | str) -> Any:
@@ -73,10 +138,43 @@ def read_json(path: Path | str) -> Any:
         InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        text = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    return parse_json(text, path)
+
+
+def write_json(path: Path | str, value: Any, indent: int | None = 1) -> None:
+    """Write ``value`` as JSON, atomically; without ``indent``, on one line."""
+    text = json.dumps(value, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def json_checksum(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_checked_json(path: Path | str, value: dict[str, Any], indent: int | None = 1) -> None:
+    """Write a JSON object with the checksum of its contents under the key `checksum`, atomically."""
+    write_json(path, {**value, CHECKSUM: json_checksum(value)}, indent)
+
+
+def read_checked_json(path: Path | str) -> dict[str, Any]:
+    """Read what `write_checked_json` wrote, without its checksum.
+
+    Raises:
+        InputError: as `read_json`; or the contents do not match the checksum.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {type(value).__name__} at the top; expected a JSON object")
+    found = value.pop(CHECKSUM, None)
+    if found is None:
+        raise InputError(f"{path}: it has no checksum: not written by this version; make it again")
+    if found != json_checksum(value):
+        raise InputError(f"{path}: its contents do not match its checksum: damaged or edited; make it again")
+    return value
