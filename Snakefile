@@ -15,7 +15,6 @@ from patch.layout import STORE
 from patch.plan import Plan
 from patch.preflight import preflight
 from patch.reports import what_was_run
-from patch.warm import start_server
 
 # Without --configfile the demo is what runs.
 DEFAULT_CONFIG = "config/demo.yaml"
@@ -36,6 +35,9 @@ report: "workflow/report/overview.rst"
 
 
 onstart:
+    for job in workflow.dag.needrun_jobs():
+        _ = job.params  # names the job's file, if nothing has asked for it yet
+    JOB_FILES.write()
     # Not in the processes that the jobs of a cluster start, which read this file again.
     if workflow.is_main_process and workflow.non_local_exec:
         try:
@@ -43,9 +45,6 @@ onstart:
             print(preflight(PLAN, workflow.nodes, outputs))
         except InputError as error:
             raise WorkflowError(str(error)) from None
-    # A server reaches no other machine.
-    elif workflow.is_main_process and PLAN.experiment.resources.warm_start:
-        start_server()
 
 
 onerror:

@@ -169,7 +169,7 @@ class JobList:
     def _speedup_nodes(self) -> Iterable[Node]:
         plan = self.plan
         for model in plan.timed_models:
-            inputs = tuple(path for paths in plan.speedup_inputs(model).values() for path in paths)
+            inputs = (plan.store.model_path(model), *plan.speedup_inputs(model)["masks"])
             cost = self.costs.speedup(model, plan.timed_cells(model))
             yield Node("speedup", model, model, (plan.layout.speedup(model),), inputs, cost)
 

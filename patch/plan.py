@@ -319,11 +319,6 @@ class Plan:
             inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
         return inputs
 
-    def prune_options(self, cell: Cell) -> dict[str, str]:
-        """Options of a one-shot job: its inputs, and where the weights go if they will be evaluated."""
-        spare = cell in self.updated_cells
-        return self.prune_inputs(cell) | ({"spare": self.layout.spare_weights(cell)} if spare else {})
-
     @cached_property
     def updated_cells(self) -> dict[Cell, None]:
         """The pruned cells whose updated weights an evaluation or a quantisation reads."""
@@ -352,10 +347,10 @@ class Plan:
             inputs["weights"] = self.layout.weights(cell)
         return inputs
 
-    def speedup_inputs(self, model: str) -> dict[str, list[str]]:
+    def speedup_inputs(self, model: str) -> dict[str, str | list[str]]:
         """Named input files of the job that measures speed."""
         masks = [self.masks.mask(cell) for cell in self.timed_cells(model)]
-        return {"model": [self.store.model_path(model)], "masks": masks}
+        return {"model": self.store.model_path(model), "masks": masks}
 
     def learn_inputs(self, cell: Cell) -> dict[str, str]:
         """Named input files of a learning job, priors aside."""

@@ -142,7 +142,6 @@ class Resources(Section):
     gpu_memory_gb: float = Field(80.0, gt=0, description="Memory of one GPU.")
     gpu_tflops: float = Field(400.0, gt=0, description="Dense bf16 TFLOP/s that a GPU sustains in matrix products.")
     cpu_gflops: float = Field(40.0, gt=0, description="GFLOP/s that one CPU thread sustains.")
-    warm_start: bool = Field(False, description="Fork CPU stages from one process that has the libraries loaded.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         default_factory=list,
         description="Where learning runs can be watched besides their logs; `pip install -e '.[watch]'` brings all "

@@ -1,7 +1,7 @@
 """Run a stage in this process.
 
-A stage is a module with a function `run(spec, *, name: Path, ...)`; its options are the function's
-keyword arguments, so that a rule's shell line reads like the call.
+A stage is a module with a function `run(spec, *, name: Path, ...)`. Its settings and inputs come from a job file, its
+outputs and the rest from options of the command line, which are named like the function's keyword arguments.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import json
 import os
 import pkgutil
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import patch.stages
 from patch.errors import InputError
+from patch.job_files import JobFile, read_job_file
 from patch.launch import is_launched, launch, report_end
 from patch.signals import EXIT_RESUMABLE, hold_signals, ignore_signals
+
+SETTINGS = "settings"
 
 
 def stage_names() -> list[str]:
@@ -30,23 +33,34 @@ def stage_names() -> list[str]:
     )
 
 
+def _parameters(run: typing.Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of a stage that are not its settings."""
+    parameters = dict(inspect.signature(run).parameters)
+    del parameters["spec"]
+    return parameters
+
+
 def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m patch.stages {stage}", description=inspect.getdoc(run))
-    for name, parameter in inspect.signature(run).parameters.items():
-        option = f"--{name.replace('_', '-')}"
-        if name == "spec":
-            parser.add_argument(option, required=True, metavar="JSON", help="the job's settings")
-            continue
-        required = parameter.default is inspect.Parameter.empty
+    about = "job file with the settings and inputs, which a workflow writes to work/jobs/ when it starts"
+    parser.add_argument(f"--{SETTINGS}", required=True, type=Path, metavar="FILE", help=about)
+    for name, parameter in _parameters(run).items():
+        option = _option(name)
         if parameter.annotation in ("int", int):
-            parser.add_argument(option, required=required, type=_positive, metavar="NUMBER")
-            continue
-        if parameter.annotation in ("str", str):
-            parser.add_argument(option, required=required, metavar="TEXT")
-            continue
-        several = "list" in str(parameter.annotation)
-        parser.add_argument(option, required=required, type=Path, nargs="*" if several else None, metavar="PATH")
+            parser.add_argument(option, type=_positive, metavar="NUMBER")
+        elif parameter.annotation in ("str", str):
+            parser.add_argument(option, metavar="TEXT")
+        else:
+            parser.add_argument(option, type=Path, nargs="*" if _is_list(parameter) else None, metavar="PATH")
     return parser
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_list(parameter: inspect.Parameter) -> bool:
+    return "list" in str(parameter.annotation)
 
 
 def _positive(text: str) -> int:
@@ -78,13 +92,21 @@ def run_stage(arguments: Sequence[str]) -> int:
 
 
 def _run_stage(stage: str, *arguments: str) -> int:
-    from patch.config.load import validate  # late: a stage that a server runs never needs it here
+    from patch.config.load import validate  # late: with the libraries of a configuration
 
     run = importlib.import_module(f"patch.stages.{stage}").run
-    options = {
-        name: value for name, value in vars(_parser(stage, run).parse_args(arguments)).items() if value is not None
-    }
-    spec = validate(typing.get_type_hints(run)["spec"], _json(options.pop("spec")), where="spec")
+    parser = _parser(stage, run)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    file = given.pop(SETTINGS)
+    job = read_job_file(file)
+    if job.stage != stage:
+        raise InputError(f"{file} is a job of the stage `{job.stage}`, not of `{stage}`")
+    parameters = _parameters(run)
+    options = _inputs(file, job, parameters) | given
+    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    if missing := [_option(name) for name in required if name not in options]:
+        parser.error(f"missing, in the job file and on the command line: {', '.join(missing)}")
+    spec = validate(typing.get_type_hints(run)["spec"], job.settings, where=SETTINGS)
     processes, nodes = options.get("processes", 1), options.get("nodes", 1)
     if processes * nodes > 1 and not is_launched():
         return launch([stage, *arguments], processes, nodes)
@@ -92,8 +114,16 @@ def _run_stage(stage: str, *arguments: str) -> int:
     return 0
 
 
-def _json(text: str) -> dict:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--spec is not JSON: {error}") from None
+def _inputs(file: Path, job: JobFile, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The inputs of a job file as arguments of the stage.
+
+    Raises:
+        InputError: the stage has no such input, or takes one path instead of several.
+    """
+    found: dict[str, Any] = {}
+    for name, value in job.inputs.items():
+        several = isinstance(value, list)
+        if name not in parameters or several != _is_list(parameters[name]):
+            raise InputError(f"{file}: `inputs.{name}` is {value!r}, which the stage `{job.stage}` does not read")
+        found[name] = [Path(path) for path in value] if several else Path(value)
+    return found

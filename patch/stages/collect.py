@@ -11,9 +11,9 @@ from patch.results.record import ModelInfo, read_record
 from patch.specs import TabulateSpec
 
 
-def run(spec: TabulateSpec, *, records: list[Path], out: Path) -> None:
+def run(spec: TabulateSpec, *, records: list[Path], published: Path, out: Path) -> None:
     """Write results.csv."""
     models = [ModelInfo(**model) for model in spec.models]
-    frame = collect([read_record(path) for path in records], models, load_published(spec.published))
+    frame = collect([read_record(path) for path in records], models, load_published(published))
     with atomic_file(out) as temporary:
         frame.to_csv(temporary, index=False)

@@ -326,7 +326,7 @@ def test_speed_is_that_of_one_2_4_cell_and_of_every_tile_map(raw_config: dict) -
         "patch-tile_hybrid_0.45_t4_s0",
     ]
     assert plan.speedup_inputs("qwen") == {
-        "model": [plan.store.model_path("qwen")],
+        "model": plan.store.model_path("qwen"),
         "masks": [plan.layout.mask(cell) for cell in cells],
     }
     assert [cell.id for cell in plan.speedup_spec("qwen").cells] == [cell.id for cell in cells]

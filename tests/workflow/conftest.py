@@ -86,7 +86,6 @@ def _experiment(folder: Path) -> dict:
         ],
         "tile": 16,
         "published": str(ROOT / "config/published.json"),
-        "resources": {"warm_start": True},
     }
 
 

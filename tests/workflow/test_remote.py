@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from patch.config import load_experiment
 from patch.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-# Submits a job by starting it; notes its rule and whether it would find a warm server.
+# Submits a job by starting it; notes its rule.
 EXECUTOR = """
-import json, os, subprocess
+import subprocess
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.settings import CommonSettings
@@ -29,8 +28,8 @@ class Executor(RemoteExecutor):
     def run_job(self, job):
         script = self.get_jobscript(job)
         self.write_jobscript(job, script)
-        with open("submitted.jsonl", "a") as file:
-            print(json.dumps([job.name, "PATCH_WARM_SOCKET" in os.environ]), file=file)
+        with open("submitted.txt", "a") as file:
+            print(job.name, file=file)
         self.report_job_submission(SubmittedJobInfo(job, aux={"process": subprocess.Popen([script])}))
 
     async def check_active_jobs(self, active_jobs):
@@ -63,7 +62,6 @@ def folder(tmp_path: Path, raw_config: dict) -> Path:
     hub = {"kind": "hub", "repo": "owner/model", "revision": "1234567", "shape": sizes}
     raw_config["models"]["hub"] = {"title": "Hub", "source": hub}
     raw_config["published"] = str(ROOT / "config/published.json")
-    raw_config["resources"] = {"warm_start": True}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw_config))
     return tmp_path
 
@@ -84,7 +82,7 @@ def test_nothing_starts_when_a_check_fails(folder: Path) -> None:
     assert failed.returncode == 1
     assert message.count("HF_HUB_OFFLINE is '1', with this still to fetch: 1 model; unset it") == 1
     assert "Traceback" not in message and "Execute " not in message
-    assert not (folder / "work").exists() and not (folder / "submitted.jsonl").exists()
+    assert not (folder / "work").exists() and not (folder / "submitted.txt").exists()
     # Snakemake's lock is gone, so that the next run can start.
     assert not list((folder / ".snakemake/locks").glob("*"))
 
@@ -97,9 +95,7 @@ def test_jobs_are_submitted_and_light_ones_are_not(folder: Path, monkeypatch: py
     assert done.returncode == 0, message
     assert "plan: 3 of " in done.stdout and done.stdout.count("plan: ") == 1, "the hub's model is not for this"
     assert "hub: nothing to fetch" in done.stdout
-    assert [json.loads(line) for line in (folder / "submitted.jsonl").read_text().splitlines()] == [
-        ["calibrate", False]
-    ]
+    assert (folder / "submitted.txt").read_text().splitlines() == ["calibrate"]
     for rule in ("fetch_corpus", "make_tokenizer"):
         assert f"localrule {rule}:" in message
     assert (folder / windows).exists()

@@ -21,11 +21,10 @@ rule calibrate:
         mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).mem_mb,
         runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.windows[wildcards.calibration].spec),
+        job=lambda wildcards, input: job_file("windows", PLAN.windows[wildcards.calibration].spec, input),
     shell:
-        f"{STAGE} windows --spec {{params.spec:q}} --corpus {{input.corpus}} --tokenizer {{input.tokenizer}}"
         # Threads, not parameters: the result does not depend on them.
-        " --out {output} --workers {threads} &> {log}"
+        f"{STAGE} windows --settings {{params.job:q}} --out {{output:q}} --workers {{threads}} &> {{log:q}}"
 
 
 use rule calibrate as tokenize with:
@@ -46,4 +45,4 @@ use rule calibrate as tokenize with:
         mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).mem_mb,
         runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.windows[wildcards.windows].spec),
+        job=lambda wildcards, input: job_file("windows", PLAN.windows[wildcards.windows].spec, input),

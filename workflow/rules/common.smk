@@ -4,6 +4,9 @@ The environment that the rules name is made before Snakemake starts, by conda or
 """
 
 import re
+import shlex
+
+from patch.job_files import JobFiles
 
 STAGE = "python -m patch.stages"
 LOGS = f"{RESULTS}/logs"
@@ -30,6 +33,7 @@ MASKS = stored("imports", PLAN.store.mask_source, [n for n, mask in IMPORTS.item
 TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: PLAN.experiment.evaluation.include_path}
 CELLS = PLAN.grid.closure
 MADE = PLAN.masks.made
+JOB_FILES = JobFiles()
 
 
 wildcard_constraints:
@@ -68,14 +72,14 @@ def statistics_cost(wildcards):
     return COST.statistics(statistics.model, statistics.spec.gram)
 
 
-def as_json(spec):
-    """A stage's settings as its --spec option."""
-    return spec.model_dump_json()
+def job_file(stage, settings, inputs):
+    """Return the path of a file with a stage's settings and the named inputs of a rule, for its --settings option."""
+    return JOB_FILES.path(stage, settings, dict(inputs.items()))
 
 
-def options(inputs):
-    """Named inputs as the options of a stage, for inputs that not every cell has."""
-    return " ".join(f"--{name.replace('_', '-')} {path}" for name, path in inputs.items())
+def spare_option(cell):
+    """Return the option for the weights of a pruned cell, if an evaluation or a quantization reads them."""
+    return f"--spare {shlex.quote(PLAN.layout.spare_weights(cell))}" if cell in PLAN.updated_cells else ""
 
 
 def figure_labels(model, figure):

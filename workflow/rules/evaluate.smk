@@ -25,9 +25,8 @@ rule evaluate:
         mem_mb=lambda wildcards: COST.evaluate(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.evaluate(cell_of(wildcards)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.evaluate_spec(cell_of(wildcards))),
-        files=lambda wildcards: options(PLAN.evaluate_inputs(cell_of(wildcards))),
+        job=lambda wildcards, input: job_file("evaluate", PLAN.evaluate_spec(cell_of(wildcards)), input),
         partial=lambda wildcards: PLAN.layout.partial_record(cell_of(wildcards)),
     shell:
-        f"{STAGE} evaluate --spec {{params.spec:q}} {{params.files}} --partial {{params.partial}}"
-        " --samples {output.samples} --record {output.record} &> {log}"
+        f"{STAGE} evaluate --settings {{params.job:q}} --partial {{params.partial:q}}"
+        " --samples {output.samples:q} --record {output.record:q} &> {log:q}"

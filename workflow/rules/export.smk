@@ -21,7 +21,6 @@ rule export:
         mem_mb=lambda wildcards: COST.export(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.export(cell_of(wildcards)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.export_spec(cell_of(wildcards))),
-        options=lambda wildcards: options(PLAN.export_inputs(cell_of(wildcards))),
+        job=lambda wildcards, input: job_file("export", PLAN.export_spec(cell_of(wildcards)), input),
     shell:
-        f"{STAGE} export --spec {{params.spec:q}} {{params.options}} --out {{output.folder}} &> {{log}}"
+        f"{STAGE} export --settings {{params.job:q}} --out {{output.folder:q}} &> {{log:q}}"

@@ -27,9 +27,9 @@ rule fetch_corpus:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.store.corpus_spec(CORPORA[wildcards.corpus])),
+        job=lambda wildcards, input: job_file("fetch_corpus", PLAN.store.corpus_spec(CORPORA[wildcards.corpus]), input),
     shell:
-        f"{STAGE} fetch_corpus --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+        f"{STAGE} fetch_corpus --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
 
 
 rule fetch_model:
@@ -43,9 +43,9 @@ rule fetch_model:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.store.model_spec(FETCHED[wildcards.fetched])),
+        job=lambda wildcards, input: job_file("fetch_model", PLAN.store.model_spec(FETCHED[wildcards.fetched]), input),
     shell:
-        f"{STAGE} fetch_model --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+        f"{STAGE} fetch_model --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
 
 
 rule fetch_mask:
@@ -59,9 +59,9 @@ rule fetch_mask:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.store.mask_spec(MASKS[wildcards.fetched_mask])),
+        job=lambda wildcards, input: job_file("fetch_mask", PLAN.store.mask_spec(MASKS[wildcards.fetched_mask]), input),
     shell:
-        f"{STAGE} fetch_mask --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+        f"{STAGE} fetch_mask --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
 
 
 rule fetch_tasks:
@@ -75,9 +75,9 @@ rule fetch_tasks:
     conda:
         "../../environment.yml"
     params:
-        spec=as_json(PLAN.store.tasks_spec()),
+        job=lambda _, input: job_file("fetch_tasks", PLAN.store.tasks_spec(), input),
     shell:
-        f"{STAGE} fetch_tasks --spec {{params.spec:q}} --out {{output}} &> {{log}}"
+        f"{STAGE} fetch_tasks --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
 
 
 rule make_tasks:
@@ -93,9 +93,9 @@ rule make_tasks:
     conda:
         "../../environment.yml"
     params:
-        spec=as_json(PLAN.store.tasks_spec()),
+        job=lambda _, input: job_file("tasks", PLAN.store.tasks_spec(), input),
     shell:
-        f"{STAGE} tasks --spec {{params.spec:q}} --corpus {{input.corpus}} --out {{output}} &> {{log}}"
+        f"{STAGE} tasks --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
 
 
 rule make_tokenizer:
@@ -111,9 +111,9 @@ rule make_tokenizer:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.store.tokenizer_spec(TOKENIZERS[wildcards.tokenizer])),
+        job=lambda w, input: job_file("tokenizer", PLAN.store.tokenizer_spec(TOKENIZERS[w.tokenizer]), input),
     shell:
-        f"{STAGE} tokenizer --spec {{params.spec:q}} --corpus {{input.corpus}} --out {{output}} &> {{log}}"
+        f"{STAGE} tokenizer --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
 
 
 rule train_model:
@@ -135,7 +135,6 @@ rule train_model:
         mem_mb=lambda wildcards: COST.train(TRAINED[wildcards.trained]).mem_mb,
         runtime=lambda wildcards: COST.train(TRAINED[wildcards.trained]).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.store.model_spec(TRAINED[wildcards.trained])),
+        job=lambda wildcards, input: job_file("train", PLAN.store.model_spec(TRAINED[wildcards.trained]), input),
     shell:
-        f"{STAGE} train --spec {{params.spec:q}} --tokenizer {{input.tokenizer}} --windows {{input.windows}}"
-        " --out {output} &> {log}"
+        f"{STAGE} train --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"

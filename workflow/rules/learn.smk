@@ -29,13 +29,12 @@ rule learn:
         mem_mb=lambda wildcards: COST.learn(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.learn(cell_of(wildcards)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.learn_spec(cell_of(wildcards))),
-        priors=lambda wildcards: options(PLAN.prior_inputs(cell_of(wildcards))),
+        job=lambda wildcards, input: job_file("learn", PLAN.learn_spec(cell_of(wildcards)), input),
         checkpoints=lambda wildcards: PLAN.layout.checkpoints(cell_of(wildcards)),
+        run_name=f"{PLAN.experiment.experiment}/{{model}}/{{learned}}",
     shell:
-        f"{STAGE} learn --spec {{params.spec:q}} --model {{input.model}} --windows {{input.windows}} {{params.priors}}"
-        " --mask {output.mask} --curve {output.curve} --checkpoints {params.checkpoints}"
+        f"{STAGE} learn --settings {{params.job:q}} --mask {{output.mask:q}} --curve {{output.curve:q}}"
+        " --checkpoints {params.checkpoints:q}"
         # Resources, not parameters: the result does not depend on them.
-        " --processes {resources.processes} --nodes {resources.nodes} --report-to {resources.report_to}"
-        f" --watch-folder {STORE}/watch --run-name {PLAN.experiment.experiment}/{{wildcards.model}}/{{wildcards.learned}}"
-        " &> {log}"
+        " --processes {resources.processes} --nodes {resources.nodes} --report-to {resources.report_to:q}"
+        f" --watch-folder {STORE}/watch --run-name {{params.run_name:q}} &> {{log:q}}"

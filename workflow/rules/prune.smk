@@ -25,10 +25,9 @@ rule statistics:
         mem_mb=lambda wildcards: statistics_cost(wildcards).mem_mb,
         runtime=lambda wildcards: statistics_cost(wildcards).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.statistics[wildcards.statistics].spec),
+        job=lambda wildcards, input: job_file("statistics", PLAN.statistics[wildcards.statistics].spec, input),
     shell:
-        f"{STAGE} statistics --spec {{params.spec:q}} --model {{input.model}} --windows {{input.windows}}"
-        " --out {output} &> {log}"
+        f"{STAGE} statistics --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
 
 
 rule import_mask:
@@ -47,10 +46,9 @@ rule import_mask:
         mem_mb=lambda wildcards: COST.import_mask(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.import_mask(cell_of(wildcards)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.import_spec(cell_of(wildcards))),
+        job=lambda wildcards, input: job_file("import_mask", PLAN.import_spec(cell_of(wildcards)), input),
     shell:
-        f"{STAGE} import_mask --spec {{params.spec:q}} --model {{input.model}} --source {{input.source}}"
-        " --mask {output.mask} &> {log}"
+        f"{STAGE} import_mask --settings {{params.job:q}} --mask {{output.mask:q}} &> {{log:q}}"
 
 
 rule prune:
@@ -71,10 +69,10 @@ rule prune:
         mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.prune_spec(cell_of(wildcards))),
-        options=lambda wildcards: options(PLAN.prune_options(cell_of(wildcards))),
+        job=lambda wildcards, input: job_file("prune", PLAN.prune_spec(cell_of(wildcards)), input),
+        spare=lambda wildcards: spare_option(cell_of(wildcards)),
     shell:
-        f"{STAGE} prune --spec {{params.spec:q}} {{params.options}} --mask {{output.mask}} &> {{log}}"
+        f"{STAGE} prune --settings {{params.job:q}} {{params.spare}} --mask {{output.mask:q}} &> {{log:q}}"
 
 
 rule update_weights:
@@ -100,8 +98,7 @@ rule update_weights:
         mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.prune_spec(cell_of(wildcards))),
-        options=lambda wildcards: options(PLAN.prune_options(cell_of(wildcards))),
+        job=lambda wildcards, input: job_file("update", PLAN.prune_spec(cell_of(wildcards)), input),
+        spare=lambda wildcards: PLAN.layout.spare_weights(cell_of(wildcards)),
     shell:
-        f"{STAGE} update --spec {{params.spec:q}} {{params.options}} --mask {{input.mask}}"
-        " --weights {output.weights} &> {log}"
+        f"{STAGE} update --settings {{params.job:q}} --spare {{params.spare:q}} --weights {{output.weights:q}} &> {{log:q}}"

@@ -23,7 +23,6 @@ rule quantize:
         mem_mb=lambda wildcards: COST.quantize(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.quantize(cell_of(wildcards)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.quantize_spec(cell_of(wildcards))),
-        options=lambda wildcards: options(PLAN.quantize_inputs(cell_of(wildcards))),
+        job=lambda wildcards, input: job_file("quantize", PLAN.quantize_spec(cell_of(wildcards)), input),
     shell:
-        f"{STAGE} quantize --spec {{params.spec:q}} {{params.options}} --layers {{output.layers}} &> {{log}}"
+        f"{STAGE} quantize --settings {{params.job:q}} --layers {{output.layers:q}} &> {{log:q}}"

@@ -27,7 +27,6 @@ rule speedup:
         mem_mb=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_cells(wildcards.timed)).mem_mb,
         runtime=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_cells(wildcards.timed)).minutes,
     params:
-        spec=lambda wildcards: as_json(PLAN.speedup_spec(wildcards.timed)),
+        job=lambda wildcards, input: job_file("speedup", PLAN.speedup_spec(wildcards.timed), input),
     shell:
-        f"{STAGE} speedup --spec {{params.spec:q}} --model {{input.model}} --masks {{input.masks}}"
-        " --record {output.record} &> {log}"
+        f"{STAGE} speedup --settings {{params.job:q}} --record {{output.record:q}} &> {{log:q}}"

@@ -59,7 +59,8 @@ rule collect:
     """One tidy table of every number: a row for each (cell, metric)."""
     input:
         records=RECORDS,
-        published=PLAN.experiment.published,
+        # A function, since braces in a path would be wildcards.
+        published=lambda _: PLAN.experiment.published,
     output:
         results=f"{RESULTS}/results.csv",
     log:
@@ -69,9 +70,9 @@ rule collect:
     conda:
         "../../environment.yml"
     params:
-        spec=as_json(PLAN.tabulate_spec()),
+        job=lambda _, input: job_file("collect", PLAN.tabulate_spec(), input),
     shell:
-        f"{STAGE} collect --spec {{params.spec:q}} --records {{input.records}} --out {{output.results}} &> {{log}}"
+        f"{STAGE} collect --settings {{params.job:q}} --out {{output.results:q}} &> {{log:q}}"
 
 
 rule compare:
@@ -87,9 +88,9 @@ rule compare:
     conda:
         "../../environment.yml"
     params:
-        spec=as_json(PLAN.compare_spec()),
+        job=lambda _, input: job_file("compare", PLAN.compare_spec(), input),
     shell:
-        f"{STAGE} compare --spec {{params.spec:q}} --samples {{input.samples}} --out {{output.differences}} &> {{log}}"
+        f"{STAGE} compare --settings {{params.job:q}} --out {{output.differences:q}} &> {{log:q}}"
 
 
 rule table:
@@ -113,11 +114,10 @@ rule table:
     conda:
         "../../environment.yml"
     params:
-        spec=as_json(PLAN.tabulate_spec()),
+        job=lambda _, input: job_file("table", PLAN.tabulate_spec(), input),
         out=f"{RESULTS}/tables/{{table}}",
     shell:
-        f"{STAGE} table --spec {{params.spec:q}} --results {{input.results}} --differences {{input.differences}}"
-        " --speedups {input.speedups} --out {params.out} &> {log}"
+        f"{STAGE} table --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule pareto:
@@ -140,11 +140,10 @@ rule pareto:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.pareto_spec(wildcards.model)),
+        job=lambda wildcards, input: job_file("pareto", PLAN.pareto_spec(wildcards.model), input),
         out=f"{RESULTS}/figures/{{model}}/pareto",
     shell:
-        f"{STAGE} pareto --spec {{params.spec:q}} --results {{input.results}} --record {{input.record}}"
-        " --out {params.out} &> {log}"
+        f"{STAGE} pareto --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule density:
@@ -166,16 +165,16 @@ rule density:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.figure_spec(wildcards.model)),
+        job=lambda wildcards, input: job_file("density", PLAN.figure_spec(wildcards.model), input),
         out=f"{RESULTS}/figures/{{model}}/density",
     shell:
-        f"{STAGE} density --spec {{params.spec:q}} --records {{input.records}} --out {{params.out}} &> {{log}}"
+        f"{STAGE} density --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule curves:
     """Training curves: loss, density against target, temperature."""
     input:
-        curves=lambda wildcards: [PLAN.masks.curve(cell) for cell in PLAN.learned_cells(wildcards.model)],
+        curves_of=lambda wildcards: [PLAN.masks.curve(cell) for cell in PLAN.learned_cells(wildcards.model)],
     output:
         multiext(f"{RESULTS}/figures/{{model}}/curves", ".pdf", ".png"),
         svg=report(
@@ -191,10 +190,10 @@ rule curves:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.curves_spec(wildcards.model)),
+        job=lambda wildcards, input: job_file("curves", PLAN.curves_spec(wildcards.model), input),
         out=f"{RESULTS}/figures/{{model}}/curves",
     shell:
-        f"{STAGE} curves --spec {{params.spec:q}} --curves-of {{input.curves}} --out {{params.out}} &> {{log}}"
+        f"{STAGE} curves --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule speedup_figure:
@@ -217,11 +216,10 @@ rule speedup_figure:
     conda:
         "../../environment.yml"
     params:
-        spec=lambda wildcards: as_json(PLAN.pareto_spec(wildcards.timed)),
+        job=lambda wildcards, input: job_file("speedup_figure", PLAN.pareto_spec(wildcards.timed), input),
         out=f"{RESULTS}/figures/{{timed}}/speedup",
     shell:
-        f"{STAGE} speedup_figure --spec {{params.spec:q}} --results {{input.results}} --speedup {{input.speedup}}"
-        " --out {params.out} &> {log}"
+        f"{STAGE} speedup_figure --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule overview:
@@ -251,10 +249,10 @@ rule overview:
         # Not a parameter: it changes with the number of processes, and then nothing is measured anew.
         forecast=lambda wildcards: FORECAST.json,
     params:
-        spec=as_json(overview_spec(PLAN)),
+        job=lambda _, input: job_file("overview", overview_spec(PLAN), input),
     shell:
-        f"{STAGE} overview --spec {{params.spec:q}} --records {{input.records}} --forecast {{resources.forecast:q}}"
-        " --cost {output.cost} --environment {output.environment} &> {log}"
+        f"{STAGE} overview --settings {{params.job:q}} --forecast {{resources.forecast:q}}"
+        " --cost {output.cost:q} --environment {output.environment:q} &> {log:q}"
 
 
 rule summary:
@@ -276,8 +274,7 @@ rule summary:
         # Not a parameter: a configuration may move.
         command=command(workflow.configfiles),
     params:
-        spec=as_json(summary_spec(PLAN)),
+        job=lambda _, input: job_file("summary", summary_spec(PLAN), input),
     shell:
-        f"{STAGE} summary --spec {{params.spec:q}} --records {{input.records}} --results {{input.results}}"
-        " --differences {input.differences} --speedups {input.speedups} --command {resources.command:q}"
-        " --out {output.readme} &> {log}"
+        f"{STAGE} summary --settings {{params.job:q}} --command {{resources.command:q}}"
+        " --out {output.readme:q} &> {log:q}"

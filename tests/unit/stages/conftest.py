@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from patch.config import validate_experiment
+from patch.io import json_checksum
 from patch.plan import Plan
 from patch.signals import STOP
 from patch.stages.__main__ import main
@@ -34,15 +35,26 @@ class Stage:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., Stage]:
-    """A function: run a stage in this process with a spec and options, as its command line would."""
-    monkeypatch.delenv("PATCH_WARM_SOCKET", raising=False)
+def job_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function: write the file of a job, with settings and inputs that may be wrong."""
+
+    def write(stage: str, settings: Any, **inputs: Any) -> Path:
+        content = {"stage": stage, "settings": settings, "inputs": inputs}
+        path = tmp_path_factory.mktemp("jobs") / f"{stage}-{json_checksum(content)[:16]}.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, job_file: Callable) -> Callable[..., Stage]:
+    """A function: run a stage in this process with its settings and options, as its command line would."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
 
-    def run(name: str, spec: Any, **options: Any) -> Stage:
-        text = spec if isinstance(spec, str) else json.dumps(spec)
-        arguments = [name, "--spec", text]
+    def run(name: str, settings: dict[str, Any], **options: Any) -> Stage:
+        arguments = [name, "--settings", str(job_file(name, settings))]
         for option, value in options.items():
             arguments += [f"--{option.replace('_', '-')}", str(value)]
         capfd.readouterr()

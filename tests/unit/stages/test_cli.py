@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -57,7 +56,7 @@ def test_every_stage_explains_itself(name: str, stage: Callable, capfd: pytest.C
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     assert end.value.code == 0
-    assert "--spec JSON" in capfd.readouterr().out
+    assert "--settings FILE" in capfd.readouterr().out
 
 
 def test_missing_and_unknown_options(files: Any, stage: Callable) -> None:
@@ -70,14 +69,16 @@ def test_missing_and_unknown_options(files: Any, stage: Callable) -> None:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("{", "--spec is not JSON"),
-        ("[]", "`spec` is \\[\\]"),
-        ("3", "`spec` is 3"),
-        ("{}", "`spec.method` is missing"),
-        ({"sedd": 1}, "unknown key `spec.sedd`; did you mean `seed`"),
-        ({"seed": "x"}, "`spec.seed` is 'x'"),
-        ({"settings": {"sparsegpt": {"dmap": 1}}}, "unknown key `spec.settings.sparsegpt.dmap`; did you mean `damp`"),
-        ({"settings": {"sparsegpt": {"damp": -1}}}, "`spec.settings.sparsegpt.damp` is -1: .*greater than 0"),
+        ([], "`settings` is \\[\\]"),
+        (3, "`settings` is 3"),
+        ({"sparsity": None}, "`settings.sparsity` is None"),
+        ({"sedd": 1}, "unknown key `settings.sedd`; did you mean `seed`"),
+        ({"seed": "x"}, "`settings.seed` is 'x'"),
+        (
+            {"settings": {"sparsegpt": {"dmap": 1}}},
+            "unknown key `settings.settings.sparsegpt.dmap`; did you mean `damp`",
+        ),
+        ({"settings": {"sparsegpt": {"damp": -1}}}, "`settings.settings.sparsegpt.damp` is -1: .*greater than 0"),
     ],
 )
 def test_bad_specs(spec: Any, expected: str, files: Any, stage: Callable) -> None:
@@ -213,14 +214,13 @@ def test_a_local_model_that_is_not_there(stage: Callable, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exit_code_of_the_process(tmp_path: Path) -> None:
+def test_exit_code_of_the_process(tmp_path: Path, job_file: Callable) -> None:
     """Through a real command line, where a traceback could come from outside `main`."""
-    environment = {name: value for name, value in os.environ.items() if name != "PATCH_WARM_SOCKET"}
-    spec = json.dumps({"upstream": "", "source": {"kind": "local", "path": "nowhere"}})
+    file = job_file("fetch_model", {"upstream": "", "source": {"kind": "local", "path": "nowhere"}})
     ended = subprocess.run(
-        [sys.executable, "-m", "patch.stages", "fetch_model", "--spec", spec, "--out", str(tmp_path / "m")],
+        [sys.executable, "-m", "patch.stages", "fetch_model", "--settings", str(file), "--out", str(tmp_path / "m")],
         cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

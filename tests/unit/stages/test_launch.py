@@ -67,16 +67,15 @@ def whole(stage: Callable, spec: dict, options: dict, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(spec: dict, options: dict) -> Callable[..., subprocess.Popen]:
+def start(spec: dict, options: dict, job_file: Callable) -> Callable[..., subprocess.Popen]:
     """A function: start the run on a command line with further options."""
     processes: list[subprocess.Popen] = []
 
     def run(**more: Any) -> subprocess.Popen:
-        command = [sys.executable, "-m", "patch.stages", "learn", "--spec", json.dumps(spec)]
+        command = [sys.executable, "-m", "patch.stages", "learn", "--settings", str(job_file("learn", spec))]
         for name, value in (options | more).items():
             command += [f"--{name.replace('_', '-')}", str(value)]
-        environment = {name: value for name, value in os.environ.items() if name != "PATCH_WARM_SOCKET"}
-        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(command, env=environment, **pipes))
         return processes[-1]

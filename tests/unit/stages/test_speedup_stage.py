@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,13 @@ def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def measured(plan: Plan, masks: list[Path], files: Any, tmp_path: Path) -> Callable[..., int]:
+def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_path: Path) -> Callable[..., int]:
     """A function: run the stage, and return its exit code."""
 
     def run(*paths: Path, **changes: Any) -> int:
         spec = plan.speedup_spec("qwen").model_dump(mode="json") | changes
-        options = ["--model", str(files.model), "--record", str(tmp_path / "speed.json")]
-        return run_stage(["speedup", "--spec", json.dumps(spec), "--masks", *map(str, paths or masks), *options])
+        file = job_file("speedup", spec, model=str(files.model), masks=[*map(str, paths or masks)])
+        return run_stage(["speedup", "--settings", str(file), "--record", str(tmp_path / "speed.json")])
 
     return run
 
