@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from patch import native
 from patch.masks.kernels.layer import Layer
-from patch.native import NoCompiler, build
+from patch.native import NoCompiler
 
 __all__ = ["NoCompiler", "backward", "forward", "load"]
 
@@ -34,12 +35,12 @@ class _Rows(ctypes.Structure):
 
 @cache
 def load() -> ctypes.CDLL:
-    """The library, ready to be called.
+    """Return the library, ready to be called.
 
     Raises:
-        NoCompiler, OSError: it cannot be built, kept or read.
+        NoCompiler, OSError, InputError: see `patch.native.build`.
     """
-    library = ctypes.CDLL(str(build(SOURCE, FLAGS)))
+    library = native.library(SOURCE, FLAGS)
     pointer = ctypes.c_void_p
     library.masked_rows_forward.argtypes = [ctypes.POINTER(_Rows), pointer, pointer]
     library.masked_rows_backward.argtypes = [
