@@ -8,6 +8,7 @@ that the caches hold, and multiplied by PyTorch.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import warnings
 from functools import cache
@@ -39,6 +40,7 @@ FEW, FEW_OF_UNITS = 4, 2
 MOST_OF_UNITS = 1024
 # Weights that are unpacked at a time.
 BLOCK = 1 << 21
+log = logging.getLogger(__name__)
 
 
 class _Packed(ctypes.Structure):
@@ -64,10 +66,10 @@ def available() -> list[str]:
 
 @cache
 def load(instructions: str) -> ctypes.CDLL:
-    """The library for a set of instructions.
+    """Return the library for a set of instructions.
 
     Raises:
-        NoCompiler, OSError: it cannot be built, kept or read.
+        NoCompiler, OSError, InputError: see `patch.native.build`.
     """
     flags = tuple(f"-m{name}" for name in INSTRUCTIONS[instructions])
     found = library(SOURCE, flags)
@@ -81,19 +83,25 @@ def load(instructions: str) -> ctypes.CDLL:
 
 @cache
 def _kernel() -> tuple[str, ctypes.CDLL] | str:
-    """The set of instructions that is used, with its library; or why there is none.
+    """Return the set of instructions that is used, with its library; or why there is none.
 
     Raises:
-        InputError: the processor lacks what is chosen.
+        InputError: the processor lacks what is chosen, or others can write the folder of compiled libraries.
     """
     choice, reason = os.environ.get(CHOICE), ""
     if choice is not None and choice not in available():
         raise InputError(f"{CHOICE} is {choice!r}; this processor has {', '.join(available())}")
-    for name in available() if choice is None else [choice]:
+    names = available() if choice is None else [choice]
+    for name in names:
         try:
-            return name, load(name)
+            found = load(name)
         except (NoCompiler, OSError) as error:  # an old compiler may not know the newest instructions
             reason = reason or str(error)
+            continue
+        if reason:
+            slower = "packed weights are multiplied with %s instructions, slower than %s: %s"
+            log.warning(slower, name, names[0], reason)
+        return name, found
     warnings.warn(f"packed weights are multiplied by plain PyTorch, slower than dense ones: {reason}", stacklevel=2)
     return reason
 
