@@ -15,6 +15,7 @@ from patch.layout import STORE
 from patch.plan import Plan
 from patch.preflight import preflight
 from patch.reports import what_was_run
+from patch.stale import remake
 
 # Without --configfile the demo is what runs.
 DEFAULT_CONFIG = "config/demo.yaml"
@@ -56,6 +57,7 @@ COST = CostModel(PLAN.experiment, PLAN.grid)
 for line in too_large(COST, PLAN.grid):
     logger.warning(line)
 RESULTS = PLAN.layout.root
+remake(workflow, PLAN, logger)
 
 
 include: "workflow/rules/common.smk"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from patch.specs import (
     CellInfo,
     CompareSpec,
     EvaluateSpec,
+    ExpectedMask,
     ExportSpec,
     FigureSpec,
     ImportSpec,
@@ -51,6 +53,7 @@ class Plan:
         self.grid = Grid(experiment)
         self.layout = Layout(experiment.experiment)
         self._mask_digests: dict[Cell, str] = {}
+        self._record_digests: dict[Cell, str] = {}
         masked = [cell for cell in self.grid.closure if cell.spec.stage != "none" and not cell.quantization]
         self.masks = SharedMasks(masked, self.mask_digest, self.layout, experiment.reuse)
         self._check_published()
@@ -142,6 +145,7 @@ class Plan:
         return QuantizeSpec(
             upstream=digest(sources),
             method=cell.quantization,
+            mask=self._expected_mask(cell),
             batch_size=self.experiment.calibration.batch_size if calibration else 1,
             settings=self.experiment.quantization,
             **self._machine(cell),
@@ -151,13 +155,22 @@ class Plan:
         """Settings of a learning job."""
         priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(cell).items()}
         sources = [self.store.model_path(cell.model), self.learning_windows(cell).path, priors]
+        expected = {f"{name}_mask": self._expected_mask(prior) for name, prior in self.grid.priors(cell).items()}
         settings = self.grid.learning(cell)
-        return LearnSpec(upstream=digest(sources), tile=cell.tile, settings=settings, **self._run(cell))
+        return LearnSpec(upstream=digest(sources), tile=cell.tile, masks=expected, settings=settings, **self._run(cell))
 
     def export_spec(self, cell: Cell) -> ExportSpec:
         """Settings of a job that exports a cell."""
         sources = [self.store.model_path(cell.model), self.mask_digest(cell)]
-        return ExportSpec(upstream=digest(sources), dtype=self.experiment.models[cell.model].dtype)
+        mask, dtype = self._expected_mask(cell), self.experiment.models[cell.model].dtype
+        return ExportSpec(upstream=digest(sources), mask=mask, dtype=dtype)
+
+    def _expected_mask(self, cell: Cell) -> ExpectedMask | None:
+        """The mask of a cell as the jobs that read it expect it; None for a dense one."""
+        if cell.pruned.spec.stage == "none":
+            return None
+        names = ("method", "pattern", "sparsity", "tile")
+        return ExpectedMask(digest=self.mask_digest(cell.pruned), **{name: getattr(cell, name) for name in names})
 
     def mask_digest(self, cell: Cell) -> str:
         """Digest of all that a cell's mask, and low-bit weights, depend on; empty for dense."""
@@ -192,6 +205,8 @@ class Plan:
             upstream=digest(sources),
             experiment=self.experiment.experiment,
             cell=_info(cell),
+            mask=self._expected_mask(cell),
+            quantized=self.mask_digest(cell) if cell.quantization else None,
             evaluation=self.experiment.evaluation,
             **self._machine(cell),
         )
@@ -204,6 +219,7 @@ class Plan:
             experiment=self.experiment.experiment,
             model=model,
             cells=[_info(cell) for cell in cells],
+            masks=[self._expected_mask(cell) for cell in cells],
             settings=self.experiment.speedup,
             **self._machine(cells[0]),
         )
@@ -218,13 +234,14 @@ class Plan:
         shown = {"title", "variant", "published", "comparable"}
         return {"name": name, **self.experiment.models[name].model_dump(include=shown), "tile": self.experiment.tile}
 
-    def tabulate_spec(self) -> TabulateSpec:
-        """What the tables need besides the records: the models' names and the cells that should be there."""
+    def tabulate_spec(self, speed: bool = False) -> TabulateSpec:
+        """Settings of tables; ``speed``: those of the table of speed, which other tables do not depend on."""
         tables = {
             name: list(dict.fromkeys(f"{cell.model}/{cell.row}" for cell in cells))
             for name, cells in self.grid.tables.items()
         }
         return TabulateSpec(
+            digests=self.digests(self.grid.cells, self.timed_models if speed else ()),
             models=[self._model_info(name) for name in self.models],
             cells=[_info(cell) for cell in self.grid.cells],
             standard=tables.pop(None, []),
@@ -234,19 +251,40 @@ class Plan:
 
     def compare_spec(self) -> CompareSpec:
         """What differences need besides the samples."""
-        return CompareSpec(cells=[_info(cell) for cell in self.grid.cells])
+        return CompareSpec(digests=self.digests(self.grid.cells))
 
-    def figure_spec(self, model: str) -> FigureSpec:
-        """What a figure needs besides its data."""
-        return FigureSpec(model=self._model_info(model))
+    def record_digest(self, cell: Cell) -> str:
+        """Digest of the settings of a cell's evaluation."""
+        if cell not in self._record_digests:
+            self._record_digests[cell] = spec_digest(self.evaluate_spec(cell))
+        return self._record_digests[cell]
+
+    def speed_digest(self, model: str) -> str:
+        """Digest of the settings of the measurement of a model's speed."""
+        return spec_digest(self.speedup_spec(model))
+
+    def digests(self, cells: Iterable[Cell], speeds: Iterable[str] = ()) -> dict[str, str]:
+        """Digests of the settings of evaluations by `model/cell`, and of measurements of speed by `speedup/model`."""
+        found = {f"{cell.model}/{cell.id}": self.record_digest(cell) for cell in cells}
+        return found | {f"speedup/{model}": self.speed_digest(model) for model in speeds}
+
+    def density_spec(self, model: str) -> FigureSpec:
+        """Settings of the figure of densities."""
+        return FigureSpec(model=self._model_info(model), digests=self.digests(self.hybrid_cells(model)))
 
     def pareto_spec(self, model: str) -> FigureSpec:
-        """The same, with the rows that are points: those of the standard tables."""
+        """Settings of a figure whose points are the rows of the standard tables."""
         rows = dict.fromkeys(f"{model}/{cell.row}" for cell in self.grid.standard if cell.model == model)
-        return FigureSpec(model=self._model_info(model), rows=list(rows))
+        digests = self.digests(cell for cell in self.grid.cells if cell.model == model)
+        return FigureSpec(model=self._model_info(model), digests=digests, rows=list(rows))
+
+    def speedup_figure_spec(self, model: str) -> FigureSpec:
+        """The same, for points at a measured speed."""
+        spec = self.pareto_spec(model)
+        return spec.model_copy(update={"digests": spec.digests | self.digests([], [model])})
 
     def curves_spec(self, model: str) -> FigureSpec:
-        """The same, with the names of the learned cells' curves."""
+        """Settings of the figure of training curves, with the names of the learned cells' curves."""
         return FigureSpec(model=self._model_info(model), labels=[_label(cell) for cell in self.learned_cells(model)])
 
     def learned_cells(self, model: str) -> list[Cell]:

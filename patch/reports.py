@@ -16,14 +16,14 @@ from patch.specs import OverviewSpec, SummarySpec
 
 def overview_spec(plan: Plan) -> OverviewSpec:
     """What the pages on cost and environment need besides the records."""
-    return OverviewSpec(experiment=plan.experiment.experiment)
+    return OverviewSpec(experiment=plan.experiment.experiment, digests=plan.digests(plan.grid.cells))
 
 
 def summary_spec(plan: Plan) -> SummarySpec:
     """What the summary needs besides the numbers."""
     return SummarySpec(
         experiment=plan.experiment.experiment,
-        tabulate=plan.tabulate_spec(),
+        tabulate=plan.tabulate_spec(speed=True),
         shown=plan.tables(),
         figures={plan.experiment.models[name].title: _figures(plan, name) for name in plan.models},
         run=what_was_run(plan),

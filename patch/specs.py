@@ -32,18 +32,28 @@ VERSIONS = {
     "model": 1,
     "windows": 1,
     "tasks": 1,
-    "statistics": 1,
+    "statistics": 2,
     "mask": 1,
-    "import": 1,
-    "prune": 2,
-    "learn": 2,
-    "quantize": 1,
-    "export": 1,
-    "evaluate": 2,
-    "speedup": 1,
-    "compare": 1,
-    "tabulate": 3,
+    "import": 2,
+    "prune": 3,
+    "learn": 3,
+    "quantize": 2,
+    "export": 2,
+    "evaluate": 3,
+    "speedup": 2,
+    "compare": 2,
+    "tabulate": 4,
 }
+
+
+class ExpectedMask(Section):
+    """The mask that a job reads; ``digest`` is that of the settings that made it, its model and its calibration."""
+
+    method: str
+    pattern: str
+    sparsity: float
+    tile: int | None
+    digest: str
 
 
 class CorpusSpec(Section):
@@ -148,6 +158,7 @@ class LearnSpec(Section):
     sparsity: float
     tile: int | None
     seed: int
+    masks: dict[str, ExpectedMask] = {}
     settings: Learning
     dtype: str
     device: str
@@ -159,6 +170,7 @@ class QuantizeSpec(Section):
     version: int = VERSIONS["quantize"]
     upstream: str
     method: str
+    mask: ExpectedMask | None
     batch_size: int
     settings: Quantization
     dtype: str
@@ -170,6 +182,7 @@ class ExportSpec(Section):
 
     version: int = VERSIONS["export"]
     upstream: str
+    mask: ExpectedMask
     dtype: str
 
 
@@ -188,45 +201,53 @@ class CellInfo(Section):
 
 
 class EvaluateSpec(Section):
-    """Perplexity and zero-shot accuracy of one cell."""
+    """Perplexity and zero-shot accuracy of one cell; ``quantized`` is the digest of its low-bit weights."""
 
     version: int = VERSIONS["evaluate"]
     upstream: str
     experiment: str
     cell: CellInfo
+    mask: ExpectedMask | None
+    quantized: str | None
     evaluation: Evaluation
     dtype: str
     device: str
 
 
 class SpeedupSpec(Section):
-    """Speed of a dense model and of its cells, which stand in the order of their mask files."""
+    """Speed of a dense model and of its cells; ``masks`` and the mask files are in the order of the cells."""
 
     version: int = VERSIONS["speedup"]
     upstream: str
     experiment: str
     model: str
     cells: list[CellInfo]
+    masks: list[ExpectedMask]
     settings: Speedup
     dtype: str
     device: str
 
 
 class CompareSpec(Section):
-    """Results of each sample -> differences.csv."""
+    """Results of each sample -> differences.csv.
+
+    ``digests``: `model/cell` -> digest of the settings of the cell's evaluation.
+    """
 
     version: int = VERSIONS["compare"]
-    cells: list[CellInfo]
+    digests: dict[str, str]
 
 
 class TabulateSpec(Section):
     """Records -> results.csv and tables.
 
     ``cells`` should be there; ``standard`` and ``tables`` say which rows, as `model/row`, the standard tables and the
-    grid's own ones have.
+    grid's own ones have. ``digests``: `model/cell` -> digest of the settings of the cell's evaluation, and
+    `speedup/model` -> that of the measurement of speed.
     """
 
     version: int = VERSIONS["tabulate"]
+    digests: dict[str, str]
     models: list[dict[str, str | int | bool | None]]
     cells: list[CellInfo]
     standard: list[str]
@@ -235,18 +256,23 @@ class TabulateSpec(Section):
 
 
 class FigureSpec(Section):
-    """A figure of one model; ``labels`` name its curves, in order, ``rows`` its points, as `model/row`."""
+    """A figure of one model; ``labels`` name its curves, in order, ``rows`` its points, as `model/row`.
+
+    ``digests`` as in `TabulateSpec`, of what it shows.
+    """
 
     version: int = VERSIONS["tabulate"]
+    digests: dict[str, str] = {}
     model: dict[str, str | int | bool | None]
     labels: list[str] = []
     rows: list[str] = []
 
 
 class OverviewSpec(Section):
-    """Records -> pages on cost and environment."""
+    """Records -> pages on cost and environment; ``digests`` as in `TabulateSpec`."""
 
     version: int = VERSIONS["tabulate"]
+    digests: dict[str, str]
     experiment: str
 
 

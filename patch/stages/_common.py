@@ -7,11 +7,15 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from patch.errors import InputError
+from patch.masks.packed import MaskSet, load_masks
+from patch.pruning.weights import weights_digest
+from patch.specs import ExpectedMask
 
 
 def prepare_device(device: str) -> str:
@@ -48,6 +52,56 @@ def measured(cost: dict[str, float], device: str) -> Iterator[None]:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     )
     cost["peak_memory_mb"] = round(peak, 1)
+
+
+def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = "mask") -> MaskSet | None:
+    """Read a mask file that a job was given, and verify that it is the one that its settings name.
+
+    Args:
+        path: of the file, or None.
+        expected: by the settings, or None for a job without this mask.
+        name: of the input, for messages.
+
+    Raises:
+        InputError: as `load_masks`; or a mask is missing, or none is expected; or the mask was made by another method,
+            for another pattern, sparsity, tile or model, or with other settings.
+    """
+    if path is None and expected is None:
+        return None
+    if path is None or expected is None:
+        given, wanted = path or "none", f"one of {expected.method}" if expected else "none"
+        raise InputError(f"`{name}` is {given}, but the settings expect {wanted}")
+    masks = load_masks(path)
+    settings = masks.header.get("settings", {})
+    found = {
+        "method": settings.get("method"),
+        "pattern": masks.pattern,
+        # An imported mask has no target.
+        "sparsity": settings.get("sparsity", expected.sparsity),
+        "tile": masks.tile,
+    }
+    wrong = [
+        f"{key} is {value!r}, expected {getattr(expected, key)!r}"
+        for key, value in found.items()
+        if value != getattr(expected, key)
+    ]
+    if not wrong and masks.header.get("digest") != expected.digest:
+        wrong = ["it was made with other settings or for another model"]
+    if wrong:
+        raise InputError(
+            f"mask {path} is not the one that this job needs: {'; '.join(wrong)}; remove it to make it again"
+        )
+    return masks
+
+
+def check_weights(path: Path, digest: str | None) -> None:
+    """Verify that updated weights were made with the settings of ``digest``.
+
+    Raises:
+        InputError: they were not, or there is no such file.
+    """
+    if digest is None or weights_digest(path) != digest:
+        raise InputError(f"weights {path}: not those of this job's mask; remove them to make them again")
 
 
 def show_blocks(name: str):  # noqa: ANN201 - a progress callback

@@ -18,7 +18,7 @@ from patch.evaluation.partial import PartialRecord
 from patch.evaluation.perplexity import perplexity
 from patch.io import write_json
 from patch.layout import spec_digest
-from patch.masks.packed import apply_masks, load_masks
+from patch.masks.packed import apply_masks
 from patch.models import load_model, load_tokenizer, prunable_linears
 from patch.pruning.weights import load_weights
 from patch.quantization import apply_layers, load_layers
@@ -26,7 +26,7 @@ from patch.results.environment import describe_environment
 from patch.results.samples import write_samples
 from patch.signals import leave_when_asked
 from patch.specs import EvaluateSpec
-from patch.stages._common import measured, prepare_device
+from patch.stages._common import check_weights, load_expected, measured, prepare_device
 
 
 def run(
@@ -47,15 +47,16 @@ def run(
     With ``partial``, a file, what is measured outlives a stop.
     """
     device = prepare_device(spec.device)
+    masks = load_expected(mask, spec.mask)
     network = load_model(model, spec.dtype, device)
     stages: dict[str, Any] = {}
     if weights:
+        check_weights(weights, spec.mask and spec.mask.digest)
         load_weights(weights, prunable_linears(network))
     if quantized:
-        layers, stages["quantize"] = load_layers(quantized)
+        layers, stages["quantize"] = load_layers(quantized, spec.quantized)
         apply_layers(network, layers)
-    if mask:
-        masks = load_masks(mask)
+    if masks:
         apply_masks(network, masks)
         stages[Cell.of(spec.cell).spec.stage] = masks.header["cost"]
     done = PartialRecord(partial, spec_digest(spec))
@@ -71,7 +72,7 @@ def run(
         weights_left = {name: int((linear.weight != 0).sum()) for name, linear in linears.items()}
     else:
         # Rounding makes zeros of its own, which belong to no pattern.
-        weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if mask else sizes
+        weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
     write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found))
     write_json(

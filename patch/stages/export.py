@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.export import export_model
-from patch.masks.packed import load_masks
 from patch.models import load_model, load_tokenizer, prunable_linears
 from patch.pruning.weights import load_weights
 from patch.specs import ExportSpec
-from patch.stages._common import prepare_device
+from patch.stages._common import check_weights, load_expected, prepare_device
 
 
 def run(spec: ExportSpec, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
     """Save the sparse model of a cell, with ``weights`` of a method that updates them, and its `mask.npz`."""
     prepare_device("cpu")
-    masks, network = load_masks(mask), load_model(model, spec.dtype)
+    masks, network = load_expected(mask, spec.mask), load_model(model, spec.dtype)
     if weights:
+        check_weights(weights, spec.mask.digest)
         load_weights(weights, prunable_linears(network))
     meta = {key: masks.header[key] for key in ("settings", "digest")}
     report = export_model(network, load_tokenizer(model), masks, out, meta)

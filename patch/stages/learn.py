@@ -13,10 +13,13 @@ from patch.layout import spec_digest
 from patch.learning.learn import learn
 from patch.learning.proxsparse import proxsparse
 from patch.learning.watch import Watch
-from patch.masks.packed import check_masks, load_masks, save_masks
+from patch.masks.packed import check_masks, save_masks
 from patch.models import load_model, load_tokenizer
 from patch.specs import LearnSpec
-from patch.stages._common import measured, prepare_device
+from patch.stages._common import load_expected, measured, prepare_device
+
+# Input of the stage -> argument of `learn`.
+START = {"pattern_mask": "pattern_prior", "tile_mask": "tile_prior", "frozen_mask": "frozen"}
 
 
 def run(
@@ -47,8 +50,9 @@ def run(
     with process_group(device, processes * nodes):
         on_first(watch.check)
         network = load_model(model, spec.dtype, device)
-        priors = {"pattern_prior": pattern_mask, "tile_prior": tile_mask, "frozen": frozen_mask}
-        start = {name: load_masks(path) for name, path in priors.items() if path}
+        paths = {"pattern_mask": pattern_mask, "tile_mask": tile_mask, "frozen_mask": frozen_mask}
+        found = {name: load_expected(path, spec.masks.get(name), name) for name, path in paths.items()}
+        start = {START[name]: masks for name, masks in found.items() if masks}
         for masks in start.values():
             check_masks(network, masks)
         if spec.method == "patch-tile" and "frozen" not in start:

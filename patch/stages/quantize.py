@@ -11,12 +11,12 @@ from patch.calibration import InputStatistics, walk_blocks
 from patch.data.windows import load_windows
 from patch.errors import InputError
 from patch.layout import spec_digest
-from patch.masks.packed import apply_masks, check_masks, load_masks
+from patch.masks.packed import MaskSet, apply_masks, check_masks
 from patch.models import load_model, prunable_linears
 from patch.pruning.weights import load_weights, read_weights
 from patch.quantization import QuantizedLayer, compensate_block, quantize_model, save_layers
 from patch.specs import QuantizeSpec
-from patch.stages._common import measured, prepare_device, show_blocks
+from patch.stages._common import check_weights, load_expected, measured, prepare_device, show_blocks
 
 
 def run(
@@ -30,28 +30,35 @@ def run(
 ) -> None:
     """Quantise a pruned model, with ``windows`` for the adapters of `slim-lora`, and write its layers."""
     device = prepare_device(spec.device)
+    masks = load_expected(mask, spec.mask)
+    if weights:
+        check_weights(weights, spec.mask and spec.mask.digest)
     network = load_model(model, spec.dtype)
     cost: dict[str, float] = {}
     with measured(cost, device):
         if spec.method == "slim-lora":
-            found = _compensated(spec, network, device, mask, weights, windows)
+            found = _compensated(spec, network, device, masks, weights, windows)
         else:
             if weights:
                 load_weights(weights, prunable_linears(network))
-            if mask:
-                apply_masks(network, load_masks(mask))
+            if masks:
+                apply_masks(network, masks)
             found = quantize_model(network, spec.settings.bits, spec.settings.group_size)
     save_layers(layers, found, spec_digest(spec), cost)
     print(f"{spec.method}: {len(found)} layers of {spec.settings.bits} bits in {cost['seconds']:.1f} s")
 
 
 def _compensated(
-    spec: QuantizeSpec, network: nn.Module, device: str, mask: Path | None, weights: Path | None, windows: Path | None
+    spec: QuantizeSpec,
+    network: nn.Module,
+    device: str,
+    masks: MaskSet | None,
+    weights: Path | None,
+    windows: Path | None,
 ) -> dict[str, QuantizedLayer]:
     if windows is None:
         raise InputError("slim-lora needs calibration windows: give --windows")
     updated = read_weights(weights, prunable_linears(network)) if weights else {}
-    masks = load_masks(mask) if mask else None
     if masks:
         check_masks(network, masks)
     found: dict[str, QuantizedLayer] = {}

@@ -15,11 +15,11 @@ from patch.inference.generation import Generation, Seconds, random_prompt
 from patch.inference.measure import Spread, interleaved
 from patch.io import write_json
 from patch.layout import spec_digest
-from patch.masks.packed import load_masks
+from patch.masks.packed import MaskSet
 from patch.models import load_model
 from patch.results.environment import describe_environment, hardware
 from patch.specs import CellInfo, SpeedupSpec
-from patch.stages._common import measured, prepare_device
+from patch.stages._common import load_expected, measured, prepare_device
 
 WARMUP = 2
 
@@ -36,8 +36,8 @@ def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> N
         network = load_model(model, spec.dtype, device)
         tokens = random_prompt(network, spec.settings.batch_size, spec.settings.prompt)
         candidates = _Candidates(spec, network, tokens)
-        for cell, mask in zip(spec.cells, masks, strict=True):
-            candidates.add(cell, mask)
+        for cell, mask, expected in zip(spec.cells, masks, spec.masks, strict=True):
+            candidates.add(cell, load_expected(mask, expected))
         found = interleaved(candidates.generations, spec.settings.repeats, WARMUP)
     times = {name: _times(spec, seconds, found[candidates.dense]) for name, seconds in found.items()}
     for name, numbers in times.items():
@@ -72,9 +72,8 @@ class _Candidates:
         self.dense = cell.id
         self._add(CellInfo(id=cell.id, **asdict(cell)), network, 0.0, Agreement(0.0, 0.0))
 
-    def add(self, cell: CellInfo, path: Path) -> None:
+    def add(self, cell: CellInfo, masks: MaskSet) -> None:
         """Convert the model by a mask, and check that it is the masked one."""
-        masks = load_masks(path)
         other = converted(self.network, masks)
         same = agreement(self.network, masks, other, self.tokens, cell.id)
         self._add(cell, other, masks.sparsity, same)

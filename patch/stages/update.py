@@ -36,6 +36,8 @@ def run(
         return
     network, masks = prune_model(spec, model, windows, statistics)
     stored = load_masks(mask)
+    if stored.header.get("digest") != wanted:
+        raise InputError(f"mask {mask} was made with other settings or for another model; remove it to make it again")
     check_masks(network, stored)
     if any(not stored.masks[name].equal(made) for name, made in masks.masks.items()):
         raise InputError(f"{mask}: pruning again gives another mask; remove it, so that all that depends on it follows")

@@ -114,7 +114,7 @@ rule table:
     conda:
         "../../environment.yml"
     params:
-        job=lambda _, input: job_file("table", PLAN.tabulate_spec(), input),
+        job=lambda wildcards, input: job_file("table", PLAN.tabulate_spec(wildcards.table == "speedup"), input),
         out=f"{RESULTS}/tables/{{table}}",
     shell:
         f"{STAGE} table --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
@@ -165,7 +165,7 @@ rule density:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("density", PLAN.figure_spec(wildcards.model), input),
+        job=lambda wildcards, input: job_file("density", PLAN.density_spec(wildcards.model), input),
         out=f"{RESULTS}/figures/{{model}}/density",
     shell:
         f"{STAGE} density --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
@@ -216,7 +216,7 @@ rule speedup_figure:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("speedup_figure", PLAN.pareto_spec(wildcards.timed), input),
+        job=lambda wildcards, input: job_file("speedup_figure", PLAN.speedup_figure_spec(wildcards.timed), input),
         out=f"{RESULTS}/figures/{{timed}}/speedup",
     shell:
         f"{STAGE} speedup_figure --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"

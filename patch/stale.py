@@ -1,0 +1,71 @@
+"""Outputs that are there but were made with other settings than the configuration's.
+
+Snakemake notices a changed setting by notes of its own in `.snakemake/`. Results that were copied without them look
+finished to it, whatever their settings were. Masks and records carry a digest of their settings, which says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from logging import Logger
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patch.errors import InputError
+from patch.io import read_json
+from patch.masks.header import read_header
+from patch.plan import Plan
+
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
+
+# Targets that need every output; `all` is the default one.
+WHOLE = {"all", "tables", "figures"}
+NAMED = 5
+
+
+def stale_outputs(plan: Plan) -> list[str]:
+    """Paths of the masks, records, samples and measurements of speed that exist and have other settings."""
+    return [path for path, digest in _expected(plan) if Path(path).exists() and _digest(path) != digest]
+
+
+def _expected(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Path and digest of the settings of every output that carries one."""
+    for cell in plan.masks.made:
+        yield plan.layout.mask(cell), plan.mask_digest(cell)
+    for cell in plan.grid.cells:
+        digest = plan.record_digest(cell)
+        yield plan.layout.record(cell), digest
+        yield plan.layout.samples(cell), digest
+    for model in plan.timed_models:
+        yield plan.layout.speedup(model), plan.speed_digest(model)
+
+
+def _digest(path: str) -> str | None:
+    """The digest that a file carries; None where it is damaged."""
+    if path.endswith(".safetensors"):
+        return (read_header(path) or {}).get("digest")
+    try:
+        content = read_json(path)
+    except InputError:
+        return None
+    return content.get("config_digest") if isinstance(content, Mapping) else None
+
+
+def remake(workflow: Workflow, plan: Plan, logger: Logger) -> None:
+    """Have a run make stale outputs again, or warn of them where it makes only some of the outputs.
+
+    Called while the workflow is parsed.
+    """
+    settings = workflow.dag_settings
+    # Jobs of a cluster read the workflow again, for themselves alone.
+    if settings is None or not workflow.is_main_process or not (stale := stale_outputs(plan)):
+        return
+    more = f", and {len(stale) - NAMED} more" if len(stale) > NAMED else ""
+    listed = f"{', '.join(stale[:NAMED])}{more}"
+    forced = set(settings.targets) <= WHOLE and any(trigger.name == "PARAMS" for trigger in settings.rerun_triggers)
+    if forced:
+        settings.forcerun = frozenset(settings.forcerun) | frozenset(stale)
+        logger.info(f"Made with other settings than the configuration's, and made again: {listed}")
+    else:
+        logger.warning(f"Made with other settings than the configuration's; remove them to make them again: {listed}")
