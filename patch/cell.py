@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from patch.config.tile import WHOLE_MATRIX
-from patch.errors import InputError
+from patch.masks.pattern import parse_nm
 from patch.methods import Method, get_method
 
-NM = re.compile(r"^(\d+):(\d+)$")
 IMPORT = "import="
 
 
@@ -92,7 +90,5 @@ class Cell:
 
 def nm_sparsity(pattern: str) -> float:
     """Share of zeros of an N:M pattern (N of M weights are kept)."""
-    match = NM.match(pattern)
-    if not match or not 0 < int(match[1]) <= int(match[2]):
-        raise InputError(f"pattern `{pattern}` is not N:M with 0 < N <= M, such as 2:4")
-    return 1 - int(match[1]) / int(match[2])
+    n, m = parse_nm(pattern)
+    return 1 - n / m

@@ -6,10 +6,11 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
-from patch.cell import IMPORT, NM, Cell, format_sparsity, nm_sparsity
+from patch.cell import IMPORT, Cell, format_sparsity, nm_sparsity
 from patch.config import Experiment, GridEntry, Learning
 from patch.config.load import suggest
 from patch.errors import InputError
+from patch.masks.pattern import NM_TEXT
 from patch.methods import get_method
 from patch.shapes import check_groups, check_tile, model_shape
 
@@ -100,7 +101,7 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
     if entry.vary and method.stage != "learn":
         raise InputError(f"grid: `vary` has settings of learning, which `{method_name}` does not read")
     pattern = entry.pattern or {"n:m": "2:4"}.get(method.patterns[0], method.patterns[0])
-    kind = "n:m" if NM.match(pattern) else pattern
+    kind = "n:m" if NM_TEXT.match(pattern) else pattern
     if not method.makes(pattern):
         raise InputError(
             f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from patch.cell import NM, Cell, nm_sparsity
+from patch.cell import Cell, nm_sparsity
 from patch.config import Experiment, Learning, Use
 from patch.config.learning import METHOD_DEFAULTS, used_by
 from patch.config.load import suggest, validate
 from patch.errors import InputError
 from patch.expand import expand, import_cells, variants
+from patch.masks.pattern import NM_TEXT
 from patch.methods import METHODS, get_method
 
 
@@ -186,7 +187,7 @@ class Grid:
         if cell.method == "patch-tile":
             priors["frozen"] = self._prior(cell, learning.frozen_mask, "2:4", 0.5)
         elif cell.method != "proxsparse" and learning.pattern_prior != "none":
-            pattern = cell.pattern if NM.match(cell.pattern) else "2:4"
+            pattern = cell.pattern if NM_TEXT.match(cell.pattern) else "2:4"
             priors["pattern"] = self._prior(cell, learning.pattern_prior, pattern, nm_sparsity(pattern))
         if cell.pattern == "hybrid" and learning.tile_prior not in ("none", "random"):
             priors["tile"] = self._prior(cell, learning.tile_prior, "unstructured", cell.sparsity)

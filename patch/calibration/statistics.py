@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.schema import Schema, check
+from patch.tensor_files import load_tensors, save_tensors
 
-FORMAT = "patch-statistics-1"
+FORMAT = "patch-statistics-2"
+_SQUARES, _GRAM = ".squares", ".gram"
+
+
+class _Header(Schema):
+    """Which layer holds the sums of each layer, and the number of calibration sequences."""
+
+    shared: dict[str, str]
+    sequences: int = Field(ge=1)
 
 
 @dataclass(eq=False)
@@ -96,45 +105,38 @@ class Accumulator:
 
 def save_statistics(path: Path | str, statistics: dict[str, InputStatistics]) -> None:
     """Write the statistics of a block's layers, atomically; what layers share is written once."""
-    from safetensors.torch import save_file
-
     leaders: dict[int, str] = {}
     shared = {name: leaders.setdefault(id(values), name) for name, values in statistics.items()}
     tensors: dict[str, Tensor] = {}
     for name in set(shared.values()):
-        tensors[f"{name}.squares"] = statistics[name].squares
+        tensors[f"{name}{_SQUARES}"] = statistics[name].squares
         if (gram := statistics[name].gram) is not None:
-            tensors[f"{name}.gram"] = gram
+            tensors[f"{name}{_GRAM}"] = gram
     sequences = next(iter(statistics.values())).sequences
-    header = {"format": FORMAT, "shared": json.dumps(shared), "sequences": str(sequences)}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    save_tensors(path, FORMAT, {"shared": shared, "sequences": sequences}, tensors)
 
 
 def load_statistics(
     path: Path | str, device: torch.device | str = "cpu", gram: bool = True
 ) -> dict[str, InputStatistics]:
-    """Read what `save_statistics` wrote; without ``gram``, the norms alone.
+    """Read and verify what `save_statistics` wrote; without ``gram``, the norms alone.
 
     Raises:
-        InputError: the file is missing, damaged or foreign, or lacks the Gram matrices.
+        InputError: the file is missing, damaged or foreign, lacks the Gram matrices, or a sum is not finite.
     """
-    from safetensors import SafetensorError, safe_open
-
-    def value(name: str) -> InputStatistics:
-        matrix = file.get_tensor(f"{name}.gram") if gram else None
-        return InputStatistics(file.get_tensor(f"{name}.squares"), matrix, int(header["sequences"]))
-
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise InputError(f"statistics {path}: not written by this software; make them again")
-            shared = json.loads(header["shared"])
-            found = {name: value(name) for name in dict.fromkeys(shared.values())}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"statistics {path}: missing, damaged or without Gram matrices ({error})") from None
-    return {name: found[leader] for name, leader in shared.items()}
+    endings = (_SQUARES, _GRAM) if gram else (_SQUARES,)
+    values, tensors = load_tensors(path, FORMAT, "statistics", lambda name: name.endswith(endings))
+    header = check(_Header, values, f"statistics {path}: not their header")
+    found = {}
+    for name in dict.fromkeys(header.shared.values()):
+        squares, matrix = tensors.get(f"{name}{_SQUARES}"), tensors.get(f"{name}{_GRAM}")
+        if squares is None or gram and (matrix is None or matrix.shape != (len(squares), len(squares))):
+            raise InputError(f"statistics {path}: without squares or without Gram matrices of {name}; make them again")
+        if not squares.isfinite().all() or gram and not matrix.isfinite().all():
+            raise InputError(f"statistics {path}: the inputs of {name} are not finite; is the model broken?")
+        on_device = matrix.to(device) if gram else None
+        found[name] = InputStatistics(squares.to(device), on_device, header.sequences)
+    return {name: found[leader] for name, leader in header.shared.items()}
 
 
 def block_files(folder: Path | str) -> Iterator[Path]:

@@ -1,23 +1,67 @@
-"""What a mask file says of itself, without its masks: light, for the workflow while it is parsed."""
+"""Description of a mask file: its schema, read without PyTorch while the workflow is parsed."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-# The length of a safetensors header stands in its first bytes; one of a thousand layers has 200 kB.
-LENGTH_BYTES = 8
-LONGEST = 100_000_000
+from pydantic import Field, model_validator
+
+from patch.errors import InputError
+from patch.masks.pattern import parse_nm
+from patch.schema import Schema, check
+from patch.tensor_files import load_header
+
+FORMAT = "patch-mask-2"
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+# Layer name -> `[out, in]`.
+Shapes = Annotated[dict[str, Annotated[list[Size], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+
+
+class MaskHeader(Schema):
+    """Header of a mask file.
+
+    Attributes:
+        pattern: `N:M`, `unstructured` or `hybrid`.
+        tile: side of a tile for `hybrid`, else None.
+        shapes: layer name -> `[out, in]`.
+        achieved_sparsity: fraction of zeros over all layers.
+        provenance: how the masks were made: settings, their digest, cost.
+    """
+
+    pattern: str
+    tile: Size | None
+    shapes: Shapes
+    achieved_sparsity: float = Field(ge=0, le=1)
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits(self) -> MaskHeader:
+        """Check that groups and tiles divide every layer."""
+        if (self.tile is None) == (self.pattern == "hybrid"):
+            raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]}; hybrid alone has tiles")
+        if self.pattern == "unstructured":
+            return self
+        _, group = (2, 4) if self.pattern == "hybrid" else parse_nm(self.pattern)
+        for name, (rows, columns) in self.shapes.items():
+            height, width = min(rows, self.tile or 1), min(columns, self.tile or group)
+            if rows % height or columns % width or width % group:
+                raise ValueError(f"a pattern {self.pattern}, tile {self.tile}, does not fit {name} of {rows}x{columns}")
+        return self
+
+
+def check_header(header: dict[str, Any], path: Path | str) -> MaskHeader:
+    """Check the header of a mask file.
+
+    Raises:
+        InputError: names the first fault.
+    """
+    return check(MaskHeader, header, f"mask {path}: not the header of a mask")
 
 
 def read_header(path: Path | str) -> dict[str, Any] | None:
-    """The description in a file of `patch.masks.packed.save_masks`; None where there is none, or it is damaged."""
+    """Read how the masks in a file were made; None where there is no such file or its header is damaged."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            header = json.loads(file.read(length)) if length <= LONGEST else {}
-        found = json.loads(header["__metadata__"]["patch"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return check_header(load_header(path, FORMAT, "mask"), path).provenance
+    except InputError:
         return None
-    return found if isinstance(found, dict) else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patch.errors import InputError
+from patch.masks.pattern import parse_nm
 
 # Groups up to this size are ranked by comparing all pairs.
 _SHORT = 16
@@ -51,8 +52,7 @@ def parse_pattern(pattern: str, sparsity: float) -> Pattern:
     """`"2:4"` or `"unstructured"` -> a pattern."""
     if pattern == "unstructured":
         return Unstructured(sparsity)
-    n, m = pattern.split(":")
-    return NM(int(n), int(m))
+    return NM(*parse_nm(pattern))
 
 
 def groups(weight: Tensor, m: int) -> Tensor:

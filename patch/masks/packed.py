@@ -1,10 +1,9 @@
-"""Masks on disk: one bit a weight and one a tile, checked when they are written and when they are read."""
+"""Masks on disk: one bit a weight and one a tile, verified when they are written and when they are read."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.masks.header import FORMAT, check_header
 from patch.masks.nm import NM, obeys
+from patch.masks.pattern import parse_nm
 from patch.masks.tile import expand_tiles, tile_grid
 from patch.models import prunable_linears, weight_matrix
-
-FORMAT = "patch-mask-1"
+from patch.tensor_files import load_tensors, save_tensors
 
 
 class PackedMasks(Mapping[str, Tensor]):
@@ -29,7 +28,7 @@ class PackedMasks(Mapping[str, Tensor]):
         self._bits: dict[str, tuple[Tensor, torch.Size]] = {}
 
     def __setitem__(self, name: str, mask: Tensor) -> None:
-        self._bits[name] = (_pack(mask), mask.shape)
+        self._bits[name] = (pack_bits(mask), mask.shape)
 
     def __getitem__(self, name: str) -> Tensor:
         bits, shape = self._bits[name]
@@ -79,7 +78,7 @@ class MaskSet:
         if self.pattern == "unstructured":
             return
         for name, mask in self.masks.items():
-            pattern = NM(2, 4) if self.pattern == "hybrid" else NM(*map(int, self.pattern.split(":")))
+            pattern = NM(2, 4) if self.pattern == "hybrid" else NM(*parse_nm(self.pattern))
             good = obeys(mask, pattern)
             if self.pattern == "hybrid":
                 dense = expand_tiles(self.tiles[name], mask.shape)
@@ -94,7 +93,8 @@ class MaskSet:
                 )
 
 
-def _pack(mask: Tensor) -> Tensor:
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack bool values into bytes, the first into the highest bit."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
 
 
@@ -103,82 +103,63 @@ def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
     return torch.from_numpy(flat.astype(bool)).reshape(shape)
 
 
+def take_mask(tensors: dict[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
+    """Take packed bits out of ``tensors`` and unpack them to ``shape``.
+
+    Raises:
+        InputError: they are missing, have another size or type, or the bits after the last weight are not zero.
+    """
+    bits, size = tensors.pop(name, None), math.prod(shape)
+    if bits is None or bits.dtype != torch.uint8 or bits.shape != (-(-size // 8),):
+        raise InputError(f"{name} is missing or has the wrong size for {list(shape)}")
+    if int(bits[-1]) & ((1 << -size % 8) - 1):
+        raise InputError(f"{name} has bits after its {size} weights")
+    return _unpack(bits, list(shape))
+
+
 def save_masks(path: Path | str, masks: MaskSet) -> None:
     """Verify and write a mask file, atomically.
 
     Raises:
         InputError: a mask breaks its pattern.
     """
-    from safetensors.torch import save_file
-
     masks.verify()
-    tensors = {f"{name}.mask": _pack(mask) for name, mask in masks.masks.items()}
-    tensors |= {f"{name}.tiles": _pack(tiles) for name, tiles in masks.tiles.items()}
-    description = {
-        **masks.header,
-        "format": FORMAT,
+    header = {
         "pattern": masks.pattern,
         "tile": masks.tile,
         "shapes": {name: list(mask.shape) for name, mask in masks.masks.items()},
         "achieved_sparsity": masks.sparsity,
+        "provenance": masks.header,
     }
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"patch": json.dumps(description)})
+    check_header(header, path)
+    tensors = {f"{name}.mask": pack_bits(mask) for name, mask in masks.masks.items()}
+    tensors |= {f"{name}.tiles": pack_bits(tiles) for name, tiles in masks.tiles.items()}
+    save_tensors(path, FORMAT, header, tensors)
 
 
 def load_masks(path: Path | str) -> MaskSet:
     """Read and verify a mask file.
 
     Raises:
-        InputError: the file is missing, truncated, foreign, or its masks break their pattern.
+        InputError: the file is missing, damaged or foreign, or its masks do not match its header.
     """
-    from safetensors import SafetensorError, safe_open
-
+    values, tensors = load_tensors(path, FORMAT, "mask")
+    header = check_header(values, path)
     try:
-        with safe_open(path, "pt") as file:
-            description = _description((file.metadata() or {}).get("patch", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise InputError(f"mask {path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"mask {path}: truncated or not a safetensors file ({error})") from None
-    if description.get("format") != FORMAT:
-        raise InputError(
-            f"mask {path}: format is {description.get('format')!r}, expected {FORMAT!r}; "
-            "it was not written by this software"
-        )
-    try:
-        masks = _assemble(path, description, tensors)
-        masks.verify()
+        masks = {name: take_mask(tensors, f"{name}.mask", shape) for name, shape in header.shapes.items()}
+        tiles = {}
+        if header.tile is not None:
+            grids = {name: tile_grid(tuple(shape), header.tile) for name, shape in header.shapes.items()}
+            tiles = {name: take_mask(tensors, f"{name}.tiles", grid) for name, grid in grids.items()}
+        if tensors:
+            raise InputError(f"{min(tensors)} belongs to no layer of its header")
+        found = MaskSet(masks, header.pattern, tiles, header.tile, header.provenance)
+        found.verify()
+        if not math.isclose(found.sparsity, header.achieved_sparsity, abs_tol=1e-9):
+            raise InputError(f"sparsity {found.sparsity:.6f}, expected {header.achieved_sparsity:.6f}")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise InputError(
-            f"mask {path}: its header is damaged ({type(error).__name__}: {error}); make it again"
-        ) from None
-    return masks
-
-
-def _description(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    return value if isinstance(value, dict) else {}
-
-
-def _assemble(path: Path | str, description: dict[str, Any], tensors: dict[str, Tensor]) -> MaskSet:
-    pattern, tile, shapes = description.pop("pattern"), description.pop("tile"), description.pop("shapes")
-    masks: dict[str, Tensor] = {}
-    tiles: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        wanted = {"mask": shape} | ({"tiles": list(tile_grid(shape, tile))} if pattern == "hybrid" else {})
-        for part, size in wanted.items():
-            bits = tensors.get(f"{name}.{part}")
-            if bits is None or bits.dtype != torch.uint8 or bits.numel() != -(-math.prod(size) // 8):
-                raise InputError(f"mask of {name}: {name}.{part} is missing or has the wrong size for {size}")
-            (masks if part == "mask" else tiles)[name] = _unpack(bits, size)
-    return MaskSet(masks, pattern, tiles, tile, description)
+        raise InputError(f"mask {path}: {error}; make it again") from None
+    return found
 
 
 def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Module]:

@@ -9,7 +9,6 @@ stored: a tile that breaks 2:4 is dense.
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.io import atomic_file, parse_json
 from patch.masks.nm import NM, obeys
 from patch.masks.packed import MaskSet, PackedMasks, check_masks
+from patch.masks.pattern import parse_nm
 from patch.masks.tile import by_tile, tile_shape
 from patch.models import is_transposed, prunable_linears
 from patch.npz import Archive
@@ -114,10 +114,7 @@ def _parse(pattern: str) -> NM:
     """The groups of a pattern; 1:1 for one without."""
     if pattern in ("hybrid", "unstructured"):
         return NM(2, 4) if pattern == "hybrid" else NM(1, 1)
-    found = re.fullmatch("([0-9]{1,4}):([0-9]{1,4})", pattern)
-    if not found or not 0 < int(found[1]) <= int(found[2]):
-        raise InputError(f"pattern {pattern!r}: give N:M such as 2:4, unstructured or hybrid")
-    return NM(int(found[1]), int(found[2]))
+    return NM(*parse_nm(pattern))
 
 
 def _layers(archive: Archive, linears: Mapping[str, nn.Module]) -> tuple[str, dict[str, str]]:
@@ -160,10 +157,7 @@ def _meta(archive: Archive) -> dict[str, Any]:
     where, array = f"{archive.where}: {META}", archive.read(META, _MOST_META)
     if array.dtype != np.uint8 and (array.dtype.kind not in "US" or array.size != 1):
         raise InputError(f"{where}: {array.dtype} of shape {list(array.shape)}; a JSON text or its bytes belong there")
-    try:
-        value = json.loads(array.tobytes() if array.dtype == np.uint8 else array.item())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error})") from None
+    value = parse_json(array.tobytes() if array.dtype == np.uint8 else array.item(), where)
     if not isinstance(value, dict):
         raise InputError(f"{where}: {type(value).__name__} {str(value)[:40]!r}; a JSON object belongs there")
     return value

@@ -1,4 +1,4 @@
-"""Updated weights on disk, on their way from the pruning to the evaluation of a cell."""
+"""Updated weights on disk, on their way from the pruning to the evaluation of a run."""
 
 from __future__ import annotations
 
@@ -9,46 +9,42 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.io import atomic_file
 from patch.models import weight_matrix
+from patch.tensor_files import load_header, load_tensors, save_tensors
+
+FORMAT = "patch-weights-1"
 
 
 def save_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str) -> None:
-    """Write the weights of ``linears``, atomically, with the digest of the settings that made them."""
-    from safetensors.torch import save_file
+    """Write the weights of ``linears``, atomically, with the digest of the settings that made them.
 
-    weights = {name: weight_matrix(linear).detach().cpu().contiguous() for name, linear in linears.items()}
-    with atomic_file(path) as temporary:
-        save_file(weights, temporary, metadata={"digest": digest})
+    Raises:
+        InputError: a weight is not finite.
+    """
+    weights = {name: weight_matrix(linear).detach() for name, linear in linears.items()}
+    _check_finite(path, weights)
+    save_tensors(path, FORMAT, {"digest": digest}, weights)
 
 
 def weights_digest(path: Path | str) -> str | None:
     """Digest in a file of `save_weights`; None where there is no such file or it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("digest")
-    except (OSError, SafetensorError):
+        return load_header(path, FORMAT, "weights").get("digest")
+    except InputError:
         return None
 
 
 def read_weights(path: Path | str, linears: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The `[out, in]` weights in a file for ``linears``, by name.
+    """Read and verify the `[out, in]` weights in a file for ``linears``, by name.
 
     Raises:
-        InputError: the file is missing or damaged, or is of another model.
+        InputError: the file is missing or damaged, is of another model, or a weight is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"weights {path}: missing, truncated or not a safetensors file ({error})") from None
-    shapes = {name: weight_matrix(linear).shape for name, linear in linears.items()}
-    if {name: weight.shape for name, weight in weights.items()} != shapes:
+    _, weights = load_tensors(path, FORMAT, "weights")
+    expected = {name: (weight_matrix(linear).shape, linear.weight.dtype) for name, linear in linears.items()}
+    if {name: (weight.shape, weight.dtype) for name, weight in weights.items()} != expected:
         raise InputError(f"weights {path}: the layers are not those of the model; they belong to another one")
+    _check_finite(path, weights)
     return weights
 
 
@@ -62,3 +58,9 @@ def load_weights(path: Path | str, linears: Mapping[str, nn.Module]) -> None:
     with torch.no_grad():
         for name, linear in linears.items():
             weight_matrix(linear).copy_(weights[name])
+
+
+def _check_finite(path: Path | str, weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise InputError(f"weights {path}: {name} has weights that are not finite")

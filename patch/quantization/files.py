@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.masks.header import Size
 from patch.quantization.absmax import Quantized, check_grid, group_count
 from patch.quantization.model import QuantizedLayer
 from patch.quantization.slim_lora import Adapter
+from patch.schema import Schema, check
+from patch.tensor_files import load_tensors, save_tensors
 
-FORMAT = "patch-quantized-1"
+FORMAT = "patch-quantized-2"
 _FLOATS = {torch.float32, torch.bfloat16, torch.float16}
+
+
+class _Description(Schema):
+    """What the tensors of one layer do not hold."""
+
+    shape: list[Size] = Field(min_length=2, max_length=2)
+    bits: int
+    group_size: int
+    rank: Size | None
+
+
+class _Header(Schema):
+    digest: str
+    cost: dict[str, Annotated[float, Field(ge=0)]]
+    layers: dict[str, _Description]
 
 
 def save_layers(path: Path | str, layers: Mapping[str, QuantizedLayer], digest: str, cost: dict[str, float]) -> None:
@@ -26,72 +43,50 @@ def save_layers(path: Path | str, layers: Mapping[str, QuantizedLayer], digest: 
 
     Codes of up to 4 bits go two to a byte, wider ones one to a byte; scales stay fp32, adapters keep their dtype.
     """
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors[f"{name}.codes"] = _pack(layer.weight)
-        tensors[f"{name}.scales"] = layer.weight.scales.cpu().contiguous()
+        tensors[f"{name}.scales"] = layer.weight.scales
         if layer.adapter is not None:
-            tensors[f"{name}.left"] = layer.adapter.left.cpu().contiguous()
-            tensors[f"{name}.right"] = layer.adapter.right.cpu().contiguous()
-    description = {
-        name: {
-            "shape": list(layer.weight.codes.shape),
-            "bits": layer.weight.bits,
-            "group_size": layer.weight.group_size,
-            "rank": layer.adapter.rank if layer.adapter is not None else None,
-        }
+            tensors[f"{name}.left"] = layer.adapter.left
+            tensors[f"{name}.right"] = layer.adapter.right
+    described = {
+        name: _Description(
+            shape=list(layer.weight.codes.shape),
+            bits=layer.weight.bits,
+            group_size=layer.weight.group_size,
+            rank=layer.adapter.rank if layer.adapter is not None else None,
+        )
         for name, layer in layers.items()
     }
-    with atomic_file(path) as temporary:
-        metadata = {"format": FORMAT, "digest": digest, "cost": json.dumps(cost), "layers": json.dumps(description)}
-        save_file(tensors, temporary, metadata=metadata)
+    save_tensors(path, FORMAT, _Header(digest=digest, cost=cost, layers=described).model_dump(), tensors)
 
 
 def load_layers(path: Path | str) -> tuple[dict[str, QuantizedLayer], dict[str, float]]:
     """Read and verify a file of `save_layers`: the layers, and what it took to make them.
 
-    `patch.pruning.weights.weights_digest` reads its digest.
-
     Raises:
-        InputError: the file is missing, truncated or foreign, or its contents do not fit its header.
+        InputError: the file is missing, damaged or foreign, or its contents do not fit its header.
     """
-    from safetensors import SafetensorError, safe_open
-
+    values, tensors = load_tensors(path, FORMAT, "quantised weights")
+    header = check(_Header, values, f"quantised weights {path}: not their header")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise InputError(f"quantised weights {path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"quantised weights {path}: truncated or not a safetensors file ({error})") from None
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"quantised weights {path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; "
-            "it was not written by this software"
-        )
-    try:
-        layers = {name: _layer(name, fields, tensors) for name, fields in json.loads(metadata["layers"]).items()}
-        cost = json.loads(metadata["cost"])
+        layers = {name: _layer(name, fields, tensors) for name, fields in header.layers.items()}
         if tensors:
             raise InputError(f"{min(tensors)} belongs to no layer of its header")
     except InputError as error:
         raise InputError(f"quantised weights {path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"quantised weights {path}: its header is damaged ({type(error).__name__}: {error}); make it again"
-        ) from None
-    return layers, cost
+    return layers, header.cost
 
 
-def _layer(name: str, fields: dict[str, Any], tensors: dict[str, Tensor]) -> QuantizedLayer:
+def _layer(name: str, fields: _Description, tensors: dict[str, Tensor]) -> QuantizedLayer:
     """Take the tensors of a layer out of ``tensors``."""
-    (rows, columns), bits, group_size, rank = (fields[key] for key in ("shape", "bits", "group_size", "rank"))
+    (rows, columns), bits, group_size = fields.shape, fields.bits, fields.group_size
     check_grid(bits, group_size)
     packed = _part(tensors, f"{name}.codes", {torch.uint8}, [_packed_size(rows * columns, bits)])
     scales = _part(tensors, f"{name}.scales", {torch.float32}, [rows, group_count(columns, group_size)])
+    if bits <= 4 and rows * columns % 2 and int(packed[-1]) >> 4:
+        raise InputError(f"layer {name}: it has bits after its last code")
     codes = _unpack(packed, [rows, columns], bits)
     limit = 2 ** (bits - 1)
     if codes.numel() and not -limit <= int(codes.min()) <= int(codes.max()) < limit:
@@ -99,9 +94,11 @@ def _layer(name: str, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Qua
     if not (scales.isfinite() & (scales > 0)).all():
         raise InputError(f"layer {name}: it has scales that are not positive and finite")
     adapter = None
-    if rank is not None:
-        left = _part(tensors, f"{name}.left", _FLOATS, [rows, rank])
-        adapter = Adapter(left, _part(tensors, f"{name}.right", {left.dtype}, [rank, columns]))
+    if fields.rank is not None:
+        left = _part(tensors, f"{name}.left", _FLOATS, [rows, fields.rank])
+        adapter = Adapter(left, _part(tensors, f"{name}.right", {left.dtype}, [fields.rank, columns]))
+        if not (adapter.left.isfinite().all() and adapter.right.isfinite().all()):
+            raise InputError(f"layer {name}: it has an adapter that is not finite")
     return QuantizedLayer(Quantized(codes, scales, bits, group_size), adapter)
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.io import atomic_file
-from patch.masks.packed import MaskSet, check_masks
+from patch.masks.header import Shapes
+from patch.masks.packed import MaskSet, check_masks, pack_bits, take_mask
+from patch.schema import Schema, check
+from patch.tensor_files import load_tensors, save_tensors
 
-FORMAT = "patch-priors-1"
+FORMAT = "patch-priors-2"
 _SETS = ("compressed", "ranking")
+
+
+class _Patterns(Schema):
+    compressed: str
+    ranking: str
+
+
+class _Header(Schema):
+    settings: dict[str, Any]
+    patterns: _Patterns
+    shapes: Shapes
 
 
 @dataclass
@@ -41,25 +50,19 @@ def save_priors(path: Path, priors: Priors) -> None:
     Raises:
         InputError: a mask breaks its pattern, or nothing can be written there.
     """
-    from safetensors.torch import save_file
-
     sets = {name: getattr(priors, name) for name in _SETS}
     for masks in sets.values():
         masks.verify()
-    description = {
-        "format": FORMAT,
+    header = {
         "settings": priors.settings,
         "patterns": {name: masks.pattern for name, masks in sets.items()},
         "shapes": {layer: list(mask.shape) for layer, mask in priors.compressed.masks.items()},
     }
     tensors = {
-        f"{name}.{layer}": torch.from_numpy(np.packbits(mask.cpu().numpy()))
-        for name, masks in sets.items()
-        for layer, mask in masks.masks.items()
+        f"{name}.{layer}": pack_bits(mask) for name, masks in sets.items() for layer, mask in masks.masks.items()
     }
     try:
-        with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"patch": json.dumps(description)})
+        save_tensors(path, FORMAT, header, tensors)
     except OSError as error:
         raise InputError(f"`checkpoint_name` is {str(path)!r}, which cannot be written: {error.strerror}") from None
 
@@ -75,30 +78,22 @@ def load_priors(path: Path, wanted: dict[str, Any], model: nn.Module) -> Priors:
     Raises:
         InputError: the file is damaged or foreign, or was made with other settings; says which differ and how.
     """
-    from safetensors import SafetensorError, safe_open
-
+    remedy = "remove it or give another checkpoint_name"
     try:
-        with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {}).get("patch", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"checkpoint {path}: truncated, or not a file of prepare_pruned_model, which holds masks as safetensors "
-            f"({error}); remove it or give another checkpoint_name"
-        ) from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise InputError(
-            f"checkpoint {path}: not a file of prepare_pruned_model; remove it or give another checkpoint_name"
-        )
-    made = description.get("settings") or {}
-    compare_settings(f"checkpoint {path} was made", made, wanted, "give another checkpoint_name")
+        values, tensors = load_tensors(path, FORMAT, "checkpoint")
+        header = check(_Header, values, f"checkpoint {path}: not its header")
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
+    compare_settings(f"checkpoint {path} was made", header.settings, wanted, "give another checkpoint_name")
     try:
-        priors = Priors(**{name: _masks(name, description, tensors) for name in _SETS}, settings=wanted)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"checkpoint {path}: damaged ({type(error).__name__}: {error}); remove it") from None
-    for masks in (priors.compressed, priors.ranking):
-        masks.verify()
-        check_masks(model, masks)
+        priors = Priors(**{name: _masks(name, header, tensors) for name in _SETS}, settings=wanted)
+        if tensors:
+            raise InputError(f"{min(tensors)} belongs to no layer of its header")
+        for masks in (priors.compressed, priors.ranking):
+            masks.verify()
+            check_masks(model, masks)
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}; {remedy}") from None
     return priors
 
 
@@ -114,9 +109,6 @@ def compare_settings(what: str, made: dict[str, Any], wanted: dict[str, Any], re
         raise InputError(f"{what} with other settings: {lines}; use the same, or {remedy}")
 
 
-def _masks(name: str, description: dict[str, Any], tensors: dict[str, Tensor]) -> MaskSet:
-    masks = {}
-    for layer, shape in description["shapes"].items():
-        flat = np.unpackbits(tensors[f"{name}.{layer}"].numpy(), count=math.prod(shape))
-        masks[layer] = torch.from_numpy(flat.astype(bool)).reshape(shape)
-    return MaskSet(masks, description["patterns"][name])
+def _masks(name: str, header: _Header, tensors: dict[str, Tensor]) -> MaskSet:
+    masks = {layer: take_mask(tensors, f"{name}.{layer}", shape) for layer, shape in header.shapes.items()}
+    return MaskSet(masks, getattr(header.patterns, name))

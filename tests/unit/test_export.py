@@ -315,8 +315,8 @@ def test_command_line_errors(
         (replaced(options, "--mask", none), f"mask {none}: no such file"),
         (replaced(options, "--mask", str(tmp_path / "other.safetensors")), "the masks are of another model"),
         (replaced(options, "--out", str(tmp_path / "dense")), "dense: it exists and is not an empty folder"),
-        ([*options, "--weights", none], f"weights {none}: missing"),
-        ([*options, "--weights", str(tmp_path / "mask.safetensors")], "they belong to another one"),
+        ([*options, "--weights", none], f"weights {none}: no such file"),
+        ([*options, "--weights", str(tmp_path / "mask.safetensors")], "expected 'patch-weights-1'"),
         ([*options, "--dtype", "float9"], "--dtype float9: give one of float32, bfloat16, float16"),
     ]
     capsys.readouterr()

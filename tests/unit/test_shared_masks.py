@@ -1,19 +1,23 @@
 """One file for masks that are made in the same way, and masks of another experiment."""
 
 import copy
-import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from patch.config import validate_experiment
 from patch.errors import InputError
 from patch.masks.header import read_header
+from patch.masks.packed import MaskSet, load_masks, save_masks
 from patch.plan import Plan
 
 PUBLISHED = str(Path(__file__).parents[2] / "config/published.json")
 PATCH = {"methods": ["patch-joint"], "models": ["qwen"], "sparsity": [0.45]}
+MASK = torch.tensor([[True, True, False, False]])
 VARIED = PATCH | {"vary": {"tile_prior": ["none", "sparsegpt"]}}
 
 
@@ -21,11 +25,12 @@ def plan_of(raw: dict, *entries: dict, **changes: object) -> Plan:
     return Plan(validate_experiment(copy.deepcopy(raw) | {"grid": list(entries), "published": PUBLISHED} | changes))
 
 
-def write(path: str, header: dict | None) -> None:
-    """A mask file that says ``header`` and holds nothing."""
-    text = json.dumps({"__metadata__": {"patch": json.dumps(header)}}).encode()
+def write(path: str, provenance: dict | None) -> None:
+    """A mask file made as ``provenance`` says; None for a damaged one."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(struct.pack("<Q", len(text)) + text)
+    save_masks(path, MaskSet({"a": MASK}, "2:4", header=provenance or {}))
+    if provenance is None:
+        Path(path).write_bytes(Path(path).read_bytes()[:-1])
 
 
 def learned(plan: Plan) -> list[str]:
@@ -91,14 +96,25 @@ def test_a_damaged_header_is_none(tmp_path, content):
 
 
 def test_the_header_is_that_of_a_mask_file(tmp_path):
-    import torch
-
-    from patch.masks.packed import MaskSet, load_masks, save_masks
-
-    mask = torch.tensor([[True, True, False, False]])
-    save_masks(tmp_path / "m", MaskSet({"a": mask}, "2:4", header={"digest": "x", "format": "patch"}))
+    write(tmp_path / "m", {"digest": "x", "format": "patch", "pattern": "4:4"})
     assert read_header(tmp_path / "m")["digest"] == "x"
-    assert load_masks(tmp_path / "m").masks["a"].equal(mask), "a header cannot make it another format"
+    found = load_masks(tmp_path / "m")
+    assert found.masks["a"].equal(MASK) and found.pattern == "2:4", "provenance cannot make it another format"
+
+
+def test_a_header_that_was_edited_is_none(tmp_path):
+    write(tmp_path / "m", {"digest": "0123"})
+    content = (tmp_path / "m").read_bytes()
+    (tmp_path / "m").write_bytes(content.replace(b"0123", b"4567"))
+    assert read_header(tmp_path / "m") is None
+
+
+def test_a_header_is_read_without_torch(tmp_path):
+    write(tmp_path / "m", {"digest": "x"})
+    code = f"import sys; from patch.masks.header import read_header; print(read_header({str(tmp_path / 'm')!r}))"
+    code += "; print('torch' in sys.modules, 'safetensors' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["{'digest': 'x'}", "False False"]
 
 
 def test_imported_masks_are_jobs(raw_config, tmp_path, monkeypatch):

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from patch.calibration import InputStatistics, walk_blocks
-from patch.calibration.statistics import block_files, load_statistics, save_statistics
+from patch.calibration.statistics import FORMAT, block_files, load_statistics, save_statistics
 from patch.errors import InputError
 from patch.masks.nm import NM, Unstructured
 from patch.pruning import prune
+from patch.tensor_files import load_tensors, save_tensors
 
 
 def take(model: nn.Module, windows: Callable, folder: Path, gram: bool = True) -> list[dict[str, InputStatistics]]:
@@ -59,19 +60,19 @@ def test_pruning_from_files_is_pruning_with_dense_inputs(
 def test_norms_alone_have_no_gram_matrices(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
     take(tiny_model(), windows, tmp_path, gram=False)
     assert prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path).sparsity == 0.5
-    with pytest.raises(InputError, match="without Gram matrices"):
+    with pytest.raises(InputError, match="without squares or without Gram matrices"):
         prune(tiny_model(), "sparsegpt", NM(2, 4), statistics=tmp_path)
 
 
 def test_what_is_not_there_or_of_another_model(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="missing, damaged"):
+    with pytest.raises(InputError, match="no such file"):
         prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path)
     take(tiny_model("opt"), windows, tmp_path)
     with pytest.raises(InputError, match="other layers than the model's"):
         prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path)
     path = next(block_files(tmp_path))
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="missing, damaged"):
+    with pytest.raises(InputError, match="truncated"):
         load_statistics(path)
 
 
@@ -79,5 +80,51 @@ def test_a_foreign_file(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match="not written by this software"):
+    with pytest.raises(InputError, match="not written by this version"):
         load_statistics(tmp_path / "a.safetensors")
+
+
+def small(path: Path) -> dict[str, InputStatistics]:
+    x = torch.arange(12.0).reshape(3, 4)
+    statistics = {"a": InputStatistics(x.square().sum(0), x.T @ x, 2)}
+    save_statistics(path, statistics | {"b": statistics["a"]})
+    return statistics
+
+
+def test_damage_is_noticed_where_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    squares = small(path)["a"].squares.numpy().tobytes()
+    whole = path.read_bytes()
+    # The squares are the diagonal of the Gram matrix too, but nowhere else one after another.
+    assert whole.count(squares) == 1
+    path.write_bytes(whole.replace(squares, squares[:-1] + b"\0"))
+    with pytest.raises(InputError, match="do not match its checksum"):
+        load_statistics(path, gram=False)
+    path.write_bytes(whole.replace(squares, squares[::-1]))
+    with pytest.raises(InputError, match="do not match its checksum"):
+        load_statistics(path)
+
+
+CHANGES: dict[str, tuple[Callable[[dict, dict], object], str]] = {
+    "nan": (lambda h, t: t["a.squares"][0].fill_(float("nan")), "the inputs of a are not finite"),
+    "inf": (lambda h, t: t["a.gram"][0].fill_(float("inf")), "the inputs of a are not finite"),
+    "gram of another width": (lambda h, t: t.update({"a.gram": t["a.gram"][:2].clone()}), "without Gram matrices of a"),
+    "no squares": (lambda h, t: t.pop("a.squares"), "without squares"),
+    "sequences 0": (lambda h, t: h.update(sequences=0), "`sequences`"),
+    "sequences as text": (lambda h, t: h.update(sequences="2"), "`sequences`"),
+    "shared with none": (lambda h, t: h.update(shared={"a": "c"}), "without squares"),
+    "shared no mapping": (lambda h, t: h.update(shared=[1]), "`shared`"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    small(path)
+    header, tensors = load_tensors(path, FORMAT, "file")
+    apply, message = CHANGES[change]
+    apply(header, tensors)
+    save_tensors(path, FORMAT, header, tensors)
+    with pytest.raises(InputError, match=message) as error:
+        load_statistics(path)
+    assert str(path) in str(error.value)

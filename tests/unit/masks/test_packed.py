@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from patch.errors import InputError
+from patch.masks.header import FORMAT
 from patch.masks.nm import NM, nm_mask
-from patch.masks.packed import MaskSet, _pack, _unpack, apply_masks, load_masks, save_masks
+from patch.masks.packed import MaskSet, apply_masks, load_masks, pack_bits, save_masks, take_mask
 from patch.models import prunable_linears, weight_matrix
+from patch.tensor_files import load_tensors, save_tensors
 
 
 def two_four(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -35,12 +35,12 @@ def hybrid() -> MaskSet:
 @given(st.integers(1, 9), st.integers(1, 17), st.integers(0, 1000))
 def test_bits_round_trip_for_odd_sizes(rows: int, columns: int, seed: int) -> None:
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < 0.5
-    packed = _pack(mask)
+    packed = pack_bits(mask)
     assert packed.dtype == torch.uint8 and packed.numel() == (rows * columns + 7) // 8
     # First weight in the highest bit, as in the published masks.
     assert int(packed[0]) >> 7 == int(mask[0, 0])
     assert packed.numpy().tobytes() == np.packbits(mask.numpy().flatten()).tobytes()
-    assert torch.equal(_unpack(packed, [rows, columns]), mask)
+    assert torch.equal(take_mask({"a": packed}, "a", [rows, columns]), mask)
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
@@ -114,35 +114,58 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="m.safetensors"):
         load_masks(path)
     save_file({"w": torch.ones(2)}, path)
-    with pytest.raises(InputError, match="not written by this software"):
+    with pytest.raises(InputError, match="not written by this version"):
         load_masks(path)
     with pytest.raises(InputError, match="m"):
         load_masks(tmp_path)
 
 
 def rewrite(path: Path, change: Callable[[dict, dict], None]) -> None:
-    """Change the header and the tensors of a mask file as if it had been damaged."""
-    with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["patch"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    """Change the header and the tensors of a mask file, with a checksum that fits."""
+    header, tensors = load_tensors(path, FORMAT, "mask")
     change(header, tensors)
-    save_file(tensors, path, metadata={"patch": json.dumps(header)})
+    save_tensors(path, FORMAT, header, tensors)
 
 
-DAMAGE: dict[str, Callable[[dict, dict], None]] = {
-    "shape": lambda header, tensors: header["shapes"].update(a=[8, 16]),
-    "shape-of-tiles": lambda header, tensors: header["shapes"].update(a=[6, 16]),
-    "mask-gone": lambda header, tensors: tensors.pop("a.mask"),
-    "tiles-gone": lambda header, tensors: tensors.pop("a.tiles"),
-    "too-few-bits": lambda header, tensors: tensors.update({"a.mask": tensors["a.mask"][:-1].clone()}),
-    "wrong-type": lambda header, tensors: tensors.update({"a.mask": tensors["a.mask"].to(torch.int32)}),
-    "flipped-bits": lambda header, tensors: tensors.update({"a.mask": ~tensors["a.mask"]}),
-    "no-pattern": lambda header, tensors: header.pop("pattern"),
-    "odd-pattern": lambda header, tensors: header.update(pattern="what"),
-    "no-shapes": lambda header, tensors: header.pop("shapes"),
-    "shapes-no-mapping": lambda header, tensors: header.update(shapes=[1, 2]),
-    "other-format": lambda header, tensors: header.update(format="patch-mask-0"),
-    "no-tile": lambda header, tensors: header.update(tile=None),
+DAMAGE: dict[str, tuple[Callable[[dict, dict], object], str]] = {
+    "shape": (lambda h, t: h["shapes"].update(a=[8, 16]), "a.mask is missing or has the wrong size"),
+    "shape-of-tiles": (lambda h, t: h["shapes"].update(a=[6, 16]), "does not fit a of 6x16"),
+    "shape-zero": (lambda h, t: h["shapes"].update(a=[0, 12]), "`shapes.a.0`"),
+    "shape-negative": (lambda h, t: h["shapes"].update(a=[-8, -12]), "`shapes.a.0`"),
+    "shape-flat": (lambda h, t: h["shapes"].update(a=[96]), "`shapes.a`"),
+    "shape-huge": (lambda h, t: h["shapes"].update(a=[2**30, 2**30]), "a.mask is missing or has the wrong size"),
+    "shape-too-long": (lambda h, t: h["shapes"].update(a=[10**300, 12]), "`shapes.a.0`"),
+    "shape-bool": (lambda h, t: h["shapes"].update(a=[True, 96]), "`shapes.a.0`"),
+    "shape-float": (lambda h, t: h["shapes"].update(a=[8.0, 12]), "`shapes.a.0`"),
+    "mask-gone": (lambda h, t: t.pop("a.mask"), "a.mask is missing"),
+    "tiles-gone": (lambda h, t: t.pop("a.tiles"), "a.tiles is missing"),
+    "mask-unknown": (lambda h, t: t.update({"b.mask": t["a.mask"].clone()}), "b.mask belongs to no layer"),
+    "too-few-bits": (lambda h, t: t.update({"a.mask": t["a.mask"][:-1].clone()}), "a.mask is missing or has"),
+    "bits-of-two": (
+        lambda h, t: t.update({"a.mask": t["a.mask"].reshape(2, -1)}),
+        "a.mask is missing or has the wrong",
+    ),
+    "bits-after-the-end": (lambda h, t: t["a.tiles"].bitwise_or_(1), "a.tiles has bits after its 6 weights"),
+    "wrong-type": (lambda h, t: t.update({"a.mask": t["a.mask"].to(torch.int32)}), "a.mask is missing or has"),
+    "flipped-bits": (lambda h, t: t.update({"a.mask": ~t["a.mask"]}), "break 2:4|marked dense"),
+    "no-pattern": (lambda h, t: h.pop("pattern"), "`pattern`: Field required"),
+    "odd-pattern": (lambda h, t: h.update(pattern="what"), "hybrid alone has tiles"),
+    "pattern-of-zero": (lambda h, t: h.update(pattern="2:0", tile=None), "'2:0' is not N:M with 0 < N <= M"),
+    "pattern-too-long": (lambda h, t: h.update(pattern="9" * 5000 + ":4", tile=None), "is not N:M with 0 < N <= M"),
+    "pattern-and-newline": (lambda h, t: h.update(pattern="2:4\n", tile=None), "is not N:M with 0 < N <= M"),
+    "pattern-unknown": (lambda h, t: h.update(pattern="what", tile=None), "'what' is not N:M"),
+    "no-shapes": (lambda h, t: h.pop("shapes"), "`shapes`: Field required"),
+    "no-layers": (lambda h, t: h.update(shapes={}), "`shapes`"),
+    "shapes-no-mapping": (lambda h, t: h.update(shapes=[1, 2]), "`shapes`"),
+    "no-tile": (lambda h, t: h.update(tile=None), "hybrid alone has tiles"),
+    "tile-zero": (lambda h, t: h.update(tile=0), "`tile`"),
+    "tile-of-three": (lambda h, t: h.update(tile=3), "does not fit a of 8x12"),
+    "tile-other": (lambda h, t: h.update(tile=2), "does not fit a of 8x12"),
+    "sparsity": (lambda h, t: h.update(achieved_sparsity=0.25), "sparsity 0.333333, expected 0.25"),
+    "sparsity-as-text": (lambda h, t: h.update(achieved_sparsity="0.5"), "`achieved_sparsity`"),
+    "sparsity-over-one": (lambda h, t: h.update(achieved_sparsity=1.5), "`achieved_sparsity`"),
+    "unknown-key": (lambda h, t: h.update(more=1), "`more`: Extra inputs"),
+    "provenance-no-mapping": (lambda h, t: h.update(provenance=3), "`provenance`"),
 }
 
 
@@ -150,15 +173,37 @@ DAMAGE: dict[str, Callable[[dict, dict], None]] = {
 def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "m.safetensors"
     save_masks(path, hybrid())
-    rewrite(path, DAMAGE[damage])
-    with pytest.raises(InputError, match="m.safetensors"):
+    change, message = DAMAGE[damage]
+    rewrite(path, change)
+    with pytest.raises(InputError, match=message) as error:
+        load_masks(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_masks(path, MaskSet({"a": torch.ones(8, 8).bool()}, "unstructured"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="do not match its checksum"):
         load_masks(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{"])
+def test_a_mask_that_no_file_can_describe_is_not_written(tmp_path: Path) -> None:
+    for masks in (
+        MaskSet({"a": torch.ones(1, 4).bool()}, "2:0"),
+        MaskSet({"a": torch.ones(1, 4).bool()}, "4:4", {}, 4),
+    ):
+        with pytest.raises(InputError, match="is not N:M|hybrid alone has tiles"):
+            save_masks(tmp_path / "m.safetensors", masks)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "1e999"])
 def test_foreign_metadata_under_our_key(tmp_path: Path, text: str) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "m.safetensors", metadata={"patch": text})
-    with pytest.raises(InputError, match="not written by this software"):
+    with pytest.raises(InputError, match="not written by this version|not valid JSON"):
         load_masks(tmp_path / "m.safetensors")
 
 

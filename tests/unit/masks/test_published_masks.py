@@ -397,6 +397,8 @@ ODD: dict[str, tuple[Change, str]] = {
     "int8": (lambda e: e.update({FIRST: e[FIRST].view(np.int8)}), f"{FIRST} is int8; bits packed into uint8"),
     "meta-not-json": (lambda e: e.update({"__meta__": np.array("{'a': 1}")}), "__meta__: not valid JSON"),
     "meta-not-utf8": (lambda e: e.update({"__meta__": np.array([255, 254, 1], np.uint8)}), "__meta__: not valid JSON"),
+    "meta-of-infinity": (lambda e: e.update({"__meta__": np.array('{"a": Infinity}')}), "__meta__: not valid JSON"),
+    "meta-key-twice": (lambda e: e.update({"__meta__": np.array('{"tile": 4, "tile": 8}')}), "the key 'tile' is there"),
     "meta-too-deep": (lambda e: e.update({"__meta__": np.array("[" * 100_000)}), "__meta__: not valid JSON"),
     "meta-a-list": (lambda e: e.update({"__meta__": np.array("[1]")}), "__meta__: list '[1]'; a JSON object"),
     "meta-numbers": (lambda e: e.update({"__meta__": np.arange(3)}), "__meta__: int64 of shape [3]; a JSON text"),
@@ -456,7 +458,7 @@ def test_files_of_neither_format_and_of_other_models(tiny_model: Callable, tmp_p
 @pytest.mark.parametrize("pattern", ["", "2-4", "4:2", "0:4", "2:4:8", "-2:4", "dense"])
 def test_odd_patterns_are_refused(pattern: str, tiny_model: Callable, tmp_path: Path) -> None:
     said = refused(tmp_path / "m.npz", tiny_model(), pattern)
-    assert said == f"pattern {pattern!r}: give N:M such as 2:4, unstructured or hybrid"
+    assert said == f"pattern {pattern!r} is not N:M with 0 < N <= M, such as 2:4"
 
 
 def test_groups_and_tiles_that_do_not_fit_are_refused(tiny_model: Callable, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patch.config import Quantization
 from patch.errors import InputError
 from patch.models import prunable_linears
-from patch.pruning.weights import save_weights, weights_digest
+from patch.pruning.weights import save_weights
 from patch.quantization.absmax import quantize
-from patch.quantization.files import load_layers, save_layers
+from patch.quantization.files import FORMAT, load_layers, save_layers
 from patch.quantization.model import QuantizedLayer, apply_layers
 from patch.quantization.slim_lora import Adapter
+from patch.tensor_files import load_header, load_tensors, save_tensors
 
 # What an evaluation reports of the stage.
 COST = {"seconds": 1.5, "peak_memory_mb": 20.0}
@@ -70,7 +69,7 @@ def test_round_trip(
     layers, cost = load_layers(tmp_path / "q")
     assert cost == COST
     assert_equal(layers, {"b": layer, "a": example()})
-    assert weights_digest(tmp_path / "q") == "abc"
+    assert load_header(tmp_path / "q", FORMAT, "file")["digest"] == "abc"
 
 
 def test_four_bits_take_half_a_byte(tmp_path: Path) -> None:
@@ -109,17 +108,15 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path, tiny_model: Callabl
         with pytest.raises(InputError, match="q: truncated or not a safetensors file"):
             load_layers(path)
     save_weights(path, prunable_linears(tiny_model()), "abc")
-    with pytest.raises(InputError, match="format is None, expected 'patch-quantized-1'"):
+    with pytest.raises(InputError, match="format is 'patch-weights-1', expected 'patch-quantized-2'"):
         load_layers(path)
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    layers = json.loads(metadata["layers"])
-    change(tensors, layers)
-    save_file(tensors, path, metadata=metadata | {"layers": json.dumps(layers)})
+    """Change tensors and descriptions of layers, with a checksum that fits."""
+    header, tensors = load_tensors(path, FORMAT, "file")
+    change(tensors, header["layers"])
+    save_tensors(path, FORMAT, header, tensors)
 
 
 DAMAGES: dict[str, tuple[Callable, str]] = {
@@ -136,8 +133,18 @@ DAMAGES: dict[str, tuple[Callable, str]] = {
     "factors differ": (lambda t, h: t.update({"a.right": t["a.right"].half()}), "a.right is missing or is not"),
     "adapter unknown": (lambda t, h: h["a"].update(rank=None), "a.left belongs to no layer"),
     "layer unknown": (lambda t, h: h.pop("a"), "belongs to no layer of its header"),
-    "no shape": (lambda t, h: h["a"].pop("shape"), "header is damaged \\(KeyError: 'shape'\\); make it again"),
-    "no fields": (lambda t, h: h.update(a=3), "header is damaged \\(TypeError"),
+    "scale infinite": (lambda t, h: t["a.scales"][0].fill_(float("inf")), "scales that are not positive and finite"),
+    "adapter nan": (lambda t, h: t["a.left"][0].fill_(float("nan")), "an adapter that is not finite"),
+    "bits after the end": (lambda t, h: t["a.codes"][-1].bitwise_or_(0x10), "bits after its last code"),
+    "no shape": (lambda t, h: h["a"].pop("shape"), "`layers.a.shape`: Field required"),
+    "no fields": (lambda t, h: h.update(a=3), "`layers.a`"),
+    "shape negative": (lambda t, h: h["a"].update(shape=[-3, -7]), "`layers.a.shape.0`"),
+    "shape of text": (lambda t, h: h["a"].update(shape=["3", "7"]), "`layers.a.shape.0`"),
+    "shape huge": (lambda t, h: h["a"].update(shape=[2**30, 2**30]), "a.codes is missing or is not"),
+    "group of true": (lambda t, h: h["a"].update(group_size=True), "`layers.a.group_size`"),
+    "group of zero": (lambda t, h: h["a"].update(group_size=0), "group_size is 0"),
+    "rank negative": (lambda t, h: h["a"].update(rank=-1), "`layers.a.rank`"),
+    "more": (lambda t, h: h["a"].update(more=1), "`layers.a.more`"),
 }
 
 
@@ -151,10 +158,16 @@ def test_contents_that_do_not_fit_the_header(tmp_path: Path, damage: str) -> Non
         load_layers(path)
 
 
-def test_a_header_that_is_no_json(tmp_path: Path) -> None:
-    save_file({}, tmp_path / "q", metadata={"format": "patch-quantized-1", "layers": "{"})
-    with pytest.raises(InputError, match="header is damaged"):
-        load_layers(tmp_path / "q")
+def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "q"
+    save_layers(path, {"a": example()}, "abc", COST)
+    for old, new in ((b'\\"seconds\\": 1.5', b'\\"seconds\\": 9.5'), (path.read_bytes()[-3:], b"123")):
+        save_layers(path, {"a": example()}, "abc", COST)
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(InputError, match="do not match its checksum"):
+            load_layers(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,5 +179,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_layers(tmp_path / "q", {"b": example()}, "def", COST)
-    assert weights_digest(tmp_path / "q") == "abc"
+    assert load_header(tmp_path / "q", FORMAT, "file")["digest"] == "abc"
     assert [file.name for file in tmp_path.iterdir()] == ["q"]

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.models import load_model, prunable_linears, weight_matrix
-from patch.reference_api.checkpoint import Priors
+from patch.reference_api.checkpoint import FORMAT, Priors
+from patch.tensor_files import load_tensors, save_tensors
 from patch.utils import evaluate, prepare_pruned_model
 
 from .conftest import PRUNE_ARGS
@@ -221,3 +222,22 @@ def test_evaluation_of_the_pruned_model(prepare, load):
     assert ppl > 1 and results == {}
     ppl, results = evaluate(model, None, tokenizer, False, "wikitext2", 4, True)
     assert ppl is None and set(results) == {"cloze", "word_order", "average"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda header, tensors: header["patterns"].update(ranking="2:0"), "'2:0' is not N:M"),
+        (lambda header, tensors: header.pop("shapes"), "`shapes`: Field required"),
+        (lambda header, tensors: next(iter(header["shapes"].values())).__setitem__(0, -1), "`shapes."),
+        (lambda header, tensors: tensors.popitem(), "is missing or has the wrong size"),
+        (lambda header, tensors: tensors.update(more=torch.zeros(1)), "more belongs to no layer"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_itself_is_refused(change, words, prepare):
+    prepare()
+    header, tensors = load_tensors("prior.pt", FORMAT, "checkpoint")
+    change(header, tensors)
+    save_tensors("prior.pt", FORMAT, header, tensors)
+    with pytest.raises(InputError, match=f"checkpoint prior.pt: .*{words}.*; remove it"):
+        prepare()
