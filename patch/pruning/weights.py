@@ -34,13 +34,20 @@ def weights_digest(path: Path | str) -> str | None:
         return None
 
 
-def read_weights(path: Path | str, linears: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def read_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str | None = None) -> dict[str, Tensor]:
     """Read and verify the `[out, in]` weights in a file for ``linears``, by name.
 
+    Args:
+        path: of the file.
+        linears: layers of the model, by name.
+        digest: of the settings that must have made the weights; None for any.
+
     Raises:
-        InputError: the file is missing or damaged, is of another model, or a weight is not finite.
+        InputError: the file is missing or damaged, is of another model or other settings, or a weight is not finite.
     """
-    _, weights = load_tensors(path, FORMAT, "weights")
+    header, weights = load_tensors(path, FORMAT, "weights")
+    if digest is not None and header.get("digest") != digest:
+        raise InputError(f"weights {path}: made with other settings; remove them to make them again")
     expected = {name: (weight_matrix(linear).shape, linear.weight.dtype) for name, linear in linears.items()}
     if {name: (weight.shape, weight.dtype) for name, weight in weights.items()} != expected:
         raise InputError(f"weights {path}: the layers are not those of the model; they belong to another one")
@@ -48,13 +55,9 @@ def read_weights(path: Path | str, linears: Mapping[str, nn.Module]) -> dict[str
     return weights
 
 
-def load_weights(path: Path | str, linears: Mapping[str, nn.Module]) -> None:
-    """Copy weights into ``linears``.
-
-    Raises:
-        InputError: as `read_weights`.
-    """
-    weights = read_weights(path, linears)
+def load_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str | None = None) -> None:
+    """Copy weights into ``linears``; arguments and errors as in `read_weights`."""
+    weights = read_weights(path, linears, digest)
     with torch.no_grad():
         for name, linear in linears.items():
             weight_matrix(linear).copy_(weights[name])

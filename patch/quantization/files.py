@@ -62,14 +62,21 @@ def save_layers(path: Path | str, layers: Mapping[str, QuantizedLayer], digest: 
     save_tensors(path, FORMAT, _Header(digest=digest, cost=cost, layers=described).model_dump(), tensors)
 
 
-def load_layers(path: Path | str) -> tuple[dict[str, QuantizedLayer], dict[str, float]]:
+def load_layers(path: Path | str, digest: str | None = None) -> tuple[dict[str, QuantizedLayer], dict[str, float]]:
     """Read and verify a file of `save_layers`: the layers, and what it took to make them.
 
+    Args:
+        path: of the file.
+        digest: of the settings that must have made them; None for any.
+
     Raises:
-        InputError: the file is missing, damaged or foreign, or its contents do not fit its header.
+        InputError: the file is missing, damaged or foreign, its contents do not fit its header, or they were made with
+            other settings.
     """
     values, tensors = load_tensors(path, FORMAT, "quantised weights")
     header = check(_Header, values, f"quantised weights {path}: not their header")
+    if digest is not None and header.digest != digest:
+        raise InputError(f"quantised weights {path}: made with other settings; remove them to make them again")
     try:
         layers = {name: _layer(name, fields, tensors) for name, fields in header.layers.items()}
         if tensors:

@@ -14,7 +14,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from patch.errors import InputError
 from patch.masks.packed import MaskSet, load_masks
-from patch.pruning.weights import weights_digest
 from patch.specs import ExpectedMask
 
 
@@ -92,16 +91,6 @@ def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = 
             f"mask {path} is not the one that this job needs: {'; '.join(wrong)}; remove it to make it again"
         )
     return masks
-
-
-def check_weights(path: Path, digest: str | None) -> None:
-    """Verify that updated weights were made with the settings of ``digest``.
-
-    Raises:
-        InputError: they were not, or there is no such file.
-    """
-    if digest is None or weights_digest(path) != digest:
-        raise InputError(f"weights {path}: not those of this job's mask; remove them to make them again")
 
 
 def show_blocks(name: str):  # noqa: ANN201 - a progress callback

@@ -26,7 +26,7 @@ from patch.results.environment import describe_environment
 from patch.results.samples import write_samples
 from patch.signals import leave_when_asked
 from patch.specs import EvaluateSpec
-from patch.stages._common import check_weights, load_expected, measured, prepare_device
+from patch.stages._common import load_expected, measured, prepare_device
 
 
 def run(
@@ -51,8 +51,7 @@ def run(
     network = load_model(model, spec.dtype, device)
     stages: dict[str, Any] = {}
     if weights:
-        check_weights(weights, spec.mask and spec.mask.digest)
-        load_weights(weights, prunable_linears(network))
+        load_weights(weights, prunable_linears(network), spec.mask.digest if spec.mask else "")
     if quantized:
         layers, stages["quantize"] = load_layers(quantized, spec.quantized)
         apply_layers(network, layers)

@@ -8,7 +8,7 @@ from patch.export import export_model
 from patch.models import load_model, load_tokenizer, prunable_linears
 from patch.pruning.weights import load_weights
 from patch.specs import ExportSpec
-from patch.stages._common import check_weights, load_expected, prepare_device
+from patch.stages._common import load_expected, prepare_device
 
 
 def run(spec: ExportSpec, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
@@ -16,8 +16,7 @@ def run(spec: ExportSpec, *, model: Path, mask: Path, out: Path, weights: Path |
     prepare_device("cpu")
     masks, network = load_expected(mask, spec.mask), load_model(model, spec.dtype)
     if weights:
-        check_weights(weights, spec.mask.digest)
-        load_weights(weights, prunable_linears(network))
+        load_weights(weights, prunable_linears(network), spec.mask.digest)
     meta = {key: masks.header[key] for key in ("settings", "digest")}
     report = export_model(network, load_tokenizer(model), masks, out, meta)
     print(f"sparsity {report.sparsity:.4f} in {report.layers} layers: {out}")

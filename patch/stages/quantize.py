@@ -16,7 +16,7 @@ from patch.models import load_model, prunable_linears
 from patch.pruning.weights import load_weights, read_weights
 from patch.quantization import QuantizedLayer, compensate_block, quantize_model, save_layers
 from patch.specs import QuantizeSpec
-from patch.stages._common import check_weights, load_expected, measured, prepare_device, show_blocks
+from patch.stages._common import load_expected, measured, prepare_device, show_blocks
 
 
 def run(
@@ -31,16 +31,16 @@ def run(
     """Quantise a pruned model, with ``windows`` for the adapters of `slim-lora`, and write its layers."""
     device = prepare_device(spec.device)
     masks = load_expected(mask, spec.mask)
-    if weights:
-        check_weights(weights, spec.mask and spec.mask.digest)
     network = load_model(model, spec.dtype)
+    linears, made_by = prunable_linears(network), spec.mask.digest if spec.mask else ""
     cost: dict[str, float] = {}
     with measured(cost, device):
         if spec.method == "slim-lora":
-            found = _compensated(spec, network, device, masks, weights, windows)
+            updated = read_weights(weights, linears, made_by) if weights else {}
+            found = _compensated(spec, network, device, masks, updated, windows)
         else:
             if weights:
-                load_weights(weights, prunable_linears(network))
+                load_weights(weights, linears, made_by)
             if masks:
                 apply_masks(network, masks)
             found = quantize_model(network, spec.settings.bits, spec.settings.group_size)
@@ -53,12 +53,11 @@ def _compensated(
     network: nn.Module,
     device: str,
     masks: MaskSet | None,
-    weights: Path | None,
+    updated: dict[str, Tensor],
     windows: Path | None,
 ) -> dict[str, QuantizedLayer]:
     if windows is None:
         raise InputError("slim-lora needs calibration windows: give --windows")
-    updated = read_weights(weights, prunable_linears(network)) if weights else {}
     if masks:
         check_masks(network, masks)
     found: dict[str, QuantizedLayer] = {}

@@ -34,10 +34,10 @@ def run(
         weights.parent.mkdir(parents=True, exist_ok=True)
         spare.replace(weights)
         return
-    network, masks = prune_model(spec, model, windows, statistics)
     stored = load_masks(mask)
     if stored.header.get("digest") != wanted:
         raise InputError(f"mask {mask} was made with other settings or for another model; remove it to make it again")
+    network, masks = prune_model(spec, model, windows, statistics)
     check_masks(network, stored)
     if any(not stored.masks[name].equal(made) for name, made in masks.masks.items()):
         raise InputError(f"{mask}: pruning again gives another mask; remove it, so that all that depends on it follows")

@@ -17,6 +17,7 @@ import transformers
 
 from patch.config import validate_experiment
 from patch.io import json_checksum
+from patch.masks.packed import MaskSet, load_masks, save_masks
 from patch.plan import Plan
 from patch.signals import STOP
 from patch.stages.__main__ import main
@@ -82,12 +83,26 @@ class Files:
     plan: Plan
 
     def spec(self, method: str, **changes: Any) -> dict[str, Any]:
-        """The spec of the first cell of a method of the model `qwen`, with some keys changed."""
+        """Settings of the first run of a method of `qwen`, with some keys changed; learning without priors."""
         cell = next(c for c in self.plan.grid.closure if c.model == "qwen" and c.method == method)
         make = {"prune": self.plan.prune_spec, "learn": self.plan.learn_spec}.get(
             cell.spec.stage, self.plan.evaluate_spec
         )
-        return make(cell).model_dump(mode="json") | changes
+        no_priors = {"masks": {}} if cell.spec.stage == "learn" else {}
+        return make(cell).model_dump(mode="json") | no_priors | changes
+
+    def expected(self, mask: Path) -> dict[str, Any]:
+        """What the settings of a job say of the mask in a file."""
+        masks = load_masks(mask)
+        settings = masks.header.get("settings", {})
+        found = {"method": settings.get("method", "magnitude"), "sparsity": settings.get("sparsity", 0.5)}
+        return found | {"pattern": masks.pattern, "tile": masks.tile, "digest": masks.header.get("digest", "none")}
+
+    def save(self, path: Path, masks: MaskSet) -> dict[str, Any]:
+        """Write a mask as magnitude pruning would; returns what the settings of a job say of it."""
+        masks.header = {"settings": {"method": "magnitude"}, "digest": "made by hand"}
+        save_masks(path, masks)
+        return self.expected(path)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from patch.masks.nm import NM, nm_mask
-from patch.masks.packed import MaskSet, save_masks
+from patch.masks.packed import MaskSet
 from patch.models import prunable_linears
+from patch.pruning.weights import save_weights
 from patch.stages.__main__ import main, stage_names
 
 ROOT = Path(__file__).parents[3]
@@ -138,16 +139,21 @@ def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, 
 
 
 def test_priors_of_learning(files: Any, stage: Callable, tmp_path: Path, tiny_model: Callable) -> None:
+    expected: dict[str, Any] = {}
+
     def learn(method: str, **masks: Path) -> Any:
         outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
-        return stage("learn", files.spec(method), model=files.model, windows=files.windows, **outputs, **masks)
+        spec = files.spec(method, masks=dict.fromkeys(masks, expected))
+        return stage("learn", spec, model=files.model, windows=files.windows, **outputs, **masks)
 
     other = tmp_path / "other.safetensors"
+    expected |= files.save(other, two_four(tiny_model(num_hidden_layers=1)))
+    other.unlink()
     one_message(learn("patch-joint", pattern_mask=other), "other.safetensors: no such file")
-    save_masks(other, two_four(tiny_model(num_hidden_layers=1)))
+    files.save(other, two_four(tiny_model(num_hidden_layers=1)))
     for name in ("pattern_mask", "tile_mask"):
         one_message(learn("patch-joint", **{name: other}), "masks are of another model")
-    save_masks(other, two_four(tiny_model(intermediate_size=48)))
+    files.save(other, two_four(tiny_model(intermediate_size=48)))
     one_message(learn("patch-tile", frozen_mask=other), "masks are of another model", "48")
     other.write_bytes(other.read_bytes()[:100])
     one_message(learn("patch-tile", frozen_mask=other), "other.safetensors: truncated")
@@ -175,20 +181,22 @@ def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_
             "tasks": tmp_path,
             "windows": files.windows,
         }
-        return stage("evaluate", files.spec("dense"), model=files.model, **outputs | options)
+        return stage("evaluate", spec, model=files.model, **outputs | options)
 
     mask, weights = tmp_path / "m.safetensors", tmp_path / "w.safetensors"
-    one_message(evaluate(mask=mask), "m.safetensors: no such file")
-    save_masks(mask, two_four(tiny_model(num_hidden_layers=1)))
+    spec = files.spec("magnitude", mask=files.save(mask, two_four(tiny_model(num_hidden_layers=1))))
     one_message(evaluate(mask=mask), "masks are of another model")
-    one_message(evaluate(weights=weights), "w.safetensors: missing")
-    linears = prunable_linears(tiny_model())
-    save_file({name: linear.weight.contiguous() for name, linear in linears.items()}, weights)
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-10])
-    one_message(evaluate(weights=weights), "w.safetensors: .*truncated")
-    save_file({name: torch.ones(1, linear.in_features) for name, linear in linears.items()}, weights)
-    one_message(evaluate(weights=weights), "belong to another one")
+    mask.unlink()
+    one_message(evaluate(mask=mask), "m.safetensors: no such file")
+    spec = files.spec("magnitude", mask=files.save(mask, two_four(tiny_model())))
+    one_message(evaluate(mask=mask, weights=weights), "w.safetensors: no such file")
+    save_weights(weights, prunable_linears(tiny_model()), "other settings")
+    one_message(evaluate(mask=mask, weights=weights), "w.safetensors: made with other settings")
+    save_weights(weights, prunable_linears(tiny_model(intermediate_size=48)), spec["mask"]["digest"])
+    one_message(evaluate(mask=mask, weights=weights), "belong to another one")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    one_message(evaluate(mask=mask, weights=weights), "w.safetensors: .*truncated")
+    spec = files.spec("dense")
     one_message(evaluate(windows=tmp_path / "none.npy"), "none.npy: no such file")
     assert not (tmp_path / "r.json").exists()
 

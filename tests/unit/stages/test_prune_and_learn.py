@@ -17,11 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patch.config import Learning
+from patch.layout import spec_digest
 from patch.learning.learn import learn
 from patch.masks.nm import NM
 from patch.masks.packed import load_masks, save_masks
 from patch.models import prunable_linears
 from patch.pruning import prune
+from patch.specs import PruneSpec
 
 learn_module = importlib.import_module("patch.learning.learn")
 
@@ -79,12 +81,17 @@ def test_update_refuses_a_mask_that_it_cannot_make(
 ) -> None:
     mask = tmp_path / "m.safetensors"
     inputs = {"model": files.model, "windows": files.windows, "mask": mask, "spare": tmp_path / "none"}
-    for other, message in (
-        (tiny_model(), "another mask"),
-        (tiny_model(num_hidden_layers=1), "masks are of another model"),
+    spec = files.spec("sparsegpt", pattern="2:4")
+    digest = spec_digest(PruneSpec(**spec))
+    for other, made_by, message in (
+        (tiny_model(), digest, "another mask"),
+        (tiny_model(num_hidden_layers=1), digest, "masks are of another model"),
+        (tiny_model(), "others", "made with other settings"),
     ):
-        save_masks(mask, prune(other, "magnitude", NM(2, 4)))
-        ended = stage("update", files.spec("sparsegpt", pattern="2:4"), **inputs, weights=tmp_path / "w")
+        masks = prune(other, "magnitude", NM(2, 4))
+        masks.header = {"digest": made_by}
+        save_masks(mask, masks)
+        ended = stage("update", spec, **inputs, weights=tmp_path / "w")
         assert ended.code == 2 and message in ended.error and "Traceback" not in ended.error
         assert not (tmp_path / "w").exists()
 
@@ -94,8 +101,9 @@ def test_learn(method: str, files: Any, stage: Callable, tiny_model: Callable, t
     frozen = tmp_path / "frozen.safetensors"
     assert stage("prune", files.spec("magnitude"), model=files.model, mask=frozen).code == 0
     options = {"mask": tmp_path / "m.safetensors", "curve": tmp_path / "c.jsonl", "checkpoints": tmp_path / "run"}
-    options["frozen_mask" if method == "patch-tile" else "pattern_mask"] = frozen
-    spec = files.spec(method)
+    name = "frozen_mask" if method == "patch-tile" else "pattern_mask"
+    options[name] = frozen
+    spec = files.spec(method, masks={name: files.expected(frozen)})
     ended = stage("learn", spec, model=files.model, windows=files.windows, **options)
     assert ended.code == 0, ended.error
     masks = load_masks(frozen).masks

@@ -42,8 +42,12 @@ def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
     tiles = {n: torch.arange(m.numel() // 16).view(tile_grid(m.shape, 4)) % 2 == 0 for n, m in pattern.items()}
     hybrid = {name: mask | expand_tiles(tiles[name], mask.shape) for name, mask in pattern.items()}
     paths = [tmp_path / "pattern.safetensors", tmp_path / "hybrid.safetensors"]
-    save_masks(paths[0], MaskSet(pattern, "2:4"))
-    save_masks(paths[1], MaskSet(hybrid, "hybrid", tiles, 4))
+    expected = plan.speedup_spec("qwen").masks
+    for path, masks, one in zip(
+        paths, (MaskSet(pattern, "2:4"), MaskSet(hybrid, "hybrid", tiles, 4)), expected, strict=True
+    ):
+        masks.header = {"settings": {"method": one.method}, "digest": one.digest}
+        save_masks(path, masks)
     return paths
 
 
