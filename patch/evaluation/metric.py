@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from patch.errors import InputError
+
+# In nats. The square of its perplexity, which standard errors need, is still a number in fp64.
+LARGEST_LOSS = 300.0
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -23,3 +28,15 @@ class Metric:
     samples: int
     chance: float | None = None
     values: tuple[float, ...] = field(default=(), repr=False)
+
+
+def check_loss(loss: float) -> None:
+    """Check that a mean cross-entropy in nats has a perplexity.
+
+    Raises:
+        InputError: it is not a number, negative, or too large.
+    """
+    if not 0 <= loss <= LARGEST_LOSS:
+        raise InputError(
+            f"perplexity: the mean loss is {loss} nats, expected 0 to {LARGEST_LOSS:g}; the model is broken"
+        )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field, model_validator
 
 from patch.errors import InputError
 from patch.evaluation.metric import Metric
-from patch.io import read_json, write_json
+from patch.io import read_checked_json, write_checked_json
+from patch.results import record
+from patch.schema import Schema, check
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +30,30 @@ class Part:
     cost: dict[str, float]
 
 
-def _part(metric: dict[str, Any], cost: dict[str, float]) -> Part:
-    """A part as JSON has it; one without its samples is broken, as they cannot be measured on their own."""
-    return Part(Metric(**metric | {"values": tuple(metric["values"])}), dict(cost))
+class _Measured(record.Metric):
+    # Without them a part is broken, as they cannot be measured on their own.
+    samples: int = Field(ge=1)
+    values: list[float]
+
+
+class _PartFile(Schema):
+    metric: _Measured
+    cost: record.StageCost
+
+    def part(self) -> Part:
+        """The same as it is kept in memory."""
+        values = self.metric.model_dump()
+        return Part(Metric(**values | {"values": tuple(values["values"])}), self.cost.model_dump())
+
+
+class _File(Schema):
+    digest: str
+    parts: dict[str, _PartFile]
+
+    @model_validator(mode="after")
+    def _in_range(self) -> _File:
+        record.check_metrics({name: part.metric for name, part in self.parts.items()})
+        return self
 
 
 class PartialRecord:
@@ -46,22 +70,21 @@ class PartialRecord:
 
     def _read(self) -> dict[str, Part]:
         try:
-            content = read_json(self.path)
-            parts = {name: _part(**part) for name, part in content["parts"].items()}
-            if content["digest"] == self.digest:
-                return parts
-            log.warning("%s is of an evaluation with other settings and is passed over", self.path)
-        except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
+            content = check(_File, read_checked_json(self.path), "not the parts of an evaluation")
+        except InputError as error:
             log.warning("%s cannot be read and is passed over: %s", self.path, error)
-        return {}
+            return {}
+        if content.digest != self.digest:
+            log.warning("%s is of an evaluation with other settings and is passed over", self.path)
+            return {}
+        return {name: part.part() for name, part in content.parts.items()}
 
     def add(self, name: str, metric: Metric, cost: dict[str, float]) -> None:
         """Note a finished part, on disk too."""
         self.parts[name] = Part(metric, cost)
         if self.path:
-            write_json(
-                self.path, {"digest": self.digest, "parts": {key: asdict(part) for key, part in self.parts.items()}}
-            )
+            parts = {key: asdict(part) for key, part in self.parts.items()}
+            write_checked_json(self.path, {"digest": self.digest, "parts": parts})
 
     def cost(self) -> dict[str, float]:
         """What all parts took together: the sum of `seconds`, the largest `peak_memory_mb`."""

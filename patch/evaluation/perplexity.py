@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patch.errors import InputError
-from patch.evaluation.metric import Metric
+from patch.evaluation.metric import Metric, check_loss
 from patch.results.bootstrap import bootstrap_stderr
 
 # Logits that are turned to fp32 at a time, 64 MiB: a vocabulary of 256k times a window would be gigabytes.
@@ -30,7 +30,7 @@ def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric
         Perplexity; its standard error by a bootstrap over the windows, whose mean losses are the ``values``.
 
     Raises:
-        InputError: the windows hold nothing to predict.
+        InputError: the windows hold nothing to predict, or the model's losses are not finite.
     """
     count, seqlen = windows.shape
     if not count or seqlen < 2:
@@ -45,6 +45,7 @@ def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric
         means[start : start + batch_size] = [
             _loss_sum(rows[:-1], targets[1:]) / (seqlen - 1) for rows, targets in zip(logits, tokens, strict=True)
         ]
+    check_loss(float(means.mean()))
     stderr = bootstrap_stderr(means, np.exp)
     return Metric(math.exp(means.mean()), stderr, count, values=tuple(means.tolist()))
 

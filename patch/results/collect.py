@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from pydantic import Field, model_validator
 
-from patch.cell import Cell
+from patch.cell import Cell, nm_sparsity
 from patch.config.load import suggest
 from patch.errors import InputError
+from patch.results.csv_files import Row, read_rows
 from patch.results.order import cell_order
 from patch.results.projections import projection_density
 from patch.results.published import Published, published_value
-from patch.results.record import ModelInfo, Record
+from patch.results.record import ModelInfo, Record, Share
 
 # Before the name of a projection, in the column of metrics.
 DENSITY = "density/"
-COLUMNS = [
-    "experiment",
-    "model",
-    "method",
-    "pattern",
-    "sparsity",
-    "tile",
-    "quantization",
-    "variant",
-    "seed",
-    "metric",
-    "value",
-    "stderr",
-    "published",
-    "achieved_sparsity",
-    "seconds",
-    "peak_memory_mb",
-]
+
+
+class ResultRow(Row):
+    """One metric of one run, as `collect` describes it."""
+
+    experiment: str
+    model: str
+    method: str
+    pattern: str
+    sparsity: float = Field(ge=0, lt=1)
+    tile: int | None = Field(ge=1)
+    quantization: Literal["absmax", "slim-lora"] | None
+    variant: str | None
+    seed: int = Field(ge=0)
+    metric: str
+    value: float = Field(ge=0)
+    stderr: float | None = Field(ge=0)
+    published: float | None = Field(ge=0)
+    achieved_sparsity: Share
+    seconds: float | None = Field(ge=0)
+    peak_memory_mb: float | None = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> ResultRow:
+        """Check the pattern, and that perplexities are 1 or more and all other metrics percentages."""
+        if self.pattern not in ("dense", "hybrid", "unstructured"):
+            nm_sparsity(self.pattern)
+        if self.metric == "perplexity" and self.value < 1:
+            raise ValueError(f"`value` of perplexity is {self.value}; expected 1 or more")
+        if self.metric != "perplexity" and self.value > 100 + _ROUNDING:
+            raise ValueError(f"`value` of {self.metric} is {self.value}; expected 0 to 100")
+        return self
+
+
+COLUMNS = list(ResultRow.model_fields)
+# Percentages may be a last digit above 100.
+_ROUNDING = 1e-9
+_FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb")
+_TEXTS = ("experiment", "model", "method", "pattern", "quantization", "variant", "metric")
+_KINDS = {"tile": "Int64", "seed": "int64"} | dict.fromkeys(_FLOATS, "float64") | dict.fromkeys(_TEXTS, "str")
 
 
 def collect(records: list[Record], models: list[ModelInfo], published: Published) -> pd.DataFrame:
@@ -73,10 +97,7 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
         cell = record.cell
         sized = compared[cell.model, cell.method, cell.sparsity] > 1
         rows += _rows(record, by_name[cell.model], published, sized)
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    floats = ["sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb"]
-    kinds = {"tile": "Int64", "quantization": "str", "variant": "str", "seed": "int64"}
-    return frame.astype(kinds | dict.fromkeys(floats, "float64"))
+    return pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
 
 
 def mean_chance(records: list[Record], model: str) -> float | None:
@@ -166,12 +187,27 @@ def read_results(path: Path | str) -> pd.DataFrame:
     """Read `results.csv` as `collect` made it.
 
     Raises:
-        InputError: the file is missing or has other columns.
+        InputError: the file is missing or truncated, has other columns or values out of range, has a metric of a run
+            twice, or lacks one that other runs of the model have.
     """
-    try:
-        frame = pd.read_csv(path, dtype={"tile": "Int64", "pattern": str, "quantization": str, "variant": str})
-    except (FileNotFoundError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: cannot be read as results ({error})") from None
-    if list(frame.columns) != COLUMNS:
-        raise InputError(f"{path}: columns are {', '.join(frame.columns)}; expected {', '.join(COLUMNS)}")
-    return frame
+    rows = read_rows(path, ResultRow, "results")
+    _check_complete(path, rows)
+    return pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS)
+
+
+def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
+    """Check that each run has each metric of its model once; densities are of hybrid runs that are not quantised."""
+    runs: dict[Cell, set[str]] = defaultdict(set)
+    for row in rows:
+        names = runs[Cell.of(row)]
+        if row.metric in names:
+            raise InputError(f"{path}: `{row.metric}` of {row.model}/{Cell.of(row).id} is there twice")
+        names.add(row.metric)
+    metrics: dict[str, set[str]] = defaultdict(set)
+    for run, names in runs.items():
+        metrics[run.model] |= names
+    for run, names in runs.items():
+        has_densities = run.pattern == "hybrid" and not run.quantization
+        lacking = {name for name in metrics[run.model] - names if has_densities or not name.startswith(DENSITY)}
+        if lacking:
+            raise InputError(f"{path}: `{min(lacking)}` of {run.model}/{run.id} is missing")

@@ -9,21 +9,40 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from patch.cell import Cell, format_sparsity
 from patch.errors import InputError
 from patch.results.bootstrap import SEED, resampled_means
+from patch.results.csv_files import Row, read_rows
 from patch.results.order import cell_order
 from patch.results.samples import Samples
 
-COLUMNS = ["model", "metric", "sparsity", "a", "b", "difference", "stderr", "samples", "seeds"]
+
+class DifferenceRow(Row):
+    """The difference of two rows in one metric, as `paired_differences` describes it."""
+
+    model: str
+    metric: str
+    sparsity: float = Field(ge=0, lt=1)
+    a: str
+    b: str
+    difference: float
+    stderr: float | None = Field(ge=0)
+    samples: int = Field(ge=1)
+    seeds: int = Field(ge=1)
+
+
+COLUMNS = list(DifferenceRow.model_fields)
+_KINDS = dict.fromkeys(("sparsity", "difference", "stderr"), "float64") | dict.fromkeys(("samples", "seeds"), "int64")
+_KINDS |= dict.fromkeys(("model", "metric", "a", "b"), "str")
 
 
 @dataclass(frozen=True)
@@ -70,9 +89,7 @@ def paired_differences(samples: list[Samples]) -> pd.DataFrame:
             )
         cells[found.cell.id] = found
     lines = [line for cells in by_model.values() for line in _model_lines(list(cells.values()))]
-    numbers = dict.fromkeys(("sparsity", "difference", "stderr"), "float64")
-    texts = dict.fromkeys(("model", "metric", "a", "b"), "str")
-    return pd.DataFrame(lines, columns=COLUMNS).astype(numbers | texts | dict.fromkeys(("samples", "seeds"), "int64"))
+    return pd.DataFrame(lines, columns=COLUMNS).astype(_KINDS)
 
 
 def _model_lines(cells: list[Samples]) -> Iterator[tuple]:
@@ -147,10 +164,12 @@ def _means_over_tasks(
 
 
 def _difference(a: _Estimate, b: _Estimate) -> tuple[float, float, int, int]:
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         variance = np.var(a.rounds - b.rounds, ddof=1) + a.seed_variance + b.seed_variance
         difference = a.by_seed.mean() - b.by_seed.mean()
-    return float(difference), math.sqrt(variance), sum(a.counts.values()), max(len(a.by_seed), len(b.by_seed))
+    # The square of a difference of very large perplexities has no number.
+    stderr = math.sqrt(variance) if math.isfinite(variance) else math.nan
+    return float(difference), stderr, sum(a.counts.values()), max(len(a.by_seed), len(b.by_seed))
 
 
 class Differences:
@@ -177,15 +196,16 @@ class Differences:
         """Read `differences.csv`.
 
         Raises:
-            InputError: the file is missing or has other columns.
+            InputError: the file is missing or truncated, has other columns or values out of range, or compares two
+                rows twice.
         """
-        try:
-            frame = pd.read_csv(path, dtype=dict.fromkeys(("model", "metric", "a", "b"), "str"))
-        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            raise InputError(f"{path}: cannot be read as differences ({error})") from None
-        if list(frame.columns) != COLUMNS:
-            raise InputError(f"{path}: columns are {', '.join(frame.columns)}; expected {', '.join(COLUMNS)}")
-        return cls(frame)
+        rows = read_rows(path, DifferenceRow, "differences")
+        (pair, count), *_ = Counter((row.model, row.metric, *sorted((row.a, row.b))) for row in rows).most_common(
+            1
+        ) or [((), 0)]
+        if count > 1:
+            raise InputError(f"{path}: the difference of {' '.join(pair)} is there {count} times; expected once")
+        return cls(pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS))
 
     def difference(self, model: str, metric: str, a: str, b: str) -> float | None:
         """Row ``a`` less row ``b``; None where they were not compared."""

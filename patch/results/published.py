@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, model_validator
 
 from patch.cell import IMPORT
-from patch.errors import InputError
 from patch.io import read_json
 from patch.results.order import PAPER_METHODS, pattern_kind, percent
-from patch.results.record import first_fault
+from patch.results.record import Name
+from patch.schema import Schema, check
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+Perplexity = Annotated[float, Field(ge=1)]
 PAPER_TILE = 128
 # The paper's ablations are of one model, in perplexity.
 ABLATED = "Qwen/Qwen2.5-0.5B"
@@ -32,75 +34,79 @@ TILE_PRIORS = {
 TARGETS = {"global": "global", "layer": "layer"}
 
 
-class PublishedModel(BaseModel):
+class PublishedModel(Schema):
     """A model of the paper and the variant of PATCH that its rows show."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    title: str
+    title: Name
     variant: Literal["joint", "tile"]
 
 
-class PublishedRow(BaseModel):
+class PublishedRow(Schema):
     """A row of a per-task table: accuracies in percent, their mean, and perplexity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: str
-    acc: dict[str, float]
-    avg: float
-    ppl: float
+    method: Name
+    acc: dict[Name, Percent]
+    avg: Percent
+    ppl: Perplexity
 
 
-class PairTable(BaseModel):
+class _Table(Schema):
+    """Rows by name, with one value for each of ``cols``."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, list] = Field(init=False)
+
+    cols: list[Name]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for name, values in self.__pydantic_extra__.items():
+            if len(values) != len(self.cols):
+                raise ValueError(f"the row {name[:80]!r} has {len(values)} values; expected {len(self.cols)}")
+        return self
+
+
+class PairTable(_Table):
     """Rows such as `Wanda45`, or `PATCH45+SLiM-LoRA` of quantised weights.
 
     For each model of ``cols``, accuracy in percent and perplexity.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, list[tuple[float, float]]] = Field(init=False)
-
-    cols: list[str]
+    # JSON has lists in the place of tuples; their values stay strict.
+    __pydantic_extra__: dict[str, list[Annotated[tuple[Percent, Perplexity], Field(strict=False)]]] = Field(init=False)
 
 
-class ColumnTable(BaseModel):
+class ColumnTable(_Table):
     """Perplexities by sparsity in percent, such as `45`, one for each of ``cols``."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, list[float]] = Field(init=False)
-
-    cols: list[str]
+    __pydantic_extra__: dict[str, list[Perplexity]] = Field(init=False)
 
 
-class Published(BaseModel):
+class Published(Schema):
     """`config/published.json`; tables that no lookup needs are kept as they are."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
 
     source: str
-    models: dict[str, PublishedModel]
-    per_task: dict[str, list[PublishedRow]]
+    models: dict[Name, PublishedModel]
+    per_task: dict[Name, list[PublishedRow]]
     unstructured_acc_ppl: PairTable
     quantized_acc_ppl: PairTable
-    tile_size_ppl_qwen_joint: dict[str, dict[str, float]] = {}
+    tile_size_ppl_qwen_joint: dict[str, dict[str, Perplexity]] = {}
     global_vs_layer_ppl_qwen: ColumnTable | None = None
     fixed_mask_ppl_qwen: ColumnTable | None = None
     tile_prior_ppl_qwen: ColumnTable | None = None
     # GPU -> `gen` and the number of new tokens -> sparsity in percent -> tokens per second.
-    throughput_tok_s_bs16_prompt128: dict[str, dict[str, dict[str, float]]] = {}
+    throughput_tok_s_bs16_prompt128: dict[str, dict[str, dict[str, Annotated[float, Field(gt=0)]]]] = {}
 
 
 def load_published(path: Path | str) -> Published:
     """Read the paper's numbers.
 
     Raises:
-        InputError: the file is missing, is not JSON, or lacks a table.
+        InputError: the file is missing, is not JSON, lacks a table, or has a number out of range.
     """
-    try:
-        return Published.model_validate(read_json(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: not the paper's numbers: {first_fault(error)}") from None
+    return check(Published, read_json(path), f"{path}: not the paper's numbers")
 
 
 def published_value(

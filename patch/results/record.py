@@ -1,18 +1,23 @@
-"""What one evaluated cell leaves behind: the schema of its JSON record."""
+"""Schema of the JSON record that the evaluation of one run writes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
-from patch.errors import InputError
-from patch.io import read_json
+from patch.cell import Cell, format_sparsity, nm_sparsity
+from patch.io import read_checked_json, write_checked_json
+from patch.schema import Schema, check
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
 StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
+# Sums of weights in fp64 differ from the fractions that are written in the last digits.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -36,52 +41,74 @@ class ModelInfo:
     tile: int | None = None
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RecordCell(_Section):
+class RecordCell(Schema):
     """The cell of the grid; ``sparsity`` is the target share of zeros."""
 
     id: str
-    model: str
-    method: str
-    pattern: str = Field(pattern=r"^(dense|unstructured|hybrid|\d+:\d+)$")
+    model: Name
+    method: Name
+    pattern: str
     sparsity: float = Field(ge=0, lt=1)
-    tile: int | None
-    seed: int
+    tile: int | None = Field(ge=1)
+    seed: int = Field(ge=0)
     quantization: Literal["absmax", "slim-lora"] | None = None
-    variant: str | None = None
+    variant: Name | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> RecordCell:
+        """Check what is written twice: the sparsity in the pattern, and everything in the id."""
+        if (self.tile is None) == (self.pattern == "hybrid"):
+            raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]!r}; hybrid alone has tiles")
+        if self.pattern not in ("hybrid", "unstructured"):
+            expected = 0.0 if self.pattern == "dense" else nm_sparsity(self.pattern)
+            if format_sparsity(self.sparsity) != format_sparsity(expected):
+                raise ValueError(f"`sparsity` is {self.sparsity}; the pattern {self.pattern!r} has {expected:.6g}")
+        if self.id != (expected := Cell.of(self).id):
+            raise ValueError(f"`id` is {self.id[:200]!r}; expected {expected[:200]!r}")
+        return self
 
 
-class Metric(_Section):
+class Metric(Schema):
     """A perplexity, or an accuracy as a share of one; ``samples`` are windows or questions."""
 
-    value: float
+    value: float = Field(ge=0)
     stderr: float | None = Field(None, ge=0)
     chance: Share | None = None
-    samples: int | None = Field(None, ge=0)
+    samples: int | None = Field(None, ge=1)
 
 
-class StageCost(_Section):
+def check_metrics(metrics: Mapping[str, Metric]) -> None:
+    """Check the ranges of perplexities, which are 1 or more, and of accuracies, which are 0 to 1.
+
+    Raises:
+        ValueError: names the metric.
+    """
+    for name, metric in metrics.items():
+        if name == "perplexity" and metric.value < 1:
+            raise ValueError(f"`{name}` is {metric.value}; expected 1 or more")
+        if name != "perplexity" and metric.value > 1:
+            raise ValueError(f"`{name[:80]}` is {metric.value}; expected 0 to 1")
+
+
+class StageCost(Schema):
     """Wall time in seconds and peak memory in MB."""
 
     seconds: float = Field(ge=0)
     peak_memory_mb: float = Field(ge=0)
 
 
-class Environment(_Section):
+class Environment(Schema):
     """Where the numbers come from; ``time`` is ISO 8601."""
 
     git_commit: str | None
     python: str
     packages: dict[str, str]
     device: str
-    threads: int
+    threads: int = Field(ge=1)
     time: str
 
 
-class Record(_Section):
+class Record(Schema):
     """One cell's results.
 
     ``achieved_sparsity`` is counted on the model that was evaluated; ``density`` is the kept share of
@@ -89,31 +116,43 @@ class Record(_Section):
     """
 
     schema_version: Literal[1] = Field(alias="schema")
-    experiment: str
+    experiment: Name
     cell: RecordCell
     metrics: dict[str, Metric]
     achieved_sparsity: Share
-    density: dict[str, Share]
-    config_digest: str
+    density: dict[Name, Share]
+    config_digest: Name
     stages: dict[StageName, StageCost]
     environment: Environment
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Record:
+        """Check the ranges of metrics, and the sparsity against the densities that it is a mean of."""
+        check_metrics(self.metrics)
+        for name in ("perplexity", "accuracy"):
+            if name not in self.metrics:
+                raise ValueError(f"`metrics` has no {name}")
+        if self.density:
+            found, (low, high) = self.achieved_sparsity, (1 - bound(self.density.values()) for bound in (max, min))
+            if not low - _ROUNDING <= found <= high + _ROUNDING:
+                raise ValueError(f"`achieved_sparsity` is {found}; `density` gives {low:.6g} to {high:.6g}")
+        return self
+
+
+def write_record(path: Path | str, record: dict[str, Any]) -> None:
+    """Check and write one record with a checksum, atomically.
+
+    Raises:
+        InputError: it is not a record; nothing is written.
+    """
+    check(Record, record, f"{path}: not a record")
+    write_checked_json(path, record)
 
 
 def read_record(path: Path | str) -> Record:
     """Read and check one record.
 
     Raises:
-        InputError: the file is missing, is not JSON, or is not a record; one line that names the key.
+        InputError: the file is missing or damaged, or is not a record; one line that names the key.
     """
-    try:
-        return Record.model_validate(read_json(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: not a record: {first_fault(error)}") from None
-
-
-def first_fault(error: ValidationError) -> str:
-    """One line: the key of the first fault, what is wrong with it, and how many others there are."""
-    fault, *others = error.errors()
-    key = ".".join(str(part) for part in fault["loc"]) or "the file"
-    more = f" (and {len(others)} more)" if others else ""
-    return f"`{key}`: {fault['msg']}{more}"
+    return check(Record, read_checked_json(path), f"{path}: not a record")

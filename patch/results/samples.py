@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
 from patch.cell import Cell
-from patch.errors import InputError
-from patch.io import atomic_file, read_json
-from patch.results.record import RecordCell, first_fault
+from patch.evaluation.metric import check_loss
+from patch.io import read_checked_json, write_checked_json
+from patch.results.record import Name, RecordCell
+from patch.schema import Schema, check
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,45 @@ class Samples:
     samples: dict[str, np.ndarray]
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _File(Schema):
     schema_version: Literal[1] = Field(alias="schema")
-    experiment: str
+    experiment: Name
     cell: RecordCell
-    samples: dict[str, list[float]]
+    samples: dict[Name, list[Annotated[float, Field(ge=0)]]]
+
+    @model_validator(mode="after")
+    def _in_range(self) -> _File:
+        """Check that no question scores more than 1 and that the losses have a perplexity."""
+        if not self.samples.get("perplexity"):
+            raise ValueError("`samples.perplexity` is missing or empty")
+        for name, values in self.samples.items():
+            if name != "perplexity" and max(values, default=0) > 1:
+                raise ValueError(f"`samples.{name[:80]}` has {max(values)}; expected 0 to 1")
+        check_loss(float(np.mean(self.samples["perplexity"])))
+        return self
 
 
 def write_samples(path: Path, experiment: str, cell: dict[str, Any], samples: Mapping[str, Sequence[float]]) -> None:
-    """Write the samples of one cell, atomically; ``cell`` is as in its record, ``samples`` as in `Samples`."""
+    """Check and write the samples of one cell with a checksum, atomically.
+
+    Args:
+        path: of the file.
+        experiment: its name.
+        cell: as in the record.
+        samples: as in `Samples`.
+
+    Raises:
+        InputError: a sample is not finite or out of range; nothing is written.
+    """
     content = {
         "schema": 1,
         "experiment": experiment,
         "cell": cell,
         "samples": {name: [_short(value) for value in values] for name, values in samples.items()},
     }
-    with atomic_file(path) as temporary:
-        # Not indented: a line for each of 14,000 questions would be three times the size.
-        temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    check(_File, content, f"{path}: not the samples of a cell")
+    # Not indented: a line for each of 14,000 questions would be three times the size.
+    write_checked_json(path, content, indent=None)
 
 
 def _short(value: float) -> float | int:
@@ -66,14 +85,8 @@ def read_samples(path: Path | str) -> Samples:
     """Read and check the samples of one cell.
 
     Raises:
-        InputError: the file is missing, is not JSON, or does not hold samples; one line that names the key.
+        InputError: the file is missing or damaged, or does not hold samples; one line that names the key.
     """
-    try:
-        file = _File.model_validate(read_json(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: not the samples of a cell: {first_fault(error)}") from None
-    cell = Cell.of(file.cell)
-    if cell.id != file.cell.id:
-        raise InputError(f"{path}: not the samples of a cell: `cell.id` is {file.cell.id!r}; expected {cell.id!r}")
+    file = check(_File, read_checked_json(path), f"{path}: not the samples of a cell")
     arrays = {name: np.array(values, dtype=np.float64) for name, values in file.samples.items()}
-    return Samples(file.experiment, cell, arrays)
+    return Samples(file.experiment, Cell.of(file.cell), arrays)

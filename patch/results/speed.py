@@ -1,19 +1,19 @@
-"""How fast a model and its cells are: the schema of a record of speed, and the paper's numbers beside it."""
+"""Schema of the record of a model's speed, and the paper's numbers beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from patch.errors import InputError
-from patch.io import read_json
+from patch.io import read_checked_json, write_checked_json
 from patch.results.order import percent
 from patch.results.published import Published
-from patch.results.record import Environment, RecordCell, Share, StageCost, _Section, first_fault
+from patch.results.record import Environment, Name, RecordCell, Share, StageCost
+from patch.schema import Schema, check
 
 # The model of the paper's table of tokens per second, and the new tokens of the part of it that its text tells of.
 PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
@@ -21,12 +21,18 @@ PAPER_NEW_TOKENS = 128
 DENSE = "dense"
 
 
-class Quartiles(_Section):
+class Quartiles(Schema):
     """Of repeated measurements: the median, and the first and third quartile."""
 
     median: float = Field(ge=0)
     low: float = Field(ge=0)
     high: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Quartiles:
+        if not self.low <= self.median <= self.high:
+            raise ValueError(f"the quartiles {self.low}, {self.median}, {self.high} are not in order")
+        return self
 
     @property
     def spread(self) -> float:
@@ -34,7 +40,7 @@ class Quartiles(_Section):
         return (self.high - self.low) / 2
 
 
-class LinearBytes(_Section):
+class LinearBytes(Schema):
     """Bytes of the layers that masks are of: dense, as the converted model holds them, as its sizes say."""
 
     dense: int = Field(gt=0)
@@ -42,7 +48,7 @@ class LinearBytes(_Section):
     expected: int = Field(gt=0)
 
 
-class Timed(_Section):
+class Timed(Schema):
     """One cell, or the dense model.
 
     ``speedup`` is against the dense model, run by run in turn. ``backends`` says for the prompt and for decoding what
@@ -58,35 +64,35 @@ class Timed(_Section):
     speedup: Quartiles
     linear_bytes: LinearBytes
     peak_memory_mb: float = Field(ge=0)
-    backends: dict[Literal["prefill", "decode"], dict[str, int]]
+    backends: dict[Literal["prefill", "decode"], dict[Name, Annotated[int, Field(ge=1)]]]
     logits_difference: float = Field(ge=0)
     largest_logit: float = Field(ge=0)
 
 
-class Settings(_Section):
+class Settings(Schema):
     """As in the configuration."""
 
-    batch_size: int
-    prompt: int
-    new_tokens: int
-    repeats: int
+    batch_size: int = Field(ge=1)
+    prompt: int = Field(ge=1)
+    new_tokens: int = Field(ge=1)
+    repeats: int = Field(ge=1)
 
 
-class SpeedRecord(_Section):
+class SpeedRecord(Schema):
     """All of one model, measured in one process; the dense model stands first.
 
     ``hardware`` is the name of the GPU, or of the CPU.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
-    experiment: str
-    model: str
+    experiment: Name
+    model: Name
     settings: Settings
     dtype: str
     device: Literal["cpu", "cuda"]
     hardware: str
     timed: list[Timed] = Field(min_length=1)
-    config_digest: str
+    config_digest: Name
     cost: StageCost
     environment: Environment
 
@@ -94,6 +100,10 @@ class SpeedRecord(_Section):
     def _dense_first(self) -> SpeedRecord:
         if [timed.cell.pattern == DENSE for timed in self.timed] != [True] + [False] * (len(self.timed) - 1):
             raise ValueError("`timed` must begin with the dense model, and have it once")
+        if {timed.cell.model for timed in self.timed} != {self.model}:
+            raise ValueError(f"`timed` must be of the model {self.model[:80]!r} alone")
+        if len({timed.cell.id for timed in self.timed}) < len(self.timed):
+            raise ValueError("`timed` must have each cell once")
         return self
 
     @property
@@ -110,16 +120,23 @@ class Speeds:
     published: Published
 
 
+def write_speed(path: Path | str, record: dict[str, Any]) -> None:
+    """Check and write one record with a checksum, atomically.
+
+    Raises:
+        InputError: it is not a record of speed; nothing is written.
+    """
+    check(SpeedRecord, record, f"{path}: not a record of speed")
+    write_checked_json(path, record)
+
+
 def read_speed(path: Path | str) -> SpeedRecord:
     """Read and check one record.
 
     Raises:
-        InputError: the file is missing, is not JSON, or is not a record of speed; one line that names the key.
+        InputError: the file is missing or damaged, or is not a record of speed; one line that names the key.
     """
-    try:
-        return SpeedRecord.model_validate(read_json(path))
-    except ValidationError as error:
-        raise InputError(f"{path}: not a record of speed: {first_fault(error)}") from None
+    return check(SpeedRecord, read_checked_json(path), f"{path}: not a record of speed")
 
 
 def published_devices(published: Published) -> list[str]:

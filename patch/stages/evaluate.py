@@ -16,13 +16,13 @@ from patch.evaluation.harness import TaskEvaluator, mean_accuracy
 from patch.evaluation.metric import Metric
 from patch.evaluation.partial import PartialRecord
 from patch.evaluation.perplexity import perplexity
-from patch.io import write_json
 from patch.layout import spec_digest
 from patch.masks.packed import apply_masks
 from patch.models import load_model, load_tokenizer, prunable_linears
 from patch.pruning.weights import load_weights
 from patch.quantization import apply_layers, load_layers
 from patch.results.environment import describe_environment
+from patch.results.record import write_record
 from patch.results.samples import write_samples
 from patch.signals import leave_when_asked
 from patch.specs import EvaluateSpec
@@ -74,7 +74,7 @@ def run(
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
     write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found))
-    write_json(
+    write_record(
         record,
         {
             "schema": 1,

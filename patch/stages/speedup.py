@@ -13,11 +13,11 @@ from patch.errors import InputError
 from patch.inference.compare import Agreement, agreement, backends, converted, peak_bytes, weights
 from patch.inference.generation import Generation, Seconds, random_prompt
 from patch.inference.measure import Spread, interleaved
-from patch.io import write_json
 from patch.layout import spec_digest
 from patch.masks.packed import MaskSet
 from patch.models import load_model
 from patch.results.environment import describe_environment, hardware
+from patch.results.speed import write_speed
 from patch.specs import CellInfo, SpeedupSpec
 from patch.stages._common import load_expected, measured, prepare_device
 
@@ -43,7 +43,7 @@ def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> N
     for name, numbers in times.items():
         speed, gain = numbers["tokens_per_second"], numbers["speedup"]
         print(f"{name}: {speed['median']:.1f} tokens/s, {gain['median']:.3f} of dense", flush=True)
-    write_json(
+    write_speed(
         record,
         {
             "schema": 1,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from patch.cell import Cell
 
 # Method, pattern, sparsity, speedup.
 CELLS = (
@@ -25,9 +28,9 @@ def _timed(model: str, variant: str, tile: int, cell: tuple[str, str, float, flo
     method, pattern, sparsity, gain = cell
     name = f"patch-{variant}" if method == "patch" else method
     size = tile if pattern == "hybrid" else None
-    identifier = {"id": f"{name}_{sparsity}", "model": model, "method": name, "pattern": pattern}
+    run = Cell(model, name, pattern, sparsity, size, 0)
     return {
-        "cell": identifier | {"sparsity": sparsity, "tile": size, "seed": 0},
+        "cell": {"id": run.id, **asdict(run)},
         "achieved_sparsity": sparsity,
         "tokens_per_second": _quartiles(1000 * gain, 30.0),
         "prefill_seconds": _quartiles(0.1 / gain, 0.01),

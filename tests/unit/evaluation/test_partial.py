@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from patch.evaluation.metric import Metric
 from patch.evaluation.partial import PartialRecord
+from patch.io import write_checked_json, write_json
 
 PERPLEXITY = Metric(math.pi * 11, 1 / 3, 40, values=(math.pi, 1 / 3, 1e-17))
 ACCURACY = Metric(0.1 + 0.2, None, 1, 0.25, (1.0, 0.0))
@@ -41,22 +41,51 @@ def test_parts_of_other_settings_are_passed_over(tmp_path: Path, caplog: pytest.
     assert "other settings" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["", "{", "[]", "3", '{"digest": "digest"}', '{"digest": "digest", "parts": []}', '{"parts": {"a": 1}}', "cut"]
-    + [
-        json.dumps({"digest": "digest", "parts": {"a": {"metric": metric, "cost": {}}}})
-        for metric in ({"valu": 1}, {"valu": 1, "values": []}, {"value": 1, "stderr": None, "samples": 1})
-    ],
-)
+METRIC = {"value": 0.5, "stderr": None, "samples": 1, "chance": 0.5, "values": [1.0]}
+COST = {"seconds": 1.0, "peak_memory_mb": 1.0}
+DAMAGES = {
+    "no-checksum": {"digest": "digest", "parts": {}},
+    "no-parts": {"digest": "digest"},
+    "parts-as-list": {"digest": "digest", "parts": []},
+    "no-digest": {"parts": {}},
+    "cost-missing": {"cost": {}},
+    "cost-negative": {"cost": COST | {"seconds": -1.0}},
+    "cost-as-text": {"cost": COST | {"seconds": "1"}},
+    "value-unknown": {"metric": METRIC | {"valu": 1}},
+    "value-over-one": {"metric": METRIC | {"value": 1.5}},
+    "value-as-text": {"metric": METRIC | {"value": "0.5"}},
+    "value-true": {"metric": METRIC | {"value": True}},
+    "stderr-negative": {"metric": METRIC | {"stderr": -0.1}},
+    "values-missing": {"metric": {key: METRIC[key] for key in METRIC if key != "values"}},
+    "values-of-text": {"metric": METRIC | {"values": ["1"]}},
+    "samples-none": {"metric": METRIC | {"samples": None}},
+}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "3", "cut", "nan", *DAMAGES])
 def test_a_broken_file_is_passed_over(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "cell.json"
     filled(path)
-    path.write_text(path.read_text()[:-20] if damage == "cut" else damage)
+    text = path.read_text()
+    if damage in DAMAGES:
+        part = {"metric": METRIC, "cost": COST} | DAMAGES[damage]
+        content = DAMAGES[damage] if set(DAMAGES[damage]) & {"digest", "parts"} else None
+        write = write_json if damage == "no-checksum" else write_checked_json
+        write(path, content or {"digest": "digest", "parts": {"a": part}})
+    else:
+        path.write_text({"cut": text[:-20], "nan": text.replace("0.25", "NaN")}.get(damage, damage))
     record = PartialRecord(path, "digest")
     assert record.parts == {} and "cannot be read" in caplog.text
     record.add("cloze", ACCURACY, {"seconds": 1.0, "peak_memory_mb": 1.0})
     assert set(PartialRecord(path, "digest").parts) == {"cloze"}
+
+
+def test_a_perplexity_below_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_checked_json(
+        tmp_path / "a.json", {"digest": "digest", "parts": {"perplexity": {"metric": METRIC, "cost": COST}}}
+    )
+    assert PartialRecord(tmp_path / "a.json", "digest").parts == {}
+    assert "`perplexity` is 0.5; expected 1 or more" in caplog.text
 
 
 def test_without_a_file_all_is_in_memory() -> None:

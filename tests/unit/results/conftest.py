@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from patch.cell import Cell
 from patch.results.published import Published, load_published
 
 RAW: dict[str, Any] = {
@@ -29,7 +30,7 @@ RAW: dict[str, Any] = {
         "order": {"value": 0.5, "stderr": None, "chance": 0.5},
         "accuracy": {"value": 0.55, "stderr": 0.01},
     },
-    "achieved_sparsity": 0.4999,
+    "achieved_sparsity": 0.5,
     "density": {"model.layers.0.self_attn.q_proj": 0.5},
     "config_digest": "abcd",
     "stages": {
@@ -54,7 +55,8 @@ def raw() -> Callable[..., dict[str, Any]]:
     def make(**cell: Any) -> dict[str, Any]:
         record = copy.deepcopy(RAW)
         record["cell"] |= cell
-        record["cell"]["id"] = "_".join(str(value) for value in record["cell"].values())
+        fields = {"quantization": None, "variant": None} | record["cell"]
+        record["cell"]["id"] = Cell(**{name: value for name, value in fields.items() if name != "id"}).id
         return record
 
     return make

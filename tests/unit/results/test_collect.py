@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from patch.errors import InputError
-from patch.results.collect import COLUMNS, DENSITY, collect, mean_chance
+from patch.results.collect import COLUMNS, DENSITY, collect, mean_chance, read_results
 from patch.results.record import ModelInfo, Record
 
 QWEN = ModelInfo("qwen", "Qwen mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False)
@@ -109,3 +109,73 @@ def test_mean_chance_needs_every_task(raw):
     assert mean_chance([Record.model_validate(record)], "other") is None
     record["metrics"]["order"]["chance"] = None
     assert mean_chance([Record.model_validate(record)], "qwen") is None
+
+
+@pytest.fixture
+def written(raw, published, tmp_path):
+    """`results.csv` of a few runs, and the frame that it was made from."""
+    hybrid = {"method": "patch-joint", "pattern": "hybrid", "tile": 16, "sparsity": 0.45}
+    cells = [{}, {"seed": 1}, hybrid, hybrid | {"quantization": "absmax"}, hybrid | {"variant": "tile_prior=none"}]
+    records = []
+    for cell in cells:
+        record = raw(**cell)
+        record["density"] = {"a.0.q_proj": 0.5, "a.0.v_proj": 0.5}
+        record["metrics"]["accuracy"]["value"] = 0.5
+        records.append(Record.model_validate(record))
+    frame = collect(records, [QWEN], published)
+    frame.to_csv(tmp_path / "results.csv", index=False)
+    return tmp_path / "results.csv", frame
+
+
+def test_what_was_written_is_read(written):
+    path, frame = written
+    pd.testing.assert_frame_equal(read_results(path), frame)
+
+
+def test_names_that_look_like_numbers_stay_names(raw, published, tmp_path):
+    record, model = Record.model_validate(raw(model="1e3")), replace(QWEN, name="1e3")
+    frame = collect([record], [model], published)
+    frame.to_csv(tmp_path / "results.csv", index=False)
+    assert set(read_results(tmp_path / "results.csv")["model"]) == {"1e3"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (",50.0,", ",nan,", "line 2: `value`"),
+        (",50.0,", ",,", "line 2: `value`"),
+        (",50.0,", ",-55.0,", "line 2: `value`"),
+        (",50.0,", ",155.0,", "`value` of accuracy is 155.0; expected 0 to 100"),
+        (",28.5", ",0.5", "`value` of perplexity is 0.5; expected 1 or more"),
+        (",14.5,", ",-14.5,", "line 2: `seconds`"),
+        (",14.5,", ",inf,", "line 2: `seconds`"),
+        (",14.5,", ",", "line 2 has 15 values; expected 16"),
+        ("2:4", "2:0", "pattern '2:0' is not N:M"),
+        (",0.5,", ",1.5,", "line 2: `sparsity`"),
+        (",0,accuracy", ",-1,accuracy", "line 2: `seed`"),
+        (",0,accuracy", ",zero,accuracy", "line 2: `seed`"),
+        (",0,accuracy", ",1,accuracy", "`accuracy` of qwen/wanda_2of4_0.5_s1 is there twice"),
+        ("accuracy", "perplexity", "`perplexity` of qwen/wanda_2of4_0.5_s0 is there twice"),
+    ],
+)
+def test_what_is_damaged_is_refused(written, old, new, fault):
+    path, _ = written
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match=rf"results\.csv: .*{fault}"):
+        read_results(path)
+
+
+def test_a_file_that_is_cut_off_or_lacks_a_line_is_refused(written):
+    path, frame = written
+    text = path.read_text()
+    for size in range(0, len(text) - 1, 7):
+        path.write_text(text[:size])
+        if size and text[size - 1] == "\n":
+            continue
+        with pytest.raises(InputError, match="truncated"):
+            read_results(path)
+    header, *lines = text.splitlines(keepends=True)
+    for number in range(len(frame)):
+        path.write_text("".join([header, *lines[:number], *lines[number + 1 :]]))
+        with pytest.raises(InputError, match="`.*` of qwen/.* is missing"):
+            read_results(path)

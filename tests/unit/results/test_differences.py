@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from patch.cell import Cell
 from patch.errors import InputError
+from patch.evaluation.metric import LARGEST_LOSS
 from patch.results.differences import COLUMNS, Differences, paired_differences
 from patch.results.samples import Samples
 
@@ -155,13 +157,19 @@ def test_metrics_without_the_same_samples_are_left_out() -> None:
     assert metrics_of(of(WANDA, **whole), seed, of(DENSE, **whole)) == ["perplexity", "cloze"]
 
 
-def test_one_sample_and_a_broken_model_have_no_error(tmp_path: Path) -> None:
-    a = of(WANDA, perplexity=[900.0, math.nan], cloze=[1.0])
-    found = compare(a, of(DENSE, perplexity=[3.0, 4.0], cloze=[0.0]))
+def test_one_sample_has_no_error(tmp_path: Path) -> None:
+    found = compare(of(WANDA, perplexity=[3.5], cloze=[1.0]), of(DENSE, perplexity=[3.0], cloze=[0.0]))
     assert found.difference("qwen", "cloze", WANDA.row, DENSE.row) == 100
     assert all(found.stderr("qwen", metric, WANDA.row, DENSE.row) is None for metric in ("perplexity", "cloze"))
     found.frame.to_csv(tmp_path / "d.csv", index=False)
     assert Differences.read(tmp_path / "d.csv").stderr("qwen", "cloze", WANDA.row, DENSE.row) is None
+
+
+def test_the_largest_losses_can_be_read_again(tmp_path: Path) -> None:
+    a, b = of(WANDA, perplexity=[600.0, 0.0]), of(DENSE, perplexity=[LARGEST_LOSS, LARGEST_LOSS])
+    found = compare(a, b).frame
+    found.to_csv(tmp_path / "d.csv", index=False)
+    pd.testing.assert_frame_equal(Differences.read(tmp_path / "d.csv").frame, found)
 
 
 def test_the_same_again_in_any_order() -> None:
@@ -208,3 +216,49 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("model,a\nqwen,b\n")
     with pytest.raises(InputError, match=r"d\.csv: columns are model, a; expected model, metric, sparsity"):
         Differences.read(tmp_path / "d.csv")
+
+
+LINES = [
+    "model,metric,sparsity,a,b,difference,stderr,samples,seeds",
+    "qwen,cloze,0.5,wanda_2of4_0.5,dense_dense_0,-10.5,1.25,500,1",
+    "qwen,order,0.5,wanda_2of4_0.5,dense_dense_0,3e-1,,500,1",
+]
+
+
+def test_an_edited_file_with_sound_values_is_read(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("\r\n".join(LINES) + "\r\n", newline="")
+    found = Differences.read(tmp_path / "d.csv")
+    assert found.difference("qwen", "cloze", "wanda_2of4_0.5", "dense_dense_0") == -10.5
+    assert found.stderr("qwen", "order", "wanda_2of4_0.5", "dense_dense_0") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("-10.5", "nan", "line 2: `difference`"),
+        ("-10.5", "inf", "line 2: `difference`"),
+        ("-10.5", "1e999", "line 2: `difference`"),
+        ("-10.5", "", "line 2: `difference`"),
+        ("-10.5", "ten", "line 2: `difference`"),
+        ("-10.5,1.25", "-10.5", "line 2 has 8 values; expected 9"),
+        ("-10.5,1.25", "-10.5,1.25,1", "line 2 has 10 values; expected 9"),
+        ("1.25", "-1.25", "line 2: `stderr`"),
+        ("500", "0", "line 2: `samples`"),
+        ("500", "500.5", "line 2: `samples`"),
+        ("500", "-500", "line 2: `samples`"),
+        ("0.5,", "1.5,", "line 2: `sparsity`"),
+        ("qwen", "", "line 2: `model`"),
+        ("qwen", "q\0en", "line 2 has control characters"),
+        ("order", "cloze", "difference of qwen cloze dense_dense_0 wanda_2of4_0.5 is there 2 times"),
+        ("500,1\n", "500,1", "truncated: its last line has no end"),
+        ("\nqwen,order", "\n\nqwen,order", "line 3 has 0 values; expected 9"),
+        ("cloze", '"cloze', "cannot be read as differences"),
+    ],
+)
+def test_what_is_damaged_is_refused(old: str, new: str, fault: str, tmp_path: Path) -> None:
+    text = "\n".join(LINES) + "\n"
+    whole = text[: text.rindex(old)] + new + text[text.rindex(old) + len(old) :] if fault[0] == "t" else None
+    (tmp_path / "d.csv").write_text(whole or text.replace(old, new, 1))
+    with pytest.raises(InputError, match=rf"d\.csv: .*{fault}") as error:
+        Differences.read(tmp_path / "d.csv")
+    assert "\n" not in str(error.value)

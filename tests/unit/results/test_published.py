@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +102,25 @@ def test_names_what_is_missing(tmp_path):
     path.write_text('{"source": "x"}')
     with pytest.raises(InputError, match=r"p\.json.*`models`"):
         load_published(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "fault"),
+    [
+        ("per_task", lambda t: t[QWEN][0].update(ppl=-1), r"`per_task.Qwen/Qwen2.5-0.5B.0.ppl`"),
+        ("per_task", lambda t: t[QWEN][0].update(avg="46.0"), r"`per_task.Qwen/Qwen2.5-0.5B.0.avg`"),
+        ("per_task", lambda t: t[QWEN][0]["acc"].update(mmlu=147.7), r"`per_task.*mmlu`"),
+        ("unstructured_acc_ppl", lambda t: t["Wanda45"].pop(), "the row 'Wanda45' has 4 values; expected 5"),
+        ("unstructured_acc_ppl", lambda t: t["Wanda45"][0].__setitem__(0, True), r"`unstructured_acc_ppl.Wanda45.0.0`"),
+        ("unstructured_acc_ppl", lambda t: t["Wanda45"][0].__setitem__(1, 0.5), r"`unstructured_acc_ppl.Wanda45.0.1`"),
+        ("fixed_mask_ppl_qwen", lambda t: t["45"].append(3.0), "the row '45' has 6 values; expected 5"),
+        ("tile_size_ppl_qwen_joint", lambda t: t["45"].update({"64": 0}), r"`tile_size_ppl_qwen_joint.45.64`"),
+        ("throughput_tok_s_bs16_prompt128", lambda t: t["A100"]["gen128"].update({"0": 0}), r"`throughput.*`"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, table, change, fault):
+    numbers = json.loads((Path(__file__).parents[3] / "config/published.json").read_text())
+    change(numbers[table])
+    (tmp_path / "p.json").write_text(json.dumps(numbers))
+    with pytest.raises(InputError, match=rf"p\.json: not the paper's numbers: .*{fault}"):
+        load_published(tmp_path / "p.json")

@@ -3,13 +3,14 @@ import json
 import pytest
 
 from patch.errors import InputError
-from patch.results.record import Record, read_record
+from patch.io import write_checked_json
+from patch.results.record import Record, read_record, write_record
 
 
 def test_reads_a_record(tmp_path, raw):
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps(raw()))
-    record = read_record(path)
+    write_record(tmp_path / "r.json", raw())
+    record = read_record(tmp_path / "r.json")
+    assert record == Record.model_validate(raw())
     assert record.cell.method == "wanda"
     assert record.metrics["order"].stderr is None
     assert record.stages["prune"].seconds == 2.0
@@ -20,30 +21,77 @@ def test_round_trips_through_json(raw):
     assert Record.model_validate(record.model_dump(by_alias=True)) == record
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"extra": 1}, "extra"),
-        ({"schema": 2}, "schema"),
-        ({"achieved_sparsity": 1.5}, "achieved_sparsity"),
-        ({"metrics": {"accuracy": {"value": "high"}}}, "metrics.accuracy.value"),
-        ({"stages": {"sleep": {"seconds": 1, "peak_memory_mb": 1}}}, "stages.sleep"),
-    ],
-)
-def test_names_the_fault_in_one_line(tmp_path, raw, change, key):
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps(raw() | change))
-    with pytest.raises(InputError, match=rf"r\.json: not a record: `{key}") as caught:
+def changed(record, key, value):
+    """The record with one value changed; a key of several parts goes down."""
+    *parents, last = key.split("/")
+    place = record
+    for name in parents:
+        place = place[name]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return record
+
+
+FAULTS = [
+    ("extra", 1, "`extra`"),
+    ("schema", 2, "`schema`"),
+    ("experiment", "", "`experiment`"),
+    ("achieved_sparsity", 1.5, "`achieved_sparsity`"),
+    ("achieved_sparsity", -0.1, "`achieved_sparsity`"),
+    ("achieved_sparsity", 0.6, "`achieved_sparsity` is 0.6; `density` gives 0.5 to 0.5"),
+    ("density/model.layers.0.self_attn.q_proj", 1.5, "`density.model.layers.0.self_attn.q_proj`"),
+    ("density/", 0.5, "`density..[[]key[]]`"),
+    ("config_digest", 3, "`config_digest`"),
+    ("metrics/accuracy/value", "high", "`metrics.accuracy.value`"),
+    ("metrics/accuracy/value", "0.5", "`metrics.accuracy.value`"),
+    ("metrics/accuracy/value", True, "`metrics.accuracy.value`"),
+    ("metrics/accuracy/value", -0.5, "`metrics.accuracy.value`"),
+    ("metrics/accuracy/value", 55.0, "`accuracy` is 55.0; expected 0 to 1"),
+    ("metrics/perplexity/value", 0.5, "`perplexity` is 0.5; expected 1 or more"),
+    ("metrics/perplexity/value", -28.5, "`metrics.perplexity.value`"),
+    ("metrics/perplexity/stderr", -0.2, "`metrics.perplexity.stderr`"),
+    ("metrics/next_verse/samples", 0, "`metrics.next_verse.samples`"),
+    ("metrics/next_verse/samples", 2.5, "`metrics.next_verse.samples`"),
+    ("metrics/next_verse/chance", 25, "`metrics.next_verse.chance`"),
+    ("metrics/perplexity", None, "`metrics` has no perplexity"),
+    ("metrics/accuracy", None, "`metrics` has no accuracy"),
+    ("stages/sleep", {"seconds": 1, "peak_memory_mb": 1}, "`stages.sleep"),
+    ("stages/prune/seconds", -1, "`stages.prune.seconds`"),
+    ("stages/prune/peak_memory_mb", "900", "`stages.prune.peak_memory_mb`"),
+    ("environment/threads", 0, "`environment.threads`"),
+    ("cell/id", "wanda_2of4_0.5_s1", "`cell`: `id` is 'wanda_2of4_0.5_s1'; expected 'wanda_2of4_0.5_s0'"),
+    ("cell/method", "magnitude", "`id` is 'wanda_2of4_0.5_s0'; expected 'magnitude_2of4_0.5_s0'"),
+    ("cell/seed", -1, "`cell.seed`"),
+    ("cell/seed", "0", "`cell.seed`"),
+    ("cell/tile", 16, "`cell`: `tile` is 16 for the pattern '2:4'"),
+    ("cell/sparsity", 0.25, "`sparsity` is 0.25; the pattern '2:4' has 0.5"),
+    ("cell/model", "", "`cell.model`"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "fault"), FAULTS)
+def test_names_the_fault_in_one_line(tmp_path, raw, key, value, fault):
+    path, record = tmp_path / "r.json", changed(raw(), key, value)
+    with pytest.raises(InputError, match=r"r\.json: not a record: "):
+        write_record(path, record)
+    assert not path.exists()
+    write_checked_json(path, record)
+    with pytest.raises(InputError, match=rf"r\.json: not a record: .*{fault}") as caught:
         read_record(path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("pattern", ["2:4:8", "sparse", "two:four", ""])
+@pytest.mark.parametrize(
+    "pattern", ["2:4:8", "sparse", "two:four", "", "2:0", "0:4", "4:2", "2:4\n", "9" * 5000 + ":4"]
+)
 def test_refuses_an_unknown_pattern(tmp_path, raw, pattern):
     path = tmp_path / "r.json"
-    path.write_text(json.dumps(raw(pattern=pattern)))
-    with pytest.raises(InputError, match="cell.pattern"):
+    write_checked_json(path, raw(pattern=pattern))
+    with pytest.raises(InputError, match="`cell`: pattern .* is not N:M with 0 < N <= M") as caught:
         read_record(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
@@ -52,4 +100,20 @@ def test_missing_or_broken_file(tmp_path, text):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=r"r\.json"):
+        read_record(path)
+
+
+def test_an_edited_record_is_refused(tmp_path, raw):
+    path = tmp_path / "r.json"
+    write_record(path, raw())
+    text = path.read_text()
+    assert "28.5" in text
+    path.write_text(text.replace("28.5", "18.5"))
+    with pytest.raises(InputError, match="do not match its checksum"):
+        read_record(path)
+    path.write_text(text.replace("28.5", "NaN"))
+    with pytest.raises(InputError, match="NaN is not a number"):
+        read_record(path)
+    path.write_text(json.dumps(raw()))
+    with pytest.raises(InputError, match="it has no checksum"):
         read_record(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from patch.cell import Cell
 from patch.errors import InputError
+from patch.io import read_checked_json, write_checked_json
 from patch.results.samples import read_samples, write_samples
 
 CELL = Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 2, "absmax", "lr=0.1")
@@ -38,7 +38,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_the_file_is_small(tmp_path: Path) -> None:
     text = write(tmp_path / "s.json").read_text()
     assert '"cloze":[1,0,1]' in text and "[3.141593,10.12346,2e-09]" in text
-    assert json.loads(text) | {"samples": None} == {
+    assert read_checked_json(tmp_path / "s.json") | {"samples": None} == {
         "schema": 1,
         "experiment": "demo",
         "cell": raw_cell(),
@@ -46,29 +46,50 @@ def test_the_file_is_small(tmp_path: Path) -> None:
     }
 
 
-def test_a_broken_models_losses_survive(tmp_path: Path) -> None:
-    write_samples(tmp_path / "s.json", "demo", raw_cell(), {"perplexity": (math.nan, math.inf)})
-    values = read_samples(tmp_path / "s.json").samples["perplexity"]
-    assert math.isnan(values[0]) and values[1] == math.inf
+@pytest.mark.parametrize(
+    ("samples", "fault"),
+    [
+        ({"perplexity": (math.nan, 3.0)}, r"`samples\.perplexity\.0`: Input should be a finite number"),
+        ({"perplexity": (3.0, math.inf)}, r"`samples\.perplexity\.1`: Input should be a finite number"),
+        ({"perplexity": (-1.0, 3.0)}, r"`samples\.perplexity\.0`: Input should be greater than or equal to 0"),
+        ({"perplexity": (900.0, 900.0)}, "the mean loss is 900.0 nats, expected 0 to 300"),
+        ({"perplexity": ()}, r"`samples\.perplexity` is missing or empty"),
+        ({"cloze": (1.0,)}, r"`samples\.perplexity` is missing or empty"),
+        ({"perplexity": (3.0,), "cloze": (2.0,)}, r"`samples\.cloze` has 2.0; expected 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_not_written(samples: dict, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"s\.json: not the samples of a cell: .*{fault}"):
+        write_samples(tmp_path / "s.json", "demo", raw_cell(), samples)
+    assert not (tmp_path / "s.json").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
         ({"schema": 2}, "`schema`: Input should be 1"),
-        ({"samples": {"cloze": ["yes"]}}, r"`samples\.cloze\.0`"),
+        ({"samples": {"perplexity": [3], "cloze": ["yes"]}}, r"`samples\.cloze\.0`"),
+        ({"samples": {"perplexity": [3], "cloze": ["1"]}}, r"`samples\.cloze\.0`"),
+        ({"samples": {"perplexity": [3], "cloze": [True]}}, r"`samples\.cloze\.0`"),
         ({"samples": [1]}, "`samples`"),
         ({"cell": {"id": "x"}}, r"`cell\.model`: Field required \(and"),
-        ({"cell": raw_cell() | {"id": "other"}}, f"`cell.id` is 'other'; expected '{CELL.id}'"),
+        ({"cell": raw_cell() | {"id": "other"}}, f"`cell`: `id` is 'other'; expected '{CELL.id}'"),
         ({"metrics": {}}, "`metrics`: Extra inputs"),
     ],
 )
 def test_names_the_fault_in_one_line(change: dict, fault: str, tmp_path: Path) -> None:
     path = write(tmp_path / "s.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_checked_json(path, read_checked_json(path) | change)
     with pytest.raises(InputError, match=rf"s\.json: not the samples of a cell: {fault}") as caught:
         read_samples(path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_edited_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.json")
+    path.write_text(path.read_text().replace("[1,0,1]", "[1,1,1]"))
+    with pytest.raises(InputError, match="do not match its checksum"):
+        read_samples(path)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

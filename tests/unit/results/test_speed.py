@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,17 @@ from typing import Any
 import pytest
 
 from patch.errors import InputError
+from patch.io import write_checked_json
 from patch.results.published import Published
 from patch.results.speed import (
     PAPER_MODEL,
     Quartiles,
+    SpeedRecord,
     paper_new_tokens,
     published_devices,
     published_speedup,
     read_speed,
+    write_speed,
 )
 
 
@@ -27,7 +29,7 @@ def written(tmp_path: Path, speed_record: Callable) -> Callable[..., Path]:
 
     def write(text: str | None = None, **changes: Any) -> Path:
         path = tmp_path / "speed.json"
-        path.write_text(json.dumps(speed_record() | changes) if text is None else text)
+        write_checked_json(path, speed_record() | changes) if text is None else path.write_text(text)
         return path
 
     return write
@@ -51,6 +53,10 @@ def test_a_record_is_read(written: Callable) -> None:
         ({"timed": []}, "`timed`"),
         ({"hardware": None}, "`hardware`"),
         ({"settings": {"batch_size": 4}}, "`settings.prompt`"),
+        ({"settings": {"batch_size": 4, "prompt": 0, "new_tokens": 1, "repeats": 1}}, "`settings.prompt`"),
+        ({"model": "llama"}, "`timed` must be of the model 'llama' alone"),
+        ({"cost": {"seconds": -1.0, "peak_memory_mb": 1.0}}, "`cost.seconds`"),
+        ({"cost": {"seconds": "1", "peak_memory_mb": 1.0}}, "`cost.seconds`"),
         ({"more": 1}, "`more`"),
     ],
 )
@@ -65,6 +71,23 @@ def test_the_dense_model_stands_first(written: Callable, speed_record: Callable)
     for wrong in (timed[1:], timed[::-1], [timed[0], *timed]):
         with pytest.raises(InputError, match="must begin with the dense model"):
             read_speed(written(timed=wrong))
+
+
+def test_quartiles_out_of_order_and_cells_there_twice(written: Callable, speed_record: Callable) -> None:
+    timed = speed_record()["timed"]
+    with pytest.raises(InputError, match="`timed` must have each cell once"):
+        read_speed(written(timed=[*timed, timed[1]]))
+    timed[1]["speedup"] = {"median": 1.0, "low": 1.1, "high": 1.2}
+    with pytest.raises(InputError, match=r"`timed.1.speedup`: the quartiles 1.1, 1.0, 1.2 are not in order"):
+        read_speed(written(timed=timed))
+
+
+def test_what_is_written_is_checked(speed_record: Callable, tmp_path: Path) -> None:
+    write_speed(tmp_path / "speed.json", speed_record())
+    assert read_speed(tmp_path / "speed.json") == SpeedRecord.model_validate(speed_record())
+    with pytest.raises(InputError, match=r"none\.json: not a record of speed: `dtype`"):
+        write_speed(tmp_path / "none.json", speed_record(dtype=None))
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_a_truncated_or_missing_file_is_named(written: Callable, tmp_path: Path) -> None:
