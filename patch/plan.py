@@ -275,7 +275,7 @@ class Plan:
     def pareto_spec(self, model: str) -> FigureSpec:
         """Settings of a figure whose points are the rows of the standard tables."""
         rows = dict.fromkeys(f"{model}/{cell.row}" for cell in self.grid.standard if cell.model == model)
-        digests = self.digests(cell for cell in self.grid.cells if cell.model == model)
+        digests = self.digests(self.grid.cells)
         return FigureSpec(model=self._model_info(model), digests=digests, rows=list(rows))
 
     def speedup_figure_spec(self, model: str) -> FigureSpec:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from patch.cell import Cell
 from patch.config import (
     Corpus,
     Evaluation,
@@ -253,6 +254,15 @@ class TabulateSpec(Section):
     standard: list[str]
     tables: dict[str, list[str]]
     published: str
+
+    @property
+    def row_digests(self) -> dict[str, list[str]]:
+        """`model/row` -> digests of the settings of the evaluations of its runs."""
+        found: dict[str, list[str]] = {}
+        for cell in self.cells:
+            row = f"{cell.model}/{Cell.of(cell).row}"
+            found.setdefault(row, []).append(self.digests[f"{cell.model}/{cell.id}"])
+        return found
 
 
 class FigureSpec(Section):

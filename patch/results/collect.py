@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from patch.cell import Cell, nm_sparsity
 from patch.config.load import suggest
 from patch.errors import InputError
 from patch.results.csv_files import Row, read_rows
+from patch.results.current import refuse_stale
 from patch.results.order import cell_order
 from patch.results.projections import projection_density
 from patch.results.published import Published, published_value
@@ -42,6 +44,7 @@ class ResultRow(Row):
     achieved_sparsity: Share
     seconds: float | None = Field(ge=0)
     peak_memory_mb: float | None = Field(ge=0)
+    config_digest: str
 
     @model_validator(mode="after")
     def _in_range(self) -> ResultRow:
@@ -59,7 +62,7 @@ COLUMNS = list(ResultRow.model_fields)
 # Percentages may be a last digit above 100.
 _ROUNDING = 1e-9
 _FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb")
-_TEXTS = ("experiment", "model", "method", "pattern", "quantization", "variant", "metric")
+_TEXTS = ("experiment", "model", "method", "pattern", "quantization", "variant", "metric", "config_digest")
 _KINDS = {"tile": "Int64", "seed": "int64"} | dict.fromkeys(_FLOATS, "float64") | dict.fromkeys(_TEXTS, "str")
 
 
@@ -75,7 +78,8 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
         The columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task, or, of a hybrid
         cell, `density/<projection>` (mean kept share over layers); all but perplexity are percentages.
         ``sparsity`` (target) and ``achieved_sparsity`` are shares; ``seconds`` is the sum over stages and
-        ``peak_memory_mb`` the largest, both of the whole cell. What is not known is null.
+        ``peak_memory_mb`` the largest, both of the whole cell; ``config_digest`` is that of the record. What is not
+        known is null.
 
     Raises:
         InputError: a record of a model that is not in ``models``, two records of one cell, or a model
@@ -135,6 +139,7 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
         "achieved_sparsity": record.achieved_sparsity,
         "seconds": math.fsum(cost.seconds for cost in costs) if costs else None,
         "peak_memory_mb": max((cost.peak_memory_mb for cost in costs), default=None),
+        "config_digest": record.config_digest,
     }
     leading = [name for name in ("accuracy", "perplexity") if name in record.metrics]
     rows = []
@@ -183,15 +188,22 @@ def _published(record: Record, model: ModelInfo, published: Published, metric: s
     return value(None) if own is None and standing else own
 
 
-def read_results(path: Path | str) -> pd.DataFrame:
+def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Read `results.csv` as `collect` made it.
+
+    Args:
+        path: of the file.
+        digests: `model/cell` -> digest of the settings of each run's evaluation; None for any.
 
     Raises:
         InputError: the file is missing or truncated, has other columns or values out of range, has a metric of a run
-            twice, or lacks one that other runs of the model have.
+            twice, lacks one that other runs of the model have, or has runs whose settings are not those of ``digests``.
     """
     rows = read_rows(path, ResultRow, "results")
     _check_complete(path, rows)
+    if digests is not None:
+        found = {f"{row.model}/{Cell.of(row).id}": row.config_digest for row in rows}
+        refuse_stale([f"{name} in {path}" for name, one in found.items() if digests.get(name) != one], len(found))
     return pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS)
 
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from patch.cell import Cell, format_sparsity
 from patch.errors import InputError
 from patch.results.bootstrap import SEED, resampled_means
 from patch.results.csv_files import Row, read_rows
+from patch.results.current import joint_digest, refuse_stale
 from patch.results.order import cell_order
 from patch.results.samples import Samples
 
@@ -38,11 +39,12 @@ class DifferenceRow(Row):
     stderr: float | None = Field(ge=0)
     samples: int = Field(ge=1)
     seeds: int = Field(ge=1)
+    config_digest: str
 
 
 COLUMNS = list(DifferenceRow.model_fields)
 _KINDS = dict.fromkeys(("sparsity", "difference", "stderr"), "float64") | dict.fromkeys(("samples", "seeds"), "int64")
-_KINDS |= dict.fromkeys(("model", "metric", "a", "b"), "str")
+_KINDS |= dict.fromkeys(("model", "metric", "a", "b", "config_digest"), "str")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def paired_differences(samples: list[Samples]) -> pd.DataFrame:
         The columns ``COLUMNS``. ``metric`` is `perplexity`, `accuracy` (mean over tasks) or a task, both in percent
         points; ``a`` and ``b`` are names of rows, ``difference`` is a - b; ``sparsity`` is the target, beside the
         dense model that of the other row; ``stderr`` is null where a data set has one sample; ``samples`` counts
-        windows or questions, ``seeds`` those of the row that has more. Left out are metrics of which the two rows
+        windows or questions, ``seeds`` those of the row that has more; ``config_digest`` stands for those of all
+        samples of both rows. Left out are metrics of which the two rows
         have not the same samples: a data set has another size, or a task is missing or has no value a question.
 
     Raises:
@@ -100,10 +103,12 @@ def _model_lines(cells: list[Samples]) -> Iterator[tuple]:
     tasks = list(dict.fromkeys(name for found in cells for name in found.samples if name != "perplexity"))
     estimates = {metric: _estimates(rows, metric) for metric in ("perplexity", *tasks)}
     estimates = {"perplexity": estimates["perplexity"], "accuracy": _means_over_tasks(rows, estimates), **estimates}
+    digests = {row: [found.config_digest for found in seeds] for row, seeds in rows.items()}
     for a, b, sparsity in _pairs([seeds[0].cell for seeds in rows.values()]):
         for metric, known in estimates.items():
             if a in known and b in known and known[a].counts == known[b].counts:
-                yield cells[0].cell.model, metric, sparsity, a, b, *_difference(known[a], known[b])
+                joint = joint_digest([*digests[a], *digests[b]])
+                yield cells[0].cell.model, metric, sparsity, a, b, *_difference(known[a], known[b]), joint
 
 
 def _order(cell: Cell) -> tuple:
@@ -192,12 +197,16 @@ class Differences:
         }
 
     @classmethod
-    def read(cls, path: Path | str) -> Differences:
+    def read(cls, path: Path | str, digests: Mapping[str, Sequence[str]] | None = None) -> Differences:
         """Read `differences.csv`.
 
+        Args:
+            path: of the file.
+            digests: `model/row` -> digests of the settings of the evaluations of its runs; None for any.
+
         Raises:
-            InputError: the file is missing or truncated, has other columns or values out of range, or compares two
-                rows twice.
+            InputError: the file is missing or truncated, has other columns or values out of range, compares two rows
+                twice, or was made from runs with other settings than those of ``digests``.
         """
         rows = read_rows(path, DifferenceRow, "differences")
         (pair, count), *_ = Counter((row.model, row.metric, *sorted((row.a, row.b))) for row in rows).most_common(
@@ -205,6 +214,14 @@ class Differences:
         ) or [((), 0)]
         if count > 1:
             raise InputError(f"{path}: the difference of {' '.join(pair)} is there {count} times; expected once")
+        if digests is not None:
+            found = {(row.model, row.a, row.b): row.config_digest for row in rows}
+            stale = [
+                f"{model}/{a} against {b} in {path}"
+                for (model, a, b), one in found.items()
+                if joint_digest(d for row in (a, b) for d in digests.get(f"{model}/{row}", ())) != one
+            ]
+            refuse_stale(stale, len(found))
         return cls(pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS))
 
     def difference(self, model: str, metric: str, a: str, b: str) -> float | None:

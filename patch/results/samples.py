@@ -27,11 +27,13 @@ class Samples:
         samples: `perplexity` -> mean cross-entropy in nats of each window; task -> 1 for each question that was
             answered right and 0 for each other; both in one order for all cells. Empty for a task whose accuracy
             is not the mean over its questions.
+        config_digest: digest of the settings of the evaluation.
     """
 
     experiment: str
     cell: Cell
     samples: dict[str, np.ndarray]
+    config_digest: str
 
 
 class _File(Schema):
@@ -39,6 +41,7 @@ class _File(Schema):
     experiment: Name
     cell: RecordCell
     samples: dict[Name, list[Annotated[float, Field(ge=0)]]]
+    config_digest: Name
 
     @model_validator(mode="after")
     def _in_range(self) -> _File:
@@ -52,7 +55,9 @@ class _File(Schema):
         return self
 
 
-def write_samples(path: Path, experiment: str, cell: dict[str, Any], samples: Mapping[str, Sequence[float]]) -> None:
+def write_samples(
+    path: Path, experiment: str, cell: dict[str, Any], samples: Mapping[str, Sequence[float]], config_digest: str
+) -> None:
     """Check and write the samples of one cell with a checksum, atomically.
 
     Args:
@@ -60,6 +65,7 @@ def write_samples(path: Path, experiment: str, cell: dict[str, Any], samples: Ma
         experiment: its name.
         cell: as in the record.
         samples: as in `Samples`.
+        config_digest: as in the record.
 
     Raises:
         InputError: a sample is not finite or out of range; nothing is written.
@@ -69,6 +75,7 @@ def write_samples(path: Path, experiment: str, cell: dict[str, Any], samples: Ma
         "experiment": experiment,
         "cell": cell,
         "samples": {name: [_short(value) for value in values] for name, values in samples.items()},
+        "config_digest": config_digest,
     }
     check(_File, content, f"{path}: not the samples of a cell")
     # Not indented: a line for each of 14,000 questions would be three times the size.
@@ -89,4 +96,4 @@ def read_samples(path: Path | str) -> Samples:
     """
     file = check(_File, read_checked_json(path), f"{path}: not the samples of a cell")
     arrays = {name: np.array(values, dtype=np.float64) for name, values in file.samples.items()}
-    return Samples(file.experiment, Cell.of(file.cell), arrays)
+    return Samples(file.experiment, Cell.of(file.cell), arrays, file.config_digest)

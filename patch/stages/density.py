@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.paper.figures import density, save
-from patch.results.record import ModelInfo, read_record
+from patch.results.current import read_records
+from patch.results.record import ModelInfo
 from patch.specs import FigureSpec
 
 
 def run(spec: FigureSpec, *, records: list[Path], out: Path) -> None:
     """Draw which layers stay dense; ``records`` are of the model's hybrid cells."""
-    save(density([read_record(path) for path in records], ModelInfo(**spec.model)), out)
+    save(density(read_records(records, spec.digests), ModelInfo(**spec.model)), out)

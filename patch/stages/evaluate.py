@@ -73,7 +73,7 @@ def run(
         # Rounding makes zeros of its own, which belong to no pattern.
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
-    write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found))
+    write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found), spec_digest(spec))
     write_record(
         record,
         {

@@ -7,13 +7,13 @@ from pathlib import Path
 from patch.forecast import read_forecast
 from patch.io import atomic_file
 from patch.paper.overview import cost_page, environment_page
-from patch.results.record import read_record
+from patch.results.current import read_records
 from patch.specs import OverviewSpec
 
 
 def run(spec: OverviewSpec, *, records: list[Path], forecast: str, cost: Path, environment: Path) -> None:
     """Write the two pages; ``forecast`` is JSON, see `patch.forecast`."""
-    found = [read_record(path) for path in records]
+    found = read_records(records, spec.digests)
     pages = {
         cost: cost_page(spec.experiment, found, read_forecast(forecast)),
         environment: environment_page(spec.experiment, found),

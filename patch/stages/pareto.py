@@ -6,13 +6,14 @@ from pathlib import Path
 
 from patch.paper.figures import pareto, save
 from patch.results.collect import mean_chance, read_results, row_names
-from patch.results.record import ModelInfo, read_record
+from patch.results.current import read_records
+from patch.results.record import ModelInfo
 from patch.specs import FigureSpec
 
 
 def run(spec: FigureSpec, *, results: Path, record: Path, out: Path) -> None:
     """Draw the Pareto plots of the spec's rows; ``record`` is any of the model's, for the tasks' chance level."""
     model = ModelInfo(**spec.model)
-    chance = mean_chance([read_record(record)], model.name)
-    frame = read_results(results)
+    chance = mean_chance(read_records([record], spec.digests), model.name)
+    frame = read_results(results, spec.digests)
     save(pareto(frame[row_names(frame).isin(spec.rows)], model, chance), out)

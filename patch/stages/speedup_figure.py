@@ -7,12 +7,13 @@ from pathlib import Path
 from patch.paper.figures import save
 from patch.paper.figures import speedup as draw
 from patch.results.collect import read_results, row_names
+from patch.results.current import read_speeds
 from patch.results.record import ModelInfo
-from patch.results.speed import read_speed
 from patch.specs import FigureSpec
 
 
 def run(spec: FigureSpec, *, results: Path, speedup: Path, out: Path) -> None:
     """Draw the spec's rows that have a speed."""
-    frame, model = read_results(results), ModelInfo(**spec.model)
-    save(draw(frame[row_names(frame).isin(spec.rows)], read_speed(speedup), model), out)
+    frame, model = read_results(results, spec.digests), ModelInfo(**spec.model)
+    (speed,) = read_speeds([speedup], spec.digests)
+    save(draw(frame[row_names(frame).isin(spec.rows)], speed, model), out)

@@ -9,10 +9,11 @@ from patch.io import atomic_file
 from patch.paper.summary import Results, summary
 from patch.paper.tables import Arrangement, build_table
 from patch.results.collect import read_results
+from patch.results.current import read_records, read_speeds
 from patch.results.differences import Differences
 from patch.results.published import load_published
-from patch.results.record import ModelInfo, read_record
-from patch.results.speed import Speeds, read_speed
+from patch.results.record import ModelInfo
+from patch.results.speed import Speeds
 from patch.specs import SummarySpec
 
 
@@ -27,17 +28,21 @@ def run(
     speedups: list[Path] | None = None,
 ) -> None:
     """Write the README; ``command`` makes the experiment again."""
-    tabulate, frame, paired = spec.tabulate, read_results(results), Differences.read(differences)
+    tabulate, frame, paired = (
+        spec.tabulate,
+        read_results(results, spec.tabulate.digests),
+        Differences.read(differences, spec.tabulate.row_digests),
+    )
     models = [ModelInfo(**model) for model in tabulate.models]
     expected = [Cell.of(cell) for cell in tabulate.cells]
     arrangement, published = Arrangement(tabulate.standard, tabulate.tables), load_published(tabulate.published)
-    speeds = Speeds([read_speed(path) for path in speedups or []], published)
+    speeds = Speeds(read_speeds(speedups or [], tabulate.digests), published)
     text = summary(
         Results(
             experiment=spec.experiment,
             run=spec.run,
             tables=[build_table(name, frame, models, expected, arrangement, paired, speeds) for name in spec.shown],
-            records=[read_record(path) for path in records],
+            records=read_records(records, tabulate.digests),
             differences=paired.frame,
             models=models,
             expected=expected,

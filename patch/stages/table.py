@@ -7,10 +7,11 @@ from pathlib import Path
 from patch.cell import Cell
 from patch.paper.tables import Arrangement, build_table, write_table
 from patch.results.collect import read_results
+from patch.results.current import read_speeds
 from patch.results.differences import Differences
 from patch.results.published import load_published
 from patch.results.record import ModelInfo
-from patch.results.speed import Speeds, read_speed
+from patch.results.speed import Speeds
 from patch.specs import TabulateSpec
 
 
@@ -18,6 +19,8 @@ def run(spec: TabulateSpec, *, results: Path, differences: Path, out: Path, spee
     """Write the table that ``out``, a path without an ending, is named after; ``speedups`` are of that of speed."""
     models = [ModelInfo(**model) for model in spec.models]
     expected = [Cell.of(cell) for cell in spec.cells]
-    arrangement, errors = Arrangement(spec.standard, spec.tables), Differences.read(differences)
-    speeds = Speeds([read_speed(path) for path in speedups or []], load_published(spec.published))
-    write_table(build_table(out.name, read_results(results), models, expected, arrangement, errors, speeds), out)
+    arrangement, errors = Arrangement(spec.standard, spec.tables), Differences.read(differences, spec.row_digests)
+    speeds = Speeds(read_speeds(speedups or [], spec.digests), load_published(spec.published))
+    write_table(
+        build_table(out.name, read_results(results, spec.digests), models, expected, arrangement, errors, speeds), out
+    )

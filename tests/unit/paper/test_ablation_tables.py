@@ -141,7 +141,7 @@ def test_paired_errors_decide_what_is_bold(paired, bold):
     order = ("tile_prior=wanda", "tile_prior=none", "tile_prior=sparsegpt")
     names = {cell.variant: cell.row for cell in chosen}
     lines = [
-        ("qwen", "perplexity", 0.45, names["tile_prior=wanda"], names[other], -0.1, paired, 50, 1)
+        ("qwen", "perplexity", 0.45, names["tile_prior=wanda"], names[other], -0.1, paired, 50, 1, "abcd")
         for other in order[1:]
     ]
     differences = Differences(pd.DataFrame(lines, columns=COLUMNS))

@@ -26,7 +26,9 @@ def differences(experiment):
                 if a.sparsity == b.sparsity or b.pattern == "dense":
                     for metric in ("perplexity", "accuracy", "a_task"):
                         error = np.nan if rng.random() < 0.1 else 1.0
-                        lines.append((model.name, metric, a.sparsity, a.row, b.row, rng.normal(0, 2), error, 100, 1))
+                        lines.append(
+                            (model.name, metric, a.sparsity, a.row, b.row, rng.normal(0, 2), error, 100, 1, "abcd")
+                        )
     return pd.DataFrame(lines, columns=COLUMNS)
 
 

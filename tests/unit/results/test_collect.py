@@ -149,7 +149,7 @@ def test_names_that_look_like_numbers_stay_names(raw, published, tmp_path):
         (",28.5", ",0.5", "`value` of perplexity is 0.5; expected 1 or more"),
         (",14.5,", ",-14.5,", "line 2: `seconds`"),
         (",14.5,", ",inf,", "line 2: `seconds`"),
-        (",14.5,", ",", "line 2 has 15 values; expected 16"),
+        (",14.5,", ",", "line 2 has 16 values; expected 17"),
         ("2:4", "2:0", "pattern '2:0' is not N:M"),
         (",0.5,", ",1.5,", "line 2: `sparsity`"),
         (",0,accuracy", ",-1,accuracy", "line 2: `seed`"),

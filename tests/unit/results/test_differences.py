@@ -23,7 +23,7 @@ PATCH = Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
 
 
 def of(cell: Cell, **values: np.ndarray) -> Samples:
-    return Samples("demo", cell, {name: np.asarray(found, dtype=np.float64) for name, found in values.items()})
+    return Samples("demo", cell, {name: np.asarray(found, dtype=np.float64) for name, found in values.items()}, "abcd")
 
 
 def losses(seed: int, count: int = 400) -> np.ndarray:
@@ -219,9 +219,9 @@ def test_bad_input(tmp_path: Path) -> None:
 
 
 LINES = [
-    "model,metric,sparsity,a,b,difference,stderr,samples,seeds",
-    "qwen,cloze,0.5,wanda_2of4_0.5,dense_dense_0,-10.5,1.25,500,1",
-    "qwen,order,0.5,wanda_2of4_0.5,dense_dense_0,3e-1,,500,1",
+    "model,metric,sparsity,a,b,difference,stderr,samples,seeds,config_digest",
+    "qwen,cloze,0.5,wanda_2of4_0.5,dense_dense_0,-10.5,1.25,500,1,abcd",
+    "qwen,order,0.5,wanda_2of4_0.5,dense_dense_0,3e-1,,500,1,abcd",
 ]
 
 
@@ -240,8 +240,8 @@ def test_an_edited_file_with_sound_values_is_read(tmp_path: Path) -> None:
         ("-10.5", "1e999", "line 2: `difference`"),
         ("-10.5", "", "line 2: `difference`"),
         ("-10.5", "ten", "line 2: `difference`"),
-        ("-10.5,1.25", "-10.5", "line 2 has 8 values; expected 9"),
-        ("-10.5,1.25", "-10.5,1.25,1", "line 2 has 10 values; expected 9"),
+        ("-10.5,1.25", "-10.5", "line 2 has 9 values; expected 10"),
+        ("-10.5,1.25", "-10.5,1.25,1", "line 2 has 11 values; expected 10"),
         ("1.25", "-1.25", "line 2: `stderr`"),
         ("500", "0", "line 2: `samples`"),
         ("500", "500.5", "line 2: `samples`"),
@@ -250,8 +250,8 @@ def test_an_edited_file_with_sound_values_is_read(tmp_path: Path) -> None:
         ("qwen", "", "line 2: `model`"),
         ("qwen", "q\0en", "line 2 has control characters"),
         ("order", "cloze", "difference of qwen cloze dense_dense_0 wanda_2of4_0.5 is there 2 times"),
-        ("500,1\n", "500,1", "truncated: its last line has no end"),
-        ("\nqwen,order", "\n\nqwen,order", "line 3 has 0 values; expected 9"),
+        ("500,1,abcd\n", "500,1,abcd", "truncated: its last line has no end"),
+        ("\nqwen,order", "\n\nqwen,order", "line 3 has 0 values; expected 10"),
         ("cloze", '"cloze', "cannot be read as differences"),
     ],
 )

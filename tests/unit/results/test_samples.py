@@ -22,7 +22,7 @@ def raw_cell(cell: Cell = CELL) -> dict:
 
 def write(path: Path) -> Path:
     values = {"perplexity": (math.pi, 10.123456789, 2e-9), "cloze": (1.0, 0.0, 1.0), "group": ()}
-    write_samples(path, "demo", raw_cell(), values)
+    write_samples(path, "demo", raw_cell(), values, "abcd")
     return path
 
 
@@ -43,6 +43,7 @@ def test_the_file_is_small(tmp_path: Path) -> None:
         "experiment": "demo",
         "cell": raw_cell(),
         "samples": None,
+        "config_digest": "abcd",
     }
 
 
@@ -60,7 +61,7 @@ def test_the_file_is_small(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_not_written(samples: dict, fault: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"s\.json: not the samples of a cell: .*{fault}"):
-        write_samples(tmp_path / "s.json", "demo", raw_cell(), samples)
+        write_samples(tmp_path / "s.json", "demo", raw_cell(), samples, "abcd")
     assert not (tmp_path / "s.json").exists()
 
 

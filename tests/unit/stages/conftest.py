@@ -91,6 +91,11 @@ class Files:
         no_priors = {"masks": {}} if cell.spec.stage == "learn" else {}
         return make(cell).model_dump(mode="json") | no_priors | changes
 
+    def evaluation(self, method: str, **changes: Any) -> dict[str, Any]:
+        """Settings of the evaluation of the first run of a method of `qwen`, with some keys changed."""
+        cell = next(c for c in self.plan.grid.cells if c.model == "qwen" and c.method == method)
+        return self.plan.evaluate_spec(cell).model_dump(mode="json") | changes
+
     def expected(self, mask: Path) -> dict[str, Any]:
         """What the settings of a job say of the mask in a file."""
         masks = load_masks(mask)

@@ -184,11 +184,11 @@ def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_
         return stage("evaluate", spec, model=files.model, **outputs | options)
 
     mask, weights = tmp_path / "m.safetensors", tmp_path / "w.safetensors"
-    spec = files.spec("magnitude", mask=files.save(mask, two_four(tiny_model(num_hidden_layers=1))))
+    spec = files.evaluation("magnitude", mask=files.save(mask, two_four(tiny_model(num_hidden_layers=1))))
     one_message(evaluate(mask=mask), "masks are of another model")
     mask.unlink()
     one_message(evaluate(mask=mask), "m.safetensors: no such file")
-    spec = files.spec("magnitude", mask=files.save(mask, two_four(tiny_model())))
+    spec = files.evaluation("magnitude", mask=files.save(mask, two_four(tiny_model())))
     one_message(evaluate(mask=mask, weights=weights), "w.safetensors: no such file")
     save_weights(weights, prunable_linears(tiny_model()), "other settings")
     one_message(evaluate(mask=mask, weights=weights), "w.safetensors: made with other settings")

@@ -18,6 +18,7 @@ CELLS = [
     CellInfo(id=cell.id, **{name: getattr(cell, name) for name in cell.__dataclass_fields__})
     for cell in (Cell("qwen", "dense", "dense", 0.0, None, 0), Cell("qwen", "wanda", "2:4", 0.5, None, 0))
 ]
+DIGESTS = {f"qwen/{cell.id}": f"digest {number}" for number, cell in enumerate(CELLS)}
 
 
 @pytest.fixture
@@ -26,23 +27,23 @@ def paths(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{cell.id}.json" for cell in CELLS]
     for cell, path in zip(CELLS, paths, strict=True):
         samples = {"perplexity": rng.normal(3, 1, 50).tolist(), "cloze": rng.integers(0, 2, 80).tolist()}
-        write_samples(path, "demo", cell.model_dump(), samples)
+        write_samples(path, "demo", cell.model_dump(), samples, DIGESTS[f"qwen/{cell.id}"])
     return paths
 
 
 def test_writes_the_differences(paths: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "sub/differences.csv"
-    compare.run(CompareSpec(cells=CELLS), samples=paths, out=out)
+    compare.run(CompareSpec(digests=DIGESTS), samples=paths, out=out)
     text = out.read_bytes()
     assert text.decode().splitlines()[0].split(",") == COLUMNS
     assert list(Differences.read(out).frame["metric"]) == ["perplexity", "accuracy", "cloze"]
-    compare.run(CompareSpec(cells=CELLS), samples=paths[::-1], out=out)
+    compare.run(CompareSpec(digests=DIGESTS), samples=paths[::-1], out=out)
     assert out.read_bytes() == text
 
 
 def test_samples_of_an_unknown_cell(stage: Callable, paths: list[Path], tmp_path: Path) -> None:
-    spec = CompareSpec(cells=CELLS[:1]).model_dump(mode="json")
+    spec = CompareSpec(digests=dict(list(DIGESTS.items())[:1])).model_dump(mode="json")
     ended = stage("compare", spec, samples=paths[1], out=tmp_path / "differences.csv")
     assert ended.code == 2
-    assert "samples of cell `wanda_2of4_0.5_s0` of model `qwen`, which is not among the 1 cells" in ended.error
+    assert "results of `qwen/wanda_2of4_0.5_s0`, which is not among the 1 to be read" in ended.error
     assert not (tmp_path / "differences.csv").exists()

@@ -150,7 +150,8 @@ def test_a_process_that_is_killed_ends_the_others(start: Callable, options: dict
 def test_a_mistake_is_one_message(start: Callable, tmp_path: Path) -> None:
     process = start(processes=2, pattern_mask=tmp_path / "none")
     _, error = process.communicate(timeout=WAIT)
-    assert (process.returncode, error) == (2, f"error: mask {tmp_path}/none: no such file\n")
+    message = f"error: `pattern_mask` is {tmp_path}/none, but the settings expect none\n"
+    assert (process.returncode, error) == (2, message)
 
 
 def test_nodes_need_slurm(stage: Callable, spec: dict, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:

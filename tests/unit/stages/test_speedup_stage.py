@@ -103,7 +103,7 @@ def test_a_damaged_record_stops_the_table(
     stage: Callable, plan: Plan, measured: Callable, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "speed.json").write_text('{"schema": 1, "experiment": "tiny"')
-    spec = plan.tabulate_spec().model_dump(mode="json")
+    spec = plan.tabulate_spec(speed=True).model_dump(mode="json")
     (tmp_path / "results.csv").write_text(",".join(COLUMNS) + "\n")
     (tmp_path / "differences.csv").write_text(",".join(DIFFERENCES) + "\n")
     options = {"results": tmp_path / "results.csv", "differences": tmp_path / "differences.csv"}
@@ -114,7 +114,7 @@ def test_a_damaged_record_stops_the_table(
     ended = stage("table", spec, **options)
     assert ended.code == 0, ended.error
     assert "Speed of greedy generation on" in (tmp_path / "tables/speedup.md").read_text()
-    figure = plan.pareto_spec("qwen").model_dump(mode="json")
+    figure = plan.speedup_figure_spec("qwen").model_dump(mode="json")
     options = {"results": tmp_path / "results.csv", "speedup": tmp_path / "speed.json", "out": tmp_path / "figure"}
     assert stage("speedup_figure", figure, **options).code == 0
     assert (tmp_path / "figure.svg").stat().st_size > 1000
