@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_submitit.ledger import read_entries
+from snakemake_executor_plugin_submitit.history import History
 
 from benchmarks import dispatch_compare as compare
 from benchmarks.processes import Finished, RunFailed, finish, process_seconds, run_process, running
@@ -112,7 +112,7 @@ class Grid:
     def end_all(self) -> None:
         """Do what the jobs would have done."""
         result = pickle.dumps(("success", {"exit": 0}))
-        entries = read_entries(self.submit).values()
+        entries = History(self.submit).entries.values()
         for entry in entries:
             for output in entry.outputs:
                 (self.work / output).parent.mkdir(exist_ok=True)

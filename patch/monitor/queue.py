@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from snakemake_executor_plugin_submitit import slurm
-from snakemake_executor_plugin_submitit.ledger import Entry, read_entries
+from snakemake_executor_plugin_submitit import events, slurm
+from snakemake_executor_plugin_submitit.history import Entry, History
+from snakemake_interface_common.exceptions import WorkflowError
 
+log = logging.getLogger(__name__)
 # Of the states in which a job is not over: those in which it holds a node.
 RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "SUSPENDED", "STOPPED"}
 # What squeue prints where it has nothing to say.
@@ -78,11 +80,17 @@ class Queue:
     def __init__(self, folder: Path) -> None:
         self.note = ""
         self._states: dict[str, slurm.JobState] = {}
+        entries: dict[str, Entry] = {}
         try:
-            entries = read_entries(folder)
+            history = History(folder)
         except OSError as error:
-            entries = {}
             self.note = f"{folder}: cannot be read ({error.strerror}); what SLURM does is not known"
+        except WorkflowError as error:
+            self.note = f"what SLURM does is not known: {error}"
+        else:
+            entries = history.entries
+            for damage in history.damage.values():
+                log.warning("%s; passed over", damage)
         self._by_output: dict[str, Entry] = {}
         for entry in sorted(entries.values(), key=lambda entry: (entry.run.name, entry.submitted)):
             self._by_output.update(dict.fromkeys(entry.outputs, entry))
@@ -122,21 +130,16 @@ class Queue:
 
 
 def read_events(entry: Entry) -> Events:
-    """What a job noted."""
+    """Return what a job noted; a line that cannot be used is passed over with a warning."""
     try:
-        with entry.events.open() as file:
-            texts = file.read().splitlines()
-            written = entry.events.stat().st_mtime
+        noted, damage = events.read_events(entry.events)
+        written = entry.events.stat().st_mtime
     except OSError:
         return Events()
-    lines = []
-    for text in texts:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # cut off
-            continue
-    kinds = [line["event"] for line in lines]
-    return Events(lines[-1] if lines else {}, kinds.count("start"), kinds.count("time limit"), written)
+    if damage:
+        log.warning("%s; passed over", damage)
+    kinds = [event["event"] for event in noted]
+    return Events(noted[-1] if noted else {}, kinds.count("start"), kinds.count("time limit"), written)
 
 
 def _living(state: slurm.JobState) -> Verdict:

@@ -50,7 +50,7 @@ atexit.register(lambda: print("Late:", *hidden))
 
 def age(path):
     name = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
-    if not name.endswith((".txt", "_result.pkl", ".err", ".out")):
+    if not name.endswith((".txt", "_result.json", ".err", ".out")):
         return float("inf")
     try:
         return time.time() - stat(path).st_mtime
@@ -67,8 +67,8 @@ def late(function):
 
 def torn_open(path, *arguments, **options):
     file = real_open(path, *arguments, **options)
-    if age(path) < TORN and os.fsdecode(path).endswith("_result.pkl"):
-        return io.BytesIO(file.read()[:20])
+    if age(path) < TORN and os.fsdecode(path).endswith("_result.json"):
+        return io.BytesIO(file.read()[:10])
     return file
 
 os.stat, os.lstat, os.access = late(os.stat), late(os.lstat), lambda path, *mode, **options: age(path) >= HIDDEN
@@ -331,7 +331,7 @@ def _assert_usual(project: Project) -> None:
 
 def test_files_that_show_up_late_change_nothing(slow_files: Project) -> None:
     late = slow_files.runs[0].output.partition("Late: ")[2]
-    assert {"first.txt", "second.txt", *(f"{job}_0_result.pkl" for job in slow_files.ids())} <= set(late.split())
+    assert {"first.txt", "second.txt", *(f"{job}_0_result.json" for job in slow_files.ids())} <= set(late.split())
     _assert_usual(slow_files)
 
 
@@ -346,7 +346,7 @@ def test_a_wrong_clock_changes_nothing(early_clock: Project, late_clock: Project
 def test_a_result_that_stays_damaged_fails_its_job(torn_results: Project) -> None:
     (job,) = torn_results.ids("first")
     said = _said(torn_results, "first")
-    assert re.search(rf"SLURM job {job}: the result file \S+/{job}_0_result.pkl cannot be read \(\w+Error: .+\)", said)
+    assert re.search(rf"SLURM job {job}: the result file \S+/{job}_0_result.json cannot be read \(.+\)", said)
     assert torn_results.runs[0].code == 1
     assert not torn_results.living()
 
@@ -397,6 +397,21 @@ def test_what_no_node_can_give_is_told_before_the_first_submission(cluster: Clus
         "resumable",
     ]
     assert not project.submissions()
+
+
+def test_a_folder_that_others_can_write_to_is_told_before_the_first_submission(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    project = Project(cluster, tmp_path / "project", CHAIN)
+    run = project.folder / ".snakemake/submitit/000001"
+    run.mkdir(parents=True)
+    for folder in (run, run.parent):
+        folder.chmod(0o777)
+        done = project.run()
+        assert done.code == 1 and f"{folder} belongs to " in done.output and "has mode 0777; it must" in done.output
+        assert "Traceback" not in done.output
+        run.parent.chmod(0o700)
+    assert not project.submissions() and not list(run.iterdir())
 
 
 def _sizes_of_arrays(project: Project, *options: str) -> list[int]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.history import Entry
+from snakemake_executor_plugin_submitit.ledger import Ledger
 
 from patch.config import validate_experiment
 from patch.graph import JobGraph
@@ -355,6 +356,45 @@ def test_without_an_answer_from_squeue_the_files_tell(place: Place) -> None:
     text = place.text()
     assert "no answer from SLURM, told from files alone (slurm_load_jobs error: Unable to contact" in text
     assert (place.folder / "calls").read_text().count("call") == 4, "once for each report"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\0" * 40,
+        b"\xff\xfe",
+        b'{"event": "end", "ta',
+        b"[]",
+        b"null",
+        b'{"event": "submit", "batch": "x", "jobs": 5, "time": 1.0}',
+        b'{"event": "accept", "batch": [], "ids": []}',
+        b'{"event": "start", "tag": 1, "node": {}, "time": "never"}',
+        b"[" * 100_000,
+    ],
+    ids=["zeros", "UTF-8", "cut off", "list", "null", "jobs", "batch", "event", "deep"],
+)
+def test_bad_lines_are_passed_over_with_a_warning(place: Place, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    node = place.node("prune", "qwen/magnitude")
+    place.make_inputs(node)
+    entry = place.submit(node, job="41", events=[{"event": "start", "restarts": 0}])
+    place.answer(1, "no contact")
+    ledger = place.ledger.run / "ledger.jsonl"
+    for path in (ledger, entry.events):
+        path.write_bytes(line + b"\n" + path.read_bytes() + line + b"\n")
+    found = place.json(node)
+    assert (found["state"], found["job"], found["node"], found["restarts"]) == ("running", "41", "n9", 0)
+    for path in (ledger, entry.events):
+        relative = path.relative_to(place.folder)
+        (warning,) = (text for text in caplog.messages if text.startswith(f"{relative}: "))
+        assert "line 1 cannot be used (" in warning and warning.endswith(", nor can 1 more; passed over")
+
+
+def test_a_submit_folder_that_others_can_write_to_is_not_read(place: Place) -> None:
+    node = place.node("prune", "qwen/magnitude")
+    place.submit(node, job="41", squeue="RUNNING|None|n1|x")
+    (place.folder / "work/submit").chmod(0o777)
+    assert place.json(node)["job"] is None
+    assert "what SLURM does is not known: work/submit belongs to " in place.text()
 
 
 # -- what is printed ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.private import make_private
 from snakemake_executor_plugin_submitit.resources import Request
 
 # Filesystems that only this machine sees.
@@ -35,14 +36,13 @@ def partition_minutes() -> dict[str, int]:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Make the submit folder private; returns warnings about where it is.
+    """Make the submit folder; returns warnings about where it is.
 
     Raises:
-        WorkflowError: it cannot be made, or belongs to somebody else.
+        WorkflowError: it cannot be made, belongs to somebody else, or others can write to it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        make_private(folder)
     except OSError as error:
         raise WorkflowError(
             f"The submit folder {folder} cannot be used ({error.strerror}). It holds pickles that jobs execute and "

@@ -18,9 +18,10 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.checks import check_cluster, check_environment, check_folder, partition_minutes
+from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.job import ClusterJob
 from snakemake_executor_plugin_submitit.job_requests import request_of, requests_of
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.ledger import Ledger
 from snakemake_executor_plugin_submitit.outcome import Verdict
 from snakemake_executor_plugin_submitit.resources import Request, ResourceError
 from snakemake_executor_plugin_submitit.settings import GPU_REQUESTS
@@ -58,7 +59,7 @@ class Executor(RemoteExecutor):
         """Check what can be checked, and get ready for the first submission.
 
         Raises:
-            WorkflowError: the cluster cannot run the jobs, or does not answer.
+            WorkflowError: the cluster cannot run the jobs or does not answer, or the submit folder cannot be used.
         """
         settings, folder = self.settings, Path(self.settings.folder).absolute()
         for warning in [*check_folder(folder), *check_environment(os.environ)]:
@@ -68,11 +69,13 @@ class Executor(RemoteExecutor):
             self._array_size = slurm.max_array_size()
             if problems := check_cluster(requests_of(self.dag.needrun_jobs(), settings, self._limits)):
                 raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
-            self._ledger = Ledger(folder)
+            self._ledger = Ledger(folder, self.logger.warning)
             self._refuse_taken()
             self._survivors = Survivors(self._ledger, self.logger.warning)
         except slurm.SlurmError as error:
             raise WorkflowError(f"SLURM does not answer: {error}") from None
+        except OSError as error:
+            raise WorkflowError(f"The submit folder {folder} cannot be used: {error}") from None
         self._watch = slurm.QueueWatch(settings.squeue_seconds)
         self._waiting = Waiting(
             self._ledger, settings.submit_minutes, self._accepted, self._refused, self.logger.warning

@@ -1,6 +1,7 @@
-"""What runs on a compute node: one Snakemake job, and what to do when SLURM wants the node back.
+"""A Snakemake job on a compute node: it runs, writes its result, and leaves when SLURM wants the node back.
 
-submitit unpickles a `ClusterJob` and calls it. This module is imported for every job: it loads little.
+submitit unpickles a `ClusterJob` and calls it. The result that the executor reads is a JSON file, written here;
+submitit's own result is a pickle, which nothing reads. This module is imported for every job: it loads little.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from snakemake_executor_plugin_submitit.events import append_event, read_events
 
 # The payload's way to say "saved, run me again": EX_TEMPFAIL of sysexits.h.
 RESUMABLE_EXIT = 75
@@ -47,13 +50,23 @@ class ClusterJob:
     time_limits: int = 1
     signal_delay: int = 0
 
-    def __call__(self) -> dict[str, int | str]:
-        """Run the job; returns its exit code, and the reason where it was stopped."""
+    def __call__(self) -> None:
+        """Run the job and write its result: an exit code, and the reason where it is not the command's own."""
         if int(os.environ.get("SLURM_PROCID", 0)) > 0:
-            return {"exit": 0}  # a job of several tasks starts its processes itself
-        if _result_file().exists():
+            return  # a job of several tasks starts its processes itself
+        result = _result_file()
+        if result.exists():
             # SLURM was seen to requeue a job after it had succeeded; a second run would delete its outputs.
             os._exit(0)
+        try:
+            code, reason = self._run_to_end()
+        except Exception as error:
+            _write_result(result, 1, f"{type(error).__name__}: {error}")
+            raise
+        _write_result(result, code, reason)
+
+    def _run_to_end(self) -> tuple[int, str]:
+        """Run the job; returns its exit code, and the reason where it is not queued again."""
         # Signals are fetched, not handled: nothing is ever in the middle of something when they come.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         _adopt_orphans()
@@ -61,7 +74,7 @@ class ClusterJob:
         code, warned, terminated = self._run()
         if code == 0:
             self._note("end", exit=0)
-            return {"exit": 0}
+            return 0, ""
         if terminated:
             self._note("terminated")
             _wait_for_orphans()
@@ -70,10 +83,9 @@ class ClusterJob:
             used = self._note("time limit")
             if used < self.time_limits:
                 self._requeue()
-            reason = f"its time limit was reached {used} times; the job is not queued again"
-            return {"exit": code, "reason": reason}
+            return code, f"its time limit was reached {used} times; the job is not queued again"
         self._note("end", exit=code)
-        return {"exit": code}
+        return code, ""
 
     def _run(self) -> tuple[int, bool, bool]:
         """Run the command; returns its exit code, and whether SIGUSR2 and SIGTERM came."""
@@ -101,13 +113,13 @@ class ClusterJob:
 
     def _note(self, event: str, **details: int | str) -> int:
         """Append an event; returns how many of its kind there are."""
-        line = {"event": event, "tag": self.tag, "node": _node(), "time": round(time.time(), 3), **details}
         path = Path(self.events)
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return sum(1 for kept in path.read_text().splitlines() if f'"event": "{event}", "tag": "{self.tag}"' in kept)
+        now = round(time.time(), 3)
+        append_event(path, {"event": event, "tag": self.tag, "node": _node(), "time": now, **details})
+        noted, damage = read_events(path)
+        if damage:
+            print(f"{damage}; passed over", flush=True)
+        return sum(kept["event"] == event and kept["tag"] == self.tag for kept in noted)
 
     def _requeue(self) -> None:
         """Go back to the queue, when the controller is there again; does not return."""
@@ -132,12 +144,22 @@ class ClusterJob:
 
 
 def _result_file() -> Path:
-    """Where submitit will write the result of this task."""
+    """Return where the result of this task is written: beside submitit's own."""
     from submitit.core.job_environment import JobEnvironment
 
     environment = JobEnvironment()
     os.environ["SUBMITIT_JOB"] = environment.job_id
-    return environment.paths.result_pickle
+    return environment.paths.result_pickle.with_suffix(".json")
+
+
+def _write_result(path: Path, code: int, reason: str) -> None:
+    """Write a result, whole or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("w") as file:
+        file.write(json.dumps({"exit": code, "reason": reason[:1000]}))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _node() -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from snakemake_executor_plugin_submitit.records import check_fields, is_exit_code, is_text, parse_json
 from snakemake_executor_plugin_submitit.slurm import JobState
 
 # A result file may show up on the login node after SLURM has seen the job end.
 FINAL_GRACE = 5.0
+# A result is an exit code and a line; a longer file is none.
+_LONGEST_RESULT = 100_000
 # What slurmstepd writes into a job's log; the job's state does not always say so.
 _MEMORY_WORDS = re.compile(r"^slurmstepd.*(exceeded (job )?memory limit|oom[_-]kill)", re.MULTILINE | re.IGNORECASE)
 
@@ -31,22 +33,21 @@ class Result:
 
 
 def read_result(path: Path) -> Result | None:
-    """The result that submitit wrote, None while there is none.
+    """Return the result that the job wrote, None while there is none.
 
     Raises:
         OSError: the filesystem does not answer.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_RESULT)
     except FileNotFoundError:
         return None
     try:
-        kind, value = pickle.loads(content)
-        if kind == "success":
-            return Result(int(value["exit"]), str(value.get("reason", "")))
-        return Result(None, str(value).strip().splitlines()[-1])
-    except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
-        return Result(None, f"the result file {path} cannot be read ({type(error).__name__}: {error})", damaged=True)
+        value = check_fields(parse_json(content), {"exit": is_exit_code, "reason": is_text})
+    except ValueError as error:
+        return Result(None, f"the result file {path} cannot be read ({error})", damaged=True)
+    return Result(value["exit"], value["reason"])
 
 
 def ran_out_of_memory(log: Path) -> bool:

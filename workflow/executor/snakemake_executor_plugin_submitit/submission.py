@@ -10,9 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from snakemake_interface_common.exceptions import WorkflowError
+
 from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.job import ClusterJob
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.ledger import Ledger
+from snakemake_executor_plugin_submitit.private import check_private
 from snakemake_executor_plugin_submitit.resources import Request
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
@@ -61,7 +65,7 @@ def submit(batch: Batch, ledger: Ledger) -> None:
     """Submit a batch; its entries have ids afterwards.
 
     Raises:
-        Refused: sbatch says no.
+        Refused: sbatch says no, or others can write where the job's pickle would lie.
         Later: the controller is away or busy.
     """
     if not batch.tried:
@@ -72,7 +76,12 @@ def submit(batch: Batch, ledger: Ledger) -> None:
     else:
         _withdraw(batch)
     try:
+        # The job executes the pickle that it finds there: it can be none but this run's, whose folder was made new.
+        check_private(ledger.run.parent)
+        check_private(ledger.run)
         ids = _sbatch(batch, ledger.run)
+    except (WorkflowError, OSError) as error:
+        raise Refused(str(error)) from None
     except slurm.SlurmError as error:
         if slurm.is_transient(str(error)):
             raise Later(str(error)) from None

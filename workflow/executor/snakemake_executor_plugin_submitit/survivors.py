@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from snakemake_executor_plugin_submitit import slurm
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.history import Entry
+from snakemake_executor_plugin_submitit.ledger import Ledger
 from snakemake_executor_plugin_submitit.outcome import read_result
 
 PAUSES = (5, 10, 20, 40)
@@ -21,7 +22,7 @@ class Survivors:
         say: prints a line for the user.
 
     Raises:
-        SlurmError: squeue does not answer for more than a minute.
+        SlurmError: squeue does not answer for more than a minute, or jobs do not end.
     """
 
     def __init__(self, ledger: Ledger, say: Callable[[str], None]) -> None:
@@ -29,12 +30,13 @@ class Survivors:
         self._taken = {path: entry for entry in ledger.taken for path in entry.outputs}
         # By what they write: there may be thousands.
         self._living: dict[str, Entry] = {}
-        if not entries:
+        # A batch that was never noted as accepted lacks its pickles.
+        lost = ledger.lost | {entry.batch for entry in entries if entry.id is None}
+        if not entries and not lost:
             return
         states = self._squeue()
-        # A batch that was never noted as accepted lacks its pickles.
-        lost = {entry.batch for entry in entries if entry.id is None}
-        slurm.cancel(state.id for state in states.values() if state.comment in lost and state.alive)
+        ids = [state.id for state in states.values() if state.comment in lost and state.alive]
+        self._cancel(ids, "that its ledger does not name")
         for entry in entries:
             state = states.get(entry.id)
             # By its comment too: numbers may have begun anew, or be another cluster's.
@@ -57,13 +59,14 @@ class Survivors:
         for path in [path for old in same_files.values() for path in old.outputs]:
             self._living.pop(path, None)
         twin = same_files.pop(entry.tag, None)
-        self._cancel([old.id for old in same_files.values()])
+        self._cancel([old.id for old in same_files.values()], "that write the same files")
         return twin
 
-    def _cancel(self, ids: list[str]) -> None:
+    def _cancel(self, ids: list[str], which: str) -> None:
+        """Cancel jobs and wait for their end."""
         if not ids:
             return
-        self._say(f"Cancelling SLURM jobs of an earlier run that write the same files: {', '.join(ids)}")
+        self._say(f"Cancelling SLURM jobs of an earlier run {which}: {', '.join(ids)}")
         slurm.cancel(ids)
         deadline = time.monotonic() + CANCEL_SECONDS
         while any(state.alive for state in map(self._squeue().get, ids) if state):

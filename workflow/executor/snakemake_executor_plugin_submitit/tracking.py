@@ -13,7 +13,7 @@ from typing import Any
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
-from snakemake_executor_plugin_submitit.ledger import Entry
+from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.outcome import WAIT, Result, Verdict, judge, ran_out_of_memory, read_result
 from snakemake_executor_plugin_submitit.slurm import JobState, QueueWatch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -170,29 +169,12 @@ def test_gpus_of_a_node(parts: list[tuple[str, int, str]], model: str) -> None:
     assert checks._gpus_of({"Gres": gres}, model) == there
 
 
-def test_the_submit_folder_is_private(tmp_path: Path) -> None:
-    folder = tmp_path / "a" / "b"
-    for _ in range(2):
-        check_folder(folder)
-        assert folder.stat().st_mode & 0o777 == 0o700
-        folder.chmod(0o755)
-
-
 def test_a_submit_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         WorkflowError, match=r"The submit folder .*/file/a cannot be used \(Not a directory\).*--submitit-folder"
     ):
         check_folder(tmp_path / "file" / "a")
-
-
-def test_a_submit_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(1, os.strerror(1))
-
-    monkeypatch.setattr(Path, "chmod", refuse)
-    with pytest.raises(WorkflowError, match=r"\(Operation not permitted\).*must be yours alone"):
-        check_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +190,7 @@ def test_a_submit_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_folder_that_nodes_may_not_see_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, folder: str, kind: str, warning: str | None
 ) -> None:
-    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
-    monkeypatch.setattr(Path, "chmod", lambda *_, **__: None)
+    monkeypatch.setattr(checks, "make_private", lambda _: None)
     monkeypatch.setattr(checks, "_filesystem", lambda _: kind)
     assert check_folder(Path(folder)) == ([warning] if warning else [])
 

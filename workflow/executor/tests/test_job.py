@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -17,8 +16,10 @@ from typing import Any
 import pytest
 import snakemake_executor_plugin_submitit
 from snakemake_executor_plugin_submitit import job as module
+from snakemake_executor_plugin_submitit.events import read_events
+from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.job import RESUMABLE_EXIT, TERMINATED, ClusterJob
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.ledger import Ledger
 from snakemake_executor_plugin_submitit.outcome import Result, read_result
 from snakemake_executor_plugin_submitit.resources import make_request
 from snakemake_executor_plugin_submitit.submission import Batch, submit
@@ -99,7 +100,7 @@ class Node:
         return self.end(process)
 
     def result(self, job: str = "7") -> Result | None:
-        return read_result(self.folder / f"{job}_0_result.pkl")
+        return read_result(self.folder / f"{job}_0_result.json")
 
     def events(self) -> list[str]:
         path = self.folder / "events.jsonl"
@@ -195,7 +196,7 @@ def test_a_job_that_cannot_be_resumed_is_not_disturbed(node: Node, code: int) ->
 
 
 def test_a_job_that_used_up_its_time_limits_fails(node: Node) -> None:
-    before = [{"event": "time limit", "tag": tag} for tag in ("tag", "other", "tag")]
+    before = [{"event": "time limit", "tag": tag, "node": "n1", "time": 1.0} for tag in ("tag", "other", "tag")]
     (node.folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
     assert node.signal(node.start(SAVES, signal_delay=20, time_limits=3), signal.SIGUSR2) == 0
     assert node.result() == Result(75, "its time limit was reached 3 times; the job is not queued again")
@@ -203,12 +204,25 @@ def test_a_job_that_used_up_its_time_limits_fails(node: Node) -> None:
 
 
 def test_a_job_that_has_a_result_does_not_run_again(node: Node) -> None:
-    path = node.folder / "7_0_result.pkl"
-    path.write_bytes(pickle.dumps(("success", {"exit": 0})))
+    path = node.folder / "7_0_result.json"
+    path.write_text('{"exit": 0, "reason": ""}')
     before = path.stat()
     assert node.run("touch ran") == 0
     assert not (node.folder / "ran").exists() and node.events() == []
     assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_bad_lines_among_its_events_do_not_stop_a_job(node: Node) -> None:
+    (node.folder / "events.jsonl").write_bytes(b"\xff\0\n[]\n" + b'{"event": "sta')
+    assert node.run("true") == 0
+    assert node.result() == Result(0) and read_events(node.folder / "events.jsonl")[0][-1]["event"] == "end"
+    assert "events.jsonl: line 1 cannot be used (" in (node.folder / "out").read_text()
+
+
+def test_a_pickle_is_no_result(node: Node) -> None:
+    (node.folder / "7_0_result.pkl").write_bytes(b"anything")
+    assert node.run("touch ran; exit 2") == 0
+    assert (node.folder / "ran").exists() and node.result() == Result(2)
 
 
 def test_only_the_first_task_does_something(node: Node) -> None:
@@ -219,7 +233,7 @@ def test_only_the_first_task_does_something(node: Node) -> None:
 def test_a_job_that_cannot_start_has_a_reason(node: Node) -> None:
     (node.folder / "events.jsonl").mkdir()
     assert node.run("true") != 0
-    assert node.result().exit is None and "Is a directory" in node.result().reason
+    assert node.result().exit == 1 and node.result().reason.startswith("IsADirectoryError: ")
 
 
 @pytest.fixture
@@ -267,4 +281,5 @@ def test_a_job_loads_neither_snakemake_nor_its_interfaces() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": PACKAGES}, check=True
     )
     loaded = {name for name in done.stdout.split() if name.startswith(("snakemake", "submitit", "numpy"))}
-    assert loaded == {"snakemake_executor_plugin_submitit", "snakemake_executor_plugin_submitit.job"}
+    modules = {f"snakemake_executor_plugin_submitit.{name}" for name in ("job", "events", "records")}
+    assert loaded == {"snakemake_executor_plugin_submitit", *modules}

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from snakemake_executor_plugin_submitit import ledger as module
-from snakemake_executor_plugin_submitit.ledger import KEPT_RUNS, Entry, Ledger, read_entries
+from snakemake_executor_plugin_submitit.history import Entry, History
+from snakemake_executor_plugin_submitit.ledger import KEPT_RUNS, Ledger
+from snakemake_interface_common.exceptions import WorkflowError
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,7 @@ def put(ledger: Ledger, batch: str, tags: str, ids: list[str] | None = None) -> 
     ledger.submit(batch, [entry(tag) for tag in tags])
     if ids:
         ledger.accept(batch, ids)
-    found = read_entries(ledger.run.parent)
+    found = History(ledger.run.parent).entries
     return [found[tag] for tag in tags]
 
 
@@ -46,7 +48,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (a.batch, a.index, a.run, a.id) == ("batch", 0, ledger.run, "7_0")
     assert (b.index, b.id, b.outcome) == (1, "7_1", None)
     assert abs(a.submitted - before) < 10
-    assert (a.result, b.log("out")) == (ledger.run / "7_0_0_result.pkl", ledger.run / "7_1_0_log.out")
+    assert (a.result, b.log("out")) == (ledger.run / "7_0_0_result.json", ledger.run / "7_1_0_log.out")
     assert (b.log(), a.events) == (ledger.run / "7_1_0_log.err", ledger.run / "a_events.jsonl")
 
 
@@ -60,7 +62,7 @@ def test_an_end_is_read(tmp_path: Path) -> None:
     ledger.end(a, "success")
     ledger.end(b, "failed", "exit code 1\non n1")
     assert (a.outcome, b.outcome, b.reason) == ("success", "failed", "exit code 1\non n1")
-    found = read_entries(tmp_path)
+    found = History(tmp_path).entries
     assert found == {"a": a, "b": b, "c": c}
 
 
@@ -68,7 +70,7 @@ def test_a_refused_batch_ends_without_an_id(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     (a,) = put(ledger, "batch", "a")
     ledger.end(a, "failed", "sbatch: error: no")
-    assert read_entries(tmp_path)["a"].outcome == "failed"
+    assert History(tmp_path).entries["a"].outcome == "failed"
 
 
 def test_the_newest_submission_counts(tmp_path: Path) -> None:
@@ -78,9 +80,9 @@ def test_the_newest_submission_counts(tmp_path: Path) -> None:
     (new,) = put(ledger, "second", "a", ["8"])
     assert (new.id, new.batch, new.outcome, new.reason) == ("8", "second", None, "")
     ledger.end(old, "failed", "too late")  # of the job that came before
-    assert read_entries(tmp_path)["a"].outcome is None
+    assert History(tmp_path).entries["a"].outcome is None
     ledger.end(new, "success")
-    assert read_entries(tmp_path)["a"].outcome == "success"
+    assert History(tmp_path).entries["a"].outcome == "success"
 
 
 def test_halves_of_a_refused_array_take_its_place(tmp_path: Path) -> None:
@@ -88,14 +90,14 @@ def test_halves_of_a_refused_array_take_its_place(tmp_path: Path) -> None:
     put(ledger, "whole", "abcd")
     put(ledger, "left", "ab", ["8_0", "8_1"])
     put(ledger, "right", "cd", ["9_0", "9_1"])
-    assert [part.id for part in read_entries(tmp_path).values()] == ["8_0", "8_1", "9_0", "9_1"]
+    assert [part.id for part in History(tmp_path).entries.values()] == ["8_0", "8_1", "9_0", "9_1"]
 
 
 def test_runs_are_read_in_their_order_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for clock, job in ((2000.0, "7"), (1000.0, "8"), (0.0, "9")):
         monkeypatch.setattr(module.time, "time", lambda clock=clock: clock)
         put(Ledger(tmp_path), f"batch-{job}", "a", [job])
-    found = read_entries(tmp_path)["a"]
+    found = History(tmp_path).entries["a"]
     assert (found.id, found.run.name, found.submitted) == ("9", "000003", 0.0)
 
 
@@ -109,7 +111,7 @@ def test_other_folders_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "2026-old").mkdir()
     (tmp_path / "7").touch()
     ledger = Ledger(tmp_path)
-    assert ledger.run.name == "000001" and read_entries(tmp_path) == {}
+    assert ledger.run.name == "000001" and History(tmp_path).entries == {}
 
 
 def test_a_run_is_private(tmp_path: Path) -> None:
@@ -150,12 +152,12 @@ def test_a_job_that_was_taken_over_ends_in_the_ledger_of_the_new_run(tmp_path: P
     a, b = second.left
     second.adopt(a)
     second.adopt(b)
-    assert all(part.outcome is None for part in read_entries(tmp_path).values())
+    assert all(part.outcome is None for part in History(tmp_path).entries.values())
     second.end(a, "success")
     close(second)
     third = Ledger(tmp_path)
     assert [(part.id, part.run) for part in third.left] == [(b.id, first.run)]
-    assert read_entries(tmp_path)["a"].outcome == "success"
+    assert History(tmp_path).entries["a"].outcome == "success"
 
 
 def test_a_job_that_a_living_run_took_over_is_taken(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_ledger_may_be_cut_off_anywhere(tmp_path: Path) -> None:
 
     def read(length: int) -> dict[str, Entry]:
         path.write_bytes(whole[:length])
-        return read_entries(tmp_path)
+        return History(tmp_path).entries
 
     at_ends = [read(end) for end in [0, *(i + 1 for i, byte in enumerate(whole) if byte == ord("\n"))]]
     assert [part.get("ä") and (part["ä"].id, part["ä"].outcome) for part in at_ends] == [
@@ -207,7 +209,7 @@ def test_zeros_at_the_end_and_lost_lines_are_passed_over(tmp_path: Path) -> None
     path = ledger.run / "ledger.jsonl"
     first, *others = path.read_text().splitlines()
     path.write_text("\n".join([first[:20], *others, "\0" * 40]))
-    assert list(read_entries(tmp_path)) == ["b"]
+    assert list(History(tmp_path).entries) == ["b"]
 
 
 def test_no_text_in_a_ledger_breaks_a_line(tmp_path: Path) -> None:
@@ -215,13 +217,13 @@ def test_no_text_in_a_ledger_breaks_a_line(tmp_path: Path) -> None:
     (a,) = put(ledger, "batch", "a", ["7"])
     reason = "".join(map(chr, range(0x250))) + "\u2028\u2029\U0001f600"
     ledger.end(a, "failed", reason)
-    assert read_entries(tmp_path)["a"].reason == reason
+    assert History(tmp_path).entries["a"].reason == reason
 
 
 def test_old_runs_are_cleaned_away_and_open_ones_kept(tmp_path: Path) -> None:
     for number in range(KEPT_RUNS + 5):
         ledger = Ledger(tmp_path)
-        (part,) = put(ledger, f"batch-{number}", f"{number:c}", [str(number)])
+        (part,) = put(ledger, f"batch-{number}", chr(ord("a") + number), [str(number)])
         if number != 2:
             ledger.end(part, "success")
         close(ledger)
@@ -257,6 +259,115 @@ def test_ten_thousand_jobs_are_read_quickly(batches: int, jobs: int, tmp_path: P
     (tmp_path / "000001").mkdir()
     (tmp_path / "000001" / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     started = time.process_time()
-    found = read_entries(tmp_path)
+    found = History(tmp_path).entries
     assert time.process_time() - started < 2
     assert len(found) == 10_000 and all(part.id and part.outcome for part in found.values())
+
+
+BAD = {
+    "zeros": b"\0" * 40,
+    "no JSON": b"{'event': 'end'}",
+    "cut off": b'{"event": "submit", "batch": "x", "jobs": [{"ta',
+    "not UTF-8": b'{"event": "end", "tag": "a", "id": "7", "outcome": "failed", "reason": "\xff\xfe"}',
+    "UTF-16": '{"event": "end", "tag": "a", "id": "7", "outcome": "failed", "reason": ""}'.encode("utf-16"),
+    "a list": b"[1, 2]",
+    "null": b"null",
+    "no event": b'{"tag": "a"}',
+    "an unknown event": b'{"event": "begin"}',
+    "an event of another type": b'{"event": ["end"]}',
+    "no jobs": b'{"event": "submit", "batch": "x", "time": 1.0}',
+    "jobs that are a number": b'{"event": "submit", "batch": "x", "jobs": 5, "time": 1.0}',
+    "a job without a tag": b'{"event": "submit", "batch": "x", "jobs": [{}], "time": 1.0}',
+    "a job with another key": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "z", "rule": "r", "wildcards": {}, '
+    b'"outputs": [], "logs": [], "run": "/tmp"}], "time": 1.0}',
+    "a tag that leads out of the folder": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "../z", "rule": "r", '
+    b'"wildcards": {}, "outputs": [], "logs": []}], "time": 1.0}',
+    "a path with a NUL": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "z", "rule": "r", "wildcards": {}, '
+    b'"outputs": ["\\u0000"], "logs": []}], "time": 1.0}',
+    "a path that no file can have": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "z", "rule": "r", '
+    b'"wildcards": {}, "outputs": ["\\ud800"], "logs": []}], "time": 1.0}',
+    "a time that is NaN": b'{"event": "submit", "batch": "x", "jobs": [], "time": NaN}',
+    "a time that is a text": b'{"event": "submit", "batch": "x", "jobs": [], "time": "1"}',
+    "ids that are numbers": b'{"event": "accept", "batch": "one", "ids": [8]}',
+    "ids that are options": b'{"event": "accept", "batch": "one", "ids": ["--me"]}',
+    "too many ids": b'{"event": "accept", "batch": "one", "ids": ["8", "9"]}',
+    "a batch that is a list": b'{"event": "accept", "batch": [], "ids": ["8"]}',
+    "a tag that is a list": b'{"event": "end", "tag": [], "id": "7", "outcome": "failed", "reason": ""}',
+    "no id": b'{"event": "end", "tag": "a", "outcome": "failed", "reason": ""}',
+    "an unknown outcome": b'{"event": "end", "tag": "a", "id": "7", "outcome": "fine", "reason": ""}',
+    "a reason that is a number": b'{"event": "end", "tag": "a", "id": "7", "outcome": "failed", "reason": 1}',
+    "an adoption without a tag": b'{"event": "adopt", "id": "7", "run": "000001"}',
+    "a deep one": b"[" * 100_000,
+    "a number of 5,000 digits": b'{"event": "accept", "batch": "one", "ids": ' + b"1" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("line", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("place", [0, 1, 2, 4])
+def test_a_bad_line_is_passed_over_with_a_warning(
+    line: bytes, place: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Ledger(tmp_path)
+    put(ledger, "one", "a", ["7"])
+    (b,) = put(ledger, "two", "b", ["8"])
+    close(ledger)
+    path = ledger.run / "ledger.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"".join(part + b"\n" for part in [*lines[:place], line, *lines[place:]]))
+    found = {part.tag: part for part in Ledger(tmp_path).left}
+    assert found == {"a": found["a"], "b": b} and found["a"].id == "7"
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}: line {place + 1} cannot be used (") and "passed over" in warning
+
+
+def test_several_bad_lines_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(tmp_path)
+    put(ledger, "one", "a", ["7"])
+    close(ledger)
+    path = ledger.run / "ledger.jsonl"
+    path.write_bytes(b"\0\n" + path.read_bytes() + b"null\n" * 3 + b'{"event": "end", "ta')
+    assert [part.tag for part in Ledger(tmp_path).left] == ["a"]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}: line 1 cannot be used (") and warning.endswith("), nor can 4 more; passed over")
+
+
+def script(ledger: Ledger, job: str, batch: str) -> None:
+    """What submitit leaves in the folder of a run for each batch."""
+    path = ledger.run / f"{job}_submission.sh"
+    path.write_text(f"#!/bin/bash\n#SBATCH --comment={batch}\n#SBATCH --time=1\nsrun true\n")
+    (ledger.run / f".submission_file_{job}.sh").symlink_to(path)
+
+
+def test_batches_whose_line_is_damaged_are_known_by_their_scripts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for tag, batch, job in (("a", "one", "7"), ("b", "two", "8"), ("c", "three", "9")):
+        put(ledger, batch, tag, [job])
+        script(ledger, job, batch)
+    close(ledger)
+    path = ledger.run / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([b"\0" * 50 + b"\n", *lines[2:]]))  # both lines of `one` are gone
+    assert Ledger(tmp_path).lost == {"one"}
+    path.write_bytes(b"".join([lines[1], lines[0], *lines[3:]]))  # no line names `two`; `one` was never accepted
+    again = Ledger(tmp_path)
+    assert again.lost == {"two"} and {part.tag: part.id for part in again.left} == {"a": None, "c": "9"}
+
+
+def test_a_damaged_ledger_of_a_run_that_lives_is_an_error(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    put(ledger, "one", "a", ["7"])
+    path = ledger.run / "ledger.jsonl"
+    with path.open("ab") as file:
+        file.write(b"null\n")
+    with pytest.raises(WorkflowError, match=f"{path}: line 3 cannot be used .*still runs: wait for it, or stop it"):
+        Ledger(tmp_path)
+    close(ledger)
+    assert [part.tag for part in Ledger(tmp_path).left] == ["a"]
+
+
+def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(tmp_path)
+    put(ledger, "one", "a", ["7"])
+    with (ledger.run / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"event": "submit", "batch": "tw')
+    assert [part.tag for part in Ledger(tmp_path).taken] == ["a"] and caplog.messages == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +135,17 @@ def test_a_job_that_lives_and_left_no_result_waits(age: float, name: str, seen: 
     assert judge(None, age, state(name), seen, True, 0, 60) == Verdict("wait")
 
 
-def write(path: Path, content: Any) -> Path:
-    path.write_bytes(pickle.dumps(content))
+def write(path: Path, code: int, reason: str = "") -> Path:
+    path.write_text(json.dumps({"exit": code, "reason": reason}))
     return path
 
 
 def test_results_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "result.pkl"
+    path = tmp_path / "result.json"
     assert read_result(path) is None
-    assert read_result(write(path, ("success", {"exit": 0}))) == Result(0)
-    assert read_result(write(path, ("success", {"exit": 2, "reason": "why"}))) == Result(2, "why")
-    assert read_result(write(path, ("error", "Traceback:\n  here\nValueError: no\n"))) == Result(None, "ValueError: no")
+    assert read_result(write(path, 0)) == Result(0)
+    assert read_result(write(path, 2, "why \u00e9")) == Result(2, "why \u00e9")
+    assert read_result(write(path, -9)) == Result(-9)
 
 
 @pytest.mark.parametrize(
@@ -153,19 +153,33 @@ def test_results_are_read(tmp_path: Path) -> None:
     [
         b"",
         b"garbage",
-        pickle.dumps(("success", {"exit": 0}))[:-4],
-        pickle.dumps(("success", {})),
-        pickle.dumps(("success", None)),
-        pickle.dumps(5),
-        b"cno_such_module\nThing\n.",
+        b'{"exit": 0, "reason": "',
+        b"\0" * 30,
+        b"\x80\x04\x95.",
+        b"{}",
+        b"0",
+        b"null",
+        b'{"exit": 0}',
+        b'{"exit": "0", "reason": ""}',
+        b'{"exit": 0.0, "reason": ""}',
+        b'{"exit": false, "reason": ""}',
+        b'{"exit": null, "reason": ""}',
+        b'{"exit": NaN, "reason": ""}',
+        b'{"exit": 1000, "reason": ""}',
+        b'{"exit": 0, "reason": null}',
+        b'{"exit": 0, "reason": "\\ud800"}',
+        b'{"exit": 0, "reason": "\xff"}',
+        b'{"exit": 0, "reason": "' + b" " * 100_000 + b'"}',
+        b"[" * 90_000,
+        b'{"exit": ' + b"1" * 5000 + b', "reason": ""}',
     ],
 )
 def test_a_result_that_cannot_be_read_is_damaged(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "result.pkl"
+    path = tmp_path / "result.json"
     path.write_bytes(content)
     result = read_result(path)
     assert result.damaged and result.exit is None
-    assert f"the result file {path} cannot be read (" in result.reason
+    assert f"the result file {path} cannot be read (" in result.reason and "\n" not in result.reason
 
 
 def test_a_filesystem_that_is_away_is_no_result(tmp_path: Path) -> None:

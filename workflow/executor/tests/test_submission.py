@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 from snakemake_executor_plugin_submitit import submission
+from snakemake_executor_plugin_submitit.history import Entry, History
 from snakemake_executor_plugin_submitit.job import ClusterJob
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger, read_entries
+from snakemake_executor_plugin_submitit.ledger import Ledger
 from snakemake_executor_plugin_submitit.resources import make_request
 from snakemake_executor_plugin_submitit.submission import Batch, Later, Refused, Waiting, submit
 from submitit.core.utils import DelayedSubmission
@@ -84,7 +86,7 @@ def test_the_ledger_knows_of_a_batch_before_sbatch_does(ledger: Ledger, commands
     batch = make_batch(ledger, 2)
     submit(batch, ledger)
     assert (commands.folder / "seen").read_text().count(batch.id) == 1
-    entries = read_entries(ledger.run.parent)
+    entries = History(ledger.run.parent).entries
     assert {tag: (e.id, e.batch, e.index) for tag, e in entries.items()} == {
         "tag0": ("71_0", batch.id, 0),
         "tag1": ("71_1", batch.id, 1),
@@ -114,6 +116,22 @@ def test_other_failures_have_words_too(ledger: Ledger, commands: Any, script: st
     commands.add("sbatch", script)
     with pytest.raises(Refused, match=words):
         submit(make_batch(ledger), ledger)
+
+
+@pytest.mark.parametrize("part", ["run", "submit"])
+def test_nothing_is_submitted_where_others_can_write(ledger: Ledger, commands: Any, part: str) -> None:
+    folder = ledger.run if part == "run" else ledger.run.parent
+    folder.chmod(0o770)
+    with pytest.raises(Refused, match=f"{folder} belongs to .* and has mode 0770; "):
+        submit(make_batch(ledger), ledger)
+    assert commands.calls("sbatch") == [] and not list(ledger.run.glob("*.pkl"))
+
+
+def test_a_run_whose_folder_is_gone_is_not_made_again(ledger: Ledger, commands: Any) -> None:
+    shutil.rmtree(ledger.run)
+    with pytest.raises(Refused, match="No such file or directory"):
+        submit(make_batch(ledger), ledger)
+    assert commands.calls("sbatch") == [] and not ledger.run.exists()
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -256,7 +274,7 @@ def test_an_array_beyond_a_limit_goes_in_parts(cluster: Cluster, commands: Any) 
     batch = cluster.send(5)
     assert cluster.refused == [] and [len(part.jobs) for part in cluster.accepted] == [2, 1, 2]
     assert cluster.ids() == [entry.id for entry in batch.entries] == ["72_0", "72_1", "74", "75_0", "75_1"]
-    found = read_entries(cluster.ledger.run.parent)
+    found = History(cluster.ledger.run.parent).entries
     assert [found[f"tag{i}"].id for i in range(5)] == cluster.ids()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 from snakemake_executor_plugin_submitit import survivors
-from snakemake_executor_plugin_submitit.ledger import Entry, Ledger, read_entries
+from snakemake_executor_plugin_submitit.history import Entry, History
+from snakemake_executor_plugin_submitit.ledger import Ledger
 from snakemake_executor_plugin_submitit.slurm import SlurmError
 from snakemake_executor_plugin_submitit.survivors import Survivors
 
@@ -48,7 +50,7 @@ class Site:
         return Survivors(Ledger(self.folder), self.said.append)
 
     def outcomes(self) -> dict[str, str | None]:
-        return {tag: part.outcome for tag, part in read_entries(self.folder).items()}
+        return {tag: part.outcome for tag, part in History(self.folder).entries.items()}
 
 
 @pytest.fixture
@@ -88,8 +90,12 @@ def test_a_job_that_does_not_end_is_an_error(site: Site) -> None:
 
 def test_a_batch_that_was_never_noted_as_accepted_is_cancelled(site: Site, commands: Any) -> None:
     site.left("lost", None, "a", "x")
-    site.lists(("7_0", "PENDING", "lost"), ("7_1", "COMPLETED", "lost"), ("8", "RUNNING", "other"))
+    rows = ("7_0|{}|None||N/A|lost", "7_1|COMPLETED|None|n1|N/A|lost", "8|RUNNING|None|n1|N/A|other")
+    before, after = ("\\n".join(rows).format(state) for state in ("PENDING", "CANCELLED"))
+    commands.add("squeue", f"[ $CALLS -gt 3 ] && echo '{after}' || echo '{before}'")
     assert site.start().claim(entry("a", "x")) is None
+    assert len(commands.calls("squeue")) == 4
+    assert site.said == ["Cancelling SLURM jobs of an earlier run that its ledger does not name: 7_0"]
     assert commands.calls("scancel") == ["7_0"] and site.outcomes() == {"a": "failed"}
 
 
@@ -97,7 +103,7 @@ def test_what_ended_meanwhile_is_noted(site: Site) -> None:
     for tag, job in (("good", "1"), ("bad", "2"), ("gone", "3")):
         site.left(tag, job, tag, tag)
     for job, code in (("1", 0), ("2", 1)):
-        (site.old.run / f"{job}_0_result.pkl").write_bytes(pickle.dumps(("success", {"exit": code})))
+        (site.old.run / f"{job}_0_result.json").write_text(json.dumps({"exit": code, "reason": ""}))
     site.lists(("1", "COMPLETED", "good"), ("2", "COMPLETED", "bad"))
     assert site.start().claim(entry("gone", "gone")) is None
     assert site.outcomes() == {"good": "success", "bad": "failed", "gone": "failed"}
@@ -128,3 +134,35 @@ def test_a_squeue_that_is_away_is_asked_again(site: Site, commands: Any) -> None
     with pytest.raises(SlurmError, match="no contact"):
         site.start()
     assert site.now == 90
+
+
+class Planted:
+    """A pickle that leaves a trace when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_planted_pickle_is_not_loaded(site: Site, tmp_path: Path) -> None:
+    site.left("one", "7", "a", "a")
+    for name in ("7_0_result.pkl", "7_0_result.json", "7_submitted.pkl"):
+        (site.old.run / name).write_bytes(pickle.dumps(Planted(tmp_path / "executed")))
+    assert site.start().claim(entry("a", "a")) is None
+    assert not (tmp_path / "executed").exists()
+    assert site.outcomes() == {"a": "failed"}
+
+
+def test_jobs_that_a_damaged_ledger_does_not_name_are_cancelled_and_over_first(site: Site, commands: Any) -> None:
+    site.left("lost", "7", "a", "a")
+    site.left("kept", "8", "b", "b")
+    (site.old.run / "7_submission.sh").write_text("#SBATCH --comment=lost\n")
+    path = site.old.run / "ledger.jsonl"
+    path.write_bytes(b"\0" * 99 + b"\n" + b"".join(path.read_bytes().splitlines(keepends=True)[2:]))
+    rows = "7|RUNNING|None|n1|N/A|lost\\n8|RUNNING|None|n1|N/A|kept"
+    commands.add("squeue", f"[ $CALLS -gt 3 ] && echo '8|RUNNING|None|n1|N/A|kept' || echo '{rows}'")
+    found = site.start()
+    assert commands.calls("scancel") == ["7"] and len(commands.calls("squeue")) == 4
+    assert found.claim(entry("a", "a")) is None and found.claim(entry("b", "b")).id == "8"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from snakemake_executor_plugin_submitit import tracking
-from snakemake_executor_plugin_submitit.ledger import Entry
+from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.slurm import JobState
 from snakemake_executor_plugin_submitit.tracking import Tracked, make_entry, tail
 
@@ -33,8 +33,8 @@ class Clock:
         self.watch.asked = asked
         self.watch.states = {"7": JobState("7", state, "None", "n1", "N/A", "batch")} if state else {}
 
-    def write(self, kind: str, content: Any) -> None:
-        self.entry.result.write_bytes(pickle.dumps((kind, content)))
+    def write(self, code: int) -> None:
+        self.entry.result.write_text(json.dumps({"exit": code, "reason": ""}))
 
     def look(self, now: float) -> str:
         self.now = now
@@ -48,7 +48,7 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_result_is_seen_without_squeue(clock: Clock) -> None:
     assert clock.look(101) == "wait"
-    clock.write("success", {"exit": 0})
+    clock.write(0)
     assert clock.look(102) == "success" and clock.hurries == 0
 
 
@@ -65,14 +65,14 @@ def test_an_answer_from_before_the_submission_says_nothing(clock: Clock) -> None
 
 def test_a_failure_waits_for_an_answer_that_is_asked_for_at_once(clock: Clock) -> None:
     clock.answer(110, "RUNNING")
-    clock.write("success", {"exit": 1})
+    clock.write(1)
     assert clock.look(111) == clock.look(112) == "wait" and clock.hurries == 1
     clock.answer(113, "FAILED")
     assert clock.look(114) == "failed"
 
 
 def test_memory_is_the_reason_by_state_or_log(clock: Clock) -> None:
-    clock.write("success", {"exit": 1})
+    clock.write(1)
     assert clock.look(101) == "wait"
     clock.answer(102, "OUT_OF_MEMORY")
     assert clock.look(103) == "memory"
@@ -115,7 +115,7 @@ def test_a_state_that_ends_a_job_has_a_moment_for_the_result(clock: Clock) -> No
 def test_a_damaged_result_may_become_whole(clock: Clock) -> None:
     clock.entry.result.write_bytes(b"half of")
     assert clock.look(101) == clock.look(150) == "wait"
-    clock.write("success", {"exit": 0})
+    clock.write(0)
     assert clock.look(151) == "success"
 
 
