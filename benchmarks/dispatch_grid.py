@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import re
 import subprocess
 import time
@@ -111,14 +110,13 @@ class Grid:
 
     def end_all(self) -> None:
         """Do what the jobs would have done."""
-        result = pickle.dumps(("success", {"exit": 0}))
         entries = History(self.submit).entries.values()
         for entry in entries:
             for output in entry.outputs:
                 (self.work / output).parent.mkdir(exist_ok=True)
                 (self.work / output).write_text("done\n")
         for entry in entries:
-            entry.result.write_bytes(result)
+            entry.result.write_text('{"exit": 0, "reason": ""}')
 
 
 def grid(jobs: int, folder: Path) -> int:
