@@ -21,6 +21,9 @@ from patch.stale import remake
 DEFAULT_CONFIG = "config/demo.yaml"
 
 try:
+    # Snakemake's own reader takes the last of two equal keys without a word.
+    for file in workflow.configfiles:
+        read_yaml(file)
     if not workflow.configfiles:
         update_config(settings := read_yaml(DEFAULT_CONFIG), config)
         config = settings

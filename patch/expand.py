@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,11 @@ from patch.errors import InputError
 from patch.masks.pattern import NM_TEXT
 from patch.methods import get_method
 from patch.shapes import check_groups, check_tile, model_shape
+
+# Cells of a block: more are a slip, whose plan would take hours.
+MOST_CELLS = 10_000
+# Characters of a variant, which is a part of the names of files.
+LONGEST_VARIANT = 120
 
 
 def expand(experiment: Experiment, entry: GridEntry) -> list[Cell]:
@@ -28,6 +34,8 @@ def expand(experiment: Experiment, entry: GridEntry) -> list[Cell]:
             raise InputError(f"grid: unknown model `{name}`; {suggest(name, list(experiment.models))}")
     if entry.imports and "import" not in entry.methods:
         raise InputError(f"grid: `imports` is {entry.imports}, which only the method `import` reads")
+    combined = (entry.methods, models, entry.sparsity, entry.tiles, entry.seeds or experiment.seeds)
+    _check_count(math.prod(len(values) for values in combined if values) * len(variants(entry)))
     cells = []
     for method in entry.methods:
         if method == "import":
@@ -44,8 +52,19 @@ def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
     for key in entry.vary:
         if key not in Learning.model_fields:
             raise InputError(f"unknown key `grid.vary.{key}`; {suggest(key, sorted(Learning.model_fields))}")
+    _check_count(math.prod(map(len, entry.vary.values())))
     combinations = [dict(zip(entry.vary, values, strict=True)) for values in itertools.product(*entry.vary.values())]
-    return {",".join(f"{key}={_value(value)}" for key, value in chosen.items()): chosen for chosen in combinations}
+    found = {",".join(f"{key}={_value(value)}" for key, value in chosen.items()): chosen for chosen in combinations}
+    if too_long := next((name for name in found if len(name) > LONGEST_VARIANT), None):
+        raise InputError(
+            f"grid: `vary` makes the name {too_long!r}, which is too long for a file; vary fewer settings at a time"
+        )
+    return found
+
+
+def _check_count(cells: int) -> None:
+    if cells > MOST_CELLS:
+        raise InputError(f"grid: a block combines its lists to {cells:,} cells; use at most {MOST_CELLS:,}")
 
 
 def _value(value: bool | float | str) -> str:

@@ -15,15 +15,23 @@ from patch.config import Experiment, FileMask, Use
 from patch.config.load import suggest
 from patch.data.sources import expand
 from patch.errors import InputError
-from patch.evaluation.tasks import task_names
+from patch.evaluation.tasks import task_files, task_names
 from patch.layout import STORE, digest, spec_digest
 from patch.specs import CorpusSpec, MaskSpec, ModelSpec, StatisticsSpec, TasksSpec, TokenizerSpec, WindowsSpec
 
 
 def _contents(folder: str) -> str:
     """Digest of the task files of a folder: an edited question format makes other tasks."""
-    files = [path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    return digest({str(path.relative_to(folder)): path.read_text() for path in files})
+    return digest({str(path.relative_to(folder)): _text(path) for path in task_files(folder)})
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"task file {path}: cannot be read ({error.strerror})") from None
+    # What is no text counts too: bytes that are not UTF-8 become characters that no text has.
+    return content.decode("utf-8", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass(frozen=True)

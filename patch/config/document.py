@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -121,6 +121,8 @@ def _type(field: FieldInfo) -> str:
                 text += f" < {limit:g}"
             case MinLen(min_length=limit):
                 text += f", at least {limit}"
+            case MaxLen(max_length=limit):
+                text += f", at most {limit}"
             case _ if pattern := getattr(bound, "pattern", None):
                 text += f" like `{pattern}`"
     return text

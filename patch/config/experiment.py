@@ -15,11 +15,11 @@ from patch.config.pruning import Calibration, Pruning, Quantization
 from patch.config.tile import Tile
 
 # Names are parts of paths and of shell lines.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-ID = r"^[a-z0-9][a-z0-9-]*$"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+ID = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0)]
 # A value of a setting that an ablation varies; it becomes a part of a path.
-Value = bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+Value = bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
 
 
 class Perplexity(Section):
@@ -155,8 +155,8 @@ class Experiment(Section):
     extends: str | None = Field(
         None, description="Another configuration, on top of which this one goes: mappings are merged, lists replaced."
     )
-    experiment: str = Field(pattern=ID, description="Name; results go to `results/<experiment>`.")
-    reuse: list[Annotated[str, Field(pattern=ID)]] = Field(
+    experiment: ID = Field(description="Name; results go to `results/<experiment>`.")
+    reuse: list[ID] = Field(
         default_factory=list,
         description="Experiments whose masks are taken where they were made with the same settings.",
     )

@@ -24,6 +24,24 @@ snakemake -n --configfile config/paper.yaml
 A file is checked before anything runs. A key that does not exist, a model that the grid names but nobody
 defines, or a tile that does not divide a layer stops it with the key, its value, and what would be right.
 
+Keys that stand twice in one mapping, aliases that repeat themselves without end, numbers that are not finite or have
+more than 64 bits, and texts of several lines or with control characters are refused with the file and the line, or
+the key.
+
+## A configuration is code
+
+Run a configuration only if you would run a program of the same author:
+
+- `text: "module:attribute"` of a corpus, and `package` of a model, import a Python module: of an installed package, or
+  of the folder that Snakemake runs in.
+- `include_path` names a folder of lm-eval's task files, whose `!function module.name` lm-eval imports and calls.
+- Snakemake reads a file given by `--configfile` before this software does, and takes it for a template, whose Python
+  expressions it evaluates, where the file says `__use_yte__: true`. Such a file is refused, but only then. Aliases
+  that repeat themselves without end can keep that reader busy, too.
+
+`python -m patch.plan --configfile FILE` checks a file from elsewhere without any of that: it imports nothing that the
+file names. Models and masks from elsewhere are data: no code of theirs is run.
+
 ## How a file is laid out
 
 | Section | Says |

@@ -6,31 +6,29 @@ import difflib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from patch.config.experiment import Experiment
+from patch.config.plain import check_plain, read_plain, shown
 from patch.errors import InputError
 
 T = TypeVar("T", bound=BaseModel)
+
+# Key of the templates that Snakemake's own reader evaluates.
+TEMPLATE = "__use_yte__"
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """Read one configuration file without checking what it says.
 
     Raises:
-        InputError: the file is missing or is not a YAML mapping.
+        InputError: the file is missing or is not a mapping of plain YAML, see `read_plain`.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"configuration {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"configuration {path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+    raw = read_plain(path, "configuration")
     if not isinstance(raw, dict):
         raise InputError(f"configuration {path} is {type(raw).__name__}; expected a mapping with the key `experiment`")
+    if TEMPLATE in raw:
+        raise InputError(f"configuration {path}: `{TEMPLATE}` makes Snakemake run code of the file; write values alone")
     return raw
 
 
@@ -49,6 +47,7 @@ def validate_experiment(raw: dict[str, Any]) -> Experiment:
     Raises:
         InputError: one line for each fault: the key, its value, and what would be right.
     """
+    check_plain(raw)
     return validate(Experiment, extended(raw))
 
 
@@ -120,7 +119,7 @@ def _explain(fault: dict[str, Any], model: type[BaseModel], where: str, raw: Any
     if fault["type"] == "missing":
         return f"`{key}` is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"`{key}` is {fault['input']!r}: {message}" if fault["type"] != "value_error" else f"`{key}`: {message}"
+    return f"`{key}` is {shown(fault['input'])}: {message}" if fault["type"] != "value_error" else f"`{key}`: {message}"
 
 
 def _fields(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -8,6 +8,12 @@ from pydantic import Field
 
 from patch.config.base import Section
 
+# One line of text as it stands in tables and figures.
+Title = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=80)]
+# Sizes of a layer, and of a vocabulary, far above those of any model.
+Size = Annotated[int, Field(gt=0, le=2**20)]
+Count = Annotated[int, Field(gt=0, le=2**24)]
+
 
 class TokenizerConfig(Section):
     """A byte-level BPE made from the corpus' train part."""
@@ -44,13 +50,13 @@ class TrainedModel(Section):
 class Shape(Section):
     """Sizes that the cost model needs before a hub model is there."""
 
-    hidden_size: int = Field(gt=0, description="Width of the residual stream.")
-    intermediate_size: int = Field(gt=0, description="Width of the MLP.")
-    num_hidden_layers: int = Field(gt=0, description="Decoder blocks.")
-    num_attention_heads: int = Field(gt=0, description="Query heads.")
-    num_key_value_heads: int = Field(gt=0, description="Key and value heads.")
-    head_dim: int = Field(gt=0, description="Size of a head.")
-    vocab_size: int = Field(gt=0, description="Rows of the embedding.")
+    hidden_size: Size = Field(description="Width of the residual stream.")
+    intermediate_size: Size = Field(description="Width of the MLP.")
+    num_hidden_layers: Size = Field(description="Decoder blocks.")
+    num_attention_heads: Size = Field(description="Query heads.")
+    num_key_value_heads: Size = Field(description="Key and value heads.")
+    head_dim: Size = Field(description="Size of a head.")
+    vocab_size: Count = Field(description="Rows of the embedding.")
     tie_word_embeddings: bool = Field(False, description="Whether the output layer shares the embedding.")
     gated_mlp: bool = Field(True, description="Whether the MLP has a gate beside its first layer.")
     fused_attention: bool = Field(False, description="Whether query, key and value are one layer.")
@@ -84,7 +90,7 @@ class GgufModel(Section):
 class Model(Section):
     """One model of the grid."""
 
-    title: str = Field(description="Name in tables and figures.")
+    title: Title = Field(description="Name in tables and figures.")
     source: Annotated[TrainedModel | HubModel | LocalModel | GgufModel, Field(discriminator="kind")] = Field(
         description="Where the weights come from."
     )

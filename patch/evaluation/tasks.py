@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -16,8 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from patch.config.plain import read_plain
 from patch.errors import InputError
 from patch.io import atomic_file
 
@@ -27,6 +27,8 @@ SENTENCE = range(8, 41)  # words
 CHOICES = 4
 RAREST = 4  # occurrences: below, "of similar frequency" means nothing
 FUNCTION_WORDS = 100  # most frequent words, which are no content words
+# Files of a folder of tasks: more are a folder that was not meant.
+MOST_FILES = 10_000
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -65,27 +67,43 @@ def task_names(include_path: Path | str) -> list[str]:
     """Tasks and groups that the YAML files of a folder declare, sorted; lm-eval is not imported.
 
     Raises:
-        InputError: the folder is missing, or a file in it is not YAML.
+        InputError: the folder is missing, or a file in it is not plain YAML.
     """
-    if not Path(include_path).is_dir():
-        raise InputError(f"`evaluation.include_path` is {str(include_path)!r}, which is no folder")
     names = set()
-    for file in Path(include_path).rglob("*.yaml"):
-        try:
-            declared = yaml.load(file.read_text(), Loader=_TagBlindLoader)
-        except yaml.YAMLError as error:
-            raise InputError(f"task file {file} is not YAML: {' '.join(str(error).split())}") from None
-        if isinstance(declared, dict):
-            name = declared.get("group", declared.get("task"))
+    for file in task_files(include_path):
+        if file.suffix == ".yaml":
+            # `!function module.name` is read as nothing instead of being imported.
+            declared = read_plain(file, "task file", drop_tags=True)
+            name = declared.get("group", declared.get("task")) if isinstance(declared, dict) else None
             names.update([name] if isinstance(name, str) else [])
     return sorted(names)
 
 
-class _TagBlindLoader(yaml.SafeLoader):
-    """Reads `!function module.name` as nothing instead of importing it."""
+def task_files(include_path: Path | str) -> list[Path]:
+    """Return the files of a folder of tasks, sorted: all but hidden ones, which other programs leave there.
+
+    A task includes files of any name, and its code reads some, so the ending does not tell what belongs to it.
+
+    Raises:
+        InputError: the folder is missing, or has more files than a folder of tasks.
+    """
+    root = Path(include_path)
+    if not root.is_dir():
+        raise InputError(f"`evaluation.include_path` is {str(include_path)!r}, which is no folder")
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not _foreign(name)]
+        found += [path for name in names if not _foreign(name) and (path := Path(folder, name)).is_file()]
+        if len(found) > MOST_FILES:
+            raise InputError(
+                f"`evaluation.include_path` is {str(include_path)!r}, which has more than {MOST_FILES:,} files; "
+                "name the folder of the tasks alone"
+            )
+    return sorted(found)
 
 
-_TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+def _foreign(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
 
 
 def _question(query: str, right: str, wrong: list[str], rng: random.Random) -> Question:

@@ -103,7 +103,7 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     "pattern-unquoted": (add({"methods": ["wanda"], "pattern": 124}), ["`grid.3.pattern`", "124", '"2:4"']),
     "sparsity-above": (add(HYBRID | {"sparsity": [0.51]}), ["0.51", "[0, 0.5]"]),
     "sparsity-below": (add(HYBRID | {"sparsity": [-0.1]}), ["-0.1", "[0, 0.5]"]),
-    "sparsity-nan": (add(HYBRID | {"sparsity": [float("nan")]}), ["nan", "[0, 0.5]"]),
+    "sparsity-nan": (add(HYBRID | {"sparsity": [float("nan")]}), ["`grid.3.sparsity.0` is nan", "finite"]),
     "sparsity-missing": (add({"methods": ["patch"]}), ["patch-joint", "`sparsity`"]),
     "sparsity-empty": (add(HYBRID | {"sparsity": []}), ["`sparsity`"]),
     "sparsity-one": (

@@ -61,6 +61,23 @@ def test_what_cannot_be_varied(raw_config, change, message):
         grid_of(raw_config, PATCH | change)
 
 
+def test_blocks_of_more_cells_than_anyone_means(raw_config):
+    wanda = {"methods": ["wanda"], "pattern": "unstructured"}
+    many = [index / 1000 for index in range(1, 1000)]
+    assert len(grid_of(raw_config, wanda | {"sparsity": many}).cells) >= 999
+    with pytest.raises(InputError, match=r"19,980 cells; use at most 10,000"):
+        grid_of(raw_config, wanda | {"sparsity": many, "seeds": list(range(10))})
+    ablation = {"methods": ["patch-joint"], "sparsity": [0.4]}
+    lengths = {
+        key: [index / 100 for index in range(1, 100)] for key in ("lr", "weight_reg", "sparsity_reg", "tile_std")
+    }
+    with pytest.raises(InputError, match="96,059,601 cells"):
+        grid_of(raw_config, ablation | {"vary": lengths})
+    names = {key: ["a" * 60] for key in ("tile_prior", "pattern_prior")}
+    with pytest.raises(InputError, match="too long for a file"):
+        grid_of(raw_config, ablation | {"vary": names})
+
+
 def test_cells_of_tables_of_their_own(raw_config):
     grid = grid_of(raw_config, PATCH, PATCH | {"sparsity": [0.45, 0.25], "table": "mine"}, {"methods": ["dense"]})
     assert [(c.method, c.sparsity) for c in grid.tables["mine"]] == [("patch-joint", 0.45), ("patch-joint", 0.25)]

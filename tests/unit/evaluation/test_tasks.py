@@ -1,6 +1,7 @@
 """Questions made from text: well-formed, deterministic, and silent about their answer."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
+from patch.evaluation import tasks
 from patch.evaluation.tasks import CONTINUATION, MAKERS, make_task_data, task_names
+from patch.store import _contents
 
 INCLUDE = Path(__file__).parents[3] / "workflow" / "tasks"
 CHANCE = {"continuation": 0.25, "word_order": 0.5, "next_word": 0.25, "cloze": 0.25}
@@ -94,6 +97,37 @@ def test_names_are_those_that_are_made(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="which is no folder"):
         task_names(tmp_path / "missing")
+
+
+def test_hidden_files_are_no_task_files_and_others_need_not_be_text(tmp_path):
+    folder = tmp_path / "tasks"
+    shutil.copytree(INCLUDE, folder)
+    known, digest = task_names(folder), _contents(str(folder))
+    assert digest == _contents(str(INCLUDE))
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1\xff\xfe")
+    (folder / "._cloze.yaml").write_bytes(b"\0\5\x16\7\xff")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints/cloze-checkpoint.yaml").write_text("task: [")
+    assert (task_names(folder), _contents(str(folder))) == (known, digest)
+    (folder / "words.bin").write_bytes(b"\xff\0")
+    first = _contents(str(folder))
+    (folder / "words.bin").write_bytes(b"\xfe\0")
+    assert len({digest, first, _contents(str(folder))}) == 3, "a task's own data is a part of it"
+
+
+def test_task_files_are_read_as_strictly_as_configurations(tmp_path):
+    (tmp_path / "one.yaml").write_text("task: one\nmetadata: {version: 1}\ntask: two\n")
+    with pytest.raises(InputError, match="task file .*one.yaml, line 3: the key `task` stands there twice"):
+        task_names(tmp_path)
+    (tmp_path / "one.yaml").write_bytes(b"task: \xff\n")
+    with pytest.raises(InputError, match="task file .*one.yaml: cannot be read"):
+        task_names(tmp_path)
+
+
+def test_a_folder_that_was_not_meant(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "MOST_FILES", 3)
+    with pytest.raises(InputError, match="more than 3 files; name the folder of the tasks alone"):
+        task_names(INCLUDE)
 
 
 def test_naming_tasks_imports_nothing_heavy():
