@@ -12,6 +12,7 @@ from patch.config import extended, read_yaml, validate_experiment
 from patch.cost import CostModel, too_large
 from patch.errors import InputError
 from patch.layout import STORE
+from patch.paper.escape import escape_label, escape_rst
 from patch.plan import Plan
 from patch.preflight import preflight
 from patch.reports import what_was_run
@@ -29,7 +30,8 @@ try:
         config = settings
     config = extended(config)
     PLAN = Plan(validate_experiment(config))
-    config["run"] = what_was_run(PLAN)  # for the first page of the report
+    # For the first page of the report.
+    config["run"] = {name: escape_rst(text) for name, text in what_was_run(PLAN).items()}
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

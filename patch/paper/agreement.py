@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from patch.paper.columns import format_value
+from patch.paper.escape import escape_markdown
 from patch.paper.table import Heading, Measure, Row, Table
 from patch.results.order import percent
 from patch.results.record import ModelInfo
@@ -18,7 +19,7 @@ Found = tuple[Row, Heading, Measure]
 
 
 def beside_paper(table: Table, models: Sequence[ModelInfo]) -> Iterator[str]:
-    """A line for each model that the table has published numbers of; none where it has nothing to compare."""
+    """Return a line of Markdown for each model that the table has published numbers of and something to compare."""
     if table.deviation:
         # The same rows as in another table.
         return
@@ -27,7 +28,7 @@ def beside_paper(table: Table, models: Sequence[ModelInfo]) -> Iterator[str]:
         line = _within(found) if model.comparable else _order(found)
         if line:
             of = "" if model.comparable else f" beside {model.published}"
-            yield f"{model.title}{of}, table `{table.name}`: {line}"
+            yield f"{escape_markdown(f'{model.title}{of}')}, table `{table.name}`: {escape_markdown(line)}"
 
 
 def _measures(table: Table, model: ModelInfo) -> Iterator[Found]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from html import escape
 
 from patch.paper.columns import Column, groups, text_columns
+from patch.paper.escape import escape_html
 from patch.paper.table import Table
 
 # Readable where a report shows a page, in a frame of half a screen: the table scrolls, the page does not.
@@ -65,7 +65,7 @@ def html_page(title: str, parts: Iterable[str], notes: Iterable[str] = ()) -> st
         parts: HTML.
         notes: text, below.
     """
-    below = [f"<p>{escape(note)}</p>" for note in notes]
+    below = [f"<p>{escape_html(note)}</p>" for note in notes]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -73,11 +73,11 @@ def html_page(title: str, parts: Iterable[str], notes: Iterable[str] = ()) -> st
             "<head>",
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>",
+            f"<title>{escape_html(title)}</title>",
             f"<style>\n{CSS}\n</style>",
             "</head>",
             "<body>",
-            f"<h1>{escape(title)}</h1>",
+            f"<h1>{escape_html(title)}</h1>",
             *parts,
             *(['<div class="notes">', *below, "</div>"] if below else []),
             "</body>",
@@ -103,13 +103,13 @@ def _head(columns: list[Column]) -> list[str]:
     lines = []
     if any(column.group for column in columns):
         spans = [
-            f'<th class="group" colspan="{last - first + 1}" scope="colgroup">{escape(group)}</th>'
+            f'<th class="group" colspan="{last - first + 1}" scope="colgroup">{escape_html(group)}</th>'
             if group
             else f'<th colspan="{last - first + 1}"></th>'
             for group, first, last in groups(columns)
         ]
         lines.append(f"<tr>{''.join(spans)}</tr>")
-    names = [f'<th{_kind(column)} scope="col">{escape(column.name)}</th>' for column in columns]
+    names = [f'<th{_kind(column)} scope="col">{escape_html(column.name)}</th>' for column in columns]
     return [*lines, f"<tr>{''.join(names)}</tr>"]
 
 
@@ -123,7 +123,7 @@ def _body(columns: list[Column], apart: Collection[int]) -> list[str]:
 
 
 def _text(text: str, bold: bool) -> str:
-    return f"<b>{escape(text)}</b>" if bold else escape(text)
+    return f"<b>{escape_html(text)}</b>" if bold else escape_html(text)
 
 
 def _kind(column: Column) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from pathlib import Path
 
 from patch.io import atomic_file
 from patch.paper.columns import text_columns
+from patch.paper.escape import escape_markdown
 from patch.paper.html import table_page
 from patch.paper.table import PARTS, Measure, Table
 from patch.paper.tex import tex_lines
@@ -75,13 +75,8 @@ def to_markdown(table: Table) -> str:
     lines = [line([text((f"{c.group} {c.name}".strip(), False)) for c in columns])]
     lines.append(line(["---:" if c.numeric else ":---" for c in columns]))
     lines += [line([text(cell) for cell in cells]) for cells in zip(*(c.cells for c in columns), strict=True)]
-    notes = [text((note, False)) for note in table.notes]
-    return "\n\n".join([table.caption, "\n".join(lines), *notes]) + "\n"
-
-
-def escape_markdown(text: str) -> str:
-    """Text as Markdown prints it literally."""
-    return re.sub(r"([|*_`<\\])", r"\\\1", text)
+    caption, *notes = (escape_markdown(line) for line in (table.caption, *table.notes))
+    return "\n\n".join([caption, "\n".join(lines), *notes]) + "\n"
 
 
 def _write_markdown(table: Table, path: Path) -> None:

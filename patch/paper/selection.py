@@ -115,4 +115,4 @@ CAPTIONS = {
 
 def selection(name: str) -> Selection:
     """The standard table of that name, or one of the grid's own."""
-    return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Cells of the grid's table `{name}`."))
+    return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Cells of the grid's table {name}."))

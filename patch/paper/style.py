@@ -20,6 +20,8 @@ matplotlib.use("Agg")
 STYLE: dict[str, Any] = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
+    # A title is text, whatever is in it; no figure has formulas.
+    "text.parse_math": False,
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,

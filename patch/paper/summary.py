@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import pandas as pd
 
 from patch.cell import Cell
 from patch.paper.agreement import ERRORS, beside_paper
+from patch.paper.escape import escape_markdown
 from patch.paper.overview import environments
 from patch.paper.render import to_markdown
 from patch.paper.sure import how_sure
@@ -64,7 +64,7 @@ def summary(results: Results) -> str:
     """What was run, the tables and figures, how they compare with the paper, how sure they are, what is missing."""
     compared = [line for table in results.tables for line in beside_paper(table, results.models)]
     sections = {
-        "What was run": _bullets(f"{name}: {text}" for name, text in results.run.items()),
+        "What was run": _bullets(escape_markdown(f"{name}: {text}") for name, text in results.run.items()),
         "Tables": "\n".join(f"### {table.name}\n\n{to_markdown(table)}" for table in results.tables).rstrip("\n"),
         "Figures": _figures(results.figures),
         "Beside the paper": f"{_bullets(compared)}\n\n{COMPARED}" if compared else "The paper has none of these rows.",
@@ -104,15 +104,15 @@ def environment_line(records: Sequence[Record]) -> str:
     for name, values in environments(records).items():
         different = list(dict.fromkeys(values))
         shown = " and ".join(different[:2]) + (f" and {len(different) - 2} more" if len(different) > 2 else "")
-        parts.append(f"{name} {_literal(shown)}")
+        parts.append(f"{name} {escape_markdown(shown)}")
     return f"{', '.join(parts)}." if parts else ""
 
 
 def _figures(figures: Mapping[str, Mapping[str, str]]) -> str:
     parts = []
     for model, paths in figures.items():
-        images = [f"![{_literal(model)}: {name}]({path})" for name, path in paths.items()]
-        parts.append("\n\n".join([f"### {_literal(model)}", *images]))
+        images = [f"![{escape_markdown(model)}: {name}]({path})" for name, path in paths.items()]
+        parts.append("\n\n".join([f"### {escape_markdown(model)}", *images]))
     return "\n\n".join(parts)
 
 
@@ -120,19 +120,15 @@ def _missing(results: Results) -> str:
     measured = {(record.cell.model, record.cell.id) for record in results.records}
     cells = [cell for cell in results.expected if (cell.model, cell.id) not in measured]
     lines = [
-        f"{cell.model}/{cell.id}: no record; its jobs have not run, run still or have failed "
+        f"{escape_markdown(f'{cell.model}/{cell.id}')}: no record; its jobs have not run, run still or have failed "
         "(`python -m patch.status` says which). It is a dash in the tables."
         for cell in cells
     ]
-    lines += not_here(results.published, results.expected, results.models, bool(results.speeds))
+    absent = not_here(results.published, results.expected, results.models, bool(results.speeds))
+    lines += map(escape_markdown, absent)
     whole = "" if cells else f"All {len(results.expected)} cells have a record.\n\n"
     return whole + _bullets(lines)
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {_literal(line)}" for line in lines)
-
-
-def _literal(text: str) -> str:
-    """Text whose signs Markdown does not read; but for code in backticks, which is the page's own."""
-    return re.sub(r"(`[^`]*`)|([|*_<\\\[\]])", lambda match: match[1] or f"\\{match[2]}", text)
+    return "\n".join(f"- {line}" for line in lines)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from patch.cell import Cell
 from patch.paper.agreement import ERRORS
-from patch.paper.render import escape_markdown
+from patch.paper.escape import escape_markdown
 from patch.results.order import QUANTIZATIONS, method_title, percent, tile_title, variant_title
 from patch.results.record import ModelInfo, Record
 

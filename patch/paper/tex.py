@@ -3,25 +3,8 @@
 from __future__ import annotations
 
 from patch.paper.columns import Column, groups, text_columns
-from patch.paper.table import DASH, Table
-
-TEX_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: f"\\{character}" for character in "&%$#_"},
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "Δ": r"$\Delta$",
-    "−": "$-$",
-    DASH: "--",
-}
+from patch.paper.escape import escape_tex
+from patch.paper.table import Table
 
 
 def tex_lines(table: Table) -> list[str]:
@@ -52,11 +35,6 @@ def tex_lines(table: Table) -> list[str]:
         *(rf"{{\scriptsize {escape_tex(note)}\par}}" for note in table.notes),
         r"\endgroup",
     ]
-
-
-def escape_tex(text: str) -> str:
-    """Text as LaTeX prints it literally; the signs of the tables become mathematics."""
-    return "".join(TEX_ESCAPES.get(character, character) for character in text)
 
 
 def _tex_header(columns: list[Column]) -> list[str]:

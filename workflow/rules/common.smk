@@ -84,4 +84,4 @@ def spare_option(cell):
 
 def figure_labels(model, figure):
     """How the report lists a figure."""
-    return {"model": MODELS[model].title, "figure": figure}
+    return {"model": escape_label(MODELS[model].title), "figure": figure}

@@ -5,8 +5,8 @@ import pytest
 
 from patch.errors import InputError
 from patch.paper.columns import format_value
+from patch.paper.escape import escape_tex
 from patch.paper.tables import TABLES, build_table, to_text, write_table
-from patch.paper.tex import escape_tex
 
 
 def build(name, experiment):
