@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from patch.library_errors import hub_answer, token_problem, unreachable
+
 NOUNS = {"model": "model", "dataset": "data set", "mask": "mask"}
 TRUE = ("1", "ON", "YES", "TRUE")
 SECONDS = 10
@@ -45,6 +47,9 @@ def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str
     offline = _offline(wanted, tasks, environment)
     if offline:
         return offline
+    malformed = token_problem()
+    if malformed:
+        return [malformed]
     if api is None:
         from huggingface_hub import HfApi
 
@@ -77,47 +82,23 @@ def fetches(wanted: Sequence[Wanted], tasks: bool) -> str:
 
 
 def _problem(one: Wanted, api: Any) -> tuple[str | None, bool]:
-    """What is wrong with a repository, and whether the hub answered at all.
+    """Return what is wrong with a repository, and whether the hub answered at all.
 
     Messages of exceptions are never passed on: one of a malformed token would hold it.
     """
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import RevisionNotFoundError
 
-    noun, repo_type = NOUNS[one.kind], "dataset" if one.kind == "dataset" else "model"
-    repo = f"`{one.key}.repo` is {one.repo!r}"
+    repo_type = "dataset" if one.kind == "dataset" else "model"
     try:
         ask = api.dataset_info if repo_type == "dataset" else api.model_info
         # The hub describes a gated repository to everybody; only its files are behind the gate.
         if ask(one.repo, revision=one.revision, timeout=SECONDS).gated:
             api.auth_check(one.repo, repo_type=repo_type)
-    except GatedRepoError:
-        page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
-        return (
-            f"{repo}, which is gated: accept its licence at {page} with an account, "
-            "then log in with `hf auth login` or set HF_TOKEN in the environment"
-        ), True
-    except RevisionNotFoundError:
-        return f"`{one.key}.revision` is {one.revision!r}: {one.repo} has no such commit; its page lists them", True
-    except RepositoryNotFoundError:
-        return (
-            f"{repo}: the hub has no such {noun}, or a private one; "
-            "correct the name, or log in with `hf auth login` to an account that may read it"
-        ), True
-    except HFValidationError:
-        return f"{repo}, which is no name of a {noun}; it must be `owner/name`", True
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        hint = "log in again with `hf auth login` or correct HF_TOKEN" if status in (401, 403) else "try again later"
-        return f"{repo}: the hub answers with status {status}; {hint}", True
     except Exception as error:  # noqa: BLE001 - whatever the network's library raises
-        return (
-            f"the Hugging Face hub cannot be reached ({type(error).__name__}); start where there is a network, "
-            "set HTTPS_PROXY or HF_ENDPOINT, or fetch on another machine and copy work/ and HF_HOME"
-        ), False
+        page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
+        answer = hub_answer(error, page)
+        if answer is None:
+            return unreachable(error), False
+        wrong = ("revision", one.revision) if isinstance(error, RevisionNotFoundError) else ("repo", one.repo)
+        return f"`{one.key}.{wrong[0]}` is {wrong[1]!r}: {answer}", True
     return None, True

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.library_errors import OWN_CODE, library_errors
+from patch.model_files import check_objects, check_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Making more of them would fill the memory before their weights are found to be missing.
+MOST_LAYERS = 10_000
+TOKENIZER_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
 
 
 @cache
@@ -85,49 +91,91 @@ def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") 
     """Load a causal language model from a local folder, frozen and in evaluation mode.
 
     Raises:
-        InputError: the folder holds no model, or one that is damaged.
+        InputError: the folder holds no model, one that is damaged, or one that needs its own code.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if not (Path(folder) / "config.json").exists():
-        raise InputError(f"model folder {folder}: no config.json in it; give a folder that save_pretrained wrote")
-    try:
+    config = load_config(folder)
+    check_weights(folder)
+    with library_errors(f"model folder {folder} cannot be loaded"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            # Other weights are pickles.
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(f"model folder {folder} cannot be loaded: {error}") from None
     if report["missing_keys"]:
         raise InputError(f"model folder {folder}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
+    _check_types(folder, model)
     return model.to(device).eval().requires_grad_(False)
 
 
+def _check_types(folder: Path | str, model: PreTrainedModel) -> None:
+    """Refuse weights that are stored as integers: transformers converts their bits' values without a word."""
+    from safetensors import safe_open
+
+    names = {name for name, _ in model.named_parameters()}
+    names |= {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in names.intersection(file.keys()):
+                dtype = file.get_slice(name).get_dtype()
+                if not dtype.startswith(("F", "BF")):
+                    raise InputError(f"{path}: {name} has the type {dtype}; expected floating-point numbers")
+
+
 def load_skeleton(folder: Path | str) -> PreTrainedModel:
-    """A causal language model without its weights, on the `meta` device: layers, names and shapes.
+    """Return a causal language model without its weights, on the `meta` device: layers, names and shapes.
 
     Raises:
-        InputError: the folder holds no model.
+        InputError: the folder holds no model, one that is damaged, or one that needs its own code.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model folder {folder} cannot be loaded: {error}") from None
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    config = load_config(folder)
+    with library_errors(f"model folder {folder} cannot be loaded"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def load_config(folder: Path | str) -> PretrainedConfig:
+    """Load the configuration of a model in a local folder, and check the one of its generation.
+
+    Raises:
+        InputError: names the file that is missing or damaged, or says that the model needs its own code.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    path, generation = Path(folder) / "config.json", Path(folder) / "generation_config.json"
+    if not path.exists():
+        raise InputError(f"model folder {folder}: no config.json in it; give a folder that save_pretrained wrote")
+    check_objects(folder, (path.name, generation.name))
+    with library_errors(f"{path} cannot be loaded"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config()
+        attention, layers = text._attn_implementation, getattr(text, "num_hidden_layers", 0)
+    # Where the package `kernels` is there, transformers runs what such a repository holds.
+    if attention and "/" in attention:
+        raise InputError(f"{path} names the attention kernel {attention!r}: {OWN_CODE}")
+    if not 0 < layers <= MOST_LAYERS:
+        raise InputError(f"{path}: num_hidden_layers is {layers}; expected 1 to {MOST_LAYERS}")
+    if generation.exists():
+        with library_errors(f"{generation} cannot be loaded"):
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return config
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a local folder.
 
     Raises:
-        InputError: the folder holds none.
+        InputError: the folder holds none, one that is damaged, or one that needs its own code.
     """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"tokenizer folder {folder} cannot be loaded: {error}") from None
+    check_objects(folder, TOKENIZER_FILES)
+    with library_errors(f"tokenizer folder {folder} cannot be loaded"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

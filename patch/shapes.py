@@ -7,7 +7,7 @@ from pathlib import Path
 from patch.config.load import validate
 from patch.config.models import LocalModel, Model, Shape, TrainedModel
 from patch.errors import InputError
-from patch.io import read_json
+from patch.model_files import read_object
 
 # What transformers takes for a key that the configuration of a family leaves out.
 FAMILY_DEFAULTS: dict[str, dict] = {
@@ -47,12 +47,15 @@ def model_shape(name: str, model: Model) -> Shape:
                 f"models.{name}.source.path is {source.path!r}: no config.json in it; "
                 "give a folder that save_pretrained wrote"
             )
-        return _from_config(str(path), read_json(path), None)
+        return _from_config(str(path), read_object(path), None)
     return source.shape
 
 
 def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
-    defaults = FAMILY_DEFAULTS.get(config.get("model_type", ""), {})
+    family = config.get("model_type", "")
+    if not isinstance(family, str):
+        raise InputError(f"`{where}.model_type` is {family!r}; it must be the name of a family")
+    defaults = FAMILY_DEFAULTS.get(family, {})
     config = {ALIASES.get(key, key): value for key, value in config.items() if value is not None}
     sizes = defaults | {key: value for key, value in config.items() if key in Shape.model_fields}
     if vocab_size:

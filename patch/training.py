@@ -48,7 +48,7 @@ def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN0
     torch.manual_seed(source.training.seed)
     try:
         config = family(**source.config, **special)
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - each family refuses a value in its own way
         reason = " ".join(str(error).split())
         raise InputError(f"the config of a {source.architecture} model is refused by transformers: {reason}") from error

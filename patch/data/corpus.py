@@ -17,6 +17,7 @@ from patch.config.load import suggest
 from patch.data import sources
 from patch.errors import InputError
 from patch.io import atomic_directory, write_json
+from patch.library_errors import hub_errors
 
 SPLITS: tuple[str, ...] = get_args(Split)
 
@@ -133,13 +134,15 @@ def _fetch_hub(source: HubSource, folder: Path) -> dict[str, dict[str, int]]:
 
     parts = {}
     for split, hub_split in source.splits.items():
-        try:
+        with hub_errors(f"data set {source.repo} at {source.revision}, split {hub_split!r} cannot be fetched"):
             part = datasets.load_dataset(
-                source.repo, source.name, data_files=source.data_files, revision=source.revision, split=hub_split
+                source.repo,
+                source.name,
+                data_files=source.data_files,
+                revision=source.revision,
+                split=hub_split,
+                trust_remote_code=False,
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"data set {source.repo} at {source.revision}, split {hub_split!r}: {reason}") from error
         if source.field not in part.column_names:
             known = suggest(source.field, part.column_names)
             raise InputError(f"data set {source.repo}: `field` is {source.field!r}, which is no column; {known}")

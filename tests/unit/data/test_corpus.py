@@ -168,7 +168,8 @@ def test_a_hub_data_set_is_kept_as_it_is(tmp_path, monkeypatch):
         repo="a/b", revision="0123456", name="raw", data_files="*.gz", splits={"test": "validation"}, field="page"
     )
     assert fetch(source, tmp_path / "out") == {"test": ["", " = Title = \n", "body"]}
-    assert asked == [(("a/b", "raw"), {"data_files": "*.gz", "revision": "0123456", "split": "validation"})]
+    options = {"data_files": "*.gz", "revision": "0123456", "split": "validation", "trust_remote_code": False}
+    assert asked == [(("a/b", "raw"), options)]
     with pytest.raises(InputError, match="`field` is 'txt', which is no column"):
         fetch_corpus(Corpus(source=source.model_copy(update={"field": "txt"})), tmp_path / "other")
 
@@ -180,7 +181,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
         raise ConnectionError("offline\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match="^data set a/b at 0123456, split 'train': offline$"):
+    with pytest.raises(InputError, match="^data set a/b at 0123456, split 'train' cannot be fetched: the Hugging"):
         fetch_corpus(
             Corpus(source=HubSource(repo="a/b", revision="0123456", splits={"train": "train"})), tmp_path / "out"
         )
