@@ -183,7 +183,7 @@ def refused(folder: Path, match: str) -> None:
 def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "nowhere/packed.safetensors: no such file; give a folder that `patch.inference.save`")
     (folder / "config.json").rename(tmp_path / "config.json")
-    refused(folder, "model folder .*packed cannot be loaded")
+    refused(folder, "model folder .*packed: no config.json in it")
     (tmp_path / "config.json").rename(folder / "config.json")
     (folder / "packed.safetensors").unlink()
     refused(folder, "packed.safetensors: no such file")
