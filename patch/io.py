@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -112,7 +113,7 @@ def parse_json(text: str | bytes, source: object) -> Any:
         InputError: it is not JSON, is nested too deeply or has a number too long to be read.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError:
         raise InputError(f"{source}: not valid JSON (nested too deeply)") from None
     except ValueError as error:
@@ -121,6 +122,12 @@ def parse_json(text: str | bytes, source: object) -> Any:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

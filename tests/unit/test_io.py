@@ -172,8 +172,17 @@ def test_replacement_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     "text",
-    ["[NaN]", "[Infinity]", "[-Infinity]", "[" * 100_000, '{"a":' * 100_000, "[" + "1" * 5000 + "]", '{"a":1,"a":2}'],
-    ids=["nan", "infinity", "minus", "deep list", "deep object", "long number", "key twice"],
+    [
+        "[NaN]",
+        "[Infinity]",
+        "[-Infinity]",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "[" + "1" * 5000 + "]",
+        "[1e999]",
+        '{"a":1,"a":2}',
+    ],
+    ids=["nan", "infinity", "minus", "deep list", "deep object", "long number", "large number", "key twice"],
 )
 def test_odd_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 SHAPE |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8}
 HUB = {"kind": "hub", "repo": "owner/name", "revision": "0123456"}
-SPECS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "fetch_corpus": {"corpus": {"source": HUB | {"splits": {"train": "train"}}}},
     "fetch_mask": {"source": HUB},
     "fetch_model": {"upstream": "", "source": HUB | {"shape": SHAPE}},
@@ -33,14 +32,14 @@ import os, sys
 from pathlib import Path
 from patch.stages.__main__ import main
 
-stage, spec, folder = sys.argv[1:]
+stage, settings, folder = sys.argv[1:]
 
 def run(where, token):
     if where == "file":
         Path(os.environ["HF_TOKEN_PATH"]).write_text(token)
     else:
         os.environ[where] = token
-    print("code", main([stage, "--spec", spec, "--out", f"{folder}/out"]), flush=True)
+    print("code", main([stage, "--settings", settings, "--out", f"{folder}/out"]), flush=True)
     os.environ.pop(where, None)
 
 if stage == "fetch_tasks":  # reading lm-eval's 14,000 task files once is enough
@@ -90,11 +89,11 @@ def hub() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.mark.parametrize("stage", ONLINE)
-def test_no_message_holds_a_token(stage: str, tmp_path: Path, hub: ThreadingHTTPServer) -> None:
+def test_no_message_holds_a_token(stage: str, job_file: Callable, tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE", "PATCH_"))}
     kept |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN_PATH": str(tmp_path / "token")}
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, stage, json.dumps(SPECS[stage]), str(tmp_path)],
+        [sys.executable, "-c", SCRIPT, stage, str(job_file(stage, SETTINGS[stage])), str(tmp_path)],
         env=kept | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"},
         capture_output=True,
         text=True,
@@ -116,9 +115,10 @@ def test_no_message_holds_a_token(stage: str, tmp_path: Path, hub: ThreadingHTTP
 
 
 @pytest.mark.parametrize("stage", ["fetch_mask", "fetch_model"])
-def test_a_hub_that_cannot_be_reached(stage: str, tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached(stage: str, job_file: Callable, tmp_path: Path) -> None:
+    file = job_file(stage, SETTINGS[stage])
     ended = subprocess.run(
-        [sys.executable, "-m", "patch.stages", stage, "--spec", json.dumps(SPECS[stage]), "--out", tmp_path / "out"],
+        [sys.executable, "-m", "patch.stages", stage, "--settings", file, "--out", tmp_path / "out"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"},
         capture_output=True,
         text=True,
