@@ -1,41 +1,26 @@
-"""Job files: the settings and the named inputs of one job.
+"""Job files: the settings of a job, and its named inputs, each in a file of its own.
 
 They do not travel on a command line: Linux refuses an argument over 131,071 bytes, which the paths and settings of a
 large grid exceed, and a shell would interpret what a path of a user contains. A job file is named by a digest of its
-contents. The name is a parameter of the rule, so a changed setting reruns the job.
+contents. The name of the settings is a parameter of the rule, so a changed setting reruns the job; that of the inputs
+is not, since Snakemake notices changed inputs itself.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from patch.config.base import Section
 from patch.errors import InputError
-from patch.io import atomic_file, json_checksum, parse_json
+from patch.io import atomic_file, json_checksum, read_json
 from patch.layout import STORE
 
 FOLDER = f"{STORE}/jobs"
+INPUTS = "inputs"
 DIGITS = 16
-Inputs = Mapping[str, str | Sequence[str]]
-
-
-@dataclass(frozen=True)
-class JobFile:
-    """Contents of a job file.
-
-    Attributes:
-        stage: a stage in `patch.stages`.
-        settings: of that stage.
-        inputs: option of the stage -> path or list of paths.
-    """
-
-    stage: str
-    settings: dict[str, Any]
-    inputs: dict[str, str | list[str]]
 
 
 class JobFiles:
@@ -44,11 +29,17 @@ class JobFiles:
     def __init__(self) -> None:
         self._contents: dict[str, dict[str, Any]] = {}
 
-    def path(self, stage: str, settings: Section, inputs: Inputs) -> str:
-        """Return the path of a job's file, which `write` will create."""
-        paths = {name: str(value) if isinstance(value, str) else [*map(str, value)] for name, value in inputs.items()}
-        content = {"stage": stage, "settings": settings.model_dump(mode="json"), "inputs": paths}
-        path = f"{FOLDER}/{_name(content)}"
+    def settings(self, stage: str, settings: Section) -> str:
+        """Return the path of the file with a stage's settings, which `write` will create."""
+        return self._path(stage, settings.model_dump(mode="json"))
+
+    def inputs(self, paths: Mapping[str, str | Sequence[str]]) -> str:
+        """Return the path of the file with a job's inputs, option of the stage -> path or paths."""
+        values = {name: str(value) if isinstance(value, str) else [*map(str, value)] for name, value in paths.items()}
+        return self._path(INPUTS, values)
+
+    def _path(self, kind: str, content: dict[str, Any]) -> str:
+        path = f"{FOLDER}/{_name(kind, content)}"
         self._contents[path] = content
         return path
 
@@ -61,28 +52,32 @@ class JobFiles:
                     temporary.write_text(text)
 
 
-def read_job_file(path: Path | str) -> JobFile:
-    """Read a job file.
+def read_settings(path: Path | str, stage: str) -> dict[str, Any]:
+    """Read the settings of a stage.
 
     Raises:
-        InputError: there is no such file, or its contents are not those that its name stands for.
+        InputError: there is no such file, it is of another stage, or its name does not stand for its contents.
     """
-    try:
-        text = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such job file; `snakemake` writes it when a run starts") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    content = parse_json(text, path)
-    try:
-        job = JobFile(**content)
-        name = _name(content)
-    except (TypeError, KeyError):
-        raise InputError(f"{path}: not a job file; it has the keys `stage`, `settings` and `inputs`") from None
-    if name != Path(path).name:
-        raise InputError(f"{path}: its contents are not those that its name stands for ({name}): damaged or edited")
-    return job
+    return _read(path, stage)
 
 
-def _name(content: dict[str, Any]) -> str:
-    return f"{content['stage']}-{json_checksum(content)[:DIGITS]}.json"
+def read_inputs(path: Path | str) -> dict[str, str | list[str]]:
+    """Read the inputs of a job; errors as in `read_settings`."""
+    return _read(path, INPUTS)
+
+
+def _read(path: Path | str, kind: str) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"job file {error}; `snakemake` writes it when a run starts") from None
+    if (name := _name(kind, content)) != Path(path).name:
+        raise InputError(
+            f"job file {path}: not of `{kind}`, damaged or edited: its contents would be named {name}; "
+            "`snakemake` writes it when a run starts"
+        )
+    return content
+
+
+def _name(kind: str, content: Any) -> str:
+    return f"{kind}-{json_checksum(content)[:DIGITS]}.json"

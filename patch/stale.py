@@ -19,8 +19,6 @@ from patch.plan import Plan
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
-# Targets that need every output; `all` is the default one.
-WHOLE = {"all", "tables", "figures"}
 NAMED = 5
 
 
@@ -52,20 +50,18 @@ def _digest(path: str) -> str | None:
     return content.get("config_digest") if isinstance(content, Mapping) else None
 
 
-def remake(workflow: Workflow, plan: Plan, logger: Logger) -> None:
-    """Have a run make stale outputs again, or warn of them where it makes only some of the outputs.
+def force(workflow: Workflow, plan: Plan, logger: Logger) -> list[str]:
+    """Have the jobs run whose outputs are stale; an input function of the rules that need every output.
 
-    Called while the workflow is parsed.
+    Snakemake asks for it while it builds its graph of jobs, before it decides which of them run.
+
+    Returns:
+        No further input.
     """
-    settings = workflow.dag_settings
-    # Jobs of a cluster read the workflow again, for themselves alone.
-    if settings is None or not workflow.is_main_process or not (stale := stale_outputs(plan)):
-        return
-    more = f", and {len(stale) - NAMED} more" if len(stale) > NAMED else ""
-    listed = f"{', '.join(stale[:NAMED])}{more}"
-    forced = set(settings.targets) <= WHOLE and any(trigger.name == "PARAMS" for trigger in settings.rerun_triggers)
-    if forced:
-        settings.forcerun = frozenset(settings.forcerun) | frozenset(stale)
-        logger.info(f"Made with other settings than the configuration's, and made again: {listed}")
-    else:
-        logger.warning(f"Made with other settings than the configuration's; remove them to make them again: {listed}")
+    by_parameters = any(trigger.name == "PARAMS" for trigger in workflow.rerun_triggers)
+    # Jobs of a cluster read the workflow again, each for itself alone.
+    if workflow.is_main_process and by_parameters and (stale := stale_outputs(plan)):
+        workflow.dag.forcefiles.update(stale)
+        more = f" and {len(stale) - NAMED} more" if len(stale) > NAMED else ""
+        logger.info(f"Made with other settings than the configuration's: {', '.join(stale[:NAMED])}{more}")
+    return []

@@ -1,6 +1,6 @@
 """Run a stage in this process.
 
-A stage is a module with a function `run(spec, *, name: Path, ...)`. Its settings and inputs come from a job file, its
+A stage is a module with a function `run(spec, *, name: Path, ...)`. Its settings and inputs come from job files, its
 outputs and the rest from options of the command line, which are named like the function's keyword arguments.
 """
 
@@ -19,11 +19,9 @@ from typing import Any
 
 import patch.stages
 from patch.errors import InputError
-from patch.job_files import JobFile, read_job_file
+from patch.job_files import read_inputs, read_settings
 from patch.launch import is_launched, launch, report_end
 from patch.signals import EXIT_RESUMABLE, hold_signals, ignore_signals
-
-SETTINGS = "settings"
 
 
 def stage_names() -> list[str]:
@@ -42,8 +40,11 @@ def _parameters(run: typing.Callable) -> dict[str, inspect.Parameter]:
 
 def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m patch.stages {stage}", description=inspect.getdoc(run))
-    about = "job file with the settings and inputs, which a workflow writes to work/jobs/ when it starts"
-    parser.add_argument(f"--{SETTINGS}", required=True, type=Path, metavar="FILE", help=about)
+    about = "that `snakemake` writes to work/jobs/ when a run starts"
+    parser.add_argument(
+        "--settings", required=True, type=Path, metavar="FILE", help=f"job file with the settings, {about}"
+    )
+    parser.add_argument("--inputs", type=Path, metavar="FILE", help=f"job file with paths of inputs, {about}")
     for name, parameter in _parameters(run).items():
         option = _option(name)
         if parameter.annotation in ("int", int):
@@ -95,18 +96,14 @@ def _run_stage(stage: str, *arguments: str) -> int:
     from patch.config.load import validate  # late: with the libraries of a configuration
 
     run = importlib.import_module(f"patch.stages.{stage}").run
-    parser = _parser(stage, run)
+    parser, parameters = _parser(stage, run), _parameters(run)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    file = given.pop(SETTINGS)
-    job = read_job_file(file)
-    if job.stage != stage:
-        raise InputError(f"{file} is a job of the stage `{job.stage}`, not of `{stage}`")
-    parameters = _parameters(run)
-    options = _inputs(file, job, parameters) | given
+    settings, inputs = read_settings(given.pop("settings"), stage), given.pop("inputs", None)
+    options = (_inputs(inputs, parameters) if inputs else {}) | given
     required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     if missing := [_option(name) for name in required if name not in options]:
-        parser.error(f"missing, in the job file and on the command line: {', '.join(missing)}")
-    spec = validate(typing.get_type_hints(run)["spec"], job.settings, where=SETTINGS)
+        parser.error(f"neither among the inputs nor on the command line: {', '.join(missing)}")
+    spec = validate(typing.get_type_hints(run)["spec"], settings, where="settings")
     processes, nodes = options.get("processes", 1), options.get("nodes", 1)
     if processes * nodes > 1 and not is_launched():
         return launch([stage, *arguments], processes, nodes)
@@ -114,16 +111,16 @@ def _run_stage(stage: str, *arguments: str) -> int:
     return 0
 
 
-def _inputs(file: Path, job: JobFile, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The inputs of a job file as arguments of the stage.
+def _inputs(file: Path, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The inputs in a job file as arguments of the stage.
 
     Raises:
         InputError: the stage has no such input, or takes one path instead of several.
     """
     found: dict[str, Any] = {}
-    for name, value in job.inputs.items():
+    for name, value in read_inputs(file).items():
         several = isinstance(value, list)
         if name not in parameters or several != _is_list(parameters[name]):
-            raise InputError(f"{file}: `inputs.{name}` is {value!r}, which the stage `{job.stage}` does not read")
+            raise InputError(f"{file}: `{name}` is {value!r}, which is no input of this stage")
         found[name] = [Path(path) for path in value] if several else Path(value)
     return found

@@ -1,4 +1,4 @@
-"""Job files: the stage reads what the workflow wrote, or an error that names the file."""
+"""Job files: a stage reads what the workflow wrote, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
-from patch.job_files import JobFile, JobFiles, read_job_file
+from patch.job_files import JobFiles, read_inputs, read_settings
 from patch.specs import TokenizerSpec
 
 SETTINGS = TokenizerSpec(upstream="a", vocab_size=300)
@@ -23,49 +23,56 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_round_trip() -> None:
     files = JobFiles()
-    path = files.path("tokenizer", SETTINGS, INPUTS)
-    assert not Path(path).exists(), "nothing is written while a workflow is parsed"
+    settings, inputs = files.settings("tokenizer", SETTINGS), files.inputs(INPUTS)
+    assert not Path(settings).exists(), "nothing is written while a workflow is parsed"
     files.write()
-    assert read_job_file(path) == JobFile("tokenizer", SETTINGS.model_dump(mode="json"), INPUTS)
+    assert read_settings(settings, "tokenizer") == SETTINGS.model_dump(mode="json")
+    assert read_inputs(inputs) == INPUTS
 
 
 def test_path_changes_with_every_part() -> None:
     files = JobFiles()
     changed = TokenizerSpec(upstream="a", vocab_size=301)
-    paths = [
-        files.path("tokenizer", SETTINGS, INPUTS),
-        files.path("train", SETTINGS, INPUTS),
-        files.path("tokenizer", changed, INPUTS),
-        files.path("tokenizer", SETTINGS, INPUTS | {"corpus": "b"}),
-    ]
-    assert len(set(paths)) == 4
-    assert files.path("tokenizer", SETTINGS, dict(reversed(INPUTS.items()))) == paths[0]
+    settings = [files.settings(*one) for one in (("tokenizer", SETTINGS), ("train", SETTINGS), ("tokenizer", changed))]
+    inputs = [files.inputs(INPUTS), files.inputs(INPUTS | {"corpus": "b"}), files.inputs({"corpus": INPUTS["corpus"]})]
+    assert len(set(settings + inputs)) == 6
+    assert files.inputs(dict(reversed(INPUTS.items()))) == inputs[0]
 
 
 def test_damaged_file_is_refused_and_written_again() -> None:
     files = JobFiles()
-    path = files.path("tokenizer", SETTINGS, INPUTS)
+    path = files.settings("tokenizer", SETTINGS)
     files.write()
     good = Path(path).read_text()
     for text, expected in (
-        (good.replace("300", "301"), "not those that its name stands for"),
-        (json.dumps(json.loads(good) | {"more": 1}), "not a job file"),
-        ("[]", "not a job file"),
+        (good.replace("300", "301"), "damaged or edited"),
+        (json.dumps(json.loads(good) | {"more": 1}), "damaged or edited"),
+        ("[]", "damaged or edited"),
         (good[:-20], "not valid JSON"),
     ):
         Path(path).write_text(text)
         with pytest.raises(InputError, match=expected):
-            read_job_file(path)
+            read_settings(path, "tokenizer")
         files.write()
-        assert read_job_file(path).settings["vocab_size"] == 300
+        assert read_settings(path, "tokenizer")["vocab_size"] == 300
     Path(path).unlink()
-    with pytest.raises(InputError, match="no such job file"):
-        read_job_file(path)
+    with pytest.raises(InputError, match="no such file; `snakemake` writes it"):
+        read_settings(path, "tokenizer")
+
+
+def test_settings_of_another_stage_are_refused() -> None:
+    files = JobFiles()
+    path = files.settings("tokenizer", SETTINGS)
+    files.write()
+    with pytest.raises(InputError, match="not of `train`"):
+        read_settings(path, "train")
+    with pytest.raises(InputError, match="not of `inputs`"):
+        read_inputs(path)
 
 
 def test_files_that_are_there_are_left_alone() -> None:
     files = JobFiles()
-    path = Path(files.path("tokenizer", SETTINGS, INPUTS))
+    path = Path(files.settings("tokenizer", SETTINGS))
     files.write()
     before = path.stat()
     files.write()

@@ -21,10 +21,11 @@ rule calibrate:
         mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).mem_mb,
         runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).minutes,
     params:
-        job=lambda wildcards, input: job_file("windows", PLAN.windows[wildcards.calibration].spec, input),
+        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.calibration].spec),
+        inputs=inputs_file,
     shell:
         # Threads, not parameters: the result does not depend on them.
-        f"{STAGE} windows --settings {{params.job:q}} --out {{output:q}} --workers {{threads}} &> {{log:q}}"
+        f"{STAGE} windows {JOB} --out {{output:q}} --workers {{threads}} &> {{log:q}}"
 
 
 use rule calibrate as tokenize with:
@@ -45,4 +46,5 @@ use rule calibrate as tokenize with:
         mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).mem_mb,
         runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).minutes,
     params:
-        job=lambda wildcards, input: job_file("windows", PLAN.windows[wildcards.windows].spec, input),
+        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.windows].spec),
+        inputs=inputs_file,

@@ -9,6 +9,8 @@ import shlex
 from patch.job_files import JobFiles
 
 STAGE = "python -m patch.stages"
+# What a job is to do and reads; the rest of its command line are outputs.
+JOB = "--settings {params.settings:q} --inputs {params.inputs:q}"
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 
@@ -72,9 +74,9 @@ def statistics_cost(wildcards):
     return COST.statistics(statistics.model, statistics.spec.gram)
 
 
-def job_file(stage, settings, inputs):
-    """Return the path of a file with a stage's settings and the named inputs of a rule, for its --settings option."""
-    return JOB_FILES.path(stage, settings, dict(inputs.items()))
+def inputs_file(wildcards, input):
+    """Return the path of the file with a job's named inputs."""
+    return JOB_FILES.inputs(dict(input.items()))
 
 
 def spare_option(cell):

@@ -25,8 +25,9 @@ rule evaluate:
         mem_mb=lambda wildcards: COST.evaluate(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.evaluate(cell_of(wildcards)).minutes,
     params:
-        job=lambda wildcards, input: job_file("evaluate", PLAN.evaluate_spec(cell_of(wildcards)), input),
+        settings=lambda wildcards: JOB_FILES.settings("evaluate", PLAN.evaluate_spec(cell_of(wildcards))),
+        inputs=inputs_file,
         partial=lambda wildcards: PLAN.layout.partial_record(cell_of(wildcards)),
     shell:
-        f"{STAGE} evaluate --settings {{params.job:q}} --partial {{params.partial:q}}"
+        f"{STAGE} evaluate {JOB} --partial {{params.partial:q}}"
         " --samples {output.samples:q} --record {output.record:q} &> {log:q}"

@@ -21,6 +21,7 @@ rule export:
         mem_mb=lambda wildcards: COST.export(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.export(cell_of(wildcards)).minutes,
     params:
-        job=lambda wildcards, input: job_file("export", PLAN.export_spec(cell_of(wildcards)), input),
+        settings=lambda wildcards: JOB_FILES.settings("export", PLAN.export_spec(cell_of(wildcards))),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} export --settings {{params.job:q}} --out {{output.folder:q}} &> {{log:q}}"
+        f"{STAGE} export {JOB} --out {{output.folder:q}} &> {{log:q}}"

@@ -27,9 +27,10 @@ rule fetch_corpus:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("fetch_corpus", PLAN.store.corpus_spec(CORPORA[wildcards.corpus]), input),
+        settings=lambda wildcards: JOB_FILES.settings("fetch_corpus", PLAN.store.corpus_spec(CORPORA[wildcards.corpus])),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} fetch_corpus --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} fetch_corpus {JOB} --out {{output:q}} &> {{log:q}}"
 
 
 rule fetch_model:
@@ -43,9 +44,10 @@ rule fetch_model:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("fetch_model", PLAN.store.model_spec(FETCHED[wildcards.fetched]), input),
+        settings=lambda wildcards: JOB_FILES.settings("fetch_model", PLAN.store.model_spec(FETCHED[wildcards.fetched])),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} fetch_model --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} fetch_model {JOB} --out {{output:q}} &> {{log:q}}"
 
 
 rule fetch_mask:
@@ -59,9 +61,10 @@ rule fetch_mask:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("fetch_mask", PLAN.store.mask_spec(MASKS[wildcards.fetched_mask]), input),
+        settings=lambda wildcards: JOB_FILES.settings("fetch_mask", PLAN.store.mask_spec(MASKS[wildcards.fetched_mask])),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} fetch_mask --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} fetch_mask {JOB} --out {{output:q}} &> {{log:q}}"
 
 
 rule fetch_tasks:
@@ -75,9 +78,10 @@ rule fetch_tasks:
     conda:
         "../../environment.yml"
     params:
-        job=lambda _, input: job_file("fetch_tasks", PLAN.store.tasks_spec(), input),
+        settings=JOB_FILES.settings("fetch_tasks", PLAN.store.tasks_spec()),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} fetch_tasks --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} fetch_tasks {JOB} --out {{output:q}} &> {{log:q}}"
 
 
 rule make_tasks:
@@ -93,9 +97,10 @@ rule make_tasks:
     conda:
         "../../environment.yml"
     params:
-        job=lambda _, input: job_file("tasks", PLAN.store.tasks_spec(), input),
+        settings=JOB_FILES.settings("tasks", PLAN.store.tasks_spec()),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} tasks --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} tasks {JOB} --out {{output:q}} &> {{log:q}}"
 
 
 rule make_tokenizer:
@@ -111,9 +116,10 @@ rule make_tokenizer:
     conda:
         "../../environment.yml"
     params:
-        job=lambda w, input: job_file("tokenizer", PLAN.store.tokenizer_spec(TOKENIZERS[w.tokenizer]), input),
+        settings=lambda w: JOB_FILES.settings("tokenizer", PLAN.store.tokenizer_spec(TOKENIZERS[w.tokenizer])),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} tokenizer --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} tokenizer {JOB} --out {{output:q}} &> {{log:q}}"
 
 
 rule train_model:
@@ -135,6 +141,7 @@ rule train_model:
         mem_mb=lambda wildcards: COST.train(TRAINED[wildcards.trained]).mem_mb,
         runtime=lambda wildcards: COST.train(TRAINED[wildcards.trained]).minutes,
     params:
-        job=lambda wildcards, input: job_file("train", PLAN.store.model_spec(TRAINED[wildcards.trained]), input),
+        settings=lambda wildcards: JOB_FILES.settings("train", PLAN.store.model_spec(TRAINED[wildcards.trained])),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} train --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} train {JOB} --out {{output:q}} &> {{log:q}}"

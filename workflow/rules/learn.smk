@@ -29,11 +29,12 @@ rule learn:
         mem_mb=lambda wildcards: COST.learn(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.learn(cell_of(wildcards)).minutes,
     params:
-        job=lambda wildcards, input: job_file("learn", PLAN.learn_spec(cell_of(wildcards)), input),
+        settings=lambda wildcards: JOB_FILES.settings("learn", PLAN.learn_spec(cell_of(wildcards))),
+        inputs=inputs_file,
         checkpoints=lambda wildcards: PLAN.layout.checkpoints(cell_of(wildcards)),
         run_name=f"{PLAN.experiment.experiment}/{{model}}/{{learned}}",
     shell:
-        f"{STAGE} learn --settings {{params.job:q}} --mask {{output.mask:q}} --curve {{output.curve:q}}"
+        f"{STAGE} learn {JOB} --mask {{output.mask:q}} --curve {{output.curve:q}}"
         " --checkpoints {params.checkpoints:q}"
         # Resources, not parameters: the result does not depend on them.
         " --processes {resources.processes} --nodes {resources.nodes} --report-to {resources.report_to:q}"

@@ -25,9 +25,10 @@ rule statistics:
         mem_mb=lambda wildcards: statistics_cost(wildcards).mem_mb,
         runtime=lambda wildcards: statistics_cost(wildcards).minutes,
     params:
-        job=lambda wildcards, input: job_file("statistics", PLAN.statistics[wildcards.statistics].spec, input),
+        settings=lambda wildcards: JOB_FILES.settings("statistics", PLAN.statistics[wildcards.statistics].spec),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} statistics --settings {{params.job:q}} --out {{output:q}} &> {{log:q}}"
+        f"{STAGE} statistics {JOB} --out {{output:q}} &> {{log:q}}"
 
 
 rule import_mask:
@@ -46,9 +47,10 @@ rule import_mask:
         mem_mb=lambda wildcards: COST.import_mask(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.import_mask(cell_of(wildcards)).minutes,
     params:
-        job=lambda wildcards, input: job_file("import_mask", PLAN.import_spec(cell_of(wildcards)), input),
+        settings=lambda wildcards: JOB_FILES.settings("import_mask", PLAN.import_spec(cell_of(wildcards))),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} import_mask --settings {{params.job:q}} --mask {{output.mask:q}} &> {{log:q}}"
+        f"{STAGE} import_mask {JOB} --mask {{output.mask:q}} &> {{log:q}}"
 
 
 rule prune:
@@ -69,10 +71,11 @@ rule prune:
         mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
     params:
-        job=lambda wildcards, input: job_file("prune", PLAN.prune_spec(cell_of(wildcards)), input),
+        settings=lambda wildcards: JOB_FILES.settings("prune", PLAN.prune_spec(cell_of(wildcards))),
+        inputs=inputs_file,
         spare=lambda wildcards: spare_option(cell_of(wildcards)),
     shell:
-        f"{STAGE} prune --settings {{params.job:q}} {{params.spare}} --mask {{output.mask:q}} &> {{log:q}}"
+        f"{STAGE} prune {JOB} {{params.spare}} --mask {{output.mask:q}} &> {{log:q}}"
 
 
 rule update_weights:
@@ -98,7 +101,8 @@ rule update_weights:
         mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
     params:
-        job=lambda wildcards, input: job_file("update", PLAN.prune_spec(cell_of(wildcards)), input),
+        settings=lambda wildcards: JOB_FILES.settings("update", PLAN.prune_spec(cell_of(wildcards))),
+        inputs=inputs_file,
         spare=lambda wildcards: PLAN.layout.spare_weights(cell_of(wildcards)),
     shell:
-        f"{STAGE} update --settings {{params.job:q}} --spare {{params.spare:q}} --weights {{output.weights:q}} &> {{log:q}}"
+        f"{STAGE} update {JOB} --spare {{params.spare:q}} --weights {{output.weights:q}} &> {{log:q}}"

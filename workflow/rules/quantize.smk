@@ -23,6 +23,7 @@ rule quantize:
         mem_mb=lambda wildcards: COST.quantize(cell_of(wildcards)).mem_mb,
         runtime=lambda wildcards: COST.quantize(cell_of(wildcards)).minutes,
     params:
-        job=lambda wildcards, input: job_file("quantize", PLAN.quantize_spec(cell_of(wildcards)), input),
+        settings=lambda wildcards: JOB_FILES.settings("quantize", PLAN.quantize_spec(cell_of(wildcards))),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} quantize --settings {{params.job:q}} --layers {{output.layers:q}} &> {{log:q}}"
+        f"{STAGE} quantize {JOB} --layers {{output.layers:q}} &> {{log:q}}"

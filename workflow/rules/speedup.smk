@@ -27,6 +27,7 @@ rule speedup:
         mem_mb=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_cells(wildcards.timed)).mem_mb,
         runtime=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_cells(wildcards.timed)).minutes,
     params:
-        job=lambda wildcards, input: job_file("speedup", PLAN.speedup_spec(wildcards.timed), input),
+        settings=lambda wildcards: JOB_FILES.settings("speedup", PLAN.speedup_spec(wildcards.timed)),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} speedup --settings {{params.job:q}} --record {{output.record:q}} &> {{log:q}}"
+        f"{STAGE} speedup {JOB} --record {{output.record:q}} &> {{log:q}}"

@@ -70,9 +70,10 @@ rule collect:
     conda:
         "../../environment.yml"
     params:
-        job=lambda _, input: job_file("collect", PLAN.tabulate_spec(), input),
+        settings=JOB_FILES.settings("collect", PLAN.tabulate_spec()),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} collect --settings {{params.job:q}} --out {{output.results:q}} &> {{log:q}}"
+        f"{STAGE} collect {JOB} --out {{output.results:q}} &> {{log:q}}"
 
 
 rule compare:
@@ -88,9 +89,10 @@ rule compare:
     conda:
         "../../environment.yml"
     params:
-        job=lambda _, input: job_file("compare", PLAN.compare_spec(), input),
+        settings=JOB_FILES.settings("compare", PLAN.compare_spec()),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} compare --settings {{params.job:q}} --out {{output.differences:q}} &> {{log:q}}"
+        f"{STAGE} compare {JOB} --out {{output.differences:q}} &> {{log:q}}"
 
 
 rule table:
@@ -114,10 +116,11 @@ rule table:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("table", PLAN.tabulate_spec(wildcards.table == "speedup"), input),
+        settings=lambda wildcards: JOB_FILES.settings("table", PLAN.tabulate_spec(wildcards.table == "speedup")),
+        inputs=inputs_file,
         out=f"{RESULTS}/tables/{{table}}",
     shell:
-        f"{STAGE} table --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
+        f"{STAGE} table {JOB} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule pareto:
@@ -140,10 +143,11 @@ rule pareto:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("pareto", PLAN.pareto_spec(wildcards.model), input),
+        settings=lambda wildcards: JOB_FILES.settings("pareto", PLAN.pareto_spec(wildcards.model)),
+        inputs=inputs_file,
         out=f"{RESULTS}/figures/{{model}}/pareto",
     shell:
-        f"{STAGE} pareto --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
+        f"{STAGE} pareto {JOB} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule density:
@@ -165,10 +169,11 @@ rule density:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("density", PLAN.density_spec(wildcards.model), input),
+        settings=lambda wildcards: JOB_FILES.settings("density", PLAN.density_spec(wildcards.model)),
+        inputs=inputs_file,
         out=f"{RESULTS}/figures/{{model}}/density",
     shell:
-        f"{STAGE} density --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
+        f"{STAGE} density {JOB} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule curves:
@@ -190,10 +195,11 @@ rule curves:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("curves", PLAN.curves_spec(wildcards.model), input),
+        settings=lambda wildcards: JOB_FILES.settings("curves", PLAN.curves_spec(wildcards.model)),
+        inputs=inputs_file,
         out=f"{RESULTS}/figures/{{model}}/curves",
     shell:
-        f"{STAGE} curves --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
+        f"{STAGE} curves {JOB} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule speedup_figure:
@@ -216,10 +222,11 @@ rule speedup_figure:
     conda:
         "../../environment.yml"
     params:
-        job=lambda wildcards, input: job_file("speedup_figure", PLAN.speedup_figure_spec(wildcards.timed), input),
+        settings=lambda wildcards: JOB_FILES.settings("speedup_figure", PLAN.speedup_figure_spec(wildcards.timed)),
+        inputs=inputs_file,
         out=f"{RESULTS}/figures/{{timed}}/speedup",
     shell:
-        f"{STAGE} speedup_figure --settings {{params.job:q}} --out {{params.out:q}} &> {{log:q}}"
+        f"{STAGE} speedup_figure {JOB} --out {{params.out:q}} &> {{log:q}}"
 
 
 rule overview:
@@ -249,9 +256,10 @@ rule overview:
         # Not a parameter: it changes with the number of processes, and then nothing is measured anew.
         forecast=lambda wildcards: FORECAST.json,
     params:
-        job=lambda _, input: job_file("overview", overview_spec(PLAN), input),
+        settings=JOB_FILES.settings("overview", overview_spec(PLAN)),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} overview --settings {{params.job:q}} --forecast {{resources.forecast:q}}"
+        f"{STAGE} overview {JOB} --forecast {{resources.forecast:q}}"
         " --cost {output.cost:q} --environment {output.environment:q} &> {log:q}"
 
 
@@ -274,7 +282,7 @@ rule summary:
         # Not a parameter: a configuration may move.
         command=command(workflow.configfiles),
     params:
-        job=lambda _, input: job_file("summary", summary_spec(PLAN), input),
+        settings=JOB_FILES.settings("summary", summary_spec(PLAN)),
+        inputs=inputs_file,
     shell:
-        f"{STAGE} summary --settings {{params.job:q}} --command {{resources.command:q}}"
-        " --out {output.readme:q} &> {log:q}"
+        f"{STAGE} summary {JOB} --command {{resources.command:q}}" " --out {output.readme:q} &> {log:q}"

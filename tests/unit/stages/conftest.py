@@ -37,10 +37,9 @@ class Stage:
 
 @pytest.fixture
 def job_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function: write the file of a job, with settings and inputs that may be wrong."""
+    """A function: write the settings of a stage, or its `inputs`, which may be wrong, as a job file."""
 
-    def write(stage: str, settings: Any, **inputs: Any) -> Path:
-        content = {"stage": stage, "settings": settings, "inputs": inputs}
+    def write(stage: str, content: Any) -> Path:
         path = tmp_path_factory.mktemp("jobs") / f"{stage}-{json_checksum(content)[:16]}.json"
         path.write_text(json.dumps(content))
         return path

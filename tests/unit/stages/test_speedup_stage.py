@@ -57,8 +57,9 @@ def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_
 
     def run(*paths: Path, **changes: Any) -> int:
         spec = plan.speedup_spec("qwen").model_dump(mode="json") | changes
-        file = job_file("speedup", spec, model=str(files.model), masks=[*map(str, paths or masks)])
-        return run_stage(["speedup", "--settings", str(file), "--record", str(tmp_path / "speed.json")])
+        inputs = {"model": str(files.model), "masks": [*map(str, paths or masks)]}
+        options = ["--settings", job_file("speedup", spec), "--inputs", job_file("inputs", inputs)]
+        return run_stage(["speedup", *map(str, options), "--record", str(tmp_path / "speed.json")])
 
     return run
 
