@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from patch.config import load_experiment, read_yaml, validate_experiment
+from patch.config import FilesSource, load_experiment, read_yaml, validate_experiment
 from patch.errors import InputError
 
 LEVELS = range(1, 40)
@@ -132,3 +134,10 @@ def test_a_base_is_read_as_strictly(raw_config: dict, tmp_path: Path) -> None:
     top.write_text(f"extends: {base}\nexperiment: mine\n")
     with pytest.raises(InputError, match="base.yaml, line .*the key `experiment`"):
         load_experiment(top)
+
+
+def test_json_of_a_section_holds_nothing_that_snakemake_reads() -> None:
+    texts = ["</script>", "{x}", "{ x}", "{", "{{y}}", '{"a"}', "{}", "\\{x", "a{"]
+    written = FilesSource(files=texts).model_dump_json()
+    assert json.loads(written)["files"] == FilesSource.model_validate_json(written).files == texts
+    assert "<" not in written and not re.search(r"\{\s*\w", written)

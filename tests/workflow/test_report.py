@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from .browser import BrowserMissing, dump, require_chromium, served
 
@@ -107,6 +108,27 @@ def test_one_file_holds_all_of_it_too(finished: Path, snakemake, tmp_path: Path)
     run = snakemake(finished, "--report", str(tmp_path / "report.html"))
     assert run.returncode == 0, run.stdout + run.stderr
     assert "data:text/html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_title_is_text_in_the_report(copied: Path, snakemake, tmp_path: Path) -> None:
+    (copied / "secret").write_text("the contents of another file")
+    title = "</script><script>alert(1)</script> {x} `a`_ $^$ \\input{y}"
+    settings = yaml.safe_load((copied / "tiny.yaml").read_text())
+    settings["models"]["local"]["title"] = title
+    settings["models"]["trained"]["title"] = f".. include:: {copied.name}/secret"
+    (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    for arguments in ([], ["--report", str(tmp_path / "report.html")]):
+        run = snakemake(copied, *arguments)
+        assert run.returncode == 0, run.stdout + run.stderr
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "the contents of another file" not in page and "<script>alert(1)" not in page
+    results = json.loads(re.search(r"var results = (\{.*\});", page)[1])
+    labels = {
+        result["labels"]["model"].replace("\u2060", "") for result in results.values() if "model" in result["labels"]
+    }
+    assert labels == {title, settings["models"]["trained"]["title"]}
+    overview = re.search(r"var workflow_desc = (.*);", page)[1]
+    assert "&lt;/script&gt;" in overview and ".. include:: copy/secret" in overview and "system-message" not in overview
 
 
 def test_the_summary_is_beside_it(finished: Path) -> None:
