@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from patch.distributed import from_first, on_all, on_first, rank, world_size
 from patch.errors import InputError
 from patch.io import atomic_file
+from patch.learning.curve import read_lines
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +114,19 @@ class Checkpoints:
             if path not in whole:
                 path.unlink(missing_ok=True)
 
-    def latest(self) -> tuple[int, list[Path]] | None:
-        """The step to go on with and the files of the state before it, or None to begin."""
+    def latest(self, lost: Callable[[int], str] = lambda step: "") -> tuple[int, list[Path]] | None:
+        """Find the newest good checkpoint.
+
+        Args:
+            lost: tells what is gone of the log of the steps before one; empty if nothing is.
+
+        Returns:
+            The step to resume with and the files of the state before it, or None to begin.
+
+        Raises:
+            InputError: the log lacks lines before every checkpoint of the run.
+        """
+        reason = ""
         for step, files in self._complete():
             try:
                 contents = [_load(file) for file in files]
@@ -126,9 +138,15 @@ class Checkpoints:
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, an older one may be good
                 log.warning("checkpoint %s cannot be read and is passed over: %s", files[0], error)
                 continue
-            if same:
+            if not same:
+                log.warning("checkpoint %s is of a run with other settings and is passed over", files[0])
+            elif found := lost(step):
+                reason = found
+                log.warning("checkpoint %s is passed over: %s", files[0], reason)
+            else:
                 return step, files
-            log.warning("checkpoint %s is of a run with other settings and is passed over", files[0])
+        if reason:
+            raise InputError(f"{reason}; put the file back as it was, or remove {self.folder} to begin anew")
         return None
 
 
@@ -158,10 +176,7 @@ class StepLog:
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        kept = []
-        if first_step and path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step]
+        kept = [line.text for line in read_lines(path)[0] if line.step < first_step]
         with self._disk():
             # Not in place: a process that is killed here would take the lines with it.
             with atomic_file(path) as temporary:

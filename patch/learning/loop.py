@@ -18,6 +18,7 @@ from patch.distributed import any_of, from_first, is_first, on_all, on_first
 from patch.errors import InputError
 from patch.io import atomic_file
 from patch.learning.checkpoint import Checkpoints, StepLog, read_states
+from patch.learning.curve import read_lines
 from patch.learning.parts import Columns, assembled
 from patch.learning.watch import Progress, Watch
 from patch.signals import EXIT_RESUMABLE, StopRequest, stop_request
@@ -74,12 +75,12 @@ def run_steps(
         columns: what this process holds of the tensors in ``state`` that processes share out, see `assembled`.
 
     Raises:
-        InputError: the loss or the state is not finite; says at which step. Or the disk is full. The last good
-            checkpoint stays.
+        InputError: the loss or the state is not finite; says at which step. Or the disk is full, or the log of the
+            steps before every checkpoint is damaged. The last good checkpoint stays.
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
     checkpoints = Checkpoints(folder, identity, shared=bool(columns))
-    first = _resume(checkpoints, state, columns or {})
+    first = _resume(checkpoints, state, columns or {}, lambda step: _lost(folder / LOG, step, steps, log_every))
     record = _Record(name, first, steps, log_every, folder, watch) if is_first() else None
     saved, saved_step = time.monotonic(), first or None
     with stop_request() as stop, record or nullcontext():
@@ -138,7 +139,7 @@ class _Record:
         self.progress = Progress(name, first, steps)
 
     def add(self, step: int, metrics: dict[str, float | None], loss: float) -> None:
-        if step % self.every == 0 or step == self.steps - 1:
+        if _is_logged(step, self.steps, self.every):
             line = {"step": step, **metrics, "seconds": round(time.monotonic() - self.started, 3)}
             self.log.write(line)
             self.reporters.log(step, line)
@@ -191,10 +192,36 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-def _resume(checkpoints: Checkpoints, state: dict[str, Stateful], columns: Mapping[Hashable, Columns]) -> int:
-    if is_first():
+def _is_logged(step: int, steps: int, every: int) -> bool:
+    return step % every == 0 or step == steps - 1
+
+
+def _lost(log: Path, first: int, steps: int, every: int) -> str:
+    """What is gone of the log of the steps before ``first``, which a resumed run does not write again."""
+    lines, fault = read_lines(log)
+    wanted = (step for step in range(first) if _is_logged(step, steps, every))
+    for index, step in enumerate(wanted):
+        if index == len(lines) and fault:
+            return fault
+        if index == len(lines) or lines[index].step != step:
+            return f"{log}, line {index + 1}: no line of step {step}"
+    return ""
+
+
+def _resume(
+    checkpoints: Checkpoints,
+    state: dict[str, Stateful],
+    columns: Mapping[Hashable, Columns],
+    lost: Callable[[int], str],
+) -> int:
+    found: list[tuple[int, list[Path]]] = []
+
+    def find() -> None:
         checkpoints.remove_halves()
-    step, files = from_first((is_first() and checkpoints.latest()) or (0, []))
+        found.append(checkpoints.latest(lost) or (0, []))
+
+    on_first(find)
+    step, files = from_first(found[0] if found else (0, []))
     if not step:
         return 0
 

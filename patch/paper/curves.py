@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from patch.errors import InputError
+from patch.learning.curve import read_lines
 from patch.paper.style import GREY, SEQUENCE, STYLE, TEXT_WIDTH
 from patch.results.record import ModelInfo
 
@@ -27,18 +27,14 @@ def read_curve(path: Path | str) -> pd.DataFrame:
     """Read a training curve, one JSON object a line; null and absent keys are NaN.
 
     Raises:
-        InputError: the file is missing, a line is not a JSON object, or there is no `step`.
+        InputError: the file is missing or empty, or a line is not a JSON object of numbers with a later `step`.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not JSON lines ({error})") from None
-    if "step" not in frame:
-        raise InputError(f"{path}: no key `step`; expected one JSON object for each step")
-    return frame.apply(pd.to_numeric, errors="coerce").sort_values("step", ignore_index=True)
+    lines, fault = read_lines(path)
+    if fault:
+        raise InputError(f"{fault}; a curve has one JSON object of numbers for each step")
+    if not lines:
+        raise InputError(f"{path}: no such file, or it is empty; expected one JSON object for each step")
+    return pd.DataFrame([line.values for line in lines]).apply(pd.to_numeric)
 
 
 @matplotlib.rc_context(STYLE)

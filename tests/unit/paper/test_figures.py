@@ -150,6 +150,15 @@ def test_curves_with_missing_keys(one_seed, tmp_path):
     assert save(curves({"run": path}, one_seed.models[0]), tmp_path / "curves")
 
 
+def test_curves_of_extreme_numbers_can_be_drawn(one_seed, tmp_path):
+    path = tmp_path / "c.jsonl"
+    values = (1e300, -1e300, 0, 2**63 - 1, None)
+    keys = ("loss", "density", "target_density", "tile_temperature")
+    lines = [{"step": 2**60 * step, **dict.fromkeys(keys, value)} for step, value in enumerate(values)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert save(curves({"run": path}, one_seed.models[0]), tmp_path / "curves")
+
+
 @pytest.mark.parametrize("text", [None, "{", '{"loss": 1}\n', "[1]\n", ""])
 def test_broken_curves_are_named(tmp_path, text):
     path = tmp_path / "c.jsonl"
