@@ -162,7 +162,7 @@ def _check(value: Any, path: tuple[str, ...], left: Iterator[int]) -> None:
 
 
 def _fault(value: Any, any_characters: bool) -> str:
-    """What is wrong with a value that is no list or mapping; empty if nothing is."""
+    """Return what is wrong with a value that is no list or mapping; empty if nothing is."""
     if value is None or isinstance(value, bool):
         return ""
     if isinstance(value, int):
@@ -178,7 +178,7 @@ def _fault(value: Any, any_characters: bool) -> str:
 
 
 def text_fault(text: str) -> str:
-    """Why ``text`` is not one line of printable text of a sane length; empty if it is."""
+    """Return why ``text`` is not one line of printable text of a sane length; empty if it is."""
     if len(text) > LONGEST:
         return f"it has {len(text):,} characters; use at most {LONGEST:,}"
     for character in text:
@@ -188,7 +188,7 @@ def text_fault(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: cut where it is long."""
+    """Return a value as a message prints it: cut where it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

@@ -72,9 +72,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    # NaN is a gap, too.
-    return isinstance(value, float | int) and not abs(value) > (
-        LARGEST if isinstance(value, float) else LARGEST_INTEGER
-    )
+    if isinstance(value, float):
+        # NaN is a gap, too.
+        return not abs(value) > LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER

@@ -197,7 +197,7 @@ def _is_logged(step: int, steps: int, every: int) -> bool:
 
 
 def _lost(log: Path, first: int, steps: int, every: int) -> str:
-    """What is gone of the log of the steps before ``first``, which a resumed run does not write again."""
+    """Return what is gone of the log of the steps before ``first``, which a resumed run does not write again."""
     lines, fault = read_lines(log)
     wanted = (step for step in range(first) if _is_logged(step, steps, every))
     for index, step in enumerate(wanted):
