@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError, print_result
-from patch.io import atomic_directory
+from patch.io import own_directory
 from patch.masks.packed import MaskSet, apply_masks, load_masks
 from patch.masks.published import read_published, write_published
 from patch.models import load_model, load_tokenizer, prunable_linears, weight_matrix
@@ -66,11 +66,9 @@ def export_model(
     out = Path(out)
     if masks is None:
         raise InputError(f"export to {out}: no masks; of a dense model there is nothing to export")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"export to {out}: it exists and is not an empty folder; name another, or remove it")
-    masks.verify()  # before the weights change
-    apply_masks(model, masks)
-    with atomic_directory(out.resolve()) as folder:
+    masks.verify()
+    with own_directory(out, "export") as folder:
+        apply_masks(model, masks)
         try:
             model.save_pretrained(folder)
         except ValueError as error:  # a configuration for generation that contradicts itself

@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,39 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def own_directory(path: Path | str, what: str, is_earlier: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """`atomic_directory`, but only in the place of nothing, an empty folder, or what the same function wrote before.
+
+    Args:
+        path: the folder.
+        what: is written, for messages, such as `export`.
+        is_earlier: tells whether an earlier call wrote a path of the folder; None where it may not hold any.
+
+    Raises:
+        InputError: the folder holds anything else, is the current one, or is no folder; nothing is changed.
+    """
+    path = Path(path)
+    _check_own(path, what, is_earlier)
+    with atomic_directory(path) as temporary:
+        yield temporary
+        # Writing may take minutes.
+        _check_own(path, what, is_earlier)
+
+
+def _check_own(path: Path, what: str, is_earlier: Callable[[Path], bool] | None) -> None:
+    advice = "it would be replaced whole: name another, or remove it yourself"
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise InputError(f"{what} to {path}: it is not a folder; {advice}")
+    foreign = [inside.name for inside in path.iterdir() if is_earlier is None or not is_earlier(inside)]
+    if foreign:
+        raise InputError(f"{what} to {path}: it is not an empty folder, {min(foreign)} is in it; {advice}")
+    if path.samefile(os.curdir):
+        raise InputError(f"{what} to {path}: it is the current folder, which cannot be replaced; name another")
 
 
 def _exchange(new: Path, old: Path) -> None:

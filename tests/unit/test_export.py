@@ -119,16 +119,43 @@ def test_an_empty_folder_or_a_link_to_one_is_taken(tiny_model: Callable, tmp_pat
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "config.json").exists()
 
 
-def test_a_folder_in_use_and_a_file_are_refused(tiny_model: Callable, tmp_path: Path) -> None:
+def test_a_folder_in_use_and_a_file_are_refused(
+    tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, before = tiny_model(), tiny_model().state_dict()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     (tmp_path / "file").write_text("keep")
-    for name in ("out", "file"):
-        with pytest.raises(InputError, match=f"export to {tmp_path / name}: it exists and is not an empty folder"):
-            export_model(model, None, two_four(model), tmp_path / name)
+    (tmp_path / "link").symlink_to("out")
+    (tmp_path / "empty").mkdir()
+    names = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / "out")
+    reasons = {"out": "it is not an empty folder, mine.txt is in it; .*name another", "file": "it is not a folder"}
+    for target, name in ((tmp_path / "out", "out"), (".", "out"), (tmp_path / "link", "out"), ("../file", "file")):
+        with pytest.raises(InputError, match=f"export to {target}: {reasons[name]}"):
+            export_model(model, None, two_four(model), target)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="export to .: it is the current folder, which cannot be replaced"):
+        export_model(model, None, two_four(model), ".")
     assert (tmp_path / "out" / "mine.txt").read_text() == (tmp_path / "file").read_text() == "keep"
+    assert sorted(tmp_path.rglob("*")) == names
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_modes_of_the_umask(
+    umask: int, tiny_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    before = os.umask(umask)
+    try:
+        export_model(model, tokenizer, two_four(model), tmp_path / "out")
+    finally:
+        os.umask(before)
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "mask.npz", "config.json"} < set(files)
+    assert set(files.values()) == {0o666 & ~umask}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_masks_that_are_none_foreign_or_broken_change_nothing(tiny_model: Callable, tmp_path: Path) -> None:
@@ -314,7 +341,7 @@ def test_command_line_errors(
         (replaced(options, "--model", str(tmp_path / "bare")), "bare: no tokenizer in it"),
         (replaced(options, "--mask", none), f"mask {none}: no such file"),
         (replaced(options, "--mask", str(tmp_path / "other.safetensors")), "the masks are of another model"),
-        (replaced(options, "--out", str(tmp_path / "dense")), "dense: it exists and is not an empty folder"),
+        (replaced(options, "--out", str(tmp_path / "dense")), "dense: it is not an empty folder, config.json is in it"),
         ([*options, "--weights", none], f"weights {none}: no such file"),
         ([*options, "--weights", str(tmp_path / "mask.safetensors")], "expected 'patch-weights-1'"),
         ([*options, "--dtype", "float9"], "--dtype float9: give one of float32, bfloat16, float16"),
