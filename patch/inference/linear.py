@@ -6,17 +6,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from patch.errors import InputError
 from patch.inference.backends import backend_for
+from patch.inference.checked import PARTS
 from patch.inference.packed import PackedWeight, packed_bytes
 
 
 class HybridLinear(nn.Module):
-    """What `nn.Linear` with the weight `mask * weight` does, for inference.
+    """Linear layer with the weight `mask * weight`, for inference.
 
     Args:
         packed: the weight.
         bias: `[out]`, or None.
         backend: name of what multiplies (see `patch.inference.backends`); None for the fastest that can.
+
+    Raises:
+        InputError: the bias is not one of the weight.
     """
 
     values: Tensor
@@ -27,21 +32,73 @@ class HybridLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = packed.shape
         self.tile, self.backend = packed.tile, backend
+        if bias is not None and bias.shape != (self.out_features,):
+            raise InputError(f"a bias of {list(bias.shape)} is not one of {self.out_features} outputs")
         self.register_buffer("values", packed.values)
         self.register_buffer("bits", packed.bits)
         self.register_buffer("dense", packed.dense)
         self.register_buffer("bias", None if bias is None else bias.detach())
         self._packed: PackedWeight | None = packed
-        self.register_load_state_dict_post_hook(_forget)
 
     @property
     def packed(self) -> PackedWeight:
-        """The weight as it is now, wherever the layer was moved to."""
-        known = self._packed
-        if known is None or known.values is not self.values:
-            shape = (self.out_features, self.in_features)
-            known = self._packed = PackedWeight(shape, self.tile, self.dense, self.values, self.bits)
+        """The weight as it is now, wherever the layer was moved to.
+
+        Raises:
+            InputError: it was changed, and its parts do not fit each other.
+        """
+        known, buffers = self._packed, self._buffers
+        if (
+            known is None
+            or known.values is not buffers.get("values")
+            or known.bits is not buffers.get("bits")
+            or known.dense is not buffers.get("dense")
+        ):
+            known = self._weight_of({name: getattr(self, name, None) for name in PARTS})
+            # A packed weight replaces tensors that it cannot watch.
+            buffers.update({name: getattr(known, name) for name in PARTS})
+            self._packed = known
         return known
+
+    def _weight_of(self, parts: dict[str, Any]) -> PackedWeight:
+        return PackedWeight((self.out_features, self.in_features), self.tile, **parts)
+
+    def _apply(self, *arguments: Any, **options: Any) -> HybridLinear:
+        # The weight that was known would keep its memory until the next call.
+        self._packed = None
+        return super()._apply(*arguments, **options)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, strict: bool, *lists: list[str]
+    ) -> None:
+        """Load parts that fit each other; of others none, and `load_state_dict` raises the error."""
+        given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        error = self._misfit({name: part for name, part in given.items() if name in PARTS})
+        if error:
+            lists[-1].append(f"{prefix}{error}")
+            return
+        if local_metadata.get("assign_to_params_buffers"):
+            # Into memory of its own: others could change it, or the file to which it is mapped.
+            copies = {prefix + name: part.clone() for name, part in given.items() if isinstance(part, Tensor)}
+            state_dict = state_dict | copies
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    def _misfit(self, given: dict[str, Any]) -> str | None:
+        """Return why some parts do not fit the others of the layer; None where they do."""
+        own: dict[str, Any] = {name: getattr(self, name, None) for name in PARTS}
+        for name, part in given.items():
+            if isinstance(part, Tensor) and isinstance(own[name], Tensor) and part.shape != own[name].shape:
+                return f"{name}: size mismatch for {name}: {list(part.shape)}; the layer has {list(own[name].shape)}"
+        try:
+            self._weight_of(own | {name: self._beside(part, given) for name, part in given.items()})
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _beside(self, part: Any, given: dict[str, Any]) -> Any:
+        """Return a part on the device of those that are not given."""
+        others = [self._buffers[name] for name in PARTS if name not in given and self._buffers.get(name) is not None]
+        return part.to(others[0].device) if others and isinstance(part, Tensor) else part
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the weight belongs to its place in memory.
@@ -52,20 +109,16 @@ class HybridLinear(nn.Module):
         packed = self.packed
         flat = inputs.reshape(-1, self.in_features)
         output = backend_for(packed, flat, self.backend)(packed, flat)
-        if self.bias is not None:
-            output += self.bias
+        bias = self._buffers["bias"]
+        if bias is not None:
+            output += bias
         return output.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Sizes, tiles and what they take, for `print(model)`."""
-        sparse = int((~self.dense).sum())
+        sparse, held = int((~self.dense).sum()), sum(getattr(self, name).nbytes for name in PARTS)
         full = packed_bytes((self.out_features, self.in_features), self.tile, self.dense.numel(), self.values.itemsize)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"tile={self.tile}, sparse_tiles={sparse}/{self.dense.numel()}, of_dense={self.packed.nbytes / full:.3f}"
+            f"tile={self.tile}, sparse_tiles={sparse}/{self.dense.numel()}, of_dense={held / full:.3f}"
         )
-
-
-def _forget(layer: HybridLinear, keys: Any) -> None:
-    """After weights were loaded, drop what was known of those before."""
-    layer._packed = None

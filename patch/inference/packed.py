@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from patch.errors import InputError
+from patch.inference.checked import PARTS, CheckedParts, check_geometry, tile_counts, two_of_four
 from patch.masks.tile import tile_grid, tile_shape
 
 
@@ -29,6 +29,9 @@ class PackedWeight:
         values: `[n]` of the weight's dtype: of dense tiles all values, of sparse ones the two kept of each group.
         bits: `[m]` uint8: of sparse tiles four bits a group, of which bit i is set where weight i is kept, the first
             group lowest; each tile begins with a byte.
+
+    Raises:
+        InputError: the parts do not fit each other.
     """
 
     shape: tuple[int, int]
@@ -36,6 +39,19 @@ class PackedWeight:
     dense: Tensor
     values: Tensor
     bits: Tensor
+
+    def __post_init__(self) -> None:
+        for name in PARTS:
+            part = getattr(self, name)
+            if isinstance(part, Tensor) and part.is_inference():
+                # PyTorch does not count writes to those.
+                with torch.inference_mode(False):
+                    object.__setattr__(self, name, part.clone())
+        self.__dict__["_checked"] = CheckedParts(self.shape, self.tile, self.dense, self.values, self.bits)
+
+    def __reduce__(self) -> tuple[type[PackedWeight], tuple[object, ...]]:
+        # Copies are checked as well.
+        return PackedWeight, (self.shape, self.tile, self.dense, self.values, self.bits)
 
     @property
     def height(self) -> int:
@@ -52,30 +68,32 @@ class PackedWeight:
         """Bytes of all of it."""
         return sum(part.numel() * part.element_size() for part in (self.dense, self.values, self.bits))
 
-    @cached_property
+    @property
+    def checked(self) -> CheckedParts:
+        """The parts as backends use them; checked again if a part has moved or changed since the last time.
+
+        Raises:
+            InputError: the parts no longer fit each other.
+        """
+        known: CheckedParts = self.__dict__["_checked"]
+        if known.state != known.state_of(self.dense, self.values, self.bits):
+            known = CheckedParts(self.shape, self.tile, self.dense, self.values, self.bits)
+            self.__dict__["_checked"] = known
+        return known
+
+    @property
     def starts(self) -> Tensor:
         """`[2, tiles]` int64 on the device of the values: where the values and the bits of each tile begin."""
-        counts, sizes = tile_counts(self.shape, self.tile), self.dense.flatten()
-        ends = torch.stack([torch.where(sizes, counts[0], counts[0] // 2), torch.where(sizes, 0, counts[1])]).cumsum(1)
-        return torch.nn.functional.pad(ends, (1, 0))[:, :-1].contiguous()
+        return self.checked.starts.clone()
 
     def is_two_of_four(self) -> bool:
-        """Whether every group of a sparse tile has two bits, and bits beyond a tile's end have none."""
-        weights, size = tile_counts(self.shape, self.tile)
-        groups = torch.stack([self.bits & 15, self.bits >> 4], 1).view(-1, 2 * size)
-        counts = sum((groups >> bit) & 1 for bit in range(4))
-        return bool((counts[:, : weights // 4] == 2).all()) and not counts[:, weights // 4 :].any()
+        """Return whether every group of a sparse tile has two bits, and bits beyond a tile's end have none."""
+        return two_of_four(self.bits, *tile_counts(self.shape, self.tile))
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same on another device."""
         parts = (part.to(device) for part in (self.dense, self.values, self.bits))
         return PackedWeight(self.shape, self.tile, *parts)
-
-
-def tile_counts(shape: tuple[int, int], tile: int) -> tuple[int, int]:
-    """Weights of a tile, and bytes of the bits of a sparse one."""
-    weights = math.prod(tile_shape(shape, tile))
-    return weights, -(-weights // 8)
 
 
 def packed_bytes(shape: tuple[int, int], tile: int, dense_tiles: int, itemsize: int) -> int:
@@ -101,9 +119,8 @@ def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight
     shape = (weight.shape[0], weight.shape[1])
     if mask.shape != weight.shape:
         raise InputError(f"a mask of {list(mask.shape)} is not one of a weight of {list(shape)}")
+    check_geometry(shape, tile)
     height, width = tile_shape(shape, tile)
-    if shape[0] % height or shape[1] % width or width % 4:
-        raise InputError(f"tile {tile} does not cut a weight of {list(shape)} into tiles of whole groups of four")
     if tuple(dense.shape) != tile_grid(shape, tile):
         raise InputError(
             f"{list(dense.shape)} tiles are given; tiles of {tile} of a weight of {list(shape)} are "
@@ -120,26 +137,26 @@ def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight
 
 def unpack(packed: PackedWeight) -> Tensor:
     """The masked weight, `[out, in]`."""
-    return unpack_rows(packed, 0, packed.dense.shape[0])
+    return unpack_rows(packed, 0, packed.checked.dense.shape[0])
 
 
 def unpack_rows(packed: PackedWeight, first: int, last: int) -> Tensor:
     """Rows of tiles from ``first`` up to ``last`` of the masked weight, `[rows, in]`."""
-    height, width = packed.height, packed.width
-    weights, size = tile_counts(packed.shape, packed.tile)
-    across = packed.dense.shape[1]
+    parts = packed.checked
+    weights, size, across = parts.weights, parts.size, parts.dense.shape[1]
+    across = parts.dense.shape[1]
     some = slice(first * across, last * across)
-    dense, (value_starts, bit_starts) = packed.dense.flatten()[some], packed.starts[:, some]
-    tiles = packed.values.new_zeros(len(dense), weights)
-    order = torch.arange(weights, device=packed.values.device)
-    tiles[dense] = packed.values[value_starts[dense, None] + order]
-    bits = packed.bits[bit_starts[~dense, None] + order[:size]]
+    dense, (value_starts, bit_starts) = parts.dense.flatten()[some], parts.starts[:, some]
+    tiles = parts.values.new_zeros(len(dense), weights)
+    order = torch.arange(weights, device=parts.values.device)
+    tiles[dense] = parts.values[value_starts[dense, None] + order]
+    bits = parts.bits[bit_starts[~dense, None] + order[:size]]
     kept = (bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)).bitwise_and_(1).bool()
-    values = packed.values[value_starts[~dense, None] + order[: weights // 2]]
-    found = packed.values.new_zeros(len(bits), weights)
+    values = parts.values[value_starts[~dense, None] + order[: weights // 2]]
+    found = parts.values.new_zeros(len(bits), weights)
     found[kept.flatten(1)[:, :weights]] = values.flatten()
     tiles[~dense] = found
-    return tiles.view(last - first, across, height, width).transpose(1, 2).reshape(-1, packed.shape[1])
+    return tiles.view(last - first, across, parts.height, parts.width).transpose(1, 2).reshape(-1, parts.shape[1])
 
 
 def _tiles(matrix: Tensor, height: int, width: int) -> Tensor:

@@ -14,12 +14,12 @@ import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from patch.errors import InputError
+from patch.inference.checked import CheckedParts
 from patch.inference.packed import PackedWeight
 from patch.native import NoCompiler, library, processor
 
@@ -34,6 +34,7 @@ INSTRUCTIONS = {
 }
 # Another set than the fastest, for a whole process.
 CHOICE = "PATCH_INSTRUCTIONS"
+DTYPES = (torch.float32, torch.bfloat16)
 # Up to so many inputs each are summed in vectors; in bf16 it is fewer where there are matrix units.
 FEW, FEW_OF_UNITS = 4, 2
 # With more, matrix units do better with what PyTorch makes of unpacked rows.
@@ -53,8 +54,8 @@ class _Packed(ctypes.Structure):
     ]
 
 
-# What is known of packed weights that were multiplied by.
-_known: WeakKeyDictionary[PackedWeight, _Packed] = WeakKeyDictionary()
+# Key in `CheckedParts.kept`.
+KEPT = "compiled"
 
 
 def available() -> list[str]:
@@ -108,55 +109,74 @@ def _kernel() -> tuple[str, ctypes.CDLL] | str:
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
     """See `patch.inference.backends`."""
-    if inputs.device.type != "cpu" or packed.values.device.type != "cpu":
+    values = packed.values
+    if not (inputs.is_cpu and values.is_cpu):
         return "inputs and weight must be on the CPU"
-    if packed.values.dtype not in (torch.float32, torch.bfloat16):
-        return f"the weight is {packed.values.dtype}, not float32 or bfloat16"
-    if inputs.dtype != packed.values.dtype:
-        return f"inputs are {inputs.dtype}, the weight {packed.values.dtype}"
+    dtype = values.dtype
+    if dtype not in DTYPES:
+        return f"the weight is {dtype}, not float32 or bfloat16"
+    if inputs.dtype != dtype:
+        return f"inputs are {inputs.dtype}, the weight {dtype}"
     if torch.is_grad_enabled() and inputs.requires_grad:
         return "it has no gradients"
     kernel = _kernel()
     return kernel if isinstance(kernel, str) else None
 
 
-def _told(packed: PackedWeight, kernel: ctypes.CDLL) -> _Packed:
-    """What the library is told of a weight; at first it is moved to large pages, which are read faster."""
-    told = _known.get(packed)
-    if told is None or told.values != packed.values.data_ptr():  # which moves when it is shared with processes
-        rows, columns = packed.dense.shape
-        parts = (packed.values, packed.bits, packed.dense, packed.starts)
-        assert all(part.is_contiguous() for part in parts)
-        told = _known[packed] = _Packed(
-            *(part.data_ptr() for part in parts),
-            *(rows, columns, packed.height, packed.width),
-            *(packed.values.dtype == torch.bfloat16, 0),
-        )
-        for part in parts[:2]:
-            kernel.packed_on_large_pages(part.data_ptr(), part.nbytes)
-    told.threads = torch.get_num_threads()
-    return told
+def _told(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, torch.dtype]:
+    """Return the library's view of a weight, a reference to it, and the weight's dtype.
+
+    The weight is moved to large pages, which are read faster.
+
+    Raises:
+        InputError: it is of another dtype or device than the library's.
+    """
+    (rows, columns), values, bits = parts.dense.shape, parts.values, parts.bits
+    if not values.is_cpu or values.dtype not in DTYPES:
+        raise InputError(f"a weight of {values.dtype} on {values.device}; {', '.join(map(str, DTYPES))} on the CPU")
+    told = _Packed(
+        *(part.data_ptr() for part in (values, bits, parts.dense, parts.starts)),
+        *(rows, columns, parts.height, parts.width),
+        *(values.dtype == torch.bfloat16, 0),
+    )
+    for part in (values, bits):
+        kernel.packed_on_large_pages(part.data_ptr(), part.nbytes)
+    return told, ctypes.byref(told), values.dtype
 
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     """See `patch.inference.backends`."""
     instructions, kernel = _kernel()
+    parts = packed.checked
+    known = parts.kept.get(KEPT)
+    if known is None:
+        known = parts.kept[KEPT] = _told(parts, kernel)
+    struct, told, dtype = known
+    struct.threads = torch.get_num_threads()
     inputs = inputs.contiguous()
-    told = ctypes.byref(_told(packed, kernel))
-    count = inputs.shape[0]
-    output = inputs.new_empty(count, packed.shape[0])
-    units = instructions == "amx" and packed.values.dtype == torch.bfloat16
-    if count <= (FEW_OF_UNITS if units else FEW) and packed.width % 32 == 0:
+    (rows, columns), shape = parts.shape, inputs.shape
+    if (
+        len(shape) != 2
+        or shape[1] != columns
+        or inputs.dtype is not dtype
+        or not inputs.is_cpu
+        or inputs.untyped_storage().nbytes() < inputs.nbytes
+    ):
+        raise InputError(f"inputs of {list(shape)}, {inputs.dtype}, on {inputs.device} do not fit the weight")
+    count = shape[0]
+    output = inputs.new_empty(count, rows)
+    units = instructions == "amx" and dtype == torch.bfloat16
+    if count <= (FEW_OF_UNITS if units else FEW) and parts.width % 32 == 0:
         kernel.packed_linear_few(told, inputs.data_ptr(), output.data_ptr(), count)
-    elif packed.width % 16 == packed.height % 16 == 0 and not (units and count > MOST_OF_UNITS):
+    elif parts.width % 16 == parts.height % 16 == 0 and not (units and count > MOST_OF_UNITS):
         kernel.packed_linear_more(told, inputs.data_ptr(), output.data_ptr(), count)
     else:
-        _by_rows(packed, kernel, told, inputs, output)
+        _by_rows(parts, kernel, told, inputs, output)
     return output
 
 
-def _by_rows(packed: PackedWeight, kernel: ctypes.CDLL, told: Any, inputs: Tensor, output: Tensor) -> None:
-    rows, height, columns = packed.dense.shape[0], packed.height, packed.shape[1]
+def _by_rows(parts: CheckedParts, kernel: ctypes.CDLL, told: Any, inputs: Tensor, output: Tensor) -> None:
+    rows, height, columns = parts.dense.shape[0], parts.height, parts.shape[1]
     step = max(1, min(rows, BLOCK // (height * columns)))
     piece = inputs.new_empty(step * height, columns)
     for first in range(0, rows, step):

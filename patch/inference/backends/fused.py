@@ -30,7 +30,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from patch.inference.packed import PackedWeight, tile_counts
+from patch.errors import InputError
+from patch.inference.packed import PackedWeight
 
 # Up to so many rows the weight is what is waited for.
 FEW = 64
@@ -217,8 +218,9 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
         return f"a weight in {dtype}; it multiplies by bfloat16, float16 and float32"
     if inputs.dtype != dtype:
         return f"inputs in {inputs.dtype}, the weight in {dtype}"
-    if packed.height % 16 or packed.width % 16:
-        return f"tiles of {packed.height}x{packed.width}; both sides have to be multiples of 16"
+    checked = packed.checked
+    if checked.height % 16 or checked.width % 16:
+        return f"tiles of {checked.height}x{checked.width}; both sides have to be multiples of 16"
     if torch.is_grad_enabled() and inputs.requires_grad:
         return "has no backward pass, and the inputs ask for one"
     return None
@@ -229,8 +231,8 @@ def splits(packed: PackedWeight, rows: int) -> tuple[int, int]:
 
     As many as give the GPU enough programs, if each is left enough columns.
     """
-    out, columns = packed.shape
-    across = packed.dense.shape[1]
+    checked = packed.checked
+    (out, columns), across = checked.shape, checked.dense.shape[1]
     programs = triton.cdiv(rows, FEW if rows <= FEW else 128) * triton.cdiv(out, 64)
     wanted = PROGRAMS * _processors(packed.values.device) // programs
     share = triton.cdiv(across, max(1, min(wanted, across, columns // COLUMNS)))
@@ -239,7 +241,12 @@ def splits(packed: PackedWeight, rows: int) -> tuple[int, int]:
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     """See `patch.inference.backends`. The first call of a kind tries configurations: have it before a CUDA graph."""
-    rows, out = len(inputs), packed.shape[0]
+    reason, shape = supports(packed, inputs), packed.checked.shape
+    if reason or inputs.shape[1] != shape[1]:
+        raise InputError(
+            reason or f"inputs of {inputs.shape[1]} columns; a weight of {list(shape)} multiplies {shape[1]}"
+        )
+    rows, out = len(inputs), shape[0]
     if not rows:
         return inputs.new_empty(0, out)
     if inputs.stride(1) != 1:
@@ -255,24 +262,25 @@ def _launch(packed: PackedWeight, inputs: Tensor, output: Tensor, share: int) ->
     parts, rows, out = output.shape
     few = rows <= FEW
     padded = max(16, triton.next_power_of_2(rows))
-    tiles, dense_size = packed.dense.numel(), tile_counts(packed.shape, packed.tile)[0]
+    checked = packed.checked
+    tiles = checked.dense.numel()
     constants = {
-        "HEIGHT": packed.height,
-        "WIDTH": packed.width,
+        "HEIGHT": checked.height,
+        "WIDTH": checked.width,
         # What no tile is the kernel need not look for.
-        "DENSE": packed.values.numel() * 2 > dense_size * tiles,
-        "SPARSE": packed.bits.numel() > 0,
+        "DENSE": checked.values.numel() * 2 > checked.weights * tiles,
+        "SPARSE": checked.bits.numel() > 0,
         # The interpreter multiplies the bits of a bfloat16.
         "WIDE": INTERPRETED,
     } | ({"ROWS": padded} if few else {})
-    arguments = (inputs, packed.values, packed.bits.view(torch.int16), packed.dense.contiguous(), packed.starts, output)
-    numbers = rows, out, packed.dense.shape[1], tiles, inputs.stride(0), share, min(padded, MANY)
+    arguments = (inputs, checked.values, checked.bits.view(torch.int16), checked.dense, checked.starts, output)
+    numbers = rows, out, checked.dense.shape[1], tiles, inputs.stride(0), share, min(padded, MANY)
 
     def grid(sizes: dict[str, int]) -> tuple[int, int, int]:
         return out // sizes["HIGH"], triton.cdiv(rows, sizes["ROWS"]), parts
 
     if INTERPRETED:
         configs = FEW_CONFIGS if few else MANY_CONFIGS
-        constants |= _fitted(configs, {"values": packed.values}, **constants)[0].kwargs
+        constants |= _fitted(configs, {"values": checked.values}, **constants)[0].kwargs
     kernel = _multiply if INTERPRETED else _few if few else _many
     kernel[grid](*arguments, *numbers, **constants)

@@ -22,7 +22,7 @@ from patch.inference.packed import PackedWeight, unpack
 
 # Sides of a weight have to be multiples of these for either of the libraries that PyTorch has it done by.
 SIDES = (32, 64)
-# Of the attribute of a packed weight that keeps it in the other format.
+# Key in `CheckedParts.kept`: the version of the values, and the weight that was made of them in the other format.
 KEPT = "semi_structured"
 
 
@@ -53,9 +53,10 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     """See `patch.inference.backends`. The first call converts the weight, which it keeps as long as the packed one."""
     if not len(inputs):
         return inputs.new_empty(0, packed.shape[0])
-    weight = vars(packed).get(KEPT)
-    if weight is None:
-        weight = vars(packed)[KEPT] = _converted(unpack(packed), _format(inputs.device)[0])
+    kept = packed.checked.kept
+    version, weight = kept.get(KEPT, (None, None))
+    if version != packed.values._version:
+        version, weight = kept[KEPT] = packed.values._version, _converted(unpack(packed), _format(inputs.device)[0])
     return _linear(inputs, weight)
 
 

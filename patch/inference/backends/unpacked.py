@@ -20,7 +20,8 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     """See `patch.inference.backends`."""
-    rows = packed.dense.shape[0]
-    step = max(1, BLOCK // (packed.height * packed.shape[1]))
-    parts = [inputs @ unpack_rows(packed, i, min(i + step, rows)).T for i in range(0, rows, step)]
-    return torch.cat(parts, 1)
+    parts = packed.checked
+    rows = parts.dense.shape[0]
+    step = max(1, BLOCK // (parts.height * parts.shape[1]))
+    products = [inputs @ unpack_rows(packed, i, min(i + step, rows)).T for i in range(0, rows, step)]
+    return torch.cat(products, 1)

@@ -245,12 +245,33 @@ def test_a_weight_that_moves_in_memory(hybrid_weight: Callable) -> None:
 
 @needs_compiler
 def test_what_is_known_of_a_weight_goes_with_it(hybrid_weight: Callable) -> None:
-    known = len(compiled._known)
     packed = hybrid_weight((64, 96), 32).packed
     compiled.multiply(packed, torch.ones(1, 96))
-    assert len(compiled._known) == known + 1
-    del packed
-    assert len(compiled._known) == known
+    told = packed.checked.kept[compiled.KEPT]
+    compiled.multiply(packed, torch.ones(1, 96))
+    assert packed.checked.kept[compiled.KEPT] is told
+    packed.values.data = packed.values.clone()
+    compiled.multiply(packed, torch.ones(1, 96))
+    assert packed.checked.kept[compiled.KEPT] is not told
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20, 140])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "tile"), [((64, 96), 32), ((48, 48), 16), ((24, 36), 12)])
+def test_bits_that_do_not_keep_two_of_four_lead_nowhere(
+    shape: tuple, tile: int, dtype: torch.dtype, rows: int, instructions: str, hybrid_weight: Callable
+) -> None:
+    """As they can be after a write that PyTorch does not count: what they do not touch is right."""
+    made = hybrid_weight(shape, tile, 0.2, dtype)
+    made.dense[0], made.mask[:tile] = True, True
+    packed, inputs = made.packed, random_inputs(rows, shape[1], dtype)
+    expected = compiled.multiply(packed, inputs)
+    generator = torch.Generator().manual_seed(rows)
+    packed.bits.numpy()[:] = torch.randint(256, packed.bits.shape, generator=generator, dtype=torch.uint8).numpy()
+    found = compiled.multiply(packed, inputs)
+    packed.bits.numpy()[:] = 0
+    compiled.multiply(packed, inputs)
+    assert torch.equal(found[:, :tile], expected[:, :tile]) and not torch.equal(found, expected)
 
 
 def test_instructions_that_this_processor_lacks(

@@ -1,4 +1,5 @@
-// Weights of a packed row, 32 at a time, in the registers of whatever processor this is compiled for.
+// Weights of a packed row, 32 at a time, in the registers of whatever processor this is compiled for. Whatever the bits
+// are, the same addresses are read and written: bits that do not keep two of four give wrong numbers, no more.
 
 #pragma once
 
@@ -18,6 +19,10 @@ struct Step { vf first, second; };
 
 template <typename T> struct Reader;
 
+// Places in a group of its two values, of which the first is not the last place, and the second not the first one.
+inline int lower(uint32_t bits) { return __builtin_ctz(bits | 8); }
+inline int upper(uint32_t bits) { return 31 - __builtin_clz((bits & 15) | 1); }
+
 template <typename T>
 struct Scalar {
   static int place(int i) { return i; }
@@ -29,9 +34,8 @@ struct Scalar {
   static Step sparse(const T* from, uint32_t bits) {
     alignas(64) float all[STEP] = {};
     for (int group = 0; group < STEP / 4; ++group, bits >>= 4) {
-      const int low = __builtin_ctz(bits), high = 31 - __builtin_clz(bits & 15);
-      all[4 * group + low] = wide(from[2 * group]);
-      all[4 * group + high] = wide(from[2 * group + 1]);
+      all[4 * group + lower(bits)] = wide(from[2 * group]);
+      all[4 * group + upper(bits)] = wide(from[2 * group + 1]);
     }
     return {load(all), load(all + 16)};
   }
@@ -45,10 +49,13 @@ inline __m512 widened(__m256i halves) {
 
 template <> struct Reader<float> {
   static int place(int i) { return i; }
+  // Not the load that expands: it reads as many numbers as there are bits.
+  static vf expanded(const float* from, uint32_t bits) {
+    return as(_mm512_maskz_expand_ps(bits, _mm512_castps256_ps512(_mm256_loadu_ps(from))));
+  }
   static Step dense(const float* from) { return {load(from), load(from + 16)}; }
   static Step sparse(const float* from, uint32_t bits) {
-    return {as(_mm512_maskz_expandloadu_ps(bits & 0xffff, from)),
-            as(_mm512_maskz_expandloadu_ps(bits >> 16, from + 8))};
+    return {expanded(from, bits & 0xffff), expanded(from + 8, bits >> 16)};
   }
 };
 

@@ -21,8 +21,8 @@ void expand_row(const T* values, const uint8_t* bits, int64_t place, int64_t wid
   std::fill_n(to, width, T(0));
   for (int64_t group = 0; group < width / 4; ++group, ++place) {
     const unsigned nibble = bits[place / 2] >> place % 2 * 4 & 15;
-    to[4 * group + __builtin_ctz(nibble)] = values[2 * place];
-    to[4 * group + 31 - __builtin_clz(nibble)] = values[2 * place + 1];
+    to[4 * group + lower(nibble)] = values[2 * place];
+    to[4 * group + upper(nibble)] = values[2 * place + 1];
   }
 }
 
