@@ -2,53 +2,81 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.inference.checked import PARTS
 from patch.inference.linear import HybridLinear
-from patch.inference.packed import PackedWeight, tile_counts
-from patch.io import atomic_directory
-from patch.masks.tile import tile_grid
+from patch.inference.packed import PackedWeight
+from patch.io import own_directory, read_json
 from patch.models import is_linear, load_skeleton, weight_matrix
+from patch.tensor_files import load_header, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FORMAT = "patch-packed-1"
+T = TypeVar("T")
+
+FORMAT = "patch-packed-2"
+WHAT = "packed model"
 WEIGHTS = "packed.safetensors"
-PARTS = ("values", "bits", "dense")
+CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 def save(model: PreTrainedModel, folder: Path | str) -> None:
-    """Write a model that `convert` has made, atomically; what is at ``folder`` is replaced.
+    """Write a model that `convert` has made, atomically.
+
+    Args:
+        model: has a packed layer.
+        folder: is not there yet, is empty, or holds an earlier save and nothing else, which is replaced.
 
     Raises:
-        InputError: the model has no packed layer.
+        InputError: the model has no packed layer or one that is damaged, or the folder holds anything else.
     """
-    from safetensors.torch import save_file
-
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HybridLinear)}
-    if not layers:
+    packed = {name: layer.packed for name, layer in model.named_modules() if isinstance(layer, HybridLinear)}
+    if not packed:
         raise InputError(f"{type(model).__name__} has no packed layer; convert it first, or use save_pretrained")
-    shapes = {n: {"shape": [m.out_features, m.in_features], "tile": m.tile} for n, m in layers.items()}
-    metadata = {"format": FORMAT, "layers": json.dumps(shapes)}
+    layers = {name: {"shape": list(one.checked.shape), "tile": one.tile} for name, one in packed.items()}
     # Without those that are remade when tied again; with buffers that a state dict leaves out, such as of rotary
     # embeddings, which the model without weights lacks.
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with atomic_directory(Path(folder).resolve()) as temporary:
+    with own_directory(folder, "save", _is_earlier) as temporary:
         model.config.save_pretrained(temporary)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(temporary)
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, temporary / WEIGHTS, metadata)
+        header = {"layers": layers, "files": {name: _digest(temporary / name) for name in (CONFIG, GENERATION)}}
+        save_tensors(temporary / WEIGHTS, FORMAT, header, {n: t.detach().cpu().clone() for n, t in tensors.items()})
+
+
+def _is_earlier(path: Path) -> bool:
+    """Return whether `save` wrote a file, as far as its name and the weights beside it tell."""
+    if path.name not in (WEIGHTS, CONFIG, GENERATION) or path.is_symlink() or not path.is_file():
+        return False
+    try:
+        load_header(path.with_name(WEIGHTS), FORMAT, WHAT)
+    except InputError:
+        return False
+    return True
+
+
+def _digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file's contents in hexadecimal digits; None where there is no file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | None = None) -> PreTrainedModel:
-    """Load what `save` wrote, frozen and in evaluation mode.
+    """Load what `save` wrote, frozen and in evaluation mode, into memory of its own.
 
     Args:
         folder: where it is.
@@ -56,31 +84,21 @@ def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | 
         backend: of all packed layers, see `HybridLinear`.
 
     Raises:
-        InputError: the folder or the file is missing, truncated or foreign, or its contents do not fit each other.
+        InputError: a file is missing, truncated, foreign, or not as it was saved, or they do not fit each other.
     """
-    path = Path(folder) / WEIGHTS
-    layers, tensors = _read(path)
-    model = load_skeleton(folder)
-    _configure_generation(model, Path(folder))
+    folder = Path(folder)
+    path = folder / WEIGHTS
+    header, tensors = load_tensors(path, FORMAT, WHAT)
+    layers, files = (_part(path, header, key) for key in ("layers", "files"))
+    for name in (CONFIG, GENERATION):
+        if _digest(folder / name) != files.get(name):
+            raise InputError(f"{folder / name}: not the file that was saved with {WEIGHTS}; save the model again")
+    model = _of_file(folder / CONFIG, lambda: load_skeleton(folder))
+    _configure_generation(model, folder)
     for name, description in layers.items():
-        packed = _packed(path, name, description, {part: tensors.pop(f"{name}.{part}", None) for part in PARTS})
-        parent, child = _place(path, model, name)
-        linear, bias = getattr(parent, child, None), tensors.pop(f"{name}.bias", None)
-        if (
-            not is_linear(linear)
-            or weight_matrix(linear).shape != packed.shape
-            or getattr(linear.bias, "shape", None) != getattr(bias, "shape", None)
-        ):
-            raise _other_model(path, name)
-        setattr(parent, child, HybridLinear(packed, bias, backend))
+        _put_layer(path, model, name, description, tensors, backend)
     for name, tensor in tensors.items():
-        module, child = _place(path, model, name)
-        if getattr(module._parameters.get(child), "shape", None) == tensor.shape:
-            module._parameters[child] = nn.Parameter(tensor, requires_grad=False)
-        elif child in module._buffers:
-            module._buffers[child] = tensor
-        else:
-            raise _other_model(path, name)
+        _put_tensor(path, model, name, tensor)
     model.tie_weights()
     missing = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if missing:
@@ -88,40 +106,82 @@ def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | 
     return model.to(device).eval().requires_grad_(False)
 
 
+def _part(path: Path, header: dict[str, Any], key: str) -> dict[str, Any]:
+    found = header.get(key)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: its header is damaged ({key}: {found!r:.99}); save the model again")
+    return found
+
+
+def _of_file(path: Path, make: Callable[[], T]) -> T:
+    """Return what transformers makes of a file; it raises anything where values have the wrong type."""
+    try:
+        return make()
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path} cannot be read: {type(error).__name__}: {reason}") from None
+
+
 def _configure_generation(model: PreTrainedModel, folder: Path) -> None:
     """Make a model generate as the saved one did, where that is known."""
     from transformers import GenerationConfig
 
-    if not (folder / "generation_config.json").exists():
+    path = folder / GENERATION
+    if not path.exists():
         return
+    if not isinstance(read_json(path), dict):
+        raise InputError(f"{path} cannot be read: expected a JSON object")
+    model.generation_config = _of_file(path, lambda: GenerationConfig.from_pretrained(folder, local_files_only=True))
+
+
+def _put_layer(
+    path: Path, model: nn.Module, name: str, description: Any, tensors: dict[str, Tensor], backend: str | None
+) -> None:
+    """Put a packed layer in the place of a linear one; its tensors are taken out of ``tensors``.
+
+    Raises:
+        InputError: names what does not fit.
+    """
+    if not isinstance(description, dict):
+        raise InputError(f"{path}: the shape of {name} is damaged ({description!r:.99}); save the model again")
+    parts: dict[str, Any] = {part: tensors.pop(f"{name}.{part}", None) for part in PARTS}
+    shape, bias = description.get("shape"), tensors.pop(f"{name}.bias", None)
     try:
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}/generation_config.json cannot be read: {error}") from None
+        packed = PackedWeight(tuple(shape) if isinstance(shape, list) else shape, description.get("tile"), **parts)
+    except InputError as error:
+        raise InputError(f"{path}: {name}: {error}; save the model again") from None
+    parent, child = _place(path, model, name)
+    linear = parent._modules.get(child)
+    if (
+        linear is None
+        or not is_linear(linear)
+        or weight_matrix(linear).shape != packed.shape
+        or getattr(linear.bias, "shape", None) != getattr(bias, "shape", None)
+    ):
+        raise _other_model(path, name)
+    setattr(parent, child, HybridLinear(packed, bias, backend))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+def _put_tensor(path: Path, model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of one of the same shape and kind of number.
 
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise InputError(f"{path}: format is {header.get('format')!r}, expected {FORMAT!r}")
-            layers = json.loads(header["layers"])
-            if not isinstance(layers, dict):
-                raise InputError(f"{path}: its header is damaged (layers {layers!r}); save the model again")
-            return layers, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a folder that `patch.inference.save` wrote") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
-    except (json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{path}: its header is damaged ({error}); save the model again") from None
+    Raises:
+        InputError: there is none.
+    """
+    module, child = _place(path, model, name)
+    known = module._parameters.get(child, module._buffers.get(child))
+    if known is None or (known.shape, known.is_floating_point()) != (tensor.shape, tensor.is_floating_point()):
+        raise _other_model(path, name)
+    if child in module._parameters:
+        module._parameters[child] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[child] = tensor
 
 
 def _place(path: Path, model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds what is of that name, and its name there."""
+    """Return the module that holds what is of that name, and its name there."""
     parent, _, child = name.rpartition(".")
     try:
         return model.get_submodule(parent), child
@@ -131,34 +191,3 @@ def _place(path: Path, model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _other_model(path: Path, name: str) -> InputError:
     return InputError(f"{path}: {name} is of another model than the folder's config.json")
-
-
-def _packed(path: Path, name: str, description: Any, parts: dict[str, Tensor | None]) -> PackedWeight:
-    """A packed weight from a file, whose sizes agree.
-
-    Raises:
-        InputError: names what does not.
-    """
-    try:
-        shape, tile = tuple(map(int, description["shape"])), int(description["tile"])
-        grid, (weights, bytes_of_bits) = tile_grid(shape, tile), tile_counts(shape, tile)
-    except (KeyError, TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise InputError(f"{path}: the shape of {name} is damaged ({error}); save the model again") from None
-    dense = parts["dense"]
-    if dense is None or dense.dtype != torch.bool or tuple(dense.shape) != grid:
-        raise InputError(f"{path}: {name}.dense is missing or not a map of {list(grid)} tiles")
-    count = int(dense.sum())
-    sparse = dense.numel() - count
-    for part, wanted in (("values", weights * count + weights // 2 * sparse), ("bits", bytes_of_bits * sparse)):
-        tensor = parts[part]
-        if (
-            tensor is None
-            or tensor.shape != (wanted,)
-            or not (tensor.dtype == torch.uint8 if part == "bits" else tensor.is_floating_point())
-        ):
-            raise InputError(f"{path}: {name}.{part} is missing or not of {wanted} numbers")
-    packed = PackedWeight(shape, tile, dense, parts["values"], parts["bits"])
-    # A kernel does not ask again: groups of other than two would lead it out of its memory.
-    if not packed.is_two_of_four():
-        raise InputError(f"{path}: {name}.bits are damaged: a group does not keep two of four; save the model again")
-    return packed
