@@ -19,7 +19,7 @@ from patch.errors import InputError, print_result
 from patch.io import own_directory
 from patch.masks.packed import MaskSet, apply_masks, load_masks
 from patch.masks.published import read_published, write_published
-from patch.models import load_model, load_tokenizer, prunable_linears, weight_matrix
+from patch.models import load_config, load_model, load_tokenizer, prunable_linears, weight_matrix
 from patch.pruning.weights import load_weights
 
 if TYPE_CHECKING:
@@ -135,12 +135,7 @@ def stored_dtype(folder: Path | str) -> str:
     Raises:
         InputError: the folder holds no model.
     """
-    from transformers import AutoConfig
-
-    try:
-        dtype = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    dtype = load_config(folder).dtype
     return str(dtype).removeprefix("torch.") if dtype else "float32"
 
 
