@@ -8,24 +8,24 @@ moment loses what came after the last record, and what is made in the end is the
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import numpy as np
+from pydantic import Field
 
 from patch.data.processes import tokens_in_order
 from patch.data.tokens import find_separator, token_dtype
 from patch.data.windows import cut, write_header
 from patch.errors import InputError
-from patch.io import write_json
+from patch.io import read_checked_json, write_checked_json
+from patch.schema import Schema, check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,14 +34,13 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_RECORDS = 5.0
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(Schema):
     """How far the file is: whole windows in it, documents that they come from, and tokens left over."""
 
     identity: str
-    documents: int = 0
-    windows: int = 0
-    rest: list[int] = field(default_factory=list)
+    documents: int = Field(0, ge=0)
+    windows: int = Field(0, ge=0)
+    rest: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
 
 
 def partial_folder(path: Path) -> Path:
@@ -116,7 +115,7 @@ def _fill(
     dtype = token_dtype(tokenizer)
     most = float("inf") if limit is None else limit
     write_header(file, np.empty((1, seqlen), dtype), 0)
-    record = _read_record(folder, identity, file, seqlen * dtype.itemsize)
+    record = _read_record(folder, identity, file, seqlen, dtype)
     file.truncate(file.tell() + record.windows * seqlen * dtype.itemsize)
     file.seek(0, os.SEEK_END)
     remaining = islice(filter(None, documents), record.documents, None)
@@ -127,12 +126,14 @@ def _fill(
         file.write(block.data)
         # At the limit the rest is of no use, and may be long.
         rest = rest[:seqlen].tolist()
-        record = _Record(identity, record.documents + count, record.windows + len(block), rest)
+        record = _Record(
+            identity=identity, documents=record.documents + count, windows=record.windows + len(block), rest=rest
+        )
         if record.windows == most:
             break
         if time.monotonic() - saved >= _SECONDS_BETWEEN_RECORDS:
             _flush(file)
-            write_json(folder / "record.json", asdict(record))
+            write_checked_json(folder / "record.json", record.model_dump())
             saved = time.monotonic()
             print(f"{record.windows} windows of {record.documents} documents", flush=True)
     return record
@@ -150,14 +151,17 @@ def _flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _read_record(folder: Path, identity: str, file: BinaryIO, width: int) -> _Record:
-    """The last record, or an empty one if it is of something else or the file has less; ``width`` bytes a window."""
+def _read_record(folder: Path, identity: str, file: BinaryIO, seqlen: int, dtype: np.dtype) -> _Record:
+    """Read the last record; an empty one if it is damaged, of something else, or the file has less than it says."""
+    new = _Record(identity=identity)
     try:
-        record = _Record(**json.loads((folder / "record.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return _Record(identity)
-    header = file.tell()
-    if record.identity != identity or os.fstat(file.fileno()).st_size < header + record.windows * width:
-        return _Record(identity)
+        path = folder / "record.json"
+        record = check(_Record, read_checked_json(path), str(path))
+    except InputError:
+        return new
+    size = file.tell() + record.windows * seqlen * dtype.itemsize
+    fits = len(record.rest) <= seqlen and max(record.rest, default=0) <= np.iinfo(dtype).max
+    if record.identity != identity or os.fstat(file.fileno()).st_size < size or not fits:
+        return new
     print(f"going on after {record.windows} windows of {record.documents} documents", flush=True)
     return record

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +17,15 @@ from patch.io import atomic_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# The one form of header that `save_windows` and NumPy write for such arrays. NumPy's own reader evaluates any literal.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '<u(?P<width>[24])', 'fortran_order': False, "
+    rb"'shape': \((?P<count>[1-9][0-9]{0,14}), (?P<seqlen>[1-9][0-9]{0,14})\), \} *\n",
+    re.DOTALL,
+)
+_BEFORE_HEADER = 10
+_MOST_HEADER = 1024
 
 
 def pack_windows(
@@ -136,14 +147,20 @@ def load_windows(path: Path) -> np.ndarray:
         InputError: the file is missing, truncated, or holds something else.
     """
     try:
-        windows = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as file:
+            start, size = file.read(_MOST_HEADER), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise InputError(f"token windows {path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"token windows {path}: truncated or not a .npy file ({error})") from None
-    if not isinstance(windows, np.memmap) or windows.ndim != 2 or windows.dtype not in (np.uint16, np.uint32):
-        raise InputError(f"token windows {path}: expected [count, seqlen] of uint16 or uint32")
-    return windows
+    except OSError as error:
+        raise InputError(f"token windows {path}: cannot be read ({error.strerror})") from None
+    header = _HEADER.match(start)
+    if not header:
+        raise InputError(f"token windows {path}: truncated or not a .npy file of [count, seqlen] uint16 or uint32")
+    width, count, seqlen = (int(header[group]) for group in ("width", "count", "seqlen"))
+    offset, expected = header.end(), header.end() + count * seqlen * width
+    if int.from_bytes(header["length"], "little") != offset - _BEFORE_HEADER or size != expected:
+        raise InputError(f"token windows {path}: truncated or damaged: {size} bytes, expected {expected}")
+    return np.memmap(path, f"<u{width}", "r", offset, (count, seqlen))
 
 
 def write_header(file: BinaryIO, first: np.ndarray, count: int) -> None:

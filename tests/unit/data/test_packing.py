@@ -22,6 +22,7 @@ from patch.data.packing import pack_file, partial_folder
 from patch.data.tokenizer import train_tokenizer
 from patch.data.windows import load_windows
 from patch.errors import InputError
+from patch.io import read_checked_json, write_checked_json
 
 ROOT = Path(__file__).parents[3]
 EOS = 1
@@ -108,13 +109,27 @@ def test_what_is_done_is_not_read_again_but_skipped(tmp_path: Path, tokenizer, m
     assert seen == full[len(full) - len(seen) :] and len(seen) < 60
 
 
-@pytest.mark.parametrize("change", ["identity", "seqlen", "limit", "record", "file"])
+# Of the record, with a checksum that fits.
+EDITS = {
+    "negative": {"windows": -1},
+    "half a document": {"documents": 1.5},
+    "a number as text": {"windows": "1"},
+    "a token that is none": {"rest": [-5]},
+    "more than a window left": {"rest": [7] * 40},
+    "a token of too many bits": {"rest": [70_000]},
+}
+
+
+@pytest.mark.parametrize("change", ["identity", "seqlen", "limit", "record", *EDITS, "file"])
 def test_what_something_else_left_is_not_used(tmp_path: Path, tokenizer, change: str) -> None:  # noqa: ANN001
     path, folder = tmp_path / "w.npy", tmp_path / "w.partial"
     with pytest.raises(Stopped):
         pack_file(path, until(texts(100, seed=1), 60), tokenizer, 16, 90, identity="other")
     if change == "record":
         (folder / "record.json").write_text('{"identity"')
+    elif change in EDITS:
+        record = read_checked_json(folder / "record.json")
+        write_checked_json(folder / "record.json", record | EDITS[change])
     elif change == "file":
         os.truncate(folder / "windows.npy", 200)
     # What was left is of another text, so that it shows wherever it is used.
@@ -205,7 +220,7 @@ def test_killed_between_the_file_and_its_name(tmp_path: Path, tokenizer, monkeyp
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         patched.setattr(Path, "replace", dies)
-        patched.setattr(packing, "write_json", lambda *arguments: None)
+        patched.setattr(packing, "write_checked_json", lambda *arguments: None)
         pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16)
     pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16)
     assert (tmp_path / "w.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()

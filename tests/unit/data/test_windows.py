@@ -124,10 +124,40 @@ def test_truncated_and_foreign_files(tmp_path):
         load_windows(path)
     for foreign in (np.ones((2, 2)), np.ones(4, dtype=np.uint16)):
         np.save(path, foreign)
-        with pytest.raises(InputError, match="expected"):
+        with pytest.raises(InputError, match="not a .npy file"):
             load_windows(path)
     np.save(path, np.array([None]), allow_pickle=True)
     with pytest.raises(InputError, match="not a .npy file"):
+        load_windows(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(20, 8)", "(10, 8)"),
+        ("(20, 8)", "(20, 4)"),
+        ("(20, 8)", "(8, 20"),
+        ("(20, 8)", "(-2, 8)"),
+        ("(20, 8)", "(0, 8) "),
+        ("(20, 8)", "(9999999999999999999, 8)"),
+        ("(20, 8)", "(True, 8)"),
+        ("(20, 8)", "[" * 9000),
+        ("'<u2'", "'<u4'"),
+        ("'<u2'", "'>u2'"),
+        ("'<u2'", "'|O' "),
+        ("False", "True "),
+        ("NUMPY\x01", "NUMPY\x03"),
+    ],
+)
+def test_headers_that_do_not_fit_the_file(tmp_path, old, new):
+    path = tmp_path / "w.npy"
+    save_windows(path, [np.arange(160, dtype=np.uint16).reshape(20, 8)])
+    whole = path.read_bytes()
+    length = max(0, len(new) - len(old))
+    # A longer header takes the place of its own padding, or moves the data.
+    padding = b" " * length if length < 60 else b""
+    path.write_bytes(whole.replace(padding + b"\n", b"\n", 1).replace(old.encode(), new.encode(), 1))
+    with pytest.raises(InputError, match=r"w\.npy: truncated or "):
         load_windows(path)
 
 

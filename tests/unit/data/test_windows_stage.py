@@ -37,7 +37,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 
 def stopped_by(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], number: int, workers: int) -> None:
-    write_json, calls = packing.write_json, []
+    write_json, calls = packing.write_checked_json, []
 
     def then_signal(*arguments: Any) -> None:
         write_json(*arguments)
@@ -46,7 +46,7 @@ def stopped_by(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], number: 
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
-        patched.setattr(packing, "write_json", then_signal)
+        patched.setattr(packing, "write_checked_json", then_signal)
         stage.run(SPEC, **files, workers=workers)
     assert stop.value.code == EXIT_RESUMABLE and not files["out"].exists()
 
