@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from patch.errors import InputError
+
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("a name has no control characters")
+    return name
+
+
+# Printed in messages and tables.
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+
+# Whole numbers that fit into 64 bits: larger ones have no float.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class Schema(BaseModel):

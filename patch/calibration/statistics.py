@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.schema import Schema, check
+from patch.schema import Name, Positive, Schema, check
 from patch.tensor_files import load_tensors, save_tensors
 
 FORMAT = "patch-statistics-2"
@@ -21,8 +20,8 @@ _SQUARES, _GRAM = ".squares", ".gram"
 class _Header(Schema):
     """Which layer holds the sums of each layer, and the number of calibration sequences."""
 
-    shared: dict[str, str]
-    sequences: int = Field(ge=1)
+    shared: dict[Name, Name]
+    sequences: Positive
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ from patch.data.tokens import find_separator, token_dtype
 from patch.data.windows import cut, write_header
 from patch.errors import InputError
 from patch.io import read_checked_json, write_checked_json
-from patch.schema import Schema, check
+from patch.schema import Count, Schema, check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,8 +38,8 @@ class _Record(Schema):
     """How far the file is: whole windows in it, documents that they come from, and tokens left over."""
 
     identity: str
-    documents: int = Field(0, ge=0)
-    windows: int = Field(0, ge=0)
+    documents: Count = 0
+    windows: Count = 0
     rest: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
 
 

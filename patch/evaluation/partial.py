@@ -6,13 +6,13 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from patch.errors import InputError
 from patch.evaluation.metric import Metric
 from patch.io import read_checked_json, write_checked_json
 from patch.results import record
-from patch.schema import Schema, check
+from patch.schema import Positive, Schema, check
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Part:
 
 class _Measured(record.Metric):
     # Without them a part is broken, as they cannot be measured on their own.
-    samples: int = Field(ge=1)
+    samples: Positive
     values: list[float]
 
 

@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 
 from patch.errors import InputError
 from patch.masks.pattern import parse_nm
-from patch.schema import Schema, check
+from patch.schema import Name, Schema, check
 from patch.tensor_files import load_header
 
 FORMAT = "patch-mask-2"
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 # Layer name -> `[out, in]`.
-Shapes = Annotated[dict[str, Annotated[list[Size], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+Shapes = Annotated[dict[Name, Annotated[list[Size], Field(min_length=2, max_length=2)]], Field(min_length=1)]
 
 
 class MaskHeader(Schema):

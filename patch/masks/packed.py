@@ -152,7 +152,7 @@ def load_masks(path: Path | str) -> MaskSet:
             grids = {name: tile_grid(tuple(shape), header.tile) for name, shape in header.shapes.items()}
             tiles = {name: take_mask(tensors, f"{name}.tiles", grid) for name, grid in grids.items()}
         if tensors:
-            raise InputError(f"{min(tensors)} belongs to no layer of its header")
+            raise InputError(f"{min(tensors)!r:.200} belongs to no layer of its header")
         found = MaskSet(masks, header.pattern, tiles, header.tile, header.provenance)
         found.verify()
         if not math.isclose(found.sparsity, header.achieved_sparsity, abs_tol=1e-9):

@@ -16,7 +16,7 @@ from patch.masks.header import Size
 from patch.quantization.absmax import Quantized, check_grid, group_count
 from patch.quantization.model import QuantizedLayer
 from patch.quantization.slim_lora import Adapter
-from patch.schema import Schema, check
+from patch.schema import Name, Schema, check
 from patch.tensor_files import load_tensors, save_tensors
 
 FORMAT = "patch-quantized-2"
@@ -35,7 +35,7 @@ class _Description(Schema):
 class _Header(Schema):
     digest: str
     cost: dict[str, Annotated[float, Field(ge=0)]]
-    layers: dict[str, _Description]
+    layers: dict[Name, _Description]
 
 
 def save_layers(path: Path | str, layers: Mapping[str, QuantizedLayer], digest: str, cost: dict[str, float]) -> None:
@@ -80,7 +80,7 @@ def load_layers(path: Path | str, digest: str | None = None) -> tuple[dict[str, 
     try:
         layers = {name: _layer(name, fields, tensors) for name, fields in header.layers.items()}
         if tensors:
-            raise InputError(f"{min(tensors)} belongs to no layer of its header")
+            raise InputError(f"{min(tensors)!r:.200} belongs to no layer of its header")
     except InputError as error:
         raise InputError(f"quantised weights {path}: {error}") from None
     return layers, header.cost
@@ -98,8 +98,8 @@ def _layer(name: str, fields: _Description, tensors: dict[str, Tensor]) -> Quant
     limit = 2 ** (bits - 1)
     if codes.numel() and not -limit <= int(codes.min()) <= int(codes.max()) < limit:
         raise InputError(f"layer {name}: it has codes outside {bits} bits")
-    if not (scales.isfinite() & (scales > 0)).all():
-        raise InputError(f"layer {name}: it has scales that are not positive and finite")
+    if not ((scales > 0) & (scales * limit).isfinite()).all():
+        raise InputError(f"layer {name}: it has scales that are not positive and finite, or too large")
     adapter = None
     if fields.rank is not None:
         left = _part(tensors, f"{name}.left", _FLOATS, [rows, fields.rank])

@@ -88,7 +88,7 @@ def load_priors(path: Path, wanted: dict[str, Any], model: nn.Module) -> Priors:
     try:
         priors = Priors(**{name: _masks(name, header, tensors) for name in _SETS}, settings=wanted)
         if tensors:
-            raise InputError(f"{min(tensors)} belongs to no layer of its header")
+            raise InputError(f"{min(tensors)!r:.200} belongs to no layer of its header")
         for masks in (priors.compressed, priors.ranking):
             masks.verify()
             check_masks(model, masks)

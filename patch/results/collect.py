@@ -20,6 +20,7 @@ from patch.results.order import cell_order
 from patch.results.projections import projection_density
 from patch.results.published import Published, published_value
 from patch.results.record import ModelInfo, Record, Share
+from patch.schema import Count, Name, Positive
 
 # Before the name of a projection, in the column of metrics.
 DENSITY = "density/"
@@ -28,16 +29,16 @@ DENSITY = "density/"
 class ResultRow(Row):
     """One metric of one run, as `collect` describes it."""
 
-    experiment: str
-    model: str
-    method: str
+    experiment: Name
+    model: Name
+    method: Name
     pattern: str
     sparsity: float = Field(ge=0, lt=1)
-    tile: int | None = Field(ge=1)
+    tile: Positive | None
     quantization: Literal["absmax", "slim-lora"] | None
-    variant: str | None
-    seed: int = Field(ge=0)
-    metric: str
+    variant: Name | None
+    seed: Count
+    metric: Name
     value: float = Field(ge=0)
     stderr: float | None = Field(ge=0)
     published: float | None = Field(ge=0)

@@ -52,8 +52,6 @@ def read_rows(path: Path | str, schema: type[AnyRow], what: str) -> list[AnyRow]
         where = f"{path}: not {what}: line {number}"
         if len(values) != len(columns):
             raise InputError(f"{where} has {len(values)} values; expected {len(columns)}")
-        if not all(value.isprintable() for value in values):
-            raise InputError(f"{where} has control characters")
         named = zip(columns, values, strict=True)
         rows.append(check(schema, {name: value if value else None for name, value in named}, where))
     return rows

@@ -25,21 +25,22 @@ from patch.results.csv_files import Row, read_rows
 from patch.results.current import joint_digest, refuse_stale
 from patch.results.order import cell_order
 from patch.results.samples import Samples
+from patch.schema import Name, Positive
 
 
 class DifferenceRow(Row):
     """The difference of two rows in one metric, as `paired_differences` describes it."""
 
-    model: str
-    metric: str
+    model: Name
+    metric: Name
     sparsity: float = Field(ge=0, lt=1)
-    a: str
-    b: str
+    a: Name
+    b: Name
     difference: float
     stderr: float | None = Field(ge=0)
-    samples: int = Field(ge=1)
-    seeds: int = Field(ge=1)
-    config_digest: str
+    samples: Positive
+    seeds: Positive
+    config_digest: Name
 
 
 COLUMNS = list(DifferenceRow.model_fields)

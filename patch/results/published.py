@@ -10,8 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from patch.cell import IMPORT
 from patch.io import read_json
 from patch.results.order import PAPER_METHODS, pattern_kind, percent
-from patch.results.record import Name
-from patch.schema import Schema, check
+from patch.schema import Name, Schema, check
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Perplexity = Annotated[float, Field(ge=1)]

@@ -11,10 +11,9 @@ from pydantic import Field, model_validator
 
 from patch.cell import Cell, format_sparsity, nm_sparsity
 from patch.io import read_checked_json, write_checked_json
-from patch.schema import Schema, check
+from patch.schema import Count, Name, Positive, Schema, check
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
 StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
 # Sums of weights in fp64 differ from the fractions that are written in the last digits.
 _ROUNDING = 1e-9
@@ -49,8 +48,8 @@ class RecordCell(Schema):
     method: Name
     pattern: str
     sparsity: float = Field(ge=0, lt=1)
-    tile: int | None = Field(ge=1)
-    seed: int = Field(ge=0)
+    tile: Positive | None
+    seed: Count
     quantization: Literal["absmax", "slim-lora"] | None = None
     variant: Name | None = None
 
@@ -74,7 +73,7 @@ class Metric(Schema):
     value: float = Field(ge=0)
     stderr: float | None = Field(None, ge=0)
     chance: Share | None = None
-    samples: int | None = Field(None, ge=1)
+    samples: Positive | None = None
 
 
 def check_metrics(metrics: Mapping[str, Metric]) -> None:
@@ -104,7 +103,7 @@ class Environment(Schema):
     python: str
     packages: dict[str, str]
     device: str
-    threads: int = Field(ge=1)
+    threads: Positive
     time: str
 
 

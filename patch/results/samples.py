@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from patch.cell import Cell
 from patch.evaluation.metric import check_loss
 from patch.io import read_checked_json, write_checked_json
-from patch.results.record import Name, RecordCell
-from patch.schema import Schema, check
+from patch.results.record import RecordCell
+from patch.schema import Name, Schema, check
 
 
 @dataclass(frozen=True)

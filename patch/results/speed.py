@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from patch.io import read_checked_json, write_checked_json
 from patch.results.order import percent
 from patch.results.published import Published
-from patch.results.record import Environment, Name, RecordCell, Share, StageCost
-from patch.schema import Schema, check
+from patch.results.record import Environment, RecordCell, Share, StageCost
+from patch.schema import Name, Positive, Schema, check
 
 # The model of the paper's table of tokens per second, and the new tokens of the part of it that its text tells of.
 PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
@@ -43,9 +43,9 @@ class Quartiles(Schema):
 class LinearBytes(Schema):
     """Bytes of the layers that masks are of: dense, as the converted model holds them, as its sizes say."""
 
-    dense: int = Field(gt=0)
-    measured: int = Field(gt=0)
-    expected: int = Field(gt=0)
+    dense: Positive
+    measured: Positive
+    expected: Positive
 
 
 class Timed(Schema):
@@ -64,7 +64,7 @@ class Timed(Schema):
     speedup: Quartiles
     linear_bytes: LinearBytes
     peak_memory_mb: float = Field(ge=0)
-    backends: dict[Literal["prefill", "decode"], dict[Name, Annotated[int, Field(ge=1)]]]
+    backends: dict[Literal["prefill", "decode"], dict[Name, Positive]]
     logits_difference: float = Field(ge=0)
     largest_logit: float = Field(ge=0)
 
@@ -72,10 +72,10 @@ class Timed(Schema):
 class Settings(Schema):
     """As in the configuration."""
 
-    batch_size: int = Field(ge=1)
-    prompt: int = Field(ge=1)
-    new_tokens: int = Field(ge=1)
-    repeats: int = Field(ge=1)
+    batch_size: Positive
+    prompt: Positive
+    new_tokens: Positive
+    repeats: Positive
 
 
 class SpeedRecord(Schema):

@@ -139,7 +139,7 @@ DAMAGE: dict[str, tuple[Callable[[dict, dict], object], str]] = {
     "shape-float": (lambda h, t: h["shapes"].update(a=[8.0, 12]), "`shapes.a.0`"),
     "mask-gone": (lambda h, t: t.pop("a.mask"), "a.mask is missing"),
     "tiles-gone": (lambda h, t: t.pop("a.tiles"), "a.tiles is missing"),
-    "mask-unknown": (lambda h, t: t.update({"b.mask": t["a.mask"].clone()}), "b.mask belongs to no layer"),
+    "mask-unknown": (lambda h, t: t.update({"b.mask": t["a.mask"].clone()}), "'b.mask' belongs to no layer"),
     "too-few-bits": (lambda h, t: t.update({"a.mask": t["a.mask"][:-1].clone()}), "a.mask is missing or has"),
     "bits-of-two": (
         lambda h, t: t.update({"a.mask": t["a.mask"].reshape(2, -1)}),

@@ -131,7 +131,7 @@ DAMAGES: dict[str, tuple[Callable, str]] = {
     "bits": (lambda t, h: h["a"].update(bits=9), "bits is 9; use 2 to 8"),
     "another rank": (lambda t, h: h["a"].update(rank=1), "a.left is missing or is not"),
     "factors differ": (lambda t, h: t.update({"a.right": t["a.right"].half()}), "a.right is missing or is not"),
-    "adapter unknown": (lambda t, h: h["a"].update(rank=None), "a.left belongs to no layer"),
+    "adapter unknown": (lambda t, h: h["a"].update(rank=None), "'a.left' belongs to no layer"),
     "layer unknown": (lambda t, h: h.pop("a"), "belongs to no layer of its header"),
     "scale infinite": (lambda t, h: t["a.scales"][0].fill_(float("inf")), "scales that are not positive and finite"),
     "adapter nan": (lambda t, h: t["a.left"][0].fill_(float("nan")), "an adapter that is not finite"),

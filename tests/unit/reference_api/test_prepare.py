@@ -231,7 +231,7 @@ def test_evaluation_of_the_pruned_model(prepare, load):
         (lambda header, tensors: header.pop("shapes"), "`shapes`: Field required"),
         (lambda header, tensors: next(iter(header["shapes"].values())).__setitem__(0, -1), "`shapes."),
         (lambda header, tensors: tensors.popitem(), "is missing or has the wrong size"),
-        (lambda header, tensors: tensors.update(more=torch.zeros(1)), "more belongs to no layer"),
+        (lambda header, tensors: tensors.update(more=torch.zeros(1)), "'more' belongs to no layer"),
     ],
 )
 def test_a_checkpoint_that_contradicts_itself_is_refused(change, words, prepare):

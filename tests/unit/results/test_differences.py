@@ -248,7 +248,7 @@ def test_an_edited_file_with_sound_values_is_read(tmp_path: Path) -> None:
         ("500", "-500", "line 2: `samples`"),
         ("0.5,", "1.5,", "line 2: `sparsity`"),
         ("qwen", "", "line 2: `model`"),
-        ("qwen", "q\0en", "line 2 has control characters"),
+        ("qwen", "q\0en", "line 2: `model`: a name has no control characters"),
         ("order", "cloze", "difference of qwen cloze dense_dense_0 wanda_2of4_0.5 is there 2 times"),
         ("500,1,abcd\n", "500,1,abcd", "truncated: its last line has no end"),
         ("\nqwen,order", "\n\nqwen,order", "line 3 has 0 values; expected 10"),

@@ -42,7 +42,7 @@ FAULTS = [
     ("achieved_sparsity", -0.1, "`achieved_sparsity`"),
     ("achieved_sparsity", 0.6, "`achieved_sparsity` is 0.6; `density` gives 0.5 to 0.5"),
     ("density/model.layers.0.self_attn.q_proj", 1.5, "`density.model.layers.0.self_attn.q_proj`"),
-    ("density/", 0.5, "`density..[[]key[]]`"),
+    ("density/", 0.5, r"`density\.\.\[key\]`"),
     ("config_digest", 3, "`config_digest`"),
     ("metrics/accuracy/value", "high", "`metrics.accuracy.value`"),
     ("metrics/accuracy/value", "0.5", "`metrics.accuracy.value`"),
