@@ -71,7 +71,7 @@ def load_tensors(
             for name in filter(wanted, checksums if found == set(checksums) else ()):
                 tensors[name] = file.get_tensor(name).clone()
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{what} {path}: truncated or not a safetensors file ({error})") from None
+        raise _unreadable(path, what, error) from None
     if found != set(checksums) or any(_tensor_checksum(tensors[name]) != checksums[name] for name in tensors):
         raise _damaged(path, what)
     return contents["header"], tensors
@@ -120,7 +120,13 @@ def _read_metadata(path: Path | str, what: str) -> dict[str, str]:
     except FileNotFoundError:
         raise InputError(f"{what} {path}: no such file") from None
     except (InputError, OSError, AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f"{what} {path}: truncated or not a safetensors file ({error})") from None
+        raise _unreadable(path, what, error) from None
+
+
+def _unreadable(path: Path | str, what: str, error: Exception) -> InputError:
+    # The reason may quote the file: it goes on one line, and is cut.
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{what} {path}: truncated or not a safetensors file ({reason})")
 
 
 def _damaged(path: Path | str, what: str) -> InputError:

@@ -121,7 +121,7 @@ def load_statistics(
     """Read and verify what `save_statistics` wrote; without ``gram``, the norms alone.
 
     Raises:
-        InputError: the file is missing, damaged or foreign, lacks the Gram matrices, or a sum is not finite.
+        InputError: the file is missing, damaged or foreign, lacks the Gram matrices, or has impossible sums.
     """
     endings = (_SQUARES, _GRAM) if gram else (_SQUARES,)
     values, tensors = load_tensors(path, FORMAT, "statistics", lambda name: name.endswith(endings))
@@ -131,8 +131,8 @@ def load_statistics(
         squares, matrix = tensors.get(f"{name}{_SQUARES}"), tensors.get(f"{name}{_GRAM}")
         if squares is None or gram and (matrix is None or matrix.shape != (len(squares), len(squares))):
             raise InputError(f"statistics {path}: without squares or without Gram matrices of {name}; make them again")
-        if not squares.isfinite().all() or gram and not matrix.isfinite().all():
-            raise InputError(f"statistics {path}: the inputs of {name} are not finite; is the model broken?")
+        if not (squares.isfinite() & (squares >= 0)).all() or gram and not matrix.isfinite().all():
+            raise InputError(f"statistics {path}: sums of {name} that no finite inputs have; the file or the model is damaged")
         on_device = matrix.to(device) if gram else None
         found[name] = InputStatistics(squares.to(device), on_device, header.sequences)
     return {name: found[leader] for name, leader in header.shared.items()}

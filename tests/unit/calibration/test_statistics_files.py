@@ -106,8 +106,9 @@ def test_damage_is_noticed_where_it_is_read(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[dict, dict], object], str]] = {
-    "nan": (lambda h, t: t["a.squares"][0].fill_(float("nan")), "the inputs of a are not finite"),
-    "inf": (lambda h, t: t["a.gram"][0].fill_(float("inf")), "the inputs of a are not finite"),
+    "nan": (lambda h, t: t["a.squares"][0].fill_(float("nan")), "sums of a that no finite inputs have"),
+    "negative": (lambda h, t: t["a.squares"][0].fill_(-1.0), "sums of a that no finite inputs have"),
+    "inf": (lambda h, t: t["a.gram"][0].fill_(float("inf")), "sums of a that no finite inputs have"),
     "gram of another width": (lambda h, t: t.update({"a.gram": t["a.gram"][:2].clone()}), "without Gram matrices of a"),
     "no squares": (lambda h, t: t.pop("a.squares"), "without squares"),
     "sequences 0": (lambda h, t: h.update(sequences=0), "`sequences`"),
