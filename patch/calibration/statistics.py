@@ -131,8 +131,10 @@ def load_statistics(
         squares, matrix = tensors.get(f"{name}{_SQUARES}"), tensors.get(f"{name}{_GRAM}")
         if squares is None or gram and (matrix is None or matrix.shape != (len(squares), len(squares))):
             raise InputError(f"statistics {path}: without squares or without Gram matrices of {name}; make them again")
-        if not (squares.isfinite() & (squares >= 0)).all() or gram and not matrix.isfinite().all():
-            raise InputError(f"statistics {path}: sums of {name} that no finite inputs have; the file or the model is damaged")
+        # In fp64 a sum of finite fp32 values is finite, and it costs less than a mask of the whole matrix.
+        sums = [value.sum(dtype=torch.float64) for value in (squares, matrix) if value is not None]
+        if not all(map(torch.isfinite, sums)) or (squares < 0).any():
+            raise InputError(f"statistics {path}: sums of {name} that no finite inputs have; the model may be broken")
         on_device = matrix.to(device) if gram else None
         found[name] = InputStatistics(squares.to(device), on_device, header.sequences)
     return {name: found[leader] for name, leader in header.shared.items()}

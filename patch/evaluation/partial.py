@@ -12,7 +12,7 @@ from patch.errors import InputError
 from patch.evaluation.metric import Metric
 from patch.io import read_checked_json, write_checked_json
 from patch.results import record
-from patch.schema import Positive, Schema, check
+from patch.schema import Name, Positive, Schema, check
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class _PartFile(Schema):
 
 class _File(Schema):
     digest: str
-    parts: dict[str, _PartFile]
+    parts: dict[Name, _PartFile]
 
     @model_validator(mode="after")
     def _in_range(self) -> _File:

@@ -86,7 +86,7 @@ def check_metrics(metrics: Mapping[str, Metric]) -> None:
         if name == "perplexity" and metric.value < 1:
             raise ValueError(f"`{name}` is {metric.value}; expected 1 or more")
         if name != "perplexity" and metric.value > 1:
-            raise ValueError(f"`{name[:80]}` is {metric.value}; expected 0 to 1")
+            raise ValueError(f"`{name}` is {metric.value}; expected 0 to 1")
 
 
 class StageCost(Schema):
@@ -117,7 +117,7 @@ class Record(Schema):
     schema_version: Literal[1] = Field(alias="schema")
     experiment: Name
     cell: RecordCell
-    metrics: dict[str, Metric]
+    metrics: dict[Name, Metric]
     achieved_sparsity: Share
     density: dict[Name, Share]
     config_digest: Name

@@ -50,7 +50,7 @@ class _File(Schema):
             raise ValueError("`samples.perplexity` is missing or empty")
         for name, values in self.samples.items():
             if name != "perplexity" and max(values, default=0) > 1:
-                raise ValueError(f"`samples.{name[:80]}` has {max(values)}; expected 0 to 1")
+                raise ValueError(f"`samples.{name}` has {max(values)}; expected 0 to 1")
         check_loss(float(np.mean(self.samples["perplexity"])))
         return self
 
