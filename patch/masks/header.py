@@ -39,7 +39,7 @@ class MaskHeader(Schema):
     def _fits(self) -> MaskHeader:
         """Check that groups and tiles divide every layer."""
         if (self.tile is None) == (self.pattern == "hybrid"):
-            raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]}; hybrid alone has tiles")
+            raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern!r:.80}; hybrid alone has tiles")
         if self.pattern == "unstructured":
             return self
         _, group = (2, 4) if self.pattern == "hybrid" else parse_nm(self.pattern)
