@@ -40,8 +40,6 @@ def check(schema: type[Checked], value: Any, where: str) -> Checked:
     """
     try:
         return schema.model_validate(value)
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: text that is no Unicode ({error.reason})") from None
     except ValidationError as error:
         fault, *others = error.errors(include_url=False, include_input=False)
         # A key may come from the file: no line breaks, and not thousands of characters.

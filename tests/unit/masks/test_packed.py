@@ -154,6 +154,7 @@ DAMAGE: dict[str, tuple[Callable[[dict, dict], object], str]] = {
     "pattern-too-long": (lambda h, t: h.update(pattern="9" * 5000 + ":4", tile=None), "is not N:M with 0 < N <= M"),
     "pattern-and-newline": (lambda h, t: h.update(pattern="2:4\n", tile=None), "is not N:M with 0 < N <= M"),
     "newline-and-tile": (lambda h, t: h.update(pattern="2:4\n"), "hybrid alone has tiles"),
+    "pattern-of-half-a-character": (lambda h, t: h.update(pattern="\ud800"), "hybrid alone has tiles"),
     "pattern-unknown": (lambda h, t: h.update(pattern="what", tile=None), "'what' is not N:M"),
     "no-shapes": (lambda h, t: h.pop("shapes"), "`shapes`: Field required"),
     "no-layers": (lambda h, t: h.update(shapes={}), "`shapes`"),

@@ -46,7 +46,7 @@ FAULTS = [
     ("config_digest", 3, "`config_digest`"),
     ("metrics/a\nb", {"value": 0.5}, "a name has no control characters"),
     ("experiment", "\ud800", "`experiment`"),
-    ("metrics/\ud800", {"value": 0.5}, "text that is no Unicode"),
+    ("metrics/\ud800", {"value": 0.5}, "valid string, unable to parse"),
     ("environment/threads", 10**400, "`environment.threads`"),
     ("metrics/accuracy/value", "high", "`metrics.accuracy.value`"),
     ("metrics/accuracy/value", "0.5", "`metrics.accuracy.value`"),
