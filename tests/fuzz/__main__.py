@@ -1,8 +1,9 @@
 """Longer runs of the attacks: `python -m tests.fuzz --minutes 20`.
 
 Each attack is a module here with a function `attack(rng, folder)` that damages what this software reads, has it read,
-and returns a word for the outcome; it raises an error where the outcome is not allowed. They take turns in processes of
-their own, so that a crash by a signal is seen too. A failed case is repeated with `--attack NAME --seed N --cases 1`.
+and returns a word for the outcome; it raises an error where the outcome is not allowed. ``folder`` is empty, or holds
+what the module's `prepare(folder)` has made once. Attacks take turns in processes of their own, so that a crash by a
+signal is seen too. A failed case is repeated with `--attack NAME --seed N --cases 1`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 ATTACKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")))
@@ -29,16 +30,17 @@ FAILED = "FAILED"
 def run_cases(name: str, first: int, cases: int, seconds: float) -> None:
     """Run cases of one attack in this process; print a JSON line before and after each."""
     module = importlib.import_module(f"tests.fuzz.{name}")
-    prepare: Callable[[Path], None] = getattr(module, "prepare", lambda folder: None)
     with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-") as folder:
-        prepare(Path(folder))
+        if prepare := getattr(module, "prepare", None):
+            prepare(Path(folder))
         end = time.monotonic() + seconds
         for seed in range(first, first + cases):
             if time.monotonic() > end:
                 break
             print(json.dumps({"seed": seed}), flush=True)
             try:
-                outcome = module.attack(random.Random(seed), Path(folder))
+                with nullcontext(folder) if prepare else tempfile.TemporaryDirectory(dir=folder) as place:
+                    outcome = module.attack(random.Random(seed), Path(place))
             except Exception:  # noqa: BLE001 - what an attack must not lead to
                 outcome = FAILED
                 traceback.print_exc()

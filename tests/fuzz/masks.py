@@ -38,7 +38,7 @@ from patch.quantization.model import QuantizedLayer
 from patch.quantization.slim_lora import Adapter
 from patch.tensor_files import load_tensors, save_tensors
 
-from .damage import damaged_bytes, damaged_json, hostile_text, outcome
+from ._damage import damaged_bytes, damaged_json, hostile_text, outcome
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ._damage import read_tensors, write_tensors
+
 ROOT = Path(__file__).parents[2]
 WEIGHTS, CONFIG, GENERATION = "packed.safetensors", "config.json", "generation_config.json"
 FORGED = " (forged)"
@@ -147,23 +149,11 @@ def _text(rng: random.Random, text: str) -> str:
     return text[:place] + rng.choice(odd) + text[rng.choice((place, place + 1, len(text))) :]
 
 
-def _contents(folder: Path) -> tuple[dict[str, Any], str]:
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        return {key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata()["header"]  # noqa: SIM118
-
-
 def _forge(folder: Path, tensors: dict[str, Any], header: str) -> None:
-    """Write a file with the checksum that belongs to it."""
-    from safetensors.torch import save_file
-
+    """Write a file with the checksums that belong to it."""
     from patch.inference.files import FORMAT
-    from patch.tensor_files import _checksum
 
-    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "header": header, "checksum": _checksum(FORMAT, header, tensors)}
-    save_file(tensors, folder / WEIGHTS, metadata)
+    write_tensors(folder / WEIGHTS, FORMAT, header, tensors)
 
 
 def weights_bytes(rng: random.Random, folder: Path, _: Path) -> None:
@@ -198,7 +188,7 @@ def files_of_another(rng: random.Random, folder: Path, other: Path) -> None:
 def forged_tensors(rng: random.Random, folder: Path, other: Path) -> None:
     import torch
 
-    tensors, header = _contents(folder)
+    tensors, header = read_tensors(folder / WEIGHTS)
     for _ in range(rng.choice((1, 1, 2, 5))):
         names = [name for name in tensors if rng.random() < 0.3 or name.endswith((".bits", ".dense", ".values"))]
         name = rng.choice(names or list(tensors))
@@ -225,17 +215,18 @@ def forged_tensors(rng: random.Random, folder: Path, other: Path) -> None:
             elif len(flat):
                 flat[rng.randrange(len(flat))] ^= 1 << rng.randrange(8)
                 tensors[name] = flat.view(tensor.dtype).view(tensor.shape)
-    _forge(folder, tensors, header)
+    _forge(folder, tensors, json.dumps(header))
 
 
 def forged_header(rng: random.Random, folder: Path, _: Path) -> None:
-    tensors, header = _contents(folder)
+    tensors, header = read_tensors(folder / WEIGHTS)
+    text = json.dumps(header)
     if rng.random() < 0.3:
-        header = _text(rng, header)
+        text = _text(rng, text)
     else:
         for _ in range(rng.choice((1, 1, 3))):
-            header = json.dumps(_tree(rng, json.loads(header), (*ODD, *HUGE)))
-    _forge(folder, tensors, header)
+            text = json.dumps(_tree(rng, json.loads(text), (*ODD, *HUGE)))
+    _forge(folder, tensors, text)
 
 
 def forged_configuration(rng: random.Random, folder: Path, _: Path) -> None:
@@ -245,8 +236,7 @@ def forged_configuration(rng: random.Random, folder: Path, _: Path) -> None:
         path.write_text(_text(rng, path.read_text()), errors="surrogatepass")
     else:
         path.write_text(json.dumps(_tree(rng, json.loads(path.read_text()), ODD)))
-    tensors, text = _contents(folder)
-    header = json.loads(text)
+    tensors, header = read_tensors(folder / WEIGHTS)
     header["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     _forge(folder, tensors, json.dumps(header))
 
@@ -282,7 +272,7 @@ class Reader:
     def ask(self, folder: Path) -> tuple[str, str]:
         """The outcome of a folder, and its details: a message, or the digest of the logits."""
         if self._process is None:
-            command = [sys.executable, __file__]
+            command = [sys.executable, "-m", "tests.fuzz.packed"]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self._process = subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
         process = self._process

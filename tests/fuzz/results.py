@@ -37,7 +37,7 @@ from patch.results.record import ModelInfo, Record, read_record, write_record
 from patch.results.samples import Samples, read_samples, write_samples
 from patch.results.speed import read_speed, write_speed
 
-from .damage import checked_text, damaged_bytes, damaged_json, hostile_text, outcome
+from ._damage import checked_text, damaged_bytes, damaged_json, hostile_text, outcome
 
 CELLS = (
     Cell("qwen", "wanda", "2:4", 0.5, None, 0),
@@ -182,7 +182,7 @@ def _sound_record(facts: dict[str, Any]) -> None:
 
 def _write_samples(path: Path) -> None:
     cell = {"id": CELLS[1].id, **asdict(CELLS[1])}
-    write_samples(path, "demo", cell, {"perplexity": (3.25, 4.5, 2.125), "cloze": (1.0, 0.0, 1.0), "group": ()})
+    write_samples(path, "demo", cell, {"perplexity": (3.25, 4.5, 2.125), "cloze": (1.0, 0.0, 1.0), "group": ()}, "abcd")
 
 
 def _read_samples(path: Path) -> dict[str, Any]:
@@ -272,7 +272,9 @@ def _sound_results(facts: list[dict[str, Any]]) -> None:
 
 def _write_differences(path: Path) -> None:
     rng = np.random.default_rng(0)
-    samples = [Samples("demo", cell, {"perplexity": rng.random(5) + 3, "cloze": rng.random(5)}) for cell in CELLS]
+    samples = [
+        Samples("demo", cell, {"perplexity": rng.random(5) + 3, "cloze": rng.random(5)}, "abcd") for cell in CELLS
+    ]
     paired_differences(samples).to_csv(path, index=False)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,18 +10,15 @@ from types import ModuleType
 
 import pytest
 
+from ...fuzz import packed
+
 SECONDS, LEAST, MOST = 10, 24, 400
 
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
-    path = Path(__file__).parents[2] / "fuzz/packed.py"
-    spec = importlib.util.spec_from_file_location("fuzz_packed", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    module.originals()
-    return module
+    packed.originals()
+    return packed
 
 
 def test_changed_folders_are_refused_or_the_same_model(fuzz: ModuleType, tmp_path: Path) -> None:
