@@ -512,7 +512,7 @@ def test_a_damaged_way_to_generate(text: str, folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '{"model_type": 3}', '{"model_type": "none"}', DEEP])
 def test_a_configuration_of_no_model(text: str, folder: Path) -> None:
     other_file(folder, "config.json", text)
-    refused(folder, "packed.*(cannot be|not valid)")
+    refused(folder, "packed.*(cannot be|not valid|expected a JSON object)")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""A grid of 1,000 runs: what its jobs are told exceeds what one argument of a command line may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from patch.config import load_experiment
+from patch.layout import spec_digest
+from patch.plan import Plan
+from patch.results.record import write_record
+from patch.results.samples import write_samples
+
+LONGEST_ARGUMENT = 131_071
+SEEDS = 125
+MODEL = "model-with-a-name-as-long-as-those-of-checkpoints"
+
+
+def record(plan: Plan, cell: Any, samples: dict[str, list[float]]) -> dict[str, Any]:
+    spec = plan.evaluate_spec(cell)
+    perplexity = float(np.exp(np.mean(samples["perplexity"])))
+    tasks = {
+        name: {"value": float(np.mean(v)), "samples": len(v)} for name, v in samples.items() if name != "perplexity"
+    }
+    accuracy = {"value": float(np.mean([task["value"] for task in tasks.values()]))}
+    cost = {"seconds": 1.0, "peak_memory_mb": 1.0}
+    return {
+        "schema": 1,
+        "experiment": spec.experiment,
+        "cell": spec.cell.model_dump(),
+        "metrics": {"perplexity": {"value": perplexity, "samples": 8}, "accuracy": accuracy, **tasks},
+        "achieved_sparsity": cell.sparsity,
+        "density": {"model.layers.0.self_attn.q_proj": 1 - cell.sparsity},
+        "config_digest": spec_digest(spec),
+        "stages": {"evaluate": cost},
+        "environment": {
+            "git_commit": None,
+            "python": "3",
+            "packages": {},
+            "device": "cpu",
+            "threads": 1,
+            "time": "2030-01-02T03:04:05",
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def large(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the records and samples of 1,000 runs."""
+    folder = tmp_path_factory.mktemp("large")
+    settings = yaml.safe_load((finished / "tiny.yaml").read_text())
+    source = settings["models"]["local"] | {"source": {"kind": "local", "path": str(finished / "local-model")}}
+    settings |= {"experiment": "large", "models": {MODEL: source}, "seeds": list(range(SEEDS))}
+    settings["corpora"]["made"]["source"]["files"] = [str(finished / "text/*.txt")]
+    settings["grid"] = [
+        {"methods": ["wanda", "sparsegpt", "thanos", "maskllm"]},
+        {"methods": ["wanda", "sparsegpt"], "pattern": "unstructured", "sparsity": [0.45]},
+        {"methods": ["patch"], "sparsity": [0.45, 0.25]},
+    ]
+    del settings["speedup"]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        plan = Plan(load_experiment("tiny.yaml"))
+        rng = np.random.default_rng(0)
+        for cell in plan.grid.cells:
+            samples = {"perplexity": (3 + rng.random(8)).tolist()}
+            samples |= {task: rng.integers(0, 2, 12).tolist() for task in settings["evaluation"]["tasks"]}
+            write_record(plan.layout.record(cell), record(plan, cell, samples))
+            digest = plan.record_digest(cell)
+            write_samples(
+                plan.layout.samples(cell), "large", plan.evaluate_spec(cell).cell.model_dump(), samples, digest
+            )
+        assert len(plan.grid.cells) == 1000
+        assert len(plan.tabulate_spec().model_dump_json()) > LONGEST_ARGUMENT
+    return folder
+
+
+def test_tables_of_a_thousand_runs(large: Path, snakemake: Callable, planned: Callable) -> None:
+    assert planned(large)["collect"] == 1
+    targets = [f"results/large/{name}" for name in ("results.csv", "tables/joint.md", "README.md")]
+    run = snakemake(large, *targets)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len((large / targets[0]).read_text().splitlines()) > 6000
+    assert "All 1000 cells have a record." in (large / targets[2]).read_text()

@@ -1,0 +1,85 @@
+"""Results that other settings have made: they are made again where Snakemake's notes are missing, and never printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MASKS = "results/tiny/masks/local"
+
+
+@pytest.fixture
+def forgotten(copied: Path) -> Path:
+    """A copy without Snakemake's notes, as of results that were moved to another place."""
+    shutil.rmtree(copied / ".snakemake")
+    return copied
+
+
+def change(folder: Path, section: str, key: str, value: object) -> None:
+    settings = yaml.safe_load((folder / "tiny.yaml").read_text())
+    settings[section][key] = value
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+
+
+def show(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "patch.show", *options, "tiny.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_nothing_runs_again_where_the_settings_are_the_same(forgotten: Path, planned: Callable) -> None:
+    assert not planned(forgotten)
+
+
+def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable) -> None:
+    change(forgotten, "evaluation", "limit", 5)
+    jobs = planned(forgotten)
+    assert jobs["evaluate"] == 18 and jobs["collect"] == jobs["compare"] == 1
+    assert not {"prune", "learn", "train_model"} & set(jobs)
+    change(forgotten, "learning", "methods", {"maskllm": {"lr": 0.002}})
+    assert planned(forgotten)["learn"] > 0
+
+
+def test_show_names_what_other_settings_made(forgotten: Path) -> None:
+    assert show(forgotten).returncode == 0
+    whole = show(forgotten, "--partial")
+    assert "18 of 18 cells" in whole.stdout and "Left out" not in whole.stdout
+    change(forgotten, "evaluation", "limit", 5)
+    refused = show(forgotten)
+    assert refused.returncode == 2 and "18 of 18 results were measured with other settings" in refused.stderr
+    refused = show(forgotten, "--partial")
+    assert refused.returncode == 2 and "no record with the settings of this configuration yet" in refused.stderr
+
+
+def test_show_partial_leaves_stale_records_out(forgotten: Path) -> None:
+    record = forgotten / "results/tiny/records/local/dense_dense_0_s0.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"config_digest": "00000000"}))
+    shown = show(forgotten, "--partial")
+    assert shown.returncode == 0, shown.stderr
+    assert "17 of 18 cells" in shown.stdout
+    assert "Left out, since they were made with other settings" in shown.stdout
+    assert "records/local/dense_dense_0_s0.json" in shown.stdout
+
+
+def test_a_mask_in_the_place_of_another_is_not_evaluated(copied: Path, snakemake: Callable) -> None:
+    place = copied / MASKS / "magnitude_2of4_0.5_s0.safetensors"
+    times = place.stat()
+    shutil.copyfile(copied / MASKS / "patch-joint_hybrid_0.45_t16_s0.safetensors", place)
+    os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
+    record = "results/tiny/records/local/magnitude_2of4_0.5_s0.json"
+    (copied / record).unlink()
+    run = snakemake(copied, record)
+    assert run.returncode != 0 and not (copied / record).exists()
+    assert "method is 'patch-joint', expected 'magnitude'" in run.stdout + run.stderr
+    # A run of everything makes the mask again instead.
+    assert "magnitude_2of4_0.5_s0.safetensors" in snakemake(copied, "--dry-run").stdout
