@@ -41,9 +41,6 @@ report: "workflow/report/overview.rst"
 
 
 onstart:
-    for job in workflow.dag.needrun_jobs():
-        _ = job.params  # names the job's file, if nothing has asked for it yet
-    JOB_FILES.write()
     # Not in the processes that the jobs of a cluster start, which read this file again.
     if workflow.is_main_process and workflow.non_local_exec:
         try:
@@ -51,6 +48,9 @@ onstart:
             print(preflight(PLAN, workflow.nodes, outputs))
         except InputError as error:
             raise WorkflowError(str(error)) from None
+    for job in workflow.dag.needrun_jobs():
+        _ = job.params  # names the job's files, if nothing has asked for them yet
+    JOB_FILES.write()
 
 
 onerror:

@@ -8,6 +8,7 @@ from typing import Any
 
 from patch.cell import Cell
 from patch.config.base import Section
+from patch.errors import InputError
 
 STORE = "work"
 
@@ -20,6 +21,23 @@ def digest(value: Any, length: int = 8) -> str:
 def spec_digest(spec: Section) -> str:
     """Short hash of a stage's settings."""
     return digest(spec.model_dump(mode="json"))
+
+
+def input_path(path: str, key: str) -> str:
+    """Return a user's path, which a rule names as an input.
+
+    Args:
+        path: any.
+        key: of the configuration, for the message.
+
+    Raises:
+        InputError: it has braces.
+    """
+    if "{" in path or "}" in path:
+        raise InputError(
+            f"`{key}` is {path!r}: Snakemake takes names in braces for wildcards; rename the file or folder"
+        )
+    return path
 
 
 class Layout:

@@ -14,7 +14,7 @@ from patch.config.load import suggest
 from patch.errors import InputError
 from patch.grid import Grid
 from patch.io import read_json
-from patch.layout import Layout, digest, spec_digest
+from patch.layout import Layout, digest, input_path, spec_digest
 from patch.shared_masks import SharedMasks
 from patch.specs import (
     CellInfo,
@@ -60,7 +60,7 @@ class Plan:
         self._check_tables()
 
     def _check_published(self) -> None:
-        path = Path(self.experiment.published)
+        path = Path(input_path(self.experiment.published, "published"))
         if not path.is_file():
             raise InputError(
                 f"`published` is {str(path)!r}: no such file; config/published.json has the paper's numbers"

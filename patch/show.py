@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -20,11 +21,12 @@ from patch.paper.tables import Arrangement, Table, build_table, to_text, write_t
 from patch.plan import Plan
 from patch.reports import command, what_was_run
 from patch.results.collect import collect, read_results
+from patch.results.current import read_all_samples, read_records, read_speeds
 from patch.results.differences import Differences, paired_differences
 from patch.results.published import load_published
-from patch.results.record import ModelInfo, read_record
-from patch.results.samples import read_samples
-from patch.results.speed import Speeds, read_speed
+from patch.results.record import ModelInfo
+from patch.results.speed import Speeds
+from patch.stale import stale_outputs
 
 
 def show(config: str) -> str:
@@ -39,7 +41,9 @@ def show(config: str) -> str:
     for path in (results, differences):
         if not path.exists():
             raise InputError(f"{path} is not there yet; `--partial` makes tables of the cells that are")
-    first = _table(plan, plan.tables()[0], read_results(results), Differences.read(differences), _speeds(plan))
+    spec = plan.tabulate_spec()
+    frame, paired = read_results(results, spec.digests), Differences.read(differences, spec.row_digests)
+    first = _table(plan, plan.tables()[0], frame, paired, _speeds(plan))
     lines = [f"Table 1. {to_text(first)}", "Tables:"]
     lines += [f"  {root}/tables/{name}.csv .md .tex .html" for name in plan.tables()]
     lines += ["Figures:"]
@@ -55,6 +59,8 @@ def show(config: str) -> str:
 def show_partial(config: str) -> str:
     """Write tables and a README of the cells that have a record to `results/<experiment>/partial/`.
 
+    Records that other settings than the configuration's have made are left out, and named.
+
     Returns:
         The first of the tables.
 
@@ -62,13 +68,17 @@ def show_partial(config: str) -> str:
         InputError: the configuration is wrong, or there is no record.
     """
     plan = Plan(load_experiment(config))
-    cells = plan.grid.cells
-    paths = [path for cell in cells if (path := Path(plan.layout.record(cell))).exists()]
+    cells, digests, stale = plan.grid.cells, plan.digests(plan.grid.cells), stale_outputs(plan)
+
+    def current(paths: Iterable[str]) -> list[Path]:
+        return [Path(path) for path in paths if Path(path).exists() and path not in stale]
+
+    paths = current(map(plan.layout.record, cells))
     if not paths:
-        raise InputError(f"{plan.layout.root}/records has no record of this experiment yet")
-    records, published = [read_record(path) for path in paths], load_published(plan.experiment.published)
+        raise InputError(f"{plan.layout.root}/records has no record with the settings of this configuration yet")
+    records, published = read_records(paths, digests), load_published(plan.experiment.published)
     frame = collect(records, _models(plan), published)
-    samples = [read_samples(path) for cell in cells if (path := Path(plan.layout.samples(cell))).exists()]
+    samples = read_all_samples(current(map(plan.layout.samples, cells)), digests)
     differences = Differences(paired_differences(samples))
     speeds = _speeds(plan)
     tables = [_table(plan, name, frame, differences, speeds) for name in plan.tables()]
@@ -89,7 +99,9 @@ def show_partial(config: str) -> str:
     )
     with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(summary(results), encoding="utf-8")
-    return f"{to_text(tables[0])}\n{len(paths)} of {len(cells)} cells. Tables: {folder}/, on one page in its README.md"
+    where = f"{len(paths)} of {len(cells)} cells. Tables: {folder}/, on one page in its README.md"
+    named = [f"Left out, since they were made with other settings ({len(stale)}):", *stale] if stale else []
+    return "\n  ".join(["\n".join([to_text(tables[0]), where, *named[:1]]), *named[1:]])
 
 
 def _models(plan: Plan) -> list[ModelInfo]:
@@ -97,9 +109,11 @@ def _models(plan: Plan) -> list[ModelInfo]:
 
 
 def _speeds(plan: Plan) -> Speeds:
-    """Of the models that are measured already."""
-    paths = [path for model in plan.timed_models if (path := Path(plan.layout.speedup(model))).exists()]
-    return Speeds([read_speed(path) for path in paths], load_published(plan.experiment.published))
+    """Of the models that are measured already, with the settings of the configuration."""
+    stale = stale_outputs(plan)
+    paths = [Path(path) for path in map(plan.layout.speedup, plan.timed_models) if path not in stale]
+    records = read_speeds(filter(Path.exists, paths), plan.digests([], plan.timed_models))
+    return Speeds(records, load_published(plan.experiment.published))
 
 
 def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences, speeds: Speeds) -> Table:

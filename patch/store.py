@@ -16,7 +16,7 @@ from patch.config.load import suggest
 from patch.data.sources import expand
 from patch.errors import InputError
 from patch.evaluation.tasks import task_files, task_names
-from patch.layout import STORE, digest, spec_digest
+from patch.layout import STORE, digest, input_path, spec_digest
 from patch.specs import CorpusSpec, MaskSpec, ModelSpec, StatisticsSpec, TasksSpec, TokenizerSpec, WindowsSpec
 
 
@@ -116,7 +116,7 @@ class Store:
             source.files if isinstance(source.files, list) else [p for paths in source.files.values() for p in paths]
         )
         try:
-            return [str(path) for path in expand(lists)]
+            return [input_path(str(path), f"corpora.{name}.source.files") for path in expand(lists)]
         except (InputError, ValueError, IndexError) as error:
             raise InputError(f"`corpora.{name}.source.files`: {error}") from None
 
@@ -188,7 +188,7 @@ class Store:
         """An imported mask's file, or the folder that a fetched one is in."""
         source = self.experiment.imports[name].source
         return (
-            source.path
+            input_path(source.path, f"imports.{name}.source.path")
             if isinstance(source, FileMask)
             else f"{STORE}/imports/{name}-{spec_digest(self.mask_spec(name))}"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
+from patch.io import json_checksum
 from patch.models import load_model, load_skeleton
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +67,10 @@ def test_no_code_of_a_model_runs_when_it_is_loaded(folder: Path, tmp_path: Path)
 
 
 def test_a_model_with_code_is_not_fetched(folder: Path, tmp_path: Path) -> None:
-    spec = json.dumps({"upstream": "", "source": {"kind": "local", "path": str(folder)}})
-    ended = answer_yes(folder, "-m", "patch.stages", "fetch_model", "--spec", spec, "--out", str(tmp_path / "out"))
+    settings = {"upstream": "", "source": {"kind": "local", "path": str(folder)}}
+    file = tmp_path / f"fetch_model-{json_checksum(settings)[:16]}.json"
+    file.write_text(json.dumps(settings))
+    ended = answer_yes(folder, "-m", "patch.stages", "fetch_model", "--settings", str(file), "--out", f"{tmp_path}/out")
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
     assert ended.returncode == 2 and ended.stdout == ""
     (line,) = ended.stderr.splitlines()

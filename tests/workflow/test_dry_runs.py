@@ -268,7 +268,9 @@ def test_the_plan_sees_what_a_run_would_still_do(tmp_path, monkeypatch):
     ):
         Path(where(cells[method])).unlink()
     planned = {frozenset(node.outputs) for node in JobGraph(plan).remaining}
-    made = {frozenset(job.files("output")) for job in dry_run(tmp_path) if job.rule != "all"}
+    # The files are empty, so that by their digests all of them are of other settings.
+    jobs = dry_run(tmp_path, "--rerun-triggers", "mtime", "input")
+    made = {frozenset(job.files("output")) for job in jobs if job.rule != "all"}
     assert planned == made and len(planned) < 25
 
 

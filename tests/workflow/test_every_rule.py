@@ -65,7 +65,7 @@ def test_results_are_tidy(finished: Path) -> None:
     header, *rows = (finished / "results/tiny/results.csv").read_text().splitlines()
     assert header == (
         "experiment,model,method,pattern,sparsity,tile,quantization,variant,seed,metric,value,stderr,published,achieved_sparsity,"
-        "seconds,peak_memory_mb"
+        "seconds,peak_memory_mb,config_digest"
     )
     # Perplexity, the mean and four tasks; densities of the seven projections of Llama's kind, and the four of GPT-2.
     assert len(rows) == 18 * 6 + 7 + 4
@@ -77,7 +77,7 @@ def test_a_second_run_does_nothing(finished: Path, planned) -> None:
 
 def test_the_number_of_processes_reruns_nothing(copied: Path, planned) -> None:
     settings = yaml.safe_load((copied / "tiny.yaml").read_text())
-    settings["resources"]["learn_gpus"] = 2
+    settings["resources"] = {"learn_gpus": 2}
     (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
     assert planned(copied) == Counter()
 

@@ -13,7 +13,7 @@ import yaml
 
 from patch.results.collect import read_results
 
-ODD = '-it\'s $(touch PWNED); `touch PWNED` "{x}" & {input} %'
+ODD = '-it\'s $(touch PWNED); `touch PWNED` "x" & | %'
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def hostile(finished: Path, snakemake: Callable, tmp_path_factory: pytest.TempPa
     kept = {"c_attn": (96, 32), "attn.c_proj": (32, 32), "c_fc": (48, 32), "mlp.c_proj": (32, 48)}
     layers = {f"transformer.h.{block}.{name}.weight.mask": shape for block in range(2) for name, shape in kept.items()}
     layers = {name.replace(".c_attn", ".attn.c_attn").replace(".c_fc", ".mlp.c_fc"): s for name, s in layers.items()}
-    masks = {name: np.packbits(np.tile([1, 1, 0, 0], np.prod(shape) // 4)) for name, shape in layers.items()}
+    # GPT-2 keeps its weights as [in, out].
+    masks = {name: np.packbits(np.tile([1, 1, 0, 0], (out, width // 4)).T) for name, (out, width) in layers.items()}
     np.savez_compressed(folder / odd["masks"] / f"{ODD}.npz", **masks)
     settings["corpora"]["made"]["source"]["files"] = [f"{odd['text']}/*.txt"]
     settings["models"] = {"local": settings["models"]["local"]}
@@ -64,3 +65,22 @@ def test_no_rule_hands_an_unquoted_path_to_the_shell() -> None:
             name, _, how = place.partition(":")
             # Numbers, and an option that common.smk has quoted.
             assert how == "q" or name in ("resources.processes", "resources.nodes", "params.spare"), (path.name, place)
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("published", "a{b}.json"),
+        ("corpora", {"made": {"source": {"kind": "files", "files": ["{text}/made.txt"]}}}),
+        ("imports", {"odd": {"model": "local", "method": "maskllm", "source": {"kind": "file", "path": "{m}.npz"}}}),
+    ],
+)
+def test_braces_in_an_input_are_refused(section: str, value: object, copied: Path, snakemake: Callable) -> None:
+    settings = yaml.safe_load((copied / "tiny.yaml").read_text()) | {section: value}
+    settings["grid"] += [{"methods": ["import"]}] if section == "imports" else []
+    (copied / "{text}").mkdir()
+    shutil.copy(copied / "text/made.txt", copied / "{text}/made.txt")
+    (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    run = snakemake(copied, "--dry-run")
+    assert run.returncode != 0
+    assert "Snakemake takes names in braces for wildcards; rename the file or folder" in run.stdout + run.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from patch.io import read_checked_json, write_checked_json
 
 ROOT = Path(__file__).parents[2]
 MASKS = "results/tiny/masks/local"
@@ -62,8 +63,7 @@ def test_show_names_what_other_settings_made(forgotten: Path) -> None:
 
 def test_show_partial_leaves_stale_records_out(forgotten: Path) -> None:
     record = forgotten / "results/tiny/records/local/dense_dense_0_s0.json"
-    content = json.loads(record.read_text())
-    record.write_text(json.dumps(content | {"config_digest": "00000000"}))
+    write_checked_json(record, read_checked_json(record) | {"config_digest": "00000000"})
     shown = show(forgotten, "--partial")
     assert shown.returncode == 0, shown.stderr
     assert "17 of 18 cells" in shown.stdout

@@ -59,8 +59,7 @@ rule collect:
     """One tidy table of every number: a row for each (cell, metric)."""
     input:
         records=RECORDS,
-        # A function, since braces in a path would be wildcards.
-        published=lambda _: PLAN.experiment.published,
+        published=PLAN.experiment.published,
     output:
         results=f"{RESULTS}/results.csv",
     log:

@@ -194,7 +194,7 @@ def test_the_summary_prints_the_title(
 ) -> None:
     models = titled(title, one_seed)
     rows = list(dict.fromkeys(cell.row for cell in one_seed.expected if cell.model == "qwen" and cell.sparsity == 0.5))
-    line = ("qwen", "perplexity", 0.5, rows[0], rows[1], 0.1, 1.0, 100, 1)
+    line = ("qwen", "perplexity", 0.5, rows[0], rows[1], 0.1, 1.0, 100, 1, "abcd")
     page = summary(
         Results(
             experiment="demo",
