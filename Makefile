@@ -19,13 +19,13 @@ MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
 demo: $(VENV)/.installed
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason
-	@$(RUN) python -m patch.show
+	@$(RUN) python -m patch show
 
 ablations: $(VENV)/.installed
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo.yaml
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo-seeds.yaml
-	@$(RUN) python -m patch.show config/ablations/demo.yaml
-	@$(RUN) python -m patch.show config/ablations/demo-seeds.yaml
+	@$(RUN) python -m patch show --configfile config/ablations/demo.yaml
+	@$(RUN) python -m patch show --configfile config/ablations/demo-seeds.yaml
 
 test: $(VENV)/.installed-test
 	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -33,6 +33,7 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
+	@$(RUN) lint-imports --no-cache
 	@$(RUN) snakefmt --check Snakefile workflow
 	@$(RUN) snakemake --lint
 

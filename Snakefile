@@ -8,18 +8,16 @@ snakemake tables | figures | all               parts of it
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
-from patch.config import extended, read_yaml, validate_experiment
-from patch.cost import CostModel, too_large
 from patch.errors import InputError
-from patch.layout import STORE
-from patch.paper.escape import escape_label, escape_rst
-from patch.plan import Plan
-from patch.preflight import preflight
-from patch.reports import what_was_run
-from patch.stale import force
-
-# Without --configfile the demo is what runs.
-DEFAULT_CONFIG = "config/demo.yaml"
+from patch.files.plain import read_yaml
+from patch.pipeline.config.load import DEFAULT_CONFIG, extended, validate_experiment
+from patch.pipeline.resources.cost import CostModel, too_large
+from patch.pipeline.runs.layout import STORE
+from patch.pipeline.reporting.escape import escape_label, escape_rst
+from patch.pipeline.runs.plan import Plan
+from patch.pipeline.cli.preflight import preflight
+from patch.pipeline.reporting.experiment import what_was_run
+from patch.pipeline.runs.stale import force
 
 try:
     # Snakemake's own reader takes the last of two equal keys without a word.
@@ -54,8 +52,8 @@ onstart:
 
 
 onerror:
-    print("What failed: python -m patch.status --configfile CONFIG")
-    print("Tables of the cells that are there: python -m patch.show --partial CONFIG")
+    print("What failed: python -m patch status --configfile CONFIG")
+    print("Tables of the cells that are there: python -m patch show --partial --configfile CONFIG")
 
 
 COST = CostModel(PLAN.experiment, PLAN.grid)

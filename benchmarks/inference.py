@@ -95,11 +95,11 @@ def _worst(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _shapes_of_models() -> list[str]:
-    from patch.budget import read_config
-    from patch.config import validate_experiment
-    from patch.shapes import linear_shapes, model_shape
+    from patch.models.shapes import linear_shapes, model_shape
+    from patch.pipeline.cli.options import read_config
+    from patch.pipeline.config.load import validate_experiment
 
-    models = validate_experiment(read_config("config/paper.yaml")).models
+    models = validate_experiment(read_config(["config/paper.yaml"])).models
     shapes = {shape for name, model in models.items() for shape in linear_shapes(model_shape(name, model)).values()}
     return [f"{rows}x{columns}" for rows, columns in sorted(shapes, key=math.prod)]
 
@@ -248,7 +248,7 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
 
 def _masks_of(model: Any, sparsity: int) -> MaskSet:
     from patch.masks.packed import MaskSet
-    from patch.models import prunable_linears
+    from patch.models.loading import prunable_linears
 
     found = {name: _masks(linear.weight, sparsity) for name, linear in prunable_linears(model).items()}
     return MaskSet({n: mask for n, (mask, _) in found.items()}, "hybrid", {n: t for n, (_, t) in found.items()}, TILE)

@@ -12,7 +12,7 @@ The floor of memory is weights, logits, their gradients, the optimizer's state, 
 and backward takes beside the weights. The dense step and ours of tiles recompute their blocks in the backward pass;
 joint learning and both references do not. The dense step that a tile step is compared with is forward and backward
 with gradients of the weights: tiles cannot be learned without the product that makes these. `plan` is what
-`patch/cost.py` says that a step takes.
+`patch/pipeline/resources/cost.py` says that a step takes.
 
 The last line is one JSON object with the worst case over sizes and threads.
 """
@@ -137,7 +137,7 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
     """Print the seconds of a step for each line that comes in, or, once, the peak memory beside the libraries."""
     import torch
 
-    from patch.models import prunable_linears
+    from patch.models.loading import prunable_linears
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -177,8 +177,8 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
 
 
 def _planned(model, way: str) -> int | None:  # noqa: ANN001
-    from patch.cost import learning_mb
-    from patch.shapes import Shape
+    from patch.models.shapes import Shape
+    from patch.pipeline.resources.cost import learning_mb
 
     if way not in ("joint", "tile"):
         return None
@@ -240,7 +240,7 @@ def _activations(model, tokens) -> float:  # noqa: ANN001
 
 def _dense(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001
     from patch.learning.objective import cross_entropy, recomputed_blocks
-    from patch.models import prunable_linears
+    from patch.models.loading import prunable_linears
 
     weights = [linear.weight.requires_grad_() for linear in prunable_linears(model).values()]
 
@@ -258,12 +258,11 @@ def _ours(method: str) -> Callable:
         import numpy as np
         import torch
 
-        from patch.config import Learning
-        from patch.config.learning import METHOD_DEFAULTS
         from patch.learning.adamw import make_optimizer
         from patch.learning.learn import step_function
         from patch.learning.masks import attached, build_masks
         from patch.learning.objective import recomputed_blocks
+        from patch.learning.settings import METHOD_DEFAULTS, Learning
 
         values = {"steps": 100, "batch_size": 1, "micro_batch_size": 1, "seqlen": SEQLEN, "tile_prior": "none"}
         values |= {"pattern_prior": "none"}
@@ -290,7 +289,7 @@ def _ours(method: str) -> Callable:
 def _frozen(model) -> dict:  # noqa: ANN001
     import torch
 
-    from patch.models import prunable_linears
+    from patch.models.loading import prunable_linears
 
     return {
         name: torch.tensor([True, True, False, False]).repeat(linear.weight.numel() // 4).view_as(linear.weight)
@@ -304,7 +303,7 @@ def _reference(mode: str) -> Callable:
         from torch.nn import functional as F
         from torch.nn.utils import parametrize
 
-        from patch.models import prunable_linears
+        from patch.models.loading import prunable_linears
 
         patterns = torch.tensor(
             [[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]], dtype=torch.float32

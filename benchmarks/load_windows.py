@@ -139,8 +139,8 @@ def learning(folder: Path) -> float:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from patch.config import Learning
     from patch.learning.learn import learn
+    from patch.learning.settings import Learning
 
     torch.manual_seed(0)
     torch.set_flush_denormal(True)

@@ -14,12 +14,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from patch.cell import Cell
-from patch.config import load_experiment
-from patch.cost import CostModel
-from patch.plan import Plan
-from patch.store import calibrated
-from patch.units import align
+from patch.pipeline.config.load import load_experiment
+from patch.pipeline.reporting.units import align
+from patch.pipeline.resources.cost import CostModel
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.store import calibrated
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("block", "models", "sharing")
@@ -30,9 +30,9 @@ MEASURE = """
 import copy, resource, statistics, sys, time
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from patch.config import load_experiment
+from patch.pipeline.config import load_experiment
 from patch.masks.nm import parse_pattern
-from patch.pruning import prune
+from patch.pruning.prune import prune
 path, name, method, pattern, repeats = sys.argv[1:]
 experiment = load_experiment(path)
 source, calibration = experiment.models[name].source, experiment.calibration

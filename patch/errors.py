@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable
 
@@ -21,3 +22,10 @@ def print_result(result: Callable[[], str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """What would be right instead of ``word``: the closest known word and the list of all."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    return f"{hint}known: {', '.join(known)}"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from patch.config.load import suggest
-from patch.errors import InputError
+from patch.errors import InputError, suggest
 
 # The rows of the paper's tables; `patch` is the grid's word for the variant that a model's configuration names.
 PAPER_ORDER = (

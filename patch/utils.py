@@ -15,7 +15,7 @@ from patch.evaluation.aligned_lm import AlignedLM
 from patch.evaluation.harness import DATA_VARIABLE, TaskEvaluator, mean_accuracy
 from patch.evaluation.perplexity import perplexity
 from patch.evaluation.tasks import make_task_data
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 from patch.reference_api import loading
 from patch.reference_api.arguments import PruneArguments, read_arguments, tile_side
 from patch.reference_api.checkpoint import compare_settings, load_priors, save_priors

@@ -1,6 +1,1 @@
-"""Calibration: what goes into each linear layer of a model while it reads sample text."""
-
-from patch.calibration.statistics import InputStatistics
-from patch.calibration.walk import walk_blocks
-
-__all__ = ["InputStatistics", "walk_blocks"]
+"""Calibration: the inputs of each linear layer while a model reads sample text."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.schema import Name, Positive, Schema, check
-from patch.tensor_files import load_tensors, save_tensors
+from patch.files.schema import Name, Positive, Schema, check
+from patch.files.tensors import load_tensors, save_tensors
 
 FORMAT = "patch-statistics-2"
 _SQUARES, _GRAM = ".squares", ".gram"

@@ -13,7 +13,7 @@ from patch.calibration.blocks import BlockCall, first_inputs, record_calls
 from patch.calibration.statistics import Accumulator, InputStatistics
 from patch.calibration.stream import HiddenStates
 from patch.errors import InputError
-from patch.models import blocks_on, decoder_blocks
+from patch.models.loading import blocks_on, decoder_blocks
 
 VisitBlock = Callable[[dict[str, nn.Module], dict[str, InputStatistics]], None]
 

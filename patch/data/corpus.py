@@ -11,13 +11,11 @@ from typing import get_args
 
 import numpy as np
 
-from patch.config import Corpus, FilesSource, HubSource, PackageSource
-from patch.config.corpora import Split, SplitBySeed
-from patch.config.load import suggest
 from patch.data import sources
-from patch.errors import InputError
-from patch.io import atomic_directory, write_json
-from patch.library_errors import hub_errors
+from patch.data.settings import Corpus, FilesSource, HubSource, PackageSource, Split, SplitBySeed
+from patch.errors import InputError, suggest
+from patch.files.io import atomic_directory, write_json
+from patch.hub.errors import hub_errors
 
 SPLITS: tuple[str, ...] = get_args(Split)
 

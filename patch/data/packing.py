@@ -24,8 +24,8 @@ from patch.data.processes import tokens_in_order
 from patch.data.tokens import find_separator, token_dtype
 from patch.data.windows import cut, write_header
 from patch.errors import InputError
-from patch.io import read_checked_json, write_checked_json
-from patch.schema import Count, Schema, check
+from patch.files.io import read_checked_json, write_checked_json
+from patch.files.schema import Count, Schema, check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patch.data.tokens import batches, join
+from patch.distributed.signals import STOP
 from patch.errors import InputError
-from patch.signals import STOP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

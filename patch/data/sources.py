@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from patch.config import FilesSource, PackageSource
+from patch.data.settings import FilesSource, PackageSource
 from patch.errors import InputError
 
 # Plain text marks its documents by line ends alone and some are missing: all Psalms of the King James text stand

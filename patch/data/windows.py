@@ -13,7 +13,7 @@ import numpy as np
 
 from patch.data.tokens import batches, find_separator, join, token_dtype, tokenize
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.files.io import atomic_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,12 +11,11 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patch.config.load import suggest
-from patch.errors import InputError
+from patch.errors import InputError, suggest
 from patch.evaluation.metric import Metric
 from patch.evaluation.tasks import task_names
-from patch.io import write_json
-from patch.library_errors import hub_errors, library_errors
+from patch.files.io import write_json
+from patch.hub.errors import hub_errors, library_errors
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

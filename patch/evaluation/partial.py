@@ -9,10 +9,10 @@ from pathlib import Path
 from pydantic import model_validator
 
 from patch.errors import InputError
+from patch.evaluation import schema
 from patch.evaluation.metric import Metric
-from patch.io import read_checked_json, write_checked_json
-from patch.results import record
-from patch.schema import Name, Positive, Schema, check
+from patch.files.io import read_checked_json, write_checked_json
+from patch.files.schema import Name, Positive, Schema, check
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Part:
     cost: dict[str, float]
 
 
-class _Measured(record.Metric):
+class _Measured(schema.Metric):
     # Without them a part is broken, as they cannot be measured on their own.
     samples: Positive
     values: list[float]
@@ -38,7 +38,7 @@ class _Measured(record.Metric):
 
 class _PartFile(Schema):
     metric: _Measured
-    cost: record.StageCost
+    cost: schema.StageCost
 
     def part(self) -> Part:
         """The same as it is kept in memory."""
@@ -52,7 +52,7 @@ class _File(Schema):
 
     @model_validator(mode="after")
     def _in_range(self) -> _File:
-        record.check_metrics({name: part.metric for name, part in self.parts.items()})
+        schema.check_metrics({name: part.metric for name, part in self.parts.items()})
         return self
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patch.errors import InputError
+from patch.evaluation.bootstrap import bootstrap_stderr
 from patch.evaluation.metric import Metric, check_loss
-from patch.results.bootstrap import bootstrap_stderr
 
 # Logits that are turned to fp32 at a time, 64 MiB: a vocabulary of 256k times a window would be gigabytes.
 _CHUNK_LOGITS = 1 << 24

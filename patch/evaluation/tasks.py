@@ -17,9 +17,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from patch.config.plain import read_plain
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.files.io import atomic_file
+from patch.files.plain import read_plain
 
 OPENING, CONTINUATION = 24, 12  # words
 CONTEXT = range(8, 33)  # words before the word that is asked for

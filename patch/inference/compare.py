@@ -16,7 +16,7 @@ from patch.inference.generation import Generation
 from patch.inference.linear import HybridLinear
 from patch.inference.packed import packed_bytes
 from patch.masks.packed import MaskSet, apply_masks
-from patch.models import prunable_linears
+from patch.models.loading import prunable_linears
 
 # Of the largest logit, what a sum in another order may change of one.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -10,7 +10,7 @@ from patch.inference.linear import HybridLinear
 from patch.inference.packed import pack
 from patch.masks.packed import MaskSet, check_masks
 from patch.masks.tile import tile_grid
-from patch.models import weight_matrix
+from patch.models.loading import weight_matrix
 
 # Sides of the tiles that a mask without tiles, 2:4 everywhere, is packed in; in one tile where none divides it.
 TILES = (128, 64, 32, 16, 8, 4)

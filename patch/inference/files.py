@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.files.io import own_directory, read_json
+from patch.files.tensors import load_header, load_tensors, save_tensors
 from patch.inference.checked import PARTS
 from patch.inference.linear import HybridLinear
 from patch.inference.packed import PackedWeight
-from patch.io import own_directory, read_json
-from patch.models import is_linear, load_skeleton, weight_matrix
-from patch.tensor_files import load_header, load_tensors, save_tensors
+from patch.models.loading import is_linear, load_skeleton, weight_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

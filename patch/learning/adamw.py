@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patch.config import Learning
 from patch.learning.parts import Columns
+from patch.learning.settings import Learning
 from patch.masks.noise import mixed, noise_keys, places
 
 # Elements that are updated at a time, which bounds every temporary tensor.

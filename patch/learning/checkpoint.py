@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from patch.distributed import from_first, on_all, on_first, rank, world_size
+from patch.distributed.collectives import from_first, on_all, on_first, rank, world_size
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.files.io import atomic_file
 from patch.learning.curve import read_lines
 
 log = logging.getLogger(__name__)

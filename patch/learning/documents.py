@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patch.config import Learning
 from patch.data.tokens import Separator
 from patch.errors import InputError
+from patch.learning.settings import Learning
 
 # Largest part of a change in one document that may be seen in the next: rounding, and none is expected.
 _TOLERANCE = 1e-3

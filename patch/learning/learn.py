@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patch.config import Learning
 from patch.data.tokens import Separator
-from patch.distributed import rank, world_size
+from patch.distributed.collectives import rank, world_size
 from patch.learning.adamw import make_optimizer
 from patch.learning.documents import DocumentCut, document_cut
 from patch.learning.loop import UNWATCHED, StepFunction, run_steps
@@ -21,10 +20,11 @@ from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.order import InOrder, sum_in_order
 from patch.learning.parts import columns_of
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
+from patch.learning.settings import Learning
 from patch.learning.watch import Watch, peak_memory_mb
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 
 
 def learn(

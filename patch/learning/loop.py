@@ -14,14 +14,14 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from patch.distributed import any_of, from_first, is_first, on_all, on_first
+from patch.distributed.collectives import any_of, from_first, is_first, on_all, on_first
+from patch.distributed.signals import EXIT_RESUMABLE, StopRequest, stop_request
 from patch.errors import InputError
-from patch.io import atomic_file
+from patch.files.io import atomic_file
 from patch.learning.checkpoint import Checkpoints, StepLog, read_states
 from patch.learning.curve import read_lines
 from patch.learning.parts import Columns, assembled
 from patch.learning.watch import Progress, Watch
-from patch.signals import EXIT_RESUMABLE, StopRequest, stop_request
 
 # The growing log, in the folder of the checkpoints.
 LOG = "log.jsonl"
@@ -55,8 +55,8 @@ def run_steps(
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
-    Of several processes (see `patch.distributed`) all take every step and stop after the same one; the first
-    prints, and writes all but the others' parts of the checkpoints.
+    Of several processes (see `patch.distributed`) all take every step and stop after the same one; the first prints,
+    and writes all but the others' parts of the checkpoints.
 
     Args:
         steps: number of optimizer steps.

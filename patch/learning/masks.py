@@ -10,14 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from patch.config import Learning
-from patch.distributed import rank, world_size
+from patch.distributed.collectives import rank, world_size
+from patch.learning.settings import Learning
 from patch.masks.learnable import LearnableMask
 from patch.masks.owners import share_out
 from patch.masks.packed import MaskSet
 from patch.masks.prior import pattern_logits, tile_logits
 from patch.masks.tile import expand_tiles, largest_within_budget, tile_shape
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 
 Masks = dict[str, Tensor]
 # Rows that stay together without tiles. Their logits fill whole vectors of a processor, whatever the columns: numbers

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from patch.learning.documents import DocumentCut
 from patch.learning.head import HeadLoss, frozen_head, hidden_states_of
-from patch.models import decoder_blocks
+from patch.models.loading import decoder_blocks
 
 
 def cross_entropy(model: nn.Module, tokens: Tensor, cut: DocumentCut | None = None) -> Tensor:

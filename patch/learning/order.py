@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from patch.distributed import gathered, world_size
+from patch.distributed.collectives import gathered, world_size
 
 
 class InOrder:

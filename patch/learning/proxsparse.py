@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from patch.config import Learning
-from patch.distributed import rank, sum_over_processes, world_size
+from patch.distributed.collectives import rank, sum_over_processes, world_size
 from patch.learning.loop import UNWATCHED, StepFunction, run_steps
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.schedules import batch_indices, linear_rate
+from patch.learning.settings import Learning
 from patch.learning.watch import Watch, peak_memory_mb
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.masks.packed import MaskSet
 from patch.masks.proximal import proximal_two_four, triple_products
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 
 PATTERN = NM(2, 4)
 # The default of the trainer that the published code runs in.

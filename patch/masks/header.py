@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from patch.errors import InputError
+from patch.files.schema import Name, Schema, check
+from patch.files.tensors import load_header
 from patch.masks.pattern import parse_nm
-from patch.schema import Name, Schema, check
-from patch.tensor_files import load_header
 
 FORMAT = "patch-mask-2"
 Size = Annotated[int, Field(ge=1, lt=2**31)]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from patch.distributed import spread
+from patch.distributed.collectives import spread
 from patch.masks.kernels import Layer, Sampling
 from patch.masks.kernels.eager import PATTERNS, pack_bits, unpack_bits
 from patch.masks.linear import MaskedLinear, Sink

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from patch.errors import InputError
+from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import FORMAT, check_header
 from patch.masks.nm import NM, obeys
 from patch.masks.pattern import parse_nm
 from patch.masks.tile import expand_tiles, tile_grid
-from patch.models import prunable_linears, weight_matrix
-from patch.tensor_files import load_tensors, save_tensors
+from patch.models.loading import prunable_linears, weight_matrix
 
 
 class PackedMasks(Mapping[str, Tensor]):

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.io import atomic_file, parse_json
+from patch.files.io import atomic_file, parse_json
+from patch.files.npz import Archive
 from patch.masks.nm import NM, obeys
 from patch.masks.packed import MaskSet, PackedMasks, check_masks
 from patch.masks.pattern import parse_nm
 from patch.masks.tile import by_tile, tile_shape
-from patch.models import is_transposed, prunable_linears
-from patch.npz import Archive
+from patch.models.loading import is_transposed, prunable_linears
 
 META, SHAPE = "__meta__", ".__shape__"
 # By format, the ends that follow a layer's name in the key of its mask.

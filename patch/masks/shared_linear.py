@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch.distributed import exchange_rows, gathered
+from patch.distributed.collectives import exchange_rows, gathered
 from patch.masks.kernels import Layer, kernel_for
 from patch.masks.linear import Sink, rows_at_a_time
 from patch.masks.owners import Owners

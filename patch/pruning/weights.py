@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.models import weight_matrix
-from patch.tensor_files import load_header, load_tensors, save_tensors
+from patch.files.tensors import load_header, load_tensors, save_tensors
+from patch.models.loading import weight_matrix
 
 FORMAT = "patch-weights-1"
 

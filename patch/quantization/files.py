@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from patch.errors import InputError
+from patch.files.schema import Name, Schema, check
+from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import Size
 from patch.quantization.absmax import Quantized, check_grid, group_count
 from patch.quantization.model import QuantizedLayer
 from patch.quantization.slim_lora import Adapter
-from patch.schema import Name, Schema, check
-from patch.tensor_files import load_tensors, save_tensors
 
 FORMAT = "patch-quantized-2"
 _FLOATS = {torch.float32, torch.bfloat16, torch.float16}

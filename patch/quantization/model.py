@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from patch.calibration import InputStatistics
-from patch.config import Quantization
+from patch.calibration.statistics import InputStatistics
 from patch.errors import InputError
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 from patch.quantization.absmax import Quantized, quantize
+from patch.quantization.settings import Quantization
 from patch.quantization.slim_lora import Adapter, adapter_rank, saliency, slim_lora
 
 

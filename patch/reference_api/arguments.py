@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from patch.config import Section
-from patch.config.load import validate
 from patch.errors import InputError
+from patch.settings import Section, validate
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -156,7 +155,7 @@ def read_arguments(model: type[T], arguments: Any, where: str) -> T:
 
 
 def checked(model: type[T], values: dict[str, Any], where: str, source: str = "") -> T:
-    """`patch.config.load.validate`, with messages that speak of ``source``, or ``where``, not of a configuration."""
+    """Validate as `patch.settings.validate` does, with messages that name ``source``, or ``where``."""
     try:
         return validate(model, values, where)
     except InputError as error:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.files.schema import Schema, check
+from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import Shapes
 from patch.masks.packed import MaskSet, check_masks, pack_bits, take_mask
-from patch.schema import Schema, check
-from patch.tensor_files import load_tensors, save_tensors
 
 FORMAT = "patch-priors-2"
 _SETS = ("compressed", "ranking")

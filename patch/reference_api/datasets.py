@@ -13,11 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from patch.config import Corpus, HubSource
-from patch.config.load import suggest
 from patch.data import sources
 from patch.data.corpus import fetch_corpus, read_documents
-from patch.errors import InputError
+from patch.data.settings import Corpus, HubSource
+from patch.errors import InputError, suggest
 from patch.reference_api.settings import VARIABLE, ApiSettings
 
 Purpose = Literal["calibration", "learning", "test"]

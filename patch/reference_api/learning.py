@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from patch.config import Learning
-from patch.config.learning import METHOD_DEFAULTS
 from patch.data.tokens import find_separator
 from patch.errors import InputError
 from patch.learning.learn import learn
+from patch.learning.settings import METHOD_DEFAULTS, Learning
 from patch.masks.packed import MaskSet, save_masks
 from patch.reference_api.arguments import MaskArguments, checked
 from patch.reference_api.checkpoint import Priors, compare_settings

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from patch.config.load import suggest
-from patch.errors import InputError
+from patch.errors import InputError, suggest
 from patch.evaluation.aligned_lm import AlignedLM
-from patch.library_errors import hub_errors
+from patch.hub.errors import hub_errors
 
 # What `from_pretrained` is told besides, for the model and its tokenizer.
 OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder")

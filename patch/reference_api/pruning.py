@@ -15,15 +15,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from patch.config import Learning
-from patch.config.learning import METHOD_DEFAULTS
 from patch.errors import InputError
 from patch.learning.proxsparse import proxsparse
+from patch.learning.settings import METHOD_DEFAULTS, Learning
 from patch.masks.nm import NM, Unstructured, parse_pattern
 from patch.masks.packed import MaskSet, apply_masks
 from patch.methods import get_method
-from patch.models import prunable_linears, weight_matrix
-from patch.pruning import prune
+from patch.models.loading import prunable_linears, weight_matrix
+from patch.pruning.prune import prune
 from patch.reference_api.arguments import PruneArguments, checked
 from patch.reference_api.checkpoint import Priors
 from patch.reference_api.datasets import Text, find_text

@@ -8,9 +8,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from patch.config import Corpus, Learning, Section, read_yaml
-from patch.config.load import suggest
+from patch.data.settings import Corpus
+from patch.errors import suggest
+from patch.files.plain import read_yaml
+from patch.learning.settings import Learning
 from patch.reference_api.arguments import checked
+from patch.settings import Section
 
 VARIABLE = "PATCH_API_CONFIG"
 

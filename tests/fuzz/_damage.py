@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from patch.errors import InputError
-from patch.io import CHECKSUM, json_checksum, parse_json
+from patch.files.io import CHECKSUM, json_checksum, parse_json
 
 LONGEST_MESSAGE = 1500
 VALUES: tuple[Any, ...] = (
@@ -81,7 +81,7 @@ def write_tensors(path: Path, kind: str, header: str, tensors: Mapping[str, Any]
     """Write a tensor file with any text as its header, and the checksums that belong to it where it is JSON."""
     from safetensors.torch import save_file
 
-    from patch.tensor_files import _tensor_checksum
+    from patch.files.tensors import _tensor_checksum
 
     stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     checksums = json.dumps({name: _tensor_checksum(tensor) for name, tensor in stored.items()})

@@ -1,7 +1,7 @@
 """Attacks on configurations: changed text, and changed values, of `config/demo.yaml`.
 
 `attack(rng, folder)` makes one hostile configuration from the random generator alone, writes it into ``folder``, and
-plans it as `python -m patch.plan` does. It returns `planned` or `refused`, and raises `AssertionError` with the
+plans it as `python -m patch plan` does. It returns `planned` or `refused`, and raises `AssertionError` with the
 configuration in its message where the outcome is anything else: another exception than `InputError`, a message of
 several lines or without end, or more than `SECONDS`. The same seed makes the same configuration. The current folder
 must be the repository's, whose files the demo names.
@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
-from patch.config import load_experiment
 from patch.errors import InputError
-from patch.plan import Plan
+from patch.pipeline.config.load import load_experiment
+from patch.pipeline.runs.plan import Plan
 
 DEMO = Path("config/demo.yaml")
 SECONDS = 20

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from patch.calibration.statistics import FORMAT as STATISTICS
 from patch.calibration.statistics import InputStatistics, load_statistics, save_statistics
+from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import FORMAT as MASK
 from patch.masks.header import read_header
 from patch.masks.nm import NM, nm_mask
@@ -36,7 +37,6 @@ from patch.quantization.files import FORMAT as QUANTIZED
 from patch.quantization.files import load_layers, save_layers
 from patch.quantization.model import QuantizedLayer
 from patch.quantization.slim_lora import Adapter
-from patch.tensor_files import load_tensors, save_tensors
 
 from ._damage import damaged_bytes, damaged_json, hostile_text, outcome
 

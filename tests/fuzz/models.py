@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from patch.config.models import LocalModel, Model
 from patch.errors import InputError
-from patch.models import load_model, load_skeleton, load_tokenizer
-from patch.shapes import model_shape
+from patch.models.loading import load_model, load_skeleton, load_tokenizer
+from patch.models.settings import LocalModel, Model
+from patch.models.shapes import model_shape
 
 SECONDS = 30
 WEIGHTS = "model.safetensors"

@@ -86,7 +86,7 @@ def _save(folder: Path, family: str, tile: int, changes: dict[str, Any]) -> None
 
     from patch.inference import convert, save
     from patch.masks.packed import MaskSet
-    from patch.models import prunable_linears
+    from patch.models.loading import prunable_linears
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | changes)).eval()

@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from patch.cell import Cell
 from patch.errors import InputError
 from patch.evaluation.metric import Metric
 from patch.evaluation.partial import PartialRecord
-from patch.io import CHECKSUM
-from patch.results.collect import collect, read_results
-from patch.results.differences import Differences, paired_differences
-from patch.results.published import load_published
-from patch.results.record import ModelInfo, Record, read_record, write_record
-from patch.results.samples import Samples, read_samples, write_samples
-from patch.results.speed import read_speed, write_speed
+from patch.files.io import CHECKSUM
+from patch.pipeline.results.collect import collect, read_results
+from patch.pipeline.results.differences import Differences, paired_differences
+from patch.pipeline.results.published import load_published
+from patch.pipeline.results.record import ModelInfo, Record, read_record, write_record
+from patch.pipeline.results.samples import Samples, read_samples, write_samples
+from patch.pipeline.results.speed import read_speed, write_speed
+from patch.pipeline.runs.cell import Cell
 
 from ._damage import checked_text, damaged_bytes, damaged_json, hostile_text, outcome
 

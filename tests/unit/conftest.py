@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from patch.cell import Cell
+from patch.pipeline.runs.cell import Cell
 
 # Method, pattern, sparsity, speedup.
 CELLS = (

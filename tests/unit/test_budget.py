@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.budget import budget, main, read_config, to_text
-from patch.config import validate_experiment
-from patch.graph import JobGraph
-from patch.plan import Plan
+from patch.pipeline.cli.options import read_config
+from patch.pipeline.cli.plan import budget, main, to_text
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict) ->
 
 
 def plan_of(path: Path, *changes: str) -> Plan:
-    return Plan(validate_experiment(read_config(str(path), changes)))
+    return Plan(validate_experiment(read_config([str(path)], changes)))
 
 
 def test_sums(config: Path) -> None:
@@ -118,7 +119,7 @@ def test_json(config: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_changes_are_merged_as_snakemake_merges_them(config: Path) -> None:
-    changed = read_config(str(config), ["seeds=[0,1]", "evaluation={perplexity: {seqlen: 24}}"])
+    changed = read_config([str(config)], ["seeds=[0,1]", "evaluation={perplexity: {seqlen: 24}}"])
     experiment = validate_experiment(changed)
     assert experiment.seeds == [0, 1]
     assert (experiment.evaluation.perplexity.seqlen, experiment.evaluation.tasks) == (24, ["cloze"])
@@ -141,10 +142,10 @@ def test_mistakes(options: list[str], message: str, config: Path, capsys: pytest
 
 
 def test_the_demo_is_the_default_and_nothing_heavy_is_imported() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "patch.plan"]
+    command = [sys.executable, "-X", "importtime", "-m", "patch", "plan"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and run.stdout.startswith("demo: "), run.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "patch.budget" in imported
+    assert "patch.pipeline.cli.options" in imported
     assert not {"torch", "transformers", "datasets", "lm_eval", "huggingface_hub", "snakemake", "pandas"} & imported
     assert "RuntimeWarning" not in run.stderr

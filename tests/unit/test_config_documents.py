@@ -8,15 +8,16 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from patch.config import Experiment, validate_experiment
-from patch.config.document import readme, schema
-from patch.config.introduction import INTRODUCTION
-from patch.plan import Plan
+from patch.pipeline.config.document import readme, schema
+from patch.pipeline.config.experiment import Experiment
+from patch.pipeline.config.introduction import INTRODUCTION
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", INTRODUCTION, flags=re.DOTALL)
-REMAKE = "run `python -m patch.config.document`"
+REMAKE = "run `python -m patch.pipeline.config.document`"
 
 
 def test_readme_is_up_to_date():

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from patch.config import load_experiment, validate_experiment
 from patch.errors import InputError
-from patch.plan import Plan
+from patch.pipeline.config.load import load_experiment, validate_experiment
+from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 

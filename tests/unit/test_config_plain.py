@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from patch.config import FilesSource, load_experiment, read_yaml, validate_experiment
 from patch.errors import InputError
+from patch.files.plain import read_yaml
+from patch.pipeline.config.load import load_experiment, validate_experiment
 
 LEVELS = range(1, 40)
 LISTS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in LEVELS)
@@ -134,10 +133,3 @@ def test_a_base_is_read_as_strictly(raw_config: dict, tmp_path: Path) -> None:
     top.write_text(f"extends: {base}\nexperiment: mine\n")
     with pytest.raises(InputError, match="base.yaml, line .*the key `experiment`"):
         load_experiment(top)
-
-
-def test_json_of_a_section_holds_nothing_that_snakemake_reads() -> None:
-    texts = ["</script>", "{x}", "{ x}", "{", "{{y}}", '{"a"}', "{}", "\\{x", "a{"]
-    written = FilesSource(files=texts).model_dump_json()
-    assert json.loads(written)["files"] == FilesSource.model_validate_json(written).files == texts
-    assert "<" not in written and not re.search(r"\{\s*\w", written)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from patch.cell import Cell
-from patch.config import validate_experiment
-from patch.cost import CostModel, Job, too_large
-from patch.plan import Plan
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.resources.cost import CostModel, Job, too_large
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.plan import Plan
 
 SHAPES = {
     # hidden, intermediate, layers, heads, key heads, head size, vocabulary, tied

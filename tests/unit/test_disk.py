@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from patch.cell import Cell
-from patch.config import validate_experiment
-from patch.disk import CHECKPOINTS, DiskModel, folder_size
 from patch.learning.masks import build_masks
 from patch.masks.packed import MaskSet, save_masks
-from patch.plan import Plan
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.resources.disk import CHECKPOINTS, DiskModel, folder_size
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.plan import Plan
 
 MB = 1e6
 # Of one block of the tests' models: q, k, v, o, gate, up, down.

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.cell import Cell
-from patch.config import load_experiment, validate_experiment
 from patch.errors import InputError
-from patch.grid import Grid
+from patch.pipeline.config.load import load_experiment, validate_experiment
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.grid import Grid
 
 PATCH = {"methods": ["patch-joint"], "models": ["qwen"], "sparsity": [0.45]}
 THEIRS = {"model": "qwen", "method": "patch", "sparsity": 0.45, "source": {"kind": "file", "path": "mask.npz"}}

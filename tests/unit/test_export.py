@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
-from patch.export import ExportReport, export_model, main, stored_dtype
+from patch.inference.export import ExportReport, export_model, main, stored_dtype
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, apply_masks, save_masks
 from patch.masks.published import read_published
-from patch.models import load_model, prunable_linears, weight_matrix
+from patch.models.loading import load_model, prunable_linears, weight_matrix
 from patch.pruning.weights import save_weights
 
 FAMILIES = ["qwen2", "gpt2", "opt", "gemma3_text"]
@@ -231,10 +231,10 @@ def test_a_fault_in_the_mask_file_is_found(
         entries[UP][0] = 0  # drops more: 2:4 still
         np.savez(path, **entries)
 
-    import patch.export
+    import patch.inference.export
 
-    write = patch.export.write_published
-    monkeypatch.setattr(patch.export, "write_published", flip)
+    write = patch.inference.export.write_published
+    monkeypatch.setattr(patch.inference.export, "write_published", flip)
     model = tiny_model()
     with pytest.raises(InputError, match="mask.npz has another mask of model.layers.0.mlp.up_proj"):
         export_model(model, None, two_four(model), tmp_path / "out")
@@ -247,7 +247,7 @@ def test_an_interrupted_export_leaves_nothing(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("patch.export.load_model", stop)
+    monkeypatch.setattr("patch.inference.export.load_model", stop)
     model = tiny_model()
     with pytest.raises(KeyboardInterrupt):
         export_model(model, None, two_four(model), tmp_path / "out")
@@ -368,7 +368,7 @@ def test_dtype_of_a_folder_that_says_none_is_float32(dense: Callable, tmp_path: 
 
 def test_as_a_module(dense: Callable) -> None:
     options = dense("qwen2")
-    run = [sys.executable, "-m", "patch.export", *options]
+    run = [sys.executable, "-m", "patch", "export", *options]
     done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("sparsity 0.4")
     again = subprocess.run(run, capture_output=True, text=True)

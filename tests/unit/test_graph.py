@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from patch.config import validate_experiment
-from patch.graph import JobGraph
-from patch.jobs import Node
-from patch.plan import Plan
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.jobs import Node
+from patch.pipeline.runs.plan import Plan
 
 
 @pytest.fixture(autouse=True)

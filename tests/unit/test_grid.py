@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.cell import Cell, format_sparsity, nm_sparsity
-from patch.config import validate_experiment
-from patch.config.tile import WHOLE_MATRIX
 from patch.errors import InputError
-from patch.grid import Grid
-from patch.plan import Plan
+from patch.masks.tile_size import WHOLE_MATRIX
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.runs.cell import Cell, format_sparsity, nm_sparsity
+from patch.pipeline.runs.grid import Grid
+from patch.pipeline.runs.plan import Plan
 
 ONE_SHOT = ["magnitude", "wanda", "sparsegpt"]
 

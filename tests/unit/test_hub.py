@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import errors
 
-from patch.hub import PROBE, Wanted, hub_problems
+from patch.hub.access import PROBE, Wanted, hub_problems
 
 MODEL = Wanted("models.one.source", "model", "owner/model", "1234567")
 DATA = Wanted("corpora.text.source", "dataset", "owner/text", "89abcde")

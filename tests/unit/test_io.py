@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import patch.io
+import patch.files.io
 from patch.errors import InputError
-from patch.io import atomic_directory, atomic_file, read_checked_json, read_json, write_checked_json, write_json
+from patch.files.io import atomic_directory, atomic_file, read_checked_json, read_json, write_checked_json, write_json
 
 
 class Boom(BaseException):
@@ -133,7 +133,7 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
 
 REPLACE = """
 import sys
-from patch.io import atomic_directory
+from patch.files.io import atomic_directory
 with atomic_directory(sys.argv[1]) as temporary:
     (temporary / "new").write_text("new")
 """
@@ -160,10 +160,10 @@ def test_replacement_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypat
             pass
 
         def renameat2(self, *_: object) -> int:
-            patch.io.ctypes.set_errno(errno.EINVAL)
+            patch.files.io.ctypes.set_errno(errno.EINVAL)
             return -1
 
-    monkeypatch.setattr(patch.io.ctypes, "CDLL", Library)
+    monkeypatch.setattr(patch.files.io.ctypes, "CDLL", Library)
     for content in ("old", "new"):
         with atomic_directory(tmp_path / "folder") as temporary:
             (temporary / content).write_text(content)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
-from patch.job_files import JobFiles, read_inputs, read_settings
-from patch.specs import TokenizerSpec
+from patch.pipeline.runs.job_files import JobFiles, read_inputs, read_settings
+from patch.pipeline.runs.specs import TokenizerSpec
 
 SETTINGS = TokenizerSpec(upstream="a", vocab_size=300)
 INPUTS = {"corpus": "it's; $(touch X)", "records": ["a b", "c"]}

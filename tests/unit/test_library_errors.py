@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
-from patch.library_errors import hub_errors, library_errors
+from patch.hub.errors import hub_errors, library_errors
 
 TOKEN = "hf_secret-\x0bhidden"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.config import load_experiment, validate_experiment
-from patch.cost import CostModel, too_large
-from patch.memory import main, table
-from patch.plan import Plan
+from patch.pipeline.cli.memory import main, table
+from patch.pipeline.config.load import load_experiment, validate_experiment
+from patch.pipeline.resources.cost import CostModel, too_large
+from patch.pipeline.runs.plan import Plan
 
 PAPER = Path(__file__).parents[2] / "config/paper.yaml"
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import patch.pruning
-from patch.config import validate_experiment
-from patch.config.learning import METHOD_DEFAULTS
 from patch.errors import InputError
-from patch.grid import Grid
+from patch.learning.settings import METHOD_DEFAULTS
 from patch.masks.nm import NM, Unstructured
 from patch.methods import METHODS, PAPER_ORDER, Method, get_method, one_shot_methods
-from patch.pruning import prune
-from patch.results.order import cell_order
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.results.order import cell_order
+from patch.pipeline.runs.grid import Grid
+from patch.pruning.prune import prune
 
 GUIDE = Path(__file__).parents[2] / "docs/adding-a-method.md"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
-from patch.io import json_checksum
-from patch.models import load_model, load_skeleton
+from patch.files.io import json_checksum
+from patch.models.loading import load_model, load_skeleton
 
 ROOT = Path(__file__).parents[2]
 # What reads a model or a data set in a way that could run code that comes with it.
@@ -24,7 +24,7 @@ PLAIN = {"GenerationConfig"}
 LOAD = """
 import sys
 from patch.errors import InputError
-from patch.models import load_model, load_skeleton, load_tokenizer
+from patch.models.loading import load_model, load_skeleton, load_tokenizer
 
 for load in (load_model, load_skeleton, load_tokenizer):
     try:
@@ -70,7 +70,9 @@ def test_a_model_with_code_is_not_fetched(folder: Path, tmp_path: Path) -> None:
     settings = {"upstream": "", "source": {"kind": "local", "path": str(folder)}}
     file = tmp_path / f"fetch_model-{json_checksum(settings)[:16]}.json"
     file.write_text(json.dumps(settings))
-    ended = answer_yes(folder, "-m", "patch.stages", "fetch_model", "--settings", str(file), "--out", f"{tmp_path}/out")
+    ended = answer_yes(
+        folder, "-m", "patch.pipeline.stages", "fetch_model", "--settings", str(file), "--out", f"{tmp_path}/out"
+    )
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
     assert ended.returncode == 2 and ended.stdout == ""
     (line,) = ended.stderr.splitlines()

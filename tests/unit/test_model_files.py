@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from patch.config.models import LocalModel, Model
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
-from patch.models import load_config, load_model, load_skeleton, load_tokenizer
-from patch.shapes import model_shape
+from patch.models.loading import load_config, load_model, load_skeleton, load_tokenizer
+from patch.models.settings import LocalModel, Model
+from patch.models.shapes import model_shape
 
 DEEP, LONG = "[" * 100_000, "9" * 5000
 

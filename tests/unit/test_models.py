@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from patch.errors import InputError
-from patch.models import decoder_blocks, load_model, prunable_linears
+from patch.models.loading import decoder_blocks, load_model, prunable_linears
 
 PROJECTIONS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from patch.cell import Cell
-from patch.config import validate_experiment
-from patch.layout import Layout, digest
-from patch.plan import Plan
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.layout import Layout, digest
+from patch.pipeline.runs.plan import Plan
 
 Specs = dict[tuple[str, str, str], str]
 

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-import patch.preflight
-from patch.config import validate_experiment
+import patch.pipeline.cli.preflight
 from patch.errors import InputError
-from patch.graph import JobGraph
-from patch.hub import Wanted
-from patch.plan import Plan
-from patch.preflight import filesystem, main, preflight, to_fetch
-from patch.schedule import simulate
+from patch.hub.access import Wanted
+from patch.pipeline.cli.preflight import filesystem, main, preflight, to_fetch
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.schedule import simulate
+from patch.pipeline.runs.plan import Plan
 
 SHAPE = {
     "hidden_size": 64,
@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written(raw_config: dict, monkeypatch: pytest.M
 
 def test_file_system_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict) -> None:
     mounts = tmp_path / "mounts"
-    monkeypatch.setattr(patch.preflight, "MOUNTS", mounts)
+    monkeypatch.setattr(patch.pipeline.cli.preflight, "MOUNTS", mounts)
     assert filesystem("work") is None
     spaced = tmp_path / "a b"
     spaced.mkdir()

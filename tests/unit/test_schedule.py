@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from patch.schedule import Run, Task, simulate
+from patch.pipeline.resources.schedule import Run, Task, simulate
 
 
 def random_tasks(seed: int) -> list[Task]:

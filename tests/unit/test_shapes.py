@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.config import validate_experiment
-from patch.config.models import Shape
 from patch.errors import InputError
-from patch.models import prunable_linears
-from patch.shapes import check_groups, check_tile, linear_shapes, model_shape, parameters, prunable_parameters
+from patch.models.loading import prunable_linears
+from patch.models.settings import Shape
+from patch.models.shapes import check_groups, check_tile, linear_shapes, model_shape, parameters, prunable_parameters
+from patch.pipeline.config.load import validate_experiment
 
 FAMILIES = ("qwen2", "llama", "gemma3_text")
 

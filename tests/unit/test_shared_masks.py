@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from patch.config import validate_experiment
 from patch.errors import InputError
 from patch.masks.header import read_header
 from patch.masks.packed import MaskSet, load_masks, save_masks
-from patch.plan import Plan
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.runs.plan import Plan
 
 PUBLISHED = str(Path(__file__).parents[2] / "config/published.json")
 PATCH = {"methods": ["patch-joint"], "models": ["qwen"], "sparsity": [0.45]}

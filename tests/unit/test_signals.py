@@ -10,8 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from patch.agent import FORWARDED, forward_signals
-from patch.signals import EXIT_RESUMABLE, HELD, STOP, hold_signals, ignore_signals, leave_when_asked, stop_request
+from patch.distributed.agent import FORWARDED, forward_signals
+from patch.distributed.signals import (
+    EXIT_RESUMABLE,
+    HELD,
+    STOP,
+    hold_signals,
+    ignore_signals,
+    leave_when_asked,
+    stop_request,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""`python -m patch.status` on fabricated outputs, logs, ledgers and queues."""
+"""`python -m patch status` on fabricated outputs, logs, ledgers and queues."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import yaml
 from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.ledger import Ledger
 
-from patch.config import validate_experiment
-from patch.graph import JobGraph
-from patch.jobs import Node
-from patch.plan import Plan
-from patch.status import main
+from patch.pipeline.cli.status import main
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.jobs import Node
+from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 STEP = "maskllm 120/2000  loss 3.1000  0.500 s/step  940 s left"
@@ -419,7 +419,7 @@ def test_done_jobs_are_listed_when_asked_for(place: Place) -> None:
 
 
 def test_long_lists_are_cut(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patch.monitor.text.ROWS", 2)
+    monkeypatch.setattr("patch.pipeline.monitor.text.ROWS", 2)
     nodes = [node for node in place.nodes if node.rule == "prune"]
     place.make(*(place.node("train_model", model) for model in ("qwen", "llama")), place.node("calibrate"))
     place.submit(*nodes, job="41", squeue="PENDING|Resources||N/A")
@@ -460,7 +460,8 @@ def test_keys_can_be_given(place: Place) -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, patch.status; print([m for m in ('torch', 'transformers', 'snakemake') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'snakemake')"
+    code = f"import sys, patch.pipeline.cli.status; print([m for m in {heavy} if m in sys.modules])"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert run.stdout == "[]\n", run.stderr

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from patch.budget import read_config
-from patch.config import validate_experiment
-from patch.graph import JobGraph
-from patch.monitor.logs import rule_log
-from patch.plan import Plan
+from patch.pipeline.config.load import DEFAULT_CONFIG, load_experiment
+from patch.pipeline.monitor.logs import rule_log
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +32,6 @@ def test_logs_are_those_of_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for rule, outputs, log in re.findall(pattern, run.stdout + run.stderr, flags=re.MULTILINE)
     }
     monkeypatch.chdir(tmp_path)
-    plan = Plan(validate_experiment(read_config(None)))
+    plan = Plan(load_experiment(DEFAULT_CONFIG))
     nodes = JobGraph(plan).nodes
     assert printed == {(node.rule, frozenset(node.outputs)): rule_log(node, plan.layout.root) for node in nodes}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from patch.monitor.here import file_time, printing_processes
-from patch.monitor.progress import Log, Progress, read_log, read_progress
+from patch.pipeline.monitor.here import file_time, printing_processes
+from patch.pipeline.monitor.progress import Log, Progress, read_log, read_progress
 
 STEP = "maskllm 120/2000  loss 3.1000  0.500 s/step  940 s left"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from patch.errors import InputError
-from patch.tensor_files import load_header, load_tensors, save_tensors
+from patch.files.tensors import load_header, load_tensors, save_tensors
 
 HEADER = {"method": "wanda", "shapes": {"a": [3, 4]}, "sparsity": 0.5}
 TENSORS = {
@@ -98,7 +98,7 @@ def test_a_part_of_the_tensors_is_read_and_verified(path: Path) -> None:
 
 def test_the_header_is_verified_and_needs_no_torch(path: Path) -> None:
     code = (
-        "import sys; from patch.tensor_files import load_header; "
+        "import sys; from patch.files.tensors import load_header; "
         f"print(load_header({str(path)!r}, 'kind-1', 'mask')['method'], 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from patch import training
-from patch.config import TrainedModel
 from patch.errors import InputError
-from patch.training import new_model, train
+from patch.learning import pretraining as training
+from patch.learning.pretraining import new_model, train
+from patch.models.settings import TrainedModel
 
 
 class Tokenizer:

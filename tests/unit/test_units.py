@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from patch.units import align, duration, hours, size
+from patch.pipeline.reporting.units import align, duration, hours, size
 
 
 @pytest.mark.parametrize(

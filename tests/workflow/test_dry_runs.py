@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-from patch.config import load_experiment
-from patch.graph import JobGraph
-from patch.grid import Grid
-from patch.plan import Plan
+from patch.pipeline.config.load import load_experiment
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.runs.grid import Grid
+from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # a dry run takes one to two on an idle machine
@@ -309,7 +309,7 @@ def test_planning_imports_nothing_heavy(tmp_path):
     run = snakemake(tmp_path, "-n", "--configfile", "config/paper.yaml", python=("-X", "importtime"))
     assert run.returncode == 0, run.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "patch.plan" in imported
+    assert "patch.pipeline.runs.plan" in imported
     assert not HEAVY & imported
 
 

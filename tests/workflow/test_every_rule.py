@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.results.speed import read_speed
+from patch.pipeline.results.speed import read_speed
 
 
 def test_every_file_is_there(finished: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from patch.results.collect import read_results
+from patch.pipeline.results.collect import read_results
 
 ODD = '-it\'s $(touch PWNED); `touch PWNED` "x" & | %'
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from patch.config import load_experiment
-from patch.layout import spec_digest
-from patch.plan import Plan
-from patch.results.record import write_record
-from patch.results.samples import write_samples
+from patch.pipeline.config.load import load_experiment
+from patch.pipeline.results.record import write_record
+from patch.pipeline.results.samples import write_samples
+from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.plan import Plan
 
 LONGEST_ARGUMENT = 131_071
 SEEDS = 125

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from patch.data.tokenizer import train_tokenizer
 from patch.inference import HybridLinear
 from patch.masks.packed import load_masks
-from patch.models import load_model, prunable_linears
+from patch.models.loading import load_model, prunable_linears
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

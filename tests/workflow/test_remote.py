@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.config import load_experiment
-from patch.plan import Plan
+from patch.pipeline.config.load import load_experiment
+from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 # Submits a job by starting it; notes its rule.

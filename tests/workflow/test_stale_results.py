@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.io import read_checked_json, write_checked_json
+from patch.files.io import read_checked_json, write_checked_json
 
 ROOT = Path(__file__).parents[2]
 MASKS = "results/tiny/masks/local"
@@ -32,7 +32,7 @@ def change(folder: Path, section: str, key: str, value: object) -> None:
 
 
 def show(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "patch.show", *options, "tiny.yaml"]
+    command = [sys.executable, "-m", "patch", "show", *options, "--configfile", "tiny.yaml"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 

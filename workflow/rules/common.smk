@@ -6,9 +6,9 @@ The environment that the rules name is made before Snakemake starts, by conda or
 import re
 import shlex
 
-from patch.job_files import JobFiles
+from patch.pipeline.runs.job_files import JobFiles
 
-STAGE = "python -m patch.stages"
+STAGE = "python -m patch.pipeline.stages"
 # What a job is to do and reads; the rest of its command line are outputs.
 JOB = "--settings {params.settings:q} --inputs {params.inputs:q}"
 LOGS = f"{RESULTS}/logs"

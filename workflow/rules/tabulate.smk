@@ -5,8 +5,8 @@ tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overvi
 `snakemake --report` shows is marked with report(); the captions are in workflow/report/.
 """
 
-from patch.forecast import Forecast
-from patch.reports import command, overview_spec, summary_spec
+from patch.pipeline.resources.forecast import Forecast
+from patch.pipeline.reporting.experiment import command, overview_spec, summary_spec
 
 TABLE_KINDS = ["csv", "md", "tex", "html"]
 FIGURE_KINDS = ["svg", "pdf", "png"]

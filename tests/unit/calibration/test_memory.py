@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from patch.masks.nm import NM
-from patch.models import prunable_linears
-from patch.pruning import prune
+from patch.models.loading import prunable_linears
+from patch.pruning.prune import prune
 
 
 class PeakMemory(TorchDispatchMode):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from patch.calibration import InputStatistics, walk_blocks
-from patch.calibration.statistics import FORMAT, block_files, load_statistics, save_statistics
+from patch.calibration.statistics import FORMAT, InputStatistics, block_files, load_statistics, save_statistics
+from patch.calibration.walk import walk_blocks
 from patch.errors import InputError
+from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.nm import NM, Unstructured
-from patch.pruning import prune
-from patch.tensor_files import load_tensors, save_tensors
+from patch.pruning.prune import prune
 
 
 def take(model: nn.Module, windows: Callable, folder: Path, gram: bool = True) -> list[dict[str, InputStatistics]]:

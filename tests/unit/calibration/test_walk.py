@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from patch.calibration import InputStatistics, walk_blocks
+from patch.calibration.statistics import InputStatistics
+from patch.calibration.walk import walk_blocks
 from patch.errors import InputError
-from patch.models import decoder_blocks, is_linear, prunable_linears, weight_matrix
+from patch.models.loading import decoder_blocks, is_linear, prunable_linears, weight_matrix
 
 FAMILIES = ("qwen2", "qwen3", "llama", "gemma3_text", "opt", "gpt2")
 

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.config import Corpus, FilesSource, HubSource, PackageSource
-from patch.config.corpora import SplitBySeed
 from patch.data import sources
 from patch.data.corpus import SPLITS, assign_parts, fetch_corpus, read_documents
+from patch.data.settings import Corpus, FilesSource, HubSource, PackageSource, SplitBySeed
 from patch.errors import InputError
 
 KJV = PackageSource(

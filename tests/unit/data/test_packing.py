@@ -22,7 +22,7 @@ from patch.data.packing import pack_file, partial_folder
 from patch.data.tokenizer import train_tokenizer
 from patch.data.windows import load_windows
 from patch.errors import InputError
-from patch.io import read_checked_json, write_checked_json
+from patch.files.io import read_checked_json, write_checked_json
 
 ROOT = Path(__file__).parents[3]
 EOS = 1

@@ -49,7 +49,7 @@ def test_one_end_of_sequence_between_documents(template: str, bos: str, expected
 
 def test_a_tokenizer_without_vocabulary(tiny_model, tmp_path) -> None:  # noqa: ANN001
     """What transformers makes of a folder without a tokenizer."""
-    from patch.models import load_tokenizer
+    from patch.models.loading import load_tokenizer
 
     tiny_model("qwen2").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="makes no token of text"):

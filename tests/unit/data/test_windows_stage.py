@@ -13,9 +13,9 @@ import pytest
 from patch.data import packing, tokens
 from patch.data.tokenizer import train_tokenizer
 from patch.data.windows import load_windows, pack_windows
-from patch.signals import EXIT_RESUMABLE
-from patch.specs import WindowsSpec
-from patch.stages import windows as stage
+from patch.distributed.signals import EXIT_RESUMABLE
+from patch.pipeline.runs.specs import WindowsSpec
+from patch.pipeline.stages import windows as stage
 
 SPEC = WindowsSpec(upstream="", kind="packed", split="train", seqlen=16)
 

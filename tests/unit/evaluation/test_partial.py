@@ -9,7 +9,7 @@ import pytest
 
 from patch.evaluation.metric import Metric
 from patch.evaluation.partial import PartialRecord
-from patch.io import write_checked_json, write_json
+from patch.files.io import write_checked_json, write_json
 
 PERPLEXITY = Metric(math.pi * 11, 1 / 3, 40, values=(math.pi, 1 / 3, 1e-17))
 ACCURACY = Metric(0.1 + 0.2, None, 1, 0.25, (1.0, 0.0))

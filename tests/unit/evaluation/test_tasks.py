@@ -12,7 +12,7 @@ import pytest
 from patch.errors import InputError
 from patch.evaluation import tasks
 from patch.evaluation.tasks import CONTINUATION, MAKERS, make_task_data, task_names
-from patch.store import _contents
+from patch.pipeline.runs.store import _contents
 
 INCLUDE = Path(__file__).parents[3] / "workflow" / "tasks"
 CHANCE = {"continuation": 0.25, "word_order": 0.5, "next_word": 0.25, "cloze": 0.25}

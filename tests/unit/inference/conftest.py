@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patch.inference.packed import PackedWeight, pack
 from patch.masks.packed import MaskSet
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 
 
 @dataclass

@@ -16,8 +16,8 @@ from patch.inference.linear import HybridLinear
 from patch.masks.nm import NM, Unstructured
 from patch.masks.packed import MaskSet
 from patch.masks.tile import expand_tiles, tile_grid
-from patch.models import prunable_linears, weight_matrix
-from patch.pruning import prune
+from patch.models.loading import prunable_linears, weight_matrix
+from patch.pruning.prune import prune
 
 TILE = 4
 

@@ -14,7 +14,7 @@ from patch.errors import InputError
 from patch.inference.convert import convert
 from patch.inference.linear import HybridLinear
 from patch.masks.packed import MaskSet, apply_masks
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 
 # Family, tile (None for 2:4 everywhere) and changes of its sizes, so that each kernel takes part.
 LARGER = {"hidden_size": 64, "intermediate_size": 128}

@@ -19,14 +19,14 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from patch.config import Learning
 from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.learning.loop import UNWATCHED
+from patch.learning.settings import Learning
 from patch.learning.watch import Watch
 from patch.masks.nm import NM, Unstructured, nm_mask
 from patch.masks.packed import MaskSet
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 
 learn_module = importlib.import_module("patch.learning.learn")

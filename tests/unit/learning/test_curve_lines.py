@@ -12,7 +12,7 @@ import pytest
 from patch.errors import InputError
 from patch.learning.curve import read_lines
 from patch.learning.loop import run_steps
-from patch.paper.curves import read_curve
+from patch.pipeline.reporting.curves import read_curve
 
 OFTEN = 1e-9
 STEPS = 12

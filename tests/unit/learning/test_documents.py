@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from patch.config.learning import Learning, used_by
 from patch.data.tokenizer import train_tokenizer
 from patch.data.tokens import Separator
 from patch.errors import InputError
 from patch.learning.documents import DocumentCut, document_cut
 from patch.learning.learn import learn
 from patch.learning.objective import cross_entropy, recomputed_blocks
-from patch.stages.learn import _separator
+from patch.learning.settings import Learning, used_by
+from patch.pipeline.stages.learn import _separator
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma3_text", "opt", "gpt2"]
 EOS, BOS = 1, 2

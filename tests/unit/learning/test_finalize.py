@@ -10,7 +10,7 @@ import torch
 from patch.learning.masks import attached, build_masks, density_penalty, finalize, weight_reward
 from patch.masks.learnable import LearnableMask, Sampling
 from patch.masks.nm import NM, nm_mask
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 
 SHAPES = {"a": (8, 12), "b": (4, 4), "c": (12, 8)}
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from patch.masks import learnable
 from patch.masks.nm import NM
 from patch.masks.noise import TILES, gumbel_noise, logistic_noise, noise_keys, places
-from patch.models import is_transposed, prunable_linears, weight_matrix
+from patch.models.loading import is_transposed, prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 
 # The package's function of the same name hides nothing: the module itself is needed to change what it calls.

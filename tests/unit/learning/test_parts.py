@@ -14,14 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch import distributed
+from patch.distributed import collectives as distributed
+from patch.distributed.signals import EXIT_RESUMABLE
 from patch.errors import InputError
 from patch.learning import checkpoint, loop
 from patch.learning.adamw import AdamW
 from patch.learning.checkpoint import Checkpoints, read_states
 from patch.learning.loop import run_steps
 from patch.learning.parts import Columns, assembled
-from patch.signals import EXIT_RESUMABLE
 
 OFTEN = 1e-9  # minutes: a checkpoint after every step
 # Few: processes that share a core take milliseconds for each exchange.

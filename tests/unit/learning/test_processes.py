@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from patch import distributed
+from patch.distributed import collectives as distributed
+from patch.distributed.signals import EXIT_RESUMABLE
 from patch.errors import InputError
 from patch.learning import loop
 from patch.learning.checkpoint import read_states
-from patch.signals import EXIT_RESUMABLE
 
 learn_module = importlib.import_module("patch.learning.learn")
 METHODS = ["maskllm", "patch-joint", "patch-tile"]

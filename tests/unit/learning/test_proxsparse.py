@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patch import distributed
+from patch.distributed import collectives as distributed
+from patch.distributed.signals import EXIT_RESUMABLE
 from patch.errors import InputError
 from patch.learning.proxsparse import proxsparse
 from patch.learning.schedules import batch_indices, linear_rate
 from patch.masks.packed import MaskSet
-from patch.models import prunable_linears, weight_matrix
-from patch.signals import EXIT_RESUMABLE
+from patch.models.loading import prunable_linears, weight_matrix
 
 module = importlib.import_module("patch.learning.proxsparse")
 OFTEN = 1e-9  # minutes: a checkpoint after every step

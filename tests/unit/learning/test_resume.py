@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from patch import io
 from patch.errors import InputError
+from patch.files import io
 from patch.learning import loop
 from patch.learning.checkpoint import Checkpoints, StepLog, read_states
 from patch.learning.loop import EXIT_RESUMABLE, run_steps

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from patch.config import validate_experiment
 from patch.errors import InputError
 from patch.learning import watch as watch_module
 from patch.learning.watch import REPORTERS, Progress, Watch, peak_memory_mb, without_secrets
-from patch.plan import Plan
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.runs.plan import Plan
 
 ALL = ("tensorboard", "trackio", "wandb")
 SECRET = "0123456789abcdef-secret"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from patch.errors import InputError
+from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import FORMAT
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, apply_masks, load_masks, pack_bits, save_masks, take_mask
-from patch.models import prunable_linears, weight_matrix
-from patch.tensor_files import load_tensors, save_tensors
+from patch.models.loading import prunable_linears, weight_matrix
 
 
 def two_four(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:

@@ -23,7 +23,7 @@ from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet
 from patch.masks.published import read_published, write_published
 from patch.masks.tile import expand_tiles
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 
 FAMILIES = ["qwen2", "gpt2", "opt"]
 TILE = 4

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patch.cell import Cell
-from patch.results.collect import collect
-from patch.results.published import Published, load_published
-from patch.results.record import ModelInfo, Record
+from patch.pipeline.results.collect import collect
+from patch.pipeline.results.published import Published, load_published
+from patch.pipeline.results.record import ModelInfo, Record
+from patch.pipeline.runs.cell import Cell
 
 ROOT = Path(__file__).parents[3]
 TASKS = {"cloze_words": 0.25, "next_verse": 0.25, "who_speaks": 0.25, "order": 0.5, "grammar": 0.5, "rhyme": 0.25}

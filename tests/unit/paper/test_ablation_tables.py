@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patch.cell import Cell
-from patch.paper.columns import text_columns
-from patch.paper.tables import Arrangement, build_table, to_text, write_table
-from patch.results.collect import collect
-from patch.results.differences import COLUMNS, Differences
-from patch.results.published import load_published
-from patch.results.record import ModelInfo, Record
+from patch.pipeline.reporting.columns import text_columns
+from patch.pipeline.reporting.tables import Arrangement, build_table, to_text, write_table
+from patch.pipeline.results.collect import collect
+from patch.pipeline.results.differences import COLUMNS, Differences
+from patch.pipeline.results.published import load_published
+from patch.pipeline.results.record import ModelInfo, Record
+from patch.pipeline.runs.cell import Cell
 
 QWEN = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B", tile=128)
 GEMMA = ModelInfo("gemma", "Gemma mini", "joint", "google/gemma-3-1b-pt", comparable=False, tile=16)

@@ -4,9 +4,9 @@ import random
 import pytest
 from scipy.stats import kendalltau
 
-from patch.paper.agreement import beside_paper, kendall_tau
-from patch.paper.table import Heading, Measure, Row, Table
-from patch.results.record import ModelInfo
+from patch.pipeline.reporting.agreement import beside_paper, kendall_tau
+from patch.pipeline.reporting.table import Heading, Measure, Row, Table
+from patch.pipeline.results.record import ModelInfo
 
 NAN = float("nan")
 SAME = ModelInfo("same", "Same-1B", "joint", "org/same")

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from patch.errors import InputError
-from patch.paper.curves import read_curve
-from patch.paper.figures import curves, density, pareto, save
-from patch.paper.style import LOOKS, looks
-from patch.results.collect import mean_chance
+from patch.pipeline.reporting.curves import read_curve
+from patch.pipeline.reporting.figures import curves, density, pareto, save
+from patch.pipeline.reporting.style import LOOKS, looks
+from patch.pipeline.results.collect import mean_chance
 
 
 def texts(figure):

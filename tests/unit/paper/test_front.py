@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.paper.front import pareto_front
+from patch.pipeline.reporting.front import pareto_front
 
 # Few distinct values, so that ties occur.
 POINTS = st.lists(st.tuples(st.sampled_from([0, 0.25, 0.35, 0.5]), st.integers(0, 5).map(float)), max_size=12)

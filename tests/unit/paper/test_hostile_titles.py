@@ -20,14 +20,14 @@ from docutils.core import publish_parts
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 
-from patch.paper.escape import escape_html, escape_label, escape_markdown, escape_rst, escape_tex
-from patch.paper.figures import curves, density, pareto, save, speedup
-from patch.paper.render import to_markdown, write_table
-from patch.paper.summary import Results, summary
-from patch.paper.tables import Table, build_table, to_text
-from patch.results.differences import COLUMNS
-from patch.results.record import ModelInfo
-from patch.results.speed import SpeedRecord, Speeds
+from patch.pipeline.reporting.escape import escape_html, escape_label, escape_markdown, escape_rst, escape_tex
+from patch.pipeline.reporting.figures import curves, density, pareto, save, speedup
+from patch.pipeline.reporting.render import to_markdown, write_table
+from patch.pipeline.reporting.summary import Results, summary
+from patch.pipeline.reporting.tables import Table, build_table, to_text
+from patch.pipeline.results.differences import COLUMNS
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.speed import SpeedRecord, Speeds
 
 ROOT = Path(__file__).parents[3]
 SECRET = "the contents of another file"
@@ -218,7 +218,7 @@ def test_the_summary_prints_the_title(
         for token in block.children or []
         if token.type == "code_inline"
     }
-    assert code <= {"demo", "python -m patch.status", *(table.name for table in tables(models))}
+    assert code <= {"demo", "python -m patch status", *(table.name for table in tables(models))}
     (image,) = re.findall(r"^!\[(.*)\]\(figures/qwen/pareto.png\)$", page, re.MULTILINE)
     assert image == f"{escape_markdown(title)}: pareto"
     for table in tables(models):

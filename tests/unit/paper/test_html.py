@@ -3,9 +3,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from patch.paper.columns import groups, text_columns
-from patch.paper.html import html_page, table_page
-from patch.paper.tables import build_table, write_table
+from patch.pipeline.reporting.columns import groups, text_columns
+from patch.pipeline.reporting.html import html_page, table_page
+from patch.pipeline.reporting.tables import build_table, write_table
 
 VOID = {"meta"}
 

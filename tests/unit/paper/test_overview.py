@@ -1,11 +1,11 @@
 import pytest
 
-from patch.config import load_experiment
 from patch.errors import InputError
-from patch.forecast import Forecast, Numbers, read_forecast
-from patch.paper.overview import cost_page, environment_page
-from patch.plan import Plan
-from patch.results.costs import measured_costs
+from patch.pipeline.config.load import load_experiment
+from patch.pipeline.reporting.overview import cost_page, environment_page
+from patch.pipeline.resources.forecast import Forecast, Numbers, read_forecast
+from patch.pipeline.results.costs import measured_costs
+from patch.pipeline.runs.plan import Plan
 
 LINE = {"jobs": 2, "minutes": 3, "device_hours": 0.1, "memory_mb": 900}
 

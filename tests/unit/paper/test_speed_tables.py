@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 
 from patch.errors import InputError
-from patch.paper.agreement import beside_paper
-from patch.paper.figures import save, speedup
-from patch.paper.render import to_markdown
-from patch.paper.summary import cost_line
-from patch.paper.tables import Table, build_table, to_text, write_table
-from patch.results.record import ModelInfo
-from patch.results.speed import SpeedRecord, Speeds
+from patch.pipeline.reporting.agreement import beside_paper
+from patch.pipeline.reporting.figures import save, speedup
+from patch.pipeline.reporting.render import to_markdown
+from patch.pipeline.reporting.summary import cost_line
+from patch.pipeline.reporting.tables import Table, build_table, to_text, write_table
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.speed import SpeedRecord, Speeds
 
 PAPERS = ModelInfo("big", "Llama-2-7B", "tile", "meta-llama/Llama-2-7b-hf", tile=128)
 

@@ -5,15 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patch.cell import Cell
-from patch.paper.render import to_markdown
-from patch.paper.summary import Results, cost_line, environment_line, summary
-from patch.paper.sure import close_pairs
-from patch.paper.tables import build_table
-from patch.paper.unlisted import not_here
-from patch.results.costs import measured_costs
-from patch.results.differences import COLUMNS
-from patch.results.record import ModelInfo
+from patch.pipeline.reporting.render import to_markdown
+from patch.pipeline.reporting.summary import Results, cost_line, environment_line, summary
+from patch.pipeline.reporting.sure import close_pairs
+from patch.pipeline.reporting.tables import build_table
+from patch.pipeline.reporting.unlisted import not_here
+from patch.pipeline.results.costs import measured_costs
+from patch.pipeline.results.differences import COLUMNS
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.cell import Cell
 
 
 def differences(experiment):
@@ -129,7 +129,7 @@ def test_a_missing_cell_is_named(one_seed):
     assert whole.startswith(f"All {len(one_seed.expected)} cells have a record.")
     name = f"{gone.cell.model}/{gone.cell.id}".replace("_", "\\_")
     assert "no record" not in whole
-    assert partial.startswith(f"- {name}: no record; ") and "patch.status" in partial
+    assert partial.startswith(f"- {name}: no record; ") and "python -m patch status" in partial
 
 
 def test_rows_of_the_paper_that_are_not_in_the_grid(one_seed):

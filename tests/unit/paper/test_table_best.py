@@ -1,6 +1,6 @@
 import math
 
-from patch.paper.table import Measure, mark_best
+from patch.pipeline.reporting.table import Measure, mark_best
 
 NAN = math.nan
 

@@ -4,9 +4,9 @@ import dataclasses
 import pytest
 
 from patch.errors import InputError
-from patch.paper.columns import format_value
-from patch.paper.escape import escape_tex
-from patch.paper.tables import TABLES, build_table, to_text, write_table
+from patch.pipeline.reporting.columns import format_value
+from patch.pipeline.reporting.escape import escape_tex
+from patch.pipeline.reporting.tables import TABLES, build_table, to_text, write_table
 
 
 def build(name, experiment):

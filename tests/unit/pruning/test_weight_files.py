@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.files.tensors import load_tensors, save_tensors
 from patch.pruning.weights import FORMAT, load_weights, read_weights, save_weights, weights_digest
-from patch.tensor_files import load_tensors, save_tensors
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from patch.calibration import InputStatistics, walk_blocks
-from patch.config import Quantization
+from patch.calibration.statistics import InputStatistics
+from patch.calibration.walk import walk_blocks
 from patch.masks.nm import NM, nm_mask
 from patch.quantization.model import QuantizedLayer, compensate_block
+from patch.quantization.settings import Quantization
 
 DEFAULT = Quantization(bits=4, group_size=10, rank_ratio=0.25)
 

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from patch.config import Quantization
 from patch.errors import InputError
-from patch.models import prunable_linears
+from patch.files.tensors import load_header, load_tensors, save_tensors
+from patch.models.loading import prunable_linears
 from patch.pruning.weights import save_weights
 from patch.quantization.absmax import quantize
 from patch.quantization.files import FORMAT, load_layers, save_layers
 from patch.quantization.model import QuantizedLayer, apply_layers
+from patch.quantization.settings import Quantization
 from patch.quantization.slim_lora import Adapter
-from patch.tensor_files import load_header, load_tensors, save_tensors
 
 # What an evaluation reports of the stage.
 COST = {"seconds": 1.5, "peak_memory_mb": 20.0}

@@ -10,19 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from patch.calibration import InputStatistics
-from patch.config import Quantization
+from patch.calibration.statistics import InputStatistics
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask
-from patch.models import prunable_linears, weight_matrix
+from patch.models.loading import prunable_linears, weight_matrix
 from patch.quantization.absmax import quantize_dequantize
-from patch.quantization.model import (
-    QuantizedLayer,
-    apply_layers,
-    compensate_layer,
-    detach_adapter,
-    quantize_model,
-)
+from patch.quantization.model import QuantizedLayer, apply_layers, compensate_layer, detach_adapter, quantize_model
+from patch.quantization.settings import Quantization
 from patch.quantization.slim_lora import saliency, slim_lora
 
 FAMILIES = ["qwen2", "llama", "gemma3_text", "gpt2"]

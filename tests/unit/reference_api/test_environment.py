@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from patch.config import Corpus
+from patch.data.settings import Corpus
 from patch.errors import InputError
 from patch.reference_api.datasets import HUB, find_text
 from patch.reference_api.loading import load_causal_lm

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from patch.errors import InputError
+from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.nm import NM, nm_mask, obeys
-from patch.models import load_model, prunable_linears, weight_matrix
+from patch.models.loading import load_model, prunable_linears, weight_matrix
 from patch.reference_api.checkpoint import FORMAT, Priors
-from patch.tensor_files import load_tensors, save_tensors
 from patch.utils import evaluate, prepare_pruned_model
 
 from .conftest import PRUNE_ARGS

@@ -11,7 +11,7 @@ from patch.fine_tune_mask import learn_mask
 from patch.masks.nm import NM, obeys
 from patch.masks.packed import load_masks
 from patch.masks.tile import sum_tiles
-from patch.models import load_model, prunable_linears, weight_matrix
+from patch.models.loading import load_model, prunable_linears, weight_matrix
 from patch.utils import evaluate, get_llm, prepare_pruned_model
 
 TILE, TARGET = 8, 0.45

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from patch.cell import Cell
-from patch.results.published import Published, load_published
+from patch.pipeline.results.published import Published, load_published
+from patch.pipeline.runs.cell import Cell
 
 RAW: dict[str, Any] = {
     "schema": 1,

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from patch.results import bootstrap
-from patch.results.bootstrap import ROUNDS, bootstrap_stderr, bootstrap_weights, resampled_means
+from patch.evaluation import bootstrap
+from patch.evaluation.bootstrap import ROUNDS, bootstrap_stderr, bootstrap_weights, resampled_means
 
 
 def draws(count: int, seed: int = 0) -> np.ndarray:

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from patch.errors import InputError
-from patch.results.collect import COLUMNS, DENSITY, collect, mean_chance, read_results
-from patch.results.record import ModelInfo, Record
+from patch.pipeline.results.collect import COLUMNS, DENSITY, collect, mean_chance, read_results
+from patch.pipeline.results.record import ModelInfo, Record
 
 QWEN = ModelInfo("qwen", "Qwen mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False)
 LLAMA = ModelInfo("llama", "Llama", "tile", "meta-llama/Llama-2-7b-hf")

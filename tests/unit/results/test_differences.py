@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patch.cell import Cell
 from patch.errors import InputError
 from patch.evaluation.metric import LARGEST_LOSS
-from patch.results.differences import COLUMNS, Differences, paired_differences
-from patch.results.samples import Samples
+from patch.pipeline.results.differences import COLUMNS, Differences, paired_differences
+from patch.pipeline.results.samples import Samples
+from patch.pipeline.runs.cell import Cell
 
 DENSE = Cell("qwen", "dense", "dense", 0.0, None, 0)
 WANDA = Cell("qwen", "wanda", "2:4", 0.5, None, 0)

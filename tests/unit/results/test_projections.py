@@ -1,6 +1,6 @@
 import pytest
 
-from patch.results.projections import projection_density, projections
+from patch.pipeline.results.projections import projection_density, projections
 
 
 @pytest.mark.parametrize(

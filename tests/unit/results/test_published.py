@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
-from patch.results.published import load_published, published_value
+from patch.pipeline.results.published import load_published, published_value
 
 QWEN, GEMMA, LLAMA2, LLAMA31 = (
     "Qwen/Qwen2.5-0.5B",

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from patch.errors import InputError
-from patch.io import write_checked_json
-from patch.results.record import Record, read_record, write_record
+from patch.files.io import write_checked_json
+from patch.pipeline.results.record import Record, read_record, write_record
 
 
 def test_reads_a_record(tmp_path, raw):

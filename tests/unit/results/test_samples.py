@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patch.cell import Cell
 from patch.errors import InputError
-from patch.io import read_checked_json, write_checked_json
-from patch.results.samples import read_samples, write_samples
+from patch.files.io import read_checked_json, write_checked_json
+from patch.pipeline.results.samples import read_samples, write_samples
+from patch.pipeline.runs.cell import Cell
 
 CELL = Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 2, "absmax", "lr=0.1")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from patch.errors import InputError
-from patch.io import write_checked_json
-from patch.results.published import Published
-from patch.results.speed import (
+from patch.files.io import write_checked_json
+from patch.pipeline.results.published import Published
+from patch.pipeline.results.speed import (
     PAPER_MODEL,
     Quartiles,
     SpeedRecord,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patch.results.statistics import SUMMARY_COLUMNS, combined_stderr, summarize
+from patch.pipeline.results.statistics import SUMMARY_COLUMNS, combined_stderr, summarize
 
 
 def rows(values, stderrs, method="wanda", tile=None):

@@ -15,12 +15,12 @@ import pytest
 import torch
 import transformers
 
-from patch.config import validate_experiment
-from patch.io import json_checksum
+from patch.distributed.signals import STOP
+from patch.files.io import json_checksum
 from patch.masks.packed import MaskSet, load_masks, save_masks
-from patch.plan import Plan
-from patch.signals import STOP
-from patch.stages.__main__ import main
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.runs.plan import Plan
+from patch.pipeline.stages.__main__ import main
 
 # Transformers logs to the stderr of its first use: let that be the session's, not one test's.
 transformers.utils.logging.get_logger()

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet
-from patch.models import prunable_linears
+from patch.models.loading import prunable_linears
+from patch.pipeline.stages.__main__ import main, stage_names
 from patch.pruning.weights import save_weights
-from patch.stages.__main__ import main, stage_names
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,7 +44,7 @@ def one_message(ended: Any, *expected: str) -> None:
 def test_usage_names_the_stages(arguments: list[str], code: int, capsys: pytest.CaptureFixture) -> None:
     assert main(arguments) == code
     error = capsys.readouterr().err
-    assert "usage: python -m patch.stages STAGE" in error and "prune" in error and "_common" not in error
+    assert "usage: python -m patch.pipeline.stages STAGE" in error and "prune" in error and "_common" not in error
 
 
 def test_stages() -> None:
@@ -226,7 +226,16 @@ def test_exit_code_of_the_process(tmp_path: Path, job_file: Callable) -> None:
     """Through a real command line, where a traceback could come from outside `main`."""
     file = job_file("fetch_model", {"upstream": "", "source": {"kind": "local", "path": "nowhere"}})
     ended = subprocess.run(
-        [sys.executable, "-m", "patch.stages", "fetch_model", "--settings", str(file), "--out", str(tmp_path / "m")],
+        [
+            sys.executable,
+            "-m",
+            "patch.pipeline.stages",
+            "fetch_model",
+            "--settings",
+            str(file),
+            "--out",
+            str(tmp_path / "m"),
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patch.cell import Cell
-from patch.results.differences import COLUMNS, Differences
-from patch.results.samples import write_samples
-from patch.specs import CellInfo, CompareSpec
-from patch.stages import compare
+from patch.pipeline.results.differences import COLUMNS, Differences
+from patch.pipeline.results.samples import write_samples
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.specs import CellInfo, CompareSpec
+from patch.pipeline.stages import compare
 
 CELLS = [
     CellInfo(id=cell.id, **{name: getattr(cell, name) for name in cell.__dataclass_fields__})

@@ -15,9 +15,9 @@ import pytest
 
 from patch.data.tokenizer import train_tokenizer
 from patch.evaluation.harness import TaskEvaluator
-from patch.results.record import read_record
-from patch.results.samples import read_samples
-from patch.stages import evaluate as evaluate_stage
+from patch.pipeline.results.record import read_record
+from patch.pipeline.results.samples import read_samples
+from patch.pipeline.stages import evaluate as evaluate_stage
 
 TASKS = ["cloze", "next_word", "continuation"]
 WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed", "eiusmod", "tempor", "ut", "labore"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from patch.stages.__main__ import ONLINE
+from patch.pipeline.stages.__main__ import ONLINE
 
 ROOT = Path(__file__).parents[3]
 SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -30,7 +30,7 @@ WHOLE = "hf_wholesecret"
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from patch.stages.__main__ import main
+from patch.pipeline.stages.__main__ import main
 
 stage, settings, folder = sys.argv[1:]
 
@@ -118,7 +118,7 @@ def test_no_message_holds_a_token(stage: str, job_file: Callable, tmp_path: Path
 def test_a_hub_that_cannot_be_reached(stage: str, job_file: Callable, tmp_path: Path) -> None:
     file = job_file(stage, SETTINGS[stage])
     ended = subprocess.run(
-        [sys.executable, "-m", "patch.stages", stage, "--settings", file, "--out", tmp_path / "out"],
+        [sys.executable, "-m", "patch.pipeline.stages", stage, "--settings", file, "--out", tmp_path / "out"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"},
         capture_output=True,
         text=True,

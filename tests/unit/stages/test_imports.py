@@ -9,13 +9,13 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
 
-from patch.config import FileMask, HubMask
 from patch.errors import InputError
 from patch.masks.packed import MaskSet, load_masks, save_masks
-from patch.models import load_skeleton, prunable_linears, weight_matrix
-from patch.specs import ImportSpec, MaskSpec
-from patch.stages.fetch_mask import run as fetch_mask
-from patch.stages.import_mask import run as import_mask
+from patch.models.loading import load_skeleton, prunable_linears, weight_matrix
+from patch.pipeline.config.imports import FileMask, HubMask
+from patch.pipeline.runs.specs import ImportSpec, MaskSpec
+from patch.pipeline.stages.fetch_mask import run as fetch_mask
+from patch.pipeline.stages.import_mask import run as import_mask
 
 
 def first_two(shape):

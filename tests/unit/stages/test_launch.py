@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from patch import agent, launch
+from patch.distributed import agent, launch
 from patch.errors import InputError
 from patch.masks.packed import load_masks
 
@@ -72,7 +72,7 @@ def start(spec: dict, options: dict, job_file: Callable) -> Callable[..., subpro
     processes: list[subprocess.Popen] = []
 
     def run(**more: Any) -> subprocess.Popen:
-        command = [sys.executable, "-m", "patch.stages", "learn", "--settings", str(job_file("learn", spec))]
+        command = [sys.executable, "-m", "patch.pipeline.stages", "learn", "--settings", str(job_file("learn", spec))]
         for name, value in (options | more).items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
@@ -177,8 +177,8 @@ def test_numbers_of_processes(value: str, stage: Callable, spec: dict, options: 
 
 
 def test_srun_shares_all_that_the_job_has() -> None:
-    command = launch.srun_command(4, ["python", "-m", "patch.agent", "8", "4", "learn"])
-    assert command[0] == "srun" and command[-6:] == ["python", "-m", "patch.agent", "8", "4", "learn"]
+    command = launch.srun_command(4, ["python", "-m", "patch.distributed.agent", "8", "4", "learn"])
+    assert command[0] == "srun" and command[-6:] == ["python", "-m", "patch.distributed.agent", "8", "4", "learn"]
     flags = dict(flag.partition("=")[::2] for flag in command[1:-6])
     assert flags == {
         "--nodes": "4",

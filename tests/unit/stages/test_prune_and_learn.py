@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from patch.config import Learning
-from patch.layout import spec_digest
 from patch.learning.learn import learn
+from patch.learning.settings import Learning
 from patch.masks.nm import NM
 from patch.masks.packed import load_masks, save_masks
-from patch.models import prunable_linears
-from patch.pruning import prune
-from patch.specs import PruneSpec
+from patch.models.loading import prunable_linears
+from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.specs import PruneSpec
+from patch.pruning.prune import prune
 
 learn_module = importlib.import_module("patch.learning.learn")
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from patch.cell import Cell
-from patch.config import validate_experiment
 from patch.masks.nm import NM
 from patch.masks.packed import MaskSet, save_masks
 from patch.masks.tile import expand_tiles, tile_grid
-from patch.plan import Plan
-from patch.pruning import prune
-from patch.results.collect import COLUMNS
-from patch.results.differences import COLUMNS as DIFFERENCES
-from patch.results.speed import read_speed
-from patch.stages._run import run_stage
+from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.results.collect import COLUMNS
+from patch.pipeline.results.differences import COLUMNS as DIFFERENCES
+from patch.pipeline.results.speed import read_speed
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.plan import Plan
+from patch.pipeline.stages._run import run_stage
+from patch.pruning.prune import prune
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Several processes: collectives, the launcher, its agents, and signals of a scheduler."""

@@ -1,0 +1,199 @@
+"""One job as several processes: which of them this is, and what they agree on. Alone, everything is local.
+
+`torchrun` (see `patch.distributed.launch`) starts the processes. Numbers on the CPU travel by gloo, those of a GPU by
+NCCL.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from patch.distributed.signals import EXIT_RESUMABLE, ignore_signals
+from patch.errors import InputError
+
+# How long the others wait for one that loads a model or writes a checkpoint on a slow disk.
+TIMEOUT = timedelta(minutes=30)
+# Numbers that are summed at a time, 64 MiB in fp32: what this needs beside the gradients.
+BUCKET = 1 << 24
+
+Value = TypeVar("Value")
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group(device: str, processes: int) -> Iterator[None]:
+    """Within the block, this is one of ``processes`` that `torchrun` has started; with 1, nothing happens.
+
+    Args:
+        device: `cpu` or `cuda`; on `cuda` each process of a node takes a GPU of its own.
+        processes: how many there must be.
+
+    Raises:
+        InputError: there are others than that, or fewer GPUs than processes on this node.
+    """
+    if processes == 1:
+        yield
+        return
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != processes:
+        raise InputError(f"this is one of {started} processes, not of {processes} (`--processes` times `--nodes`)")
+    if device == "cuda":
+        _take_gpu()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    together = True
+    try:
+        yield
+    except SystemExit as stop:
+        together = stop.code == EXIT_RESUMABLE
+        if together:
+            ignore_signals()
+        raise
+    except BaseException:
+        # The others may be anywhere: whoever waited for them here would hang.
+        together = False
+        raise
+    finally:
+        if together:
+            # `torchrun` ends the others as soon as one fails, so none leaves before all are done.
+            any_of(False)
+            dist.destroy_process_group()
+
+
+def _take_gpu() -> None:
+    local, needed, there = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count()
+    if local >= there:
+        raise InputError(
+            f"`resources.learn_gpus` is {needed} but torch sees {there} GPUs on {socket.gethostname()}; "
+            f"set it to {there} or ask for more"
+        )
+    torch.cuda.set_device(local)
+
+
+def sum_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Replace each contiguous tensor by its sum over all processes; the same bits everywhere."""
+    if world_size() == 1:
+        return
+    for bucket in _buckets(piece for tensor in tensors for piece in tensor.view(-1).split(BUCKET)):
+        # A large piece is summed where it is, small ones together: each round has a price.
+        flat = bucket[0] if len(bucket) == 1 else torch.cat(bucket)
+        dist.all_reduce(flat)
+        if len(bucket) > 1:
+            for piece, total in zip(bucket, flat.split([piece.numel() for piece in bucket]), strict=True):
+                piece.copy_(total)
+
+
+def _buckets(pieces: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for piece in pieces:
+        if bucket and size + piece.numel() > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(piece)
+        size += piece.numel()
+    if bucket:
+        yield bucket
+
+
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """The tensor of each process, all of one shape, in order of the processes."""
+    if world_size() == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def exchange_rows(received: Tensor, sent: Tensor, of_each: list[int], to_each: list[int]) -> None:
+    """Send rows of a contiguous tensor to every process, and fill another with those that come, in order.
+
+    Args:
+        received: as many rows as ``of_each`` sums to; a row has the same size everywhere.
+        sent: as many rows as ``to_each`` sums to.
+        of_each: rows that come from each process.
+        to_each: rows that go to each.
+    """
+    # As bytes: not every version of every library sends all types.
+    dist.all_to_all_single(_bytes(received), _bytes(sent), of_each, to_each)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return (tensor[:, None] if tensor.dim() == 1 else tensor).view(torch.uint8)
+
+
+def spread(tensor: Tensor, bounds: Sequence[int]) -> None:
+    """Give every process all of a tensor of which each has its own stretch, from one bound to the next."""
+    for owner, (first, last) in enumerate(pairwise(bounds)):
+        if first < last:
+            dist.broadcast(tensor[first:last], src=owner)
+
+
+def any_of(*flags: bool) -> Sequence[bool]:
+    """For each flag, whether it is set in any process."""
+    if world_size() == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return [bool(value) for value in values]
+
+
+def from_first(value: Value) -> Value:
+    """The first process' value, which can be pickled."""
+    if world_size() == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def on_all(action: Callable[[], Any]) -> None:
+    """Let every process do its part of something, and wait for the others.
+
+    Raises:
+        InputError: in all processes, if the action raised one in any: that of the first of them.
+    """
+    failure = None
+    try:
+        action()
+    except InputError as error:
+        failure = error
+    failures: list[InputError | None] = [failure]
+    if world_size() > 1:
+        failures = [None] * world_size()
+        dist.all_gather_object(failures, failure)
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+def on_first(action: Callable[[], Any]) -> None:
+    """Let the first process do something while the others wait.
+
+    Raises:
+        InputError: in all processes, if the action raised one.
+    """
+    on_all(action if is_first() else lambda: None)

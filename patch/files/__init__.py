@@ -1,0 +1,1 @@
+"""Files: atomic writes, strict JSON and YAML, safetensors with checksums, arrays of untrusted archives."""

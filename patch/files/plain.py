@@ -1,0 +1,223 @@
+"""Plain data: YAML in which nothing is lost or repeated without end, and the values that a configuration may hold."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from patch.errors import InputError
+
+# Bounds far above what a configuration needs; without them a few lines of aliases keep a machine busy for years.
+LARGEST_FILE = 1_000_000  # bytes
+MOST_VALUES = 20_000  # with what aliases repeat
+DEEPEST = 50  # lists and mappings in each other
+LONGEST = 4096  # characters of a text, as of a path
+LARGEST_INTEGER = 2**63 - 1
+# Categories of Unicode that a line of text does not need: controls, invisible marks, half characters, line breaks.
+UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Key of a text that may hold any character: those that a corpus is freed from.
+ANY_CHARACTERS = "remove"
+SHOWN = 80
+
+_YAML = "tag:yaml.org,2002:"
+_TAGS = {f"{_YAML}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")}
+KINDS = {f"{_YAML}int": "number", f"{_YAML}float": "number", f"{_YAML}timestamp": "date"}
+# What PyYAML raises where a text does not fit its tag, such as `!!int ''`, `!!bool maybe` or the date 2024-99-99.
+_UNFIT = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
+
+
+# Key of the templates that Snakemake's own reader evaluates.
+TEMPLATE = "__use_yte__"
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read one configuration file without checking what it says.
+
+    Raises:
+        InputError: the file is missing or is not a mapping of plain YAML, see `read_plain`.
+    """
+    raw = read_plain(path, "configuration")
+    if not isinstance(raw, dict):
+        raise InputError(f"configuration {path} is {type(raw).__name__}; expected a mapping with the key `experiment`")
+    if TEMPLATE in raw:
+        raise InputError(f"configuration {path}: `{TEMPLATE}` makes Snakemake run code of the file; write values alone")
+    return raw
+
+
+def read_plain(path: Path | str, kind: str, drop_tags: bool = False) -> Any:
+    """Read a YAML file of plain values.
+
+    Args:
+        path: the file.
+        kind: the word for it in messages.
+        drop_tags: read values of tags such as `!function` as None instead of refusing them.
+
+    Raises:
+        InputError: the file is missing or not YAML, has a key twice in a mapping, an alias inside what it stands for,
+            a tag that makes other things than plain values, or more than a configuration needs; names the line.
+    """
+    where = f"{kind} {path}"
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read ({error})") from None
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{where} has more than {LARGEST_FILE:,} bytes; it must be smaller")
+    try:
+        loader = _Loader(text, where, drop_tags)
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader with checks on each node as soon as it is composed, before aliases and merges are expanded."""
+
+    def __init__(self, text: str, where: str, drop_tags: bool) -> None:
+        super().__init__(text)
+        self._where, self._drop_tags = where, drop_tags
+        self._level = self._count = 0
+        # By node: values in it and lists and mappings in each other, what aliases repeat included.
+        self._extent: dict[yaml.Node, tuple[int, int]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        self._level += 1
+        self._count += 1
+        self._check_extent(event, self._count, self._level)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if isinstance(event, yaml.AliasEvent):
+            if node not in self._extent:
+                self._refuse(event, f"the alias `*{event.anchor}` is inside what it stands for")
+            return node
+        self._check_tag(node)
+        children = [child for entry in node.value for child in (entry if isinstance(entry, tuple) else (entry,))]
+        inside = [self._extent[child] for child in children if isinstance(child, yaml.Node)]
+        size, depth = 1 + sum(size for size, _ in inside), 1 + max((depth for _, depth in inside), default=0)
+        self._check_extent(event, size, depth)
+        self._extent[node] = size, depth
+        if isinstance(node, yaml.MappingNode):
+            self._check_keys(node)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag not in _TAGS:
+            return None
+        try:
+            return super().construct_object(node, deep)
+        except InputError:
+            raise
+        except _UNFIT:
+            kind = KINDS.get(node.tag, "value")
+            self._refuse(node, f"{shown(node.value)} is no {kind} that can be read; text stands in quotes")
+
+    def _check_extent(self, place: Any, size: int, depth: int) -> None:
+        if size > MOST_VALUES:
+            self._refuse(place, f"more than {MOST_VALUES:,} values, with what aliases repeat")
+        if depth > DEEPEST:
+            self._refuse(place, f"lists and mappings are deeper than {DEEPEST} in each other")
+
+    def _check_tag(self, node: yaml.Node) -> None:
+        own = node.tag.startswith("!") and self._drop_tags
+        if node.tag not in _TAGS and not own:
+            tag = node.tag.replace(_YAML, "!!")
+            self._refuse(node, f"the tag `{tag}` makes no plain value; leave it out")
+        # A number to the base of sixty, 1:00:00 and so on, takes a time that grows with the square of its length.
+        if node.tag != f"{_YAML}str" and isinstance(node.value, str) and len(node.value) > LONGEST:
+            self._refuse(node, f"a value of {len(node.value):,} characters is no number; text stands in quotes")
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._refuse(key_node, "a key is a list or a mapping; keys are text")
+            key = "<<" if key_node.tag.endswith(":merge") else self.construct_object(key_node)
+            if key in seen:
+                self._refuse(key_node, f"the key {_quoted(key)} stands there twice in one mapping; leave one")
+            seen.add(key)
+
+    def _refuse(self, place: Any, reason: str) -> NoReturn:
+        raise InputError(f"{self._where}, line {place.start_mark.line + 1}: {reason}")
+
+
+def check_plain(raw: Any) -> None:
+    """Check that a configuration holds plain values alone, in a number that can be worked through.
+
+    Raises:
+        InputError: names the key, the value, and what would be right.
+    """
+    _check(raw, (), iter(range(MOST_VALUES)))
+
+
+def _check(value: Any, path: tuple[str, ...], left: Iterator[int]) -> None:
+    if next(left, None) is None:
+        raise InputError(f"configuration: more than {MOST_VALUES:,} values, with what aliases repeat")
+    if len(path) > DEEPEST:
+        raise InputError(f"configuration: `{_key(path)[:SHOWN]}...` is deeper than {DEEPEST} lists and mappings")
+    if isinstance(value, dict):
+        for key, child in value.items():
+            # Numbers are keys of some models' configurations; the sections refuse them.
+            if isinstance(key, bool) or not isinstance(key, str | int):
+                raise InputError(f"configuration: a key of {_place(path)} is {shown(key)}; write it in quotes, as text")
+            if fault := _fault(key, any_characters=False):
+                raise InputError(f"configuration: a key of {_place(path)} {fault}")
+            _check(child, (*path, str(key)), left)
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            _check(child, (*path, str(index)), left)
+    elif fault := _fault(value, path[-1:] == (ANY_CHARACTERS,)):
+        raise InputError(f"configuration: `{_key(path)}` {fault}")
+
+
+def _fault(value: Any, any_characters: bool) -> str:
+    """Return what is wrong with a value that is no list or mapping; empty if nothing is."""
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, int):
+        bits = value.bit_length()
+        # Its digits are not printed: Python refuses to write more than some thousands.
+        return f"is an integer of {bits} bits; use at most 63" if abs(value) > LARGEST_INTEGER else ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"is {value}; give a finite number"
+    if isinstance(value, str):
+        fault = "" if any_characters and len(value) <= LONGEST else text_fault(value)
+        return fault and f"is {shown(value)}: {fault}"
+    return f"is a {type(value).__name__}, which is no plain value; write it in quotes, as text"
+
+
+def text_fault(text: str) -> str:
+    """Return why ``text`` is not one line of printable text of a sane length; empty if it is."""
+    if len(text) > LONGEST:
+        return f"it has {len(text):,} characters; use at most {LONGEST:,}"
+    for character in text:
+        if unicodedata.category(character) in UNPRINTABLE:
+            return f"it holds the character U+{ord(character):04X}; use one line of printable text"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message prints it: cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _quoted(key: Any) -> str:
+    return f"`{key}`" if len(str(key)) <= SHOWN else f"`{str(key)[:SHOWN]}...`"
+
+
+def _key(path: tuple[str, ...]) -> str:
+    return ".".join(path)
+
+
+def _place(path: tuple[str, ...]) -> str:
+    return f"`{_key(path)}`" if path else "the file"

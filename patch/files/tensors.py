@@ -1,0 +1,142 @@
+"""Safetensors files that are written atomically, and verified against a checksum of all their contents when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patch.errors import InputError
+from patch.files.io import CHECKSUM, atomic_file, json_checksum, parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# One key: safetensors writes several in any order, and equal contents should give equal bytes.
+_METADATA = "patch"
+_LENGTH_BYTES = 8
+# As in safetensors itself, so that a damaged length allocates no more.
+_LONGEST_HEADER = 100_000_000
+
+
+def save_tensors(path: Path | str, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and a JSON header, with a checksum of both, atomically; equal contents give equal bytes.
+
+    Args:
+        path: of the file.
+        kind: name and version of the format, such as `patch-mask-2`.
+        header: JSON values; no `NaN` or `Infinity`.
+        tensors: on any device.
+    """
+    from safetensors.torch import save_file
+
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contents = {
+        "format": kind,
+        # As it is read again: a key that is a number becomes text.
+        "header": json.loads(json.dumps(header, allow_nan=False)),
+        "tensors": {name: _tensor_checksum(tensor) for name, tensor in stored.items()},
+    }
+    with atomic_file(path) as temporary:
+        save_file(stored, temporary, {_METADATA: json.dumps({**contents, CHECKSUM: json_checksum(contents)})})
+
+
+def load_tensors(
+    path: Path | str, kind: str, what: str, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save_tensors` wrote, into memory of its own: later changes of the file do not reach the tensors.
+
+    Args:
+        path: of the file.
+        kind: as it was saved.
+        what: what the file holds, for messages, such as `mask`.
+        wanted: of the name of a tensor; the others are neither read nor verified.
+
+    Returns:
+        The header, and the tensors by name, on the CPU.
+
+    Raises:
+        InputError: the file is missing, truncated, of another format, or its contents do not match its checksum.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    contents = _contents(path, kind, what)
+    checksums, tensors = contents["tensors"], {}
+    try:
+        with safe_open(path, "pt") as file:
+            found = set(file.keys())
+            for name in filter(wanted, checksums if found == set(checksums) else ()):
+                tensors[name] = file.get_tensor(name).clone()
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, what, error) from None
+    if found != set(checksums) or any(_tensor_checksum(tensors[name]) != checksums[name] for name in tensors):
+        raise _damaged(path, what)
+    return contents["header"], tensors
+
+
+def load_header(path: Path | str, kind: str, what: str) -> dict[str, Any]:
+    """Read and verify the header alone, without PyTorch.
+
+    Raises:
+        InputError: the file is missing, truncated or of another format, or its header does not match its checksum.
+    """
+    return _contents(path, kind, what)["header"]
+
+
+def _contents(path: Path | str, kind: str, what: str) -> dict[str, Any]:
+    """The format, the header and the checksum of each tensor: all that the file holds but the tensors."""
+    metadata = _read_metadata(path, what)
+    contents = parse_json(metadata.get(_METADATA, "{}"), f"{what} {path}: its header")
+    found = contents.get("format") if isinstance(contents, dict) else None
+    if found != kind:
+        raise InputError(
+            f"{what} {path}: format is {found!r:.80}, expected {kind!r}; "
+            "it was not written by this version of the software"
+        )
+    if contents.pop(CHECKSUM, None) != json_checksum(contents):
+        raise _damaged(path, what)
+    header, checksums = contents.get("header"), contents.get("tensors")
+    if not isinstance(header, dict) or not isinstance(checksums, dict):
+        raise InputError(f"{what} {path}: its header and its checksums must be JSON objects")
+    return contents
+
+
+def _read_metadata(path: Path | str, what: str) -> dict[str, str]:
+    """Read the metadata of a safetensors file by hand: the library needs PyTorch for it."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            text = file.read(length) if length <= _LONGEST_HEADER else b""
+            size = os.fstat(file.fileno()).st_size
+        entries = parse_json(text, "its first line")
+        metadata = entries.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if size != _LENGTH_BYTES + length + end:
+            raise InputError(f"{size} bytes, expected {_LENGTH_BYTES + length + end}")
+        return {name: value for name, value in metadata.items() if isinstance(value, str)}
+    except FileNotFoundError:
+        raise InputError(f"{what} {path}: no such file") from None
+    except (InputError, OSError, AttributeError, IndexError, KeyError, TypeError) as error:
+        raise _unreadable(path, what, error) from None
+
+
+def _unreadable(path: Path | str, what: str, error: Exception) -> InputError:
+    # The reason may quote the file: it goes on one line, and is cut.
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{what} {path}: truncated or not a safetensors file ({reason})")
+
+
+def _damaged(path: Path | str, what: str) -> InputError:
+    return InputError(f"{what} {path}: its contents do not match its checksum: damaged or edited; make it again")
+
+
+def _tensor_checksum(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes, in hexadecimal digits."""
+    import torch
+
+    found = hashlib.sha256(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())
+    found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: access, and errors without tokens."""

@@ -1,0 +1,104 @@
+"""Whether what is still to be fetched from the Hugging Face hub can be, before any job needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from patch.hub.errors import hub_answer, token_problem, unreachable
+
+NOUNS = {"model": "model", "dataset": "data set", "mask": "mask"}
+TRUE = ("1", "ON", "YES", "TRUE")
+SECONDS = 10
+# A public data set that has been there for years: that it answers shows that the hub does.
+PROBE = "Salesforce/wikitext"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A repository that will be fetched.
+
+    Attributes:
+        key: where the configuration names it, such as `models.llama.source`.
+        kind: what it holds; the hub keeps masks as models.
+        repo: `owner/name`.
+        revision: commit; None for the newest.
+    """
+
+    key: str
+    kind: Literal["model", "dataset", "mask"]
+    repo: str
+    revision: str | None = None
+
+
+def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, str], api: Any = None) -> list[str]:
+    """One line for each reason why a fetch would fail; none when all is well.
+
+    Args:
+        wanted: repositories to fetch.
+        tasks: whether the data sets of lm-eval's tasks are to be fetched too; which these are only lm-eval
+            knows, so for them it is asked alone whether the hub answers.
+        environment: variables of the process.
+        api: a `huggingface_hub.HfApi`, or what stands in for one.
+    """
+    if not wanted and not tasks:
+        return []
+    offline = _offline(wanted, tasks, environment)
+    if offline:
+        return offline
+    malformed = token_problem()
+    if malformed:
+        return [malformed]
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+    problems = []
+    for one in wanted or [Wanted("evaluation.tasks", "dataset", PROBE)]:
+        problem, reached = _problem(one, api)
+        problems += [problem] if problem else []
+        if not reached:  # nor will the others be, and each would wait as long
+            break
+    return problems
+
+
+def _offline(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, str]) -> list[str]:
+    names = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+    if tasks or any(one.kind == "dataset" for one in wanted):
+        names.append("HF_DATASETS_OFFLINE")
+    return [
+        f"{name} is {environment[name]!r}, with this still to fetch: {fetches(wanted, tasks)}; unset it"
+        for name in names
+        if environment.get(name, "").upper() in TRUE
+    ]
+
+
+def fetches(wanted: Sequence[Wanted], tasks: bool) -> str:
+    """`5 models, 3 data sets, the tasks' data`."""
+    counts = {kind: sum(one.kind == kind for one in wanted) for kind in NOUNS}
+    parts = [f"{count} {NOUNS[kind]}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
+    return ", ".join([*parts, *(["the tasks' data"] if tasks else [])])
+
+
+def _problem(one: Wanted, api: Any) -> tuple[str | None, bool]:
+    """Return what is wrong with a repository, and whether the hub answered at all.
+
+    Messages of exceptions are never passed on: one of a malformed token would hold it.
+    """
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    repo_type = "dataset" if one.kind == "dataset" else "model"
+    try:
+        ask = api.dataset_info if repo_type == "dataset" else api.model_info
+        # The hub describes a gated repository to everybody; only its files are behind the gate.
+        if ask(one.repo, revision=one.revision, timeout=SECONDS).gated:
+            api.auth_check(one.repo, repo_type=repo_type)
+    except Exception as error:  # noqa: BLE001 - whatever the network's library raises
+        page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
+        answer = hub_answer(error, page)
+        if answer is None:
+            return unreachable(error), False
+        wrong = ("revision", one.revision) if isinstance(error, RevisionNotFoundError) else ("repo", one.repo)
+        return f"`{one.key}.{wrong[0]}` is {wrong[1]!r}: {answer}", True
+    return None, True

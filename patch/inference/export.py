@@ -1,0 +1,169 @@
+"""Make a folder with a sparse model that transformers alone loads: `python -m patch export --help`.
+
+It holds the masked weights, the tokenizer, and the masks in the format in which PATCH's are published.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from patch.errors import InputError, print_result
+from patch.files.io import own_directory
+from patch.masks.packed import MaskSet, apply_masks, load_masks
+from patch.masks.published import read_published, write_published
+from patch.models.loading import load_config, load_model, load_tokenizer, prunable_linears, weight_matrix
+from patch.pruning.weights import load_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MASK = "mask.npz"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported.
+
+    Attributes:
+        folder: where it is.
+        sparsity: share of zeros in the masks.
+        layers: how many weights are masked.
+    """
+
+    folder: Path
+    sparsity: float
+    layers: int
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    masks: MaskSet | None,
+    out: Path | str,
+    meta: Mapping[str, Any] = {},
+) -> ExportReport:
+    """Mask ``model`` in place and save it, atomically; what was saved is loaded again and compared before.
+
+    Args:
+        tokenizer: saved beside the model, or None.
+        masks: of ``model``.
+        out: a folder that is not there yet, or is empty.
+        meta: more for the description in `mask.npz`.
+
+    Raises:
+        InputError: ``out`` is in use, there are no masks or those of another model, or what was saved is not what was
+            to be; nothing is left at ``out`` then.
+    """
+    out = Path(out)
+    if masks is None:
+        raise InputError(f"export to {out}: no masks; of a dense model there is nothing to export")
+    masks.verify()
+    with own_directory(out, "export") as folder:
+        apply_masks(model, masks)
+        try:
+            model.save_pretrained(folder)
+        except ValueError as error:  # a configuration for generation that contradicts itself
+            raise InputError(f"export to {out}: the model cannot be saved: {' '.join(str(error).split())}") from None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_published(folder / MASK, model, masks, meta)
+        try:
+            _verify(folder, model, masks)
+        except InputError as error:
+            raise InputError(
+                f"export to {out}: what was saved is not what was to be, so it is removed: {error}"
+            ) from None
+    return ExportReport(out, masks.sparsity, len(masks.masks))
+
+
+def _verify(folder: Path, model: PreTrainedModel, masks: MaskSet) -> None:
+    """Compare a saved folder with the masked model.
+
+    Raises:
+        InputError: names the first weight that differs.
+    """
+    saved = read_published(folder / MASK, model, masks.pattern, masks.tile).masks
+    for name, mask in masks.masks.items():
+        if not saved[name].equal(mask.cpu()):
+            raise InputError(f"{MASK} has another mask of {name}")
+    loaded = load_model(folder, str(model.dtype).removeprefix("torch."))
+    _check_masked(prunable_linears(loaded), saved)
+    there, wanted = loaded.state_dict(), model.state_dict()
+    if there.keys() != wanted.keys():
+        raise InputError(f"{sorted(there.keys() ^ wanted.keys())[0]} is in only one of the two")
+    for name, weight in wanted.items():
+        if not _same_bits(there[name], weight):
+            raise InputError(f"{name} has other values, shape or type than the model's")
+
+
+def _check_masked(linears: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
+    zeros = gone = 0
+    for name, linear in linears.items():
+        weight, mask = weight_matrix(linear), masks[name]
+        if weight[~mask].any():
+            raise InputError(f"{name}.weight: {int(weight[~mask].count_nonzero())} masked weights are not zero")
+        zeros, gone = zeros + weight.numel() - int(weight.count_nonzero()), gone + mask.numel() - int(mask.sum())
+    if zeros < gone:
+        raise InputError(f"{zeros} weights are zero, but the masks drop {gone}")
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Equality that tells 0 from -0 and takes a NaN for itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return (
+        one.cpu()
+        .contiguous()
+        .reshape(-1)
+        .view(torch.uint8)
+        .equal(other.cpu().contiguous().reshape(-1).view(torch.uint8))
+    )
+
+
+def stored_dtype(folder: Path | str) -> str:
+    """The dtype in the configuration of a model folder; `float32` where it says none.
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    dtype = load_config(folder).dtype
+    return str(dtype).removeprefix("torch.") if dtype else "float32"
+
+
+def _export(options: argparse.Namespace) -> str:
+    dtype = options.dtype or stored_dtype(options.model)
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: give one of {', '.join(DTYPES)}")
+    masks = load_masks(options.mask)
+    model, tokenizer = load_model(options.model, dtype), load_tokenizer(options.model)
+    # Of a folder without one, transformers makes a tokenizer of the model's family that knows no words.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise InputError(f"model folder {options.model}: no tokenizer in it; save the model's there")
+    if options.weights:
+        load_weights(options.weights, prunable_linears(model))
+    meta = {key: masks.header[key] for key in ("settings", "digest") if key in masks.header}
+    report = export_model(model, tokenizer, masks, options.out, meta)
+    return f"sparsity {report.sparsity:.4f} in {report.layers} layers: {report.folder}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    from transformers.utils.logging import disable_progress_bar
+
+    parser = argparse.ArgumentParser(prog="python -m patch export", description=__doc__)
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="the dense model and its tokenizer")
+    parser.add_argument("--mask", required=True, metavar="FILE", help="its masks, a .safetensors file of this software")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="what to make; must not exist, or be empty")
+    parser.add_argument("--weights", metavar="FILE", help="updated weights, of methods that change what they keep")
+    parser.add_argument("--dtype", help=f"{', '.join(DTYPES)} (the dtype in the model's configuration)")
+    options = parser.parse_args(arguments)
+    disable_progress_bar()
+    return print_result(lambda: _export(options))

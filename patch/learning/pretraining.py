@@ -1,0 +1,110 @@
+"""Train a small model of a known family from scratch, so that the workflow needs no download."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from patch.errors import InputError, suggest
+from patch.learning.loop import run_steps
+from patch.learning.schedules import batch_indices, cosine_rate
+from patch.learning.watch import peak_memory_mb
+from patch.models.loading import prunable_linears
+from patch.models.settings import TrainedModel
+
+
+def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN001 - a transformers tokenizer
+    """A model with random weights, a function of the training seed.
+
+    Raises:
+        InputError: the family's configuration has no such argument.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = type(AutoConfig.for_model(source.architecture))
+    known = [name for name in inspect.signature(family.__init__).parameters if name not in ("self", "kwargs")]
+    special = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    for name in source.config:
+        if name not in known:
+            raise InputError(
+                f"unknown key `{name}` in the config of a {source.architecture} model; {suggest(name, known)}"
+            )
+        if name in special:
+            raise InputError(
+                f"leave `{name}` out of the config of a {source.architecture} model: the tokenizer decides it"
+            )
+    torch.manual_seed(source.training.seed)
+    try:
+        config = family(**source.config, **special)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - each family refuses a value in its own way
+        reason = " ".join(str(error).split())
+        raise InputError(f"the config of a {source.architecture} model is refused by transformers: {reason}") from error
+
+
+def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, curve: Path) -> torch.nn.Module:  # noqa: ANN001
+    """Train by next-token prediction, with linear warm-up and cosine decay to a twentieth.
+
+    The blocks' matrices are trained by Muon, which here needs half of AdamW's steps to the same loss
+    (and steps are what the embedded default spends its time on); everything else by AdamW.
+
+    Args:
+        source: family, sizes and run.
+        tokenizer: for the vocabulary's size and the special tokens.
+        windows: `[count, seqlen]` token ids.
+        folder: checkpoints; a run that was stopped goes on from there.
+        curve: JSON lines of the training curve.
+
+    Returns:
+        The trained model in fp32.
+    """
+    run = source.training
+    model = new_model(source, tokenizer).train()
+    matrices = [linear.weight for linear in prunable_linears(model).values()]
+    others = [parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in matrices)]
+    muon = torch.optim.Muon(matrices, run.matrix_lr, run.weight_decay, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, run.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    def step_fn(step: int, may_stop: Callable[[], None]) -> dict[str, float | None]:
+        started = time.monotonic()
+        factor = cosine_rate(step, run.steps, run.warmup_steps, floor=0.05)
+        for optimizer, peak in ((muon, run.matrix_lr), (adamw, run.lr)):
+            optimizer.param_groups[0]["lr"] = peak * factor
+        rows = batch_indices(step, run.batch_size, len(windows), run.seed)
+        tokens = torch.as_tensor(windows[rows].astype(np.int64))
+        logits = model(tokens, use_cache=False).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        muon.step()
+        adamw.step()
+        return {
+            "loss": loss.item(),
+            "lr": run.lr * factor,
+            "tokens_per_second": round(tokens.numel() / (time.monotonic() - started)),
+            "peak_memory_mb": peak_memory_mb("cpu"),
+        }
+
+    run_steps(
+        run.steps,
+        step_fn,
+        {"model": model, "muon": muon, "adamw": adamw},
+        folder,
+        source.model_dump_json(),
+        curve,
+        2.0,
+        10,
+        "train",
+    )
+    return model.eval()

@@ -1,0 +1,154 @@
+"""Mask learning: maskllm, patch-joint and patch-tile; and proxsparse."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from patch.data.settings import Use
+from patch.errors import InputError
+from patch.settings import Section
+
+Ramp = tuple[float, float]
+
+
+class Learning(Section):
+    """One learning run. Defaults are the paper's for patch-joint; `METHOD_DEFAULTS` holds the others'."""
+
+    use: Use | None = Field(None, description="Corpus and part that masks are learned on; a file must name it.")
+    steps: int = Field(2000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(256, ge=1, description="Sequences per optimizer step.")
+    micro_batch_size: int = Field(1, ge=1, description="Sequences per forward and backward pass; divides `batch_size`.")
+    seqlen: int = Field(4096, ge=4, description="Tokens per sequence.")
+    cut_attention: bool = Field(
+        False,
+        description="Let no token attend to another document of its sequence, nor be predicted from one; "
+        "ProxSparse does not cut.",
+    )
+    lr: float = Field(
+        1e-3, gt=0, description="Peak learning rate of AdamW, warm-up then cosine (ProxSparse: linear) to zero."
+    )
+    warmup_steps: int = Field(5, ge=0, description="Linear warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moments.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay of the logits.")
+    optimizer_state: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type of AdamW's moments. `bfloat16` halves their memory and is rounded up or down by chance, so "
+        "that small changes survive on average; ProxSparse has float32.",
+    )
+
+    pattern_temperature: Ramp = Field(
+        (4.0, 0.05), description="Gumbel temperature tau of the 2:4 choice, first to last step."
+    )
+    pattern_scale: Ramp = Field((100.0, 500.0), description="Logit scale kappa of the 2:4 choice.")
+    pattern_prior: str = Field(
+        "sparsegpt", description="One-shot method whose 2:4 mask the pattern logits start from, or `none`."
+    )
+    pattern_prior_strength: float = Field(
+        3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
+    )
+    pattern_std: float = Field(0.01, gt=0, description="Standard deviation of the initial pattern logits.")
+
+    tile_temperature: Ramp = Field((2.0, 0.05), description="Gumbel temperature tau of the tile choice.")
+    tile_scale: Ramp = Field((25.0, 350.0), description="Logit scale kappa of the tile choice.")
+    tile_prior: str = Field(
+        "sparsegpt",
+        description="One-shot method whose unstructured mask at the target sparsity ranks the tiles at the start; "
+        "or `random`, or `none`.",
+    )
+    tile_prior_strength: float = Field(
+        3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
+    )
+    tile_std: float = Field(0.014, gt=0, description="Standard deviation of the initial tile logits.")
+    frozen_mask: str = Field(
+        "maskllm",
+        description="Method whose 2:4 mask the sparse tiles of patch-tile have: one-shot or learned; or `import`, the "
+        "model's 2:4 mask of `imports`.",
+    )
+
+    sparsity_reg: float = Field(7.0, ge=0, description="lambda 1: weight of |density - target|.")
+    weight_reg: float = Field(10.0, ge=0, description="lambda 2: weight of the kept share of the squared weight norm.")
+    weight_reg_decay: bool = Field(
+        False, description="Let lambda 2 fall linearly to zero over the run (the public code does, the paper does not)."
+    )
+    target: Literal["global", "layer"] = Field(
+        "global", description="One density target for the model, or one for each linear layer."
+    )
+    hard: bool = Field(False, description="Sample one-hot choices in the forward pass (straight-through).")
+    finalize: Literal["exact", "threshold"] = Field(
+        "exact",
+        description="Keep the tiles with the largest logits so that the budget is met to the tile, "
+        "or those with a positive logit (the paper's).",
+    )
+
+    prox_strength: float = Field(
+        0.25, ge=0, description="ProxSparse's lambda: weight of the products of three weights of a group."
+    )
+
+    gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="Wall time between checkpoints.")
+    log_every: int = Field(1, ge=1, description="Steps between lines of the training log.")
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> Learning:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}; use a divisor"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; both must be in [0, 1)")
+        for name in ("pattern_temperature", "tile_temperature", "pattern_scale", "tile_scale"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} is {list(getattr(self, name))}; both ends must be positive")
+        return self
+
+    def micro_batches(self, rank: int = 0, processes: int = 1) -> range:
+        """The micro-batches of an optimizer step that process ``rank`` of so many does: they deal them out in turn.
+
+        So in each round all processes together do the next micro-batches, and sums over them can be formed in order.
+
+        Raises:
+            InputError: they cannot be shared out evenly; says what could.
+        """
+        count = self.batch_size // self.micro_batch_size
+        if count % processes:
+            if self.batch_size % processes:
+                hint = f"make batch_size a multiple of {processes}"
+            else:
+                sizes = range(1, self.micro_batch_size + 1)
+                fitting = max(size for size in sizes if self.batch_size // processes % size == 0)
+                hint = f"make micro_batch_size {fitting}"
+            fewer = max(number for number in range(1, processes + 1) if count % number == 0)
+            raise InputError(
+                f"a batch of {self.batch_size} in micro-batches of {self.micro_batch_size} makes {count}, which "
+                f"{processes} processes (`resources.learn_gpus` times `resources.learn_nodes`) cannot share evenly; "
+                f"{hint}, or use {fewer} of them"
+            )
+        return range(rank, count, processes)
+
+
+# Where a method's published hyper-parameters differ from the defaults above (PATCH, table of hyper-parameters;
+# ProxSparse, its script for LLaMA-2 7B).
+METHOD_DEFAULTS: dict[str, dict] = {
+    "proxsparse": {"steps": 400, "batch_size": 1, "lr": 1e-4, "warmup_steps": 40, "betas": (0.9, 0.999)},
+    "maskllm": {"weight_reg_decay": True},
+    "patch-joint": {},
+    "patch-tile": {"lr": 1e-4, "tile_scale": (100.0, 500.0), "sparsity_reg": 3.0, "weight_reg": 0.1},
+}
+
+_PATTERN = tuple(name for name in Learning.model_fields if name.startswith("pattern_"))
+_TILE = tuple(name for name in Learning.model_fields if name.startswith("tile_"))
+_HYBRID = (*_TILE, "frozen_mask", "sparsity_reg", "target", "finalize")
+_UNUSED = {
+    "proxsparse": (*_HYBRID, *_PATTERN, "weight_reg", "weight_reg_decay", "hard", "optimizer_state", "cut_attention"),
+    "maskllm": (*_HYBRID, "prox_strength"),
+    "patch-joint": ("frozen_mask", "prox_strength"),
+    "patch-tile": (*_PATTERN, "prox_strength"),
+}
+
+
+def used_by(method: str, settings: Learning) -> Learning:
+    """``settings`` with those that ``method`` does not read at their defaults, so that they rerun nothing."""
+    unused = {name: Learning.model_fields[name].default for name in _UNUSED[method]}
+    return settings.model_copy(update=unused)

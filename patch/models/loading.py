@@ -1,0 +1,181 @@
+"""Load and save causal language models, and find what may be pruned in them by structure alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from patch.errors import InputError
+from patch.hub.errors import OWN_CODE, library_errors
+from patch.models.files import check_objects, check_weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Making more of them would fill the memory before their weights are found to be missing.
+MOST_LAYERS = 10_000
+TOKENIZER_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
+
+
+@cache
+def _transposed() -> type[nn.Module]:
+    """The linear layer of GPT-2, whose weight is `[in, out]`."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: `nn.Linear`, or the transposed one of GPT-2."""
+    return isinstance(module, (nn.Linear, _transposed()))
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight as `[in, out]`."""
+    return isinstance(linear, _transposed())
+
+
+def weight_matrix(linear: nn.Module) -> Tensor:
+    """The weight of a linear layer as `[out, in]`: itself, or a transposed view; what is written to it is kept."""
+    return linear.weight.T if is_transposed(linear) else linear.weight
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The stack of decoder blocks: the largest list of equal-typed modules that hold linear layers.
+
+    Returns:
+        The list's name within ``model`` and the list.
+
+    Raises:
+        InputError: the model has no such list.
+    """
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len({type(block) for block in module}) != 1:
+            continue
+        weights = sum(layer.weight.numel() for layer in module.modules() if is_linear(layer))
+        if weights and (best is None or weights > best[0]):
+            best = (weights, name, module)
+    if best is None:
+        raise InputError(f"{type(model).__name__} has no stack of decoder blocks with linear layers")
+    return best[1], best[2]
+
+
+def blocks_on(
+    model: nn.Module, device: torch.device | str | None = None
+) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
+    """Each decoder block, on ``device`` while it is looked at, with its linear layers by their names in ``model``."""
+    home = next(model.parameters()).device
+    prefix, blocks = decoder_blocks(model)
+    for index, block in enumerate(blocks):
+        block.to(device or home)
+        yield block, {f"{prefix}.{index}.{name}": m for name, m in block.named_modules() if is_linear(m)}
+        block.to(home)
+
+
+def prunable_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer inside the decoder blocks, by its name within ``model``, in order.
+
+    The embedding and the output layer stand outside the blocks and are never pruned.
+    """
+    prefix, blocks = decoder_blocks(model)
+    return {f"{prefix}.{name}": module for name, module in blocks.named_modules() if is_linear(module)}
+
+
+def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """Load a causal language model from a local folder, frozen and in evaluation mode.
+
+    Raises:
+        InputError: the folder holds no model, one that is damaged, or one that needs its own code.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(folder)
+    check_weights(folder)
+    with library_errors(f"model folder {folder} cannot be loaded"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            # Other weights are pickles.
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        raise InputError(f"model folder {folder}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
+    _check_types(folder, model)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _check_types(folder: Path | str, model: PreTrainedModel) -> None:
+    """Refuse weights that are stored as integers: transformers converts their bits' values without a word."""
+    from safetensors import safe_open
+
+    names = {name for name, _ in model.named_parameters()}
+    names |= {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in names.intersection(file.keys()):
+                dtype = file.get_slice(name).get_dtype()
+                if not dtype.startswith(("F", "BF")):
+                    raise InputError(f"{path}: {name} has the type {dtype}; expected floating-point numbers")
+
+
+def load_skeleton(folder: Path | str) -> PreTrainedModel:
+    """Return a causal language model without its weights, on the `meta` device: layers, names and shapes.
+
+    Raises:
+        InputError: the folder holds no model, one that is damaged, or one that needs its own code.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(folder)
+    with library_errors(f"model folder {folder} cannot be loaded"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def load_config(folder: Path | str) -> PretrainedConfig:
+    """Load the configuration of a model in a local folder, and check the one of its generation.
+
+    Raises:
+        InputError: names the file that is missing or damaged, or says that the model needs its own code.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    path, generation = Path(folder) / "config.json", Path(folder) / "generation_config.json"
+    if not path.exists():
+        raise InputError(f"model folder {folder}: no config.json in it; give a folder that save_pretrained wrote")
+    check_objects(folder, (path.name, generation.name))
+    with library_errors(f"{path} cannot be loaded"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config()
+        attention, layers = text._attn_implementation, getattr(text, "num_hidden_layers", 0)
+    # Where the package `kernels` is there, transformers runs what such a repository holds.
+    if attention and "/" in attention:
+        raise InputError(f"{path} names the attention kernel {attention!r}: {OWN_CODE}")
+    if not 0 < layers <= MOST_LAYERS:
+        raise InputError(f"{path}: num_hidden_layers is {layers}; expected 1 to {MOST_LAYERS}")
+    if generation.exists():
+        with library_errors(f"{generation} cannot be loaded"):
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return config
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a local folder.
+
+    Raises:
+        InputError: the folder holds none, one that is damaged, or one that needs its own code.
+    """
+    from transformers import AutoTokenizer
+
+    check_objects(folder, TOKENIZER_FILES)
+    with library_errors(f"tokenizer folder {folder} cannot be loaded"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -1,0 +1,139 @@
+"""Sizes of a model's linear layers from its configuration alone, before any weight is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.errors import InputError
+from patch.models.files import read_object
+from patch.models.settings import LocalModel, Model, Shape, TrainedModel
+from patch.settings import validate
+
+# What transformers takes for a key that the configuration of a family leaves out.
+FAMILY_DEFAULTS: dict[str, dict] = {
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+    "opt": {"gated_mlp": False, "tie_word_embeddings": True},
+    "gpt2": {"gated_mlp": False, "fused_attention": True, "tie_word_embeddings": True},
+}
+# Other names of the same sizes.
+ALIASES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "ffn_dim": "intermediate_size",
+}
+
+
+def model_shape(name: str, model: Model) -> Shape:
+    """Sizes of a configured model.
+
+    Raises:
+        InputError: a size is missing from the model's configuration, or cannot be.
+    """
+    source = model.source
+    if isinstance(source, TrainedModel):
+        return _from_config(
+            f"models.{name}.source.config",
+            {"model_type": source.architecture, **source.config},
+            source.tokenizer.vocab_size,
+        )
+    if isinstance(source, LocalModel):
+        path = Path(source.path) / "config.json"
+        if not path.exists():
+            raise InputError(
+                f"models.{name}.source.path is {source.path!r}: no config.json in it; "
+                "give a folder that save_pretrained wrote"
+            )
+        return _from_config(str(path), read_object(path), None)
+    return source.shape
+
+
+def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
+    family = config.get("model_type", "")
+    if not isinstance(family, str):
+        raise InputError(f"`{where}.model_type` is {family!r}; it must be the name of a family")
+    defaults = FAMILY_DEFAULTS.get(family, {})
+    config = {ALIASES.get(key, key): value for key, value in config.items() if value is not None}
+    sizes = defaults | {key: value for key, value in config.items() if key in Shape.model_fields}
+    if vocab_size:
+        sizes["vocab_size"] = vocab_size
+    heads, hidden = sizes.get("num_attention_heads"), sizes.get("hidden_size")
+    sizes.setdefault("num_key_value_heads", heads)
+    for key, value in (("num_attention_heads", heads), ("hidden_size", hidden)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"`{where}.{key}` is {value!r}; it must be a positive integer")
+    if heads and hidden:
+        sizes.setdefault("head_dim", hidden // heads)
+    if hidden and not sizes.get("gated_mlp", True):
+        sizes.setdefault("intermediate_size", 4 * hidden)
+    missing = [key for key, field in Shape.model_fields.items() if field.is_required() and sizes.get(key) is None]
+    if missing:
+        raise InputError(f"{where}: `{missing[0]}` is missing")
+    shape = validate(Shape, sizes, where)
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        raise InputError(
+            f"`{where}.num_key_value_heads` is {shape.num_key_value_heads}; "
+            f"it must divide num_attention_heads, {shape.num_attention_heads}"
+        )
+    return shape
+
+
+def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
+    """`[out, in]` of each linear layer of one decoder block."""
+    query = shape.num_attention_heads * shape.head_dim
+    key_value = shape.num_key_value_heads * shape.head_dim
+    reading = {"q_proj": query, "k_proj": key_value, "v_proj": key_value}
+    if shape.fused_attention:
+        reading = {"qkv_proj": sum(reading.values())}
+    hidden = dict.fromkeys(("gate_proj", "up_proj") if shape.gated_mlp else ("up_proj",), shape.intermediate_size)
+    return {
+        **{name: (rows, shape.hidden_size) for name, rows in reading.items()},
+        "o_proj": (shape.hidden_size, query),
+        **{name: (rows, shape.hidden_size) for name, rows in hidden.items()},
+        "down_proj": (shape.hidden_size, shape.intermediate_size),
+    }
+
+
+def prunable_parameters(shape: Shape) -> int:
+    """Number of weights in the linear layers of all decoder blocks."""
+    return shape.num_hidden_layers * sum(rows * columns for rows, columns in linear_shapes(shape).values())
+
+
+def parameters(shape: Shape) -> int:
+    """Number of weights with the embedding and the output layer, norms and biases aside."""
+    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+    return prunable_parameters(shape) + embeddings
+
+
+def check_groups(name: str, shape: Shape, size: int) -> None:
+    """Refuse groups along `in` that do not divide a linear layer.
+
+    Raises:
+        InputError: names the model, the group and the layer.
+    """
+    for layer, (_, columns) in linear_shapes(shape).items():
+        if columns % size:
+            raise InputError(f"groups of {size} do not divide the {columns} inputs of {layer} of model `{name}`")
+
+
+def check_tile(name: str, shape: Shape, tile: int) -> None:
+    """Refuse a tile that does not divide every linear layer; one that is larger than a layer ends with it.
+
+    Raises:
+        InputError: names the model, the tile, the layer, and the tiles that would do.
+    """
+    shapes = linear_shapes(shape)
+    bad = {layer: size for layer, size in shapes.items() if any(length > tile and length % tile for length in size)}
+    if not bad and tile % 4 == 0:
+        return
+    sizes = {length for size in shapes.values() for length in size}
+    good = [t for t in range(4, min(sizes) + 1, 4) if all(length % t == 0 for length in sizes)]
+    layer, size = next(iter(bad.items())) if bad else next(iter(shapes.items()))
+    reason = f"does not divide {layer} {list(size)}" if bad else "is not a multiple of 4"
+    raise InputError(
+        f"tile {tile} {reason} of model `{name}`; "
+        f"use one of {', '.join(map(str, good)) or 'none: this model has no common tile'}"
+    )

@@ -1,0 +1,1 @@
+"""The pipeline: everything that only the workflow needs. The library never imports it."""

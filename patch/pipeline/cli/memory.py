@@ -1,0 +1,73 @@
+"""What learning will take of each GPU's memory, for every model of a configuration: by tiles, and joint on 1 and 4."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from patch.errors import InputError, print_result
+from patch.learning.settings import METHOD_DEFAULTS, Learning
+from patch.models.shapes import Shape, model_shape
+from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.config.experiment import Experiment
+from patch.pipeline.reporting.units import align
+from patch.pipeline.resources.cost import BYTES, GPU_SLACK, learning_mb
+from patch.settings import validate
+
+DEFAULT_CONFIG = "config/paper.yaml"
+GPUS = (1, 4)
+MOMENTS = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]:
+    """Rows of cells, the head first: GB of a step on each GPU, with a star where it does not fit.
+
+    Each model is learned in its own type, with the configuration's micro-batch and length; it fits if
+    `resources.gpu_memory_gb` is `GPU_SLACK` times that, as in `patch.pipeline.resources.cost.too_large`.
+    """
+    ways = [(count, dtype) for count in gpus for dtype in MOMENTS]
+    rows = [["model", *(f"joint, {count} x {MOMENTS[dtype]}" for count, dtype in ways), "tile, 1"]]
+    for name, model in experiment.models.items():
+        shape, size = model_shape(name, model), BYTES[model.dtype]
+        needs = [_need(experiment, shape, "patch-joint", size, count, BYTES[dtype]) for count, dtype in ways]
+        needs.append(_need(experiment, shape, "patch-tile", size, 1, 4))
+        limit = experiment.resources.gpu_memory_gb
+        cells = [f"{need:.0f}{'*' if GPU_SLACK * need > limit else ' '}" for need in needs]
+        rows.append([model.title, *cells])
+    return rows
+
+
+def _need(experiment: Experiment, shape: Shape, method: str, size: int, gpus: int, moments: int) -> float:
+    """GB on each GPU."""
+    settings = validate(Learning, METHOD_DEFAULTS[method] | experiment.learning.common, where="learning.common")
+    tokens = settings.micro_batch_size * settings.seqlen
+    checkpointed = settings.gradient_checkpointing
+    return learning_mb(shape, method, size, tokens, checkpointed, "cuda", moments, gpus) / 1000
+
+
+def to_text(experiment: Experiment, gpus: Sequence[int] = GPUS) -> str:
+    """The table for people."""
+    rows = table(experiment, gpus)
+    lines = [
+        *("GB on each GPU at the peak of a learning step, by GPUs and the type of the optimizer's moments:", ""),
+        *(align(rows)),
+        "",
+    ]
+    limit = experiment.resources.gpu_memory_gb
+    lines.append(f"*: does not fit in {limit:g} GB (`resources.gpu_memory_gb`) with a tenth to spare.")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line `python -m patch memory`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m patch memory", description=__doc__)
+    add_config_options(parser, DEFAULT_CONFIG)
+    parser.add_argument("--gpus", metavar="N", type=int, nargs="+", default=GPUS, help="GPUs that share joint learning")
+    options = parser.parse_args(arguments)
+    return print_result(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> str:
+    if min(options.gpus) < 1:
+        raise InputError(f"--gpus is {min(options.gpus)}; it must be 1 or more")
+    return to_text(read_experiment(options), options.gpus)

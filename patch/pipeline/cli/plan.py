@@ -1,0 +1,147 @@
+"""What an experiment will take: jobs, GPU-hours, memory, disk and wall time, done and to come."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from patch.errors import InputError, print_result
+from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.reporting.units import align, duration, hours, size
+from patch.pipeline.resources.cost import SLACK, too_large
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.jobs import STAGES, Node
+from patch.pipeline.resources.schedule import simulate
+from patch.pipeline.runs.plan import Plan
+
+GPUS = (1, 4, 8, 32)
+SHARED = "(shared)"
+# Lines on jobs that do not fit.
+SHOWN = 10
+
+
+def budget(plan: Plan, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
+    """All numbers of the plan, as JSON can hold them.
+
+    Args:
+        plan: the experiment.
+        gpus: numbers of GPUs (on a `cpu` device of cores) to tell the wall time for; without limit comes last.
+
+    Returns:
+        `stages` and `models`: name -> sums as in ``_sums``; `total`; `disk` in MB; `wall`: a list of `gpus`
+        (None: no limit), `minutes` and `peak_disk_mb`, both None where a job needs more GPUs; `too_large`: lines.
+    """
+    graph = JobGraph(plan)
+    tasks = graph.tasks()
+    wall = []
+    for count in [*gpus, None]:
+        run = simulate(tasks, math.inf if count is None else count)
+        outcome = {"minutes": run and run.minutes, "peak_disk_mb": run and round(run.peak_mb)}
+        wall.append({"gpus": count, **outcome})
+    models = {name: [n for n in graph.nodes if n.model == name] for name in plan.models}
+    groups = models | {SHARED: [node for node in graph.nodes if node.model is None]}
+    return {
+        "experiment": plan.experiment.experiment,
+        "device": plan.experiment.resources.device,
+        "total": _sums(graph, graph.nodes),
+        "stages": {stage: _sums(graph, [n for n in graph.nodes if n.stage == stage]) for stage in STAGES},
+        "models": {name: _sums(graph, nodes) for name, nodes in groups.items()},
+        "disk": {
+            "kept_mb": round(sum(node.space.kept for node in graph.nodes)),
+            "kept_to_come_mb": round(sum(node.space.kept for node in graph.remaining)),
+            "cache_to_come_mb": round(sum(node.space.cache for node in graph.remaining)),
+        },
+        "wall": wall,
+        "too_large": too_large(graph.costs, plan.grid),
+    }
+
+
+def _sums(graph: JobGraph, nodes: list[Node]) -> dict[str, Any]:
+    """Jobs, device hours, and what the largest job needs; `to_come` counts the jobs that are not done."""
+    left = set(graph.remaining)
+
+    def device_hours(some: list[Node]) -> float:
+        return sum(graph.slots(node) * node.cost.minutes for node in some) / 60
+
+    to_come = [node for node in nodes if node in left]
+    return {
+        "jobs": len(nodes),
+        "jobs_to_come": len(to_come),
+        "hours": round(device_hours(nodes), 2),
+        "hours_to_come": round(device_hours(to_come), 2),
+        "longest_minutes": max((node.cost.minutes for node in nodes), default=0),
+        "mem_mb": max((node.cost.mem_mb for node in nodes), default=0),
+        "gpu_mem_mb": max((node.cost.gpu_mem_mb for node in nodes), default=0),
+        "kept_mb": round(sum(node.space.kept for node in nodes)),
+    }
+
+
+def to_text(numbers: dict[str, Any]) -> str:
+    """The plan for people: tables of plain text."""
+    total, disk, on_gpu = numbers["total"], numbers["disk"], numbers["device"] == "cuda"
+    unit = "GPU" if on_gpu else "CPU"
+    done = total["jobs"] - total["jobs_to_come"]
+    lines = [f"{numbers['experiment']}: {total['jobs']} jobs, {done} done, {total['jobs_to_come']} to come", ""]
+    heads = ["jobs", "to come", f"{unit}-hours", "to come", "longest job", "memory", "GPU memory", "disk"]
+    for name in ("stages", "models"):
+        rows = {row: sums for row, sums in numbers[name].items() if sums["jobs"]}
+        rows |= {"all": total}
+        lines += [*align([[name.removesuffix("s"), *heads], *[[row, *_row(sums)] for row, sums in rows.items()]]), ""]
+    walls = [["GPUs" if on_gpu else "cores", "wall time", "peak disk"]]
+    for wall in numbers["wall"]:
+        count = wall["gpus"] or "unlimited"
+        fits = wall["minutes"] is not None
+        walls.append([f"{count}", *([duration(wall["minutes"]), size(wall["peak_disk_mb"])] if fits else ["-", "-"])])
+    lines += [*align(walls), ""]
+    if any(wall["minutes"] is None for wall in numbers["wall"]):
+        lines.append(f"-: a job needs more {walls[0][0]} than that.")
+    lines.append(
+        f"Disk, work/ and results/: {size(disk['kept_mb'])} kept, {size(disk['kept_to_come_mb'])} of it to come; "
+        "peak disk is what the jobs to come hold at once."
+    )
+    if disk["cache_to_come_mb"]:
+        lines.append(f"Disk, the hub's cache (HF_HOME): {size(disk['cache_to_come_mb'])} to come.")
+    large = numbers["too_large"]
+    lines += [f"Does not fit: {line}" for line in large[:SHOWN]]
+    if len(large) > SHOWN:
+        lines.append(f"Does not fit: {len(large) - SHOWN} more (--json has all)")
+    lines.append(
+        f"These are the cost model's numbers (patch/pipeline/resources/): limits with a factor of {SLACK:g} "
+        "on every time, not what to expect."
+    )
+    return "\n".join(lines)
+
+
+def _row(sums: dict[str, Any]) -> list[str]:
+    return [
+        f"{sums['jobs']}",
+        f"{sums['jobs_to_come']}",
+        hours(sums["hours"]),
+        hours(sums["hours_to_come"]),
+        duration(sums["longest_minutes"]),
+        size(sums["mem_mb"]),
+        size(sums["gpu_mem_mb"]) if sums["gpu_mem_mb"] else "-",
+        size(sums["kept_mb"]),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line `python -m patch plan`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m patch plan", description=__doc__)
+    add_config_options(parser)
+    parser.add_argument(
+        "--gpus", metavar="N", type=int, nargs="+", default=GPUS, help="GPUs (cpu device: cores) to tell the time for"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    return print_result(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> str:
+    if min(options.gpus) < 1:
+        raise InputError(f"--gpus is {min(options.gpus)}; it must be 1 or more")
+    numbers = budget(Plan(read_experiment(options)), options.gpus)
+    return json.dumps(numbers, indent=1) if options.json else to_text(numbers)

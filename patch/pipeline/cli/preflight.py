@@ -1,0 +1,172 @@
+"""Checks before the first job of a run on a cluster: disk, the hub, folders. `python -m patch preflight` runs them.
+
+Everything here is looked at where Snakemake runs, which is where the `fetch_*` rules run too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patch.data.settings import HubSource
+from patch.errors import InputError, print_result
+from patch.hub.access import Wanted, fetches, hub_problems
+from patch.models.settings import HubModel
+from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.reporting.units import hours, size
+from patch.pipeline.resources.cost import too_large
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.schedule import simulate
+from patch.pipeline.runs.layout import STORE
+from patch.pipeline.runs.plan import Plan
+
+# Kinds of file systems that no other machine sees.
+NODE_LOCAL = ("tmpfs", "ramfs", "devtmpfs")
+MOUNTS = Path("/proc/mounts")
+
+
+def preflight(
+    plan: Plan,
+    jobs: float = math.inf,
+    outputs: Collection[str] | None = None,
+    api: Any = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Check that a run can go through as far as can be told before it starts.
+
+    Args:
+        plan: the experiment; paths are relative to the current folder.
+        jobs: how many run at the same time at most, Snakemake's `--jobs`.
+        outputs: what the run will make; None for all that is missing.
+        api: a `huggingface_hub.HfApi`, or what stands in for one.
+        environment: variables; None for those of the process.
+
+    Returns:
+        What will be done and what there is for it, and warnings, a line each.
+
+    Raises:
+        InputError: one line for each thing that would make a job fail.
+    """
+    environment = os.environ if environment is None else environment
+    graph = JobGraph(plan, outputs)
+    wanted, tasks = to_fetch(graph)
+    problems, disk = _disk(graph, jobs, environment)
+    problems = [*_folders(plan), *problems, *hub_problems(wanted, tasks, environment, api)]
+    if problems:
+        problems.append("(`snakemake --no-hooks` starts without these checks)")
+        raise InputError("preflight: " + "\n  ".join(problems))
+    work = sum(graph.slots(node) * node.cost.minutes for node in graph.remaining) / 60
+    unit = "GPU" if plan.experiment.resources.device == "cuda" else "CPU"
+    lines = [
+        f"plan: {len(graph.remaining)} of {len(graph.nodes)} jobs to come, up to {hours(work)} {unit}-hours",
+        f"disk: {disk}",
+        f"hub: {fetches(wanted, tasks)} within reach" if wanted or tasks else "hub: nothing to fetch",
+    ]
+    return "\n".join([*lines, *_warnings(graph)])
+
+
+def to_fetch(graph: JobGraph) -> tuple[list[Wanted], bool]:
+    """Repositories of the hub that the jobs to come fetch, and whether lm-eval's own data sets are among it."""
+    experiment, wanted = graph.plan.experiment, []
+    for node in graph.remaining:
+        if node.rule == "fetch_model" and isinstance(source := experiment.models[node.name].source, HubModel):
+            wanted.append(Wanted(f"models.{node.name}.source", "model", source.repo, source.revision))
+        if node.rule == "fetch_corpus" and isinstance(source := experiment.corpora[node.name].source, HubSource):
+            wanted.append(Wanted(f"corpora.{node.name}.source", "dataset", source.repo, source.revision))
+        if node.rule == "fetch_mask":
+            source = experiment.imports[node.name].source
+            wanted.append(Wanted(f"imports.{node.name}.source", "mask", source.repo, source.revision))
+    return wanted, any(node.rule == "fetch_tasks" for node in graph.remaining)
+
+
+def _folders(plan: Plan) -> list[str]:
+    problems = []
+    for folder in (STORE, plan.layout.root):
+        there = _existing(folder)
+        if not there.is_dir():
+            problems.append(f"{folder}/ cannot be made: {there} is not a folder; move it away")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            problems.append(f"{folder}/ cannot be written: {there} is not writable for you; change its permissions")
+    return problems
+
+
+def _disk(graph: JobGraph, jobs: float, environment: Mapping[str, str]) -> tuple[list[str], str]:
+    """What does not fit, and what is needed and free."""
+    tasks, results = graph.tasks(), graph.plan.layout.root
+    kept = sum(node.space.kept for node in graph.remaining if node.outputs[0].startswith(f"{results}/"))
+    cache = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    needs = {
+        "work/": (Path(STORE), simulate(tasks, jobs=jobs).peak_mb),
+        "results/": (Path(results), kept),
+        "HF_HOME": (Path(cache).expanduser(), sum(node.space.cache for node in graph.remaining)),
+    }
+    devices = {name: _existing(folder).stat().st_dev for name, (folder, _) in needs.items()}
+    if devices["results/"] == devices["work/"]:  # where the peak of all jobs counts it already
+        needs["results/"] = (Path(results), 0.0)
+    problems, lines = [], []
+    for device in dict.fromkeys(devices.values()):
+        names = [name for name in needs if devices[name] == device and (needs[name][1] or name != "HF_HOME")]
+        if not names:
+            continue
+        need = sum(needs[name][1] for name in names)
+        free = shutil.disk_usage(_existing(needs[names[0]][0])).free / 1e6
+        line = f"{size(need)} needed at most in {', '.join(names)}, {size(free)} free"
+        lines.append(line)
+        if need > free:
+            hint = "free some or put it elsewhere"
+            if "work/" in names:
+                alone = need - needs["work/"][1] + simulate(tasks, jobs=1).peak_mb
+                hint = (
+                    f"free some, or run fewer jobs at once: --jobs 1 needs {size(alone)}"
+                    if alone <= free
+                    else f"free some: even --jobs 1 needs {size(alone)}"
+                )
+            problems.append(f"disk: {line}; {hint}")
+    return problems, "; ".join(lines)
+
+
+def _warnings(graph: JobGraph) -> list[str]:
+    plan, warnings = graph.plan, []
+    for folder in (STORE, plan.layout.root):
+        kind = filesystem(folder)
+        if kind in NODE_LOCAL:
+            warnings.append(f"warning: {folder}/ is on {kind}, which the machines that jobs run on do not see")
+    large = len(too_large(graph.costs, plan.grid))
+    if large:
+        warnings.append(
+            f"warning: {large} learn jobs need more memory than a GPU has; `python -m patch plan` names them"
+        )
+    return warnings
+
+
+def filesystem(folder: Path | str) -> str | None:
+    """Kind of the file system that a folder is or will be on, such as `nfs4`; None where it cannot be told."""
+    path = _existing(folder)
+    try:
+        mounts = [line.split() for line in MOUNTS.read_text().splitlines()]
+    except OSError:
+        return None
+    # The kernel writes a space in a path as \040. Of two mounts at one place the later one is on top.
+    kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in mounts}
+    return next((kinds[parent] for parent in (path, *path.parents) if parent in kinds), None)
+
+
+def _existing(folder: Path | str) -> Path:
+    """The folder, or the nearest one above it that is there, with links followed."""
+    path = Path(folder).resolve()
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m patch preflight", description=__doc__)
+    add_config_options(parser)
+    parser.add_argument("--jobs", metavar="N", type=int, help="jobs at the same time, as in `snakemake --jobs N`")
+    options = parser.parse_args(arguments)
+    jobs = math.inf if options.jobs is None else max(1, options.jobs)
+    return print_result(lambda: preflight(Plan(read_experiment(options)), jobs))

@@ -1,0 +1,128 @@
+"""Print where an experiment's tables and figures are, and its first table: `python -m patch show`.
+
+With `--partial`, also while cells are missing: the tables are made from the records that exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from patch.errors import InputError, print_result
+from patch.files.io import atomic_file
+from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.reporting.experiment import command, what_was_run
+from patch.pipeline.reporting.summary import Results, summary
+from patch.pipeline.reporting.tables import Arrangement, Table, build_table, to_text, write_table
+from patch.pipeline.results.collect import collect, read_results
+from patch.pipeline.results.current import read_all_samples, read_records, read_speeds
+from patch.pipeline.results.differences import Differences, paired_differences
+from patch.pipeline.results.published import load_published
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.speed import Speeds
+from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.stale import stale_outputs
+
+
+def show(plan: Plan, command: str) -> str:
+    """The first table and the paths of all results.
+
+    Raises:
+        InputError: the configuration is wrong, or its results are not there yet.
+    """
+    root = Path(plan.layout.root)
+    results, differences = root / "results.csv", root / "differences.csv"
+    for path in (results, differences):
+        if not path.exists():
+            raise InputError(f"{path} is not there yet; `--partial` makes tables of the cells that are")
+    spec = plan.tabulate_spec()
+    frame, paired = read_results(results, spec.digests), Differences.read(differences, spec.row_digests)
+    first = _table(plan, plan.tables()[0], frame, paired, _speeds(plan))
+    lines = [f"Table 1. {to_text(first)}", "Tables:"]
+    lines += [f"  {root}/tables/{name}.csv .md .tex .html" for name in plan.tables()]
+    lines += ["Figures:"]
+    lines += [f"  {root}/figures/{m}/{name}.svg .pdf .png" for m in plan.models for name in plan.figures(m)]
+    lines += [
+        f"All numbers: {root}/results.csv",
+        f"All of it on one page: {root}/README.md",
+        f"As a report for a browser: {command} --report {root}/report.zip",
+    ]
+    return "\n".join(lines)
+
+
+def show_partial(plan: Plan, command: str) -> str:
+    """Write tables and a README of the cells that have a record to `results/<experiment>/partial/`.
+
+    Records that other settings than the configuration's have made are left out, and named.
+
+    Returns:
+        The first of the tables.
+
+    Raises:
+        InputError: the configuration is wrong, or there is no record.
+    """
+    cells, digests, stale = plan.grid.cells, plan.digests(plan.grid.cells), stale_outputs(plan)
+
+    def current(paths: Iterable[str]) -> list[Path]:
+        return [Path(path) for path in paths if Path(path).exists() and path not in stale]
+
+    paths = current(map(plan.layout.record, cells))
+    if not paths:
+        raise InputError(f"{plan.layout.root}/records has no record with the settings of this configuration yet")
+    records, published = read_records(paths, digests), load_published(plan.experiment.published)
+    frame = collect(records, _models(plan), published)
+    samples = read_all_samples(current(map(plan.layout.samples, cells)), digests)
+    differences = Differences(paired_differences(samples))
+    speeds = _speeds(plan)
+    tables = [_table(plan, name, frame, differences, speeds) for name in plan.tables()]
+    folder = Path(plan.layout.root) / "partial"
+    for table in tables:
+        write_table(table, folder / table.name)
+    results = Results(
+        experiment=plan.experiment.experiment,
+        run=what_was_run(plan),
+        tables=tables,
+        records=records,
+        differences=differences.frame,
+        models=_models(plan),
+        expected=cells,
+        published=published,
+        command=command,
+        speeds=speeds.records,
+    )
+    with atomic_file(folder / "README.md") as temporary:
+        temporary.write_text(summary(results), encoding="utf-8")
+    where = f"{len(paths)} of {len(cells)} cells. Tables: {folder}/, on one page in its README.md"
+    named = [f"Left out, since they were made with other settings ({len(stale)}):", *stale] if stale else []
+    return "\n  ".join(["\n".join([to_text(tables[0]), where, *named[:1]]), *named[1:]])
+
+
+def _models(plan: Plan) -> list[ModelInfo]:
+    return [ModelInfo(**model) for model in plan.tabulate_spec().models]
+
+
+def _speeds(plan: Plan) -> Speeds:
+    """Of the models that are measured already, with the settings of the configuration."""
+    stale = stale_outputs(plan)
+    paths = [Path(path) for path in map(plan.layout.speedup, plan.timed_models) if path not in stale]
+    records = read_speeds(filter(Path.exists, paths), plan.digests([], plan.timed_models))
+    return Speeds(records, load_published(plan.experiment.published))
+
+
+def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences, speeds: Speeds) -> Table:
+    spec = plan.tabulate_spec()
+    arrangement = Arrangement(spec.standard, spec.tables)
+    return build_table(name, frame, _models(plan), plan.grid.cells, arrangement, differences, speeds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m patch show", description=__doc__)
+    add_config_options(parser)
+    parser.add_argument("--partial", action="store_true", help="make tables of the cells that are there")
+    options = parser.parse_args(arguments)
+    run = show_partial if options.partial else show
+    return print_result(lambda: run(Plan(read_experiment(options)), command(options.configfile, options.config)))

@@ -1,0 +1,74 @@
+"""How far an experiment is: `python -m patch status`. Reads files and asks SLURM's queue once; changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from patch.errors import InputError, print_result, suggest
+from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.monitor.jobs import Monitor
+from patch.pipeline.monitor.logs import logs_of
+from patch.pipeline.monitor.queue import Queue
+from patch.pipeline.monitor.text import to_text
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.jobs import Node
+from patch.pipeline.runs.plan import Plan
+
+SUBMIT_FOLDER = "work/submit"
+# Names of cells in a message, at most.
+NAMED = 20
+
+
+def find(nodes: Sequence[Node], name: str) -> list[Node]:
+    """The jobs of a cell by its name, `<model>/<cell>`, or a part of that; else other jobs, by `<rule>/<model>/<name>`.
+
+    Raises:
+        InputError: there is none.
+    """
+    cells = [node for node in nodes if node.cell]
+    found = [node for node in cells if name in (node.name, f"{node.model}/{node.name}")]
+    found = found or [node for node in cells if name in f"{node.model}/{node.name}"]
+    found = found or [node for node in nodes if name in f"{node.rule}/{node.model}/{node.name}"]
+    if not found:
+        names = list(dict.fromkeys(node.name for node in cells))
+        near = names if len(names) <= NAMED else get_close_matches(name, names, NAMED, cutoff=0)
+        raise InputError(f"no cell `{name}`; {suggest(name, near)}")
+    return found
+
+
+def _report(options: argparse.Namespace) -> str:
+    plan = Plan(read_experiment(options))
+    queue = Queue(Path(options.folder))
+    graph = JobGraph(plan)
+    if options.logs is not None:
+        nodes = find(graph.nodes, options.logs)
+        paths = logs_of(queue, nodes, plan.layout.root)
+        if not paths:
+            raise InputError(f"`{options.logs}` has no log: none of its {len(nodes)} jobs has started")
+        return "\n".join(paths)
+    statuses = Monitor(graph, queue).statuses()
+    if options.json:
+        if queue.note:
+            print(queue.note, file=sys.stderr)
+        return json.dumps([vars(status) for status in statuses.values()], indent=1)
+    return to_text(graph, statuses, queue.note, options.all)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m patch status", description=__doc__)
+    add_config_options(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--json", action="store_true", help="print a JSON list of all jobs")
+    what.add_argument("--all", action="store_true", help="list all jobs, not only those under way and failed")
+    what.add_argument("--logs", metavar="CELL", help="print the paths of a cell's logs; a part of its name will do")
+    parser.add_argument(
+        "--folder", default=SUBMIT_FOLDER, help=f"what the executor has as --submitit-folder ({SUBMIT_FOLDER})"
+    )
+    options = parser.parse_args(arguments)
+    return print_result(lambda: _report(options))

@@ -1,0 +1,171 @@
+"""The states of an experiment's jobs as text for a terminal of 120 columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from textwrap import wrap
+
+from patch.pipeline.monitor.jobs import BLOCKED, STATES, JobStatus
+from patch.pipeline.reporting.units import duration
+from patch.pipeline.resources.cost import SLACK
+from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.jobs import STAGES, Node
+from patch.pipeline.resources.schedule import Task, simulate
+
+WIDTH = 120
+# Rows of a table of jobs; of failed ones, which have a piece of their log each, fewer.
+ROWS, FAILED_ROWS = 50, 20
+ALWAYS = ("done", "running", "pending", "failed", "waiting")
+# Heads of the tables and what is in their columns; a column that is empty in all rows is left out.
+_NAMES: dict[str, Callable[[JobStatus], str]] = {
+    "rule": lambda s: s.rule,
+    "model": lambda s: s.model or "",
+    "cell": lambda s: s.cell,
+}
+_COLUMNS: dict[str, Callable[[JobStatus], str]] = {
+    "job": lambda s: s.job or "",
+    "node": lambda s: s.node or "",
+    "since": lambda s: _when(s.started),
+    "expected": lambda s: _when(s.expected),
+    "step": lambda s: "" if s.step is None else f"{s.step}/{s.steps}" if s.steps else f"{s.step}",
+    "left": lambda s: _left(s.eta_seconds),
+    "restarts": lambda s: _restarts(s),
+    "why": lambda s: " ".join(s.reason.split()),
+}
+_RIGHT = ("step", "left")
+# The least that is left of a name or a reason in a terminal that is too narrow.
+_NARROWEST = 12
+
+
+def to_text(graph: JobGraph, statuses: dict[Node, JobStatus], note: str = "", everything: bool = False) -> str:
+    """A line for each stage, the jobs under way and failed, and what is to come.
+
+    Args:
+        graph: the jobs.
+        statuses: theirs.
+        note: a line about what is not known.
+        everything: list all jobs, however many.
+    """
+    all_statuses = list(statuses.values())
+    counts = Counter(status.state for status in all_statuses)
+    head = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    lines = [f"{graph.plan.experiment.experiment}: {len(all_statuses)} jobs: {head}"]
+    lines += [shorten(note, WIDTH)] if note else []
+    lines += ["", *_stages(all_statuses)]
+    for state in STATES if everything else ("running", "started", "pending", "failed"):
+        chosen = [status for status in all_statuses if status.state == state]
+        if chosen:
+            lines += ["", *_section(state, chosen, everything)]
+    last = _outlook(graph, statuses)
+    return "\n".join([*lines, *([""] if last else []), *last])
+
+
+def _stages(statuses: list[JobStatus]) -> list[str]:
+    """How many jobs of each stage are in which state."""
+    by_stage = {stage: Counter(s.state for s in statuses if s.stage == stage) for stage in STAGES}
+    states = [state for state in STATES if state in ALWAYS or any(counts[state] for counts in by_stage.values())]
+    rows = [["stage", "jobs", *states]]
+    for stage, counts in by_stage.items():
+        if counts:
+            rows.append(
+                [stage, f"{counts.total()}", *(f"{counts[state]}" if counts[state] else "-" for state in states)]
+            )
+    return columns(rows, right=range(1, len(rows[0])))
+
+
+def _section(state: str, statuses: list[JobStatus], everything: bool) -> list[str]:
+    limit = len(statuses) if everything else FAILED_ROWS if state == "failed" else ROWS
+    # Words of sbatch are long, and all that there is to know of a job that it refused: they get lines of their own.
+    shown = {head: of for head, of in _COLUMNS.items() if head != "why" or state != "failed"}
+    heads = _NAMES | {head: of for head, of in shown.items() if any(of(status) for status in statuses)}
+    rows = [[of(status) for of in heads.values()] for status in statuses[:limit]]
+    head, *lines = columns([list(heads), *rows], [index for index, head in enumerate(heads) if head in _RIGHT])
+    text = [f"{state} ({len(statuses)})", f"  {head}"]
+    for status, line in zip(statuses, lines, strict=False):
+        text.append(f"  {line}")
+        if state == "failed":
+            text += wrap(status.reason, WIDTH, initial_indent="      ", subsequent_indent="      ")
+            text += [shorten(f"      | {said}", WIDTH) for said in status.tail]
+    if len(statuses) > limit:
+        text.append(f"  ... and {len(statuses) - limit} more: --all")
+    return text
+
+
+def _outlook(graph: JobGraph, statuses: dict[Node, JobStatus]) -> list[str]:
+    """What is to come, where that can be told: what jobs hold now is the measure of what the machines give."""
+    lines = []
+    blocked = sum(status.reason == BLOCKED for status in statuses.values())
+    if blocked:
+        lines.append(f"{blocked} jobs wait for one that failed: they run once it has succeeded.")
+    to_come = [n for n, s in statuses.items() if s.state not in ("done", "failed") and s.reason != BLOCKED]
+    # Those that run come first, so that they hold their places from the start.
+    to_come.sort(key=lambda node: statuses[node].state != "running")
+    running = [node for node in to_come if statuses[node].state == "running"]
+    slots = sum(graph.slots(node) for node in running)
+    index = {node: number for number, node in enumerate(to_come)}
+    tasks = [
+        Task(
+            _minutes(node, statuses[node]),
+            graph.slots(node),
+            () if node in running else tuple(index[need] for need in graph.needs(node) if need in index),
+        )
+        for node in to_come
+    ]
+    outcome = simulate(tasks, slots) if running else None
+    if outcome is not None:
+        unit = "GPU" if graph.plan.experiment.resources.device == "cuda" else "core"
+        held = f" on the {slots} {unit}{'s' * (slots != 1)} that jobs hold now" if slots else ""
+        lines += [
+            f"To come: {len(to_come)} jobs, up to {duration(outcome.minutes)}{held},",
+            f"by the logs of those that run and the cost model's limits for the others (with a factor of {SLACK:g}).",
+        ]
+    return lines
+
+
+def _minutes(node: Node, status: JobStatus) -> float:
+    """What a job takes at most by the cost model; of one that runs, what is left by its log."""
+    return node.cost.minutes if status.eta_seconds is None else status.eta_seconds / 60
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows as lines, two spaces between columns, the columns ``right`` flush right.
+
+    Where that is too wide columns of text are cut: the last one first, then the widest.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    *others, last = range(len(widths))
+    for index in (last, *sorted(others, key=lambda index: -widths[index])):
+        excess = sum(widths) + 2 * len(widths) - WIDTH
+        if excess > 0 and index not in right:
+            widths[index] -= min(excess, max(0, widths[index] - _NARROWEST))
+    return [
+        "  ".join(
+            text.rjust(width) if index in right else shorten(text, width).ljust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, cut where it is longer than ``width``."""
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _restarts(status: JobStatus) -> str:
+    if not status.restarts:
+        return ""
+    limits = f" ({status.time_limits} at its limit)" if status.time_limits else ""
+    return f"{status.restarts}{limits}"
+
+
+def _left(seconds: int | None) -> str:
+    if seconds is None:
+        return ""
+    return duration(seconds / 60) if seconds >= 90 else f"{seconds} s"
+
+
+def _when(time: str | None) -> str:
+    """`2030-01-02T03:04:05` as `01-02 03:04`; other words as they are."""
+    return f"{time[5:10]} {time[11:16]}" if time and time[10:11] == "T" else time or ""

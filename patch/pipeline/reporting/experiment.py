@@ -1,0 +1,100 @@
+"""What the pages that tell of an experiment as a whole are told. Light: read while the workflow is parsed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+
+from patch.data.settings import Use
+from patch.pipeline.config.load import DEFAULT_CONFIG
+from patch.pipeline.results.order import method_title, percent
+from patch.pipeline.runs.cell import Cell, format_tile
+from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.specs import OverviewSpec, SummarySpec
+
+
+def overview_spec(plan: Plan) -> OverviewSpec:
+    """What the pages on cost and environment need besides the records."""
+    return OverviewSpec(experiment=plan.experiment.experiment, digests=plan.digests(plan.grid.cells))
+
+
+def summary_spec(plan: Plan) -> SummarySpec:
+    """What the summary needs besides the numbers."""
+    return SummarySpec(
+        experiment=plan.experiment.experiment,
+        tabulate=plan.tabulate_spec(speed=True),
+        shown=plan.tables(),
+        figures={plan.experiment.models[name].title: _figures(plan, name) for name in plan.models},
+        run=what_was_run(plan),
+    )
+
+
+def _figures(plan: Plan, model: str) -> dict[str, str]:
+    return {figure: f"figures/{model}/{figure}.png" for figure in plan.figures(model)}
+
+
+def what_was_run(plan: Plan) -> dict[str, str]:
+    """The configuration in a few lines: a heading -> text."""
+    experiment, cells = plan.experiment, plan.grid.cells
+    perplexity, calibration = experiment.evaluation.perplexity, experiment.calibration
+    questions = f" (at most {experiment.evaluation.limit} questions each)" if experiment.evaluation.limit else ""
+    lines = {
+        "Models": _listed(f"{experiment.models[name].title} ({_source(plan, name)})" for name in plan.models),
+        "Methods": _listed(method_title(cell.method) for cell in cells),
+        "Target sparsities": _listed(f"{percent(level)} %" for level in sorted({cell.sparsity for cell in cells})),
+        "Tiles": _listed(format_tile(tile) for tile in sorted({cell.tile for cell in cells if cell.tile})),
+        "Seeds": _listed(f"{seed}" for seed in sorted({cell.seed for cell in cells if _seeded(cell)})),
+        "Perplexity": f"{_text(perplexity.use)}, in windows of {perplexity.seqlen} tokens",
+        "Tasks": f"{_listed(experiment.evaluation.tasks)}{questions}",
+        "Speed": _speed(plan),
+        "Calibration": f"{_text(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
+        "Learning": "; ".join(_learning(plan, [cell for cell in plan.grid.closure if not cell.quantization])),
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _speed(plan: Plan) -> str:
+    """How speed is measured; empty where it is not."""
+    sizes = plan.experiment.speedup
+    if sizes is None or not plan.timed_models:
+        return ""
+    batch = f"{sizes.batch_size} sequence{'s' * (sizes.batch_size > 1)}"
+    return f"{batch} of {sizes.prompt} tokens and {sizes.new_tokens} new ones, {sizes.repeats} runs of each cell"
+
+
+def _seeded(cell: Cell) -> bool:
+    return cell.spec.seeded or cell.quantization == "slim-lora"
+
+
+def _source(plan: Plan, model: str) -> str:
+    source = plan.experiment.models[model].source
+    kinds = {"train": "trained here", "hub": "hub", "local": "local folder", "gguf": "package"}
+    names = {"hub": "repo", "local": "path", "gguf": "distribution"}
+    return kinds[source.kind] + (f" {getattr(source, names[source.kind])}" if source.kind in names else "")
+
+
+def _learning(plan: Plan, cells: Sequence[Cell]) -> Iterable[str]:
+    """The methods of each size of a run."""
+    methods: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.spec.stage == "learn":
+            settings = plan.grid.learning(cell)
+            size = f"{settings.steps} steps of {settings.batch_size} sequences of {settings.seqlen} tokens"
+            methods.setdefault(f"{size} of {_text(settings.use)}", {})[method_title(cell.method)] = None
+    return (f"{', '.join(names)}: {size}" for size, names in methods.items())
+
+
+def _text(use: Use) -> str:
+    return f"{use.corpus} ({use.split})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def command(configfiles: Sequence[str], changes: Sequence[str] = ()) -> str:
+    """Return the shell line that makes an experiment, from the folder that it was made in."""
+    files = [path for path in map(os.path.relpath, configfiles) if path != DEFAULT_CONFIG]
+    options = [*(["--configfile", *files] if files else []), *(["--config", *changes] if changes else [])]
+    return shlex.join(["snakemake", *options])

@@ -1,0 +1,166 @@
+"""Accuracy and perplexity against sparsity."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from patch.pipeline.reporting.front import pareto_front
+from patch.pipeline.reporting.series import Series, hollow_marker, marker, series_looks, with_series
+from patch.pipeline.reporting.style import GREY, STYLE, TEXT_WIDTH, Look
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.statistics import summarize
+from patch.pipeline.runs.cell import IMPORT
+
+LABELS = {"accuracy": "Mean accuracy (%)", "perplexity": "Perplexity (log scale)"}
+# A perplexity beyond this multiple of the lowest one sits on the upper edge: one broken model must not flatten
+# the differences between all others.
+CEILING = 8.0
+DENSE_LINE = {"color": "black", "linewidth": 0.8, "linestyle": (0, (5, 2))}
+PUBLISHED_DENSE_LINE = DENSE_LINE | {"color": "0.6"}
+CHANCE_LINE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5))}
+# Share of a panel's height below the break of its axis, where chance is far below all points.
+BREAK_HEIGHT = 0.17
+FRONT_LINE = {"color": "0.35", "linewidth": 1.0, "alpha": 0.8}
+
+
+@matplotlib.rc_context(STYLE)
+def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -> Figure:
+    """Accuracy (left) and perplexity (right, logarithmic) of one model against its target sparsity.
+
+    Points of one sparsity stand side by side so that all can be seen. The front is drawn over measured points
+    of the patterns that hardware runs fast: dense, N:M and hybrid. The paper's numbers are hollow; where
+    they are another model's, they have panels of their own.
+
+    Args:
+        frame: as `patch.pipeline.results.collect` makes it.
+        model: which to draw.
+        chance: mean accuracy of guessing in percent, see `patch.pipeline.results.collect.mean_chance`.
+    """
+    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
+    # An ablation has tables of its own; its points would stand for the plain method's here.
+    shown &= frame["variant"].isna() | frame["variant"].str.startswith(IMPORT)
+    summary = with_series(summarize(frame[shown]))
+    found = series_looks(summary)
+    published = bool(summary["published"].notna().any())
+    panels = [["value", "published"]] if published and model.comparable else [["value"]]
+    panels += [["published"]] if published and not model.comparable else []
+    figure = Figure(figsize=(TEXT_WIDTH, 2.35 * len(panels) + 0.75), layout="constrained")
+    axes = figure.subplots(len(panels), 2, squeeze=False)
+    beyond = False
+    for row, columns in enumerate(panels):
+        for axis, metric in zip(axes[row], LABELS, strict=True):
+            data = summary[summary["metric"] == metric]
+            beyond |= _panel(axis, data, metric, columns, found)
+            _dress(axis, summary, metric)
+    if chance is not None:
+        _chance(axes[0, 0], chance)
+    axes[0, 0].set_title(f"{model.title}, measured" if len(panels) == 2 else model.title, loc="left")
+    if len(panels) == 2:
+        name = str(model.published).rpartition("/")[2]
+        axes[1, 0].set_title(f"{name}, as published (another model: only the order compares)", loc="left")
+    figure.align_ylabels()
+    handles = _legend(found, panels, chance is not None, beyond)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
+    return figure
+
+
+def _panel(axis: Axes, data: pd.DataFrame, metric: str, columns: list[str], found: dict[Series, Look]) -> bool:
+    """Draw one panel; tells whether a point lies beyond it."""
+    values = data[columns].to_numpy()
+    finite = [value for value in values.flat if math.isfinite(value)]
+    ceiling = CEILING * min(finite) if metric == "perplexity" and finite else math.inf
+    if metric == "perplexity":
+        axis.set_yscale("log")
+    for column in columns:
+        overlaid = len(columns) == 2 and column == "published"
+        for value in data.loc[data["pattern"] == "dense", column].dropna():
+            axis.axhline(value, **(PUBLISHED_DENSE_LINE if overlaid else DENSE_LINE), zorder=1)
+        for series, points in data[data["pattern"] != "dense"].groupby("series", sort=False):
+            height = points[column].clip(upper=ceiling)
+            above = {"clip_on": False, "zorder": 3 if column == "value" else 2.5}
+            if column == "value":
+                errors = points["stderr"].fillna(0).where(points[column] <= ceiling, 0)
+                bars = {"ecolor": "0.45", "elinewidth": 0.7, "capsize": 0}
+                axis.errorbar(points["x"], height, errors, **bars, **marker(series, found[series]), **above)
+            else:
+                axis.plot(points["x"], height, **hollow_marker(series, found[series]), **above)
+    if "value" in columns:
+        _front(axis, data, higher_is_better=metric == "accuracy")
+    beyond = bool((values > ceiling).any())
+    if beyond:
+        axis.set_ylim(top=ceiling)
+    return beyond
+
+
+def _front(axis: Axes, data: pd.DataFrame, higher_is_better: bool) -> None:
+    friendly = data[np.array([series.hardware_friendly for series in data["series"]], dtype=bool)]
+    points = list(zip(friendly["sparsity"], friendly["value"], strict=True))
+    front = friendly.iloc[pareto_front(points, higher_is_better)]
+    # Up to the sparsity of a point, its quality can be had: a step that ends at the point.
+    axis.step(front["x"], front["value"], where="pre", **FRONT_LINE, zorder=1.5)
+
+
+def _dress(axis: Axes, summary: pd.DataFrame, metric: str) -> None:
+    sparse = summary[summary["pattern"] != "dense"]
+    if len(sparse):
+        # Dense is a line, not a point at 0 %: the space belongs to the levels that are compared.
+        axis.set_xlim(sparse["x"].min() - 2.5, sparse["x"].max() + 2.5)
+        axis.set_xticks(sorted({round(100 * level, 4) for level in sparse["sparsity"]}))
+    axis.set_xlabel("Target sparsity (%)")
+    axis.set_ylabel(LABELS[metric])
+    low, high = axis.get_ylim()
+    wide = metric == "perplexity" and high > 6 * low
+    steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
+    axis.yaxis.set_major_locator(LogLocator(subs=steps, numticks=9) if wide else MaxNLocator(6))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _chance(axis: Axes, chance: float) -> None:
+    """Draw chance as a line; where it is far below all points, at the foot of an axis that is broken above it."""
+    low, high = axis.get_ylim()
+    if low - chance <= high - low:
+        axis.axhline(chance, **CHANCE_LINE)
+        return
+    # Ticks of the upper part alone: below the break the scale is another.
+    ticks = [tick for tick in axis.get_yticks() if low <= tick <= high]
+    foot = BREAK_HEIGHT / (1 - BREAK_HEIGHT) * (high - low)
+    axis.set_ylim(low - foot, high)
+    axis.yaxis.set_major_locator(FixedLocator(ticks))
+    across = axis.get_yaxis_transform()
+    axis.plot([0, 1], [low - 0.75 * foot] * 2, transform=across, **CHANCE_LINE)
+    note = {"color": GREY, "fontsize": "small", "va": "bottom"}
+    axis.text(0.03, low - 0.7 * foot, f"chance {chance:.1f} %", transform=across, **note)
+    ends = [low - 0.55 * foot, low - 0.25 * foot]
+    above = {"transform": across, "clip_on": False}
+    axis.plot([0, 0], ends, color="white", linewidth=2.5, solid_capstyle="butt", **above, zorder=4)
+    stroke = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 7, "markeredgewidth": 0.6}
+    axis.plot([0, 0], ends, color="black", linestyle="none", **stroke, **above, zorder=5)
+
+
+def _legend(found: dict[Series, Look], panels: list[list[str]], chance: bool, beyond: bool) -> list[Line2D]:
+    handles = [
+        Line2D([], [], label=series.label, **marker(series, look))
+        for series, look in found.items()
+        if series.pattern != "dense"
+    ]
+    handles.append(Line2D([], [], label="Dense", **DENSE_LINE))
+    if len(panels[0]) == 2:
+        handles.append(Line2D([], [], label="Dense, published", **PUBLISHED_DENSE_LINE))
+    handles.append(Line2D([], [], label="Pareto front (dense, N:M, hybrid)", **FRONT_LINE))
+    if chance:
+        handles.append(Line2D([], [], label="Chance", **CHANCE_LINE))
+    if any("published" in columns for columns in panels):
+        any_series, black = Series("", "", None), Look("o", "black")
+        handles.append(Line2D([], [], label="Hollow: published", **hollow_marker(any_series, black)))
+    if beyond:
+        handles.append(Line2D([], [], linestyle="none", label="On the upper edge: beyond the axis"))
+    return handles

@@ -1,0 +1,118 @@
+"""Which rows and columns each table has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from patch.pipeline.results.order import cell_order
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.cell import Cell
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row: the cells of all models and seeds that stand in it; ``method`` is `patch` for a model's own variant."""
+
+    method: str
+    pattern: str
+    sparsity: float
+    tile: int | None
+    quantization: str | None
+    variant: str | None
+
+    @staticmethod
+    def of(cell: Cell | tuple, model: ModelInfo) -> Key:
+        """The row of a cell, or of a line of the tidy frame."""
+        method = "patch" if cell.method == f"patch-{model.variant}" else cell.method
+        optional = (cell.tile, cell.quantization, cell.variant)
+        tile, quantization, variant = (None if pd.isna(value) else value for value in optional)
+        return Key(method, cell.pattern, cell.sparsity, None if tile is None else int(tile), quantization, variant)
+
+    @property
+    def order(self) -> tuple:
+        """The paper's."""
+        return cell_order(self.method, self.pattern, self.sparsity, self.tile, self.quantization, self.variant)
+
+    def row(self, model: ModelInfo) -> str:
+        """`Cell.row` of the model's cells."""
+        method = f"patch-{model.variant}" if self.method == "patch" else self.method
+        of_cell = (method, self.pattern, self.sparsity, self.tile, 0, self.quantization, self.variant)
+        return Cell(model.name, *of_cell).row
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a table shows.
+
+    Attributes:
+        caption: what stands above it.
+        models: whether a model is in it.
+        rows: whether a row is, given the sparsities that have unstructured rows.
+        columns: `models` (accuracy and perplexity of each), or one of a model that the rows name: its `tasks`, or
+            the density of its `projections`.
+        deviation: whether the scatter over seeds is printed, of rows with several.
+        compared: whether the best are bold.
+    """
+
+    caption: str
+    models: Callable[[ModelInfo], bool] = lambda model: True
+    rows: Callable[[Key, set[float]], bool] = lambda key, unstructured: True
+    columns: Literal["models", "tasks", "projections"] = "models"
+    deviation: bool = False
+    compared: bool = True
+
+
+def _structured(key: Key, unstructured: set[float]) -> bool:
+    return key.pattern != "unstructured" and not key.quantization
+
+
+def _beside_unstructured(key: Key, unstructured: set[float]) -> bool:
+    beside = key.pattern == "unstructured" or key.method.startswith("patch")
+    return key.sparsity in unstructured and beside and not key.quantization
+
+
+TABLES: dict[str, Selection] = {
+    "joint": Selection(
+        "Accuracy and perplexity: 2:4 methods and PATCH with learned patterns (joint).",
+        lambda model: model.variant == "joint",
+        _structured,
+    ),
+    "tile": Selection(
+        "Accuracy and perplexity: 2:4 methods and PATCH over a frozen 2:4 mask (tile).",
+        lambda model: model.variant == "tile",
+        _structured,
+    ),
+    "unstructured": Selection("Unstructured pruning beside PATCH at equal sparsity.", rows=_beside_unstructured),
+    "quantized": Selection(
+        "Quantised weights (group AbsMax) after pruning, without and with low-rank compensation (SLiM-LoRA).",
+        rows=lambda key, unstructured: key.quantization is not None,
+    ),
+    "tasks": Selection("Accuracy (%) of each task.", columns="tasks"),
+    "density": Selection(
+        "Density (kept share in %) of each projection, mean over layers: where PATCH keeps weights.",
+        rows=lambda key, unstructured: key.pattern == "hybrid" and not key.quantization,
+        columns="projections",
+        compared=False,
+    ),
+    "seeds": Selection(
+        "Seeds of calibration and learning: mean and sample standard deviation.", deviation=True, compared=False
+    ),
+}
+
+# The grid's own tables that have a name of the paper's; others say that they are the grid's.
+CAPTIONS = {
+    "tile_size": "Tile sizes of PATCH.",
+    "target": "One density target for the whole model, or one for each layer.",
+    "frozen_mask": "Frozen 2:4 masks under learned tiles, and patterns that are learned too.",
+    "tile_prior": "What ranks the tiles when learning starts.",
+    "imported": "Published masks, evaluated here.",
+}
+
+
+def selection(name: str) -> Selection:
+    """The standard table of that name, or one of the grid's own."""
+    return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Cells of the grid's table {name}."))

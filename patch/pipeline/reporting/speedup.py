@@ -1,0 +1,141 @@
+"""Accuracy and perplexity against measured speed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from patch.pipeline.reporting.pareto import CEILING, DENSE_LINE, LABELS
+from patch.pipeline.reporting.series import Series, marker, series_looks, with_series
+from patch.pipeline.reporting.style import GREY, STYLE, TEXT_WIDTH, Look
+from patch.pipeline.results.order import percent
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.speed import Quartiles, SpeedRecord
+from patch.pipeline.results.statistics import summarize
+from patch.pipeline.runs.cell import IMPORT
+
+# Distance of points that share a speed, and room beside the outermost, as shares of the width of a panel.
+STEP, ROOM = 0.028, 0.1
+# Narrower than this, noise would fill a panel.
+NARROWEST = 0.1
+# How pale the lowest of several sparsities is.
+PALEST = 0.75
+BARS = {"ecolor": "0.55", "elinewidth": 0.7}
+LINE = {"linewidth": 0.8, "alpha": 0.6, "zorder": 1.5}
+NO_SPEEDUP = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5)), "zorder": 1}
+# Where the quartiles of the 2:4 cell's speed are drawn, below all else, and the room for them: shares of a panel's
+# height.
+BRACKET, FOOT = 0.03, 0.07
+
+
+@matplotlib.rc_context(STYLE)
+def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figure:
+    """Accuracy (left) and perplexity (right) of one model against its measured speed, dense = 1.
+
+    All methods of the pattern 2:4 have the speed of the one that was measured: they stand side by side, and its
+    quartiles once below them. Rows whose speed was not measured, such as unstructured ones, are left out.
+
+    Args:
+        frame: as `patch.pipeline.results.collect` makes it.
+        record: speed of the model's cells.
+        model: which to draw.
+    """
+    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
+    shown &= frame["variant"].isna() | frame["variant"].str.startswith(IMPORT)
+    summary = summarize(frame[shown])
+    speeds = [_speed(row, record) for row in summary.itertuples()]
+    summary = summary.assign(speed=speeds)[np.array([speed is not None for speed in speeds], dtype=bool)]
+    data = with_series(summary.reset_index(drop=True))
+    looks = series_looks(data)
+    low = min([1.0, *(speed.low for speed in data["speed"])])
+    high = max([1.0, *(speed.high for speed in data["speed"])])
+    width = max(NARROWEST, high - low)
+    figure = Figure(figsize=(TEXT_WIDTH, 3.1), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, 2), LABELS, strict=True):
+        _panel(axis, data[data["metric"] == metric], metric, looks, width)
+        axis.set_xlim(low - ROOM * width, high + ROOM * width)
+    sizes = record.settings
+    title = f"{model.title} on {record.hardware}: batch {sizes.batch_size}, {sizes.new_tokens} new tokens"
+    figure.axes[0].set_title(title, loc="left")
+    handles = _legend(data, looks)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
+    return figure
+
+
+def _speed(row: tuple, record: SpeedRecord) -> Quartiles | None:
+    """Speed of a row of the summary; that of the one 2:4 cell for all of them."""
+    tile, variant = (None if pd.isna(value) else value for value in (row.tile, row.variant))
+    for timed in record.timed:
+        cell = timed.cell
+        own = (cell.method, cell.sparsity, cell.tile, cell.variant) == (row.method, row.sparsity, tile, variant)
+        if cell.pattern == row.pattern and (own or cell.pattern in ("2:4", "dense")):
+            return timed.speedup
+    return None
+
+
+def _panel(axis: Axes, data: pd.DataFrame, metric: str, looks: dict[Series, Look], width: float) -> None:
+    finite = [value for value in data["value"] if math.isfinite(value)]
+    ceiling = CEILING * min(finite) if metric == "perplexity" and finite else math.inf
+    axis.axvline(1.0, **NO_SPEEDUP)
+    for value in data.loc[data["pattern"] == "dense", "value"].clip(upper=ceiling):
+        axis.axhline(value, **DENSE_LINE, zorder=1)
+    data = data.assign(height=data["value"].clip(upper=ceiling), stderr=data["stderr"].fillna(0.0))
+    together = data[data["pattern"] == "2:4"]
+    middle = (len(together) - 1) / 2
+    for place, row in enumerate(together.itertuples()):
+        x = row.speed.median + STEP * width * (place - middle)
+        axis.errorbar(x, row.height, yerr=row.stderr, **marker(row.series, looks[row.series]), **BARS, zorder=2.5)
+    for series, points in data[data["pattern"] == "hybrid"].groupby("series", sort=False):
+        look, shades = looks[series], _shades(points, looks[series])
+        axis.plot([speed.median for speed in points["speed"]], points["height"], color=look.color, **LINE)
+        for row in points.itertuples():
+            speed, shaded = row.speed, replace(look, color=shades[row.sparsity])
+            across = [[speed.median - speed.low], [speed.high - speed.median]]
+            style = marker(series, shaded) | BARS
+            axis.errorbar(speed.median, row.height, xerr=across, yerr=row.stderr, **style, zorder=3)
+    for speed in together["speed"].head(1):
+        _bracket(axis, speed)
+    axis.set_xlabel("Measured speedup (dense = 1)")
+    axis.set_ylabel(LABELS[metric].removesuffix(" (log scale)"))
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.yaxis.set_major_locator(MaxNLocator(6))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _bracket(axis: Axes, speed: Quartiles) -> None:
+    """Quartiles of the speed that all 2:4 methods share."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - FOOT * (high - low), high)
+    across = axis.get_xaxis_transform()
+    axis.plot([speed.low, speed.high], [BRACKET] * 2, "|-", transform=across, color="0.55", linewidth=0.8)
+    axis.text(speed.high, BRACKET, "  2:4", transform=across, fontsize="small", color="0.4", va="center")
+
+
+def _shades(points: pd.DataFrame, look: Look) -> dict[float, tuple[float, ...]]:
+    """A method's colour for each of its sparsities: the lower, the paler."""
+    levels = sorted(set(points["sparsity"]), reverse=True)
+    colour = to_rgb(look.color)
+    shares = {level: PALEST * index / max(1, len(levels) - 1) for index, level in enumerate(levels)}
+    return {level: tuple(part + share * (1 - part) for part in colour) for level, share in shares.items()}
+
+
+def _legend(data: pd.DataFrame, looks: dict[Series, Look]) -> list[Line2D]:
+    handles = []
+    for series, points in data[data["pattern"] != "dense"].groupby("series", sort=False):
+        if series.pattern != "hybrid":
+            handles.append(Line2D([], [], label=series.label, **marker(series, looks[series])))
+            continue
+        for level, colour in _shades(points, looks[series]).items():
+            shaded = replace(looks[series], color=colour)
+            handles.append(Line2D([], [], label=f"{series.label}, {percent(level)} %", **marker(series, shaded)))
+    handles.append(Line2D([], [], label="Dense", **DENSE_LINE))
+    return [*handles, Line2D([], [], label="Speed of dense", **NO_SPEEDUP)]

@@ -1,0 +1,1 @@
+"""Minutes, GPUs, memory and disk of jobs."""

@@ -1,0 +1,162 @@
+"""What a job writes to disk, in MB. Estimates from sizes alone, on the generous side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from patch.data.settings import HubSource, PackageSource
+from patch.models.settings import GgufModel, LocalModel, TrainedModel
+from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
+from patch.pipeline.resources.cost import BYTES
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.store import Windows
+
+MB = 1e6
+# What a data set of the hub becomes, as multiples of its download: text in the arrow files of `datasets`
+# (WikiText-2: 2.8, C4: 2.6, SlimPajama: 1.7), and the parquet files that a corpus keeps.
+ARROW, PARQUET = 2.8, 1.5
+# Of English text in a large vocabulary it is four to five, in one of 2048 it is 2.9.
+CHARACTERS_PER_TOKEN = 2.5
+# The data sets of the paper's eight zero-shot tasks, downloads and arrow files together, rounded up.
+TASKS_MB = 1000
+# Two checkpoints stay and a third is whole before the older goes: see patch/learning/checkpoint.py.
+CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a job writes, in MB.
+
+    Attributes:
+        kept: stays in `work/` or `results/`.
+        scratch: is there until the job has ended.
+        cache: stays in the cache of the hub's libraries.
+    """
+
+    kept: float = 0.0
+    scratch: float = 0.0
+    cache: float = 0.0
+
+
+NOTHING = Space()
+
+
+class DiskModel:
+    """Disk space of every job of an experiment."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.experiment = plan, plan.experiment
+
+    def _shape(self, model: str) -> Shape:
+        return model_shape(model, self.experiment.models[model])
+
+    def text(self, corpus: str) -> float | None:
+        """Size of a corpus' text at most; None where it cannot be told without reading it."""
+        source = self.experiment.corpora[corpus].source
+        if isinstance(source, HubSource):
+            return 1000 * source.size_gb * ARROW
+        if isinstance(source, PackageSource):
+            return _module_size(source)
+        return sum(Path(path).stat().st_size for path in self.plan.store.corpus_files(corpus)) / MB
+
+    def corpus(self, corpus: str) -> Space:
+        """A corpus' parts; of one from the hub also the download and its arrow files."""
+        source = self.experiment.corpora[corpus].source
+        if isinstance(source, HubSource):
+            download = 1000 * source.size_gb
+            return Space(kept=PARQUET * download, cache=(1 + ARROW) * download)
+        return Space(kept=self.text(corpus) or 0.0)
+
+    def model(self, model: str) -> Space:
+        """A model's folder: its weights, and while one is trained its checkpoints."""
+        shape, entry = self._shape(model), self.experiment.models[model]
+        if isinstance(entry.source, LocalModel):
+            return Space(kept=folder_size(entry.source.path))
+        if isinstance(entry.source, TrainedModel):
+            # In fp32: Muon has one moment for each of the blocks' weights, AdamW two for every other.
+            moments = prunable_parameters(shape) + 2 * (parameters(shape) - prunable_parameters(shape))
+            state = 4 * (parameters(shape) + moments)
+            return Space(kept=4 * parameters(shape) / MB, scratch=CHECKPOINTS * state / MB)
+        size = BYTES["bfloat16" if isinstance(entry.source, GgufModel) else entry.dtype]
+        return Space(kept=size * parameters(shape) / MB)
+
+    def tasks(self) -> Space:
+        """Data of the zero-shot tasks; what is made from text is small."""
+        return Space(cache=0.0 if self.experiment.evaluation.include_path else TASKS_MB)
+
+    def windows(self, windows: Windows, model: str) -> Space:
+        """Token ids of two bytes, or of four where two do not hold the vocabulary of ``model``."""
+        size = 2 if self._shape(model).vocab_size <= 1 << 16 else 4
+        spec = windows.spec
+        bounds = [spec.samples * spec.seqlen] if spec.samples else []
+        corpus = next(name for name in self.experiment.corpora if self.plan.store.corpus_path(name) == windows.corpus)
+        text = self.text(corpus)
+        if text is not None:
+            bounds.append(text * MB / CHARACTERS_PER_TOKEN)
+        return Space(kept=size * min(bounds, default=0.0) / MB)
+
+    def mask(self, cell: Cell) -> float:
+        """One bit a weight and one a tile."""
+        shape = self._shape(cell.model)
+        return (prunable_parameters(shape) + _tiles(shape, cell)) / 8 / MB
+
+    def fetched_mask(self, name: str) -> Space:
+        """A downloaded mask: one bit a weight, which hardly compresses."""
+        size = prunable_parameters(self._shape(self.experiment.imports[name].model)) / 8 / MB
+        return Space(kept=size, cache=size)
+
+    def learn(self, cell: Cell) -> Space:
+        """A mask, and the checkpoints until it is there: what is learned with Adam's two moments, in fp32."""
+        shape = self._shape(cell.model)
+        logits = 0 if cell.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
+        learned = parameters(shape) if cell.method == "proxsparse" else logits + _tiles(shape, cell)
+        state = 4 * 3 * learned
+        return Space(kept=self.mask(cell), scratch=CHECKPOINTS * state / MB)
+
+    def statistics(self, model: str, gram: bool) -> float:
+        """Sums of a dense model's inputs in fp32: one of each tensor that layers read."""
+        shape = self._shape(model)
+        # Attention and MLP read the hidden states, their last layers something of their own.
+        layers = linear_shapes(shape)
+        widths = [shape.hidden_size] * 2 + [layers[name][1] for name in ("o_proj", "down_proj")]
+        return 4 * shape.num_hidden_layers * sum(n * n + n if gram else n for n in widths) / MB
+
+    def quantized(self, cell: Cell) -> float:
+        """Low-bit weights, their scales, and adapters, from the quantisation to the evaluation."""
+        shape, settings = self._shape(cell.model), self.experiment.quantization
+        size = prunable_parameters(shape) * (settings.bits / 8 + 4 / settings.group_size)
+        if cell.quantization == "slim-lora":
+            ranks = [(settings.rank_ratio * min(layer), sum(layer)) for layer in linear_shapes(shape).values()]
+            size += 4 * shape.num_hidden_layers * sum(rank * sides for rank, sides in ranks)
+        return size / MB
+
+    def weights(self, cell: Cell) -> float:
+        """Updated weights, from the pruning to the evaluation."""
+        return BYTES[self.experiment.models[cell.model].dtype] * prunable_parameters(self._shape(cell.model)) / MB
+
+
+def folder_size(folder: Path | str) -> float:
+    """Size of a folder's files in MB; 0 where there is no such folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / MB
+
+
+def _tiles(shape: Shape, cell: Cell) -> int:
+    if not cell.tile:
+        return 0
+    grids = [[side // min(side, cell.tile) for side in layer] for layer in linear_shapes(shape).values()]
+    return shape.num_hidden_layers * sum(map(math.prod, grids))
+
+
+def _module_size(source: PackageSource) -> float | None:
+    """Size of the module that holds a package's text, without importing it."""
+    module = source.text.partition(":")[0].replace(".", "/")
+    try:
+        files = distribution(source.distribution).files or []
+    except PackageNotFoundError:
+        return None
+    sizes = [file.size or 0 for file in files if str(file) == f"{module}.py" or str(file).startswith(f"{module}/")]
+    return sum(sizes) / MB

@@ -1,0 +1,226 @@
+"""Records -> one tidy frame."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import Field, model_validator
+
+from patch.errors import InputError, suggest
+from patch.evaluation.schema import Share
+from patch.files.schema import Count, Name, Positive
+from patch.pipeline.results.csv_files import Row, read_rows
+from patch.pipeline.results.current import refuse_stale
+from patch.pipeline.results.order import cell_order
+from patch.pipeline.results.projections import projection_density
+from patch.pipeline.results.published import Published, published_value
+from patch.pipeline.results.record import ModelInfo, Record
+from patch.pipeline.runs.cell import Cell, nm_sparsity
+
+# Before the name of a projection, in the column of metrics.
+DENSITY = "density/"
+
+
+class ResultRow(Row):
+    """One metric of one run, as `collect` describes it."""
+
+    experiment: Name
+    model: Name
+    method: Name
+    pattern: str
+    sparsity: float = Field(ge=0, lt=1)
+    tile: Positive | None
+    quantization: Literal["absmax", "slim-lora"] | None
+    variant: Name | None
+    seed: Count
+    metric: Name
+    value: float = Field(ge=0)
+    stderr: float | None = Field(ge=0)
+    published: float | None = Field(ge=0)
+    achieved_sparsity: Share
+    seconds: float | None = Field(ge=0)
+    peak_memory_mb: float | None = Field(ge=0)
+    config_digest: str
+
+    @model_validator(mode="after")
+    def _in_range(self) -> ResultRow:
+        """Check the pattern, and that perplexities are 1 or more and all other metrics percentages."""
+        if self.pattern not in ("dense", "hybrid", "unstructured"):
+            nm_sparsity(self.pattern)
+        if self.metric == "perplexity" and self.value < 1:
+            raise ValueError(f"`value` of perplexity is {self.value}; expected 1 or more")
+        if self.metric != "perplexity" and self.value > 100 + _ROUNDING:
+            raise ValueError(f"`value` of {self.metric} is {self.value}; expected 0 to 100")
+        return self
+
+
+COLUMNS = list(ResultRow.model_fields)
+# Percentages may be a last digit above 100.
+_ROUNDING = 1e-9
+_FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb")
+_TEXTS = ("experiment", "model", "method", "pattern", "quantization", "variant", "metric", "config_digest")
+_KINDS = {"tile": "Int64", "seed": "int64"} | dict.fromkeys(_FLOATS, "float64") | dict.fromkeys(_TEXTS, "str")
+
+
+def collect(records: list[Record], models: list[ModelInfo], published: Published) -> pd.DataFrame:
+    """One row for each metric of each record, in the paper's order.
+
+    Args:
+        records: one for each cell, in any order.
+        models: of the configuration, in its order.
+        published: the paper's numbers.
+
+    Returns:
+        The columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task, or, of a hybrid
+        cell, `density/<projection>` (mean kept share over layers); all but perplexity are percentages.
+        ``sparsity`` (target) and ``achieved_sparsity`` are shares; ``seconds`` is the sum over stages and
+        ``peak_memory_mb`` the largest, both of the whole cell; ``config_digest`` is that of the record. What is not
+        known is null.
+
+    Raises:
+        InputError: a record of a model that is not in ``models``, two records of one cell, or a model
+            whose published counterpart is not in ``published``.
+    """
+    by_name = {model.name: model for model in models}
+    _check(records, by_name, published)
+    positions = {name: position for position, name in enumerate(by_name)}
+
+    def order(record: Record) -> tuple[Any, ...]:
+        cell = record.cell
+        row = cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile, cell.quantization, cell.variant)
+        return positions[cell.model], row, cell.seed
+
+    sizes = Counter((c.model, c.method, c.sparsity, c.tile) for c in (record.cell for record in records) if c.tile)
+    compared = Counter(size[:3] for size in sizes)
+    rows = []
+    for record in sorted(records, key=order):
+        cell = record.cell
+        sized = compared[cell.model, cell.method, cell.sparsity] > 1
+        rows += _rows(record, by_name[cell.model], published, sized)
+    return pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
+
+
+def mean_chance(records: list[Record], model: str) -> float | None:
+    """Mean accuracy of guessing over a model's tasks, in percent; None where a task does not say."""
+    found = next((record for record in records if record.cell.model == model), None)
+    if found is None:
+        return None
+    tasks = [metric for name, metric in found.metrics.items() if name not in ("accuracy", "perplexity")]
+    chances = [task.chance for task in tasks if task.chance is not None]
+    return 100 * math.fsum(chances) / len(chances) if chances and len(chances) == len(tasks) else None
+
+
+def _check(records: list[Record], models: dict[str, ModelInfo], published: Published) -> None:
+    for model in models.values():
+        if model.published is not None and model.published not in published.models:
+            hint = suggest(model.published, list(published.models))
+            raise InputError(f"`models.{model.name}.published` is {model.published!r}; {hint}")
+    for record in records:
+        if record.cell.model not in models:
+            raise InputError(f"record `{record.cell.id}` is of model `{record.cell.model}`; known: {', '.join(models)}")
+    (cell, count), *_ = Counter((r.cell.model, r.cell.id) for r in records).most_common(1) or [(None, 0)]
+    if count > 1:
+        raise InputError(f"{count} records of cell `{cell[1]}` of model `{cell[0]}`; expected one")
+
+
+def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -> list[dict[str, Any]]:
+    cell = record.cell
+    costs = record.stages.values()
+    shared = {
+        "experiment": record.experiment,
+        **{
+            name: getattr(cell, name)
+            for name in ("model", "method", "pattern", "sparsity", "tile", "quantization", "variant", "seed")
+        },
+        "achieved_sparsity": record.achieved_sparsity,
+        "seconds": math.fsum(cost.seconds for cost in costs) if costs else None,
+        "peak_memory_mb": max((cost.peak_memory_mb for cost in costs), default=None),
+        "config_digest": record.config_digest,
+    }
+    leading = [name for name in ("accuracy", "perplexity") if name in record.metrics]
+    rows = []
+    for name in [*leading, *(task for task in record.metrics if task not in leading)]:
+        metric = record.metrics[name]
+        scale = 1 if name == "perplexity" else 100
+        rows.append(
+            shared
+            | {
+                "metric": name,
+                "value": scale * metric.value,
+                "stderr": None if metric.stderr is None else scale * metric.stderr,
+                "published": _published(record, model, published, name, sized),
+            }
+        )
+    if cell.pattern == "hybrid" and not cell.quantization:
+        blank = {"stderr": None, "published": None}
+        shares = projection_density(record.density)
+        rows += [shared | blank | {"metric": f"{DENSITY}{name}", "value": 100 * v} for name, v in shares.items()]
+    return rows
+
+
+def row_names(frame: pd.DataFrame) -> pd.Series:
+    """`model/row` of each line of the tidy frame, with `Cell.row`."""
+    names = ["model", "method", "pattern", "sparsity", "tile", "seed", "quantization", "variant"]
+    cells = (
+        Cell(*(None if pd.isna(value) else value for value in values))
+        for values in frame[names].itertuples(index=False, name=None)
+    )
+    return pd.Series([f"{cell.model}/{cell.row}" for cell in cells], index=frame.index, dtype="str")
+
+
+def _published(record: Record, model: ModelInfo, published: Published, metric: str, sized: bool) -> float | None:
+    if model.published is None:
+        return None
+    cell = record.cell
+
+    def value(tile: int | None) -> float | None:
+        arguments = (cell.method, cell.pattern, cell.sparsity, metric, tile, cell.quantization, cell.variant)
+        return published_value(published, model.published, *arguments)
+
+    # Another model of the family has other sizes: the tile that its experiment is for stands for the paper's, but
+    # among tiles of several sizes for itself, if the paper has that size.
+    standing = not model.comparable and cell.tile == model.tile
+    own = value(cell.tile) if sized or not standing else None
+    return value(None) if own is None and standing else own
+
+
+def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Read `results.csv` as `collect` made it.
+
+    Args:
+        path: of the file.
+        digests: `model/cell` -> digest of the settings of each run's evaluation; None for any.
+
+    Raises:
+        InputError: the file is missing or truncated, has other columns or values out of range, has a metric of a run
+            twice, lacks one that other runs of the model have, or has runs whose settings are not those of ``digests``.
+    """
+    rows = read_rows(path, ResultRow, "results")
+    _check_complete(path, rows)
+    if digests is not None:
+        found = {f"{row.model}/{Cell.of(row).id}": row.config_digest for row in rows}
+        refuse_stale([f"{name} in {path}" for name, one in found.items() if digests.get(name) != one], len(found))
+    return pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS)
+
+
+def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
+    """Check that each run has each metric of its model once; densities are of hybrid runs that are not quantised."""
+    runs: dict[Cell, set[str]] = defaultdict(set)
+    for row in rows:
+        names = runs[Cell.of(row)]
+        if row.metric in names:
+            raise InputError(f"{path}: `{row.metric}` of {row.model}/{Cell.of(row).id} is there twice")
+        names.add(row.metric)
+    metrics: dict[str, set[str]] = defaultdict(set)
+    for run, names in runs.items():
+        metrics[run.model] |= names
+    for run, names in runs.items():
+        has_densities = run.pattern == "hybrid" and not run.quantization
+        lacking = {name for name in metrics[run.model] - names if has_densities or not name.startswith(DENSITY)}
+        if lacking:
+            raise InputError(f"{path}: `{min(lacking)}` of {run.model}/{run.id} is missing")

@@ -1,0 +1,235 @@
+"""Differences between rows of a table, with errors that count the shared windows and questions.
+
+Two rows are measured on the same samples, and what is hard for one is hard for the other. The error of
+their difference is therefore smaller than their two errors in quadrature, often by half.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from patch.errors import InputError
+from patch.evaluation.bootstrap import SEED, resampled_means
+from patch.files.schema import Name, Positive
+from patch.pipeline.results.csv_files import Row, read_rows
+from patch.pipeline.results.current import joint_digest, refuse_stale
+from patch.pipeline.results.order import cell_order
+from patch.pipeline.results.samples import Samples
+from patch.pipeline.runs.cell import Cell, format_sparsity
+
+
+class DifferenceRow(Row):
+    """The difference of two rows in one metric, as `paired_differences` describes it."""
+
+    model: Name
+    metric: Name
+    sparsity: float = Field(ge=0, lt=1)
+    a: Name
+    b: Name
+    difference: float
+    stderr: float | None = Field(ge=0)
+    samples: Positive
+    seeds: Positive
+    config_digest: Name
+
+
+COLUMNS = list(DifferenceRow.model_fields)
+_KINDS = dict.fromkeys(("sparsity", "difference", "stderr"), "float64") | dict.fromkeys(("samples", "seeds"), "int64")
+_KINDS |= dict.fromkeys(("model", "metric", "a", "b", "config_digest"), "str")
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """A metric of one row: a value for each seed, in every round of the bootstrap the mean over them, and the
+    numbers of samples by data set, which rows that are compared have in common."""
+
+    by_seed: np.ndarray
+    rounds: np.ndarray
+    counts: dict[str, int]
+
+    @property
+    def seed_variance(self) -> float:
+        """Of the mean over seeds; 0 where there is one, from which nothing can be said."""
+        return float(self.by_seed.var(ddof=1)) / len(self.by_seed) if len(self.by_seed) > 1 else 0.0
+
+
+def paired_differences(samples: list[Samples]) -> pd.DataFrame:
+    """Differences of all pairs of rows of one model and sparsity, and of each row and the dense model.
+
+    The standard error is by a paired bootstrap: in a round both rows are measured on the same resampled windows and
+    questions, tasks independently of each other, and the mean over tasks is formed anew. The variance of the mean
+    over seeds (sample variance of the metric) is added for each row that has several.
+
+    Args:
+        samples: one for each cell, in any order.
+
+    Returns:
+        The columns ``COLUMNS``. ``metric`` is `perplexity`, `accuracy` (mean over tasks) or a task, both in percent
+        points; ``a`` and ``b`` are names of rows, ``difference`` is a - b; ``sparsity`` is the target, beside the
+        dense model that of the other row; ``stderr`` is null where a data set has one sample; ``samples`` counts
+        windows or questions, ``seeds`` those of the row that has more; ``config_digest`` stands for those of all
+        samples of both rows. Left out are metrics of which the two rows
+        have not the same samples: a data set has another size, or a task is missing or has no value a question.
+
+    Raises:
+        InputError: two sets of samples of one cell.
+    """
+    by_model: dict[str, dict[str, Samples]] = defaultdict(dict)
+    for found in samples:
+        cells = by_model[found.cell.model]
+        if found.cell.id in cells:
+            raise InputError(
+                f"two sets of samples of cell `{found.cell.id}` of model `{found.cell.model}`; expected one"
+            )
+        cells[found.cell.id] = found
+    lines = [line for cells in by_model.values() for line in _model_lines(list(cells.values()))]
+    return pd.DataFrame(lines, columns=COLUMNS).astype(_KINDS)
+
+
+def _model_lines(cells: list[Samples]) -> Iterator[tuple]:
+    """Lines of the frame for one model."""
+    rows: dict[str, list[Samples]] = defaultdict(list)
+    for found in sorted(cells, key=lambda found: (_order(found.cell), found.cell.seed)):
+        rows[found.cell.row].append(found)
+    tasks = list(dict.fromkeys(name for found in cells for name in found.samples if name != "perplexity"))
+    estimates = {metric: _estimates(rows, metric) for metric in ("perplexity", *tasks)}
+    estimates = {"perplexity": estimates["perplexity"], "accuracy": _means_over_tasks(rows, estimates), **estimates}
+    digests = {row: [found.config_digest for found in seeds] for row, seeds in rows.items()}
+    for a, b, sparsity in _pairs([seeds[0].cell for seeds in rows.values()]):
+        for metric, known in estimates.items():
+            if a in known and b in known and known[a].counts == known[b].counts:
+                joint = joint_digest([*digests[a], *digests[b]])
+                yield cells[0].cell.model, metric, sparsity, a, b, *_difference(known[a], known[b]), joint
+
+
+def _order(cell: Cell) -> tuple:
+    return cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile, cell.quantization), cell.row
+
+
+def _pairs(rows: list[Cell]) -> Iterator[tuple[str, str, float]]:
+    """Names of the rows to compare and their sparsity; the dense model is always the second."""
+    for first, second in itertools.combinations(rows, 2):
+        if _is_dense(first):
+            yield second.row, first.row, second.sparsity
+        elif format_sparsity(first.sparsity) == format_sparsity(second.sparsity) or _is_dense(second):
+            yield first.row, second.row, first.sparsity
+
+
+def _is_dense(cell: Cell) -> bool:
+    return cell.pattern == "dense" and not cell.quantization and not cell.variant
+
+
+def _estimates(rows: dict[str, list[Samples]], metric: str) -> dict[str, _Estimate]:
+    """A perplexity or one task of each row whose seeds all have it, on as many samples."""
+    by_count: dict[int, list[str]] = defaultdict(list)
+    for row, seeds in rows.items():
+        counts = {len(found.samples.get(metric, ())) for found in seeds}
+        if len(counts) == 1 and 0 not in counts:
+            by_count[counts.pop()].append(row)
+    estimates = {}
+    for count, names in by_count.items():
+        values = np.stack([found.samples[metric] for row in names for found in rows[row]])
+        # All rows share the weights of a round: that is what pairs them, and it makes the work grow with the number
+        # of rows, not of pairs. The seed is the metric's own, which keeps tasks independent of each other.
+        means = resampled_means(values, seed=SEED + zlib.crc32(metric.encode()))
+        with np.errstate(over="ignore", invalid="ignore"):
+            # Of each seed before the mean over them, as the tables average perplexities and not losses.
+            by_cell = np.exp(values.mean(axis=1)) if metric == "perplexity" else 100 * values.mean(axis=1)
+            resampled = np.exp(means) if metric == "perplexity" else 100 * means
+        ends = np.cumsum([len(rows[row]) for row in names])[:-1]
+        for row, by_seed, rounds in zip(names, np.split(by_cell, ends), np.split(resampled, ends), strict=True):
+            estimates[row] = _Estimate(by_seed, rounds.mean(axis=0), {metric: count})
+    return estimates
+
+
+def _means_over_tasks(
+    rows: dict[str, list[Samples]], estimates: dict[str, dict[str, _Estimate]]
+) -> dict[str, _Estimate]:
+    """The unweighted mean over tasks of each row of which every task is known."""
+    means = {}
+    for row, seeds in rows.items():
+        tasks = sorted({name for found in seeds for name in found.samples} - {"perplexity"})
+        if tasks and all(row in estimates[task] for task in tasks):
+            parts = [estimates[task][row] for task in tasks]
+            means[row] = _Estimate(
+                np.mean([part.by_seed for part in parts], axis=0),
+                np.mean([part.rounds for part in parts], axis=0),
+                {task: part.counts[task] for task, part in zip(tasks, parts, strict=True)},
+            )
+    return means
+
+
+def _difference(a: _Estimate, b: _Estimate) -> tuple[float, float, int, int]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        variance = np.var(a.rounds - b.rounds, ddof=1) + a.seed_variance + b.seed_variance
+        difference = a.by_seed.mean() - b.by_seed.mean()
+    # The square of a difference of very large perplexities has no number.
+    stderr = math.sqrt(variance) if math.isfinite(variance) else math.nan
+    return float(difference), stderr, sum(a.counts.values()), max(len(a.by_seed), len(b.by_seed))
+
+
+class Differences:
+    """Paired differences to look up.
+
+    Args:
+        frame: as `paired_differences` makes it.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        columns = (frame[name] for name in ("model", "metric", "a", "b", "difference", "stderr"))
+        self._known: dict[tuple[str, str, str, str], tuple[float, float]] = {
+            key: numbers
+            for model, metric, a, b, difference, stderr in zip(*columns, strict=True)
+            for key, numbers in (
+                ((model, metric, a, b), (difference, stderr)),
+                ((model, metric, b, a), (-difference, stderr)),
+            )
+        }
+
+    @classmethod
+    def read(cls, path: Path | str, digests: Mapping[str, Sequence[str]] | None = None) -> Differences:
+        """Read `differences.csv`.
+
+        Args:
+            path: of the file.
+            digests: `model/row` -> digests of the settings of the evaluations of its runs; None for any.
+
+        Raises:
+            InputError: the file is missing or truncated, has other columns or values out of range, compares two rows
+                twice, or was made from runs with other settings than those of ``digests``.
+        """
+        rows = read_rows(path, DifferenceRow, "differences")
+        (pair, count), *_ = Counter((row.model, row.metric, *sorted((row.a, row.b))) for row in rows).most_common(
+            1
+        ) or [((), 0)]
+        if count > 1:
+            raise InputError(f"{path}: the difference of {' '.join(pair)} is there {count} times; expected once")
+        if digests is not None:
+            found = {(row.model, row.a, row.b): row.config_digest for row in rows}
+            stale = [
+                f"{model}/{a} against {b} in {path}"
+                for (model, a, b), one in found.items()
+                if joint_digest(d for row in (a, b) for d in digests.get(f"{model}/{row}", ())) != one
+            ]
+            refuse_stale(stale, len(found))
+        return cls(pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS))
+
+    def difference(self, model: str, metric: str, a: str, b: str) -> float | None:
+        """Row ``a`` less row ``b``; None where they were not compared."""
+        return self._known.get((model, metric, a, b), (None, None))[0]
+
+    def stderr(self, model: str, metric: str, a: str, b: str) -> float | None:
+        """Standard error of that difference, the same for either order; None where it is not known."""
+        error = self._known.get((model, metric, a, b), (None, math.nan))[1]
+        return None if math.isnan(error) else error

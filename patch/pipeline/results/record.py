@@ -1,0 +1,127 @@
+"""Schema of the JSON record that the evaluation of one run writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from patch.evaluation.schema import Metric, Share, StageCost, check_metrics
+from patch.files.io import read_checked_json, write_checked_json
+from patch.files.schema import Count, Name, Positive, Schema, check
+from patch.pipeline.runs.cell import Cell, format_sparsity, nm_sparsity
+
+StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
+# Sums of weights in fp64 differ from the fractions that are written in the last digits.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What tables and figures need to know of a model of the configuration.
+
+    Attributes:
+        name: under `models` in the configuration.
+        title: as printed.
+        variant: what the grid's method `patch` means for this model.
+        published: id of the model in `published.json` that it is printed beside.
+        comparable: False where ``published`` is another model of the family.
+        tile: the experiment's tile size, which stands for the paper's where models are not comparable.
+    """
+
+    name: str
+    title: str
+    variant: Literal["joint", "tile"]
+    published: str | None = None
+    comparable: bool = True
+    tile: int | None = None
+
+
+class RecordCell(Schema):
+    """The cell of the grid; ``sparsity`` is the target share of zeros."""
+
+    id: str
+    model: Name
+    method: Name
+    pattern: str
+    sparsity: float = Field(ge=0, lt=1)
+    tile: Positive | None
+    seed: Count
+    quantization: Literal["absmax", "slim-lora"] | None = None
+    variant: Name | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> RecordCell:
+        """Check what is written twice: the sparsity in the pattern, and everything in the id."""
+        if (self.tile is None) == (self.pattern == "hybrid"):
+            raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]!r}; hybrid alone has tiles")
+        if self.pattern not in ("hybrid", "unstructured"):
+            expected = 0.0 if self.pattern == "dense" else nm_sparsity(self.pattern)
+            if format_sparsity(self.sparsity) != format_sparsity(expected):
+                raise ValueError(f"`sparsity` is {self.sparsity}; the pattern {self.pattern!r} has {expected:.6g}")
+        if self.id != (expected := Cell.of(self).id):
+            raise ValueError(f"`id` is {self.id[:200]!r}; expected {expected[:200]!r}")
+        return self
+
+
+class Environment(Schema):
+    """Where the numbers come from; ``time`` is ISO 8601."""
+
+    git_commit: str | None
+    python: str
+    packages: dict[str, str]
+    device: str
+    threads: Positive
+    time: str
+
+
+class Record(Schema):
+    """One cell's results.
+
+    ``achieved_sparsity`` is counted on the model that was evaluated; ``density`` is the kept share of
+    each linear layer. Kept weights that quantisation rounds to zero count as kept.
+    """
+
+    schema_version: Literal[1] = Field(alias="schema")
+    experiment: Name
+    cell: RecordCell
+    metrics: dict[Name, Metric]
+    achieved_sparsity: Share
+    density: dict[Name, Share]
+    config_digest: Name
+    stages: dict[StageName, StageCost]
+    environment: Environment
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Record:
+        """Check the ranges of metrics, and the sparsity against the densities that it is a mean of."""
+        check_metrics(self.metrics)
+        for name in ("perplexity", "accuracy"):
+            if name not in self.metrics:
+                raise ValueError(f"`metrics` has no {name}")
+        if self.density:
+            found, (low, high) = self.achieved_sparsity, (1 - bound(self.density.values()) for bound in (max, min))
+            if not low - _ROUNDING <= found <= high + _ROUNDING:
+                raise ValueError(f"`achieved_sparsity` is {found}; `density` gives {low:.6g} to {high:.6g}")
+        return self
+
+
+def write_record(path: Path | str, record: dict[str, Any]) -> None:
+    """Check and write one record with a checksum, atomically.
+
+    Raises:
+        InputError: it is not a record; nothing is written.
+    """
+    check(Record, record, f"{path}: not a record")
+    write_checked_json(path, record)
+
+
+def read_record(path: Path | str) -> Record:
+    """Read and check one record.
+
+    Raises:
+        InputError: the file is missing or damaged, or is not a record; one line that names the key.
+    """
+    return check(Record, read_checked_json(path), f"{path}: not a record")

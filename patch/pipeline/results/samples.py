@@ -1,0 +1,99 @@
+"""What a cell gave on each window and each question, in a file beside its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from patch.evaluation.metric import check_loss
+from patch.files.io import read_checked_json, write_checked_json
+from patch.files.schema import Name, Schema, check
+from patch.pipeline.results.record import RecordCell
+from patch.pipeline.runs.cell import Cell
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Results of one cell, sample by sample.
+
+    Attributes:
+        experiment: its name.
+        cell: of the grid.
+        samples: `perplexity` -> mean cross-entropy in nats of each window; task -> 1 for each question that was
+            answered right and 0 for each other; both in one order for all cells. Empty for a task whose accuracy
+            is not the mean over its questions.
+        config_digest: digest of the settings of the evaluation.
+    """
+
+    experiment: str
+    cell: Cell
+    samples: dict[str, np.ndarray]
+    config_digest: str
+
+
+class _File(Schema):
+    schema_version: Literal[1] = Field(alias="schema")
+    experiment: Name
+    cell: RecordCell
+    samples: dict[Name, list[Annotated[float, Field(ge=0)]]]
+    config_digest: Name
+
+    @model_validator(mode="after")
+    def _in_range(self) -> _File:
+        """Check that no question scores more than 1 and that the losses have a perplexity."""
+        if not self.samples.get("perplexity"):
+            raise ValueError("`samples.perplexity` is missing or empty")
+        for name, values in self.samples.items():
+            if name != "perplexity" and max(values, default=0) > 1:
+                raise ValueError(f"`samples.{name}` has {max(values)}; expected 0 to 1")
+        check_loss(float(np.mean(self.samples["perplexity"])))
+        return self
+
+
+def write_samples(
+    path: Path, experiment: str, cell: dict[str, Any], samples: Mapping[str, Sequence[float]], config_digest: str
+) -> None:
+    """Check and write the samples of one cell with a checksum, atomically.
+
+    Args:
+        path: of the file.
+        experiment: its name.
+        cell: as in the record.
+        samples: as in `Samples`.
+        config_digest: as in the record.
+
+    Raises:
+        InputError: a sample is not finite or out of range; nothing is written.
+    """
+    content = {
+        "schema": 1,
+        "experiment": experiment,
+        "cell": cell,
+        "samples": {name: [_short(value) for value in values] for name, values in samples.items()},
+        "config_digest": config_digest,
+    }
+    check(_File, content, f"{path}: not the samples of a cell")
+    # Not indented: a line for each of 14,000 questions would be three times the size.
+    write_checked_json(path, content, indent=None)
+
+
+def _short(value: float) -> float | int:
+    """Seven digits are more than fp32 losses have; what is whole is written as such."""
+    rounded = float(f"{value:.7g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def read_samples(path: Path | str) -> Samples:
+    """Read and check the samples of one cell.
+
+    Raises:
+        InputError: the file is missing or damaged, or does not hold samples; one line that names the key.
+    """
+    file = check(_File, read_checked_json(path), f"{path}: not the samples of a cell")
+    arrays = {name: np.array(values, dtype=np.float64) for name, values in file.samples.items()}
+    return Samples(file.experiment, Cell.of(file.cell), arrays, file.config_digest)

@@ -1,0 +1,1 @@
+"""Runs: the grid, its methods, artifact paths, settings of stages."""

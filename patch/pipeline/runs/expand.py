@@ -1,0 +1,164 @@
+"""Blocks of a grid -> cells."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+from patch.errors import InputError, suggest
+from patch.learning.settings import Learning
+from patch.masks.pattern import NM_TEXT
+from patch.methods import get_method
+from patch.models.shapes import check_groups, check_tile, model_shape
+from patch.pipeline.config.experiment import Experiment, GridEntry
+from patch.pipeline.runs.cell import IMPORT, Cell, format_sparsity, nm_sparsity
+
+# Cells of a block: more are a slip, whose plan would take hours.
+MOST_CELLS = 10_000
+# Characters of a variant, which is a part of the names of files.
+LONGEST_VARIANT = 120
+
+
+def expand(experiment: Experiment, entry: GridEntry) -> list[Cell]:
+    """The cells of a block, in the order of its methods and models.
+
+    Raises:
+        InputError: a name that does not exist, a sparsity that a pattern cannot have, a tile that does not divide
+            a layer, or a setting that is not varied by what could read it.
+    """
+    models = entry.models if entry.models is not None else list(experiment.models)
+    for name in models:
+        if name not in experiment.models:
+            raise InputError(f"grid: unknown model `{name}`; {suggest(name, list(experiment.models))}")
+    if entry.imports and "import" not in entry.methods:
+        raise InputError(f"grid: `imports` is {entry.imports}, which only the method `import` reads")
+    combined = (entry.methods, models, entry.sparsity, entry.tiles, entry.seeds or experiment.seeds)
+    _check_count(math.prod(len(values) for values in combined if values) * len(variants(entry)))
+    cells = []
+    for method in entry.methods:
+        if method == "import":
+            cells += _imported(experiment, entry, models)
+        else:
+            cells += [cell for model in models for cell in _of_method(experiment, entry, method, model)]
+    return cells
+
+
+def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
+    """Name of each combination of the values that a block varies -> these settings; {None: {}} if it varies none."""
+    if not entry.vary:
+        return {None: {}}
+    for key in entry.vary:
+        if key not in Learning.model_fields:
+            raise InputError(f"unknown key `grid.vary.{key}`; {suggest(key, sorted(Learning.model_fields))}")
+    _check_count(math.prod(map(len, entry.vary.values())))
+    combinations = [dict(zip(entry.vary, values, strict=True)) for values in itertools.product(*entry.vary.values())]
+    found = {",".join(f"{key}={_value(value)}" for key, value in chosen.items()): chosen for chosen in combinations}
+    if too_long := next((name for name in found if len(name) > LONGEST_VARIANT), None):
+        raise InputError(
+            f"grid: `vary` makes the name {too_long!r}, which is too long for a file; vary fewer settings at a time"
+        )
+    return found
+
+
+def _check_count(cells: int) -> None:
+    if cells > MOST_CELLS:
+        raise InputError(f"grid: a block combines its lists to {cells:,} cells; use at most {MOST_CELLS:,}")
+
+
+def _value(value: bool | float | str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> list[Cell]:
+    known = list(experiment.imports)
+    for name in entry.imports or []:
+        if name not in known:
+            raise InputError(f"grid: unknown import `{name}`; {suggest(name, known)}")
+    for key in ("pattern", "sparsity", "tiles", "vary"):
+        if value := getattr(entry, key):
+            raise InputError(
+                f"grid: `{key}` of the method `import` is {value}; say it under `imports`, where the mask is"
+            )
+    chosen = [n for n in entry.imports or known if experiment.imports[n].model in models]
+    if not chosen:
+        raise InputError(f"grid: the method `import` has no mask of {', '.join(models)}; name one under `imports`")
+    return [cell for name in chosen for cell in import_cells(experiment, name, entry.quantization, entry.seeds)]
+
+
+def import_cells(
+    experiment: Experiment, name: str, quantization: str | None = None, seeds: list[int] | None = None
+) -> list[Cell]:
+    """The cells of an imported mask: one, or with adapters, which look at calibration text, one a seed."""
+    one = experiment.imports[name]
+    if one.model not in experiment.models:
+        raise InputError(f"`imports.{name}.model` is {one.model!r}; {suggest(one.model, list(experiment.models))}")
+    block = GridEntry(
+        methods=[one.method],
+        pattern=one.pattern,
+        sparsity=None if one.sparsity is None else [one.sparsity],
+        tiles=None if one.tile is None else [one.tile],
+        quantization=quantization,
+        seeds=seeds,
+    )
+    try:
+        found = _of_method(experiment, block, one.method, one.model)
+    except InputError as error:
+        raise InputError(f"`imports.{name}`: {str(error).removeprefix('grid: ')}") from None
+    seeded = quantization == "slim-lora"
+    cells = (replace(cell, variant=f"{IMPORT}{name}", seed=cell.seed if seeded else 0) for cell in found)
+    return list(dict.fromkeys(cells))
+
+
+def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model: str) -> list[Cell]:
+    if method_name == "patch":
+        method_name = f"patch-{experiment.models[model].variant}"
+    method = get_method(method_name)
+    if entry.vary and method.stage != "learn":
+        raise InputError(f"grid: `vary` has settings of learning, which `{method_name}` does not read")
+    pattern = entry.pattern or {"n:m": "2:4"}.get(method.patterns[0], method.patterns[0])
+    kind = "n:m" if NM_TEXT.match(pattern) else pattern
+    if not method.makes(pattern):
+        raise InputError(
+            f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}"
+        )
+    tiles = (entry.tiles or [experiment.tile]) if kind == "hybrid" else [None]
+    for tile in filter(None, tiles):
+        check_tile(model, model_shape(model, experiment.models[model]), tile)
+    if kind == "n:m":
+        nm_sparsity(pattern)
+        check_groups(model, model_shape(model, experiment.models[model]), int(pattern.split(":")[1]))
+    # SLiM-LoRA looks at calibration text.
+    seeded = method.seeded or entry.quantization == "slim-lora"
+    seeds = (entry.seeds or experiment.seeds) if seeded else [0]
+    return [
+        Cell(model, method_name, pattern, sparsity, tile, seed, entry.quantization, variant)
+        for sparsity in _sparsities(entry, method_name, pattern, kind)
+        for tile in tiles
+        for variant in variants(entry)
+        for seed in seeds
+    ]
+
+
+def _sparsities(entry: GridEntry, method: str, pattern: str, kind: str) -> list[float]:
+    if kind == "dense":
+        fixed = 0.0
+    elif kind == "n:m":
+        fixed = nm_sparsity(pattern)
+    else:
+        upper = 0.5 if kind == "hybrid" else 1.0
+        for value in entry.sparsity or []:
+            if not 0 <= value <= upper or (upper == 1.0 and value == 1.0):
+                allowed = "[0, 0.5]: a 2:4 tile is half zeros" if kind == "hybrid" else "[0, 1)"
+                raise InputError(f"grid: sparsity {value} of `{method}` is outside {allowed}")
+        if not entry.sparsity:
+            raise InputError(f"grid: `{method}` with pattern `{pattern}` needs `sparsity`, a list such as [0.45, 0.25]")
+        return [float(format_sparsity(value)) for value in entry.sparsity]
+    if entry.sparsity is not None and entry.sparsity != [fixed]:
+        raise InputError(
+            f"grid: pattern `{pattern}` of `{method}` has sparsity {fixed:g}, not {entry.sparsity}; leave the key out"
+        )
+    return [fixed]

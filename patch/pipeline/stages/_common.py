@@ -1,0 +1,98 @@
+"""What the computing stages share."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from patch.errors import InputError
+from patch.masks.packed import MaskSet, load_masks
+from patch.pipeline.runs.specs import ExpectedMask
+
+
+def prepare_device(device: str) -> str:
+    """Set the process up for ``device`` and return it.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    # With temperatures near 0.05 soft masks underflow, and denormals make a CPU several times slower.
+    torch.set_flush_denormal(True)
+    # Bars of a few milliseconds each would be all that a stage's log shows.
+    disable_progress_bar()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "`resources.device` is 'cuda' but torch sees no GPU here; set it to 'cpu' or run on a GPU node"
+        )
+    return device
+
+
+@contextmanager
+def measured(cost: dict[str, float], device: str) -> Iterator[None]:
+    """Fill ``cost`` with the block's `seconds` and the process' `peak_memory_mb` (of the GPU on `cuda`)."""
+    started = time.monotonic()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield
+    cost["seconds"] = round(time.monotonic() - started, 3)
+    peak = (
+        torch.cuda.max_memory_allocated() / 1e6
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    )
+    cost["peak_memory_mb"] = round(peak, 1)
+
+
+def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = "mask") -> MaskSet | None:
+    """Read a mask file that a job was given, and verify that it is the one that its settings name.
+
+    Args:
+        path: of the file, or None.
+        expected: by the settings, or None for a job without this mask.
+        name: of the input, for messages.
+
+    Raises:
+        InputError: as `load_masks`; or a mask is missing, or none is expected; or the mask was made by another method,
+            for another pattern, sparsity, tile or model, or with other settings.
+    """
+    if path is None and expected is None:
+        return None
+    if path is None or expected is None:
+        given, wanted = path or "none", f"one of {expected.method}" if expected else "none"
+        raise InputError(f"`{name}` is {given}, but the settings expect {wanted}")
+    masks = load_masks(path)
+    settings = masks.header.get("settings", {})
+    found = {
+        "method": settings.get("method"),
+        "pattern": masks.pattern,
+        # An imported mask has no target.
+        "sparsity": settings.get("sparsity", expected.sparsity),
+        "tile": masks.tile,
+    }
+    wrong = [
+        f"{key} is {value!r}, expected {getattr(expected, key)!r}"
+        for key, value in found.items()
+        if value != getattr(expected, key)
+    ]
+    if not wrong and masks.header.get("digest") != expected.digest:
+        wrong = ["it was made with other settings or for another model"]
+    if wrong:
+        raise InputError(
+            f"mask {path} is not the one that this job needs: {'; '.join(wrong)}; remove it to make it again"
+        )
+    return masks
+
+
+def show_blocks(name: str):  # noqa: ANN201 - a progress callback
+    """A callback that prints how many blocks are done."""
+    return lambda done, total: print(f"{name}: block {done}/{total}", flush=True)

@@ -1,0 +1,128 @@
+"""Run a stage in this process.
+
+A stage is a module with a function `run(spec, *, name: Path, ...)`. Its settings and inputs come from job files, its
+outputs and the rest from options of the command line, which are named like the function's keyword arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import patch.pipeline.stages
+from patch.distributed.launch import is_launched, launch, report_end
+from patch.distributed.signals import EXIT_RESUMABLE, hold_signals, ignore_signals
+from patch.errors import InputError
+from patch.pipeline.runs.job_files import read_inputs, read_settings
+
+
+def stage_names() -> list[str]:
+    """Names of all stages."""
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(patch.pipeline.stages.__path__)
+        if not module.name.startswith("_")
+    )
+
+
+def _parameters(run: typing.Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of a stage that are not its settings."""
+    parameters = dict(inspect.signature(run).parameters)
+    del parameters["spec"]
+    return parameters
+
+
+def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m patch.pipeline.stages {stage}", description=inspect.getdoc(run))
+    about = "that `snakemake` writes to work/jobs/ when a run starts"
+    parser.add_argument(
+        "--settings", required=True, type=Path, metavar="FILE", help=f"job file with the settings, {about}"
+    )
+    parser.add_argument("--inputs", type=Path, metavar="FILE", help=f"job file with paths of inputs, {about}")
+    for name, parameter in _parameters(run).items():
+        option = _option(name)
+        if parameter.annotation in ("int", int):
+            parser.add_argument(option, type=_positive, metavar="NUMBER")
+        elif parameter.annotation in ("str", str):
+            parser.add_argument(option, metavar="TEXT")
+        else:
+            parser.add_argument(option, type=Path, nargs="*" if _is_list(parameter) else None, metavar="PATH")
+    return parser
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_list(parameter: inspect.Parameter) -> bool:
+    return "list" in str(parameter.annotation)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
+def run_stage(arguments: Sequence[str]) -> int:
+    """Run one stage, in several processes if it has `--processes` or `--nodes`; a user's mistake is one message and 2.
+
+    SIGUSR1 and SIGUSR2 wait until the stage can save what it has done.
+    """
+    hold_signals()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return _run_stage(*arguments)
+    except InputError as error:
+        if not report_end(2, str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except SystemExit as stop:
+        if stop.code == EXIT_RESUMABLE:
+            ignore_signals()
+            # A process that fails is the end of the others, on other nodes too: all of them leave in peace.
+            if report_end(EXIT_RESUMABLE):
+                return 0
+        raise
+
+
+def _run_stage(stage: str, *arguments: str) -> int:
+    from patch.settings import validate  # late: with the libraries of a configuration
+
+    run = importlib.import_module(f"patch.pipeline.stages.{stage}").run
+    parser, parameters = _parser(stage, run), _parameters(run)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    settings, inputs = read_settings(given.pop("settings"), stage), given.pop("inputs", None)
+    options = (_inputs(inputs, parameters) if inputs else {}) | given
+    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    if missing := [_option(name) for name in required if name not in options]:
+        parser.error(f"neither among the inputs nor on the command line: {', '.join(missing)}")
+    spec = validate(typing.get_type_hints(run)["spec"], settings, where="settings")
+    processes, nodes = options.get("processes", 1), options.get("nodes", 1)
+    if processes * nodes > 1 and not is_launched():
+        return launch([stage, *arguments], processes, nodes)
+    run(spec, **options)
+    return 0
+
+
+def _inputs(file: Path, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The inputs in a job file as arguments of the stage.
+
+    Raises:
+        InputError: the stage has no such input, or takes one path instead of several.
+    """
+    found: dict[str, Any] = {}
+    for name, value in read_inputs(file).items():
+        several = isinstance(value, list)
+        if name not in parameters or several != _is_list(parameters[name]):
+            raise InputError(f"{file}: `{name}` is {value!r}, which is no input of this stage")
+        found[name] = [Path(path) for path in value] if several else Path(value)
+    return found

@@ -1,0 +1,20 @@
+"""Records -> one tidy table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.files.io import atomic_file
+from patch.pipeline.results.collect import collect
+from patch.pipeline.results.current import read_records
+from patch.pipeline.results.published import load_published
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.specs import TabulateSpec
+
+
+def run(spec: TabulateSpec, *, records: list[Path], published: Path, out: Path) -> None:
+    """Write results.csv."""
+    models = [ModelInfo(**model) for model in spec.models]
+    frame = collect(read_records(records, spec.digests), models, load_published(published))
+    with atomic_file(out) as temporary:
+        frame.to_csv(temporary, index=False)

@@ -1,0 +1,15 @@
+"""Density of a model by layer and projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.pipeline.reporting.figures import density, save
+from patch.pipeline.results.current import read_records
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.specs import FigureSpec
+
+
+def run(spec: FigureSpec, *, records: list[Path], out: Path) -> None:
+    """Draw which layers stay dense; ``records`` are of the model's hybrid cells."""
+    save(density(read_records(records, spec.digests), ModelInfo(**spec.model)), out)

@@ -1,0 +1,133 @@
+"""Evaluation of one cell: perplexity, zero-shot tasks, and the sparsity of the model that was measured."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from patch.data.windows import load_windows
+from patch.distributed.signals import leave_when_asked
+from patch.evaluation.harness import TaskEvaluator, mean_accuracy
+from patch.evaluation.metric import Metric
+from patch.evaluation.partial import PartialRecord
+from patch.evaluation.perplexity import perplexity
+from patch.masks.packed import apply_masks
+from patch.models.loading import load_model, load_tokenizer, prunable_linears
+from patch.pipeline.results.environment import describe_environment
+from patch.pipeline.results.record import write_record
+from patch.pipeline.results.samples import write_samples
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.specs import EvaluateSpec
+from patch.pipeline.stages._common import load_expected, measured, prepare_device
+from patch.pruning.weights import load_weights
+from patch.quantization.files import load_layers
+from patch.quantization.model import apply_layers
+
+
+def run(
+    spec: EvaluateSpec,
+    *,
+    model: Path,
+    windows: Path,
+    tasks: Path,
+    record: Path,
+    samples: Path,
+    mask: Path | None = None,
+    weights: Path | None = None,
+    quantized: Path | None = None,
+    partial: Path | None = None,
+) -> None:
+    """Measure a cell; write what each window and question gave, then the record, by which the cell is known as done.
+
+    With ``partial``, a file, what is measured outlives a stop.
+    """
+    device = prepare_device(spec.device)
+    masks = load_expected(mask, spec.mask)
+    network = load_model(model, spec.dtype, device)
+    stages: dict[str, Any] = {}
+    if weights:
+        load_weights(weights, prunable_linears(network), spec.mask.digest if spec.mask else "")
+    if quantized:
+        layers, stages["quantize"] = load_layers(quantized, spec.quantized)
+        apply_layers(network, layers)
+    if masks:
+        apply_masks(network, masks)
+        stages[Cell.of(spec.cell).spec.stage] = masks.header["cost"]
+    done = PartialRecord(partial, spec_digest(spec))
+    if done.parts:
+        print(f"resumed: {', '.join(done.parts)}", flush=True)
+    with leave_when_asked("stopped by a signal; run again to go on") if partial else nullcontext():
+        _measure(spec, network, model, windows, tasks, done)
+    accuracies = {name: done.parts[name].metric for name in spec.evaluation.tasks}
+    found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}
+    linears = prunable_linears(network)
+    sizes = {name: linear.weight.numel() for name, linear in linears.items()}
+    if not quantized:
+        weights_left = {name: int((linear.weight != 0).sum()) for name, linear in linears.items()}
+    else:
+        # Rounding makes zeros of its own, which belong to no pattern.
+        weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
+    sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
+    write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found), spec_digest(spec))
+    write_record(
+        record,
+        {
+            "schema": 1,
+            "experiment": spec.experiment,
+            "cell": spec.cell.model_dump(),
+            "metrics": {name: _summary(metric) for name, metric in found.items()},
+            "achieved_sparsity": sparsity,
+            "density": {name: weights_left[name] / size for name, size in sizes.items()},
+            "config_digest": spec_digest(spec),
+            "stages": {**stages, "evaluate": done.cost()},
+            "environment": describe_environment(device),
+        },
+    )
+    done.remove()
+    print(
+        f"{spec.cell.model} {spec.cell.id}: perplexity {found['perplexity'].value:.3f}, "
+        f"accuracy {100 * found['accuracy'].value:.2f} %, sparsity {sparsity:.4f}"
+    )
+
+
+def _summary(metric: Metric) -> dict[str, Any]:
+    """A metric as the record has it: without its samples, which are larger than all the rest and few readers need."""
+    return {name: value for name, value in asdict(metric).items() if name != "values"}
+
+
+def _values(found: dict[str, Metric]) -> dict[str, tuple[float, ...]]:
+    """Samples of all that was measured; the mean over tasks has none of its own."""
+    return {name: metric.values for name, metric in found.items() if name != "accuracy"}
+
+
+def _measure(
+    spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path, tasks: Path, partial: PartialRecord
+) -> None:
+    """Measure, part by part, what ``partial`` does not have yet."""
+    evaluation = spec.evaluation
+    include_path = Path(evaluation.include_path) if evaluation.include_path else None
+    todo = [name for name in evaluation.tasks if name not in partial.parts]
+
+    @cache
+    def evaluator() -> TaskEvaluator:
+        data, limit = tasks if include_path else None, evaluation.limit
+        return TaskEvaluator(network, load_tokenizer(model), todo, include_path, data, evaluation.batch_size, limit)
+
+    if "perplexity" not in partial.parts:
+        with measured(cost := {}, spec.device):
+            metric = perplexity(network, load_windows(windows), evaluation.perplexity.batch_size)
+        partial.add("perplexity", metric, cost)
+        print(f"perplexity {metric.value:.3f}", flush=True)
+    for name in todo:
+        number = f"task {evaluation.tasks.index(name) + 1} of {len(evaluation.tasks)}"
+        print(f"{number}: {name}", flush=True)
+        with measured(cost := {}, spec.device):
+            metric = evaluator().measure(name)
+        partial.add(name, metric, cost)
+        print(f"{number}: {name} {100 * metric.value:.2f} %, in {cost['seconds']:.1f} s", flush=True)

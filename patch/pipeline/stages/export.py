@@ -1,0 +1,22 @@
+"""A cell as a folder that transformers alone loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.inference.export import export_model
+from patch.models.loading import load_model, load_tokenizer, prunable_linears
+from patch.pipeline.runs.specs import ExportSpec
+from patch.pipeline.stages._common import load_expected, prepare_device
+from patch.pruning.weights import load_weights
+
+
+def run(spec: ExportSpec, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
+    """Save the sparse model of a cell, with ``weights`` of a method that updates them, and its `mask.npz`."""
+    prepare_device("cpu")
+    masks, network = load_expected(mask, spec.mask), load_model(model, spec.dtype)
+    if weights:
+        load_weights(weights, prunable_linears(network), spec.mask.digest)
+    meta = {key: masks.header[key] for key in ("settings", "digest")}
+    report = export_model(network, load_tokenizer(model), masks, out, meta)
+    print(f"sparsity {report.sparsity:.4f} in {report.layers} layers: {out}")

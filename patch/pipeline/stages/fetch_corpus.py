@@ -1,0 +1,13 @@
+"""Corpus: text from a package, from files or from a hub, shared out to train, calibration, validation and test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.data.corpus import fetch_corpus
+from patch.pipeline.runs.specs import CorpusSpec
+
+
+def run(spec: CorpusSpec, *, out: Path) -> None:
+    """Make the folder of a corpus."""
+    fetch_corpus(spec.corpus, out)

@@ -1,0 +1,15 @@
+"""Zero-shot tasks of lm-eval: download their data sets, so that everything after is offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.evaluation.harness import fetch_task_data
+from patch.files.io import atomic_directory
+from patch.pipeline.runs.specs import TasksSpec
+
+
+def run(spec: TasksSpec, *, out: Path) -> None:
+    """Fill the cache of `datasets` and write a receipt."""
+    with atomic_directory(out) as folder:
+        fetch_task_data(spec.tasks, None, folder / "receipt.json")

@@ -1,0 +1,90 @@
+"""Mask learning."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from patch.data.tokens import Separator, find_separator
+from patch.data.windows import load_windows
+from patch.distributed.collectives import is_first, on_first, process_group
+from patch.errors import InputError
+from patch.learning.learn import learn
+from patch.learning.proxsparse import proxsparse
+from patch.learning.watch import Watch
+from patch.masks.packed import check_masks, save_masks
+from patch.models.loading import load_model, load_tokenizer
+from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.specs import LearnSpec
+from patch.pipeline.stages._common import load_expected, measured, prepare_device
+
+# Input of the stage -> argument of `learn`.
+START = {"pattern_mask": "pattern_prior", "tile_mask": "tile_prior", "frozen_mask": "frozen"}
+
+
+def run(
+    spec: LearnSpec,
+    *,
+    model: Path,
+    windows: Path,
+    mask: Path,
+    curve: Path,
+    checkpoints: Path,
+    pattern_mask: Path | None = None,
+    tile_mask: Path | None = None,
+    frozen_mask: Path | None = None,
+    processes: int = 1,
+    nodes: int = 1,
+    report_to: str = "none",
+    watch_folder: Path = Path("watch"),
+    run_name: str = "learn",
+) -> None:
+    """Learn a model's mask and write it with its training curve.
+
+    With several ``processes`` a node this is one of them: the command line starts them all. ``report_to`` is `none`,
+    or names of `patch.learning.watch.REPORTERS` with commas between them.
+    """
+    device = prepare_device(spec.device)
+    names = () if report_to == "none" else tuple(report_to.split(","))
+    watch = Watch(names, watch_folder, run_name, spec.model_dump(mode="json"))
+    with process_group(device, processes * nodes):
+        on_first(watch.check)
+        network = load_model(model, spec.dtype, device)
+        paths = {"pattern_mask": pattern_mask, "tile_mask": tile_mask, "frozen_mask": frozen_mask}
+        found = {name: load_expected(path, spec.masks.get(name), name) for name, path in paths.items()}
+        start = {START[name]: masks for name, masks in found.items() if masks}
+        for masks in start.values():
+            check_masks(network, masks)
+        if spec.method == "patch-tile" and "frozen" not in start:
+            raise InputError("patch-tile needs the 2:4 masks of its sparse tiles: give --frozen-mask")
+        cost: dict[str, float] = {}
+        files = {"folder": checkpoints, "curve": curve, "upstream": spec.upstream, "watch": watch}
+        with measured(cost, device):
+            if spec.method == "proxsparse":
+                masks = proxsparse(network, load_windows(windows), spec.settings, spec.seed, **files)
+            else:
+                masks = learn(
+                    network,
+                    spec.method,
+                    load_windows(windows),
+                    spec.settings,
+                    spec.sparsity,
+                    spec.tile,
+                    spec.seed,
+                    separator=_separator(model) if spec.settings.cut_attention else None,
+                    **files,
+                    **{name: masks.masks for name, masks in start.items()},
+                )
+        if is_first():
+            masks.header = {"settings": spec.model_dump(mode="json"), "digest": spec_digest(spec), "cost": cost}
+            save_masks(mask, masks)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            print(f"{spec.method}: sparsity {masks.sparsity:.4f}, target {spec.sparsity:g}, in {cost['seconds']:.1f} s")
+
+
+def _separator(model: Path) -> Separator | None:
+    """What parts the documents of the windows, which were made by the model's own tokenizer; None without one."""
+    # From a folder without any of these transformers makes an empty tokenizer of the model's family.
+    if not any((model / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    return find_separator(load_tokenizer(model))

@@ -1,0 +1,23 @@
+"""Pages for a reader: plan and cost, and environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.files.io import atomic_file
+from patch.pipeline.reporting.overview import cost_page, environment_page
+from patch.pipeline.resources.forecast import read_forecast
+from patch.pipeline.results.current import read_records
+from patch.pipeline.runs.specs import OverviewSpec
+
+
+def run(spec: OverviewSpec, *, records: list[Path], forecast: str, cost: Path, environment: Path) -> None:
+    """Write the two pages; ``forecast`` is JSON, see `patch.pipeline.resources.forecast`."""
+    found = read_records(records, spec.digests)
+    pages = {
+        cost: cost_page(spec.experiment, found, read_forecast(forecast)),
+        environment: environment_page(spec.experiment, found),
+    }
+    for path, text in pages.items():
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

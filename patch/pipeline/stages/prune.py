@@ -1,0 +1,65 @@
+"""One-shot pruning: a mask, and a spare copy of the weights of methods that update them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from patch.data.windows import load_windows
+from patch.masks.nm import parse_pattern
+from patch.masks.packed import MaskSet, save_masks
+from patch.models.loading import load_model, prunable_linears
+from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.specs import PruneSpec
+from patch.pipeline.stages._common import measured, prepare_device, show_blocks
+from patch.pruning.prune import prune
+from patch.pruning.weights import save_weights
+
+
+def run(
+    spec: PruneSpec,
+    *,
+    model: Path,
+    mask: Path,
+    windows: Path | None = None,
+    statistics: Path | None = None,
+    spare: Path | None = None,
+) -> None:
+    """Prune a model by one method and write its mask; the weights go to ``spare`` for the stage `update`.
+
+    Methods that need to know the layers' inputs get ``windows``, or ``statistics`` of the dense model.
+    """
+    network, masks = prune_model(spec, model, windows, statistics)
+    if spare:
+        save_weights(spare, prunable_linears(network), masks.header["digest"])
+    save_masks(mask, masks)
+    seconds = masks.header["cost"]["seconds"]
+    print(f"{spec.method} {spec.pattern}: sparsity {masks.sparsity:.4f} in {seconds:.1f} s")
+
+
+def prune_model(
+    spec: PruneSpec, model: Path, windows: Path | None, statistics: Path | None = None
+) -> tuple[nn.Module, MaskSet]:
+    """Load a model and prune it; returns it with its masks, whose header says how they were made."""
+    device = prepare_device(spec.device)
+    # Blocks move to the device one by one.
+    network = load_model(model, spec.dtype)
+    calibration = load_windows(windows) if windows else None
+    pattern = parse_pattern(spec.pattern, spec.sparsity)
+    cost: dict[str, float] = {}
+    with measured(cost, device):
+        progress = show_blocks(spec.method)
+        masks = prune(
+            network,
+            spec.method,
+            pattern,
+            calibration,
+            spec.batch_size,
+            spec.settings,
+            progress,
+            statistics=statistics,
+            device=device,
+        )
+    masks.header = {"settings": spec.model_dump(mode="json"), "digest": spec_digest(spec), "cost": cost}
+    return network, masks

@@ -1,0 +1,77 @@
+"""Low-bit weights of a pruned cell, and low-rank adapters for what both steps took away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from patch.calibration.statistics import InputStatistics
+from patch.calibration.walk import walk_blocks
+from patch.data.windows import load_windows
+from patch.errors import InputError
+from patch.masks.packed import MaskSet, apply_masks, check_masks
+from patch.models.loading import load_model, prunable_linears
+from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.specs import QuantizeSpec
+from patch.pipeline.stages._common import load_expected, measured, prepare_device, show_blocks
+from patch.pruning.weights import load_weights, read_weights
+from patch.quantization.files import save_layers
+from patch.quantization.model import QuantizedLayer, compensate_block, quantize_model
+
+
+def run(
+    spec: QuantizeSpec,
+    *,
+    model: Path,
+    layers: Path,
+    mask: Path | None = None,
+    weights: Path | None = None,
+    windows: Path | None = None,
+) -> None:
+    """Quantise a pruned model, with ``windows`` for the adapters of `slim-lora`, and write its layers."""
+    device = prepare_device(spec.device)
+    masks = load_expected(mask, spec.mask)
+    network = load_model(model, spec.dtype)
+    linears, made_by = prunable_linears(network), spec.mask.digest if spec.mask else ""
+    cost: dict[str, float] = {}
+    with measured(cost, device):
+        if spec.method == "slim-lora":
+            updated = read_weights(weights, linears, made_by) if weights else {}
+            found = _compensated(spec, network, device, masks, updated, windows)
+        else:
+            if weights:
+                load_weights(weights, linears, made_by)
+            if masks:
+                apply_masks(network, masks)
+            found = quantize_model(network, spec.settings.bits, spec.settings.group_size)
+    save_layers(layers, found, spec_digest(spec), cost)
+    print(f"{spec.method}: {len(found)} layers of {spec.settings.bits} bits in {cost['seconds']:.1f} s")
+
+
+def _compensated(
+    spec: QuantizeSpec,
+    network: nn.Module,
+    device: str,
+    masks: MaskSet | None,
+    updated: dict[str, Tensor],
+    windows: Path | None,
+) -> dict[str, QuantizedLayer]:
+    if windows is None:
+        raise InputError("slim-lora needs calibration windows: give --windows")
+    if masks:
+        check_masks(network, masks)
+    found: dict[str, QuantizedLayer] = {}
+
+    def pruned(name: str, weight: Tensor) -> Tensor:
+        value = updated[name].to(weight.device) if updated else weight
+        return value * masks.masks[name].to(weight.device) if masks else value
+
+    def visit(linears: dict[str, nn.Module], statistics: dict[str, InputStatistics]) -> None:
+        found.update(compensate_block(linears, statistics, pruned, spec.settings))
+
+    with torch.no_grad():
+        progress = show_blocks(spec.method)
+        walk_blocks(network, load_windows(windows), visit, spec.batch_size, device=device, on_block=progress)
+    return found

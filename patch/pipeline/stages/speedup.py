@@ -1,0 +1,111 @@
+"""Speed of a model's cells: tokens a second beside the dense model, in one process and in turn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from patch.errors import InputError
+from patch.inference.compare import Agreement, agreement, backends, converted, peak_bytes, weights
+from patch.inference.generation import Generation, Seconds, random_prompt
+from patch.inference.measure import Spread, interleaved
+from patch.masks.packed import MaskSet
+from patch.models.loading import load_model
+from patch.pipeline.results.environment import describe_environment, hardware
+from patch.pipeline.results.speed import write_speed
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.specs import CellInfo, SpeedupSpec
+from patch.pipeline.stages._common import load_expected, measured, prepare_device
+
+WARMUP = 2
+
+
+def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> None:
+    """Measure the dense model and the spec's cells, whose masks come in the same order; write one record.
+
+    Nothing else may run beside it.
+    """
+    if len(masks) != len(spec.cells):
+        raise InputError(f"{len(masks)} masks of {len(spec.cells)} cells; give one of each, in their order")
+    device = prepare_device(spec.device)
+    with measured(cost := {}, device):
+        network = load_model(model, spec.dtype, device)
+        tokens = random_prompt(network, spec.settings.batch_size, spec.settings.prompt)
+        candidates = _Candidates(spec, network, tokens)
+        for cell, mask, expected in zip(spec.cells, masks, spec.masks, strict=True):
+            candidates.add(cell, load_expected(mask, expected))
+        found = interleaved(candidates.generations, spec.settings.repeats, WARMUP)
+    times = {name: _times(spec, seconds, found[candidates.dense]) for name, seconds in found.items()}
+    for name, numbers in times.items():
+        speed, gain = numbers["tokens_per_second"], numbers["speedup"]
+        print(f"{name}: {speed['median']:.1f} tokens/s, {gain['median']:.3f} of dense", flush=True)
+    write_speed(
+        record,
+        {
+            "schema": 1,
+            "experiment": spec.experiment,
+            "model": spec.model,
+            "settings": spec.settings.model_dump(),
+            "dtype": spec.dtype,
+            "device": device,
+            "hardware": hardware(device),
+            "timed": [candidates.facts[name] | numbers for name, numbers in times.items()],
+            "config_digest": spec_digest(spec),
+            "cost": cost,
+            "environment": describe_environment(device),
+        },
+    )
+
+
+class _Candidates:
+    """The dense model and its converted cells, all in memory: what they share is there once."""
+
+    def __init__(self, spec: SpeedupSpec, network: nn.Module, tokens: Tensor) -> None:
+        self.spec, self.network, self.tokens = spec, network, tokens
+        self.generations: dict[str, Generation] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        cell = Cell(spec.model, "dense", "dense", 0.0, None, 0)
+        self.dense = cell.id
+        self._add(CellInfo(id=cell.id, **asdict(cell)), network, 0.0, Agreement(0.0, 0.0))
+
+    def add(self, cell: CellInfo, masks: MaskSet) -> None:
+        """Convert the model by a mask, and check that it is the masked one."""
+        other = converted(self.network, masks)
+        same = agreement(self.network, masks, other, self.tokens, cell.id)
+        self._add(cell, other, masks.sparsity, same)
+        print(f"{cell.id}: converted; logits differ by {same.difference:.2g} of {same.largest:.2g}", flush=True)
+
+    def _add(self, cell: CellInfo, model: nn.Module, sparsity: float, same: Agreement) -> None:
+        rows, new = len(self.tokens), self.spec.settings.new_tokens
+        once = Generation(model, self.tokens, new, graph=False)
+        self.facts[cell.id] = {
+            "cell": cell.model_dump(),
+            "achieved_sparsity": sparsity,
+            "linear_bytes": asdict(weights(self.network, model)),
+            "peak_memory_mb": round(peak_bytes(model, once) / 1e6, 3),
+            "backends": {
+                "prefill": backends(self.network, model, self.tokens.numel()),
+                "decode": backends(self.network, model, rows),
+            },
+            "logits_difference": same.difference,
+            "largest_logit": same.largest,
+        }
+        # One cache for all, whose turns do not overlap: at 7B it is gigabytes.
+        cache = self.generations[self.dense].cache if self.generations else None
+        self.generations[cell.id] = Generation(model, self.tokens, new, cell.id, cache=cache)
+
+
+def _times(spec: SpeedupSpec, seconds: list[Seconds], dense: list[Seconds]) -> dict[str, dict[str, float]]:
+    """Of one candidate; each run is compared with the dense one of its turn."""
+    tokens = spec.settings.batch_size * spec.settings.new_tokens
+    values = {
+        "tokens_per_second": [tokens / run.total for run in seconds],
+        "prefill_seconds": [run.prefill for run in seconds],
+        "decode_seconds": [run.decode for run in seconds],
+        "speedup": [other.total / run.total for run, other in zip(seconds, dense, strict=True)],
+    }
+    return {name: asdict(Spread.of(numbers)) for name, numbers in values.items()}

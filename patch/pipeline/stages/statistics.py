@@ -1,0 +1,29 @@
+"""Statistics of the inputs of a dense model's layers, a file a block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from patch.calibration.statistics import InputStatistics, block_files, save_statistics
+from patch.calibration.walk import walk_blocks
+from patch.data.windows import load_windows
+from patch.files.io import atomic_directory
+from patch.models.loading import load_model
+from patch.pipeline.runs.specs import StatisticsSpec
+from patch.pipeline.stages._common import prepare_device, show_blocks
+
+
+def run(spec: StatisticsSpec, *, model: Path, windows: Path, out: Path) -> None:
+    """Take the statistics that one-shot methods need of a dense model into the folder ``out``."""
+    device = prepare_device(spec.device)
+    network, calibration = load_model(model, spec.dtype), load_windows(windows)
+    with atomic_directory(out) as folder:
+        paths = block_files(folder)
+
+        def save(linears: dict[str, nn.Module], statistics: dict[str, InputStatistics]) -> None:
+            save_statistics(next(paths), statistics)
+
+        progress = show_blocks("statistics")
+        walk_blocks(network, calibration, save, spec.batch_size, spec.gram, "dense", device, progress)

@@ -1,0 +1,56 @@
+"""The results of an experiment as a README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.files.io import atomic_file
+from patch.pipeline.reporting.summary import Results, summary
+from patch.pipeline.reporting.tables import Arrangement, build_table
+from patch.pipeline.results.collect import read_results
+from patch.pipeline.results.current import read_records, read_speeds
+from patch.pipeline.results.differences import Differences
+from patch.pipeline.results.published import load_published
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.speed import Speeds
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.specs import SummarySpec
+
+
+def run(
+    spec: SummarySpec,
+    *,
+    records: list[Path],
+    results: Path,
+    differences: Path,
+    command: str,
+    out: Path,
+    speedups: list[Path] | None = None,
+) -> None:
+    """Write the README; ``command`` makes the experiment again."""
+    tabulate, frame, paired = (
+        spec.tabulate,
+        read_results(results, spec.tabulate.digests),
+        Differences.read(differences, spec.tabulate.row_digests),
+    )
+    models = [ModelInfo(**model) for model in tabulate.models]
+    expected = [Cell.of(cell) for cell in tabulate.cells]
+    arrangement, published = Arrangement(tabulate.standard, tabulate.tables), load_published(tabulate.published)
+    speeds = Speeds(read_speeds(speedups or [], tabulate.digests), published)
+    text = summary(
+        Results(
+            experiment=spec.experiment,
+            run=spec.run,
+            tables=[build_table(name, frame, models, expected, arrangement, paired, speeds) for name in spec.shown],
+            records=read_records(records, tabulate.digests),
+            differences=paired.frame,
+            models=models,
+            expected=expected,
+            published=published,
+            speeds=speeds.records,
+            command=command,
+            figures=spec.figures,
+        )
+    )
+    with atomic_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,26 @@
+"""One table of the paper, or of the grid's own, as .csv, .md, .tex and .html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.pipeline.reporting.tables import Arrangement, build_table, write_table
+from patch.pipeline.results.collect import read_results
+from patch.pipeline.results.current import read_speeds
+from patch.pipeline.results.differences import Differences
+from patch.pipeline.results.published import load_published
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.speed import Speeds
+from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.specs import TabulateSpec
+
+
+def run(spec: TabulateSpec, *, results: Path, differences: Path, out: Path, speedups: list[Path] | None = None) -> None:
+    """Write the table that ``out``, a path without an ending, is named after; ``speedups`` are of that of speed."""
+    models = [ModelInfo(**model) for model in spec.models]
+    expected = [Cell.of(cell) for cell in spec.cells]
+    arrangement, errors = Arrangement(spec.standard, spec.tables), Differences.read(differences, spec.row_digests)
+    speeds = Speeds(read_speeds(speedups or [], spec.digests), load_published(spec.published))
+    write_table(
+        build_table(out.name, read_results(results, spec.digests), models, expected, arrangement, errors, speeds), out
+    )

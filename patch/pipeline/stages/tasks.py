@@ -1,0 +1,14 @@
+"""Zero-shot tasks whose data is made from held-out text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.data.corpus import read_documents
+from patch.evaluation.tasks import make_task_data
+from patch.pipeline.runs.specs import TasksSpec
+
+
+def run(spec: TasksSpec, *, corpus: Path, out: Path) -> None:
+    """Make the data of every task of the include path."""
+    make_task_data(list(read_documents(corpus, spec.split)), spec.samples, 0, out)

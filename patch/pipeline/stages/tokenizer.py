@@ -1,0 +1,17 @@
+"""Tokenizer of the small models: a byte-level BPE made from a corpus' train part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patch.data.corpus import read_documents
+from patch.data.tokenizer import train_tokenizer
+from patch.files.io import atomic_directory
+from patch.pipeline.runs.specs import TokenizerSpec
+
+
+def run(spec: TokenizerSpec, *, corpus: Path, out: Path) -> None:
+    """Make a tokenizer's folder."""
+    tokenizer = train_tokenizer(read_documents(corpus, "train"), spec.vocab_size)
+    with atomic_directory(out) as folder:
+        tokenizer.save_pretrained(folder)

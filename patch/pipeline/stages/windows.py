@@ -1,0 +1,42 @@
+"""Token windows: for calibration, for learning and training, for perplexity."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from patch.data.corpus import read_documents
+from patch.data.packing import pack_file
+from patch.data.windows import joined_windows, sample_windows, save_windows
+from patch.distributed.signals import leave_when_asked
+from patch.models.loading import load_tokenizer
+from patch.pipeline.runs.layout import digest
+from patch.pipeline.runs.specs import WindowsSpec
+
+
+def run(spec: WindowsSpec, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
+    """Make one file of token windows; packed ones by so many workers, and going on where a run was stopped."""
+    with leave_when_asked("stopped by a signal; run again to go on"):
+        count = _make(spec, corpus, tokenizer, out, workers)
+    print(f"{out}: {count} windows of {spec.seqlen} tokens")
+
+
+def _make(spec: WindowsSpec, corpus: Path, tokenizer: Path, out: Path, workers: int) -> int:
+    documents, encoder = read_documents(corpus, spec.split), load_tokenizer(tokenizer)
+    if spec.kind == "packed":
+        # A job may have been given less than it asked for.
+        workers = min(workers, len(os.sched_getaffinity(0)))
+        identity = digest([spec.model_dump(mode="json"), _files(corpus), _files(tokenizer)])
+        return pack_file(out, documents, encoder, spec.seqlen, spec.samples, workers, identity)
+    if spec.kind == "calibration":
+        windows, way = sample_windows(documents, encoder, spec.samples, spec.seqlen, spec.seed)
+        print(f"calibration windows from {'crops of documents' if way == 'documents' else 'the packed stream'}")
+    else:
+        windows = joined_windows(documents, encoder, spec.seqlen)
+    return save_windows(out, [windows])
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """Stands for the contents of a folder, which can be made anew under the same name."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return sorted((str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

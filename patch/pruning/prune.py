@@ -1,0 +1,114 @@
+"""One-shot pruning of a whole model: each method is a pure function of a layer; the walk is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patch.calibration.statistics import InputStatistics, block_files, load_statistics
+from patch.calibration.walk import walk_blocks
+from patch.errors import InputError
+from patch.masks.nm import Pattern
+from patch.masks.packed import MaskSet, PackedMasks
+from patch.methods import get_method
+from patch.models.loading import blocks_on, decoder_blocks, weight_matrix
+from patch.pruning.settings import Pruning
+
+PruneLayer = Callable[[Tensor, InputStatistics | None], tuple[Tensor, Tensor]]
+
+
+def layer_pruner(method: str, pattern: Pattern, settings: Pruning | None = None) -> PruneLayer:
+    """A one-shot method as a function of a layer: `[out, in]` weight, statistics -> mask, new weight.
+
+    The method `name` is the function `name` of the module `patch.pruning.name`, called with the weight, the statistics
+    if it needs any, the pattern, and its own settings; it returns the mask, and the weights too if it updates them.
+    """
+    method_spec = get_method(method)
+    function = getattr(import_module(f"patch.pruning.{method}"), method)
+    own = getattr(settings or Pruning(), method, None)
+    options = own.model_dump() if own else {}
+
+    def prune_layer(weight: Tensor, statistics: InputStatistics | None) -> tuple[Tensor, Tensor]:
+        inputs = (weight,) if method_spec.statistics == "none" else (weight, statistics)
+        result = function(*inputs, pattern, **options)
+        mask, updated = result if method_spec.updates_weights else (result, weight)
+        return mask, updated.masked_fill(~mask, 0)
+
+    return prune_layer
+
+
+@torch.no_grad()
+def prune(
+    model: nn.Module,
+    method: str,
+    pattern: Pattern,
+    windows: np.ndarray | None = None,
+    batch_size: int = 8,
+    settings: Pruning | None = None,
+    on_block: Callable[[int, int], None] = lambda index, total: None,
+    propagate: Literal["pruned", "dense"] = "pruned",
+    statistics: Path | str | None = None,
+    device: torch.device | str | None = None,
+) -> MaskSet:
+    """Prune every linear layer of the decoder blocks in place.
+
+    Args:
+        model: causal language model.
+        method: one of the one-shot methods in `patch.methods`, such as `magnitude`, `wanda` or `sparsegpt`.
+        pattern: `NM(2, 4)`, `Unstructured(0.5)`, ...
+        windows: `[samples, seqlen]` calibration token ids; `magnitude` needs none.
+        batch_size: sequences per forward pass; on a CPU the masks are the same bits for every size.
+        settings: the methods' own settings.
+        on_block: progress, called with the number of finished blocks and of all.
+        propagate: whose outputs a block sees: those of the `pruned` blocks before it, or of the `dense` ones.
+        statistics: folder of dense statistics (see `patch.pipeline.stages.statistics`), in the place of ``windows``.
+        device: where layers are pruned, block by block; by default where the model is.
+
+    Returns:
+        The masks. The model's weights are zero outside them and, for methods that update, changed inside.
+
+    Raises:
+        InputError: the method needs calibration windows and has none, or cannot work with what they give.
+    """
+    masks = PackedMasks()
+    prune_layer = layer_pruner(method, pattern, settings)
+
+    def visit(linears: dict[str, nn.Module], of_layer: dict[str, InputStatistics]) -> None:
+        for name, linear in linears.items():
+            matrix = weight_matrix(linear)
+            masks[name], updated = prune_layer(matrix, of_layer.get(name))
+            matrix.copy_(updated)
+
+    needs = get_method(method).statistics
+    if needs == "none" or statistics is not None:
+        for linears, of_layer in _with_statistics(model, needs, statistics, device, on_block):
+            visit(linears, of_layer)
+    elif windows is None:
+        raise InputError(f"{method} needs calibration windows and got none")
+    else:
+        walk_blocks(model, windows, visit, batch_size, needs == "gram", propagate, device, on_block)
+    return MaskSet(masks, str(pattern))
+
+
+def _with_statistics(
+    model: nn.Module,
+    needs: str,
+    folder: Path | str | None,
+    device: torch.device | str | None,
+    on_block: Callable[[int, int], None],
+) -> Iterator[tuple[dict[str, nn.Module], dict[str, InputStatistics]]]:
+    """Each block's layers on ``device`` with what ``folder`` has of them, which may be nothing; no forward pass."""
+    total, place = len(decoder_blocks(model)[1]), device or next(model.parameters()).device
+    pairs = zip(blocks_on(model, device), block_files(folder or ""), strict=False)
+    for done, ((_, linears), path) in enumerate(pairs, 1):
+        found = {} if needs == "none" else load_statistics(path, place, needs == "gram")
+        if found and found.keys() != linears.keys():
+            raise InputError(f"statistics {path}: of other layers than the model's; they belong to another one")
+        yield linears, found
+        on_block(done, total)

@@ -1,1 +1,0 @@
-"""One module a stage: read inputs, call the library, write outputs. Run by `python -m patch.stages STAGE`."""
