@@ -1,7 +1,7 @@
 """The hand-written part of config/README.md; its YAML blocks are checked by a test."""
 
 INTRODUCTION = """\
-<!-- Made by `python -m patch.pipeline.config.document` from patch/config/; edit it there. -->
+<!-- Made by `python -m patch.pipeline.config.document` from patch/pipeline/config/; edit it there. -->
 
 # Configuration
 
