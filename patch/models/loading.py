@@ -157,10 +157,12 @@ def load_config(folder: Path | str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
         attention, layers = text._attn_implementation, getattr(text, "num_hidden_layers", 0)
+    if not isinstance(attention, str | None):
+        raise InputError(f"{path}: attn_implementation is {attention!r:.80}; expected a name")
     # Where the package `kernels` is there, transformers runs what such a repository holds.
     if attention and "/" in attention:
         raise InputError(f"{path} names the attention kernel {attention!r}: {OWN_CODE}")
-    if not 0 < layers <= MOST_LAYERS:
+    if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
         raise InputError(f"{path}: num_hidden_layers is {layers}; expected 1 to {MOST_LAYERS}")
     if generation.exists():
         with library_errors(f"{generation} cannot be loaded"):

@@ -92,6 +92,13 @@ def test_the_sizes_of_a_local_model(folder: Path) -> None:
         model_shape("m", model)
 
 
+@pytest.mark.parametrize("value", [1, True, 2.5, {"__float__": "Infinity"}])
+def test_a_way_of_attention_that_is_no_name(value: object, folder: Path) -> None:
+    change(folder / "config.json", attn_implementation=value)
+    for load in (load_model, load_skeleton, load_config):
+        assert "config.json" in refusal(load, folder)
+
+
 def test_a_generation_configuration_of_wrong_types(folder: Path) -> None:
     change(folder / "generation_config.json", cache_implementation="x", watermarking_config=7, max_new_tokens=-1)
     for load in (load_model, load_skeleton):
