@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and what a command line makes of it."""
+"""Exception for invalid user input, and its output on the command line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """Bad input from a user: names the key or file, the value, and what would be right.
+    """Invalid user input; the message names the key or file, the value, and a valid alternative.
 
-    The command line prints its message alone, without a traceback, and exits with 2.
+    The command line prints only the message, without a traceback, and exits with code 2.
     """
 
 
 def print_result(result: Callable[[], str]) -> int:
-    """Print what a command has to say, or a user's mistake; returns the exit code."""
+    """Print the result of a command, or the message of an `InputError`, and return the exit code."""
     try:
         print(result())
     except InputError as error:
@@ -25,7 +25,7 @@ def print_result(result: Callable[[], str]) -> int:
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """What would be right instead of ``word``: the closest known word and the list of all."""
+    """Return a hint for the unknown ``word``: the closest known word, if any, and the list of all known words."""
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean `{close[0]}`? " if close else ""
     return f"{hint}known: {', '.join(known)}"

@@ -1,4 +1,7 @@
-"""The methods of the tables: what each can do and what it needs. Light: read while the workflow is parsed."""
+"""Methods of the result tables, with their capabilities and requirements.
+
+This module does not import torch, because Snakemake loads it while it parses the workflow.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Literal
 
 from patch.errors import InputError, suggest
 
-# The rows of the paper's tables; `patch` is the grid's word for the variant that a model's configuration names.
+# Order of the rows in the paper's tables. In a grid, `patch` selects the variant that the model's configuration names.
 PAPER_ORDER = (
     "dense",
     "magnitude",
@@ -26,15 +29,15 @@ PAPER_ORDER = (
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the tables.
+    """A pruning or mask-learning method, which is one row of the result tables.
 
     Attributes:
-        name: as in the configuration and in results.
-        title: as printed.
-        stage: the stage that makes its mask.
-        patterns: kinds of patterns it can make: `dense`, `n:m` (any), `2:4` (no other), `unstructured`, `hybrid`.
-        statistics: what it needs of a layer's input: nothing, `||x_j||^2` per column, or the Gram matrix.
-        updates_weights: whether kept weights change too.
+        name: Name in the configuration and in the results.
+        title: Name in printed tables.
+        stage: Stage that makes the mask.
+        patterns: Supported kinds of patterns: `dense`, `n:m` (any N:M), `2:4` (only 2:4), `unstructured`, `hybrid`.
+        statistics: Required statistics of a layer's input: none, `||x_j||^2` per column, or the Gram matrix.
+        updates_weights: True if the method also changes the kept weights.
     """
 
     name: str
@@ -46,21 +49,22 @@ class Method:
 
     @property
     def seeded(self) -> bool:
-        """Whether the result depends on the seed (of calibration or learning)."""
+        """Return whether the result depends on the seed of calibration or learning."""
         return self.stage == "learn" or self.statistics != "none"
 
     def makes(self, pattern: str) -> bool:
-        """Whether it can make a pattern, `2:4`, `unstructured`, ..."""
+        """Return whether the method supports a pattern such as `2:4` or `unstructured`."""
         return pattern in self.patterns or (":" in pattern and "n:m" in self.patterns)
 
 
 def one_shot_methods(folder: Path) -> list[Method]:
-    """The methods of `patch/pruning`: each file that says `METHOD = Method(...)`.
+    """Return the one-shot methods of a folder: one for each file that assigns `METHOD = Method(...)`.
 
-    Read, not imported: a method needs torch, and this module is read while the workflow is parsed.
+    The files are parsed and not imported, because importing them would import torch.
 
     Raises:
-        InputError: what a file says is not a literal, or its name is not the file's.
+        InputError: An argument of `Method(...)` is not a literal, the method's name is not the file's name, or its
+            stage is not `prune`.
     """
     found = []
     for path in sorted(folder.glob("*.py")):
@@ -98,7 +102,7 @@ def _all() -> dict[str, Method]:
 
 
 def paper_rank(name: str) -> int:
-    """Place of a method among the paper's rows; those that it does not have come after."""
+    """Return the position of a method among the paper's rows; methods that the paper does not have come last."""
     return PAPER_ORDER.index(name) if name in PAPER_ORDER else len(PAPER_ORDER)
 
 
@@ -106,10 +110,10 @@ METHODS: dict[str, Method] = _all()
 
 
 def get_method(name: str) -> Method:
-    """Look a method up.
+    """Return the method of a name.
 
     Raises:
-        InputError: there is no such method; says which are known.
+        InputError: No method has this name; the message lists the known names.
     """
     try:
         return METHODS[name]

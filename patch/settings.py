@@ -1,4 +1,4 @@
-"""Sections of settings: frozen, strict about their keys, with messages that name the key and what would be right."""
+"""Base class of settings sections, and validation whose messages name the wrong key and the valid values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A frozen section that refuses keys it does not know."""
+    """Frozen settings section that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
-    """Build ``model`` from ``raw``; ``where`` is the dotted path of ``raw`` in the file."""
+    """Build a ``model`` from ``raw``.
+
+    Args:
+        model: Class of the section.
+        raw: Values of its keys.
+        where: Dotted path of ``raw`` in the file, for messages.
+
+    Raises:
+        InputError: A key or value is invalid; the message has one line for each error.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -28,7 +37,7 @@ def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
 
 
 def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
-    """``location`` without the tags of unions, which are not keys of the file."""
+    """Return ``location`` without the tags of unions, which are not keys of the file."""
     parts = []
     for index, part in enumerate(location):
         if isinstance(raw, dict) and part not in raw and index < len(location) - 1:
@@ -55,7 +64,7 @@ def _explain(fault: dict[str, Any], model: type[BaseModel], where: str, raw: Any
 
 
 def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Names of the fields of the section at ``location``; empty where it cannot be told."""
+    """Return the field names of the section at ``location``, or an empty list if no section is found there."""
     current: list[Any] = [model]
     for part in location:
         following = []

@@ -1,4 +1,4 @@
-"""What learning will take of each GPU's memory, for every model of a configuration: by tiles, and joint on 1 and 4."""
+"""GPU memory of mask learning for every model of a configuration: joint learning on 1 and 4 GPUs, and tile learning."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ MOMENTS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]:
-    """Rows of cells, the head first: GB of a step on each GPU, with a star where it does not fit.
+    """Return the rows of the table, header first: GB of a learning step on each GPU, with a star if it does not fit.
 
-    Each model is learned in its own type, with the configuration's micro-batch and length; it fits if
-    `resources.gpu_memory_gb` is `GPU_SLACK` times that, as in `patch.pipeline.resources.cost.too_large`.
+    Each model is learned in its own dtype, with the configuration's micro-batch size and sequence length. A step fits
+    if `GPU_SLACK` times its memory is at most `resources.gpu_memory_gb`, as in
+    `patch.pipeline.resources.cost.too_large`.
     """
     ways = [(count, dtype) for count in gpus for dtype in MOMENTS]
     rows = [["model", *(f"joint, {count} x {MOMENTS[dtype]}" for count, dtype in ways), "tile, 1"]]
@@ -38,7 +39,7 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
 
 
 def _need(experiment: Experiment, shape: Shape, method: str, size: int, gpus: int, moments: int) -> float:
-    """GB on each GPU."""
+    """Return the memory of a learning step on each GPU, in GB."""
     settings = validate(Learning, METHOD_DEFAULTS[method] | experiment.learning.common, where="learning.common")
     tokens = settings.micro_batch_size * settings.seqlen
     checkpointed = settings.gradient_checkpointing
@@ -46,7 +47,7 @@ def _need(experiment: Experiment, shape: Shape, method: str, size: int, gpus: in
 
 
 def to_text(experiment: Experiment, gpus: Sequence[int] = GPUS) -> str:
-    """The table for people."""
+    """Return the table as plain text with a heading and a note."""
     rows = table(experiment, gpus)
     lines = [
         *("GB on each GPU at the peak of a learning step, by GPUs and the type of the optimizer's moments:", ""),
@@ -59,7 +60,7 @@ def to_text(experiment: Experiment, gpus: Sequence[int] = GPUS) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line `python -m patch memory`; returns the exit code."""
+    """Run `python -m patch memory` and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m patch memory", description=__doc__)
     add_config_options(parser, DEFAULT_CONFIG)
     parser.add_argument("--gpus", metavar="N", type=int, nargs="+", default=GPUS, help="GPUs that share joint learning")

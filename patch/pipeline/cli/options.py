@@ -1,4 +1,4 @@
-"""Options of every command that names a configuration as Snakemake does."""
+"""Command-line options that select a configuration, with the names that Snakemake uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patch.pipeline.config.load import DEFAULT_CONFIG, validate_experiment
 
 
 def add_config_options(parser: argparse.ArgumentParser, default: str = DEFAULT_CONFIG) -> None:
-    """Add the options that name a configuration, as Snakemake has them."""
+    """Add the options `--configfile` and `--config`, which have the same meaning as in Snakemake."""
     about = f"configuration files, each on top of those before it ({default})"
     parser.add_argument("--configfile", metavar="FILE", nargs="+", default=[default], help=about)
     parser.add_argument("--config", metavar="KEY=VALUE", nargs="+", default=[], help="keys that replace the files'")
@@ -23,24 +23,24 @@ def read_experiment(options: argparse.Namespace) -> Experiment:
     """Return the configuration that `snakemake --configfile FILES --config CHANGES` runs.
 
     Raises:
-        InputError: no such file, not YAML, a change that is no `KEY=VALUE`, or a configuration that is wrong.
+        InputError: A file is missing or is not YAML, a change is not `KEY=VALUE`, or the configuration is invalid.
     """
     return validate_experiment(read_config(options.configfile, options.config))
 
 
 def read_config(paths: Sequence[str], changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the same without a check of its values.
+    """Return the configuration as a dict, without validation of its values.
 
     Args:
-        paths: of files, of which later ones replace keys of earlier ones.
-        changes: `KEY=VALUE` each.
+        paths: Configuration files; the keys of later files replace those of earlier ones.
+        changes: Changes of the form `KEY=VALUE`.
 
     Raises:
-        InputError: no such file, not YAML, or a change that is no `KEY=VALUE`.
+        InputError: A file is missing or is not YAML, or a change is not `KEY=VALUE`.
     """
     first, *others = [read_yaml(path) for path in paths]
     if others or changes:
-        # Late: most calls need nothing else of it.
+        # Imported here because Snakemake is slow to import and most calls do not need it.
         from snakemake.cli import parse_config
         from snakemake.utils import update_config
 

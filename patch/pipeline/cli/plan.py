@@ -1,4 +1,4 @@
-"""What an experiment will take: jobs, GPU-hours, memory, disk and wall time, done and to come."""
+"""Resource plan of an experiment: jobs, GPU-hours, memory, disk and wall time, in total and remaining."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from patch.pipeline.runs.plan import Plan
 
 GPUS = (1, 4, 8, 32)
 SHARED = "(shared)"
-# Lines on jobs that do not fit.
+# Maximum number of printed lines about jobs that do not fit.
 SHOWN = 10
 
 
 def budget(plan: Plan, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
-    """All numbers of the plan, as JSON can hold them.
+    """Return all numbers of the plan as values that JSON can represent.
 
     Args:
-        plan: the experiment.
-        gpus: numbers of GPUs (on a `cpu` device of cores) to tell the wall time for; without limit comes last.
+        plan: Plan of the experiment.
+        gpus: Numbers of GPUs, or of cores on a `cpu` device, to estimate the wall time for.
 
     Returns:
-        `stages` and `models`: name -> sums as in ``_sums``; `total`; `disk` in MB; `wall`: a list of `gpus`
-        (None: no limit), `minutes` and `peak_disk_mb`, both None where a job needs more GPUs; `too_large`: lines.
+        `experiment` and `device`; `total`, as in ``_sums``; `stages` and `models`, which map a name to values as in
+        ``_sums``; `disk` in MB; `wall`, a list of `gpus`, `minutes` and `peak_disk_mb`; `too_large`, a list of lines.
+        The last entry of `wall` has no limit and `gpus` None. `minutes` and `peak_disk_mb` are None if a job needs
+        more GPUs.
     """
     graph = JobGraph(plan)
     tasks = graph.tasks()
@@ -60,7 +62,10 @@ def budget(plan: Plan, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
 
 
 def _sums(graph: JobGraph, nodes: list[Node]) -> dict[str, Any]:
-    """Jobs, device hours, and what the largest job needs; `to_come` counts the jobs that are not done."""
+    """Return the jobs, device hours, disk space and largest requirements of ``nodes``.
+
+    Keys that end in `to_come` count only the remaining jobs.
+    """
     left = set(graph.remaining)
 
     def device_hours(some: list[Node]) -> float:
@@ -80,7 +85,7 @@ def _sums(graph: JobGraph, nodes: list[Node]) -> dict[str, Any]:
 
 
 def to_text(numbers: dict[str, Any]) -> str:
-    """The plan for people: tables of plain text."""
+    """Return the plan as plain-text tables."""
     total, disk, on_gpu = numbers["total"], numbers["disk"], numbers["device"] == "cuda"
     unit = "GPU" if on_gpu else "CPU"
     done = total["jobs"] - total["jobs_to_come"]
@@ -129,7 +134,7 @@ def _row(sums: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line `python -m patch plan`; returns the exit code."""
+    """Run `python -m patch plan` and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m patch plan", description=__doc__)
     add_config_options(parser)
     parser.add_argument(

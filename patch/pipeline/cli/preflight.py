@@ -1,6 +1,6 @@
-"""Checks before the first job of a run on a cluster: disk, the hub, folders. `python -m patch preflight` runs them.
+"""Checks of disk, hub and folders before the first job of a cluster run: `python -m patch preflight`.
 
-Everything here is looked at where Snakemake runs, which is where the `fetch_*` rules run too.
+The checks apply to the machine that Snakemake runs on, where the `fetch_*` rules run too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from patch.pipeline.resources.schedule import simulate
 from patch.pipeline.runs.layout import STORE
 from patch.pipeline.runs.plan import Plan
 
-# Kinds of file systems that no other machine sees.
+# File systems that are not visible to other machines.
 NODE_LOCAL = ("tmpfs", "ramfs", "devtmpfs")
 MOUNTS = Path("/proc/mounts")
 
@@ -37,20 +37,20 @@ def preflight(
     api: Any = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Check that a run can go through as far as can be told before it starts.
+    """Check disk space, hub access and folders before a run starts.
 
     Args:
-        plan: the experiment; paths are relative to the current folder.
-        jobs: how many run at the same time at most, Snakemake's `--jobs`.
-        outputs: what the run will make; None for all that is missing.
-        api: a `huggingface_hub.HfApi`, or what stands in for one.
-        environment: variables; None for those of the process.
+        plan: Plan of the experiment; paths are relative to the current folder.
+        jobs: Maximum number of jobs at the same time, as in Snakemake's `--jobs`.
+        outputs: Paths that the run will make, or None for all missing outputs.
+        api: A `huggingface_hub.HfApi` or a substitute for it.
+        environment: Environment variables, or None for those of the process.
 
     Returns:
-        What will be done and what there is for it, and warnings, a line each.
+        Lines on the remaining jobs, the disk space and the hub, and one line for each warning.
 
     Raises:
-        InputError: one line for each thing that would make a job fail.
+        InputError: A job would fail; the message has one line for each problem.
     """
     environment = os.environ if environment is None else environment
     graph = JobGraph(plan, outputs)
@@ -71,7 +71,7 @@ def preflight(
 
 
 def to_fetch(graph: JobGraph) -> tuple[list[Wanted], bool]:
-    """Repositories of the hub that the jobs to come fetch, and whether lm-eval's own data sets are among it."""
+    """Return the hub repositories that the remaining jobs download, and whether they download lm-eval's data sets."""
     experiment, wanted = graph.plan.experiment, []
     for node in graph.remaining:
         if node.rule == "fetch_model" and isinstance(source := experiment.models[node.name].source, HubModel):
@@ -96,7 +96,7 @@ def _folders(plan: Plan) -> list[str]:
 
 
 def _disk(graph: JobGraph, jobs: float, environment: Mapping[str, str]) -> tuple[list[str], str]:
-    """What does not fit, and what is needed and free."""
+    """Return the disk space problems, and a summary of needed and free space."""
     tasks, results = graph.tasks(), graph.plan.layout.root
     kept = sum(node.space.kept for node in graph.remaining if node.outputs[0].startswith(f"{results}/"))
     cache = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
@@ -106,7 +106,7 @@ def _disk(graph: JobGraph, jobs: float, environment: Mapping[str, str]) -> tuple
         "HF_HOME": (Path(cache).expanduser(), sum(node.space.cache for node in graph.remaining)),
     }
     devices = {name: _existing(folder).stat().st_dev for name, (folder, _) in needs.items()}
-    if devices["results/"] == devices["work/"]:  # where the peak of all jobs counts it already
+    if devices["results/"] == devices["work/"]:  # the peak of all jobs includes it
         needs["results/"] = (Path(results), 0.0)
     problems, lines = [], []
     for device in dict.fromkeys(devices.values()):
@@ -145,25 +145,25 @@ def _warnings(graph: JobGraph) -> list[str]:
 
 
 def filesystem(folder: Path | str) -> str | None:
-    """Kind of the file system that a folder is or will be on, such as `nfs4`; None where it cannot be told."""
+    """Return the type of the file system that a folder is or will be on, such as `nfs4`, or None if unknown."""
     path = _existing(folder)
     try:
         mounts = [line.split() for line in MOUNTS.read_text().splitlines()]
     except OSError:
         return None
-    # The kernel writes a space in a path as \040. Of two mounts at one place the later one is on top.
+    # The kernel writes a space in a path as \040. A later mount at the same path hides an earlier one.
     kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in mounts}
     return next((kinds[parent] for parent in (path, *path.parents) if parent in kinds), None)
 
 
 def _existing(folder: Path | str) -> Path:
-    """The folder, or the nearest one above it that is there, with links followed."""
+    """Return the folder or its nearest existing parent, with links resolved."""
     path = Path(folder).resolve()
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run `python -m patch preflight` and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m patch preflight", description=__doc__)
     add_config_options(parser)
     parser.add_argument("--jobs", metavar="N", type=int, help="jobs at the same time, as in `snakemake --jobs N`")

@@ -1,6 +1,6 @@
-"""Print where an experiment's tables and figures are, and its first table: `python -m patch show`.
+"""Output of an experiment's first table and the paths of its tables and figures: `python -m patch show`.
 
-With `--partial`, also while cells are missing: the tables are made from the records that exist.
+With `--partial` the tables are made from the existing records, even if some runs are missing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from patch.pipeline.runs.stale import stale_outputs
 
 
 def show(plan: Plan, command: str) -> str:
-    """The first table and the paths of all results.
+    """Return the first table and the paths of all results.
 
     Raises:
-        InputError: the configuration is wrong, or its results are not there yet.
+        InputError: The configuration is invalid, or its results do not exist yet.
     """
     root = Path(plan.layout.root)
     results, differences = root / "results.csv", root / "differences.csv"
@@ -54,15 +54,15 @@ def show(plan: Plan, command: str) -> str:
 
 
 def show_partial(plan: Plan, command: str) -> str:
-    """Write tables and a README of the cells that have a record to `results/<experiment>/partial/`.
+    """Write tables and a README of the runs that have a record to `results/<experiment>/partial/`.
 
-    Records that other settings than the configuration's have made are left out, and named.
+    Records that were made with settings other than the configuration's are omitted and listed.
 
     Returns:
-        The first of the tables.
+        The first table, the folder of the tables, and the omitted files.
 
     Raises:
-        InputError: the configuration is wrong, or there is no record.
+        InputError: The configuration is invalid, or no record with its settings exists.
     """
     cells, digests, stale = plan.grid.cells, plan.digests(plan.grid.cells), stale_outputs(plan)
 
@@ -105,7 +105,7 @@ def _models(plan: Plan) -> list[ModelInfo]:
 
 
 def _speeds(plan: Plan) -> Speeds:
-    """Of the models that are measured already, with the settings of the configuration."""
+    """Return the existing speed measurements that have the settings of the configuration."""
     stale = stale_outputs(plan)
     paths = [Path(path) for path in map(plan.layout.speedup, plan.timed_models) if path not in stale]
     records = read_speeds(filter(Path.exists, paths), plan.digests([], plan.timed_models))
@@ -119,7 +119,7 @@ def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run `python -m patch show` and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m patch show", description=__doc__)
     add_config_options(parser)
     parser.add_argument("--partial", action="store_true", help="make tables of the cells that are there")

@@ -1,4 +1,7 @@
-"""How far an experiment is: `python -m patch status`. Reads files and asks SLURM's queue once; changes nothing."""
+"""Progress of an experiment's jobs: `python -m patch status`.
+
+The command reads files and queries SLURM's queue once. It changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,18 @@ from patch.pipeline.resources.jobs import Node
 from patch.pipeline.runs.plan import Plan
 
 SUBMIT_FOLDER = "work/submit"
-# Names of cells in a message, at most.
+# Maximum number of run names in a message.
 NAMED = 20
 
 
 def find(nodes: Sequence[Node], name: str) -> list[Node]:
-    """The jobs of a cell by its name, `<model>/<cell>`, or a part of that; else other jobs, by `<rule>/<model>/<name>`.
+    """Return the jobs that match a name.
+
+    The name is compared with `<cell>` and `<model>/<cell>` exactly. If no run matches, a part of `<model>/<cell>` is
+    enough. If still no run matches, a part of `<rule>/<model>/<name>` of any job is enough.
 
     Raises:
-        InputError: there is none.
+        InputError: No job matches.
     """
     cells = [node for node in nodes if node.cell]
     found = [node for node in cells if name in (node.name, f"{node.model}/{node.name}")]
@@ -60,7 +66,7 @@ def _report(options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run `python -m patch status` and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m patch status", description=__doc__)
     add_config_options(parser)
     what = parser.add_mutually_exclusive_group()

@@ -1,1 +1,1 @@
-"""The configuration of an experiment: its sections, loading, generated documents."""
+"""Configuration of an experiment: its sections, its loading and its generated documents."""

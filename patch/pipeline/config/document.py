@@ -1,4 +1,4 @@
-"""Make config/README.md and config/schema.json from the sections: `python -m patch.pipeline.config.document`."""
+"""Generator of config/README.md and config/schema.json: `python -m patch.pipeline.config.document`."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from patch.settings import Section
 Found = dict[type[Section], list[str]]
 
 FOLDER = Path("config")
-# The one field without a description of its own: the tag of a union.
+# Description of the tag of a union, the only field without its own description.
 KIND = "Which of the alternatives this is."
 SIMPLE = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
-# Settings of a learning run stand in plain mappings, which are merged before they are checked.
+# Settings of a learning run are in plain mappings, which are merged before they are validated.
 LEARNING_PATHS = ("learning.common", "learning.methods.<method>", "learning.overrides[].set")
 
 
 def readme() -> str:
-    """Text of config/README.md."""
+    """Return the text of config/README.md."""
     parts = [INTRODUCTION.replace("{methods}", _methods()).replace("{method_defaults}", _method_defaults())]
     parts += [_describe(section, paths) for section, paths in _sections(Experiment, "", {}).items()]
     return "\n\n".join(parts) + "\n"
 
 
 def schema() -> str:
-    """Text of config/schema.json, for editors: the JSON schema of a configuration file."""
+    """Return the text of config/schema.json, the JSON schema of a configuration file for editors."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps(dialect | Experiment.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
@@ -64,7 +64,7 @@ def _method_defaults() -> str:
 
 
 def _sections(section: type[Section], path: str, found: Found) -> Found:
-    """Every section below ``section`` and the dotted paths where it stands, in the order of the file."""
+    """Return ``section`` and every section below it with their dotted paths, in the order of the file."""
     paths = found.setdefault(section, [])
     if path not in paths:
         paths.append(path)
@@ -129,7 +129,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _name(annotation: Any) -> str:
-    """A type in words, sections as links to their tables."""
+    """Return the description of a type, with sections as links to their tables."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in SIMPLE:
         return SIMPLE[annotation]

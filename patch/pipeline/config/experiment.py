@@ -1,4 +1,4 @@
-"""The whole experiment and the checks that need more than one section."""
+"""Top-level sections of an experiment's configuration."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from patch.pruning.settings import Pruning
 from patch.quantization.settings import Quantization
 from patch.settings import Section
 
-# Names are parts of paths and of shell lines.
+# Names become parts of paths and of shell commands.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 ID = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0)]
-# A value of a setting that an ablation varies; it becomes a part of a path.
+# A value that an ablation varies becomes part of a path.
 Value = bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
 
 

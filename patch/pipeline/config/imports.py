@@ -1,4 +1,4 @@
-"""Masks that were made elsewhere."""
+"""Settings of imported masks, which were made by other software or experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML -> Experiment, with messages that name the key, the value and what would be right."""
+"""Loading of configurations from YAML, with messages that name the key, its value and the valid values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from patch.files.plain import check_plain, read_yaml
 from patch.pipeline.config.experiment import Experiment
 from patch.settings import validate
 
-# The configuration that runs without `--configfile`.
+# Configuration that is used without `--configfile`.
 DEFAULT_CONFIG = "config/demo.yaml"
 
 
@@ -18,26 +18,28 @@ def load_experiment(path: Path | str) -> Experiment:
     """Read and check one configuration file.
 
     Raises:
-        InputError: the file is missing, is not YAML, or says something that is not allowed.
+        InputError: The file is missing, is not YAML, or has an invalid key or value.
     """
     return validate_experiment(read_yaml(path))
 
 
 def validate_experiment(raw: dict[str, Any]) -> Experiment:
-    """Check a configuration that is already a dict.
+    """Check a configuration that is a dict, and return it as an `Experiment`.
 
     Raises:
-        InputError: one line for each fault: the key, its value, and what would be right.
+        InputError: A key or value is invalid; the message has a line for each error with the valid values.
     """
     check_plain(raw)
     return validate(Experiment, extended(raw))
 
 
 def extended(raw: dict[str, Any]) -> dict[str, Any]:
-    """A configuration on top of the file that its key `extends` names: mappings are merged, all else is replaced.
+    """Return a configuration merged with the file that its key `extends` names, recursively.
+
+    Mappings are merged; all other values of the configuration replace those of the file.
 
     Raises:
-        InputError: the file is missing or is not YAML, or the files go in a circle.
+        InputError: A file is missing or is not YAML, or the files extend each other in a cycle.
     """
     layers, seen = [raw], []
     while (base := layers[-1].get("extends")) is not None:

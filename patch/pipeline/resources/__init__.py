@@ -1,1 +1,1 @@
-"""Minutes, GPUs, memory and disk of jobs."""
+"""Resource estimates of jobs: minutes, GPUs, memory and disk."""

@@ -1,4 +1,4 @@
-"""What a job needs: GPUs, memory, minutes. Estimates from a model's sizes, on the generous side."""
+"""Conservative estimates of the GPUs, memory and minutes of jobs, from the sizes of models."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.specs import WindowsSpec
 
 GB = 1000
-# Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), and of the Snakemake
-# and the submitit that a job of a cluster runs in (250 MB), rounded up.
+# Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), and of Snakemake and
+# submitit in a cluster job (250 MB), rounded up.
 BASE_MB = 1000
 # Tokens of the eight zero-shot tasks: 90,000 requests of 90 tokens on average, and WikiText-2's 300,000.
 EVALUATION_TOKENS = 90_000 * 90 + 300_000
-# Share of a device's matrix throughput that a stage reaches. From the paper's wall-clock times on
+# Fraction of a device's matrix throughput that a stage reaches. From the paper's wall-clock times on
 # 4 x H100 (4.5 h for joint at 0.5B, 21 h for tile at 7B, both 2000 steps of 256 x 4096 tokens).
 EFFICIENCY = {
     "prune": 0.2,
@@ -29,16 +29,16 @@ EFFICIENCY = {
     "maskllm": 0.25,
     "proxsparse": 0.25,
     "train": 0.5,
-    # Decoding reads every weight for few tokens.
+    # Decoding reads every weight for few tokens, so memory bandwidth limits it.
     "speedup": 0.02,
 }
-# A fast tokenizer on one thread (measured: 1.0 million tokens in 1.3 s), halved.
+# Half the measured speed of a fast tokenizer on one thread (1.0 million tokens in 1.3 s).
 TOKENIZED_PER_MINUTE = 20_000_000
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLACK = 1.5
-# Generations of each candidate for speed that do not count: to warm up, and on a GPU to capture a graph.
+# Generations of each speed candidate that are not timed: warm-up, and CUDA-graph capture on a GPU.
 UNCOUNTED = 6
-# Of a GPU's memory, for what is not counted: libraries, and gaps between tensors.
+# Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
 GPU_SLACK = 1.1
 
 
@@ -47,12 +47,12 @@ class Job:
     """Resources of a job.
 
     Attributes:
-        gpus: number of GPUs on each node.
-        mem_mb: host memory on each node in MB.
-        gpu_mem_mb: memory on each GPU in MB, 0 on the CPU.
-        minutes: wall time.
-        nodes: number of nodes.
-        processes: on each node.
+        gpus: Number of GPUs on each node.
+        mem_mb: Host memory on each node in MB.
+        gpu_mem_mb: Memory on each GPU in MB, or 0 on the CPU.
+        minutes: Wall time in minutes.
+        nodes: Number of nodes.
+        processes: Number of processes on each node.
     """
 
     gpus: int
@@ -64,7 +64,7 @@ class Job:
 
 
 class CostModel:
-    """Resources of every job of an experiment."""
+    """Resource estimates of the jobs of an experiment."""
 
     def __init__(self, experiment: Experiment, grid: Grid) -> None:
         self.experiment, self.grid = experiment, grid
@@ -81,10 +81,17 @@ class CostModel:
         nodes: int = 1,
         host_mb: float | None = None,
     ) -> Job:
-        """A job that does ``flops`` in one process for each GPU, with ``work_mb`` of tensors each.
+        """Return the resources of a job that does ``flops`` with one process for each GPU.
 
-        On `cpu` there are as many processes without GPUs; with ``gpus`` 0 there is one, which needs none on `cuda` too.
-        ``host_mb`` is what passes through the host's memory in each process on `cuda`; by default ``work_mb`` does.
+        On a `cpu` device the job has the same number of processes and no GPUs.
+
+        Args:
+            flops: Floating-point operations of all processes together.
+            efficiency: Fraction of the device's throughput that the job reaches.
+            work_mb: Tensors of each process in MB.
+            gpus: GPUs on each node, or 0 for one process without a GPU on any device.
+            nodes: Number of nodes.
+            host_mb: Data in MB that passes through the host's memory in each process on `cuda`; None for ``work_mb``.
         """
         resources = self.experiment.resources
         on_gpu = resources.device == "cuda" and gpus > 0
@@ -98,27 +105,30 @@ class CostModel:
         return Job(processes if on_gpu else 0, math.ceil(processes * host), gpu_mem_mb, minutes, nodes, processes)
 
     def windows(self, spec: WindowsSpec) -> Job:
-        """Tokenising a text, in batches: as many tokens as its windows hold, where their number is known."""
+        """Return the resources of tokenization; the time grows with the tokens only if their number is known."""
         tokens = (spec.samples or 0) * spec.seqlen
         workers = self.experiment.resources.threads if spec.kind == "packed" else 1
-        # A worker has a batch of text, its tokens as the tokenizer keeps them, and as a list (measured: 0.2 GB).
+        # Each worker holds a batch of text and its tokens, in the tokenizer's form and as a list (measured: 0.2 GB).
         memory = 4 * GB + (workers - 1) * GB // 2
         return Job(0, memory, 0, 10 + math.ceil(tokens / TOKENIZED_PER_MINUTE / workers))
 
     def train(self, model: str) -> Job:
-        """Training of a small model, always on the CPU."""
+        """Return the resources of training a small model, always on the CPU."""
         shape, run = self._shape(model), self.experiment.models[model].source.training
         tokens = run.steps * run.batch_size * run.seqlen
         work = (16 * parameters(shape) + run.batch_size * run.seqlen * _activation_bytes(shape, 4)) / 1e6
         return self._job(6 * parameters(shape) * tokens, EFFICIENCY["train"], work, gpus=0)
 
     def statistics(self, model: str, gram: bool) -> Job:
-        """Inputs of a dense model's layers: one forward pass over the calibration set, and the Gram matrices."""
+        """Return the resources of input statistics: one forward pass over the calibration set, and Gram matrices."""
         flops = self._calibration_flops(model, 1, gram)
         return self._block_job(model, flops, self._block_mb(model, gram, calibrating=True))
 
     def prune(self, cell: Cell) -> Job:
-        """One-shot pruning: two forward passes over the calibration set, or none, and systems of the Gram matrices."""
+        """Return the resources of one-shot pruning.
+
+        It takes two forward passes over the calibration set or none, and solves linear systems of Gram matrices.
+        """
         gram = cell.spec.statistics == "gram"
         calibrating = cell.spec.statistics != "none" and self.experiment.calibration.propagate == "pruned"
         flops = self._calibration_flops(cell.model, 2, gram) if calibrating else 0.0
@@ -129,23 +139,26 @@ class CostModel:
         return self._block_job(cell.model, flops, self._block_mb(cell.model, gram, calibrating))
 
     def import_mask(self, cell: Cell) -> Job:
-        """Masks bit by bit, and one layer at a time unpacked and checked; of the model its shapes."""
+        """Return the resources of checking an imported mask, which unpacks one layer at a time and loads no weights."""
         shape = self._shape(cell.model)
         largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
         return self._job(0.0, 1.0, (prunable_parameters(shape) / 8 + 16 * largest) / 1e6, gpus=0)
 
     def export(self, cell: Cell) -> Job:
-        """A model in memory twice: to be saved, and as it was saved."""
+        """Return the resources of an export, which holds the model twice: to save it, and to check the saved one."""
         held = BYTES[self.experiment.models[cell.model].dtype] * parameters(self._shape(cell.model)) / 1e6
         return self._job(0.0, 1.0, 2 * held, gpus=0, host_mb=2 * held)
 
     def quantize(self, cell: Cell) -> Job:
-        """Low-bit weights; with adapters, two forward passes over the calibration set and a decomposition a layer."""
+        """Return the resources of quantization.
+
+        With adapters it takes two forward passes over the calibration set and a decomposition of each layer.
+        """
         low_rank = cell.quantization == "slim-lora"
         flops = self._calibration_flops(cell.model, 2, False) if low_rank else 0.0
         if low_rank:
             shape = self._shape(cell.model)
-            # Eigenvectors of a matrix as wide as the layer's smaller side, in fp64.
+            # The decomposition finds eigenvectors of a matrix as wide as the layer's smaller side, in fp64.
             flops += shape.num_hidden_layers * sum(
                 20.0 * min(layer) ** 2 * sum(layer) for layer in linear_shapes(shape).values()
             )
@@ -161,7 +174,7 @@ class CostModel:
         return flops
 
     def _block_mb(self, model: str, gram: bool, calibrating: bool) -> float:
-        """What is on the device at once: a block, a batch of activations, statistics, and copies of a layer."""
+        """Return the peak device memory in MB: a block, a batch of activations, statistics, and copies of a layer."""
         shape, settings = self._shape(model), self.experiment.calibration
         size = BYTES[self.experiment.models[model].dtype]
         layers = linear_shapes(shape).values()
@@ -175,16 +188,16 @@ class CostModel:
         return work / 1e6
 
     def _block_job(self, model: str, flops: float, device_mb: float) -> Job:
-        """A job that holds a model in the host's memory and one block of it on the device."""
+        """Return the resources of a job that holds a model in host memory and one of its blocks on the device."""
         held = BYTES[self.experiment.models[model].dtype] * parameters(self._shape(model)) / 1e6
         on_gpu = self.experiment.resources.device == "cuda"
-        # On a GPU, masks of a bit a weight, and a batch on its way from and to the disk, are small beside the model.
+        # On a GPU, bit masks and the batches that are read and written are small compared with the model.
         return self._job(flops, EFFICIENCY["prune"], device_mb if on_gpu else held + device_mb, host_mb=1.1 * held)
 
     def learn(self, cell: Cell) -> Job:
-        """Mask learning: forward and backward through frozen weights, logits with Adam's two moments.
+        """Return the resources of mask learning: forward and backward passes, and logits with two Adam moments.
 
-        ProxSparse learns all weights, in fp32, and keeps the old ones.
+        The weights are frozen, except that ProxSparse learns all weights in fp32 and keeps the original ones.
         """
         shape, settings = self._shape(cell.model), self.grid.learning(cell)
         size = BYTES[self.experiment.models[cell.model].dtype]
@@ -195,12 +208,12 @@ class CostModel:
         gpus, nodes = self.grid.processes(cell)
         count = gpus * nodes
         work = learning_mb(shape, cell.method, size, held, settings.gradient_checkpointing, device, moments, count)
-        # Each process reads the model, and all but the gradient of what it learns when it goes on from a checkpoint.
+        # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
         host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, cell.method) / count) / 1e6
         return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work, gpus, nodes, host)
 
     def evaluate(self, cell: Cell) -> Job:
-        """Perplexity and zero-shot tasks: forward passes."""
+        """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
         shape, evaluation = self._shape(cell.model), self.experiment.evaluation
         size = BYTES[self.experiment.models[cell.model].dtype]
         tokens = EVALUATION_TOKENS if not evaluation.include_path else evaluation.task_samples * 1000
@@ -208,15 +221,18 @@ class CostModel:
         return self._job(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
 
     def speedup(self, model: str, cells: Sequence[Cell]) -> Job:
-        """Generation by a dense model and its cells in turn, all of them in memory, and one masked for a comparison."""
+        """Return the resources of a speed measurement.
+
+        The dense model and its runs generate in turn. All of them are in memory, with one masked model to compare.
+        """
         shape, settings = self._shape(model), self.experiment.speedup
         size = BYTES[self.experiment.models[model].dtype]
         runs = (settings.repeats + UNCOUNTED) * (1 + len(cells))
         length = settings.prompt + settings.new_tokens
         keys = 2 * settings.batch_size * length * shape.num_key_value_heads * shape.head_dim * shape.num_hidden_layers
-        # Keys and values of all, and of the two that are compared.
+        # All candidates share one cache of keys and values; the two models that are compared have one each.
         held = parameters(shape) + prunable_parameters(shape) + 3 * keys
-        # A sparse tile takes half its values and a bit for each weight, 0.5625 of the dense one at 16 bits.
+        # A sparse tile stores half its values and one bit for each weight: 0.5625 of a dense tile at 16 bits.
         held += sum(prunable_parameters(shape) * (1 - 0.875 * cell.sparsity) for cell in cells)
         work = size * held + settings.batch_size * settings.prompt * _activation_bytes(shape, size, True)
         flops = 2.0 * parameters(shape) * runs * settings.batch_size * length
@@ -233,42 +249,45 @@ def learning_mb(
     moments: int = 4,
     processes: int = 1,
 ) -> float:
-    """Peak memory of the tensors of a learning step, in MB, in each process.
+    """Return the peak memory of the tensors of a learning step, in MB, in each process.
 
     Args:
-        shape: of the model.
-        method: a learned one.
-        size: bytes of a weight.
-        tokens: of a micro-batch.
-        checkpointed: whether decoder blocks are recomputed in the backward pass.
+        shape: Shape of the model.
+        method: Name of a learned method.
+        size: Bytes of a weight.
+        tokens: Tokens of a micro-batch.
+        checkpointed: True if decoder blocks are recomputed in the backward pass.
         device: `cpu` or `cuda`.
-        moments: bytes of each of the optimizer's two numbers of what is learned.
-        processes: how many share out the logits of patterns, with their gradients and moments.
+        moments: Bytes of each of the optimizer's two moments of a learned parameter.
+        processes: Number of processes that shard the pattern logits, with their gradients and moments.
     """
     assert processes == 1 or method != "proxsparse", "it is learned by one"
     learned = _learned(shape, method) / processes
     total = size * parameters(shape) + (4 + 4 + 2 * moments) * learned
     if method == "proxsparse":
         return (total + tokens * _activation_bytes(shape, 4, checkpointed)) / 1e6
-    # The frozen mask as bits; a block masked, its gradient, its probabilities and its sums by tile.
+    # The frozen mask is stored as bits. One block adds its masked weights, gradient, probabilities and tile sums.
     total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
     learned_patterns = method != "patch-tile"
     at_once = block(device, learned_patterns)
     if learned_patterns and processes > 1:
-        # A layer's masked weights twice, as they are made for all processes and as they come from all; then gradients
-        # take their place.
+        # A layer's masked weights are in memory twice, as the output and the input of a collective operation. Their
+        # gradients replace them later.
         at_once = max(rows * columns for rows, columns in linear_shapes(shape).values())
     total += at_once * (2 * size + 1 + 6 * learned_patterns)
     return (total + tokens * _activation_bytes(shape, size, checkpointed)) / 1e6
 
 
 def _learned(shape: Shape, method: str) -> float:
-    """Numbers in fp32 that are learned: six logits a group of four, or all weights; those of tiles are few."""
+    """Return the number of learned fp32 parameters: six logits for each group of four weights, or all weights.
+
+    Tile logits are few and not counted.
+    """
     return {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(method, 1.5 * prunable_parameters(shape))
 
 
 def too_large(costs: CostModel, grid: Grid) -> list[str]:
-    """One line for each learning job that needs more memory than a GPU has."""
+    """Return one line for each learning job that needs more memory than a GPU has."""
     limit = 1000 * costs.experiment.resources.gpu_memory_gb
     needs = {cell: costs.learn(cell).gpu_mem_mb for cell in grid.closure if cell.spec.stage == "learn"}
     return [
@@ -280,7 +299,10 @@ def too_large(costs: CostModel, grid: Grid) -> list[str]:
 
 
 def _activation_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
-    """Activations a token: about 16 hidden and 4 intermediate vectors a block, and fp32 logits twice."""
+    """Return the bytes of activations of a token.
+
+    They are about 16 hidden and 4 intermediate vectors for each block, and two copies of the logits in fp32.
+    """
     block = size * (16 * shape.hidden_size + 4 * shape.intermediate_size)
     blocks = (
         block + size * shape.hidden_size * shape.num_hidden_layers if checkpointed else block * shape.num_hidden_layers

@@ -1,4 +1,4 @@
-"""What a job writes to disk, in MB. Estimates from sizes alone, on the generous side."""
+"""Conservative estimates of the disk space of jobs in MB, from the sizes of models and corpora."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.store import Windows
 
 MB = 1e6
-# What a data set of the hub becomes, as multiples of its download: text in the arrow files of `datasets`
-# (WikiText-2: 2.8, C4: 2.6, SlimPajama: 1.7), and the parquet files that a corpus keeps.
+# Sizes of a hub data set as multiples of its download: the text in arrow files of `datasets`
+# (WikiText-2: 2.8, C4: 2.6, SlimPajama: 1.7), and the parquet files of the corpus.
 ARROW, PARQUET = 2.8, 1.5
-# Of English text in a large vocabulary it is four to five, in one of 2048 it is 2.9.
+# Lower bound: English text has 4 to 5 in a large vocabulary, and 2.9 in a vocabulary of 2048.
 CHARACTERS_PER_TOKEN = 2.5
 # The data sets of the paper's eight zero-shot tasks, downloads and arrow files together, rounded up.
 TASKS_MB = 1000
-# Two checkpoints stay and a third is whole before the older goes: see patch/learning/checkpoint.py.
+# Two checkpoints are kept, and a third is complete before the oldest is removed: see patch/learning/checkpoint.py.
 CHECKPOINTS = 3
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a job writes, in MB.
+    """Disk space of a job in MB.
 
     Attributes:
-        kept: stays in `work/` or `results/`.
-        scratch: is there until the job has ended.
-        cache: stays in the cache of the hub's libraries.
+        kept: Space that stays in use in `work/` or `results/`.
+        scratch: Space that is released when the job ends.
+        cache: Space that stays in use in the cache of the hub's libraries.
     """
 
     kept: float = 0.0
@@ -46,7 +46,7 @@ NOTHING = Space()
 
 
 class DiskModel:
-    """Disk space of every job of an experiment."""
+    """Disk space estimates of the jobs of an experiment."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.experiment = plan, plan.experiment
@@ -55,7 +55,7 @@ class DiskModel:
         return model_shape(model, self.experiment.models[model])
 
     def text(self, corpus: str) -> float | None:
-        """Size of a corpus' text at most; None where it cannot be told without reading it."""
+        """Return an upper bound of the size of a corpus' text in MB, or None if it is unknown without reading it."""
         source = self.experiment.corpora[corpus].source
         if isinstance(source, HubSource):
             return 1000 * source.size_gb * ARROW
@@ -64,7 +64,7 @@ class DiskModel:
         return sum(Path(path).stat().st_size for path in self.plan.store.corpus_files(corpus)) / MB
 
     def corpus(self, corpus: str) -> Space:
-        """A corpus' parts; of one from the hub also the download and its arrow files."""
+        """Return the space of a corpus' splits, and for a hub corpus also of the download and its arrow files."""
         source = self.experiment.corpora[corpus].source
         if isinstance(source, HubSource):
             download = 1000 * source.size_gb
@@ -72,12 +72,12 @@ class DiskModel:
         return Space(kept=self.text(corpus) or 0.0)
 
     def model(self, model: str) -> Space:
-        """A model's folder: its weights, and while one is trained its checkpoints."""
+        """Return the space of a model's weights, and of the checkpoints during its training."""
         shape, entry = self._shape(model), self.experiment.models[model]
         if isinstance(entry.source, LocalModel):
             return Space(kept=folder_size(entry.source.path))
         if isinstance(entry.source, TrainedModel):
-            # In fp32: Muon has one moment for each of the blocks' weights, AdamW two for every other.
+            # In fp32, Muon has one moment for each weight of the blocks, and AdamW has two for each other weight.
             moments = prunable_parameters(shape) + 2 * (parameters(shape) - prunable_parameters(shape))
             state = 4 * (parameters(shape) + moments)
             return Space(kept=4 * parameters(shape) / MB, scratch=CHECKPOINTS * state / MB)
@@ -85,11 +85,11 @@ class DiskModel:
         return Space(kept=size * parameters(shape) / MB)
 
     def tasks(self) -> Space:
-        """Data of the zero-shot tasks; what is made from text is small."""
+        """Return the space of the data of the zero-shot tasks; data that is made from text is negligible."""
         return Space(cache=0.0 if self.experiment.evaluation.include_path else TASKS_MB)
 
     def windows(self, windows: Windows, model: str) -> Space:
-        """Token ids of two bytes, or of four where two do not hold the vocabulary of ``model``."""
+        """Return the space of token ids: two bytes each, or four if the vocabulary of ``model`` needs more than two."""
         size = 2 if self._shape(model).vocab_size <= 1 << 16 else 4
         spec = windows.spec
         bounds = [spec.samples * spec.seqlen] if spec.samples else []
@@ -100,17 +100,17 @@ class DiskModel:
         return Space(kept=size * min(bounds, default=0.0) / MB)
 
     def mask(self, cell: Cell) -> float:
-        """One bit a weight and one a tile."""
+        """Return the size of a mask in MB: one bit for each weight and one for each tile."""
         shape = self._shape(cell.model)
         return (prunable_parameters(shape) + _tiles(shape, cell)) / 8 / MB
 
     def fetched_mask(self, name: str) -> Space:
-        """A downloaded mask: one bit a weight, which hardly compresses."""
+        """Return the space of a downloaded mask: one bit for each weight, which hardly compresses."""
         size = prunable_parameters(self._shape(self.experiment.imports[name].model)) / 8 / MB
         return Space(kept=size, cache=size)
 
     def learn(self, cell: Cell) -> Space:
-        """A mask, and the checkpoints until it is there: what is learned with Adam's two moments, in fp32."""
+        """Return the space of a mask and of its learning checkpoints: parameters and two Adam moments in fp32."""
         shape = self._shape(cell.model)
         logits = 0 if cell.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
         learned = parameters(shape) if cell.method == "proxsparse" else logits + _tiles(shape, cell)
@@ -118,15 +118,15 @@ class DiskModel:
         return Space(kept=self.mask(cell), scratch=CHECKPOINTS * state / MB)
 
     def statistics(self, model: str, gram: bool) -> float:
-        """Sums of a dense model's inputs in fp32: one of each tensor that layers read."""
+        """Return the size in MB of a dense model's input statistics, in fp32 for each distinct input tensor."""
         shape = self._shape(model)
-        # Attention and MLP read the hidden states, their last layers something of their own.
+        # A block has four input tensors: hidden states before attention and MLP, and inputs of their last layers.
         layers = linear_shapes(shape)
         widths = [shape.hidden_size] * 2 + [layers[name][1] for name in ("o_proj", "down_proj")]
         return 4 * shape.num_hidden_layers * sum(n * n + n if gram else n for n in widths) / MB
 
     def quantized(self, cell: Cell) -> float:
-        """Low-bit weights, their scales, and adapters, from the quantisation to the evaluation."""
+        """Return the size in MB of low-bit weights, scales and adapters, kept from quantization to evaluation."""
         shape, settings = self._shape(cell.model), self.experiment.quantization
         size = prunable_parameters(shape) * (settings.bits / 8 + 4 / settings.group_size)
         if cell.quantization == "slim-lora":
@@ -135,12 +135,12 @@ class DiskModel:
         return size / MB
 
     def weights(self, cell: Cell) -> float:
-        """Updated weights, from the pruning to the evaluation."""
+        """Return the size in MB of the updated weights, kept from pruning to evaluation."""
         return BYTES[self.experiment.models[cell.model].dtype] * prunable_parameters(self._shape(cell.model)) / MB
 
 
 def folder_size(folder: Path | str) -> float:
-    """Size of a folder's files in MB; 0 where there is no such folder."""
+    """Return the size of a folder's files in MB, or 0 if the folder does not exist."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / MB
 
 
@@ -152,7 +152,7 @@ def _tiles(shape: Shape, cell: Cell) -> int:
 
 
 def _module_size(source: PackageSource) -> float | None:
-    """Size of the module that holds a package's text, without importing it."""
+    """Return the size in MB of the module that contains a package's text, without importing it."""
     module = source.text.partition(":")[0].replace(".", "/")
     try:
         files = distribution(source.distribution).files or []

@@ -1,4 +1,4 @@
-"""What the plan says that an experiment takes, to be shown beside what it took."""
+"""Resource forecast of an experiment, for comparison with the measured resources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patch.pipeline.resources.jobs import STAGES, Node
 from patch.pipeline.runs.plan import Plan
 from patch.settings import Section
 
-# Rule -> the stage of a record that tells of it.
+# Rule -> stage of a record that has the measured cost of the rule's job.
 RECORDED = {
     "prune": "prune",
     "learn": "learn",
@@ -24,10 +24,10 @@ RECORDED = {
 
 
 class Line(Section):
-    """Jobs of one stage and, where ``of`` is not empty, one method: their number, time in all, the largest's memory.
+    """Totals of the jobs of one stage and, if ``of`` is not empty, of one method.
 
-    ``minutes`` are the jobs' own, ``device_hours`` count each GPU, on a `cpu` device each core; ``memory_mb`` is a
-    GPU's, on a `cpu` device the host's.
+    ``minutes`` is the sum of the jobs' wall times. ``device_hours`` counts each GPU, or each core on a `cpu` device.
+    ``memory_mb`` is the GPU memory of the largest job, or its host memory on a `cpu` device.
     """
 
     stage: str
@@ -39,7 +39,10 @@ class Line(Section):
 
 
 class Numbers(Section):
-    """``stages``: all jobs, as `python -m patch plan` counts them; ``recorded``: those that records tell of."""
+    """Forecast by stage.
+
+    ``stages`` has all jobs, as `python -m patch plan` counts them. ``recorded`` has the jobs whose cost is in records.
+    """
 
     device: str
     stages: list[Line]
@@ -47,19 +50,19 @@ class Numbers(Section):
 
 
 class Forecast:
-    """The plan's numbers; they are made when they are asked for."""
+    """Forecast of a plan, computed on first use."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
     @cached_property
     def json(self) -> str:
-        """`Numbers`, for the command line of a job."""
+        """Forecast as JSON, for the command line of a job."""
         return self.numbers.model_dump_json()
 
     @cached_property
     def numbers(self) -> Numbers:
-        """They depend on the configuration alone, not on what is there already."""
+        """Forecast, which depends on the configuration but not on the existing outputs."""
         graph = JobGraph(self.plan)
         evaluated = {(cell.model, cell.pruned.id) for cell in self.plan.grid.cells}
         stages = {stage: [node for node in graph.nodes if node.stage == stage] for stage in STAGES}
@@ -93,10 +96,10 @@ def _line(graph: JobGraph, stage: str, of: str, nodes: list[Node]) -> Line:
 
 
 def read_forecast(text: str) -> Numbers:
-    """`Numbers` from their JSON.
+    """Read a forecast from JSON.
 
     Raises:
-        InputError: they are not that.
+        InputError: The text is not a forecast.
     """
     try:
         return Numbers.model_validate_json(text)

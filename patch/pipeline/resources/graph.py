@@ -1,4 +1,4 @@
-"""The jobs of an experiment as a graph: who needs whom, and what a run would do now."""
+"""Dependency graph of the jobs of an experiment, and the jobs that are still to be run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from patch.pipeline.resources.jobs import JobList, Node
 from patch.pipeline.resources.schedule import Task
 from patch.pipeline.runs.plan import Plan
 
-# Rules whose processes take `resources.threads` each.
+# Rules whose processes use `resources.threads` threads each.
 THREADED = (
     "tokenize",
     "train_model",
@@ -23,21 +23,21 @@ THREADED = (
     "evaluate",
     "speedup",
 )
-# Stages whose outputs are asked for themselves.
+# Stages whose outputs are results of the experiment.
 WANTED = ("evaluate", "speedup", "tabulate")
 
 
 class JobGraph:
-    """All jobs that the tables and figures of an experiment need, each after those that it needs.
+    """Graph of all jobs that the tables and figures of an experiment need, in topological order.
 
     Args:
-        plan: the experiment.
-        outputs: what a run will make, where Snakemake says so; None for all that is missing. An output that
-            exists then counts as made, whatever its settings were: `snakemake -n` compares them too.
+        plan: Plan of the experiment.
+        outputs: Paths that Snakemake will make, or None for all missing outputs. With None, an existing output counts
+            as done even if it was made with other settings; `snakemake -n` also compares the settings.
 
     Attributes:
-        nodes: the jobs.
-        remaining: those that a run would do now.
+        nodes: All jobs.
+        remaining: Jobs that are still to be run.
     """
 
     def __init__(self, plan: Plan, outputs: Collection[str] | None = None) -> None:
@@ -49,12 +49,12 @@ class JobGraph:
         self.remaining = self._remaining() if outputs is None else self._making(outputs)
 
     def needs(self, node: Node) -> set[Node]:
-        """The jobs whose outputs ``node`` reads."""
-        # A mask of another experiment, or a local one, is there already.
+        """Return the jobs whose outputs ``node`` reads."""
+        # No job makes a mask of another experiment or a local mask, which exist already.
         return {self.maker[path] for path in node.inputs if path in self.maker}
 
     def _needed(self, nodes: list[Node]) -> list[Node]:
-        """The tables, figures and records, and what these come from."""
+        """Return the jobs that make tables, figures, records or speed measurements, and their dependencies."""
         needed: set[Node] = set()
         for node in reversed(nodes):
             if node.stage in WANTED or node in needed:
@@ -65,7 +65,7 @@ class JobGraph:
         return [node for node in self.nodes if any(path in outputs for path in node.outputs)]
 
     def _remaining(self) -> list[Node]:
-        """What is missing and wanted, and what follows from a job that runs, as Snakemake sees it."""
+        """Return the jobs with missing, needed outputs and the jobs that depend on them, by the rules of Snakemake."""
         missing = {node for node in self.nodes if not all(Path(path).exists() for path in node.outputs)}
         run: set[Node] = set()
         size = -1
@@ -83,14 +83,14 @@ class JobGraph:
         return [node for node in self.nodes if node in run]
 
     def slots(self, node: Node) -> int:
-        """GPUs that a job holds on all its nodes, or on a `cpu` device cores."""
+        """Return the number of GPUs that a job holds on all its nodes, or of cores if the device is `cpu`."""
         resources, cost = self.plan.experiment.resources, node.cost
         if resources.device == "cuda":
             return cost.gpus * cost.nodes
         return resources.threads * cost.processes * cost.nodes if node.rule in THREADED else 1
 
     def tasks(self) -> list[Task]:
-        """The remaining jobs, for the simulation."""
+        """Return the remaining jobs as tasks of the simulation."""
         index = {node: number for number, node in enumerate(self.remaining)}
         return [
             Task(
@@ -103,7 +103,7 @@ class JobGraph:
         ]
 
     def _disk(self, node: Node, running: Collection[Node]) -> tuple[float, float]:
-        """MB that a job takes when it starts and gives back when it ends."""
+        """Return the disk space in MB that a job allocates when it starts, and that is released when it ends."""
         claims, frees = node.space.kept + node.space.scratch, node.space.scratch
         cell = node.cell
         if node.rule == "learn":
@@ -112,7 +112,7 @@ class JobGraph:
             claims += self.disk.quantized(cell) if node.rule == "quantize" else 0.0
             frees += self.disk.quantized(cell) if node.rule == "evaluate" else 0.0
         elif cell in self.plan.updated_cells:
-            # Pruning leaves the weights for the evaluation; where the mask is there already, they are made anew.
+            # The pruning job caches the weights. If the mask exists already, `update_weights` recomputes them.
             pruning = self.maker.get(self.plan.masks.mask(cell))
             if node.rule == "prune" or (node.rule == "update_weights" and pruning not in running):
                 claims += self.disk.weights(cell)

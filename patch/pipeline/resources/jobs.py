@@ -1,4 +1,4 @@
-"""The jobs of an experiment: what each makes, reads and costs. As the rules make them, but before Snakemake runs."""
+"""Jobs of an experiment, with their outputs, inputs and resources, as the rules of the workflow define them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.store import Statistics, Windows
 
-# Rows of the printed plan, and the rules in each.
+# Rows of the printed plan and the rules of each row.
 STAGES = {
     "fetch": ("fetch_corpus", "fetch_model", "fetch_mask", "fetch_tasks", "make_tasks", "make_tokenizer"),
     "tokenize": ("calibrate", "tokenize"),
@@ -37,9 +37,9 @@ STAGES = {
         "summary",
     ),
 }
-# A download at 50 MB/s.
+# Assumes a download at 50 MB/s.
 DOWNLOADED_MB_PER_MINUTE = 3000
-# Memory of a job that has no estimate of its own: libraries and little data.
+# Memory of a job without its own estimate: libraries and little data.
 LIGHT_MB = 1000
 
 
@@ -48,14 +48,14 @@ class Node:
     """One job.
 
     Attributes:
-        rule: the rule of the workflow.
-        name: what the rule makes: a corpus, a model, a cell.
-        model: whose job it is; None where models share it.
-        outputs: paths.
-        inputs: paths that other jobs make.
-        cost: GPUs, memory, minutes.
-        space: disk.
-        cell: of the jobs of a cell.
+        rule: Rule of the workflow.
+        name: Name of the artifact that the rule makes, such as a corpus, a model or a run.
+        model: Model that the job belongs to, or None if models share it.
+        outputs: Paths that the job writes.
+        inputs: Paths that the job reads.
+        cost: GPUs, memory and minutes.
+        space: Disk space.
+        cell: Run that the job belongs to, else None.
     """
 
     rule: str
@@ -74,13 +74,13 @@ class Node:
 
 
 class JobList:
-    """Every job of an experiment, each after those that it needs."""
+    """List of all jobs of an experiment, each after the jobs that it depends on."""
 
     def __init__(self, plan: Plan, costs: CostModel, disk: DiskModel) -> None:
         self.plan, self.costs, self.disk = plan, costs, disk
 
     def nodes(self) -> list[Node]:
-        """The jobs of the store, of the cells, and of tables and figures."""
+        """Return the jobs of shared artifacts, of runs, and of tables and figures."""
         return [*self._store_nodes(), *self._cell_nodes(), *self._speedup_nodes(), *self._table_nodes()]
 
     def _light(self, minutes: int = 1) -> Job:
@@ -194,7 +194,7 @@ class JobList:
             }
             for figure in plan.figures(model):
                 paths = tuple(f"{root}/figures/{model}/{figure}.{kind}" for kind in ("svg", "pdf", "png"))
-                # The rule of that name measures.
+                # The rule `speedup` measures the speed; another rule draws the figure.
                 rule = "speedup_figure" if figure == "speedup" else figure
                 yield Node(rule, model, model, paths, inputs[figure], self._light())
         pages = tuple(f"{root}/overview/{page}.html" for page in ("cost", "environment"))

@@ -1,4 +1,4 @@
-"""How long jobs that need each other take on so many GPUs, by playing the run through."""
+"""Simulation of the wall time and disk space of dependent jobs on a number of GPUs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """A job as the simulation sees it.
+    """A job in the simulation.
 
     Attributes:
-        minutes: how long it runs.
-        slots: GPUs or cores that it holds meanwhile; 0 for a job that never waits.
-        needs: indices of the tasks that must have ended.
-        claims: MB of disk that it takes when it starts.
-        frees: MB of disk that it gives back when it ends.
+        minutes: Wall time in minutes.
+        slots: GPUs or cores that the job holds while it runs; 0 if it needs none.
+        needs: Indices of the tasks that must end before the job starts.
+        claims: Disk space in MB that the job allocates when it starts.
+        frees: Disk space in MB that is released when the job ends.
     """
 
     minutes: float
@@ -29,25 +29,25 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """Outcome: wall time in minutes, and the largest disk space in MB that was held at once."""
+    """Result of a simulation: wall time in minutes, and peak disk space in MB."""
 
     minutes: float
     peak_mb: float
 
 
 def simulate(tasks: Sequence[Task], slots: float = math.inf, jobs: float = math.inf) -> Run | None:
-    """Run ``tasks`` first come, first served: of the tasks that are ready, the one that waits longest starts.
+    """Simulate ``tasks`` with a first-come, first-served scheduler.
 
-    One that needs more slots than are free lets later ones pass. Without limits the time is that of the
-    longest chain.
+    Among the ready tasks that fit in the free slots, the task that has waited longest starts. A task that does not fit
+    does not block later tasks. Without limits the wall time is that of the longest chain of tasks.
 
     Args:
-        tasks: in any order, without cycles.
-        slots: GPUs or cores.
-        jobs: tasks that run at the same time, at most.
+        tasks: Tasks in any order, without cycles.
+        slots: Number of GPUs or cores.
+        jobs: Maximum number of tasks that run at the same time.
 
     Returns:
-        The run, or None when a task needs more slots than there are.
+        The result, or None if a task needs more slots than ``slots``.
     """
     if any(task.slots > slots for task in tasks):
         return None
@@ -56,7 +56,7 @@ def simulate(tasks: Sequence[Task], slots: float = math.inf, jobs: float = math.
     for index, task in enumerate(tasks):
         for need in task.needs:
             followers[need].append(index)
-    # By slots, so that a task is found without passing over all that do not fit.
+    # One queue for each number of slots, so that the search skips tasks that do not fit.
     ready: dict[int, list[tuple[float, int]]] = {}
     running: list[tuple[float, int]] = []
     now = disk = peak = 0.0

@@ -1,1 +1,1 @@
-"""Runs: the grid, its methods, artifact paths, settings of stages."""
+"""Runs of an experiment: the grid, the paths of artifacts, and the settings of stages."""

@@ -1,4 +1,4 @@
-"""One run of a grid, what it is called, and how its parts are written into names."""
+"""A run of a grid, its name, and the format of the parts of the name."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ IMPORT = "import="
 
 
 def format_sparsity(value: float) -> str:
-    """The one way in which a sparsity is written into an id or a path."""
+    """Format a sparsity for ids and paths."""
     return f"{value:.6g}"
 
 
 def format_tile(tile: int) -> str:
-    """The one way in which the side of a tile is written into an id or a label."""
+    """Format the side of a tile for ids and labels."""
     return "matrix" if tile == WHOLE_MATRIX else str(tile)
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One run: a model made sparse in one way.
+    """One run: a model that is pruned by one method with one set of options.
 
     Attributes:
-        model: name under `models`.
-        method: name in `patch.methods`.
+        model: Name under `models`.
+        method: Name in `patch.methods`.
         pattern: `dense`, `N:M`, `unstructured` or `hybrid` (dense tiles among 2:4 tiles).
-        sparsity: target share of zeros in the prunable layers.
-        tile: side of a tile for `hybrid`, else None.
-        seed: seed of calibration and learning; 0 where neither plays a part.
-        quantization: `absmax` or `slim-lora` for weights that are quantised after pruning, else None.
-        variant: what sets it apart from the plain run: `key=value` of a learning setting that an ablation varies, or
-            `import=name` for a mask that was not made here; else None.
+        sparsity: Target fraction of zeros in the prunable layers.
+        tile: Side of a tile for `hybrid`, else None.
+        seed: Seed of calibration and learning, or 0 if the result depends on neither.
+        quantization: `absmax` or `slim-lora` if the weights are quantized after pruning, else None.
+        variant: `key=value` of a learning setting that an ablation varies, `import=name` for an imported mask, or
+            None.
     """
 
     model: str
@@ -49,17 +49,17 @@ class Cell:
 
     @classmethod
     def of(cls, written: Any) -> Cell:
-        """The cell that a spec or a record describes, by fields of the same names."""
+        """Return the run that stage settings or a record describe with fields of the same names."""
         return cls(**{field.name: getattr(written, field.name) for field in fields(cls)})
 
     @property
     def id(self) -> str:
-        """Name within the model, safe in a path: `patch-joint_hybrid_0.45_t16_s0`."""
+        """Name of the run within its model, safe in a path: `patch-joint_hybrid_0.45_t16_s0`."""
         return self._name(f"_s{self.seed}")
 
     @property
     def row(self) -> str:
-        """Name of what all seeds have in common: `patch-joint_hybrid_0.45_t16`."""
+        """Name of the table row, which all seeds share: `patch-joint_hybrid_0.45_t16`."""
         return self._name("")
 
     def _name(self, seed: str) -> str:
@@ -71,17 +71,17 @@ class Cell:
 
     @property
     def pruned(self) -> Cell:
-        """The cell whose mask and weights this one has: itself before quantisation."""
+        """Run before quantization, whose mask and weights this run uses."""
         return replace(self, quantization=None, seed=self.seed if self.spec.seeded else 0)
 
     @property
     def imported(self) -> str | None:
-        """Name under `imports` of a mask that was not made here."""
+        """Name of an imported mask under `imports`, or None for other masks."""
         return self.variant.removeprefix(IMPORT) if self.variant and self.variant.startswith(IMPORT) else None
 
     @property
     def spec(self) -> Method:
-        """What the method can do and needs; an imported mask needs nothing and changes no weights."""
+        """Method of the run; for an imported mask, one that needs no statistics and updates no weights."""
         method = get_method(self.method)
         if self.imported:
             return replace(method, stage="import", statistics="none", updates_weights=False)
@@ -89,6 +89,6 @@ class Cell:
 
 
 def nm_sparsity(pattern: str) -> float:
-    """Share of zeros of an N:M pattern (N of M weights are kept)."""
+    """Return the fraction of zeros of an N:M pattern, which keeps N of M weights."""
     n, m = parse_nm(pattern)
     return 1 - n / m

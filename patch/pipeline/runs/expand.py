@@ -1,4 +1,4 @@
-"""Blocks of a grid -> cells."""
+"""Expansion of the blocks of a grid into runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from patch.models.shapes import check_groups, check_tile, model_shape
 from patch.pipeline.config.experiment import Experiment, GridEntry
 from patch.pipeline.runs.cell import IMPORT, Cell, format_sparsity, nm_sparsity
 
-# Cells of a block: more are a slip, whose plan would take hours.
+# Limit of the runs of a block. A larger block is probably a mistake, and planning it would take hours.
 MOST_CELLS = 10_000
-# Characters of a variant, which is a part of the names of files.
+# Limit of the characters of a variant, because it becomes part of file names.
 LONGEST_VARIANT = 120
 
 
 def expand(experiment: Experiment, entry: GridEntry) -> list[Cell]:
-    """The cells of a block, in the order of its methods and models.
+    """Return the runs of a block, in the order of its methods and models.
 
     Raises:
-        InputError: a name that does not exist, a sparsity that a pattern cannot have, a tile that does not divide
-            a layer, or a setting that is not varied by what could read it.
+        InputError: A name does not exist, a pattern cannot have a sparsity, a tile does not divide a layer, or the
+            block has a key that its methods do not read.
     """
     models = entry.models if entry.models is not None else list(experiment.models)
     for name in models:
@@ -46,7 +46,7 @@ def expand(experiment: Experiment, entry: GridEntry) -> list[Cell]:
 
 
 def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
-    """Name of each combination of the values that a block varies -> these settings; {None: {}} if it varies none."""
+    """Return a mapping of variant name to settings for each combination of varied values; {None: {}} without `vary`."""
     if not entry.vary:
         return {None: {}}
     for key in entry.vary:
@@ -92,7 +92,7 @@ def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> li
 def import_cells(
     experiment: Experiment, name: str, quantization: str | None = None, seeds: list[int] | None = None
 ) -> list[Cell]:
-    """The cells of an imported mask: one, or with adapters, which look at calibration text, one a seed."""
+    """Return the runs of an imported mask: one, or one for each seed with `slim-lora`, which reads calibration text."""
     one = experiment.imports[name]
     if one.model not in experiment.models:
         raise InputError(f"`imports.{name}.model` is {one.model!r}; {suggest(one.model, list(experiment.models))}")
@@ -131,7 +131,7 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
     if kind == "n:m":
         nm_sparsity(pattern)
         check_groups(model, model_shape(model, experiment.models[model]), int(pattern.split(":")[1]))
-    # SLiM-LoRA looks at calibration text.
+    # SLiM-LoRA reads calibration text, which depends on the seed.
     seeded = method.seeded or entry.quantization == "slim-lora"
     seeds = (entry.seeds or experiment.seeds) if seeded else [0]
     return [

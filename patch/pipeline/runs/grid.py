@@ -1,4 +1,4 @@
-"""Which runs exist, what they are called, and which other runs they need."""
+"""Grid of an experiment: its runs, their names and their dependencies."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from patch.settings import validate
 
 
 class Grid:
-    """All cells of an experiment and their dependencies.
+    """All runs of an experiment and their dependencies.
 
     Args:
-        experiment: the checked configuration.
+        experiment: Validated configuration.
 
     Attributes:
-        cells: of the tables.
-        tables: name of a table of its own -> its cells; those of the standard tables under None.
+        cells: Runs that appear in the tables, each once.
+        tables: Mapping of the name of an additional table to its runs. The key None has the runs of the standard
+            tables.
 
     Raises:
-        InputError: a name that does not exist, a sparsity that a pattern cannot have, a tile that
-            does not divide a layer.
+        InputError: A name does not exist, a pattern cannot have a sparsity, or a tile does not divide a layer.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -96,7 +96,7 @@ class Grid:
 
     @cached_property
     def closure(self) -> list[Cell]:
-        """The cells and all that they need, each once, dependencies first."""
+        """Runs of the tables and all runs that they depend on, each once, dependencies first."""
         ordered: dict[Cell, None] = {}
 
         def visit(cell: Cell) -> None:
@@ -111,12 +111,12 @@ class Grid:
 
     @cached_property
     def standard(self) -> list[Cell]:
-        """The cells of the standard tables, each once."""
+        """Runs of the standard tables, each once."""
         return list(dict.fromkeys(self.tables.get(None, [])))
 
     @cached_property
     def requested(self) -> frozenset[Cell]:
-        """The cells of the tables, without those that only others need."""
+        """Runs of the tables, without runs that are only dependencies."""
         return frozenset(self.cells)
 
     @cached_property
@@ -124,10 +124,10 @@ class Grid:
         return {(cell.model, cell.id): cell for cell in self.closure}
 
     def cell(self, model: str, cell_id: str) -> Cell:
-        """The cell of that name.
+        """Return the run of a model that has the given id.
 
         Raises:
-            InputError: the grid has no such cell.
+            InputError: The grid has no such run.
         """
         try:
             return self._by_id[model, cell_id]
@@ -138,14 +138,21 @@ class Grid:
             ) from None
 
     def learning(self, cell: Cell) -> Learning:
-        """Settings of a learned cell: method defaults, `common`, the method's, matching overrides, as it uses them."""
+        """Return the learning settings of a run, without those that its method does not use.
+
+        Later settings replace earlier ones, in this order: the method's defaults, `common`, the method's settings,
+        each matching override, and the values of an ablation.
+
+        Raises:
+            InputError: A setting is invalid, or names a corpus, split or prior that does not exist.
+        """
         config = self.experiment.learning
         values = METHOD_DEFAULTS[cell.method] | config.common | config.methods.get(cell.method, {})
         for override in config.overrides:
             wanted = {"method": override.method, "model": override.model, "sparsity": override.sparsity}
             if all(value is None or value == getattr(cell, key) for key, value in wanted.items()):
                 values = values | override.set
-        # An ablation's own value is the last word.
+        # The value that an ablation varies replaces all others.
         values = values | self._variants.get(cell.variant, {})
         learning = validate(Learning, values, where=f"learning.methods.{cell.method}")
         if learning.use is None:
@@ -162,7 +169,10 @@ class Grid:
         return learning
 
     def processes(self, cell: Cell) -> tuple[int, int]:
-        """Processes on each node, and nodes, of a learning run; ProxSparse's batch of one cannot be shared."""
+        """Return the processes on each node and the nodes of a learning run.
+
+        ProxSparse has a batch size of one, which cannot be divided, so it always uses one process.
+        """
         resources = self.experiment.resources
         return (1, 1) if cell.method == "proxsparse" else (resources.learn_gpus, resources.learn_nodes)
 
@@ -180,7 +190,7 @@ class Grid:
                 raise InputError(f"`learning.{key}` is {value!r}; {suggest(value, names)}")
 
     def priors(self, cell: Cell) -> dict[str, Cell]:
-        """Masks that a learned cell starts from: `pattern` or `frozen`, and `tile`."""
+        """Return the runs whose masks initialize a learning run, with the keys `pattern` or `frozen`, and `tile`."""
         if cell.spec.stage != "learn":
             return {}
         learning = self.learning(cell)

@@ -1,9 +1,10 @@
-"""Job files: the settings of a job, and its named inputs, each in a file of its own.
+"""Job files, which hold the settings of a job or its named inputs.
 
-They do not travel on a command line: Linux refuses an argument over 131,071 bytes, which the paths and settings of a
-large grid exceed, and a shell would interpret what a path of a user contains. A job file is named by a digest of its
-contents. The name of the settings is a parameter of the rule, so a changed setting reruns the job; that of the inputs
-is not, since Snakemake notices changed inputs itself.
+Settings and inputs are not passed on a command line for two reasons. Linux rejects an argument over 131,071 bytes,
+which the paths and settings of a large grid exceed. A shell would also interpret special characters in a user's paths.
+
+The name of a job file contains a digest of its contents. The name of the settings file is a parameter of the rule, so a
+changed setting reruns the job. The name of the inputs file is no parameter, because Snakemake detects changed inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ DIGITS = 16
 
 
 class JobFiles:
-    """Job files of a workflow: named while it is parsed, written before its first job starts."""
+    """Job files of a workflow, named while it is parsed and written before the first job starts."""
 
     def __init__(self) -> None:
         self._contents: dict[str, dict[str, Any]] = {}
@@ -34,7 +35,7 @@ class JobFiles:
         return self._path(stage, settings.model_dump(mode="json"))
 
     def inputs(self, paths: Mapping[str, str | Sequence[str]]) -> str:
-        """Return the path of the file with a job's inputs, option of the stage -> path or paths."""
+        """Return the path of the file with a job's inputs, a mapping of the stage's option to a path or paths."""
         values = {name: str(value) if isinstance(value, str) else [*map(str, value)] for name, value in paths.items()}
         return self._path(INPUTS, values)
 
@@ -56,13 +57,13 @@ def read_settings(path: Path | str, stage: str) -> dict[str, Any]:
     """Read the settings of a stage.
 
     Raises:
-        InputError: there is no such file, it is of another stage, or its name does not stand for its contents.
+        InputError: The file does not exist, belongs to another stage, or its name does not match its contents.
     """
     return _read(path, stage)
 
 
 def read_inputs(path: Path | str) -> dict[str, str | list[str]]:
-    """Read the inputs of a job; errors as in `read_settings`."""
+    """Read the inputs of a job; raise the same errors as `read_settings`."""
     return _read(path, INPUTS)
 
 

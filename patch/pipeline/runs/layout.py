@@ -1,4 +1,4 @@
-"""Where every file of an experiment is. Nothing else builds a path of a result."""
+"""Path layout of an experiment's outputs; all other modules get result paths from here."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ STORE = "work"
 
 
 def digest(value: Any, length: int = 8) -> str:
-    """Short hash of a JSON value; part of the names of what experiments share."""
+    """Return a short hash of a JSON value, for the names of artifacts that experiments share."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def spec_digest(spec: Section) -> str:
-    """Short hash of a stage's settings."""
+    """Return a short hash of a stage's settings."""
     return digest(spec.model_dump(mode="json"))
 
 
 def input_path(path: str, key: str) -> str:
-    """Return a user's path, which a rule names as an input.
+    """Check that a user's path can be a rule's input, and return it.
 
     Args:
-        path: any.
-        key: of the configuration, for the message.
+        path: Path from the configuration.
+        key: Key of the path in the configuration, for the message.
 
     Raises:
-        InputError: it has braces.
+        InputError: The path has braces, which Snakemake reads as wildcards.
     """
     if "{" in path or "}" in path:
         raise InputError(
@@ -41,48 +41,57 @@ def input_path(path: str, key: str) -> str:
 
 
 class Layout:
-    """Paths of one experiment's results, relative to the workflow's folder."""
+    """Output paths of one experiment, relative to the workflow's folder."""
 
     def __init__(self, experiment: str) -> None:
         self.root = f"results/{experiment}"
         self.scratch = f"{STORE}/{experiment}"
 
     def mask(self, cell: Cell) -> str:
-        """Bit-packed mask; a cell that is quantised has that of the pruned one."""
+        """Return the path of the bit-packed mask; a quantized run uses the mask of its pruned run."""
         return f"{self.root}/masks/{cell.model}/{cell.pruned.id}.safetensors"
 
     def weights(self, cell: Cell) -> str:
-        """Updated weights; removed as soon as what reads them is done."""
+        """Return the path of the updated weights, which are removed after the last job that reads them."""
         return f"{self.scratch}/weights/{cell.model}/{cell.pruned.id}.safetensors"
 
     def spare_weights(self, cell: Cell) -> str:
-        """The same, between pruning and evaluation; not an output of a rule, see the stage `update`."""
+        """Return the path of the cached updated weights between pruning and evaluation.
+
+        The file is not an output of a rule; the stage `update` moves it to `weights`.
+        """
         return f"{self.scratch}/spare/{cell.model}/{cell.id}.safetensors"
 
     def quantized(self, cell: Cell) -> str:
-        """Low-bit weights and adapters; removed as soon as the cell is evaluated."""
+        """Return the path of the low-bit weights and adapters, which are removed after the evaluation."""
         return f"{self.scratch}/quantized/{cell.model}/{cell.id}.safetensors"
 
     def curve(self, cell: Cell) -> str:
-        """One JSON line a learning step."""
+        """Return the path of the training curve, a JSON Lines file with one line for each step."""
         return f"{self.root}/curves/{cell.model}/{cell.id}.jsonl"
 
     def checkpoints(self, cell: Cell) -> str:
-        """Folder of a learning run's checkpoints; not an output of a rule, so that it survives a failure."""
+        """Return the folder of a learning run's checkpoints.
+
+        It is not an output of a rule, because Snakemake removes the outputs of a failed job.
+        """
         return f"{self.scratch}/checkpoints/{cell.model}/{cell.id}"
 
     def record(self, cell: Cell) -> str:
-        """What was measured."""
+        """Return the path of the record, which has the metrics of a run."""
         return f"{self.root}/records/{cell.model}/{cell.id}.json"
 
     def samples(self, cell: Cell) -> str:
-        """What was measured on each window and question."""
+        """Return the path of the metrics of each sequence and question."""
         return f"{self.root}/samples/{cell.model}/{cell.id}.json"
 
     def speedup(self, model: str) -> str:
-        """How fast the model and its cells are."""
+        """Return the path of the speed measurements of a model and its runs."""
         return f"{self.root}/speedup/{model}.json"
 
     def partial_record(self, cell: Cell) -> str:
-        """What an evaluation has measured so far; not an output of a rule, so that it survives a failure."""
+        """Return the path of the metrics that an unfinished evaluation has measured so far.
+
+        It is not an output of a rule, because Snakemake removes the outputs of a failed job.
+        """
         return f"{self.scratch}/evaluations/{cell.model}/{cell.id}.json"

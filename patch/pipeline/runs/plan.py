@@ -1,4 +1,4 @@
-"""An experiment as jobs: what each is told, what it reads, what it needs. The rules ask here."""
+"""Settings and input files of all jobs of an experiment, as used by the Snakemake rules."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "densi
 
 
 class Plan:
-    """All jobs of an experiment.
+    """Plan of all jobs of an experiment.
 
     Args:
-        experiment: the checked configuration.
+        experiment: Validated configuration.
 
     Raises:
-        InputError: the configuration names something that does not exist or cannot be.
+        InputError: The configuration names something that does not exist, or has values that exclude each other.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -80,7 +80,7 @@ class Plan:
 
     @cached_property
     def windows(self) -> dict[str, Windows]:
-        """Every file of token windows that the experiment needs, by name."""
+        """Token sequence files that the experiment needs, by name."""
         trained = [name for name, model in self.experiment.models.items() if model.source.kind == "train"]
         needed = [self.store.training_windows(name) for name in trained]
         needed += [self.store.perplexity_windows(name) for name in self.experiment.models]
@@ -93,7 +93,7 @@ class Plan:
 
     @cached_property
     def statistics(self) -> dict[str, Statistics]:
-        """Every folder of dense statistics that the experiment needs, by name."""
+        """Folders of dense-model statistics that the experiment needs, by name."""
         needed = [self.dense_statistics(cell) for cell in self.grid.closure]
         return {statistics.key: statistics for statistics in needed if statistics}
 
@@ -102,25 +102,25 @@ class Plan:
         return {(cell.model, cell.seed) for cell in self.grid.closure if cell.spec.statistics == "gram"}
 
     def dense_statistics(self, cell: Cell) -> Statistics | None:
-        """What a one-shot cell is given of the dense model's inputs with `propagate: dense`, else None.
+        """Return the dense-model statistics that a run reads with `propagate: dense`, else None.
 
-        One folder for all cells of a model and seed: with Gram matrices if one of them needs these.
+        All runs of a model and seed share one folder. It has Gram matrices if one of these runs needs them.
         """
         if cell.quantization or not calibrated(cell) or self.experiment.calibration.propagate == "pruned":
             return None
         return self.store.statistics(cell.model, cell.seed, (cell.model, cell.seed) in self._needing_gram)
 
     def learning_windows(self, cell: Cell) -> Windows:
-        """What the masks of a cell are learned on: as many windows as the run can see, at most."""
+        """Return the sequences that a run learns its masks on, limited to the number that the run can read."""
         settings = self.grid.learning(cell)
         trained_on = self.experiment.models[cell.model].source.kind == "train"
         limit = None if trained_on else settings.steps * settings.batch_size
         return self.store.windows(cell.model, settings.use, "packed", settings.seqlen, limit)
 
-    # -- what a job is told -------------------------------------------------------------------
+    # -- settings of jobs ---------------------------------------------------------------------
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        """What says which run a job is, and where it computes."""
+        """Return the settings that identify a run, with its dtype and device."""
         names = ("model", "method", "pattern", "sparsity", "seed")
         return {name: getattr(cell, name) for name in names} | self._machine(cell)
 
@@ -128,7 +128,7 @@ class Plan:
         return {"dtype": self.experiment.models[cell.model].dtype, "device": self.experiment.resources.device}
 
     def prune_spec(self, cell: Cell) -> PruneSpec:
-        """Settings of a one-shot job."""
+        """Return the settings of a one-shot pruning job."""
         inputs = self.prune_inputs(cell)
         own = getattr(self.experiment.pruning, cell.method, None)
         return PruneSpec(
@@ -139,7 +139,7 @@ class Plan:
         )
 
     def quantize_spec(self, cell: Cell) -> QuantizeSpec:
-        """Settings of a job that quantises a pruned cell."""
+        """Return the settings of a job that quantizes a pruned run."""
         calibration = self.store.calibration_windows(cell.model, cell.seed).path if calibrated(cell) else ""
         sources = [self.store.model_path(cell.model), self.mask_digest(cell.pruned), calibration]
         return QuantizeSpec(
@@ -152,7 +152,7 @@ class Plan:
         )
 
     def learn_spec(self, cell: Cell) -> LearnSpec:
-        """Settings of a learning job."""
+        """Return the settings of a learning job."""
         priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(cell).items()}
         sources = [self.store.model_path(cell.model), self.learning_windows(cell).path, priors]
         expected = {f"{name}_mask": self._expected_mask(prior) for name, prior in self.grid.priors(cell).items()}
@@ -160,20 +160,20 @@ class Plan:
         return LearnSpec(upstream=digest(sources), tile=cell.tile, masks=expected, settings=settings, **self._run(cell))
 
     def export_spec(self, cell: Cell) -> ExportSpec:
-        """Settings of a job that exports a cell."""
+        """Return the settings of a job that exports the model of a run."""
         sources = [self.store.model_path(cell.model), self.mask_digest(cell)]
         mask, dtype = self._expected_mask(cell), self.experiment.models[cell.model].dtype
         return ExportSpec(upstream=digest(sources), mask=mask, dtype=dtype)
 
     def _expected_mask(self, cell: Cell) -> ExpectedMask | None:
-        """The mask of a cell as the jobs that read it expect it; None for a dense one."""
+        """Return the description that a job checks a run's mask against, or None for a dense run."""
         if cell.pruned.spec.stage == "none":
             return None
         names = ("method", "pattern", "sparsity", "tile")
         return ExpectedMask(digest=self.mask_digest(cell.pruned), **{name: getattr(cell, name) for name in names})
 
     def mask_digest(self, cell: Cell) -> str:
-        """Digest of all that a cell's mask, and low-bit weights, depend on; empty for dense."""
+        """Return the digest of everything that a run's mask or low-bit weights depend on; empty for a dense run."""
         if cell not in self._mask_digests:
             self._mask_digests[cell] = self._mask_digest(cell)
         return self._mask_digests[cell]
@@ -185,7 +185,7 @@ class Plan:
         return spec_digest(specs[cell.spec.stage](cell)) if cell.spec.stage in specs else ""
 
     def import_spec(self, cell: Cell) -> ImportSpec:
-        """Settings of a job that checks an imported mask."""
+        """Return the settings of a job that checks an imported mask."""
         sources = [self.store.model_path(cell.model), self.store.mask_contents(cell.imported)]
         source = self.experiment.imports[cell.imported].source
         return ImportSpec(
@@ -193,7 +193,7 @@ class Plan:
         )
 
     def evaluate_spec(self, cell: Cell) -> EvaluateSpec:
-        """Settings of an evaluation job."""
+        """Return the settings of an evaluation job."""
         store = self.store
         sources = [
             store.model_path(cell.model),
@@ -212,7 +212,7 @@ class Plan:
         )
 
     def speedup_spec(self, model: str) -> SpeedupSpec:
-        """Settings of the job that measures the speed of a model's cells."""
+        """Return the settings of the job that measures the speed of a model's runs."""
         cells = self.timed_cells(model)
         return SpeedupSpec(
             upstream=digest([self.store.model_path(model), *(self.mask_digest(cell) for cell in cells)]),
@@ -226,7 +226,7 @@ class Plan:
 
     @cached_property
     def models(self) -> list[str]:
-        """Names of the models that have a cell, in the order of the configuration."""
+        """Names of the models that have a run, in the order of the configuration."""
         used = {cell.model for cell in self.grid.cells}
         return [name for name in self.experiment.models if name in used]
 
@@ -235,7 +235,10 @@ class Plan:
         return {"name": name, **self.experiment.models[name].model_dump(include=shown), "tile": self.experiment.tile}
 
     def tabulate_spec(self, speed: bool = False) -> TabulateSpec:
-        """Settings of tables; ``speed``: those of the table of speed, which other tables do not depend on."""
+        """Return the settings of tables.
+
+        With ``speed`` they include the digests of the speed measurements, which only the speed table depends on.
+        """
         tables = {
             name: list(dict.fromkeys(f"{cell.model}/{cell.row}" for cell in cells))
             for name, cells in self.grid.tables.items()
@@ -250,45 +253,45 @@ class Plan:
         )
 
     def compare_spec(self) -> CompareSpec:
-        """What differences need besides the samples."""
+        """Return the settings of the job that computes differences from the samples."""
         return CompareSpec(digests=self.digests(self.grid.cells))
 
     def record_digest(self, cell: Cell) -> str:
-        """Digest of the settings of a cell's evaluation."""
+        """Return the digest of the settings of a run's evaluation."""
         if cell not in self._record_digests:
             self._record_digests[cell] = spec_digest(self.evaluate_spec(cell))
         return self._record_digests[cell]
 
     def speed_digest(self, model: str) -> str:
-        """Digest of the settings of the measurement of a model's speed."""
+        """Return the digest of the settings of a model's speed measurement."""
         return spec_digest(self.speedup_spec(model))
 
     def digests(self, cells: Iterable[Cell], speeds: Iterable[str] = ()) -> dict[str, str]:
-        """Digests of the settings of evaluations by `model/cell`, and of measurements of speed by `speedup/model`."""
+        """Return settings digests: of evaluations by `model/cell`, and of speed measurements by `speedup/model`."""
         found = {f"{cell.model}/{cell.id}": self.record_digest(cell) for cell in cells}
         return found | {f"speedup/{model}": self.speed_digest(model) for model in speeds}
 
     def density_spec(self, model: str) -> FigureSpec:
-        """Settings of the figure of densities."""
+        """Return the settings of the density figure."""
         return FigureSpec(model=self._model_info(model), digests=self.digests(self.hybrid_cells(model)))
 
     def pareto_spec(self, model: str) -> FigureSpec:
-        """Settings of a figure whose points are the rows of the standard tables."""
+        """Return the settings of the Pareto figure, whose points are the rows of the standard tables."""
         rows = dict.fromkeys(f"{model}/{cell.row}" for cell in self.grid.standard if cell.model == model)
         digests = self.digests(self.grid.cells)
         return FigureSpec(model=self._model_info(model), digests=digests, rows=list(rows))
 
     def speedup_figure_spec(self, model: str) -> FigureSpec:
-        """The same, for points at a measured speed."""
+        """Return the settings of the figure of the same points against their measured speed."""
         spec = self.pareto_spec(model)
         return spec.model_copy(update={"digests": spec.digests | self.digests([], [model])})
 
     def curves_spec(self, model: str) -> FigureSpec:
-        """Settings of the figure of training curves, with the names of the learned cells' curves."""
+        """Return the settings of the figure of training curves, with a label for each curve."""
         return FigureSpec(model=self._model_info(model), labels=[_label(cell) for cell in self.learned_cells(model)])
 
     def learned_cells(self, model: str) -> list[Cell]:
-        """The model's learned cells in the standard tables, of the first seed each, whose curves are drawn."""
+        """Return the learned runs whose curves are drawn: the first seed of each row of the standard tables."""
         first: dict[str, Cell] = {}
         for cell in self.grid.standard:
             if cell.model == model and cell.spec.stage == "learn" and not cell.quantization:
@@ -296,15 +299,15 @@ class Plan:
         return list(first.values())
 
     def hybrid_cells(self, model: str) -> list[Cell]:
-        """The model's cells with dense tiles."""
+        """Return the hybrid runs of a model in the standard tables, without quantized ones."""
         cells = (cell for cell in self.grid.standard if cell.model == model)
         return [cell for cell in cells if cell.pattern == "hybrid" and not cell.quantization]
 
     def timed_cells(self, model: str) -> list[Cell]:
-        """The model's cells whose speed is measured: of 2:4 ones the first, and of each row of hybrid ones.
+        """Return the runs of a model whose speed is measured: the first 2:4 run, and the first run of each hybrid row.
 
-        The others do not differ: speed does not depend on which weights of a group stay, nor on the seed. Where the
-        dense tiles stand it may. Empty where the configuration has no section `speedup`.
+        The speed does not depend on which weights of a group are kept, nor on the seed. It may depend on the positions
+        of the dense tiles. The list is empty if the configuration has no section `speedup`.
         """
         first: dict[str, Cell] = {}
         for cell in self.grid.standard:
@@ -319,7 +322,7 @@ class Plan:
         return [name for name in self.models if self.timed_cells(name)]
 
     def tables(self) -> list[str]:
-        """Names of the tables that have at least one row: the standard ones, then the grid's own."""
+        """Return the names of the tables that have at least one row: standard tables, then those of the grid."""
         sparse = [cell for cell in self.grid.standard if cell.pattern != "dense"]
         variants = {self.experiment.models[cell.model].variant for cell in sparse if not cell.quantization}
         wanted = {
@@ -336,7 +339,7 @@ class Plan:
         return [name for name, there in wanted.items() if there] + [name for name in self.grid.tables if name]
 
     def figures(self, model: str) -> list[str]:
-        """Names of the figures of a model that have something to show."""
+        """Return the names of the figures of a model that have data."""
         sparse = any(cell.model == model and cell.pattern != "dense" for cell in self.grid.standard)
         wanted = {
             "pareto": sparse,
@@ -346,10 +349,10 @@ class Plan:
         }
         return [name for name, there in wanted.items() if there]
 
-    # -- what a job reads ---------------------------------------------------------------------
+    # -- input files of jobs ------------------------------------------------------------------
 
     def prune_inputs(self, cell: Cell) -> dict[str, str]:
-        """Named input files of a one-shot job."""
+        """Return the named input files of a one-shot pruning job."""
         inputs = {"model": self.store.model_path(cell.model)}
         if statistics := self.dense_statistics(cell):
             inputs["statistics"] = statistics.path
@@ -359,22 +362,22 @@ class Plan:
 
     @cached_property
     def updated_cells(self) -> dict[Cell, None]:
-        """The pruned cells whose updated weights an evaluation or a quantisation reads."""
+        """Pruned runs whose updated weights an evaluation or a quantization reads."""
         return dict.fromkeys(cell.pruned for cell in self.grid.cells if cell.spec.updates_weights)
 
     def import_inputs(self, cell: Cell) -> dict[str, str]:
-        """Named input files of a job that checks an imported mask."""
+        """Return the named input files of a job that checks an imported mask."""
         return {"model": self.store.model_path(cell.model), "source": self.store.mask_source(cell.imported)}
 
     def quantize_inputs(self, cell: Cell) -> dict[str, str]:
-        """Named input files of a job that quantises."""
+        """Return the named input files of a quantization job."""
         inputs = {"model": self.store.model_path(cell.model)} | self._pruned_inputs(cell)
         if calibrated(cell):
             inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
         return inputs
 
     def export_inputs(self, cell: Cell) -> dict[str, str]:
-        """Named input files of a job that exports a cell."""
+        """Return the named input files of a job that exports the model of a run."""
         return {"model": self.store.model_path(cell.model)} | self._pruned_inputs(cell)
 
     def _pruned_inputs(self, cell: Cell) -> dict[str, str]:
@@ -386,20 +389,20 @@ class Plan:
         return inputs
 
     def speedup_inputs(self, model: str) -> dict[str, str | list[str]]:
-        """Named input files of the job that measures speed."""
+        """Return the named input files of the job that measures speed."""
         masks = [self.masks.mask(cell) for cell in self.timed_cells(model)]
         return {"model": self.store.model_path(model), "masks": masks}
 
     def learn_inputs(self, cell: Cell) -> dict[str, str]:
-        """Named input files of a learning job, priors aside."""
+        """Return the named input files of a learning job, without its initial masks."""
         return {"model": self.store.model_path(cell.model), "windows": self.learning_windows(cell).path}
 
     def prior_inputs(self, cell: Cell) -> dict[str, str]:
-        """Named masks that a learning job starts from."""
+        """Return the named mask files that initialize a learning job."""
         return {f"{name}_mask": self.masks.mask(prior) for name, prior in self.grid.priors(cell).items()}
 
     def evaluate_inputs(self, cell: Cell) -> dict[str, str]:
-        """Named input files of an evaluation job."""
+        """Return the named input files of an evaluation job."""
         inputs = {
             "model": self.store.model_path(cell.model),
             "windows": self.store.perplexity_windows(cell.model).path,

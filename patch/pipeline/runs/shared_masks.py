@@ -1,4 +1,4 @@
-"""Which file holds the mask of a cell: one for all cells that are made in the same way."""
+"""Mask files of an experiment, with one file for all runs that have the same mask."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from patch.pipeline.runs.layout import Layout
 
 
 class SharedMasks:
-    """The masks of an experiment.
+    """Mask files of an experiment, without duplicates.
 
-    An ablation's cell whose value is the default one is the plain run under another name, and a run of another
-    experiment may be the same: such masks are not made twice.
+    An ablation's run with the default value has the same mask as the plain run. A run of another experiment may also
+    have the same mask. Such masks are made only once.
 
     Args:
-        cells: all that have a mask, before quantisation.
-        digest: of all that a cell's mask depends on.
-        layout: of the experiment.
-        reuse: experiments whose masks may be taken, the first that has one.
+        cells: Runs that have a mask, before quantization.
+        digest: Function that returns the digest of everything that a run's mask depends on.
+        layout: Path layout of the experiment.
+        reuse: Names of experiments whose masks are reused; the first one that has a mask is used.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class SharedMasks:
 
     @cached_property
     def made(self) -> list[Cell]:
-        """The cells whose masks the experiment makes, dependencies first."""
+        """Runs whose masks the experiment makes, dependencies first."""
         return [cell for cell in self._cells if self._places[self._digest(cell)] == (self._layout, cell)]
 
     def mask(self, cell: Cell) -> str:
-        """File of a cell's mask."""
+        """Return the path of a run's mask."""
         layout, owner = self._places[self._digest(cell.pruned)]
         return layout.mask(owner)
 
     def curve(self, cell: Cell) -> str:
-        """File of a learned cell's training curve."""
+        """Return the path of a learning run's training curve."""
         layout, owner = self._places[self._digest(cell.pruned)]
         return layout.curve(owner)

@@ -1,8 +1,8 @@
-"""What each stage is told: everything in the configuration that its result depends on, and no more.
+"""Settings of each stage: exactly the values of the configuration that its result depends on.
 
-A spec is written into its job as a parameter, so that a change of any value in it, and of nothing
-else, runs the job again. Editing code does not: raise the stage's number in `VERSIONS` when an
-algorithm changes what it computes. `upstream` holds a digest of the specs that the inputs come from.
+Their digest is a parameter of the job's rule, so a change of any value reruns the job, and no other change does. Edited
+code does not rerun a job: raise the stage's number in `VERSIONS` if an algorithm computes something else.
+`upstream` is a digest of the settings that the inputs were made with.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VERSIONS = {
 
 
 class ExpectedMask(Section):
-    """The mask that a job reads; ``digest`` is that of the settings that made it, its model and its calibration."""
+    """Description of the mask that a job reads; ``digest`` covers its settings, model and calibration."""
 
     method: str
     pattern: str
@@ -50,14 +50,14 @@ class ExpectedMask(Section):
 
 
 class CorpusSpec(Section):
-    """Text into parts."""
+    """Settings of the stage that divides a text into splits."""
 
     version: int = VERSIONS["corpus"]
     corpus: Corpus
 
 
 class TokenizerSpec(Section):
-    """Train part -> byte-level BPE."""
+    """Settings of the stage that trains a byte-level BPE tokenizer on the train split."""
 
     version: int = VERSIONS["tokenizer"]
     upstream: str
@@ -65,7 +65,7 @@ class TokenizerSpec(Section):
 
 
 class ModelSpec(Section):
-    """Where a model's folder comes from."""
+    """Settings of the stages that download, copy or train a model."""
 
     version: int = VERSIONS["model"]
     upstream: str
@@ -73,7 +73,7 @@ class ModelSpec(Section):
 
 
 class WindowsSpec(Section):
-    """Text -> token windows."""
+    """Settings of the stage that makes token sequences of a text."""
 
     version: int = VERSIONS["windows"]
     upstream: str
@@ -85,7 +85,7 @@ class WindowsSpec(Section):
 
 
 class TasksSpec(Section):
-    """Data of the zero-shot tasks."""
+    """Settings of the stages that make or download the data of the zero-shot tasks."""
 
     version: int = VERSIONS["tasks"]
     upstream: str
@@ -96,14 +96,14 @@ class TasksSpec(Section):
 
 
 class MaskSpec(Section):
-    """A file of masks from a hub."""
+    """Settings of the stage that downloads a mask file from a hub."""
 
     version: int = VERSIONS["mask"]
     source: HubMask
 
 
 class ImportSpec(Section):
-    """A mask that was made elsewhere, checked; ``upstream`` stands for the file and the model."""
+    """Settings of the stage that checks an imported mask; ``upstream`` is a digest of the file and the model."""
 
     version: int = VERSIONS["import"]
     upstream: str
@@ -114,7 +114,7 @@ class ImportSpec(Section):
 
 
 class StatisticsSpec(Section):
-    """Inputs of a dense model's layers."""
+    """Settings of the stage that collects statistics of the inputs of a dense model's layers."""
 
     version: int = VERSIONS["statistics"]
     upstream: str
@@ -125,7 +125,7 @@ class StatisticsSpec(Section):
 
 
 class PruneSpec(Section):
-    """One-shot pruning."""
+    """Settings of one-shot pruning."""
 
     version: int = VERSIONS["prune"]
     upstream: str
@@ -141,7 +141,7 @@ class PruneSpec(Section):
 
 
 class LearnSpec(Section):
-    """Mask learning."""
+    """Settings of mask learning."""
 
     version: int = VERSIONS["learn"]
     upstream: str
@@ -158,7 +158,7 @@ class LearnSpec(Section):
 
 
 class QuantizeSpec(Section):
-    """Low-bit weights of a pruned cell; ``method`` is `absmax` or `slim-lora`."""
+    """Settings of the quantization of a pruned run; ``method`` is `absmax` or `slim-lora`."""
 
     version: int = VERSIONS["quantize"]
     upstream: str
@@ -171,7 +171,7 @@ class QuantizeSpec(Section):
 
 
 class ExportSpec(Section):
-    """A cell as a folder that transformers loads."""
+    """Settings of the export of a run to a folder that transformers loads."""
 
     version: int = VERSIONS["export"]
     upstream: str
@@ -180,7 +180,7 @@ class ExportSpec(Section):
 
 
 class CellInfo(Section):
-    """A cell as it stands in a record."""
+    """Description of a run in a record."""
 
     id: str
     model: str
@@ -194,7 +194,7 @@ class CellInfo(Section):
 
 
 class EvaluateSpec(Section):
-    """Perplexity and zero-shot accuracy of one cell; ``quantized`` is the digest of its low-bit weights."""
+    """Settings of the evaluation of a run; ``quantized`` is the digest of its low-bit weights."""
 
     version: int = VERSIONS["evaluate"]
     upstream: str
@@ -208,7 +208,7 @@ class EvaluateSpec(Section):
 
 
 class SpeedupSpec(Section):
-    """Speed of a dense model and of its cells; ``masks`` and the mask files are in the order of the cells."""
+    """Settings of the speed measurement of a model; ``masks`` and the mask files have the order of ``cells``."""
 
     version: int = VERSIONS["speedup"]
     upstream: str
@@ -222,9 +222,9 @@ class SpeedupSpec(Section):
 
 
 class CompareSpec(Section):
-    """Results of each sample -> differences.csv.
+    """Settings of the stage that writes differences.csv from the results of each sample.
 
-    ``digests``: `model/cell` -> digest of the settings of the cell's evaluation.
+    ``digests`` maps `model/cell` to the digest of the settings of the run's evaluation.
     """
 
     version: int = VERSIONS["compare"]
@@ -232,11 +232,11 @@ class CompareSpec(Section):
 
 
 class TabulateSpec(Section):
-    """Records -> results.csv and tables.
+    """Settings of the stages that write results.csv and tables from records.
 
-    ``cells`` should be there; ``standard`` and ``tables`` say which rows, as `model/row`, the standard tables and the
-    grid's own ones have. ``digests``: `model/cell` -> digest of the settings of the cell's evaluation, and
-    `speedup/model` -> that of the measurement of speed.
+    ``cells`` are the expected runs. ``standard`` and ``tables`` list the rows, as `model/row`, of the standard tables
+    and of the grid's additional tables. ``digests`` maps `model/cell` to the digest of the settings of the run's
+    evaluation, and `speedup/model` to the digest of the settings of the speed measurement.
     """
 
     version: int = VERSIONS["tabulate"]
@@ -249,7 +249,7 @@ class TabulateSpec(Section):
 
     @property
     def row_digests(self) -> dict[str, list[str]]:
-        """`model/row` -> digests of the settings of the evaluations of its runs."""
+        """Mapping of `model/row` to the digests of the settings of the evaluations of its runs."""
         found: dict[str, list[str]] = {}
         for cell in self.cells:
             row = f"{cell.model}/{Cell.of(cell).row}"
@@ -258,9 +258,10 @@ class TabulateSpec(Section):
 
 
 class FigureSpec(Section):
-    """A figure of one model; ``labels`` name its curves, in order, ``rows`` its points, as `model/row`.
+    """Settings of a figure of one model.
 
-    ``digests`` as in `TabulateSpec`, of what it shows.
+    ``labels`` are the names of its curves, in order. ``rows`` are its points, as `model/row`. ``digests`` is as in
+    `TabulateSpec`, for the runs that the figure shows.
     """
 
     version: int = VERSIONS["tabulate"]
@@ -271,7 +272,7 @@ class FigureSpec(Section):
 
 
 class OverviewSpec(Section):
-    """Records -> pages on cost and environment; ``digests`` as in `TabulateSpec`."""
+    """Settings of the pages on cost and environment; ``digests`` is as in `TabulateSpec`."""
 
     version: int = VERSIONS["tabulate"]
     digests: dict[str, str]
@@ -279,9 +280,10 @@ class OverviewSpec(Section):
 
 
 class SummarySpec(Section):
-    """Records, results.csv and differences.csv -> README.md.
+    """Settings of the stage that writes README.md from records, results.csv and differences.csv.
 
-    ``shown`` are the tables, ``figures`` a model's title -> name -> path from the page, ``run`` says what was run.
+    ``shown`` are the names of the tables. ``figures`` maps a model's title and a figure's name to the figure's path,
+    relative to the page. ``run`` describes the experiment.
     """
 
     version: int = VERSIONS["tabulate"]

@@ -1,7 +1,8 @@
-"""Outputs that are there but were made with other settings than the configuration's.
+"""Detection of existing outputs that were made with settings other than those of the configuration.
 
-Snakemake notices a changed setting by notes of its own in `.snakemake/`. Results that were copied without them look
-finished to it, whatever their settings were. Masks and records carry a digest of their settings, which says it.
+Snakemake detects changed settings from its metadata in `.snakemake/`. Results that were copied without this metadata
+look finished to Snakemake, even if their settings differ. Masks and records therefore contain a digest of their
+settings, which this module compares with the configuration.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ NAMED = 5
 
 
 def stale_outputs(plan: Plan) -> list[str]:
-    """Paths of the masks, records, samples and measurements of speed that exist and have other settings."""
+    """Return the paths of existing masks, records, samples and speed measurements that have other settings."""
     return [path for path, digest in _expected(plan) if Path(path).exists() and _digest(path) != digest]
 
 
 def _expected(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Path and digest of the settings of every output that carries one."""
+    """Yield the path and the expected settings digest of every output that contains a digest."""
     for cell in plan.masks.made:
         yield plan.layout.mask(cell), plan.mask_digest(cell)
     for cell in plan.grid.cells:
@@ -40,7 +41,7 @@ def _expected(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _digest(path: str) -> str | None:
-    """The digest that a file carries; None where it is damaged."""
+    """Return the settings digest in a file, or None if the file is damaged."""
     if path.endswith(".safetensors"):
         return (read_header(path) or {}).get("digest")
     try:
@@ -51,15 +52,16 @@ def _digest(path: str) -> str | None:
 
 
 def force(workflow: Workflow, plan: Plan, logger: Logger) -> list[str]:
-    """Have the jobs run whose outputs are stale; an input function of the rules that need every output.
+    """Force a rerun of the jobs whose outputs are stale.
 
-    Snakemake asks for it while it builds its graph of jobs, before it decides which of them run.
+    This is an input function of the rules that need every output. Snakemake calls it while it builds the job graph,
+    before it decides which jobs run.
 
     Returns:
-        No further input.
+        An empty list, because these rules need no further input.
     """
     by_parameters = any(trigger.name == "PARAMS" for trigger in workflow.rerun_triggers)
-    # Jobs of a cluster read the workflow again, each for itself alone.
+    # Each cluster job parses the workflow again, for itself alone, and must not force other jobs.
     if workflow.is_main_process and by_parameters and (stale := stale_outputs(plan)):
         workflow.dag.forcefiles.update(stale)
         more = f" and {len(stale) - NAMED} more" if len(stale) > NAMED else ""

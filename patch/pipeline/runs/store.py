@@ -1,7 +1,7 @@
-"""What experiments share, by content: corpora, tokenizers, models, token windows, task data.
+"""Content-addressed artifacts that experiments share: corpora, tokenizers, models, token sequences and task data.
 
-Each has a name with a digest of everything it is made from, so two experiments share it exactly when
-it is the same for both, and a changed setting makes a new one instead of overwriting.
+The name of each artifact has a digest of everything that it is made from. Two experiments therefore share an artifact
+exactly if it is the same for both. A changed setting makes a new artifact and does not overwrite the old one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from patch.pipeline.runs.specs import (
 
 
 def _contents(folder: str) -> str:
-    """Digest of the task files of a folder: an edited question format makes other tasks."""
+    """Return the digest of the task files of a folder, so that an edited question format changes the tasks."""
     return digest({str(path.relative_to(folder)): _text(path) for path in task_files(folder)})
 
 
@@ -39,13 +39,13 @@ def _text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"task file {path}: cannot be read ({error.strerror})") from None
-    # What is no text counts too: bytes that are not UTF-8 become characters that no text has.
+    # Bytes that are not UTF-8 become surrogates, so that they change the digest too.
     return content.decode("utf-8", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass(frozen=True)
 class Windows:
-    """One file of token windows: what it is, the tokenizer's folder, the corpus' folder."""
+    """A file of token sequences: its settings, the tokenizer's folder and the corpus' folder."""
 
     spec: WindowsSpec
     tokenizer: str
@@ -53,18 +53,18 @@ class Windows:
 
     @property
     def key(self) -> str:
-        """Name of the file."""
+        """Name of the file, without folder and suffix."""
         return f"{self.spec.kind}-{Path(self.tokenizer).name}-{spec_digest(self.spec)}"
 
     @property
     def path(self) -> str:
-        """The file."""
+        """Path of the file."""
         return f"{STORE}/windows/{self.key}.npy"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """One folder of the statistics of a dense model's inputs."""
+    """A folder with statistics of the inputs of a dense model's layers."""
 
     spec: StatisticsSpec
     model: str
@@ -77,15 +77,15 @@ class Statistics:
 
     @property
     def path(self) -> str:
-        """The folder."""
+        """Path of the folder."""
         return f"{STORE}/statistics/{self.key}"
 
 
 class Store:
-    """Names, paths and specs of what an experiment reads from the store.
+    """Names, paths and settings of the shared artifacts of an experiment.
 
     Raises:
-        InputError: a local file of a corpus does not exist, or `include_path` has no such task.
+        InputError: A local file of a corpus does not exist, or `include_path` lacks a task.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -105,18 +105,18 @@ class Store:
                 raise InputError(f"`evaluation.tasks` names {name!r}; {suggest(name, known)}")
 
     def corpus_spec(self, name: str) -> CorpusSpec:
-        """How a corpus is made."""
+        """Return the settings of the stage that makes a corpus."""
         return CorpusSpec(corpus=self.experiment.corpora[name])
 
     def corpus_path(self, name: str) -> str:
-        """Folder of a corpus."""
+        """Return the folder of a corpus."""
         return f"{STORE}/corpora/{name}-{spec_digest(self.corpus_spec(name))}"
 
     def corpus_files(self, name: str) -> list[str]:
-        """The local files that a corpus is read from, none for other kinds.
+        """Return the local files of a corpus, or an empty list if its source is not local files.
 
         Raises:
-            InputError: a path or glob matches nothing.
+            InputError: A path or glob matches no file.
         """
         source = self.experiment.corpora[name].source
         if source.kind != "files":
@@ -130,12 +130,12 @@ class Store:
             raise InputError(f"`corpora.{name}.source.files`: {error}") from None
 
     def tokenizer_spec(self, model: str) -> TokenizerSpec:
-        """How the tokenizer of a trained model is made."""
+        """Return the settings of the stage that makes the tokenizer of a trained model."""
         source = self.models[model].source
         return TokenizerSpec(upstream=self.corpus_path(source.corpus), vocab_size=source.tokenizer.vocab_size)
 
     def tokenizer_path(self, model: str) -> str:
-        """Folder of a model's tokenizer: one of its own for a trained model, else the model's."""
+        """Return the folder of a model's tokenizer, which is the model's folder unless the model is trained here."""
         source = self.models[model].source
         if source.kind != "train":
             return self.model_path(model)
@@ -144,7 +144,7 @@ class Store:
 
     @cache  # noqa: B019 - one store a process; lists a local model's files
     def model_spec(self, model: str) -> ModelSpec:
-        """How a model's folder is made."""
+        """Return the settings of the stage that makes a model's folder."""
         source = self.models[model].source
         upstream = ""
         if source.kind == "train":
@@ -155,30 +155,30 @@ class Store:
         return ModelSpec(upstream=upstream, source=source)
 
     def model_path(self, model: str) -> str:
-        """Folder of a model."""
+        """Return the folder of a model."""
         return f"{STORE}/models/{model}-{spec_digest(self.model_spec(model))}"
 
     def windows(
         self, model: str, use: Use, kind: str, seqlen: int, samples: int | None = None, seed: int | None = None
     ) -> Windows:
-        """Windows of a part of a corpus in a model's tokens."""
+        """Return the sequences of a split of a corpus in a model's tokens."""
         tokenizer, corpus = self.tokenizer_path(model), self.corpus_path(use.corpus)
         upstream = f"{tokenizer} {corpus}"
         spec = WindowsSpec(upstream=upstream, kind=kind, split=use.split, seqlen=seqlen, samples=samples, seed=seed)
         return Windows(spec, tokenizer, corpus)
 
     def training_windows(self, model: str) -> Windows:
-        """What a small model is trained on."""
+        """Return the sequences that a small model is trained on."""
         source = self.models[model].source
         return self.windows(model, Use(corpus=source.corpus, split="train"), "packed", source.training.seqlen)
 
     def calibration_windows(self, model: str, seed: int) -> Windows:
-        """What the one-shot methods see."""
+        """Return the calibration sequences of the one-shot methods."""
         settings = self.experiment.calibration
         return self.windows(model, settings.use, "calibration", settings.seqlen, settings.samples, seed)
 
     def statistics(self, model: str, seed: int, gram: bool) -> Statistics:
-        """What the dense model's layers read of the calibration windows."""
+        """Return the statistics of the dense model's layer inputs on the calibration sequences."""
         windows = self.calibration_windows(model, seed)
         spec = StatisticsSpec(
             upstream=f"{self.model_path(model)} {windows.path}",
@@ -190,11 +190,11 @@ class Store:
         return Statistics(spec, model, windows)
 
     def mask_spec(self, name: str) -> MaskSpec:
-        """How an imported mask's file is fetched."""
+        """Return the settings of the stage that downloads an imported mask."""
         return MaskSpec(source=self.experiment.imports[name].source)
 
     def mask_source(self, name: str) -> str:
-        """An imported mask's file, or the folder that a fetched one is in."""
+        """Return the local file of an imported mask, or the folder of a downloaded one."""
         source = self.experiment.imports[name].source
         return (
             input_path(source.path, f"imports.{name}.source.path")
@@ -203,10 +203,10 @@ class Store:
         )
 
     def mask_contents(self, name: str) -> str:
-        """What stands for the contents of an imported mask's file.
+        """Return a fingerprint of an imported mask: its file's name, size and time, or the path of a downloaded one.
 
         Raises:
-            InputError: there is no such local file.
+            InputError: The local file does not exist.
         """
         source, path = self.experiment.imports[name].source, Path(self.mask_source(name))
         if not isinstance(source, FileMask):
@@ -216,13 +216,13 @@ class Store:
         return digest([path.name, path.stat().st_size, path.stat().st_mtime_ns])
 
     def perplexity_windows(self, model: str) -> Windows:
-        """What perplexity is measured on."""
+        """Return the sequences that perplexity is measured on."""
         settings = self.experiment.evaluation.perplexity
         return self.windows(model, settings.use, "joined", settings.seqlen)
 
     @cache  # noqa: B019 - one store a process; reads the task files
     def tasks_spec(self) -> TasksSpec:
-        """How the data of the zero-shot tasks is made or fetched."""
+        """Return the settings of the stage that makes or downloads the data of the zero-shot tasks."""
         evaluation = self.experiment.evaluation
         made = evaluation.include_path is not None
         return TasksSpec(
@@ -236,12 +236,12 @@ class Store:
         )
 
     def tasks_path(self) -> str:
-        """Folder of the tasks' data."""
+        """Return the folder of the tasks' data."""
         return f"{STORE}/tasks/{spec_digest(self.tasks_spec())}"
 
 
 def calibrated(cell: Cell) -> bool:
-    """Whether a cell needs calibration windows."""
+    """Return whether a run needs calibration sequences."""
     if cell.quantization:
         return cell.quantization == "slim-lora"
     return cell.spec.stage == "prune" and cell.spec.statistics != "none"

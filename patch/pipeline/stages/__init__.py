@@ -1,1 +1,4 @@
-"""One module a stage: read inputs, call the library, write outputs. Run by `python -m patch.pipeline.stages STAGE`."""
+"""Stages of the pipeline, one module each: `python -m patch.pipeline.stages STAGE`.
+
+A stage reads its inputs, calls the library and writes its outputs.
+"""

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from patch.pipeline.stages._run import run_stage, stage_names
 
-# The stages that may reach a hub; all others run offline.
+# Stages that may access a hub; all others run offline.
 ONLINE = ("fetch_corpus", "fetch_mask", "fetch_model", "fetch_tasks")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one stage; returns the exit code."""
+    """Run one stage and return the exit code."""
     names = stage_names()
     if not arguments or arguments[0] not in names:
         print(f"usage: python -m patch.pipeline.stages STAGE [--help]\nstages: {', '.join(names)}", file=sys.stderr)

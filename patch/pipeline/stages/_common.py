@@ -1,4 +1,4 @@
-"""What the computing stages share."""
+"""Functions that the computing stages share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from patch.pipeline.runs.specs import ExpectedMask
 
 
 def prepare_device(device: str) -> str:
-    """Set the process up for ``device`` and return it.
+    """Configure torch for ``device`` and return ``device``.
 
     Raises:
-        InputError: there is no such device.
+        InputError: The device is not available.
     """
-    # With temperatures near 0.05 soft masks underflow, and denormals make a CPU several times slower.
+    # Soft masks underflow at temperatures near 0.05, and denormals make a CPU several times slower.
     torch.set_flush_denormal(True)
-    # Bars of a few milliseconds each would be all that a stage's log shows.
+    # Progress bars that last a few milliseconds would fill a stage's log.
     disable_progress_bar()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
@@ -39,7 +39,7 @@ def prepare_device(device: str) -> str:
 
 @contextmanager
 def measured(cost: dict[str, float], device: str) -> Iterator[None]:
-    """Fill ``cost`` with the block's `seconds` and the process' `peak_memory_mb` (of the GPU on `cuda`)."""
+    """Measure the block; write its `seconds` and the process' `peak_memory_mb` (of the GPU on `cuda`) to ``cost``."""
     started = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -54,15 +54,18 @@ def measured(cost: dict[str, float], device: str) -> Iterator[None]:
 
 
 def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = "mask") -> MaskSet | None:
-    """Read a mask file that a job was given, and verify that it is the one that its settings name.
+    """Read a mask file and check that it is the mask that the job's settings describe.
 
     Args:
-        path: of the file, or None.
-        expected: by the settings, or None for a job without this mask.
-        name: of the input, for messages.
+        path: Path of the file, or None.
+        expected: Description of the mask from the settings, or None for a job without this mask.
+        name: Name of the input, for messages.
+
+    Returns:
+        The mask, or None for a job without this mask.
 
     Raises:
-        InputError: as `load_masks`; or a mask is missing, or none is expected; or the mask was made by another method,
+        InputError: `load_masks` fails; or the mask is missing or not expected; or the mask was made by another method,
             for another pattern, sparsity, tile or model, or with other settings.
     """
     if path is None and expected is None:
@@ -75,7 +78,7 @@ def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = 
     found = {
         "method": settings.get("method"),
         "pattern": masks.pattern,
-        # An imported mask has no target.
+        # The settings of an imported mask have no target sparsity.
         "sparsity": settings.get("sparsity", expected.sparsity),
         "tile": masks.tile,
     }
@@ -94,5 +97,5 @@ def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = 
 
 
 def show_blocks(name: str):  # noqa: ANN201 - a progress callback
-    """A callback that prints how many blocks are done."""
+    """Return a callback that prints the number of finished blocks."""
     return lambda done, total: print(f"{name}: block {done}/{total}", flush=True)

@@ -1,7 +1,7 @@
-"""Run a stage in this process.
+"""Execution of a stage.
 
-A stage is a module with a function `run(spec, *, name: Path, ...)`. Its settings and inputs come from job files, its
-outputs and the rest from options of the command line, which are named like the function's keyword arguments.
+A stage is a module with a function `run(spec, *, name: Path, ...)`. Job files provide its settings and inputs. Options
+of the command line, which have the names of the function's keyword arguments, provide its outputs and other arguments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from patch.pipeline.runs.job_files import read_inputs, read_settings
 
 
 def stage_names() -> list[str]:
-    """Names of all stages."""
+    """Return the names of all stages."""
     return sorted(
         module.name
         for module in pkgutil.iter_modules(patch.pipeline.stages.__path__)
@@ -34,7 +34,7 @@ def stage_names() -> list[str]:
 
 
 def _parameters(run: typing.Callable) -> dict[str, inspect.Parameter]:
-    """The parameters of a stage that are not its settings."""
+    """Return the parameters of a stage without its settings."""
     parameters = dict(inspect.signature(run).parameters)
     del parameters["spec"]
     return parameters
@@ -73,9 +73,10 @@ def _positive(text: str) -> int:
 
 
 def run_stage(arguments: Sequence[str]) -> int:
-    """Run one stage, in several processes if it has `--processes` or `--nodes`; a user's mistake is one message and 2.
+    """Run one stage and return the exit code, which is 2 for invalid input.
 
-    SIGUSR1 and SIGUSR2 wait until the stage can save what it has done.
+    With `--processes` or `--nodes` the stage runs in several processes. SIGUSR1 and SIGUSR2 are held until the stage
+    can save its progress.
     """
     hold_signals()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -88,14 +89,14 @@ def run_stage(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         if stop.code == EXIT_RESUMABLE:
             ignore_signals()
-            # A process that fails is the end of the others, on other nodes too: all of them leave in peace.
+            # A failing process ends the others, on other nodes too, so each process exits with 0 after its report.
             if report_end(EXIT_RESUMABLE):
                 return 0
         raise
 
 
 def _run_stage(stage: str, *arguments: str) -> int:
-    from patch.settings import validate  # late: with the libraries of a configuration
+    from patch.settings import validate
 
     run = importlib.import_module(f"patch.pipeline.stages.{stage}").run
     parser, parameters = _parser(stage, run), _parameters(run)
@@ -114,10 +115,10 @@ def _run_stage(stage: str, *arguments: str) -> int:
 
 
 def _inputs(file: Path, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The inputs in a job file as arguments of the stage.
+    """Return the inputs in a job file as arguments of the stage.
 
     Raises:
-        InputError: the stage has no such input, or takes one path instead of several.
+        InputError: The stage has no such input, or the number of paths (one or a list) is wrong.
     """
     found: dict[str, Any] = {}
     for name, value in read_inputs(file).items():

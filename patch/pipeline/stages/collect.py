@@ -1,4 +1,4 @@
-"""Records -> one tidy table."""
+"""Collection of records in one tidy table."""
 
 from __future__ import annotations
 

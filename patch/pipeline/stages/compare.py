@@ -1,4 +1,4 @@
-"""Results of each sample -> differences between rows with their errors."""
+"""Paired differences between rows, with their errors, from the results of each sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Density of a model by layer and projection."""
+"""Figure of a model's density by layer and projection."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from patch.pipeline.runs.specs import FigureSpec
 
 
 def run(spec: FigureSpec, *, records: list[Path], out: Path) -> None:
-    """Draw which layers stay dense; ``records`` are of the model's hybrid cells."""
+    """Draw the density of each layer; ``records`` are those of the model's hybrid runs."""
     save(density(read_records(records, spec.digests), ModelInfo(**spec.model)), out)

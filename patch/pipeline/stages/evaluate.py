@@ -1,4 +1,4 @@
-"""Evaluation of one cell: perplexity, zero-shot tasks, and the sparsity of the model that was measured."""
+"""Evaluation of one run: perplexity, zero-shot accuracy, and the achieved sparsity of the model."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def run(
     quantized: Path | None = None,
     partial: Path | None = None,
 ) -> None:
-    """Measure a cell; write what each window and question gave, then the record, by which the cell is known as done.
+    """Evaluate a run; write the results of each sequence and question, then the record.
 
-    With ``partial``, a file, what is measured outlives a stop.
+    With the file ``partial``, an interrupted evaluation resumes after its last finished metric.
     """
     device = prepare_device(spec.device)
     masks = load_expected(mask, spec.mask)
@@ -71,7 +71,7 @@ def run(
     if not quantized:
         weights_left = {name: int((linear.weight != 0).sum()) for name, linear in linears.items()}
     else:
-        # Rounding makes zeros of its own, which belong to no pattern.
+        # Quantization rounds some weights to zero, which do not count as pruned.
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
     write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found), spec_digest(spec))
@@ -97,19 +97,19 @@ def run(
 
 
 def _summary(metric: Metric) -> dict[str, Any]:
-    """A metric as the record has it: without its samples, which are larger than all the rest and few readers need."""
+    """Return a metric for the record, without its samples, which are large and in a separate file."""
     return {name: value for name, value in asdict(metric).items() if name != "values"}
 
 
 def _values(found: dict[str, Metric]) -> dict[str, tuple[float, ...]]:
-    """Samples of all that was measured; the mean over tasks has none of its own."""
+    """Return the samples of each metric; the mean accuracy over tasks has no samples."""
     return {name: metric.values for name, metric in found.items() if name != "accuracy"}
 
 
 def _measure(
     spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path, tasks: Path, partial: PartialRecord
 ) -> None:
-    """Measure, part by part, what ``partial`` does not have yet."""
+    """Measure the metrics that ``partial`` does not have yet, and add each one to it."""
     evaluation = spec.evaluation
     include_path = Path(evaluation.include_path) if evaluation.include_path else None
     todo = [name for name in evaluation.tasks if name not in partial.parts]

@@ -1,4 +1,4 @@
-"""A cell as a folder that transformers alone loads."""
+"""Export of a run to a folder that transformers loads without this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patch.pruning.weights import load_weights
 
 
 def run(spec: ExportSpec, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
-    """Save the sparse model of a cell, with ``weights`` of a method that updates them, and its `mask.npz`."""
+    """Save the sparse model of a run and its `mask.npz`; ``weights`` are the updated weights, if the method has any."""
     prepare_device("cpu")
     masks, network = load_expected(mask, spec.mask), load_model(model, spec.dtype)
     if weights:

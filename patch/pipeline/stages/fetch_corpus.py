@@ -1,4 +1,4 @@
-"""Corpus: text from a package, from files or from a hub, shared out to train, calibration, validation and test."""
+"""Corpus from a package, files or a hub, divided into train, calibration, validation and test splits."""
 
 from __future__ import annotations
 

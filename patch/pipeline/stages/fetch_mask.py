@@ -1,4 +1,4 @@
-"""Mask file from the hub."""
+"""Download of a mask file from the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run(spec: MaskSpec, *, out: Path) -> None:
     source = spec.source
     with atomic_directory(out) as folder:
         with hub_errors(f"{source.file} of {source.repo} cannot be fetched"):
-            # A branch may move between two requests: the file is asked for by the commit.
+            # A branch may move between two requests, so the download names the commit.
             commit = HfApi().model_info(source.repo, revision=source.revision).sha
             hf_hub_download(source.repo, source.file, revision=commit, local_dir=folder)
         write_json(folder / "receipt.json", {"repo": source.repo, "file": source.file, "commit": commit})

@@ -1,4 +1,4 @@
-"""Pretrained model: from the hub, from a local folder, or from a GGUF file in installed packages."""
+"""Pretrained model from the hub, from a local folder, or from a GGUF file in installed packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(spec: ModelSpec, *, out: Path) -> None:
     """Make the folder of a pretrained model: weights as safetensors, configuration, tokenizer.
 
     Raises:
-        InputError: it cannot be fetched, is damaged, or needs its own code.
+        InputError: The model cannot be downloaded, is damaged, or needs custom code.
     """
     source = spec.source
     with atomic_directory(out) as folder:
@@ -56,7 +56,11 @@ def _from_folder(source: LocalModel, folder: Path) -> None:
 
 
 def _check(folder: Path) -> None:
-    """Refuse a model that no later stage could load."""
+    """Check that later stages can load a model.
+
+    Raises:
+        InputError: They cannot.
+    """
     from patch.models.loading import load_skeleton, load_tokenizer
 
     load_skeleton(folder)

@@ -1,4 +1,4 @@
-"""Zero-shot tasks of lm-eval: download their data sets, so that everything after is offline."""
+"""Download of the data sets of lm-eval's zero-shot tasks, so that later stages run offline."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from patch.pipeline.runs.specs import TasksSpec
 
 
 def run(spec: TasksSpec, *, out: Path) -> None:
-    """Fill the cache of `datasets` and write a receipt."""
+    """Download the data sets to the cache of `datasets` and write a receipt."""
     with atomic_directory(out) as folder:
         fetch_task_data(spec.tasks, None, folder / "receipt.json")

@@ -1,4 +1,4 @@
-"""A mask that was made elsewhere, in the file format of the masks that are made here."""
+"""Import of an external mask, which is converted to this package's file format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patch.pipeline.stages._common import measured, prepare_device
 
 
 def run(spec: ImportSpec, *, model: Path, source: Path, mask: Path) -> None:
-    """Read a mask in a published format or our own, check it against the model, and write it."""
+    """Read a mask in a published format or this package's format, check it against the model, and write it."""
     network = load_skeleton(model)
     fetched = isinstance(spec.source, HubMask)
     file = source / spec.source.file if fetched else source

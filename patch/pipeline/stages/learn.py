@@ -18,7 +18,7 @@ from patch.pipeline.runs.layout import spec_digest
 from patch.pipeline.runs.specs import LearnSpec
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 
-# Input of the stage -> argument of `learn`.
+# Mapping of the stage's inputs to the arguments of `learn`.
 START = {"pattern_mask": "pattern_prior", "tile_mask": "tile_prior", "frozen_mask": "frozen"}
 
 
@@ -41,8 +41,8 @@ def run(
 ) -> None:
     """Learn a model's mask and write it with its training curve.
 
-    With several ``processes`` a node this is one of them: the command line starts them all. ``report_to`` is `none`,
-    or names of `patch.learning.watch.REPORTERS` with commas between them.
+    With several ``processes`` on a node this function runs in each of them; the command line starts all of them.
+    ``report_to`` is `none` or a comma-separated list of names in `patch.learning.watch.REPORTERS`.
     """
     device = prepare_device(spec.device)
     names = () if report_to == "none" else tuple(report_to.split(","))
@@ -83,8 +83,8 @@ def run(
 
 
 def _separator(model: Path) -> Separator | None:
-    """What parts the documents of the windows, which were made by the model's own tokenizer; None without one."""
-    # From a folder without any of these transformers makes an empty tokenizer of the model's family.
+    """Return the separator of documents in the sequences, or None if the model has no tokenizer."""
+    # Without any of these files, transformers makes an empty tokenizer of the model's family.
     if not any((model / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     return find_separator(load_tokenizer(model))

@@ -1,4 +1,4 @@
-"""Pages for a reader: plan and cost, and environment."""
+"""Pages on planned and measured cost, and on the environment of the jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patch.pipeline.runs.specs import OverviewSpec
 
 
 def run(spec: OverviewSpec, *, records: list[Path], forecast: str, cost: Path, environment: Path) -> None:
-    """Write the two pages; ``forecast`` is JSON, see `patch.pipeline.resources.forecast`."""
+    """Write both pages; ``forecast`` is JSON of `patch.pipeline.resources.forecast.Numbers`."""
     found = read_records(records, spec.digests)
     pages = {
         cost: cost_page(spec.experiment, found, read_forecast(forecast)),

@@ -1,4 +1,4 @@
-"""Accuracy and perplexity of a model against sparsity."""
+"""Figure of a model's accuracy and perplexity against sparsity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patch.pipeline.runs.specs import FigureSpec
 
 
 def run(spec: FigureSpec, *, results: Path, record: Path, out: Path) -> None:
-    """Draw the Pareto plots of the spec's rows; ``record`` is any of the model's, for the tasks' chance level."""
+    """Draw the Pareto plots of the rows in ``spec``; any ``record`` of the model has the tasks' chance level."""
     model = ModelInfo(**spec.model)
     chance = mean_chance(read_records([record], spec.digests), model.name)
     frame = read_results(results, spec.digests)

@@ -1,4 +1,4 @@
-"""One-shot pruning: a mask, and a spare copy of the weights of methods that update them."""
+"""One-shot pruning, which makes a mask and caches the updated weights of methods that change them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def run(
     statistics: Path | None = None,
     spare: Path | None = None,
 ) -> None:
-    """Prune a model by one method and write its mask; the weights go to ``spare`` for the stage `update`.
+    """Prune a model by one method and write its mask; cache the weights in ``spare`` for the stage `update`.
 
-    Methods that need to know the layers' inputs get ``windows``, or ``statistics`` of the dense model.
+    Methods that need the layers' inputs use ``windows``, or ``statistics`` of the dense model.
     """
     network, masks = prune_model(spec, model, windows, statistics)
     if spare:
@@ -41,9 +41,9 @@ def run(
 def prune_model(
     spec: PruneSpec, model: Path, windows: Path | None, statistics: Path | None = None
 ) -> tuple[nn.Module, MaskSet]:
-    """Load a model and prune it; returns it with its masks, whose header says how they were made."""
+    """Load and prune a model, and return it with its masks, whose header has their settings, digest and cost."""
     device = prepare_device(spec.device)
-    # Blocks move to the device one by one.
+    # The model stays in host memory; pruning moves its blocks to the device one by one.
     network = load_model(model, spec.dtype)
     calibration = load_windows(windows) if windows else None
     pattern = parse_pattern(spec.pattern, spec.sparsity)

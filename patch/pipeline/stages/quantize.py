@@ -1,4 +1,4 @@
-"""Low-bit weights of a pruned cell, and low-rank adapters for what both steps took away."""
+"""Quantization of a pruned run, with optional low-rank adapters that compensate both pruning and quantization."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(
     weights: Path | None = None,
     windows: Path | None = None,
 ) -> None:
-    """Quantise a pruned model, with ``windows`` for the adapters of `slim-lora`, and write its layers."""
+    """Quantize a pruned model and write its layers; `slim-lora` fits its adapters on ``windows``."""
     device = prepare_device(spec.device)
     masks = load_expected(mask, spec.mask)
     network = load_model(model, spec.dtype)

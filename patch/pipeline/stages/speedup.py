@@ -1,4 +1,4 @@
-"""Speed of a model's cells: tokens a second beside the dense model, in one process and in turn."""
+"""Generation speed of a model's runs in tokens per second, interleaved with the dense model in one process."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WARMUP = 2
 
 
 def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> None:
-    """Measure the dense model and the spec's cells, whose masks come in the same order; write one record.
+    """Measure the speed of the dense model and of the runs in ``spec``, and write one record.
 
-    Nothing else may run beside it.
+    ``masks`` are in the order of the runs. Other work on the same hardware would distort the times.
     """
     if len(masks) != len(spec.cells):
         raise InputError(f"{len(masks)} masks of {len(spec.cells)} cells; give one of each, in their order")
@@ -62,7 +62,7 @@ def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> N
 
 
 class _Candidates:
-    """The dense model and its converted cells, all in memory: what they share is there once."""
+    """Dense model and its converted runs, all in memory, with one copy of the tensors that they share."""
 
     def __init__(self, spec: SpeedupSpec, network: nn.Module, tokens: Tensor) -> None:
         self.spec, self.network, self.tokens = spec, network, tokens
@@ -73,7 +73,7 @@ class _Candidates:
         self._add(CellInfo(id=cell.id, **asdict(cell)), network, 0.0, Agreement(0.0, 0.0))
 
     def add(self, cell: CellInfo, masks: MaskSet) -> None:
-        """Convert the model by a mask, and check that it is the masked one."""
+        """Convert the model by a mask, and check that its logits agree with those of the masked model."""
         other = converted(self.network, masks)
         same = agreement(self.network, masks, other, self.tokens, cell.id)
         self._add(cell, other, masks.sparsity, same)
@@ -94,13 +94,13 @@ class _Candidates:
             "logits_difference": same.difference,
             "largest_logit": same.largest,
         }
-        # One cache for all, whose turns do not overlap: at 7B it is gigabytes.
+        # All candidates share one cache, which has gigabytes at 7B. Their generations do not overlap.
         cache = self.generations[self.dense].cache if self.generations else None
         self.generations[cell.id] = Generation(model, self.tokens, new, cell.id, cache=cache)
 
 
 def _times(spec: SpeedupSpec, seconds: list[Seconds], dense: list[Seconds]) -> dict[str, dict[str, float]]:
-    """Of one candidate; each run is compared with the dense one of its turn."""
+    """Return the statistics of one candidate; each repeat is compared with the dense repeat of the same turn."""
     tokens = spec.settings.batch_size * spec.settings.new_tokens
     values = {
         "tokens_per_second": [tokens / run.total for run in seconds],

@@ -1,4 +1,4 @@
-"""Accuracy and perplexity of a model against its measured speed."""
+"""Figure of a model's accuracy and perplexity against its measured speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patch.pipeline.runs.specs import FigureSpec
 
 
 def run(spec: FigureSpec, *, results: Path, speedup: Path, out: Path) -> None:
-    """Draw the spec's rows that have a speed."""
+    """Draw the rows in ``spec`` that have a measured speed."""
     frame, model = read_results(results, spec.digests), ModelInfo(**spec.model)
     (speed,) = read_speeds([speedup], spec.digests)
     save(draw(frame[row_names(frame).isin(spec.rows)], speed, model), out)

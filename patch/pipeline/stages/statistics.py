@@ -1,4 +1,4 @@
-"""Statistics of the inputs of a dense model's layers, a file a block."""
+"""Statistics of the inputs of a dense model's layers, with one file for each block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patch.pipeline.stages._common import prepare_device, show_blocks
 
 
 def run(spec: StatisticsSpec, *, model: Path, windows: Path, out: Path) -> None:
-    """Take the statistics that one-shot methods need of a dense model into the folder ``out``."""
+    """Collect the dense-model statistics that one-shot methods need, and write them to the folder ``out``."""
     device = prepare_device(spec.device)
     network, calibration = load_model(model, spec.dtype), load_windows(windows)
     with atomic_directory(out) as folder:

@@ -1,4 +1,4 @@
-"""The results of an experiment as a README."""
+"""README with the results of an experiment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(
     out: Path,
     speedups: list[Path] | None = None,
 ) -> None:
-    """Write the README; ``command`` makes the experiment again."""
+    """Write the README; ``command`` is the command that reproduces the experiment."""
     tabulate, frame, paired = (
         spec.tabulate,
         read_results(results, spec.tabulate.digests),

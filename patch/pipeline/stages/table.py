@@ -1,4 +1,4 @@
-"""One table of the paper, or of the grid's own, as .csv, .md, .tex and .html."""
+"""One standard or additional table as .csv, .md, .tex and .html."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from patch.pipeline.runs.specs import TabulateSpec
 
 
 def run(spec: TabulateSpec, *, results: Path, differences: Path, out: Path, speedups: list[Path] | None = None) -> None:
-    """Write the table that ``out``, a path without an ending, is named after; ``speedups`` are of that of speed."""
+    """Write the table whose name is the last part of ``out``, a path without a suffix.
+
+    The speed table needs ``speedups``, the records of speed measurements.
+    """
     models = [ModelInfo(**model) for model in spec.models]
     expected = [Cell.of(cell) for cell in spec.cells]
     arrangement, errors = Arrangement(spec.standard, spec.tables), Differences.read(differences, spec.row_digests)

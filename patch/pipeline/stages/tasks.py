@@ -1,4 +1,4 @@
-"""Zero-shot tasks whose data is made from held-out text."""
+"""Data of zero-shot tasks, made from held-out text."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from patch.pipeline.runs.specs import TasksSpec
 
 
 def run(spec: TasksSpec, *, corpus: Path, out: Path) -> None:
-    """Make the data of every task of the include path."""
+    """Make the data of every task in the include path."""
     make_task_data(list(read_documents(corpus, spec.split)), spec.samples, 0, out)

@@ -1,4 +1,4 @@
-"""Tokenizer of the small models: a byte-level BPE made from a corpus' train part."""
+"""Tokenizer of the small models, a byte-level BPE that is trained on a corpus' train split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from patch.pipeline.runs.specs import TokenizerSpec
 
 
 def run(spec: TokenizerSpec, *, corpus: Path, out: Path) -> None:
-    """Make a tokenizer's folder."""
+    """Train a tokenizer and write its folder."""
     tokenizer = train_tokenizer(read_documents(corpus, "train"), spec.vocab_size)
     with atomic_directory(out) as folder:
         tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Small model: train it on a corpus."""
+"""Training of a small model on a corpus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patch.pipeline.stages._common import prepare_device
 
 
 def run(spec: ModelSpec, *, tokenizer: Path, windows: Path, out: Path) -> None:
-    """Train a small model and write its folder, with its training curve."""
+    """Train a small model and write its folder with its training curve."""
     prepare_device("cpu")
     encoder = load_tokenizer(tokenizer)
     checkpoints = out.parent / "checkpoints" / out.name

@@ -1,8 +1,8 @@
-"""The updated weights of a pruned cell, for its evaluation.
+"""Updated weights of a pruned run, for its evaluation.
 
-Pruning leaves them in a spare file, and this stage takes that. They are removed after the
-evaluation, so a record that has to be made again finds none: then this stage prunes again, and the
-mask, from which others learn, stays as it is.
+The stage `prune` caches the weights in a file, and this stage moves that file. Snakemake removes the weights after the
+evaluation. If the evaluation runs again, this stage therefore prunes again. It does not change the mask, so that jobs
+that depend on the mask do not rerun.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ def run(
     windows: Path | None = None,
     statistics: Path | None = None,
 ) -> None:
-    """Move the spare weights to ``weights``, or make them again."""
+    """Move the cached updated weights from ``spare`` to ``weights``, or compute them again.
+
+    Raises:
+        InputError: The mask has other settings, or pruning again gives another mask.
+    """
     wanted = spec_digest(spec)
     if weights_digest(spare) == wanted:
         weights.parent.mkdir(parents=True, exist_ok=True)

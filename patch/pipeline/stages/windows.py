@@ -1,4 +1,4 @@
-"""Token windows: for calibration, for learning and training, for perplexity."""
+"""Token sequences for calibration, learning, training and perplexity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from patch.pipeline.runs.specs import WindowsSpec
 
 
 def run(spec: WindowsSpec, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
-    """Make one file of token windows; packed ones by so many workers, and going on where a run was stopped."""
+    """Make one file of token sequences.
+
+    Packed sequences are made by ``workers`` processes, and an interrupted run resumes.
+    """
     with leave_when_asked("stopped by a signal; run again to go on"):
         count = _make(spec, corpus, tokenizer, out, workers)
     print(f"{out}: {count} windows of {spec.seqlen} tokens")
@@ -24,7 +27,7 @@ def run(spec: WindowsSpec, *, corpus: Path, tokenizer: Path, out: Path, workers:
 def _make(spec: WindowsSpec, corpus: Path, tokenizer: Path, out: Path, workers: int) -> int:
     documents, encoder = read_documents(corpus, spec.split), load_tokenizer(tokenizer)
     if spec.kind == "packed":
-        # A job may have been given less than it asked for.
+        # A job may have fewer CPUs than it requested.
         workers = min(workers, len(os.sched_getaffinity(0)))
         identity = digest([spec.model_dump(mode="json"), _files(corpus), _files(tokenizer)])
         return pack_file(out, documents, encoder, spec.seqlen, spec.samples, workers, identity)
@@ -37,6 +40,6 @@ def _make(spec: WindowsSpec, corpus: Path, tokenizer: Path, out: Path, workers: 
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:
-    """Stands for the contents of a folder, which can be made anew under the same name."""
+    """Return the names, sizes and times of a folder's files, which change if the folder is made again."""
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     return sorted((str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
