@@ -1,4 +1,4 @@
-"""What runs on this machine, and what time the file system has."""
+"""Processes of this machine and their output files, and the clock of the file system."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ PROCESSES = Path("/proc")
 
 
 def printing_processes() -> dict[str, float]:
-    """File -> seconds since the oldest process started whose standard output or error it is.
+    """Return a map from each file that is the standard output or error of a process to that process's age in seconds.
 
-    Only this user's processes on this machine are seen, and none where there is no `/proc`. Who merely reads a
-    file, as `tail -f` does, has it elsewhere.
+    A file of several processes maps to the age of the oldest. Only this user's processes on this machine are found,
+    and none without `/proc`. Processes that read a file, such as `tail -f`, are not counted because they have it open
+    under another descriptor.
     """
     ages: dict[str, float] = {}
     for process in PROCESSES.glob("[0-9]*"):
         try:
             files = {os.readlink(process / "fd" / number) for number in ("1", "2")}
             age = _age(process)
-        except (OSError, ValueError, IndexError):  # of another user, or ended meanwhile
+        except (OSError, ValueError, IndexError):  # The process is another user's or has ended.
             continue
         for file in files:
             ages[file] = max(age, ages.get(file, 0.0))
@@ -29,17 +30,17 @@ def printing_processes() -> dict[str, float]:
 
 
 def _age(process: Path) -> float:
-    """Seconds since a process started. A span of time: no clock that could be wrong plays a part."""
-    # After the name, which may hold anything, in brackets.
+    """Return the seconds since a process started, measured from boot and so independent of the wall clock."""
+    # The process name in parentheses may contain any character, so fields are counted after the last `)`.
     ticks = float((process / "stat").read_text().rpartition(")")[2].split()[19])
     uptime = float((PROCESSES / "uptime").read_text().split()[0])
     return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def file_time(folder: Path | str) -> float:
-    """Seconds since the epoch by the clock that dates the files of ``folder``.
+    """Return the seconds since the epoch by the clock that sets modification times in ``folder``.
 
-    This machine's own where no file can be made there.
+    This machine's clock is used if no file can be created there.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

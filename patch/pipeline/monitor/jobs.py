@@ -1,4 +1,4 @@
-"""The state of every job of an experiment."""
+"""States of all jobs of an experiment."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from patch.pipeline.reporting.units import duration
 from patch.pipeline.resources.graph import JobGraph
 from patch.pipeline.resources.jobs import Node
 
-# In the order in which they are printed. `started`: a Snakemake goes on and the job has a log, but neither outputs nor
-# a process here; it runs on another machine, or was killed. `ready`: it could run and is not with SLURM.
+# Printed in this order. `started`: Snakemake runs and the job has a log, but no outputs and no process on this
+# machine; it runs elsewhere or was killed. `ready`: the job can run but is not submitted to SLURM.
 STATES = ("done", "running", "pending", "failed", "started", "ready", "waiting")
 TAIL_LINES = 5
 BLOCKED = "behind a failed job"
@@ -26,27 +26,27 @@ BLOCKED = "behind a failed job"
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job and how it stands; the keys of `--json`.
+    """Status of a job; the fields are the keys of `--json`.
 
     Attributes:
         stage: group of rules, see `patch.pipeline.resources.jobs.STAGES`.
-        rule: of the workflow.
-        model: whose job it is, None where models share it.
-        cell: name of the cell, or of what the job makes.
+        rule: rule of the workflow.
+        model: model of the job, None if models share the job.
+        cell: name of the run, or of the job's product.
         state: one of ``STATES``.
-        reason: why it is pending, failed or waiting.
-        job: SLURM's id.
-        node: where it runs.
-        started: local time at which it started, `2030-01-02T03:04:05`, by the clock of SLURM or of its node.
-        expected: local time at which SLURM means to start it.
-        step: steps, blocks or tasks by its log.
-        steps: of how many.
-        eta_seconds: seconds that are left for them.
-        restarts: how often it went back to the queue; None where SLURM does not have it.
-        time_limits: how many time limits it used up; None as above.
-        log: path of the rule's log, whether it is there or not.
-        outputs: paths.
-        tail: the last lines of the log, of a failed job.
+        reason: explanation of the state; empty if there is none.
+        job: SLURM's id of the job.
+        node: name of the node that the job runs on.
+        started: local start time, such as `2030-01-02T03:04:05`, by the clock of SLURM or of the node.
+        expected: local start time that SLURM expects.
+        step: completed steps, blocks or tasks according to the log.
+        steps: total number of steps, blocks or tasks.
+        eta_seconds: estimated seconds left for the remaining steps.
+        restarts: number of returns to the queue, None if the job has no SLURM job.
+        time_limits: number of time limits that the job reached, None if the job has no SLURM job.
+        log: path of the rule's log, which may not exist.
+        outputs: paths of the outputs.
+        tail: last lines of the log of a failed job.
     """
 
     stage: str
@@ -70,11 +70,11 @@ class JobStatus:
 
 
 class Monitor:
-    """Looks at the jobs of an experiment once.
+    """Snapshot of the jobs of an experiment.
 
     Args:
-        graph: the jobs; made after ``queue``, so that what is over by then has its outputs.
-        queue: what SLURM has of them.
+        graph: the jobs. It must be built after ``queue``, so that jobs absent from the queue have their outputs.
+        queue: SLURM submissions of the jobs.
     """
 
     def __init__(self, graph: JobGraph, queue: Queue) -> None:
@@ -82,12 +82,12 @@ class Monitor:
         self.root = graph.plan.layout.root
         self._remaining = set(graph.remaining)
         self._printing = printing_processes()
-        # Snakemake's own: there while a run goes on, and after a `kill -9`.
+        # Snakemake's lock exists while Snakemake runs, and remains after a `kill -9`.
         self._locked = any(Path(".snakemake/locks").glob("*.lock"))
         self._now = file_time(self.root)
 
     def statuses(self) -> dict[Node, JobStatus]:
-        """Every job's, in the order of the graph: each after those that it needs."""
+        """Return the status of every job in the order of the graph, each job after its dependencies."""
         statuses: dict[Node, JobStatus] = {}
         for node in self.graph.nodes:
             status = self._status(node)
@@ -105,7 +105,7 @@ class Monitor:
             node.stage, node.rule, node.model, node.name, "done", log=rule_log(node, self.root), outputs=node.outputs
         )
         entry = self.queue.newest(node.outputs)
-        # Without an id a Snakemake is about to submit it, or was when it was killed.
+        # An entry without an id is about to be submitted, or its Snakemake was killed before the submission.
         if entry is not None and entry.outcome is None and (entry.id or self._locked):
             return self._submitted(status, entry, self._made(node))
         if node not in self._remaining:
@@ -125,7 +125,7 @@ class Monitor:
         return node not in self._remaining or all(Path(path).exists() for path in node.outputs)
 
     def _submitted(self, status: JobStatus, entry: Entry, made: bool) -> JobStatus:
-        """State of a job that has no outcome in the ledger."""
+        """Return the status of a job that has no outcome in the ledger."""
         events = read_events(entry)
         verdict = self.queue.judge(entry, events, made)
         if verdict.state == "done":
@@ -135,18 +135,18 @@ class Monitor:
             return _failed(status, entry, events)
         started = events.written if events.kind == "start" else None
         log = read_log(status.log) if events.starts else None
-        if log and started and log.written < started:  # of the start before; the job will remove it
+        if log and started and log.written < started:  # The log is from the previous start.
             log = None
         return _with_progress(_with_job(status, entry, events), log, self._now, started)
 
     def _local(self, status: JobStatus, age: float) -> JobStatus:
-        """State of a job that runs on this machine."""
+        """Return the status of a job that runs on this machine."""
         started = (datetime.now() - timedelta(seconds=age)).isoformat(timespec="seconds")
         status = replace(status, state="running", node=os.uname().nodename, started=started)
         return _with_progress(status, read_log(status.log), self._now, self._now - age)
 
     def _by_log(self, status: JobStatus) -> JobStatus:
-        """State of a job that could run, of which neither SLURM nor this machine knows anything."""
+        """Return the status of a job that can run but is known neither to SLURM nor to this machine."""
         log = read_log(status.log)
         if log is None or ended_well(status.log, log):
             return replace(status, state="ready")
@@ -162,7 +162,7 @@ class Monitor:
 
 
 def _with_job(status: JobStatus, entry: Entry, events: Events) -> JobStatus:
-    """With SLURM's id and how often the job went back to the queue."""
+    """Add SLURM's id and the number of restarts and reached time limits."""
     restarts = events.starts if status.state == "pending" else max(0, events.starts - 1)
     return replace(status, job=entry.id, restarts=restarts, time_limits=events.time_limits)
 
@@ -176,7 +176,7 @@ def _with_progress(status: JobStatus, log: Log | None, now: float, started: floa
 
 
 def _failed(status: JobStatus, entry: Entry, events: Events) -> JobStatus:
-    """With the end of the rule's log, or of what the job printed where there is none."""
+    """Mark a job as failed and add the end of the rule's log, or of the job's standard error or output."""
     status = replace(status, state="failed", node=status.node or events.last.get("node"))
     logs = [log for path in (status.log, entry.log("err"), entry.log("out")) if (log := read_log(path)) and log.lines]
     if logs:

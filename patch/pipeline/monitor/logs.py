@@ -1,4 +1,4 @@
-"""Where the logs of jobs are."""
+"""Paths of job logs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from patch.pipeline.resources.jobs import Node
 
 
 def rule_log(node: Node, root: str) -> str:
-    """Path of a rule's log; ``root`` is the folder of the experiment's results."""
+    """Return the path of a job's rule log; ``root`` is the folder of the experiment's results."""
     if node.cell is not None:
         name = f"/{node.model}/{node.cell.id}"
     elif node.rule in ("collect", "compare", "overview", "summary"):
         name = ""
     elif node.stage in ("speedup", "tabulate"):
         name = f"/{node.name}"
-    else:  # named as what it makes in the store
+    else:  # The log is named after the job's output in the store.
         name = f"/{Path(node.outputs[0]).name.removesuffix('.npy')}"
     return f"{root}/logs/{node.rule}{name}.log"
 
 
 def logs_of(queue: Queue, nodes: Iterable[Node], root: str) -> list[str]:
-    """Paths of the logs that are there: of each job the rule's own, then what SLURM has of its newest submission."""
+    """Return the paths of existing logs: for each job the rule's log, then SLURM's logs of its newest submission."""
     paths: list[Path] = []
     for node in nodes:
         entry = queue.newest(node.outputs)
@@ -35,7 +35,10 @@ def logs_of(queue: Queue, nodes: Iterable[Node], root: str) -> list[str]:
 
 
 def ended_well(path: str, log: Log) -> bool:
-    """Whether the job that wrote a log succeeded: Snakemake then writes its benchmark; the output is gone since."""
+    """Return whether the job that wrote a log succeeded, even if its output was removed later.
+
+    Snakemake writes a job's benchmark file only after success, so a benchmark newer than the log shows success.
+    """
     folder, name = path.split("/logs/", 1)
     try:
         return Path(f"{folder}/benchmarks/{name.removesuffix('.log')}.tsv").stat().st_mtime >= log.written

@@ -1,4 +1,4 @@
-"""The end of a job's log, and how far the job says there that it is."""
+"""Progress of a job, parsed from the end of its log."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 TAIL_BYTES = 16_384
 # patch/learning/loop.py: `maskllm 120/2000  loss 3.1000  0.500 s/step  940 s left`.
 _STEP = re.compile(r"\b(?P<done>\d+)/(?P<total>\d+)  loss .* (?P<rate>[\d.]+) s/step  (?P<left>\d+) s left$")
-# The same: `resuming at step 120`, `stopped by a signal after step 120 of 2000; run again to go on`.
+# Same file: `resuming at step 120`, `stopped by a signal after step 120 of 2000; run again to go on`.
 _RESUMED = re.compile(r"^resuming at step (?P<done>\d+)$")
 _STOPPED = re.compile(r"^stopped by a signal after step (?P<done>\d+) of (?P<total>\d+)\b")
 # patch/pipeline/stages/_common.py: `sparsegpt: block 3/24`.
 _BLOCK = re.compile(r": block (?P<done>\d+)/(?P<total>\d+)$")
-# patch/pipeline/stages/evaluate.py, at the start and end of a task: `task 3 of 8: piqa`, then the same with
+# patch/pipeline/stages/evaluate.py: `task 3 of 8: piqa` when a task starts. A second line when it ends adds
 # ` 61.20 %, in 42.0 s`.
 _TASK = re.compile(r"^task (?P<number>\d+) of (?P<total>\d+): \S+(?P<ended> .* s)?$")
-# How a stage ends that fails: a user's mistake in one line, or Python's traceback.
+# Last line of a failed stage: a one-line message for a user error, or the end of a Python traceback.
 _ERROR = re.compile(r"^error: |^[\w.]*(Error|Exception)\b")
-# And one that was told to stop.
+# Last line of a stage that a signal stopped.
 _TOLD = re.compile(r"^stopped by a signal\b|^KeyboardInterrupt\b")
-# Seconds without a line after which a job that prints one every step counts as silent, at least.
+# Minimum seconds without a new line before a job that logs steps counts as silent.
 SILENCE = 900
 
 
 @dataclass(frozen=True)
 class Log:
-    """The end of a log.
+    """End of a log.
 
     Attributes:
-        lines: the last that hold text, without control characters.
-        written: when the file was changed, seconds since the epoch by the clock of its file system.
+        lines: last lines that are not blank, without control characters.
+        written: modification time of the file, in seconds since the epoch by the clock of its file system.
     """
 
     lines: tuple[str, ...]
@@ -40,25 +40,26 @@ class Log:
 
     @property
     def error(self) -> str:
-        """The message that the log ends with, empty where it ends with none."""
+        """Error message at the end of the log, empty if there is none."""
         last = self.lines[-1] if self.lines else ""
         return last.removeprefix("error: ") if _ERROR.match(last) else ""
 
     @property
     def stopped(self) -> bool:
-        """Whether the job was told to stop and did."""
+        """Return whether a signal stopped the job."""
         return bool(self.lines and _TOLD.match(self.lines[-1]))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is.
+    """Progress of a job.
 
     Attributes:
-        step: steps, blocks or tasks that are done.
-        steps: of how many.
-        seconds_left: until the last of them, None where the log does not tell: tasks are of very different sizes.
-        silent: seconds since the log's last line, where that is much longer than a step takes; else 0.
+        step: completed steps, blocks or tasks.
+        steps: total number of steps, blocks or tasks.
+        seconds_left: estimated seconds until the last one ends. None if there is no estimate, as for tasks, whose
+            sizes differ widely.
+        silent: seconds since the last line of the log if that is much longer than a step takes, otherwise 0.
     """
 
     step: int | None = None
@@ -68,9 +69,9 @@ class Progress:
 
 
 def read_log(path: Path | str) -> Log | None:
-    """The end of a log, None where there is none."""
+    """Return the end of a log, or None if it cannot be read."""
     try:
-        # A file system of several machines tells the true time of a change once the file is opened.
+        # A network file system reports the current modification time only after the file is opened.
         with Path(path).open("rb") as file:
             status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size - TAIL_BYTES))
@@ -88,12 +89,12 @@ def _printable(line: str) -> str:
 
 
 def read_progress(log: Log, now: float, started: float | None = None) -> Progress:
-    """How far the job is by the last line that says so.
+    """Return the progress of a job according to the last progress line of its log.
 
     Args:
-        log: of the job.
-        now: seconds since the epoch, by the clock of the log's file system.
-        started: when the job started, by the same clock; None where that is not known.
+        log: log of the job.
+        now: current time in seconds since the epoch, by the clock of the log's file system.
+        started: start time of the job by the same clock, None if unknown.
     """
     age = max(0.0, now - log.written)
     for line in reversed(log.lines):

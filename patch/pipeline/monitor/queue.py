@@ -1,4 +1,4 @@
-"""Which jobs were handed to SLURM and what became of them, by the submit folder and one call of squeue."""
+"""SLURM submissions and their states, from the submit folder and one call of squeue."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from snakemake_executor_plugin_submitit.history import Entry, History
 from snakemake_interface_common.exceptions import WorkflowError
 
 log = logging.getLogger(__name__)
-# Of the states in which a job is not over: those in which it holds a node.
+# States of an unfinished job in which it occupies a node.
 RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "SUSPENDED", "STOPPED"}
-# What squeue prints where it has nothing to say.
+# Values that squeue prints for an empty field.
 NOTHING = ("", "None", "N/A", "(null)")
 
 
 @dataclass(frozen=True)
 class Events:
-    """Starts and stops of a job, as it noted them on its nodes.
+    """Start and stop events that a job recorded on its nodes.
 
     Attributes:
-        last: the newest.
-        starts: how often the job started.
-        time_limits: how many of its time limits were reached.
-        written: when the newest was noted, by the clock of the file system; None before the first.
+        last: newest event.
+        starts: number of starts.
+        time_limits: number of time limits that were reached.
+        written: time of the newest event by the clock of the file system, None if there are no events.
     """
 
     last: dict = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Events:
 
     @property
     def kind(self) -> str:
-        """Of the newest: `start`, `time limit`, `terminated`, `end`, or empty."""
+        """Kind of the newest event: `start`, `time limit`, `terminated`, `end`, or empty."""
         return self.last.get("event", "")
 
     @property
     def started(self) -> str | None:
-        """When a job that runs started, by its node's clock, as SLURM writes times."""
+        """Start time by the node's clock in SLURM's format, None unless the newest event is a start."""
         if self.kind != "start":
             return None
         return datetime.fromtimestamp(self.last["time"]).isoformat(timespec="seconds")
@@ -50,14 +50,14 @@ class Events:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a submission that has no outcome in the ledger.
+    """State of a submission that has no outcome in the ledger.
 
     Attributes:
         state: `pending`, `running`, `failed` or `done`.
-        reason: why it waits or failed.
-        node: where it runs.
-        started: when it started, by SLURM's clock.
-        expected: when SLURM means to start it.
+        reason: reason why the job waits or failed.
+        node: name of the node that the job runs on.
+        started: start time by the clock of SLURM, or of the node if SLURM does not answer.
+        expected: start time that SLURM expects.
     """
 
     state: str
@@ -68,13 +68,13 @@ class Verdict:
 
 
 class Queue:
-    """All submissions of a submit folder.
+    """Submissions of a submit folder.
 
     Args:
-        folder: the submit folder; need not be there.
+        folder: the submit folder; it need not exist.
 
     Attributes:
-        note: why SLURM's queue is not known although it should be, empty where it is.
+        note: reason why the state of SLURM's queue is unknown, empty if it is known or not needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class Queue:
         self._by_output: dict[str, Entry] = {}
         for entry in sorted(entries.values(), key=lambda entry: (entry.run.name, entry.submitted)):
             self._by_output.update(dict.fromkeys(entry.outputs, entry))
-        # After the ledger: a job that has an id there and is not listed is over.
+        # squeue is called after the ledger is read, so that a job with an id that squeue does not list has ended.
         if any(entry.outcome is None for entry in self._by_output.values()):
             try:
                 self._states = slurm.read_squeue()
@@ -102,16 +102,16 @@ class Queue:
                 self.note = f"no answer from SLURM, told from files alone ({str(error).splitlines()[-1]})"
 
     def newest(self, outputs: Iterable[str]) -> Entry | None:
-        """The newest submission that makes one of these files."""
+        """Return the newest submission that makes one of these files, or None."""
         return next((self._by_output[path] for path in outputs if path in self._by_output), None)
 
     def judge(self, entry: Entry, events: Events, made: bool) -> Verdict:
-        """What became of a submission that has no outcome in the ledger.
+        """Return the state of a submission that has no outcome in the ledger.
 
         Args:
             entry: the submission.
-            events: of it.
-            made: its outputs are there.
+            events: its events.
+            made: True if its outputs exist.
         """
         if entry.id is None:
             return Verdict("pending", "SLURM has not taken it yet")
@@ -130,7 +130,7 @@ class Queue:
 
 
 def read_events(entry: Entry) -> Events:
-    """Return what a job noted; a line that cannot be used is passed over with a warning."""
+    """Return the events of a job; unusable lines are skipped with a warning."""
     try:
         noted, damage = events.read_events(entry.events)
         written = entry.events.stat().st_mtime

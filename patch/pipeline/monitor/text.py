@@ -1,4 +1,4 @@
-"""The states of an experiment's jobs as text for a terminal of 120 columns."""
+"""Text report of job states for a terminal of 120 columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from patch.pipeline.resources.jobs import STAGES, Node
 from patch.pipeline.resources.schedule import Task, simulate
 
 WIDTH = 120
-# Rows of a table of jobs; of failed ones, which have a piece of their log each, fewer.
+# Row limits of the job tables. Failed jobs get fewer rows because each prints the end of its log.
 ROWS, FAILED_ROWS = 50, 20
 ALWAYS = ("done", "running", "pending", "failed", "waiting")
-# Heads of the tables and what is in their columns; a column that is empty in all rows is left out.
+# Column headings and values. A column of `_COLUMNS` that is empty in all rows is left out.
 _NAMES: dict[str, Callable[[JobStatus], str]] = {
     "rule": lambda s: s.rule,
     "model": lambda s: s.model or "",
@@ -34,18 +34,18 @@ _COLUMNS: dict[str, Callable[[JobStatus], str]] = {
     "why": lambda s: " ".join(s.reason.split()),
 }
 _RIGHT = ("step", "left")
-# The least that is left of a name or a reason in a terminal that is too narrow.
+# Minimum width of a text column that is cut to fit the terminal.
 _NARROWEST = 12
 
 
 def to_text(graph: JobGraph, statuses: dict[Node, JobStatus], note: str = "", everything: bool = False) -> str:
-    """A line for each stage, the jobs under way and failed, and what is to come.
+    """Return a report with the stages, the active and failed jobs, and a forecast of the remaining time.
 
     Args:
         graph: the jobs.
-        statuses: theirs.
-        note: a line about what is not known.
-        everything: list all jobs, however many.
+        statuses: status of each job.
+        note: line about unknown states, empty if there are none.
+        everything: list all jobs without a row limit.
     """
     all_statuses = list(statuses.values())
     counts = Counter(status.state for status in all_statuses)
@@ -62,7 +62,7 @@ def to_text(graph: JobGraph, statuses: dict[Node, JobStatus], note: str = "", ev
 
 
 def _stages(statuses: list[JobStatus]) -> list[str]:
-    """How many jobs of each stage are in which state."""
+    """Return a table of job counts by stage and state."""
     by_stage = {stage: Counter(s.state for s in statuses if s.stage == stage) for stage in STAGES}
     states = [state for state in STATES if state in ALWAYS or any(counts[state] for counts in by_stage.values())]
     rows = [["stage", "jobs", *states]]
@@ -76,7 +76,7 @@ def _stages(statuses: list[JobStatus]) -> list[str]:
 
 def _section(state: str, statuses: list[JobStatus], everything: bool) -> list[str]:
     limit = len(statuses) if everything else FAILED_ROWS if state == "failed" else ROWS
-    # Words of sbatch are long, and all that there is to know of a job that it refused: they get lines of their own.
+    # Reasons of failed jobs get lines of their own because messages of sbatch are long.
     shown = {head: of for head, of in _COLUMNS.items() if head != "why" or state != "failed"}
     heads = _NAMES | {head: of for head, of in shown.items() if any(of(status) for status in statuses)}
     rows = [[of(status) for of in heads.values()] for status in statuses[:limit]]
@@ -93,13 +93,13 @@ def _section(state: str, statuses: list[JobStatus], everything: bool) -> list[st
 
 
 def _outlook(graph: JobGraph, statuses: dict[Node, JobStatus]) -> list[str]:
-    """What is to come, where that can be told: what jobs hold now is the measure of what the machines give."""
+    """Return a forecast of the remaining time, assuming that the slots of the running jobs stay available."""
     lines = []
     blocked = sum(status.reason == BLOCKED for status in statuses.values())
     if blocked:
         lines.append(f"{blocked} jobs wait for one that failed: they run once it has succeeded.")
     to_come = [n for n, s in statuses.items() if s.state not in ("done", "failed") and s.reason != BLOCKED]
-    # Those that run come first, so that they hold their places from the start.
+    # Running jobs come first so that they occupy their slots from the start of the simulation.
     to_come.sort(key=lambda node: statuses[node].state != "running")
     running = [node for node in to_come if statuses[node].state == "running"]
     slots = sum(graph.slots(node) for node in running)
@@ -124,14 +124,14 @@ def _outlook(graph: JobGraph, statuses: dict[Node, JobStatus]) -> list[str]:
 
 
 def _minutes(node: Node, status: JobStatus) -> float:
-    """What a job takes at most by the cost model; of one that runs, what is left by its log."""
+    """Return the minutes left according to the job's log, or else the cost model's limit."""
     return node.cost.minutes if status.eta_seconds is None else status.eta_seconds / 60
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows as lines, two spaces between columns, the columns ``right`` flush right.
+    """Return rows as aligned lines with two spaces between columns; the columns ``right`` are right-aligned.
 
-    Where that is too wide columns of text are cut: the last one first, then the widest.
+    If the lines are too wide, text columns are cut: the last one first, then the widest.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     *others, last = range(len(widths))
@@ -149,7 +149,7 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, cut where it is longer than ``width``."""
+    """Return the text, cut to ``width`` characters."""
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
@@ -167,5 +167,5 @@ def _left(seconds: int | None) -> str:
 
 
 def _when(time: str | None) -> str:
-    """`2030-01-02T03:04:05` as `01-02 03:04`; other words as they are."""
+    """Return `2030-01-02T03:04:05` as `01-02 03:04`; return other text unchanged and None as an empty string."""
     return f"{time[5:10]} {time[11:16]}" if time and time[10:11] == "T" else time or ""

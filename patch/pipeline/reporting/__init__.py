@@ -1,1 +1,1 @@
-"""Tables and figures, made from the tidy frame, the records and the training curves alone."""
+"""Tables, figures and pages, built from the tidy frame, the records and the training curves."""

@@ -1,4 +1,4 @@
-"""How what was measured compares with the paper: number by number, or of another model in the order of its rows."""
+"""Comparison of measurements with the paper: by value for the same model, by row order for another model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from patch.pipeline.reporting.table import Heading, Measure, Row, Table
 from patch.pipeline.results.order import percent
 from patch.pipeline.results.record import ModelInfo
 
-# Standard errors of the measurement within which a number agrees with the published one.
+# A number agrees with the published one within this many standard errors of the measurement.
 ERRORS = 2
-# Pairs that a line names.
+# Maximum number of swapped pairs that a line names.
 SHOWN_SWAPS = 3
 Found = tuple[Row, Heading, Measure]
 
 
 def beside_paper(table: Table, models: Sequence[ModelInfo]) -> Iterator[str]:
-    """Return a line of Markdown for each model that the table has published numbers of and something to compare."""
+    """Yield a line of Markdown for each model whose numbers in the table can be compared with published ones."""
     if table.deviation:
-        # The same rows as in another table.
+        # Another table has the same rows.
         return
     for model in models:
         found = [(row, heading, m) for row, heading, m in _measures(table, model) if not math.isnan(m.published)]
@@ -40,7 +40,7 @@ def _measures(table: Table, model: ModelInfo) -> Iterator[Found]:
 
 
 def _within(found: list[Found]) -> str:
-    """How many numbers are near the published ones, and the largest differences."""
+    """Return the count of numbers that agree with the published ones, and the largest differences, as text."""
     known = [(row, heading, m) for row, heading, m in found if not math.isnan(m.stderr)]
     if not known:
         return ""
@@ -51,7 +51,10 @@ def _within(found: list[Found]) -> str:
 
 
 def _largest(found: list[Found], perplexity: bool) -> str:
-    """In points of accuracy, or as a share of the published perplexity, which spans orders of magnitude."""
+    """Return the largest difference as text, in points of accuracy or in percent of the published perplexity.
+
+    Perplexity differences are relative because perplexities span orders of magnitude.
+    """
     those = [(row, heading, m) for row, heading, m in found if (heading.metric == "perplexity") == perplexity]
     if not those:
         return ""
@@ -68,7 +71,7 @@ def _largest(found: list[Found], perplexity: bool) -> str:
 
 
 def _order(found: list[Found]) -> str:
-    """Whether the rows stand in the published order of perplexity, and which neighbours in it swap."""
+    """Return the rank correlation with the published perplexities, and the swapped neighbours, as text."""
     rows = sorted(
         ((m.published, m.value, row) for row, heading, m in found if heading.metric == "perplexity"), key=_first
     )
@@ -94,13 +97,13 @@ def _first(row: tuple[float, float, Row]) -> float:
 
 
 def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float:
-    """Kendall's rank correlation tau-b of two lists: 1 for the same order, −1 for the reverse; ties count for neither.
+    """Return Kendall's rank correlation tau-b of two lists: 1 for the same order, −1 for the reverse order.
 
     Args:
-        pairs: of corresponding values.
+        pairs: pairs of corresponding values.
 
     Returns:
-        NaN where one of the lists has fewer than two values that differ.
+        The correlation, or NaN if all values of one list are equal. Ties count for neither order.
     """
     score = first_differ = second_differ = 0
     for index, (a, b) in enumerate(pairs):
@@ -113,7 +116,7 @@ def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def row_label(row: Row) -> str:
-    """A row of a table in a sentence."""
+    """Return the name of a table row for use in a sentence."""
     if row.pattern == "dense":
         return "dense"
     setting = f", {row.setting}" if row.setting else ""

@@ -1,4 +1,4 @@
-"""A table as columns of text; how numbers are printed."""
+"""Conversion of a table to text columns, and number formatting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from patch.pipeline.results.order import percent
 
 @dataclass(frozen=True)
 class Column:
-    """``group`` is the model that the column is of; ``cells`` are texts and whether each is bold."""
+    """Column of text; ``group`` is the title above it, such as a model, and ``cells`` are (text, bold) pairs."""
 
     group: str
     name: str
@@ -20,7 +20,10 @@ class Column:
 
 
 def text_columns(table: Table, published: bool = True) -> list[Column]:
-    """Labels, then for each heading what was measured and, if ``published`` and the paper has any, its numbers."""
+    """Return the label columns, then for each heading the measurements and, if ``published``, the paper's numbers.
+
+    A heading without published numbers gets no column for them.
+    """
 
     def label(name: str, texts: list[str], numeric: bool = False) -> Column:
         return Column("", name, [(text, False) for text in texts], numeric)
@@ -39,7 +42,7 @@ def text_columns(table: Table, published: bool = True) -> list[Column]:
         group = heading.model.title if heading.model else ""
         found.append(Column(group, heading.text, [_measured(m, heading.metric, table.deviation) for m in measures]))
         if published and any(m and not math.isnan(m.published) for m in measures):
-            # Beside another model's numbers a difference would say nothing.
+            # A difference from another model's numbers is meaningless.
             same = [heading.model.comparable if heading.model else row.comparable for row in rows]
             texts = [(_published(m, heading.metric, s), False) for m, s in zip(measures, same, strict=True)]
             found.append(Column(group, "Paper (Δ)" if any(same) else "Paper", texts))
@@ -47,7 +50,7 @@ def text_columns(table: Table, published: bool = True) -> list[Column]:
 
 
 def groups(columns: list[Column]) -> list[tuple[str, int, int]]:
-    """Runs of columns of one model: title, first and last position."""
+    """Return the spans of adjacent columns of one group: title, first and last position."""
     runs: list[tuple[str, int, int]] = []
     for index, column in enumerate(columns):
         if runs and runs[-1][0] == column.group:
@@ -58,7 +61,7 @@ def groups(columns: list[Column]) -> list[tuple[str, int, int]]:
 
 
 def format_value(value: float, metric: str) -> str:
-    """Two decimals, as in the paper; fewer for a perplexity or tokens a second in the hundreds and above."""
+    """Return a value with two decimals, as in the paper; perplexities and tokens/s from 100 on have fewer."""
     large = metric in ("perplexity", "tokens_per_second")
     decimals = 2 if not large or abs(value) < 100 else 1 if abs(value) < 1000 else 0
     return f"{value:.{decimals}f}"

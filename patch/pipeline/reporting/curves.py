@@ -1,4 +1,4 @@
-"""Training curves of the learned methods."""
+"""Figure of the training curves of learned methods."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from patch.learning.curve import read_lines
 from patch.pipeline.reporting.style import GREY, SEQUENCE, STYLE, TEXT_WIDTH
 from patch.pipeline.results.record import ModelInfo
 
-# Share of a run's steps that a smoothed point averages over.
+# Fraction of a run's points that the moving average covers.
 SMOOTHING = 0.05
 DASHES: list[str | tuple[int, tuple[float, ...]]] = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1))]
 TEMPERATURES = {"pattern_temperature": ("2:4 pattern", "-"), "tile_temperature": ("tile", (0, (4, 1.5)))}
 
 
 def read_curve(path: Path | str) -> pd.DataFrame:
-    """Read a training curve, one JSON object a line; null and absent keys are NaN.
+    """Read a training curve with one JSON object per line; null and absent keys become NaN.
 
     Raises:
-        InputError: the file is missing or empty, or a line is not a JSON object of numbers with a later `step`.
+        InputError: the file is missing or empty, or a line is not a JSON object of numbers with an increasing `step`.
     """
     lines, fault = read_lines(path)
     if fault:
@@ -39,11 +39,11 @@ def read_curve(path: Path | str) -> pd.DataFrame:
 
 @matplotlib.rc_context(STYLE)
 def curves(files: Mapping[str, Path | str], model: ModelInfo) -> Figure:
-    """Loss, cross-entropy, density against its target, and temperature over the steps of learning.
+    """Return a figure of loss, cross-entropy, density with its target, and temperature over the learning steps.
 
     Args:
-        files: label -> JSON lines of a run, in the order of the legend.
-        model: for the title.
+        files: label -> path of a run's JSON lines, in the order of the legend.
+        model: model named in the title.
 
     Raises:
         InputError: see `read_curve`.
@@ -70,7 +70,7 @@ def curves(files: Mapping[str, Path | str], model: ModelInfo) -> Figure:
 
 
 def _values(run: pd.DataFrame, key: str) -> pd.Series | None:
-    """A column without its gaps, indexed by step; None where the run does not have it."""
+    """Return a column without missing values, indexed by step, or None if the run does not have it."""
     if key not in run or run[key].isna().all():
         return None
     return run.set_index("step")[key].dropna()
@@ -88,7 +88,7 @@ def _smoothed(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict],
         axis.plot(smooth.index, smooth, **looks[label])
         bounds += list(np.nanpercentile(values, [0.5, 99.5]))
     if bounds:
-        # Single outliers of the raw curves may leave the panel; they would flatten the smoothed ones.
+        # The limits exclude outliers of the raw curves, which would flatten the smoothed ones.
         margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
         axis.set_ylim(min(bounds) - margin, max(bounds) + margin)
 
@@ -101,14 +101,14 @@ def _densities(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict]
         axis.plot(target.index, target, color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)))
         axis.plot(values.index, values, **looks[label])
     axis.set_ylabel("Density")
-    # Room for the key above the highest line.
+    # Leave room for the legend above the highest line.
     low, high = axis.get_ylim()
     axis.set_ylim(low, high + 0.2 * (high - low))
     _key(axis, [Line2D([], [], color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), label="target")])
 
 
 def _temperatures(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict]) -> None:
-    """Schedules that several runs share are drawn once, in black: one colour would hide the others."""
+    """Draw the temperature schedules; a shared schedule is drawn once, in black, so that no run hides another."""
     handles = []
     for key, (title, dash) in TEMPERATURES.items():
         schedules: dict[tuple, list[str]] = {}

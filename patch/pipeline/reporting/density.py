@@ -1,4 +1,4 @@
-"""Where the kept weights are: density by layer and projection."""
+"""Density figure: kept fraction of the weights by layer and projection."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from patch.pipeline.results.record import ModelInfo, Record
 from patch.pipeline.runs.cell import format_tile
 
 ORDER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# A printed value such as `.75` needs about this much room, in inches.
+# Width of a printed value such as `.75`, in inches.
 VALUE_WIDTH = 0.24
 ROW_HEIGHT = 0.2
-MARGIN = 1.35  # labels and colour bar, in inches
-WIDE = 12  # layers from which on the maps stand below each other
+MARGIN = 1.35  # Room for labels and the colour bar, in inches.
+WIDE = 12  # Number of layers from which maps are stacked vertically.
 
 
 @matplotlib.rc_context(STYLE)
 def density(records: Iterable[Record], model: ModelInfo) -> Figure:
-    """Heat maps of the kept share, one for each hybrid run: layers from left to right, projections below each other.
+    """Return a figure with a heat map of the kept fraction for each hybrid run, averaged over seeds.
 
-    Seeds are averaged. A number stands in each cell where it fits.
+    Columns are layers and rows are projections. Values are printed in the map if they fit.
     """
     maps = _maps(record for record in records if record.cell.model == model.name and record.cell.pattern == "hybrid")
     projections = sorted({p for values in maps.values() for p, _ in values}, key=_projection_order)
@@ -59,7 +59,7 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
 
 
 def _maps(records: Iterable[Record]) -> dict[str, dict[tuple[str, int], float]]:
-    """Title -> (projection, layer) -> mean density over seeds, the sparsest first."""
+    """Return title -> (projection, layer) -> mean density over seeds, highest sparsity first."""
     chosen = sorted(records, key=lambda r: (-r.cell.sparsity, r.cell.method, r.cell.tile or 0, r.cell.seed))
     several_tiles = len({record.cell.tile for record in chosen}) > 1
     values: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -83,7 +83,7 @@ def _projection_order(name: str) -> tuple[int, str]:
 def _heat_map(
     axis: Axes, grid: np.ndarray, layers: Sequence[int], projections: Sequence[str], low: float, print_values: bool
 ) -> AxesImage:
-    # Cividis: brightness rises evenly, so print without colour and colour-blind readers see the same order.
+    # The brightness of cividis rises evenly, so it also works in greyscale and for colour-blind readers.
     image = axis.imshow(grid, vmin=low, vmax=1.0, cmap="cividis", aspect="auto", interpolation="nearest")
     step = max(1, math.ceil(len(layers) / 16))
     axis.set_xticks(range(0, len(layers), step), layers[::step])

@@ -1,6 +1,6 @@
-"""Text as each format prints it literally: one function for each, for every text that a table or a page shows.
+"""Escaping functions for the text of tables and pages, one for each output format.
 
-Figures need none: their style turns off the mathematics in texts (`text.parse_math`).
+Figures need no escaping because their style disables mathematics in text (`text.parse_math`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from html import escape as escape_html
 
 __all__ = ["escape_html", "escape_label", "escape_markdown", "escape_rst", "escape_tex"]
 
-# Signs of Markdown and of GitHub, and what makes a link of an address.
+# Special characters of Markdown and GitHub, and the parts of an address that trigger automatic links.
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|~&$#@]|(?<=:)/(?=/)|(?<=www)\.")
-# What makes a list or a heading at the beginning of a line.
+# Characters that start a list or a heading at the beginning of a line.
 _MARKDOWN_START = re.compile(r"^(\d*)([-+=](?=[\s=+-]|$)|(?<=\d)[.)](?=\s|$))")
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -33,21 +33,21 @@ _TEX = {
     "−": "$-$",
     "–": "--",
 }
-# Two hyphens would be a dash; at the beginning of a row, a bracket or a star is an option of the row before.
+# Two hyphens form a dash. A bracket or star at the start of a row is parsed as an option of the previous row's `\\`.
 _TEX_SIGNS = re.compile(rf"(?P<hyphen>-(?=-))|(?P<option>^[\[*])|[{re.escape(''.join(_TEX))}]")
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
-# Keeps apart what is read as one, and is not seen.
+# Invisible character that breaks up a special sequence.
 WORD_JOINER = "\u2060"
 
 
 def escape_markdown(text: str) -> str:
-    """Return text as GitHub's Markdown prints it literally, on one line."""
+    """Return text escaped for GitHub Markdown, on one line."""
     started = _MARKDOWN_START.sub(r"\1\0\2", _line(text))
     return _MARKDOWN.sub(r"\\\g<0>", started).replace("\0", "\\")
 
 
 def escape_tex(text: str) -> str:
-    """Return text as LaTeX prints it literally, on one line; the signs of the tables become mathematics."""
+    """Return text escaped for LaTeX, on one line; symbols of the tables, such as ±, become mathematics."""
 
     def sign(match: re.Match[str]) -> str:
         if match["hyphen"]:
@@ -58,15 +58,15 @@ def escape_tex(text: str) -> str:
 
 
 def escape_rst(text: str) -> str:
-    """Return text as reStructuredText, the language of the report's captions, prints it literally, on one line."""
+    """Return text escaped for reStructuredText, the format of the report's captions, on one line."""
     return _PUNCTUATION.sub(r"\\\g<0>", _line(text))
 
 
 def escape_label(text: str) -> str:
-    """Return text as the label of a result in Snakemake's report.
+    """Return text escaped for the label of a result in Snakemake's report.
 
-    Snakemake writes labels into a script of the page, which a `</script>` in them would end, and puts values in the
-    place of names in braces.
+    Snakemake writes labels into a script of the page, which a `</script>` in a label would end. It also replaces names
+    in braces by values.
     """
     return re.sub(r"[<{]", rf"\g<0>{WORD_JOINER}", text)
 

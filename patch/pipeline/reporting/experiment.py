@@ -1,4 +1,4 @@
-"""What the pages that tell of an experiment as a whole are told. Light: read while the workflow is parsed."""
+"""Settings of the summary and overview pages. Imports are light because the workflow reads this module when parsed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from patch.pipeline.runs.specs import OverviewSpec, SummarySpec
 
 
 def overview_spec(plan: Plan) -> OverviewSpec:
-    """What the pages on cost and environment need besides the records."""
+    """Return the settings of the cost and environment pages."""
     return OverviewSpec(experiment=plan.experiment.experiment, digests=plan.digests(plan.grid.cells))
 
 
 def summary_spec(plan: Plan) -> SummarySpec:
-    """What the summary needs besides the numbers."""
+    """Return the settings of the summary."""
     return SummarySpec(
         experiment=plan.experiment.experiment,
         tabulate=plan.tabulate_spec(speed=True),
@@ -35,7 +35,7 @@ def _figures(plan: Plan, model: str) -> dict[str, str]:
 
 
 def what_was_run(plan: Plan) -> dict[str, str]:
-    """The configuration in a few lines: a heading -> text."""
+    """Return the configuration in a few lines: heading -> text."""
     experiment, cells = plan.experiment, plan.grid.cells
     perplexity, calibration = experiment.evaluation.perplexity, experiment.calibration
     questions = f" (at most {experiment.evaluation.limit} questions each)" if experiment.evaluation.limit else ""
@@ -55,7 +55,7 @@ def what_was_run(plan: Plan) -> dict[str, str]:
 
 
 def _speed(plan: Plan) -> str:
-    """How speed is measured; empty where it is not."""
+    """Return a description of the speed benchmark, empty if speed is not measured."""
     sizes = plan.experiment.speedup
     if sizes is None or not plan.timed_models:
         return ""
@@ -75,7 +75,7 @@ def _source(plan: Plan, model: str) -> str:
 
 
 def _learning(plan: Plan, cells: Sequence[Cell]) -> Iterable[str]:
-    """The methods of each size of a run."""
+    """Return a line for each distinct learning setup, with the methods that use it."""
     methods: dict[str, dict[str, None]] = {}
     for cell in cells:
         if cell.spec.stage == "learn":
@@ -94,7 +94,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def command(configfiles: Sequence[str], changes: Sequence[str] = ()) -> str:
-    """Return the shell line that makes an experiment, from the folder that it was made in."""
+    """Return the shell command that reproduces an experiment, relative to the current folder."""
     files = [path for path in map(os.path.relpath, configfiles) if path != DEFAULT_CONFIG]
     options = [*(["--configfile", *files] if files else []), *(["--config", *changes] if changes else [])]
     return shlex.join(["snakemake", *options])

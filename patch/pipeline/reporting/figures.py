@@ -1,4 +1,4 @@
-"""The figures; each makes a matplotlib figure that `save` writes as SVG, PDF and PNG."""
+"""Figure functions; each returns a matplotlib figure that `save` writes as SVG, PDF and PNG."""
 
 from patch.pipeline.reporting.curves import curves
 from patch.pipeline.reporting.density import density

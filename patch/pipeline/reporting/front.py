@@ -1,4 +1,4 @@
-"""The Pareto front of sparsity and quality."""
+"""Pareto front of sparsity and quality."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 
 def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[int]:
-    """Indices of the points that no other one beats, by rising sparsity.
+    """Return the indices of the non-dominated points, by rising sparsity.
+
+    A point is dominated by one that is at least as good in both coordinates and better in one. All of several equal
+    points stay.
 
     Args:
         points: (sparsity, value); more sparsity is better. NaN values never belong to the front.
-        higher_is_better: whether a larger value is better.
-
-    A point is beaten by one that is at least as good in both and better in one; of equal points all stay.
+        higher_is_better: True if a larger value is better.
     """
     sign = 1.0 if higher_is_better else -1.0
     ranked = [(sparsity, sign * value, index) for index, (sparsity, value) in enumerate(points) if value == value]

@@ -1,4 +1,4 @@
-"""Tables as pages of HTML that need nothing else: no script, no font, no network."""
+"""Self-contained HTML pages with tables, without scripts, fonts or network access."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from patch.pipeline.reporting.columns import Column, groups, text_columns
 from patch.pipeline.reporting.escape import escape_html
 from patch.pipeline.reporting.table import Table
 
-# Readable where a report shows a page, in a frame of half a screen: the table scrolls, the page does not.
+# The report shows a page in a frame of half a screen, so a wide table scrolls instead of the page.
 CSS = """
 :root { color-scheme: light dark; --text: #1c1e21; --faint: #5f6670; --paper: #fff; --line: #d9dce1; --rule: #1c1e21;
   --stripe: #f5f6f8; }
@@ -35,11 +35,11 @@ tbody tr.apart td { border-top: 1px solid var(--line); }
 
 
 def html_table(columns: list[Column], apart: Collection[int] = ()) -> str:
-    """Columns as a table.
+    """Return columns as an HTML table.
 
     Args:
-        columns: those of one group stand under its title.
-        apart: rows that a line parts from what is above.
+        columns: columns of the table; adjacent columns of one group share a title.
+        apart: indices of rows with a line above them.
     """
     return "\n".join(
         [
@@ -58,12 +58,12 @@ def html_table(columns: list[Column], apart: Collection[int] = ()) -> str:
 
 
 def html_page(title: str, parts: Iterable[str], notes: Iterable[str] = ()) -> str:
-    """A page of its own.
+    """Return a complete HTML page.
 
     Args:
-        title: text.
-        parts: HTML.
-        notes: text, below.
+        title: title as plain text.
+        parts: body as HTML.
+        notes: notes below the body as plain text.
     """
     below = [f"<p>{escape_html(note)}</p>" for note in notes]
     return "\n".join(
@@ -88,7 +88,7 @@ def html_page(title: str, parts: Iterable[str], notes: Iterable[str] = ()) -> st
 
 
 def table_page(table: Table) -> str:
-    """A table of results with its notes."""
+    """Return an HTML page with a table of results and its notes."""
     rows = table.rows
     apart = [i for i in range(1, len(rows)) if _level(table, i) != _level(table, i - 1)]
     return html_page(table.caption, [html_table(text_columns(table), apart)], table.notes)

@@ -1,4 +1,4 @@
-"""Pages beside the tables: what was planned, what it cost, and where and with what it was measured."""
+"""HTML pages on planned and measured cost, and on the environment of the measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patch.pipeline.results.order import QUANTIZATIONS, method_title
 from patch.pipeline.results.record import Record
 
 COST_HEADS = ["Measured|Jobs", "Measured|Seconds", "Measured|Peak memory", "Plan|Jobs", "Plan|Seconds", "Plan|Memory"]
-# Values of one thing that the page lists one by one.
+# Maximum number of values that the environment page lists for one property.
 SHOWN = 12
 LIMITS = (
     "What the plan says are limits that a job is not to pass, whole minutes with a margin on each, not what to "
@@ -24,11 +24,11 @@ LIMITS = (
 
 
 def cost_page(experiment: str, records: Sequence[Record], forecast: Numbers) -> str:
-    """The plan by stage, and by stage and method what was measured beside what the plan says.
+    """Return a page with the plan by stage, and the measured and planned cost by stage and method.
 
     Args:
-        experiment: its name.
-        records: of all cells.
+        experiment: name of the experiment.
+        records: records of all runs.
         forecast: the plan's numbers.
     """
     unit = "GPU" if forecast.device == "cuda" else "Core"
@@ -69,12 +69,12 @@ def _planned(lines: dict[tuple[str, str], Line], stage: str, of: str) -> list[st
 
 
 def of_title(of: str) -> str:
-    """A method, or how weights were quantised, as printed."""
+    """Return the printed name of a method or a quantization."""
     return QUANTIZATIONS.get(of) or method_title(of)
 
 
 def environment_page(experiment: str, records: Sequence[Record]) -> str:
-    """Packages, devices, threads and commits, and of how many cells each is."""
+    """Return a page with packages, devices, threads and commits, and the number of runs for each value."""
     found = {name: Counter(values) for name, values in environments(records).items()}
     differing = [name for name, values in found.items() if len(values) > 1]
     verdict = (
@@ -97,7 +97,7 @@ def environment_page(experiment: str, records: Sequence[Record]) -> str:
 
 
 def environments(records: Iterable[Record]) -> dict[str, list[str]]:
-    """What -> its value in each record: device, threads, Python, each package, and the commit of the code."""
+    """Return the values of each property in all records: device, threads, Python, each package, and the commit."""
     all_values = []
     for record in records:
         environment = record.environment
@@ -116,7 +116,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _columns(labels: list[str], heads: list[str], lines: list[list[str]]) -> list[Column]:
-    """Columns of text, then of numbers; a head `group|name` stands under its group."""
+    """Return text columns for ``labels`` and numeric columns for ``heads``; `group|name` puts a head in a group."""
     columns = []
     for index, head in enumerate([*labels, *heads]):
         group, _, name = head.rpartition("|")

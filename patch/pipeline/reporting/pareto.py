@@ -1,4 +1,4 @@
-"""Accuracy and perplexity against sparsity."""
+"""Figure of accuracy and perplexity against sparsity."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from patch.pipeline.results.statistics import summarize
 from patch.pipeline.runs.cell import IMPORT
 
 LABELS = {"accuracy": "Mean accuracy (%)", "perplexity": "Perplexity (log scale)"}
-# A perplexity beyond this multiple of the lowest one sits on the upper edge: one broken model must not flatten
-# the differences between all others.
+# Perplexities beyond this multiple of the lowest one are drawn on the upper edge, so that one broken model does not
+# flatten the differences between the others.
 CEILING = 8.0
 DENSE_LINE = {"color": "black", "linewidth": 0.8, "linestyle": (0, (5, 2))}
 PUBLISHED_DENSE_LINE = DENSE_LINE | {"color": "0.6"}
 CHANCE_LINE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5))}
-# Share of a panel's height below the break of its axis, where chance is far below all points.
+# Fraction of a panel's height below the axis break, used if chance is far below all points.
 BREAK_HEIGHT = 0.17
 FRONT_LINE = {"color": "0.35", "linewidth": 1.0, "alpha": 0.8}
 
 
 @matplotlib.rc_context(STYLE)
 def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -> Figure:
-    """Accuracy (left) and perplexity (right, logarithmic) of one model against its target sparsity.
+    """Return a figure of accuracy (left) and perplexity (right, logarithmic) against target sparsity.
 
-    Points of one sparsity stand side by side so that all can be seen. The front is drawn over measured points
-    of the patterns that hardware runs fast: dense, N:M and hybrid. The paper's numbers are hollow; where
-    they are another model's, they have panels of their own.
+    Points of one sparsity are drawn side by side. The Pareto front covers the measured points of hardware-friendly
+    patterns: dense, N:M and hybrid. The paper's numbers have hollow markers. Published numbers of another model are
+    drawn in separate panels.
 
     Args:
-        frame: as `patch.pipeline.results.collect` makes it.
-        model: which to draw.
-        chance: mean accuracy of guessing in percent, see `patch.pipeline.results.collect.mean_chance`.
+        frame: tidy frame that `patch.pipeline.results.collect` returns.
+        model: model to draw.
+        chance: mean chance accuracy in percent, see `patch.pipeline.results.collect.mean_chance`.
     """
     shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
-    # An ablation has tables of its own; its points would stand for the plain method's here.
+    # Ablations have separate tables. Their points would look like the plain method's here.
     shown &= frame["variant"].isna() | frame["variant"].str.startswith(IMPORT)
     summary = with_series(summarize(frame[shown]))
     found = series_looks(summary)
@@ -73,7 +73,7 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
 
 
 def _panel(axis: Axes, data: pd.DataFrame, metric: str, columns: list[str], found: dict[Series, Look]) -> bool:
-    """Draw one panel; tells whether a point lies beyond it."""
+    """Draw one panel and return whether a point lies above it."""
     values = data[columns].to_numpy()
     finite = [value for value in values.flat if math.isfinite(value)]
     ceiling = CEILING * min(finite) if metric == "perplexity" and finite else math.inf
@@ -104,14 +104,14 @@ def _front(axis: Axes, data: pd.DataFrame, higher_is_better: bool) -> None:
     friendly = data[np.array([series.hardware_friendly for series in data["series"]], dtype=bool)]
     points = list(zip(friendly["sparsity"], friendly["value"], strict=True))
     front = friendly.iloc[pareto_front(points, higher_is_better)]
-    # Up to the sparsity of a point, its quality can be had: a step that ends at the point.
+    # A point's quality is available at every lower sparsity, so each step ends at its point.
     axis.step(front["x"], front["value"], where="pre", **FRONT_LINE, zorder=1.5)
 
 
 def _dress(axis: Axes, summary: pd.DataFrame, metric: str) -> None:
     sparse = summary[summary["pattern"] != "dense"]
     if len(sparse):
-        # Dense is a line, not a point at 0 %: the space belongs to the levels that are compared.
+        # Dense is drawn as a line, so the axis needs no room for a point at 0 %.
         axis.set_xlim(sparse["x"].min() - 2.5, sparse["x"].max() + 2.5)
         axis.set_xticks(sorted({round(100 * level, 4) for level in sparse["sparsity"]}))
     axis.set_xlabel("Target sparsity (%)")
@@ -125,12 +125,12 @@ def _dress(axis: Axes, summary: pd.DataFrame, metric: str) -> None:
 
 
 def _chance(axis: Axes, chance: float) -> None:
-    """Draw chance as a line; where it is far below all points, at the foot of an axis that is broken above it."""
+    """Draw chance as a line, below an axis break if it is far below all points."""
     low, high = axis.get_ylim()
     if low - chance <= high - low:
         axis.axhline(chance, **CHANCE_LINE)
         return
-    # Ticks of the upper part alone: below the break the scale is another.
+    # Only the part above the break has ticks because the scale differs below it.
     ticks = [tick for tick in axis.get_yticks() if low <= tick <= high]
     foot = BREAK_HEIGHT / (1 - BREAK_HEIGHT) * (high - low)
     axis.set_ylim(low - foot, high)

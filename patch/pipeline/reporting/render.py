@@ -1,4 +1,4 @@
-"""Tables as files: CSV for machines, GitHub Markdown, LaTeX and HTML for readers."""
+"""Table export to CSV, GitHub Markdown, LaTeX and HTML files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patch.pipeline.results.order import percent
 
 
 def write_table(table: Table, stem: Path | str) -> list[Path]:
-    """Write ``stem`` with `.csv`, `.md`, `.tex` and `.html`, each atomically; returns the four paths."""
+    """Write ``stem`` with `.csv`, `.md`, `.tex` and `.html`, each atomically, and return the four paths."""
     writers = {".csv": _write_csv, ".md": _write_markdown, ".tex": _write_tex, ".html": _write_html}
     paths = [Path(f"{stem}{suffix}") for suffix in writers]
     for path, write in zip(paths, writers.values(), strict=True):
@@ -63,7 +63,7 @@ def _number(value: float) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Caption, table and notes as GitHub reads them."""
+    """Return the caption, the table and the notes as GitHub Markdown."""
     columns = text_columns(table)
 
     def line(cells: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which rows and columns each table has."""
+"""Row and column selection of each table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patch.pipeline.runs.cell import Cell
 
 @dataclass(frozen=True)
 class Key:
-    """A row: the cells of all models and seeds that stand in it; ``method`` is `patch` for a model's own variant."""
+    """Key of a table row, shared by runs of all models and seeds; ``method`` is `patch` for a model's own variant."""
 
     method: str
     pattern: str
@@ -26,7 +26,7 @@ class Key:
 
     @staticmethod
     def of(cell: Cell | tuple, model: ModelInfo) -> Key:
-        """The row of a cell, or of a line of the tidy frame."""
+        """Return the key for a run or for a line of the tidy frame."""
         method = "patch" if cell.method == f"patch-{model.variant}" else cell.method
         optional = (cell.tile, cell.quantization, cell.variant)
         tile, quantization, variant = (None if pd.isna(value) else value for value in optional)
@@ -34,11 +34,11 @@ class Key:
 
     @property
     def order(self) -> tuple:
-        """The paper's."""
+        """Sort key for the paper's row order."""
         return cell_order(self.method, self.pattern, self.sparsity, self.tile, self.quantization, self.variant)
 
     def row(self, model: ModelInfo) -> str:
-        """`Cell.row` of the model's cells."""
+        """Return `Cell.row` of the model's runs with this key."""
         method = f"patch-{model.variant}" if self.method == "patch" else self.method
         of_cell = (method, self.pattern, self.sparsity, self.tile, 0, self.quantization, self.variant)
         return Cell(model.name, *of_cell).row
@@ -46,16 +46,16 @@ class Key:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a table shows.
+    """Contents of a table.
 
     Attributes:
-        caption: what stands above it.
-        models: whether a model is in it.
-        rows: whether a row is, given the sparsities that have unstructured rows.
-        columns: `models` (accuracy and perplexity of each), or one of a model that the rows name: its `tasks`, or
-            the density of its `projections`.
-        deviation: whether the scatter over seeds is printed, of rows with several.
-        compared: whether the best are bold.
+        caption: text above the table.
+        models: predicate that selects models.
+        rows: predicate that selects rows, given the sparsities that have unstructured rows.
+        columns: `models` has accuracy and perplexity columns for each model. With `tasks` and `projections`, each row
+            names its model, and the columns are task accuracies or projection densities.
+        deviation: True to print the standard deviation over seeds, only for rows with several seeds.
+        compared: True to print the best values in bold.
     """
 
     caption: str
@@ -103,7 +103,7 @@ TABLES: dict[str, Selection] = {
     ),
 }
 
-# The grid's own tables that have a name of the paper's; others say that they are the grid's.
+# Captions of tables that the grid defines. Other names get a generic caption.
 CAPTIONS = {
     "tile_size": "Tile sizes of PATCH.",
     "target": "One density target for the whole model, or one for each layer.",
@@ -114,5 +114,5 @@ CAPTIONS = {
 
 
 def selection(name: str) -> Selection:
-    """The standard table of that name, or one of the grid's own."""
+    """Return the selection of a standard table, or of a table that the grid defines."""
     return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Cells of the grid's table {name}."))

@@ -1,4 +1,4 @@
-"""What is one line of a legend: its label, its marker, and where its points stand."""
+"""Legend entries of figures: label, marker and point positions of a series."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from patch.pipeline.reporting.style import Look, looks, muted
 from patch.pipeline.results.order import method_title
 from patch.pipeline.runs.cell import format_tile
 
-# Largest step between points of one sparsity, in percentage points.
+# Maximum distance between neighbouring points of one sparsity, in percentage points.
 SPREAD = 0.95
 
 
 @dataclass(frozen=True)
 class Series:
-    """A method and pattern; ``tile`` only where a figure shows several sizes."""
+    """Method and pattern of a legend entry; ``tile`` is set only if a figure shows several tile sizes."""
 
     method: str
     pattern: str
@@ -27,12 +27,12 @@ class Series:
 
     @property
     def hardware_friendly(self) -> bool:
-        """Whether sparse tensor cores run the pattern fast."""
+        """Return whether hardware such as sparse tensor cores accelerates the pattern."""
         return self.pattern != "unstructured"
 
     @property
     def label(self) -> str:
-        """As in the legend."""
+        """Label in the legend."""
         title = method_title(self.method) + (" (imported)" if self.imported else "")
         if self.pattern == "hybrid":
             return f"{title}, tile {format_tile(self.tile)}" if self.tile else title
@@ -40,7 +40,7 @@ class Series:
 
 
 def with_series(summary: pd.DataFrame) -> pd.DataFrame:
-    """Add ``series`` and ``x``: the target sparsity in percent, moved aside by the place of the series at it."""
+    """Add the columns ``series`` and ``x``, the target sparsity in percent with an offset for each series."""
     several = summary["tile"].dropna().nunique() > 1
     series = [
         Series(
@@ -53,7 +53,7 @@ def with_series(summary: pd.DataFrame) -> pd.DataFrame:
     ]
     summary = summary.assign(series=series)
     levels = {level: list(dict.fromkeys(group["series"])) for level, group in summary.groupby("sparsity")}
-    # Neighbouring levels must stay apart: half of each, and one step between them, fit into their distance.
+    # Neighbouring levels must not overlap: half of each and one step between them must fit into their distance.
     neighbours = itertools.pairwise(levels.items())
     step = min([SPREAD, *(200 * (b - a) / (len(left) + len(right)) for (a, left), (b, right) in neighbours)])
 
@@ -65,7 +65,7 @@ def with_series(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def series_looks(summary: pd.DataFrame) -> dict[Series, Look]:
-    """A look for each series; tile sizes of one method differ by the size of the marker."""
+    """Return a look for each series; tile sizes of one method differ in marker size."""
     found = looks(summary["method"])
     series = dict.fromkeys(summary["series"])
     tiles = sorted({member.tile for member in series if member.tile})
@@ -74,7 +74,7 @@ def series_looks(summary: pd.DataFrame) -> dict[Series, Look]:
 
 
 def marker(series: Series, look: Look) -> dict[str, Any]:
-    """Filled; patterns without hardware support are paler and smaller."""
+    """Return the style of a filled marker; patterns without hardware support are paler and smaller."""
     style = {"marker": look.marker, "linestyle": "none"}
     if series.hardware_friendly:
         edge = {"markeredgecolor": "black", "markeredgewidth": 0.4}
@@ -84,7 +84,7 @@ def marker(series: Series, look: Look) -> dict[str, Any]:
 
 
 def hollow_marker(series: Series, look: Look) -> dict[str, Any]:
-    """Of a published number: larger than the filled one, so that both are seen where they agree."""
+    """Return the hollow marker style of published numbers, larger than the filled one so that both stay visible."""
     color = look.color if series.hardware_friendly else muted(look.color)
     edge = {"markeredgecolor": color, "markeredgewidth": 0.9, "markerfacecolor": "none"}
     return {"marker": look.marker, "linestyle": "none", "markersize": 1.25 * look.size} | edge

@@ -1,4 +1,4 @@
-"""The table of speed: a function of its records, the models and the paper's numbers."""
+"""Speed table, built from the speed records, the models and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from patch.pipeline.results.speed import (
     published_speedup,
 )
 
-# Layers of fewer bytes than this stay in the cache of a processor or a GPU between two steps of decoding.
+# Layers with fewer bytes stay in the cache of a CPU or GPU between decoding steps.
 CACHED_BYTES = 50e6
 MEASURED = ("", "_spread")
 NOTHING = "No model has been measured yet."
 
 
 def speed_table(speeds: Speeds, models: Sequence[ModelInfo]) -> Table:
-    """Rows of each model's cells beside the dense model: tokens a second, speedup, the paper's, bytes of the layers.
+    """Return the table of tokens per second, speedup, the paper's speedup and layer bytes of each model's runs.
 
     Args:
         speeds: records, in any order, and the paper's numbers.
-        models: of the configuration, in its order; one without a record has no rows.
+        models: models of the configuration, in its order. A model without a record has no rows.
     """
     by_name = {record.model: record for record in speeds.records}
     measured = [(model, by_name[model.name]) for model in models if model.name in by_name]
@@ -70,7 +70,7 @@ def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, pa
         *(None if value is None else _number(value) for value in paper),
         _number(share),
     )
-    # Which 2:4 method it was makes no difference.
+    # Speed does not depend on the 2:4 method.
     method = "any" if cell.pattern == "2:4" else method_title(cell.method)
     pattern = f"{cell.pattern} {tile_title(cell.tile)}" if cell.tile else cell.pattern
     achieved = {model.name: timed.achieved_sparsity}
@@ -86,7 +86,7 @@ def _number(value: float) -> Measure:
 
 
 def _caption(records: Sequence[SpeedRecord]) -> str:
-    """What was measured, and on which devices."""
+    """Return a caption with the devices and the benchmark settings."""
     if not records:
         return "Speed of generation with the masks, beside the dense model."
     where = dict.fromkeys(_where(record) for record in records)

@@ -1,4 +1,4 @@
-"""Accuracy and perplexity against measured speed."""
+"""Figure of accuracy and perplexity against measured speed."""
 
 from __future__ import annotations
 
@@ -23,31 +23,30 @@ from patch.pipeline.results.speed import Quartiles, SpeedRecord
 from patch.pipeline.results.statistics import summarize
 from patch.pipeline.runs.cell import IMPORT
 
-# Distance of points that share a speed, and room beside the outermost, as shares of the width of a panel.
+# Distance between points that share a speed, and margin beside the outermost points, as fractions of the speed range.
 STEP, ROOM = 0.028, 0.1
-# Narrower than this, noise would fill a panel.
+# Minimum speed range of a panel, so that noise does not fill it.
 NARROWEST = 0.1
-# How pale the lowest of several sparsities is.
+# Fraction of white in the colour of the lowest of several sparsities.
 PALEST = 0.75
 BARS = {"ecolor": "0.55", "elinewidth": 0.7}
 LINE = {"linewidth": 0.8, "alpha": 0.6, "zorder": 1.5}
 NO_SPEEDUP = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5)), "zorder": 1}
-# Where the quartiles of the 2:4 cell's speed are drawn, below all else, and the room for them: shares of a panel's
-# height.
+# Position of the 2:4 quartile bracket and the room for it below all points, as fractions of a panel's height.
 BRACKET, FOOT = 0.03, 0.07
 
 
 @matplotlib.rc_context(STYLE)
 def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figure:
-    """Accuracy (left) and perplexity (right) of one model against its measured speed, dense = 1.
+    """Return a figure of accuracy (left) and perplexity (right) against measured speedup, with dense = 1.
 
-    All methods of the pattern 2:4 have the speed of the one that was measured: they stand side by side, and its
-    quartiles once below them. Rows whose speed was not measured, such as unstructured ones, are left out.
+    All 2:4 methods share one measured speed. They are drawn side by side, with the quartiles of the speed below them.
+    Rows without a measured speed, such as unstructured ones, are left out.
 
     Args:
-        frame: as `patch.pipeline.results.collect` makes it.
-        record: speed of the model's cells.
-        model: which to draw.
+        frame: tidy frame that `patch.pipeline.results.collect` returns.
+        record: speed record of the model.
+        model: model to draw.
     """
     shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
     shown &= frame["variant"].isna() | frame["variant"].str.startswith(IMPORT)
@@ -72,7 +71,7 @@ def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figur
 
 
 def _speed(row: tuple, record: SpeedRecord) -> Quartiles | None:
-    """Speed of a row of the summary; that of the one 2:4 cell for all of them."""
+    """Return the speedup of a summary row, or None if it was not measured; all 2:4 rows share one speedup."""
     tile, variant = (None if pd.isna(value) else value for value in (row.tile, row.variant))
     for timed in record.timed:
         cell = timed.cell
@@ -112,7 +111,7 @@ def _panel(axis: Axes, data: pd.DataFrame, metric: str, looks: dict[Series, Look
 
 
 def _bracket(axis: Axes, speed: Quartiles) -> None:
-    """Quartiles of the speed that all 2:4 methods share."""
+    """Draw the quartiles of the speed that all 2:4 methods share."""
     low, high = axis.get_ylim()
     axis.set_ylim(low - FOOT * (high - low), high)
     across = axis.get_xaxis_transform()
@@ -121,7 +120,7 @@ def _bracket(axis: Axes, speed: Quartiles) -> None:
 
 
 def _shades(points: pd.DataFrame, look: Look) -> dict[float, tuple[float, ...]]:
-    """A method's colour for each of its sparsities: the lower, the paler."""
+    """Return a shade of the method's colour for each sparsity; lower sparsities are paler."""
     levels = sorted(set(points["sparsity"]), reverse=True)
     colour = to_rgb(look.color)
     shares = {level: PALEST * index / max(1, len(levels) - 1) for index, level in enumerate(levels)}

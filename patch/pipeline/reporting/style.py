@@ -1,4 +1,4 @@
-"""One look for all figures, and how they are saved."""
+"""Common style of all figures, and saving of figures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from patch.files.io import atomic_file
 
 matplotlib.use("Agg")
 
-# The text of the venues is set in Times; STIX is its like and comes with matplotlib, so that a figure looks
-# the same on every machine.
+# STIX resembles the Times font of the venues and ships with matplotlib, so figures look the same on every machine.
 STYLE: dict[str, Any] = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
-    # A title is text, whatever is in it; no figure has formulas.
+    # No figure has formulas, so text is printed literally.
     "text.parse_math": False,
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -47,7 +46,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "patch",
     "pdf.fonttype": 42,
 }
-# Figures of one text width, in inches.
+# Width of a figure that fills the text width, in inches.
 TEXT_WIDTH = 6.75
 GREY = "#666666"
 FORMATS: dict[str, dict[str, Any]] = {
@@ -66,7 +65,7 @@ class Look:
     size: float = 5.0
 
 
-# Okabe and Ito's colours, told apart without colour vision; the markers tell them apart in print without colour.
+# Okabe and Ito's palette is safe for colour-blind readers. The markers distinguish methods in greyscale print.
 LOOKS: dict[str, Look] = {
     "dense": Look("o", "#000000"),
     "magnitude": Look("v", "#CC79A7"),
@@ -83,7 +82,7 @@ SEQUENCE = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for each method; methods that the paper does not have get the spare ones in turn."""
+    """Return a look for each method; methods without a look in ``LOOKS`` cycle through ``OTHER_LOOKS``."""
     names = list(dict.fromkeys(methods))
     others = [name for name in names if name not in LOOKS]
     spare = {name: OTHER_LOOKS[index % len(OTHER_LOOKS)] for index, name in enumerate(others)}
@@ -91,12 +90,12 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
 
 
 def muted(color: str) -> tuple[float, ...]:
-    """The colour, paler."""
+    """Return a paler version of a colour."""
     return tuple(0.45 + 0.55 * part for part in to_rgb(color))
 
 
 def save(figure: Figure, stem: Path | str) -> list[Path]:
-    """Write ``stem`` with `.svg`, `.pdf` and `.png`, each atomically and without a date; returns the three paths."""
+    """Write ``stem`` with `.svg`, `.pdf` and `.png`, atomically and without a date, and return the three paths."""
     paths = [Path(f"{stem}{suffix}") for suffix in FORMATS]
     with matplotlib.rc_context(STYLE):
         for path, metadata in zip(paths, FORMATS.values(), strict=True):

@@ -1,4 +1,4 @@
-"""The results of an experiment as one page of Markdown."""
+"""Markdown summary of an experiment's results."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Results:
-    """All that a summary tells of.
+    """Inputs of the summary.
 
     Attributes:
-        experiment: its name.
-        run: what was run: a heading -> text.
-        tables: in the order of the page.
-        records: what was measured.
-        differences: paired, as `patch.pipeline.results.differences` makes them.
-        models: of the experiment.
-        expected: the cells that should have a record.
+        experiment: name of the experiment.
+        run: description of the configuration: heading -> text.
+        tables: tables in the order of the page.
+        records: records of the measured runs.
+        differences: frame that `patch.pipeline.results.differences.paired_differences` returns.
+        models: models of the experiment.
+        expected: runs that should have a record.
         published: the paper's numbers.
-        command: makes all of it again.
-        figures: title of a model -> name of a figure -> path from the page.
-        speeds: what was measured of speed.
+        command: shell command that reproduces the results.
+        figures: title of a model -> name of a figure -> path relative to the page.
+        speeds: speed records.
     """
 
     experiment: str
@@ -61,7 +61,7 @@ class Results:
 
 
 def summary(results: Results) -> str:
-    """What was run, the tables and figures, how they compare with the paper, how sure they are, what is missing."""
+    """Return the summary page: configuration, tables, figures, comparison, uncertainty, missing results and cost."""
     compared = [line for table in results.tables for line in beside_paper(table, results.models)]
     sections = {
         "What was run": _bullets(escape_markdown(f"{name}: {text}") for name, text in results.run.items()),
@@ -79,7 +79,7 @@ def summary(results: Results) -> str:
 
 
 def cost_line(records: Sequence[Record], speeds: Sequence[SpeedRecord] = ()) -> str:
-    """Time by stage and the largest memory."""
+    """Return a sentence with the compute time by stage and the largest peak memory."""
     stages: dict[str, float] = Counter()
     jobs: dict[str, int] = Counter()
     costs = measured_costs(records)
@@ -99,7 +99,7 @@ def _time(seconds: float) -> str:
 
 
 def environment_line(records: Sequence[Record]) -> str:
-    """Device, versions and commit; more than one value where the records differ."""
+    """Return a sentence with device, versions and commit; up to two values are shown where records differ."""
     parts = []
     for name, values in environments(records).items():
         different = list(dict.fromkeys(values))

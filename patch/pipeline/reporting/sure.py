@@ -1,4 +1,4 @@
-"""How sure the numbers of an experiment are."""
+"""Uncertainty of the reported metrics."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from patch.pipeline.results.order import QUANTIZATIONS, method_title, percent, t
 from patch.pipeline.results.record import ModelInfo, Record
 from patch.pipeline.runs.cell import Cell
 
-# Pairs that a line names.
+# A line names its pairs only up to this number.
 NAMED = 4
 
 
 def how_sure(
     records: Sequence[Record], differences: pd.DataFrame, models: Sequence[ModelInfo], expected: Sequence[Cell]
 ) -> str:
-    """What the errors are, and a table of the pairs of equal sparsity that cannot be told apart.
+    """Return an explanation of the errors, and a table of indistinguishable row pairs of equal sparsity, as Markdown.
 
     Args:
-        records: what was measured.
-        differences: paired, as `patch.pipeline.results.differences` makes them.
-        models: of the experiment.
-        expected: its cells.
+        records: records of the measured runs.
+        differences: frame that `patch.pipeline.results.differences.paired_differences` returns.
+        models: models of the experiment.
+        expected: runs of the experiment.
     """
     lines = []
     pairs = close_pairs(differences, expected)
@@ -76,10 +76,11 @@ def _range(counts: set[int | None]) -> str:
 def close_pairs(
     differences: pd.DataFrame, expected: Sequence[Cell]
 ) -> dict[tuple[str, float], dict[str, tuple[list[str], int]]]:
-    """Pairs of rows that cannot be told apart, those with the dense model aside.
+    """Return the pairs of rows whose difference is within the error, without pairs that contain the dense model.
 
     Returns:
-        Model and sparsity, the highest first -> metric -> names of the close pairs, and how many pairs there are.
+        A map from model and sparsity (highest first) to metric to the names of the close pairs and the number of all
+        pairs.
     """
     titles = {(cell.model, cell.row): _title(cell) for cell in expected}
     dense = {key for key, title in titles.items() if title == "dense"}
@@ -104,7 +105,7 @@ def _counted(close: list[str], count: int) -> str:
 
 
 def _title(cell: Cell) -> str:
-    """A row in a sentence about rows of one sparsity."""
+    """Return the name of a run's row for a sentence about rows of one sparsity."""
     if cell.pattern == "dense" and not cell.quantization and not cell.variant:
         return "dense"
     parts = [f"{method_title(cell.method)} {cell.pattern}"]

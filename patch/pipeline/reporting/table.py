@@ -1,4 +1,4 @@
-"""What a table is, before it is written as text of any kind."""
+"""Format-independent representation of result tables."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from patch.pipeline.results.collect import DENSITY
 from patch.pipeline.results.record import ModelInfo
 
 DASH = "–"
-# Endings of the columns of a CSV file, of each column of measures.
+# Suffixes of the CSV columns of each heading.
 PARTS = ("", "_stderr", "_spread", "_seeds", "_published", "_difference", "_best")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measured number beside the paper's; accuracies in percent.
+    """Measured number and the paper's number; accuracies are in percent.
 
     Attributes:
         value: mean over seeds.
-        stderr: its standard error, NaN where unknown.
+        stderr: standard error of ``value``, NaN if unknown.
         spread: sample standard deviation over seeds, NaN for one seed.
-        seeds: how many were averaged.
-        published: the paper's number, NaN where it has none.
-        best: whether it is the best of its sparsity.
+        seeds: number of seeds.
+        published: the paper's number, NaN if there is none.
+        best: True if the number is printed in bold as the best of its sparsity or tied with it.
     """
 
     value: float
@@ -37,13 +37,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class Heading:
-    """A column of measures.
+    """Heading of a column of measures.
 
     Attributes:
-        metric: as in results.
-        model: None where the rows name the model.
-        label: as printed, where the metric does not say it.
-        parts: those of ``PARTS`` that a CSV file has of it.
+        metric: name of the metric, as in the tidy frame.
+        model: model of the column, None if the rows name the model.
+        label: printed label, None to derive it from the metric.
+        parts: the ``PARTS`` that a CSV file has for the column.
     """
 
     metric: str
@@ -53,12 +53,12 @@ class Heading:
 
     @property
     def higher_is_better(self) -> bool:
-        """Everything but perplexity is an accuracy."""
+        """Return whether a higher value is better, which holds for every metric but perplexity."""
         return self.metric != "perplexity"
 
     @property
     def text(self) -> str:
-        """As printed."""
+        """Printed text of the heading."""
         if self.label is not None:
             return self.label
         if self.metric.startswith(DENSITY):
@@ -68,7 +68,7 @@ class Heading:
 
     @property
     def key(self) -> str:
-        """Prefix of the columns of a CSV file; says the unit."""
+        """Prefix of the CSV columns; a derived prefix ends in `_percent` for percentages."""
         if self.label is not None:
             return self.metric
         prefix = f"{self.model.name}_" if self.model else ""
@@ -77,17 +77,17 @@ class Heading:
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one sparsity.
+    """Row for one method at one sparsity.
 
     Attributes:
-        model: title, only where the rows name the model.
-        sparsity: target share of zeros.
-        method: title.
-        pattern: as printed.
-        achieved: model name -> share of zeros that was counted.
-        measures: one for each heading; None is a missing cell.
-        setting: what sets it apart from the plain run, as printed.
-        comparable: False where the row is one model's and the paper's numbers are another's.
+        model: title of the model, None unless the rows name the model.
+        sparsity: target fraction of zeros.
+        method: title of the method.
+        pattern: printed pattern.
+        achieved: model name -> measured fraction of zeros.
+        measures: one for each heading; None is a missing value.
+        setting: printed difference from the plain run, empty for the plain run.
+        comparable: False if the row belongs to one model and the paper's numbers are another model's.
     """
 
     model: str | None
@@ -102,7 +102,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of results; with ``deviation`` the scatter over seeds is printed, not the standard error."""
+    """Table of results; ``deviation`` prints the standard deviation over seeds instead of the standard error."""
 
     name: str
     caption: str
@@ -113,12 +113,12 @@ class Table:
 
     @property
     def names_models(self) -> bool:
-        """Whether each row belongs to one model."""
+        """Return whether the rows name their model."""
         return any(row.model is not None for row in self.rows)
 
     @property
     def names_settings(self) -> bool:
-        """Whether a row differs from the plain run."""
+        """Return whether a row has a setting that differs from the plain run."""
         return any(row.setting for row in self.rows)
 
 
@@ -127,20 +127,20 @@ def mark_best(
     higher_is_better: bool,
     stderr_of_difference: Callable[[int, int], float | None] | None = None,
 ) -> list[bool]:
-    """Which of the measures that share a sparsity are printed in bold.
+    """Return a flag for each of the measures that share a sparsity: True to print it in bold.
 
-    The best one, and with it every one whose difference from the best is within one standard error of
-    that difference. Nothing is marked where fewer than two numbers compete, or where all of them tie.
+    The best measure is marked, and every measure whose difference from the best is within one standard error of that
+    difference. Nothing is marked if fewer than two numbers compete, or if all of them tie.
 
     Args:
-        measures: None is a missing cell.
+        measures: measures of one sparsity; None is a missing value.
         higher_is_better: False for perplexity.
-        stderr_of_difference: the error of the difference of two of the measures, by their places in the
-            list, from results on the same windows and questions. Where it is not given, or gives None, the
-            two measures count as independent: their errors in quadrature, an unknown one as zero.
+        stderr_of_difference: function of two list positions that returns the paired standard error of the difference,
+            from results on the same sequences and questions. If it is missing or returns None, the two measures count
+            as independent: their errors are combined in quadrature, an unknown error as zero.
 
     Returns:
-        For each measure whether it is bold.
+        One flag for each measure.
     """
     present = {i: m for i, m in enumerate(measures) if m is not None and not math.isnan(m.value)}
     if len(present) < 2:

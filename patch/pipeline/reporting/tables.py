@@ -1,4 +1,4 @@
-"""The tables: functions of the tidy frame, the models and the cells that should exist, and of nothing else."""
+"""Result tables, built from the tidy frame, the models and the expected runs."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ Found = dict[tuple[str, Key, str], tuple]
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Which rows, named `model/row`, stand where.
+    """Assignment of rows, named `model/row`, to tables.
 
     Attributes:
         standard: rows of the standard tables; None for all.
-        own: name of a table of the grid's own -> its rows, in order.
+        own: name of a table that the grid defines -> its rows, in order.
     """
 
     standard: Sequence[str] | None = None
     own: Mapping[str, Sequence[str]] | None = None
 
     def rows(self, table: str) -> dict[str, int] | None:
-        """Position of each row in a table; None for all, in the paper's order."""
+        """Return the position of each row in a table, or None for all rows in the paper's order."""
         names = self.standard if table in TABLES else (self.own or {}).get(table)
         return None if names is None else {name: position for position, name in enumerate(names)}
 
 
 @dataclass
 class _Line:
-    """A row before it is one: the models whose cells stand in it."""
+    """Key and models of a row before its measures are filled in."""
 
     key: Key
     models: list[ModelInfo]
@@ -69,19 +69,19 @@ def build_table(
     differences: Differences | None = None,
     speeds: Speeds | None = None,
 ) -> Table:
-    """Make one of the standard ``TABLES``, that of speed, or one of the grid's own.
+    """Build one of the standard ``TABLES``, the speed table, or a table that the grid defines.
 
     Args:
-        name: of the table.
-        frame: as `patch.pipeline.results.collect` makes it.
-        models: of the configuration, in its order.
-        expected: cells of the grid; those without a record are dashes and are counted in a note.
-        arrangement: which rows the tables have.
-        differences: paired errors, which decide what ties with the best; without them the rows' own errors do.
-        speeds: of the table `speedup` alone.
+        name: name of the table.
+        frame: tidy frame that `patch.pipeline.results.collect` returns.
+        models: models of the configuration, in its order.
+        expected: runs of the grid. Runs without a record are printed as dashes and listed in a note.
+        arrangement: assignment of rows to tables.
+        differences: paired errors that decide which rows tie with the best. The default is the rows' own errors.
+        speeds: speed records, used only for the table `speedup`.
 
     Raises:
-        InputError: there is no such table.
+        InputError: the table is unknown.
     """
     if name == SPEEDUP and speeds is not None:
         return speed_table(speeds, models)
@@ -108,7 +108,7 @@ def build_table(
 def _placed(
     chosen: Selection, found: Found, expected: list[Cell], shown: dict[str, ModelInfo], rows: dict[str, int] | None
 ) -> list[tuple[str, Key]]:
-    """The (model, row) pairs of a table, each once."""
+    """Return the distinct (model, row) pairs of a table."""
     wanted = [(cell.model, Key.of(cell, shown[cell.model])) for cell in expected]
     placed = dict.fromkeys([*wanted, *((model, key) for model, key, _ in found)])
     if rows is not None:
@@ -124,7 +124,7 @@ def _lines(
     shown: dict[str, ModelInfo],
     positions: dict[str, int] | None,
 ) -> tuple[tuple[Heading, ...], list[_Line]]:
-    """The columns, and the rows in order: the paper's, or with ``positions`` the grid's within each sparsity."""
+    """Return the columns and the ordered rows: in the paper's order, or by ``positions`` within each sparsity."""
 
     def order(key: Key) -> tuple:
         if positions is None:

@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs, to be read by \\input."""
+"""LaTeX tables with booktabs, for use with \\input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from patch.pipeline.reporting.table import Table
 
 
 def tex_lines(table: Table) -> list[str]:
-    """A tabular with its notes below; no float and no preamble."""
+    """Return the lines of a tabular with its notes below, without a float or a preamble."""
     columns = text_columns(table)
 
     def text(cell: tuple[str, bool]) -> str:

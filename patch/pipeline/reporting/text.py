@@ -1,4 +1,4 @@
-"""Tables for a terminal."""
+"""Table output for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from patch.pipeline.reporting.table import Table
 
 
 def to_text(table: Table, width: int = 110) -> str:
-    """Aligned columns for a terminal; `*` stands for bold. Drops the published columns to stay within ``width``."""
+    """Return a table as aligned text with `*` for bold; published columns are dropped if it exceeds ``width``."""
     text, notes = _aligned(text_columns(table)), list(table.notes)
     if _width(text) > width:
         text = _aligned(text_columns(table, published=False))
@@ -40,7 +40,7 @@ def _aligned(columns: list[Column]) -> list[str]:
 
 
 def _two_lines(column: Column) -> tuple[str, str]:
-    """A label's unit goes to a second line, under the titles of the models: the table gets narrower."""
+    """Return the two heading lines of a column; units go to the second line to make the table narrower."""
     if column.group:
         return "", column.name
     name, bracket, unit = column.name.partition(" (")
@@ -48,7 +48,7 @@ def _two_lines(column: Column) -> tuple[str, str]:
 
 
 def _starred(cells: list[tuple[str, bool]]) -> list[str]:
-    """Bold cells end in a star; the others keep its place free, so that the digits stay in line."""
+    """Return texts with a star after bold cells and padding after the others, so that the digits stay aligned."""
     if not any(bold for _, bold in cells):
         return [text for text, _ in cells]
     return [text + (" *" if bold else "  ") for text, bold in cells]

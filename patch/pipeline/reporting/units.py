@@ -1,4 +1,4 @@
-"""Numbers with units, and columns, as the terminal shows them."""
+"""Formatting of quantities with units and of aligned columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def size(megabytes: float) -> str:
-    """`40 MB`, `1.4 GB`, `1,200 GB`: two digits at least, never more than the estimate is worth."""
+    """Return a size as text, rounded to the precision of an estimate: `40 MB`, `1.4 GB`, `1,200 GB`."""
     if megabytes < 1000:
         return f"{megabytes:.0f} MB"
     gigabytes = megabytes / 1000
@@ -14,7 +14,7 @@ def size(megabytes: float) -> str:
 
 
 def duration(minutes: float) -> str:
-    """`12 min`, `3 h 20 min`, `5 d 4 h`."""
+    """Return a duration as text: `12 min`, `3 h 20 min`, `5 d 4 h`."""
     minutes = round(minutes)
     hours, days = minutes // 60, minutes // (24 * 60)
     if days:
@@ -23,12 +23,12 @@ def duration(minutes: float) -> str:
 
 
 def hours(value: float) -> str:
-    """`0.3`, `5,210`."""
+    """Return a number of hours as text: `0.3`, `5,210`."""
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column flush left, all others flush right, two spaces between."""
+    """Return rows as lines: the first column left-aligned, the others right-aligned, two spaces between columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""What the paper has and an experiment has not."""
+"""Published results missing from this experiment."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.runs.cell import Cell
 
 LEVELS = (0.45, 0.35, 0.25)
-# Settings that an ablation of the paper varies -> its values, the plain run's first.
+# Settings varied by the paper's ablations -> their values, starting with the plain run's value.
 VARIED = {
     ("patch-joint", "tile_prior"): ["sparsegpt", *TILE_PRIORS],
     ("patch-joint", "target"): list(TARGETS),
     ("patch-tile", "frozen_mask"): list(FROZEN_MASKS),
 }
-# method, pattern, sparsity, tile (None: the paper's), quantization, variant
+# Fields: method, pattern, sparsity, tile (None for the paper's tile size), quantization, variant.
 Row = tuple[str, str, float, int | None, str | None, str | None]
 
 
 def not_here(
     published: Published, cells: Sequence[Cell], models: Sequence[ModelInfo], speed: bool = False
 ) -> list[str]:
-    """A line for each model of the experiment that lacks rows of the paper, and for what else the paper has.
+    """Return lines that list the paper's rows, models and speed results missing from the experiment.
 
     Args:
         published: the paper's numbers.
-        cells: of the experiment.
-        models: of the experiment.
-        speed: whether it measured any.
+        cells: runs of the experiment.
+        models: models of the experiment.
+        speed: True if the experiment measured speed.
     """
     lines = []
     for model in models:
@@ -57,7 +57,7 @@ def not_here(
 
 
 def _rows_of_paper(published: Published, model: str) -> Iterator[Row]:
-    """The rows with a perplexity of that model."""
+    """Yield the rows for which the paper has a perplexity of the model."""
     sizes = {int(tile) for values in published.tile_size_ppl_qwen_joint.values() for tile in values}
     for row in _possible_rows(published.models[model].variant, sorted(sizes - {PAPER_TILE}, reverse=True)):
         method, pattern, sparsity, tile, quantization, variant = row
@@ -83,7 +83,7 @@ def _possible_rows(variant: str, tiles: list[int]) -> Iterator[Row]:
 
 def _row(cell: Cell, model: ModelInfo) -> Row:
     papers = {PAPER_TILE} if model.comparable else {PAPER_TILE, model.tile}
-    # An imported mask stands beside the method that made it.
+    # An imported mask is compared with the method that made it.
     variant = None if cell.imported else cell.variant
     tile = None if cell.tile in papers else cell.tile
     return cell.method, cell.pattern, cell.sparsity, tile, cell.quantization, variant
@@ -99,7 +99,7 @@ def _is_here(row: Row, here: set[Row]) -> bool:
 
 
 def _listed(rows: list[Row]) -> str:
-    """Rows that differ in their sparsity, or in the value of what an ablation varies, as one part."""
+    """Return rows as text, joining those that differ only in sparsity or in the value of the varied setting."""
     levels: dict[tuple[str, str], list[str]] = defaultdict(list)
     for method, pattern, sparsity, tile, quantization, variant in rows:
         name, value = f"{method_title(method)} {pattern}", ""

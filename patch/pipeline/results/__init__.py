@@ -1,1 +1,1 @@
-"""Records of what was measured, the paper's numbers, and one tidy frame of both."""
+"""Records of measurements, the paper's numbers, and the tidy frame that joins them."""

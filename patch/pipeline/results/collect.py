@@ -1,4 +1,4 @@
-"""Records -> one tidy frame."""
+"""Tidy frame of all records."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from patch.pipeline.results.published import Published, published_value
 from patch.pipeline.results.record import ModelInfo, Record
 from patch.pipeline.runs.cell import Cell, nm_sparsity
 
-# Before the name of a projection, in the column of metrics.
+# Prefix of a projection's name in the column `metric`.
 DENSITY = "density/"
 
 
 class ResultRow(Row):
-    """One metric of one run, as `collect` describes it."""
+    """Metric of one run; `collect` describes the fields."""
 
     experiment: Name
     model: Name
@@ -49,7 +49,7 @@ class ResultRow(Row):
 
     @model_validator(mode="after")
     def _in_range(self) -> ResultRow:
-        """Check the pattern, and that perplexities are 1 or more and all other metrics percentages."""
+        """Check the pattern, that perplexities are at least 1, and that all other metrics are percentages."""
         if self.pattern not in ("dense", "hybrid", "unstructured"):
             nm_sparsity(self.pattern)
         if self.metric == "perplexity" and self.value < 1:
@@ -60,7 +60,7 @@ class ResultRow(Row):
 
 
 COLUMNS = list(ResultRow.model_fields)
-# Percentages may be a last digit above 100.
+# Rounding may put a percentage slightly above 100.
 _ROUNDING = 1e-9
 _FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb")
 _TEXTS = ("experiment", "model", "method", "pattern", "quantization", "variant", "metric", "config_digest")
@@ -68,23 +68,23 @@ _KINDS = {"tile": "Int64", "seed": "int64"} | dict.fromkeys(_FLOATS, "float64") 
 
 
 def collect(records: list[Record], models: list[ModelInfo], published: Published) -> pd.DataFrame:
-    """One row for each metric of each record, in the paper's order.
+    """Return a frame with one row for each metric of each record, in the paper's order.
 
     Args:
-        records: one for each cell, in any order.
-        models: of the configuration, in its order.
+        records: one for each run, in any order.
+        models: models of the configuration, in its order.
         published: the paper's numbers.
 
     Returns:
-        The columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task, or, of a hybrid
-        cell, `density/<projection>` (mean kept share over layers); all but perplexity are percentages.
-        ``sparsity`` (target) and ``achieved_sparsity`` are shares; ``seconds`` is the sum over stages and
-        ``peak_memory_mb`` the largest, both of the whole cell; ``config_digest`` is that of the record. What is not
-        known is null.
+        A frame with the columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task, or
+        `density/<projection>` (mean kept fraction over layers) for a hybrid run without quantization. All metrics but
+        perplexity are percentages. ``sparsity`` (target) and ``achieved_sparsity`` are fractions. ``seconds`` is the
+        sum over the stages of the run and ``peak_memory_mb`` is their maximum. ``config_digest`` is that of the
+        record. Unknown values are null.
 
     Raises:
-        InputError: a record of a model that is not in ``models``, two records of one cell, or a model
-            whose published counterpart is not in ``published``.
+        InputError: a record's model is not in ``models``, a run has two records, or the published counterpart of a
+            model is not in ``published``.
     """
     by_name = {model.name: model for model in models}
     _check(records, by_name, published)
@@ -106,7 +106,7 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
 
 
 def mean_chance(records: list[Record], model: str) -> float | None:
-    """Mean accuracy of guessing over a model's tasks, in percent; None where a task does not say."""
+    """Return the mean chance accuracy over a model's tasks in percent, or None if a task has no chance level."""
     found = next((record for record in records if record.cell.model == model), None)
     if found is None:
         return None
@@ -164,7 +164,7 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
 
 
 def row_names(frame: pd.DataFrame) -> pd.Series:
-    """`model/row` of each line of the tidy frame, with `Cell.row`."""
+    """Return `model/row` for each line of the tidy frame; `row` is `Cell.row`."""
     names = ["model", "method", "pattern", "sparsity", "tile", "seed", "quantization", "variant"]
     cells = (
         Cell(*(None if pd.isna(value) else value for value in values))
@@ -182,19 +182,19 @@ def _published(record: Record, model: ModelInfo, published: Published, metric: s
         arguments = (cell.method, cell.pattern, cell.sparsity, metric, tile, cell.quantization, cell.variant)
         return published_value(published, model.published, *arguments)
 
-    # Another model of the family has other sizes: the tile that its experiment is for stands for the paper's, but
-    # among tiles of several sizes for itself, if the paper has that size.
+    # A non-comparable model has other layer sizes, so its default tile matches the paper's default tile. In a
+    # comparison of tile sizes, an equal size in the paper takes precedence.
     standing = not model.comparable and cell.tile == model.tile
     own = value(cell.tile) if sized or not standing else None
     return value(None) if own is None and standing else own
 
 
 def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read `results.csv` as `collect` made it.
+    """Read `results.csv` into the frame that `collect` returned.
 
     Args:
-        path: of the file.
-        digests: `model/cell` -> digest of the settings of each run's evaluation; None for any.
+        path: path of the file.
+        digests: `model/cell` -> digest of the evaluation settings of each run. None skips the check.
 
     Raises:
         InputError: the file is missing or truncated, has other columns or values out of range, has a metric of a run
@@ -209,7 +209,7 @@ def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> 
 
 
 def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
-    """Check that each run has each metric of its model once; densities are of hybrid runs that are not quantised."""
+    """Check that each run has each metric of its model once; only unquantized hybrid runs need densities."""
     runs: dict[Cell, set[str]] = defaultdict(set)
     for row in rows:
         names = runs[Cell.of(row)]

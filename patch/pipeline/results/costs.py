@@ -1,4 +1,4 @@
-"""What the cells of an experiment took, from their records."""
+"""Measured cost of an experiment's runs, read from their records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGES = ("prune", "learn", "import", "quantize", "evaluate")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all jobs of one stage and method: their number, seconds in all, and memory of the largest in MB."""
+    """Cost of all jobs of one stage and method: job count, total seconds, and the largest peak memory in MB."""
 
     jobs: int
     seconds: float
@@ -21,11 +21,10 @@ class Cost:
 
 
 def measured_costs(records: Iterable[Record]) -> dict[tuple[str, str], Cost]:
-    """Stage and method -> what its jobs took, in the order of stages, then of the records.
+    """Return the cost for each (stage, method), ordered by stage and then by record.
 
-    A mask is counted once, however many cells have it: the records of a cell and of what was quantised of it both say
-    what making it took. Of a mask that no cell has, as of one that learning starts from and no row of a table, no
-    record tells.
+    A mask is counted once even if several runs use it: the record of a run and those of its quantized versions all
+    contain the cost of the same mask. A mask that only initializes other runs has no record and is not counted.
     """
     jobs: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float]]] = {}
     for record in records:
@@ -33,7 +32,7 @@ def measured_costs(records: Iterable[Record]) -> dict[tuple[str, str], Cost]:
         mask = replace(Cell.of(cell), variant=None).pruned.id
         for stage, cost in record.stages.items():
             of = cell.quantization or cell.method if stage == "quantize" else cell.method
-            # Variants have one mask if it took the same to the millisecond: an ablation's default is the plain run.
+            # An ablation's default value shares the plain run's mask. Equal cost identifies the shared mask.
             made = f"{mask} {cost.seconds} {cost.peak_memory_mb}"
             job = cell.id if stage in ("quantize", "evaluate") else made
             jobs.setdefault((stage, of), {})[cell.model, job] = (cost.seconds, cost.peak_memory_mb)

@@ -1,7 +1,8 @@
-"""CSV files of results, read strictly: a file that is cut off or has odd values is refused.
+"""Strict reading of CSV result files.
 
-People open and edit these files, so they have no checksum. What is noticed: other columns, a line of another length,
-a last line that is cut off, values of the wrong type or out of range. One number in the place of another is not.
+People open and edit these files, so they have no checksum. The reader detects wrong columns, lines of the wrong
+length, a truncated last line, and values of the wrong type or out of range. It does not detect a valid number that
+replaces another one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from patch.files.schema import check
 
 
 class Row(BaseModel):
-    """A line of a CSV file; all its values are text, and an empty one is None."""
+    """Base schema of a CSV line. Input values are text; an empty value is None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -30,12 +31,12 @@ def read_rows(path: Path | str, schema: type[AnyRow], what: str) -> list[AnyRow]
     """Read and check a CSV file.
 
     Args:
-        path: of the file.
-        schema: its fields are the columns, in order.
-        what: what the file holds, for messages.
+        path: path of the file.
+        schema: row schema; its fields are the expected columns, in order.
+        what: description of the file's content, for error messages.
 
     Raises:
-        InputError: the file is missing or truncated, has other columns, or a value that the schema refuses.
+        InputError: the file is missing or truncated, has other columns, or has a value that the schema refuses.
     """
     columns = list(schema.model_fields)
     try:

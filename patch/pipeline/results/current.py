@@ -1,4 +1,4 @@
-"""Results that the settings of the configuration have measured: any others are named and not used."""
+"""Reading of results with a check that they match the current configuration; stale results are refused."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ NAMED = 5
 
 
 def read_records(paths: Iterable[Path], digests: Mapping[str, str]) -> list[Record]:
-    """Read records and verify that their settings are the configuration's.
+    """Read records and verify that they match the settings of the configuration.
 
     Args:
-        paths: of the files.
-        digests: `model/cell` -> digest of the settings of the cell's evaluation.
+        paths: paths of the files.
+        digests: `model/cell` -> digest of the evaluation settings of the run.
 
     Raises:
-        InputError: as `read_record`; or a record has other settings, or is of a run that is not in ``digests``.
+        InputError: `read_record` raises it, a record has other settings, or its run is not in ``digests``.
     """
     found = {path: read_record(path) for path in paths}
     return _verified(found, digests, lambda record: (f"{record.cell.model}/{record.cell.id}", record.config_digest))
 
 
 def read_all_samples(paths: Iterable[Path], digests: Mapping[str, str]) -> list[Samples]:
-    """Read the samples of runs and verify that their settings are the configuration's; as `read_records`."""
+    """Read the samples of runs and verify their settings in the same way as `read_records`."""
     found = {path: read_samples(path) for path in paths}
     return _verified(found, digests, lambda samples: (f"{samples.cell.model}/{samples.cell.id}", samples.config_digest))
 
 
 def read_speeds(paths: Iterable[Path], digests: Mapping[str, str]) -> list[SpeedRecord]:
-    """Read measurements of speed, `speedup/model` in ``digests``, and verify their settings; as `read_records`."""
+    """Read speed records and verify their settings like `read_records`; keys of ``digests`` are `speedup/model`."""
     found = {path: read_speed(path) for path in paths}
     return _verified(found, digests, lambda speed: (f"speedup/{speed.model}", speed.config_digest))
 
@@ -52,10 +52,10 @@ def _verified(found: Mapping[Path, T], digests: Mapping[str, str], identity: Cal
 
 
 def refuse_stale(stale: Sequence[str], count: int) -> None:
-    """Raise an error that names stale results, if there are any of ``count``.
+    """Raise an error that names the stale results among ``count``, if there are any.
 
     Raises:
-        InputError: there are.
+        InputError: ``stale`` is not empty.
     """
     if stale:
         more = f" and {len(stale) - NAMED} more" if len(stale) > NAMED else ""
@@ -66,5 +66,5 @@ def refuse_stale(stale: Sequence[str], count: int) -> None:
 
 
 def joint_digest(digests: Iterable[str]) -> str:
-    """Digest of what several evaluations were told, in any order."""
+    """Return one digest of several evaluation digests, independent of their order."""
     return digest(sorted(digests))

@@ -1,7 +1,7 @@
-"""Differences between rows of a table, with errors that count the shared windows and questions.
+"""Paired differences between table rows, with standard errors.
 
-Two rows are measured on the same samples, and what is hard for one is hard for the other. The error of
-their difference is therefore smaller than their two errors in quadrature, often by half.
+All rows are measured on the same sequences and questions, and their errors on these samples are correlated. The error
+of a difference is therefore smaller than the two errors in quadrature, often by half.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from patch.pipeline.runs.cell import Cell, format_sparsity
 
 
 class DifferenceRow(Row):
-    """The difference of two rows in one metric, as `paired_differences` describes it."""
+    """Difference of two rows in one metric; `paired_differences` describes the fields."""
 
     model: Name
     metric: Name
@@ -50,8 +50,11 @@ _KINDS |= dict.fromkeys(("model", "metric", "a", "b", "config_digest"), "str")
 
 @dataclass(frozen=True)
 class _Estimate:
-    """A metric of one row: a value for each seed, in every round of the bootstrap the mean over them, and the
-    numbers of samples by data set, which rows that are compared have in common."""
+    """Estimate of one metric of one row.
+
+    ``by_seed`` has one value for each seed, ``rounds`` the mean over seeds for each bootstrap resample, and
+    ``counts`` the number of samples of each data set. Only rows with equal ``counts`` are compared.
+    """
 
     by_seed: np.ndarray
     rounds: np.ndarray
@@ -59,30 +62,31 @@ class _Estimate:
 
     @property
     def seed_variance(self) -> float:
-        """Of the mean over seeds; 0 where there is one, from which nothing can be said."""
+        """Variance of the mean over seeds; 0 for one seed, from which it cannot be estimated."""
         return float(self.by_seed.var(ddof=1)) / len(self.by_seed) if len(self.by_seed) > 1 else 0.0
 
 
 def paired_differences(samples: list[Samples]) -> pd.DataFrame:
-    """Differences of all pairs of rows of one model and sparsity, and of each row and the dense model.
+    """Return the differences of all row pairs of one model and sparsity, and of each row and the dense model.
 
-    The standard error is by a paired bootstrap: in a round both rows are measured on the same resampled windows and
-    questions, tasks independently of each other, and the mean over tasks is formed anew. The variance of the mean
-    over seeds (sample variance of the metric) is added for each row that has several.
+    The standard error comes from a paired bootstrap. Each resample draws the same sequences and questions for both
+    rows, independently for each task, and recomputes the mean over tasks. The variance of the mean over seeds is
+    added for each row with several seeds; it is the sample variance of the metric divided by the number of seeds.
 
     Args:
-        samples: one for each cell, in any order.
+        samples: one for each run, in any order.
 
     Returns:
-        The columns ``COLUMNS``. ``metric`` is `perplexity`, `accuracy` (mean over tasks) or a task, both in percent
-        points; ``a`` and ``b`` are names of rows, ``difference`` is a - b; ``sparsity`` is the target, beside the
-        dense model that of the other row; ``stderr`` is null where a data set has one sample; ``samples`` counts
-        windows or questions, ``seeds`` those of the row that has more; ``config_digest`` stands for those of all
-        samples of both rows. Left out are metrics of which the two rows
-        have not the same samples: a data set has another size, or a task is missing or has no value a question.
+        A frame with the columns ``COLUMNS``. ``metric`` is `perplexity`, `accuracy` (mean over tasks) or a task;
+        differences of the latter two are in percentage points. ``a`` and ``b`` are row names and ``difference`` is
+        a - b. ``sparsity`` is the target, or that of the other row in a comparison with the dense model. ``stderr``
+        is null if a data set has only one sample. ``samples`` is the number of sequences or questions. ``seeds`` is
+        the larger number of seeds of the two rows. ``config_digest`` is the joint digest of all samples of both rows.
+        A metric is left out if the two rows do not have the same samples: a data set differs in size, a task is
+        missing, or a task has no per-question values.
 
     Raises:
-        InputError: two sets of samples of one cell.
+        InputError: a run has two sets of samples.
     """
     by_model: dict[str, dict[str, Samples]] = defaultdict(dict)
     for found in samples:
@@ -97,7 +101,7 @@ def paired_differences(samples: list[Samples]) -> pd.DataFrame:
 
 
 def _model_lines(cells: list[Samples]) -> Iterator[tuple]:
-    """Lines of the frame for one model."""
+    """Yield the lines of the frame for one model."""
     rows: dict[str, list[Samples]] = defaultdict(list)
     for found in sorted(cells, key=lambda found: (_order(found.cell), found.cell.seed)):
         rows[found.cell.row].append(found)
@@ -117,7 +121,7 @@ def _order(cell: Cell) -> tuple:
 
 
 def _pairs(rows: list[Cell]) -> Iterator[tuple[str, str, float]]:
-    """Names of the rows to compare and their sparsity; the dense model is always the second."""
+    """Yield the names of the rows to compare and their sparsity; the dense model always comes second."""
     for first, second in itertools.combinations(rows, 2):
         if _is_dense(first):
             yield second.row, first.row, second.sparsity
@@ -130,7 +134,7 @@ def _is_dense(cell: Cell) -> bool:
 
 
 def _estimates(rows: dict[str, list[Samples]], metric: str) -> dict[str, _Estimate]:
-    """A perplexity or one task of each row whose seeds all have it, on as many samples."""
+    """Estimate one metric (perplexity or a task) of each row whose seeds all have equally many samples of it."""
     by_count: dict[int, list[str]] = defaultdict(list)
     for row, seeds in rows.items():
         counts = {len(found.samples.get(metric, ())) for found in seeds}
@@ -139,11 +143,11 @@ def _estimates(rows: dict[str, list[Samples]], metric: str) -> dict[str, _Estima
     estimates = {}
     for count, names in by_count.items():
         values = np.stack([found.samples[metric] for row in names for found in rows[row]])
-        # All rows share the weights of a round: that is what pairs them, and it makes the work grow with the number
-        # of rows, not of pairs. The seed is the metric's own, which keeps tasks independent of each other.
+        # All rows share the weights of a resample. This pairs them, and the work grows with the number of rows
+        # instead of pairs. Each metric has its own seed, so that tasks are independent.
         means = resampled_means(values, seed=SEED + zlib.crc32(metric.encode()))
         with np.errstate(over="ignore", invalid="ignore"):
-            # Of each seed before the mean over them, as the tables average perplexities and not losses.
+            # The exponential precedes the mean over seeds because the tables average perplexities, not losses.
             by_cell = np.exp(values.mean(axis=1)) if metric == "perplexity" else 100 * values.mean(axis=1)
             resampled = np.exp(means) if metric == "perplexity" else 100 * means
         ends = np.cumsum([len(rows[row]) for row in names])[:-1]
@@ -155,7 +159,7 @@ def _estimates(rows: dict[str, list[Samples]], metric: str) -> dict[str, _Estima
 def _means_over_tasks(
     rows: dict[str, list[Samples]], estimates: dict[str, dict[str, _Estimate]]
 ) -> dict[str, _Estimate]:
-    """The unweighted mean over tasks of each row of which every task is known."""
+    """Return the unweighted mean over tasks for each row that has estimates of all its tasks."""
     means = {}
     for row, seeds in rows.items():
         tasks = sorted({name for found in seeds for name in found.samples} - {"perplexity"})
@@ -173,16 +177,16 @@ def _difference(a: _Estimate, b: _Estimate) -> tuple[float, float, int, int]:
     with np.errstate(over="ignore", invalid="ignore"):
         variance = np.var(a.rounds - b.rounds, ddof=1) + a.seed_variance + b.seed_variance
         difference = a.by_seed.mean() - b.by_seed.mean()
-    # The square of a difference of very large perplexities has no number.
+    # The variance overflows for very large perplexities.
     stderr = math.sqrt(variance) if math.isfinite(variance) else math.nan
     return float(difference), stderr, sum(a.counts.values()), max(len(a.by_seed), len(b.by_seed))
 
 
 class Differences:
-    """Paired differences to look up.
+    """Lookup of paired differences.
 
     Args:
-        frame: as `paired_differences` makes it.
+        frame: frame that `paired_differences` returns.
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
@@ -202,8 +206,8 @@ class Differences:
         """Read `differences.csv`.
 
         Args:
-            path: of the file.
-            digests: `model/row` -> digests of the settings of the evaluations of its runs; None for any.
+            path: path of the file.
+            digests: `model/row` -> digests of the evaluation settings of its runs. None skips the check.
 
         Raises:
             InputError: the file is missing or truncated, has other columns or values out of range, compares two rows
@@ -226,10 +230,10 @@ class Differences:
         return cls(pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS))
 
     def difference(self, model: str, metric: str, a: str, b: str) -> float | None:
-        """Row ``a`` less row ``b``; None where they were not compared."""
+        """Return the value of row ``a`` minus that of row ``b``, or None if they were not compared."""
         return self._known.get((model, metric, a, b), (None, None))[0]
 
     def stderr(self, model: str, metric: str, a: str, b: str) -> float | None:
-        """Standard error of that difference, the same for either order; None where it is not known."""
+        """Return the standard error of the difference of two rows in either order, or None if it is unknown."""
         error = self._known.get((model, metric, a, b), (None, math.nan))[1]
         return None if math.isnan(error) else error

@@ -1,4 +1,4 @@
-"""Where and with what a number was made."""
+"""Software and hardware environment of a measurement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("patch-sparsity", "torch", "transformers", "datasets", "lm-eval", "n
 
 
 def git_commit() -> str:
-    """Commit of the checkout, with `-dirty` where tracked files differ from it; `unknown` outside one."""
+    """Return the commit of the checkout, with `-dirty` if tracked files differ; `unknown` outside a checkout."""
     root = Path(__file__).parent
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
@@ -23,7 +23,7 @@ def git_commit() -> str:
 
 
 def hardware(device: str) -> str:
-    """Name of the GPU, or of the CPU."""
+    """Return the name of the GPU or the CPU."""
     import torch
 
     if device == "cuda":
@@ -37,7 +37,7 @@ def hardware(device: str) -> str:
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Versions, device, threads and time, for a record."""
+    """Return the commit, versions, device, threads and time for a record."""
     import torch
 
     packages = {}

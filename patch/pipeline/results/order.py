@@ -1,4 +1,4 @@
-"""The paper's order of rows, and the names in it."""
+"""Row order and printed names of methods, patterns and variants, as in the paper."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from patch.masks.tile_size import WHOLE_MATRIX
 from patch.methods import METHODS, PAPER_ORDER, paper_rank
 from patch.pipeline.runs.cell import IMPORT
 
-# Name in the configuration -> name in the paper's tables, in the order of their rows.
+# Configuration names -> names in the paper's tables, in the order of their rows.
 PAPER_METHODS: dict[str, str] = {
     name: "PATCH" if name.startswith("patch") else METHODS[name].title for name in PAPER_ORDER
 }
 HARDWARE_ORDER = ("dense", "n:m", "hybrid", "unstructured")
 
-# How a cell's weights were quantised -> as printed, in the order of rows.
+# Quantization -> printed name, in the order of rows.
 QUANTIZATIONS = {"absmax": "AbsMax", "slim-lora": "AbsMax + SLiM-LoRA"}
 
 CellOrder = tuple[bool, float, int, str, int, str, int, int, str]
 
 
 def method_title(method: str) -> str:
-    """A method's name as printed; an unknown method keeps its own."""
+    """Return the printed name of a method; an unknown method keeps its name."""
     known = METHODS.get(method)
     return known.title if known else PAPER_METHODS.get(method, method)
 
 
 def tile_title(tile: int) -> str:
-    """A tile's size as printed."""
+    """Return the printed size of a tile."""
     return "matrix" if tile == WHOLE_MATRIX else f"{tile}×{tile}"
 
 
 def pattern_kind(pattern: str) -> str:
-    """`dense`, `n:m`, `hybrid` or `unstructured`."""
+    """Return the kind of a pattern: `dense`, `n:m`, `hybrid` or `unstructured`."""
     return "n:m" if ":" in pattern else pattern
 
 
 def variant_title(variant: str) -> str:
-    """What sets a row apart, as printed: `frozen_mask=wanda` -> `frozen mask: Wanda`."""
+    """Return the printed name of a variant: `frozen_mask=wanda` -> `frozen mask: Wanda`."""
     if variant.startswith(IMPORT):
         return f"imported: {variant.removeprefix(IMPORT)}"
     pairs = (pair.partition("=") for pair in variant.split(","))
@@ -50,12 +50,12 @@ def cell_order(
     quantization: str | None = None,
     variant: str | None = None,
 ) -> CellOrder:
-    """Sort key: dense, then the highest sparsity first, then methods as in the paper and unknown ones by name."""
+    """Return a sort key: dense first, then by falling sparsity, then methods as in the paper, unknown ones by name."""
     rank = 1 + list(QUANTIZATIONS).index(quantization) if quantization else 0
     kind = HARDWARE_ORDER.index(pattern_kind(pattern))
     return (pattern != "dense", -sparsity, paper_rank(method), method, kind, pattern, tile or 0, rank, variant or "")
 
 
 def percent(share: float) -> str:
-    """A share as a percentage without needless digits: 0.45 -> `45`."""
+    """Return a fraction as a percentage with at most four significant digits: 0.45 -> `45`."""
     return f"{100 * share:.4g}"

@@ -1,4 +1,4 @@
-"""Names of linear layers -> projection and decoder block."""
+"""Projection and decoder block of a linear layer, derived from its name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 
 def projections(names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Projection and block of each layer: `model.layers.3.self_attn.q_proj` -> (`q_proj`, 3).
+    """Return the projection and block of each layer: `model.layers.3.self_attn.q_proj` -> (`q_proj`, 3).
 
-    The last component is the projection and the first integer the block (0 where there is none). A projection that a
-    block has twice, as GPT-2's `c_proj` in attention and MLP, is named with the component before it.
+    The last component is the projection. The first integer is the block, 0 if there is none. A projection that occurs
+    twice in a block, such as GPT-2's `c_proj` in attention and MLP, is prefixed with the component before it.
     """
     parts = {name: re.split(r"[./]", name) for name in names}
     blocks = {name: next((int(part) for part in split if part.isdigit()), 0) for name, split in parts.items()}
@@ -23,7 +23,7 @@ def projections(names: Iterable[str]) -> dict[str, tuple[str, int]]:
 
 
 def projection_density(density: dict[str, float]) -> dict[str, float]:
-    """Mean kept share by projection over the blocks, in which a projection has one size."""
+    """Return the mean kept fraction of each projection over blocks; a projection has the same size in all blocks."""
     shares: dict[str, list[float]] = {}
     for name, (projection, _) in projections(density).items():
         shares.setdefault(projection, []).append(density[name])

@@ -1,4 +1,4 @@
-"""The paper's numbers, for comparison only."""
+"""Numbers published in the paper, used for comparison only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patch.pipeline.runs.cell import IMPORT
 Percent = Annotated[float, Field(ge=0, le=100)]
 Perplexity = Annotated[float, Field(ge=1)]
 PAPER_TILE = 128
-# The paper's ablations are of one model, in perplexity.
+# The paper reports its ablations for this model alone, in perplexity.
 ABLATED = "Qwen/Qwen2.5-0.5B"
 FROZEN_MASKS = {
     "maskllm": "MaskLLM",
@@ -34,14 +34,14 @@ TARGETS = {"global": "global", "layer": "layer"}
 
 
 class PublishedModel(Schema):
-    """A model of the paper and the variant of PATCH that its rows show."""
+    """Model of the paper and the PATCH variant that its rows show."""
 
     title: Name
     variant: Literal["joint", "tile"]
 
 
 class PublishedRow(Schema):
-    """A row of a per-task table: accuracies in percent, their mean, and perplexity."""
+    """Row of a per-task table: accuracies in percent, their mean, and the perplexity."""
 
     method: Name
     acc: dict[Name, Percent]
@@ -50,7 +50,7 @@ class PublishedRow(Schema):
 
 
 class _Table(Schema):
-    """Rows by name, with one value for each of ``cols``."""
+    """Table with named rows and one value for each of ``cols``."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, list] = Field(init=False)
@@ -66,23 +66,23 @@ class _Table(Schema):
 
 
 class PairTable(_Table):
-    """Rows such as `Wanda45`, or `PATCH45+SLiM-LoRA` of quantised weights.
+    """Table with rows such as `Wanda45`, or `PATCH45+SLiM-LoRA` for quantized weights.
 
-    For each model of ``cols``, accuracy in percent and perplexity.
+    Each row has the accuracy in percent and the perplexity for each model of ``cols``.
     """
 
-    # JSON has lists in the place of tuples; their values stay strict.
+    # JSON has no tuples. Lists are accepted, but their values stay strict.
     __pydantic_extra__: dict[str, list[Annotated[tuple[Percent, Perplexity], Field(strict=False)]]] = Field(init=False)
 
 
 class ColumnTable(_Table):
-    """Perplexities by sparsity in percent, such as `45`, one for each of ``cols``."""
+    """Table of perplexities; rows are sparsities in percent, such as `45`."""
 
     __pydantic_extra__: dict[str, list[Perplexity]] = Field(init=False)
 
 
 class Published(Schema):
-    """`config/published.json`; tables that no lookup needs are kept as they are."""
+    """Content of `config/published.json`; tables that no lookup needs are kept unchecked."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -95,7 +95,7 @@ class Published(Schema):
     global_vs_layer_ppl_qwen: ColumnTable | None = None
     fixed_mask_ppl_qwen: ColumnTable | None = None
     tile_prior_ppl_qwen: ColumnTable | None = None
-    # GPU -> `gen` and the number of new tokens -> sparsity in percent -> tokens per second.
+    # Keys: GPU, `gen<new tokens>`, sparsity in percent. Values: tokens per second.
     throughput_tok_s_bs16_prompt128: dict[str, dict[str, dict[str, Annotated[float, Field(gt=0)]]]] = {}
 
 
@@ -119,19 +119,19 @@ def published_value(
     quantization: str | None = None,
     variant: str | None = None,
 ) -> float | None:
-    """The paper's number for a cell, or None where it prints none.
+    """Return the paper's number for a run, or None if the paper has none.
 
     Args:
         published: the paper's numbers.
-        model_id: key of its `models`, such as `Qwen/Qwen2.5-0.5B`.
-        method, pattern, sparsity: of the cell, as in the configuration.
-        metric: `accuracy` (mean over the paper's tasks), `perplexity`, or one of its tasks.
-        tile: tile size of a hybrid cell; the paper's tables are for 128, but for one. None does not compare it.
-        quantization: of the cell.
-        variant: of the cell; an imported mask stands beside the method that made it.
+        model_id: key of ``published.models``, such as `Qwen/Qwen2.5-0.5B`.
+        method, pattern, sparsity: fields of the run, as in the configuration.
+        metric: `accuracy` (mean over the paper's tasks), `perplexity`, or one of the paper's tasks.
+        tile: tile size of a hybrid run. All tables of the paper but one use 128. None skips the comparison of sizes.
+        quantization: quantization of the run.
+        variant: variant of the run. An imported mask is compared with the method that made it.
 
     Returns:
-        Percent for accuracies.
+        The published value; accuracies are in percent.
     """
     name, level, kind = PAPER_METHODS.get(method), percent(sparsity), pattern_kind(pattern)
     ablated = (model_id, metric, quantization) == (ABLATED, "perplexity", None) and kind == "hybrid"

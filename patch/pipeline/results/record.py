@@ -1,4 +1,4 @@
-"""Schema of the JSON record that the evaluation of one run writes."""
+"""Schema of the JSON record that the evaluation of a run writes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from patch.files.schema import Count, Name, Positive, Schema, check
 from patch.pipeline.runs.cell import Cell, format_sparsity, nm_sparsity
 
 StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
-# Sums of weights in fp64 differ from the fractions that are written in the last digits.
+# Fractions computed from fp64 sums differ in their last digits.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What tables and figures need to know of a model of the configuration.
+    """Description of a configured model for tables and figures.
 
     Attributes:
-        name: under `models` in the configuration.
-        title: as printed.
-        variant: what the grid's method `patch` means for this model.
-        published: id of the model in `published.json` that it is printed beside.
-        comparable: False where ``published`` is another model of the family.
-        tile: the experiment's tile size, which stands for the paper's where models are not comparable.
+        name: key under `models` in the configuration.
+        title: printed name.
+        variant: variant that the grid's method `patch` selects for this model.
+        published: id of the corresponding model in `published.json`.
+        comparable: False if ``published`` is another model of the family.
+        tile: the experiment's tile size, which is matched with the paper's tile size if models are not comparable.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ModelInfo:
 
 
 class RecordCell(Schema):
-    """The cell of the grid; ``sparsity`` is the target share of zeros."""
+    """Run of the grid; ``sparsity`` is the target fraction of zeros."""
 
     id: str
     model: Name
@@ -54,7 +54,7 @@ class RecordCell(Schema):
 
     @model_validator(mode="after")
     def _agrees(self) -> RecordCell:
-        """Check what is written twice: the sparsity in the pattern, and everything in the id."""
+        """Check that the pattern, the tile, the sparsity and the id agree."""
         if (self.tile is None) == (self.pattern == "hybrid"):
             raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]!r}; hybrid alone has tiles")
         if self.pattern not in ("hybrid", "unstructured"):
@@ -67,7 +67,7 @@ class RecordCell(Schema):
 
 
 class Environment(Schema):
-    """Where the numbers come from; ``time`` is ISO 8601."""
+    """Software and hardware environment of a measurement; ``time`` is in ISO 8601 format."""
 
     git_commit: str | None
     python: str
@@ -78,10 +78,10 @@ class Environment(Schema):
 
 
 class Record(Schema):
-    """One cell's results.
+    """Results of one run.
 
-    ``achieved_sparsity`` is counted on the model that was evaluated; ``density`` is the kept share of
-    each linear layer. Kept weights that quantisation rounds to zero count as kept.
+    ``achieved_sparsity`` is counted on the evaluated model. ``density`` is the kept fraction of each linear layer.
+    Kept weights that quantization rounds to zero count as kept.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -96,7 +96,7 @@ class Record(Schema):
 
     @model_validator(mode="after")
     def _agrees(self) -> Record:
-        """Check the ranges of metrics, and the sparsity against the densities that it is a mean of."""
+        """Check the ranges of the metrics, and that the achieved sparsity lies within the range of the densities."""
         check_metrics(self.metrics)
         for name in ("perplexity", "accuracy"):
             if name not in self.metrics:
@@ -109,10 +109,10 @@ class Record(Schema):
 
 
 def write_record(path: Path | str, record: dict[str, Any]) -> None:
-    """Check and write one record with a checksum, atomically.
+    """Check a record and write it atomically, with a checksum.
 
     Raises:
-        InputError: it is not a record; nothing is written.
+        InputError: ``record`` does not match the schema. Nothing is written.
     """
     check(Record, record, f"{path}: not a record")
     write_checked_json(path, record)
@@ -122,6 +122,6 @@ def read_record(path: Path | str) -> Record:
     """Read and check one record.
 
     Raises:
-        InputError: the file is missing or damaged, or is not a record; one line that names the key.
+        InputError: the file is missing or damaged, or is not a record. The one-line message names the key.
     """
     return check(Record, read_checked_json(path), f"{path}: not a record")

@@ -1,4 +1,4 @@
-"""What a cell gave on each window and each question, in a file beside its record."""
+"""Per-sample results of a run, stored in a file beside its record."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from patch.pipeline.runs.cell import Cell
 
 @dataclass(frozen=True)
 class Samples:
-    """Results of one cell, sample by sample.
+    """Per-sample results of one run.
 
     Attributes:
-        experiment: its name.
-        cell: of the grid.
-        samples: `perplexity` -> mean cross-entropy in nats of each window; task -> 1 for each question that was
-            answered right and 0 for each other; both in one order for all cells. Empty for a task whose accuracy
-            is not the mean over its questions.
-        config_digest: digest of the settings of the evaluation.
+        experiment: name of the experiment.
+        cell: run of the grid.
+        samples: `perplexity` maps to the mean cross-entropy of each sequence in nats. Each task maps to 1 for every
+            question that was answered correctly and 0 for the others. The order of samples is the same for all runs.
+            The array is empty for a task whose accuracy is not the mean over its questions.
+        config_digest: digest of the evaluation settings.
     """
 
     experiment: str
@@ -45,7 +45,7 @@ class _File(Schema):
 
     @model_validator(mode="after")
     def _in_range(self) -> _File:
-        """Check that no question scores more than 1 and that the losses have a perplexity."""
+        """Check that no question scores more than 1 and that the mean loss gives a finite perplexity."""
         if not self.samples.get("perplexity"):
             raise ValueError("`samples.perplexity` is missing or empty")
         for name, values in self.samples.items():
@@ -58,17 +58,17 @@ class _File(Schema):
 def write_samples(
     path: Path, experiment: str, cell: dict[str, Any], samples: Mapping[str, Sequence[float]], config_digest: str
 ) -> None:
-    """Check and write the samples of one cell with a checksum, atomically.
+    """Check the samples of one run and write them atomically, with a checksum.
 
     Args:
-        path: of the file.
-        experiment: its name.
-        cell: as in the record.
-        samples: as in `Samples`.
-        config_digest: as in the record.
+        path: path of the file.
+        experiment: name of the experiment.
+        cell: fields of the run, as in the record.
+        samples: per-sample results, as in `Samples`.
+        config_digest: digest of the evaluation settings, as in the record.
 
     Raises:
-        InputError: a sample is not finite or out of range; nothing is written.
+        InputError: a sample is not finite or is out of range. Nothing is written.
     """
     content = {
         "schema": 1,
@@ -78,21 +78,21 @@ def write_samples(
         "config_digest": config_digest,
     }
     check(_File, content, f"{path}: not the samples of a cell")
-    # Not indented: a line for each of 14,000 questions would be three times the size.
+    # Indentation would triple the size of a file with 14,000 questions.
     write_checked_json(path, content, indent=None)
 
 
 def _short(value: float) -> float | int:
-    """Seven digits are more than fp32 losses have; what is whole is written as such."""
+    """Round to seven significant digits, which suffice for fp32 losses; return an int for a whole number."""
     rounded = float(f"{value:.7g}")
     return int(rounded) if rounded.is_integer() else rounded
 
 
 def read_samples(path: Path | str) -> Samples:
-    """Read and check the samples of one cell.
+    """Read and check the samples of one run.
 
     Raises:
-        InputError: the file is missing or damaged, or does not hold samples; one line that names the key.
+        InputError: the file is missing or damaged, or does not hold samples. The one-line message names the key.
     """
     file = check(_File, read_checked_json(path), f"{path}: not the samples of a cell")
     arrays = {name: np.array(values, dtype=np.float64) for name, values in file.samples.items()}

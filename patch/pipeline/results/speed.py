@@ -1,4 +1,4 @@
-"""Schema of the record of a model's speed, and the paper's numbers beside it."""
+"""Schema of a model's speed record, and lookup of the paper's speedups."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from patch.pipeline.results.order import percent
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import Environment, RecordCell
 
-# The model of the paper's table of tokens per second, and the new tokens of the part of it that its text tells of.
+# Model of the paper's throughput table, and the number of new tokens that the paper's text discusses.
 PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
 PAPER_NEW_TOKENS = 128
 DENSE = "dense"
 
 
 class Quartiles(Schema):
-    """Of repeated measurements: the median, and the first and third quartile."""
+    """Median, first quartile and third quartile of repeated measurements."""
 
     median: float = Field(ge=0)
     low: float = Field(ge=0)
@@ -37,12 +37,12 @@ class Quartiles(Schema):
 
     @property
     def spread(self) -> float:
-        """Half of what lies between the quartiles, as it is printed after ±."""
+        """Half of the interquartile range, printed after ±."""
         return (self.high - self.low) / 2
 
 
 class LinearBytes(Schema):
-    """Bytes of the layers that masks are of: dense, as the converted model holds them, as its sizes say."""
+    """Bytes of the masked layers: dense, measured in the converted model, and expected from the packed format."""
 
     dense: Positive
     measured: Positive
@@ -50,11 +50,11 @@ class LinearBytes(Schema):
 
 
 class Timed(Schema):
-    """One cell, or the dense model.
+    """Timing of one run or of the dense model.
 
-    ``speedup`` is against the dense model, run by run in turn. ``backends`` says for the prompt and for decoding what
-    multiplied in how many layers. ``logits_difference`` is the largest to the masked model's first logits, none of
-    which is larger than ``largest_logit``.
+    ``speedup`` is relative to the dense model, from interleaved repeats. ``backends`` maps each phase (`prefill`,
+    `decode`) to the number of layers per matrix-multiplication backend. ``logits_difference`` is the largest absolute
+    difference from the first logits of the masked model, and ``largest_logit`` is the largest magnitude among those.
     """
 
     cell: RecordCell
@@ -71,7 +71,7 @@ class Timed(Schema):
 
 
 class Settings(Schema):
-    """As in the configuration."""
+    """Benchmark settings, as in the configuration."""
 
     batch_size: Positive
     prompt: Positive
@@ -80,9 +80,9 @@ class Settings(Schema):
 
 
 class SpeedRecord(Schema):
-    """All of one model, measured in one process; the dense model stands first.
+    """Speed of one model's runs, measured in one process; the dense model comes first.
 
-    ``hardware`` is the name of the GPU, or of the CPU.
+    ``hardware`` is the name of the GPU or the CPU.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -109,44 +109,44 @@ class SpeedRecord(Schema):
 
     @property
     def dense(self) -> Timed:
-        """What the others are compared with."""
+        """Timing of the dense model, the baseline of all speedups."""
         return self.timed[0]
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """What a table of speed is made from: the records that are there, and the paper's numbers."""
+    """Inputs of the speed table: the available records and the paper's numbers."""
 
     records: Sequence[SpeedRecord]
     published: Published
 
 
 def write_speed(path: Path | str, record: dict[str, Any]) -> None:
-    """Check and write one record with a checksum, atomically.
+    """Check a speed record and write it atomically, with a checksum.
 
     Raises:
-        InputError: it is not a record of speed; nothing is written.
+        InputError: ``record`` does not match the schema. Nothing is written.
     """
     check(SpeedRecord, record, f"{path}: not a record of speed")
     write_checked_json(path, record)
 
 
 def read_speed(path: Path | str) -> SpeedRecord:
-    """Read and check one record.
+    """Read and check one speed record.
 
     Raises:
-        InputError: the file is missing or damaged, or is not a record of speed; one line that names the key.
+        InputError: the file is missing or damaged, or is not a speed record. The one-line message names the key.
     """
     return check(SpeedRecord, read_checked_json(path), f"{path}: not a record of speed")
 
 
 def published_devices(published: Published) -> list[str]:
-    """The GPUs that the paper has tokens per second of."""
+    """Return the names of the GPUs in the paper's throughput table."""
     return list(published.throughput_tok_s_bs16_prompt128)
 
 
 def paper_new_tokens(new_tokens: int, published: Published) -> int:
-    """Those of the part of the paper's table that stands beside so many: 128 where it has none of its own."""
+    """Return the number of new tokens to look up in the paper's table: ``new_tokens`` if listed, otherwise 128."""
     parts = published.throughput_tok_s_bs16_prompt128.values()
     return new_tokens if any(f"gen{new_tokens}" in part for part in parts) else PAPER_NEW_TOKENS
 
@@ -154,14 +154,14 @@ def paper_new_tokens(new_tokens: int, published: Published) -> int:
 def published_speedup(
     published: Published, model_id: str | None, device: str, sparsity: float, new_tokens: int = PAPER_NEW_TOKENS
 ) -> float | None:
-    """The paper's speedup over the dense model; None where it has none.
+    """Return the paper's speedup over the dense model, or None if the paper has none.
 
     Args:
         published: the paper's numbers.
-        model_id: key of its `models`.
+        model_id: key of ``published.models``.
         device: one of `published_devices`.
-        sparsity: of a hybrid cell, or 0.
-        new_tokens: of each sequence, see `paper_new_tokens`.
+        sparsity: sparsity of a hybrid run, or 0.
+        new_tokens: new tokens for each sequence, see `paper_new_tokens`.
     """
     if model_id != PAPER_MODEL:
         return None

@@ -1,4 +1,4 @@
-"""Means and errors over seeds."""
+"""Means and standard errors over seeds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ SUMMARY_COLUMNS = [
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """Join the seeds of each row of a table and metric, keeping the order of the frame.
+    """Aggregate the seeds of each table row and metric, keeping the order of the frame.
 
     Args:
-        frame: as `collect` makes it.
+        frame: tidy frame that `collect` returns.
 
     Returns:
-        The columns ``SUMMARY_COLUMNS``: ``value`` is the mean, ``spread`` the sample standard deviation
-        over seeds (null for one seed), ``stderr`` the error to print, see `combined_stderr`, ``seeds``
-        their number. ``achieved_sparsity`` and ``seconds`` are means, ``peak_memory_mb`` the largest.
+        A frame with the columns ``SUMMARY_COLUMNS``. ``value`` is the mean over seeds, ``spread`` is the sample
+        standard deviation over seeds (null for one seed), ``stderr`` is the error to print (see `combined_stderr`),
+        and ``seeds`` is the number of seeds. ``achieved_sparsity`` and ``seconds`` are means. ``peak_memory_mb`` is
+        the maximum.
     """
     groups = frame.groupby(ROW, sort=False, dropna=False)
     summary = groups.agg(
@@ -45,12 +46,12 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def combined_stderr(values: pd.Series, stderrs: pd.Series) -> float:
-    """Standard error of a mean over seeds, in the unit of the values.
+    """Return the standard error of a mean over seeds, in the unit of the values.
 
-    Seeds are judged on the same questions, so averaging over them does not shrink the error that a
-    finite test set leaves; it shrinks only the error that the choice of seeds leaves:
-    ``sqrt(mean(stderr^2) + std(values)^2 / seeds)``. One seed: its own standard error.
-    A missing standard error is left out of the mean; NaN if all are missing and there is one seed.
+    All seeds are evaluated on the same questions, so averaging over seeds reduces the error due to the choice of
+    seeds but not the error due to the finite test set: ``sqrt(mean(stderr^2) + std(values)^2 / seeds)``. The result
+    for one seed is its own standard error. Missing standard errors are left out of the mean. The result is NaN if all
+    are missing and there is only one seed.
     """
     known = np.asarray(stderrs.dropna(), dtype=np.float64)
     test_set = float(np.mean(known**2)) if known.size else np.nan
