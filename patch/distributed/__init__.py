@@ -1,1 +1,1 @@
-"""Several processes: collectives, the launcher, its agents, and signals of a scheduler."""
+"""Multi-process execution: collectives, the launcher, its agents and the scheduler's signals."""

@@ -1,7 +1,7 @@
-"""The processes of a stage on one node: `torchrun`'s agent starts them, and signals are passed on to them.
+"""The processes of a stage on one node, started by `torchrun`'s agent, and signal forwarding to them.
 
 Agents and processes find each other through a store that the launcher keeps (see `patch.distributed.launch`), and
-report there how they end.
+report in it how they end.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from patch.distributed.signals import HELD, STOP, take_held
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
-# Where the launcher's store is, for its agents and processes.
+# Address of the launcher's store, for its agents and processes.
 VARIABLE = "PATCH_LAUNCHER"
-# What a launcher and its agents pass on.
+# Signals that a launcher and its agents forward.
 FORWARDED = (*STOP, signal.SIGINT, signal.SIGHUP)
 
 
 def run_agent(arguments: Sequence[str], processes: int, nodes: int) -> int:
-    """Run this node's processes of a stage until all have ended; returns the exit code, negative for a signal."""
+    """Run this node's processes of a stage until all have ended; return the exit code, negative for a signal."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -41,7 +41,7 @@ def run_agent(arguments: Sequence[str], processes: int, nodes: int) -> int:
 
     endpoint = os.environ[VARIABLE]
     address = own_address() if nodes > 1 else "localhost"
-    # Its banner would bury the message of the process that failed.
+    # The agent's banner would bury the message of the process that failed.
     _silence("torch.distributed.elastic")
     with tempfile.TemporaryDirectory(prefix="patch-launch-") as logs:
         rendezvous = RendezvousParameters("c10d", endpoint, "patch", nodes, nodes, address, is_host=False)
@@ -50,7 +50,7 @@ def run_agent(arguments: Sequence[str], processes: int, nodes: int) -> int:
             local_world_size=processes,
             rdzv_handler=get_rendezvous_handler(rendezvous),
             entrypoint=sys.executable,
-            # The agent takes `$` for the start of a variable.
+            # The agent treats `$` as the start of a variable.
             args=("-m", "patch.pipeline.stages", *(argument.replace("$", "$$") for argument in arguments)),
             max_restarts=0,
             local_addr=address,
@@ -76,14 +76,14 @@ def _started(agent: LocalElasticAgent) -> list[int]:
 
 
 def _silence(package: str) -> None:
-    """Let no logger of a package say anything; each of them may have a level of its own."""
+    """Silence every logger of a package, since each may have a level of its own."""
     for name in [package, *logging.root.manager.loggerDict]:
         if name == package or name.startswith(f"{package}."):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def first_cause(codes: Sequence[int]) -> int:
-    """Of the exit codes of processes that failed, the one that the others follow from; negative for a signal.
+    """Return the exit code that caused the others, from those of the failed processes; negative for a signal.
 
     A process that loses a peer raises an error, and the agent ends the rest by SIGTERM.
     """
@@ -93,19 +93,19 @@ def first_cause(codes: Sequence[int]) -> int:
 
 
 def exit_status(code: int) -> int:
-    """128 + n for signal n."""
+    """Return the exit status of a code: 128 + n for signal n."""
     return code if code >= 0 else 128 - code
 
 
 def forward_signals(ended: Callable[[], bool], processes: Callable[[], list[int]], others: int) -> None:
-    """Pass the signals that come on to other processes, as soon as there are some, until they have ended.
+    """Forward incoming signals to other processes, once those have started and until they have ended.
 
-    From then on, signals do nothing: what is left is to say how they ended.
+    After that, signals have no effect: only the report of how the processes ended is left to do.
 
     Args:
-        ended: whether they have.
-        processes: their ids, none before they have started.
-        others: what SIGTERM becomes, and Ctrl-C and a closed terminal, which do not reach the processes themselves.
+        ended: returns whether the processes have ended.
+        processes: returns their ids, none before they have started.
+        others: the signal that is sent in place of SIGTERM, SIGINT and SIGHUP.
     """
     received = [signal.SIGUSR1] if take_held() else []
     for number in FORWARDED:
@@ -121,15 +121,16 @@ def forward_signals(ended: Callable[[], bool], processes: Callable[[], list[int]
 
 
 def block_held() -> None:
-    """Let the processes that this thread starts begin with SIGUSR1 and SIGUSR2 blocked.
+    """Block SIGUSR1 and SIGUSR2 in the processes that this thread starts.
 
-    So none is lost or ends them before they say what to do (see `patch.distributed.signals.hold_signals`).
+    These signals are then neither lost nor fatal before a process handles them (see
+    `patch.distributed.signals.hold_signals`).
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
 
 
 def own_address() -> str:
-    """What other nodes call this one: its host name where that resolves."""
+    """Return the address of this node for the others: its host name where that resolves, else 127.0.0.1."""
     name = socket.gethostname()
     try:
         socket.getaddrinfo(name, None)
@@ -139,7 +140,7 @@ def own_address() -> str:
 
 
 def tell(key: str, value: Any) -> bool:
-    """Put a JSON value into the launcher's store; returns whether the launcher is there."""
+    """Put a JSON value into the launcher's store; return whether the launcher was reached."""
     from torch.distributed import TCPStore
 
     host, port = os.environ[VARIABLE].rsplit(":", 1)
@@ -152,7 +153,7 @@ def tell(key: str, value: Any) -> bool:
 
 
 def _main() -> int:
-    """The agent of one node of several."""
+    """Run the agent of one node of several."""
     processes, nodes, *arguments = sys.argv[1:]
     block_held()
     code = run_agent(arguments, int(processes), int(nodes))

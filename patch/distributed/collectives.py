@@ -1,7 +1,6 @@
-"""One job as several processes: which of them this is, and what they agree on. Alone, everything is local.
+"""Collectives over the processes of one job. In a single process, everything is local.
 
-`torchrun` (see `patch.distributed.launch`) starts the processes. Numbers on the CPU travel by gloo, those of a GPU by
-NCCL.
+`torchrun` (see `patch.distributed.launch`) starts the processes. Tensors on the CPU use gloo, those on a GPU NCCL.
 """
 
 from __future__ import annotations
@@ -21,39 +20,39 @@ from torch import distributed as dist
 from patch.distributed.signals import EXIT_RESUMABLE, ignore_signals
 from patch.errors import InputError
 
-# How long the others wait for one that loads a model or writes a checkpoint on a slow disk.
+# Timeout of a collective: one process may load a model or write a checkpoint on a slow disk while the others wait.
 TIMEOUT = timedelta(minutes=30)
-# Numbers that are summed at a time, 64 MiB in fp32: what this needs beside the gradients.
+# Numbers that are summed at a time, 64 MiB in fp32: the memory needed beside the gradients.
 BUCKET = 1 << 24
 
 Value = TypeVar("Value")
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(device: str, processes: int) -> Iterator[None]:
-    """Within the block, this is one of ``processes`` that `torchrun` has started; with 1, nothing happens.
+    """Join the group of ``processes`` that `torchrun` has started, within the block; with 1, do nothing.
 
     Args:
-        device: `cpu` or `cuda`; on `cuda` each process of a node takes a GPU of its own.
-        processes: how many there must be.
+        device: `cpu` or `cuda`; on `cuda` each process of a node uses a GPU of its own.
+        processes: the number of processes that must have been started.
 
     Raises:
-        InputError: there are others than that, or fewer GPUs than processes on this node.
+        InputError: another number was started, or this node has fewer GPUs than processes.
     """
     if processes == 1:
         yield
@@ -73,7 +72,7 @@ def process_group(device: str, processes: int) -> Iterator[None]:
             ignore_signals()
         raise
     except BaseException:
-        # The others may be anywhere: whoever waited for them here would hang.
+        # The other processes may be at any point: waiting for them here could hang.
         together = False
         raise
     finally:
@@ -94,11 +93,11 @@ def _take_gpu() -> None:
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Replace each contiguous tensor by its sum over all processes; the same bits everywhere."""
+    """Replace each contiguous tensor by its sum over all processes; all get the same bits."""
     if world_size() == 1:
         return
     for bucket in _buckets(piece for tensor in tensors for piece in tensor.view(-1).split(BUCKET)):
-        # A large piece is summed where it is, small ones together: each round has a price.
+        # Large pieces are summed in place and small ones together, since each collective has a fixed cost.
         flat = bucket[0] if len(bucket) == 1 else torch.cat(bucket)
         dist.all_reduce(flat)
         if len(bucket) > 1:
@@ -120,7 +119,7 @@ def _buckets(pieces: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:
-    """The tensor of each process, all of one shape, in order of the processes."""
+    """Return the tensors of all processes, which have one shape, in order of the processes."""
     if world_size() == 1:
         return [tensor]
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -129,15 +128,15 @@ def gathered(tensor: Tensor) -> list[Tensor]:
 
 
 def exchange_rows(received: Tensor, sent: Tensor, of_each: list[int], to_each: list[int]) -> None:
-    """Send rows of a contiguous tensor to every process, and fill another with those that come, in order.
+    """Send rows of a contiguous tensor to every process, and fill another with the rows received, in order.
 
     Args:
-        received: as many rows as ``of_each`` sums to; a row has the same size everywhere.
-        sent: as many rows as ``to_each`` sums to.
-        of_each: rows that come from each process.
-        to_each: rows that go to each.
+        received: has as many rows as ``of_each`` sums to; a row has the same size in all processes.
+        sent: has as many rows as ``to_each`` sums to.
+        of_each: number of rows received from each process.
+        to_each: number of rows sent to each process.
     """
-    # As bytes: not every version of every library sends all types.
+    # As bytes: not every version of gloo and NCCL sends all types.
     dist.all_to_all_single(_bytes(received), _bytes(sent), of_each, to_each)
 
 
@@ -146,14 +145,14 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def spread(tensor: Tensor, bounds: Sequence[int]) -> None:
-    """Give every process all of a tensor of which each has its own stretch, from one bound to the next."""
+    """Broadcast a tensor of which each process has its own rows, from one of ``bounds`` to the next."""
     for owner, (first, last) in enumerate(pairwise(bounds)):
         if first < last:
             dist.broadcast(tensor[first:last], src=owner)
 
 
 def any_of(*flags: bool) -> Sequence[bool]:
-    """For each flag, whether it is set in any process."""
+    """Return, for each flag, whether it is set in any process."""
     if world_size() == 1:
         return flags
     values = torch.tensor(flags, dtype=torch.int32)
@@ -162,7 +161,7 @@ def any_of(*flags: bool) -> Sequence[bool]:
 
 
 def from_first(value: Value) -> Value:
-    """The first process' value, which can be pickled."""
+    """Return the value of the first process, which must be picklable."""
     if world_size() == 1:
         return value
     values: list[Any] = [value]
@@ -171,10 +170,10 @@ def from_first(value: Value) -> Value:
 
 
 def on_all(action: Callable[[], Any]) -> None:
-    """Let every process do its part of something, and wait for the others.
+    """Run each process' part of an action, and wait for the others.
 
     Raises:
-        InputError: in all processes, if the action raised one in any: that of the first of them.
+        InputError: in all processes, if the action raised one in any: the error of the first of them.
     """
     failure = None
     try:
@@ -191,7 +190,7 @@ def on_all(action: Callable[[], Any]) -> None:
 
 
 def on_first(action: Callable[[], Any]) -> None:
-    """Let the first process do something while the others wait.
+    """Run an action in the first process while the others wait.
 
     Raises:
         InputError: in all processes, if the action raised one.

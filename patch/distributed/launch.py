@@ -1,7 +1,7 @@
-"""Start a stage as several processes: on one node by `torchrun`'s agent, on several by `srun` and one agent each.
+"""Launcher of a stage as several processes: on one node by `torchrun`'s agent, on several by `srun` and one agent each.
 
-The launcher keeps a store on a port of its own. The agents find each other there, and the processes say there how
-they end, since neither `torchrun` nor `srun` passes a message on, and both kill the rest when one process fails.
+The launcher keeps a store on a port of its own. The agents find each other there, and the processes report there how
+they end, since neither `torchrun` nor `srun` forwards a message, and both kill the rest when one process fails.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 
 def is_launched() -> bool:
-    """Whether this is one of the processes of a job."""
+    """Return whether this is one of the processes of a job."""
     return "RANK" in os.environ
 
 
 def launch(arguments: Sequence[str], processes: int, nodes: int) -> int:
-    """Run a stage as several processes; their output comes out here.
+    """Run a stage as several processes, whose output is that of this process.
 
     Args:
-        arguments: of the stage's command line.
-        processes: on each node.
-        nodes: how many, this one among them.
+        arguments: the stage's command line.
+        processes: number of processes on each node.
+        nodes: number of nodes, including this one.
 
     Returns:
-        The exit code: `EXIT_RESUMABLE` if they were stopped and have saved, 128 + n if signal n ended one.
+        The exit code: `EXIT_RESUMABLE` if the processes were stopped and have saved, 128 + n if signal n ended one.
 
     Raises:
-        InputError: one of them raised it; or there is no SLURM job to take more nodes from.
+        InputError: one of the processes raised it, or several nodes are asked for outside a SLURM job.
     """
     from torch.distributed import TCPStore
 
@@ -59,7 +59,7 @@ def launch(arguments: Sequence[str], processes: int, nodes: int) -> int:
     else:
         agent = [sys.executable, "-m", "patch.distributed.agent", str(processes), str(nodes), *arguments]
         code = _run_srun(srun_command(nodes, agent), srun_environment(os.environ))
-        # `srun` gives the highest, be it of an agent that it has ended itself.
+        # `srun` returns the highest exit code, which may be that of an agent that it has ended itself.
         failed = [told for told in _told(store, "agent", nodes) if told]
         code = first_cause(failed) if failed else code
     ends = _told(store, "process", processes * nodes)
@@ -70,16 +70,16 @@ def launch(arguments: Sequence[str], processes: int, nodes: int) -> int:
 
 
 def _told(store: TCPStore, who: str, count: int) -> list[Any]:
-    """What the processes or agents that said something have said, in order."""
+    """Return the reports of those processes or agents that made one, in order."""
     keys = [f"{who}/{number}" for number in range(count)]
     return [json.loads(store.get(key)) for key in keys if store.check([key])]
 
 
 def report_end(code: int, message: str = "") -> bool:
-    """Tell the launcher how this process ends, by `EXIT_RESUMABLE` or an `InputError`.
+    """Report to the launcher how this process ends, by `EXIT_RESUMABLE` or an `InputError`.
 
     Returns:
-        Whether there is a launcher that has heard it.
+        Whether a launcher has received the report.
     """
     if not is_launched() or VARIABLE not in os.environ:
         return False
@@ -87,7 +87,7 @@ def report_end(code: int, message: str = "") -> bool:
 
 
 def srun_command(nodes: int, command: Sequence[str]) -> list[str]:
-    """`srun` that starts ``command`` once on each of the job's nodes, with all that the job has there."""
+    """Return an `srun` call that runs ``command`` once on each node of the job, with all the job has there."""
     return [
         "srun",
         f"--nodes={nodes}",
@@ -108,17 +108,17 @@ def srun_command(nodes: int, command: Sequence[str]) -> list[str]:
 
 
 def srun_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for `srun` within a job."""
-    # With `none`, as some clusters have it, a step gets no GPU.
+    """Return the environment for `srun` within a job."""
+    # With `none`, which some clusters set, a step gets no GPU.
     changed = {name: value for name, value in environment.items() if name != "SLURM_STEP_GRES"}
     if "SLURM_CPUS_PER_TASK" in changed:
-        # Since SLURM 22.05 a step does not take it over.
+        # Since SLURM 22.05 a step does not inherit the job's CPUs per task.
         changed["SRUN_CPUS_PER_TASK"] = changed["SLURM_CPUS_PER_TASK"]
     return changed
 
 
 def _run_srun(command: Sequence[str], environment: Mapping[str, str]) -> int:
     srun = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-    # At a SIGTERM `srun` kills its tasks; other signals it passes on.
+    # At a SIGTERM `srun` kills its tasks; it forwards other signals.
     forward_signals(lambda: srun.poll() is not None, lambda: [srun.pid], signal.SIGUSR1)
     return srun.returncode

@@ -1,4 +1,4 @@
-"""What a scheduler's signals mean: save what is done and leave, to be started again and go on."""
+"""Handling of a scheduler's signals: save the state and exit, so that the stage can be started again and resume."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 # SLURM sends a signal of choice before the time limit, SIGTERM when it wants the node back.
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# Of these, the ones that can wait. SIGTERM ends a process that has nothing to save yet.
+# The stop signals that can be held. SIGTERM ends a process that has nothing to save yet.
 HELD = (signal.SIGUSR1, signal.SIGUSR2)
-# Distinct from every other exit, so that a scheduler can requeue: EX_TEMPFAIL of sysexits.h.
+# Distinct from every other exit code, so that a scheduler can requeue: EX_TEMPFAIL of sysexits.h.
 EXIT_RESUMABLE = 75
 
 
 class StopRequest:
-    """Whether the process was asked to stop."""
+    """Flag that is set when the process was asked to stop."""
 
     requested = False
 
@@ -25,10 +25,10 @@ _early = StopRequest()
 
 
 def hold_signals() -> None:
-    """From now on SIGUSR1 and SIGUSR2 wait for a `stop_request` or `leave_when_asked`, and do nothing else.
+    """Hold SIGUSR1 and SIGUSR2 for a later `stop_request` or `leave_when_asked`.
 
-    So a stage that still loads its model is not ended by them, and loses none. Those that have come while the
-    parent process had them blocked count. All other signals come in, whatever it blocked.
+    They then neither end a stage that still loads its model nor get lost. Signals that came while the parent process
+    had them blocked count as well. All other signals are unblocked, whatever the parent blocked.
     """
     _early.requested = False
 
@@ -41,20 +41,20 @@ def hold_signals() -> None:
 
 
 def take_held() -> bool:
-    """Whether a held signal has come; it counts once."""
+    """Return whether a held signal has come, and clear it."""
     requested, _early.requested = _early.requested, False
     return requested
 
 
 def ignore_signals() -> None:
-    """From now on stop signals do nothing: the process is leaving already, and several may come."""
+    """Ignore stop signals from now on: the process is leaving already, and several may come."""
     for number in STOP:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within the block, a stop signal only sets `requested`; one that was held has set it."""
+    """Make stop signals within the block only set `requested`; a signal held before the block sets it at once."""
     request = StopRequest()
 
     def note() -> None:
@@ -66,7 +66,7 @@ def stop_request() -> Iterator[StopRequest]:
 
 @contextmanager
 def leave_when_asked(message: str) -> Iterator[None]:
-    """Within the block, the first stop signal ends the process with `EXIT_RESUMABLE` at once, and says ``message``."""
+    """Exit with `EXIT_RESUMABLE` and print ``message`` at the first stop signal within the block."""
     request = StopRequest()
 
     def leave() -> None:
@@ -78,7 +78,7 @@ def leave_when_asked(message: str) -> Iterator[None]:
         with _listening(leave):
             yield
     except SystemExit:
-        # Not in the handler, which may come in the middle of another line.
+        # Not in the handler, which may interrupt another line of output.
         if request.requested:
             print(message, flush=True)
         raise

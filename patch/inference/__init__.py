@@ -1,4 +1,4 @@
-"""Models that are made smaller and faster by their hybrid masks."""
+"""Inference with packed models, which their hybrid masks make smaller and faster."""
 
 from patch.inference.convert import convert
 from patch.inference.files import load, save

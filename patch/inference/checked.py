@@ -1,9 +1,9 @@
 """Checks of a packed weight's parts before a kernel gets their addresses.
 
-A kernel computes addresses from the map of tiles and trusts sizes. So it gets a copy of the map, and views of the other
-parts, whose sizes nobody else can change. Before each use, the place and size of the memory and the versions of the
-parts are compared with those that were checked. A write that PyTorch does not count, such as by NumPy, can change a
-product, but never an address.
+A kernel computes addresses from the map of tiles and trusts the sizes. It therefore gets a copy of the map, and views
+of the other parts, whose sizes nothing else can change. Before each use, the address and size of the memory and the
+versions of the parts are compared with those that were checked. A write that PyTorch does not count, such as by NumPy,
+can change a product, but never an address.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ TWO_AND_TWO, TWO_AND_NONE = 0x22, 0x02
 
 
 class CheckedParts:
-    """Sizes, tiles and places of a packed weight whose parts fit each other.
+    """Sizes, tiles and addresses of a packed weight whose parts are consistent.
 
     Attributes:
         shape: `(out, in)`.
         height: rows of a tile.
         width: columns of a tile.
-        weights: of a tile.
+        weights: number of weights of a tile.
         size: bytes of the bits of a sparse tile.
         dense: `[tiles along out, tiles along in]` bool, a copy.
-        values: a view of the weight's.
-        bits: the same.
+        values: a view of the weight's values.
+        bits: a view of the weight's bits.
         starts: `[2, tiles]` int64 on the device of the values: the first value and the first byte of bits of each tile.
-        state: see `state_of`.
-        kept: what backends derive from the weight, by their names.
+        state: result of `state_of` when the parts were checked.
+        kept: data that backends derive from the weight, by backend name.
     """
 
     def __init__(self, shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> None:
@@ -52,7 +52,7 @@ class CheckedParts:
             _check_memory(name, part)
         self.values, self.bits = values.detach(), bits.detach()
         self._memory = self.values.untyped_storage(), self.bits.untyped_storage()
-        # Before the copy and the check of contents: a write that comes in between is seen at the next use.
+        # Before the copy and the check of contents, so that a write in between is detected at the next use.
         self.state = self.state_of(dense, values, bits)
         self.dense = dense.detach().clone(memory_format=torch.contiguous_format)
         full = self.dense.flatten()
@@ -65,9 +65,9 @@ class CheckedParts:
                 raise InputError("bits are damaged: a group does not keep two of four")
 
     def state_of(self, dense: Tensor, values: Tensor, bits: Tensor) -> tuple[int, ...]:
-        """Return the place, size and version of parts: equal to `state` as long as those that were checked stay.
+        """Return the address, size and version of the parts, equal to `state` while the checked parts are unchanged.
 
-        The version of the values does not count: any number is a value.
+        The version of the values does not count, since any number is a valid value.
         """
         of_values, of_bits = self._memory
         return (
@@ -76,7 +76,7 @@ class CheckedParts:
             bits._version,
             dense.data_ptr(),
             dense._version,
-            # Storage can be cut or moved under the views.
+            # The storage under the views can be resized or moved.
             of_values.data_ptr(),
             of_values.nbytes(),
             of_bits.data_ptr(),
@@ -85,13 +85,13 @@ class CheckedParts:
 
 
 def check_geometry(shape: tuple[int, int], tile: int) -> tuple[int, int]:
-    """Check that tiles of the side ``tile`` cut a matrix of ``shape`` into whole groups of four.
+    """Check that tiles of side ``tile`` cut a matrix of ``shape`` into whole groups of four.
 
     Returns:
-        The shape, as a tuple of its own.
+        The shape, as a new tuple.
 
     Raises:
-        InputError: they do not, or are no sizes.
+        InputError: they do not, or a size is not a positive integer.
     """
     sizes = (*shape, tile) if isinstance(shape, (tuple, list)) else ()
     if len(sizes) != 3 or any(type(size) is not int or size < 1 for size in sizes):
@@ -103,17 +103,17 @@ def check_geometry(shape: tuple[int, int], tile: int) -> tuple[int, int]:
 
 
 def tile_counts(shape: tuple[int, int], tile: int) -> tuple[int, int]:
-    """Return the weights of a tile, and bytes of the bits of a sparse one."""
+    """Return the number of weights of a tile, and of bytes of the bits of a sparse one."""
     weights = math.prod(tile_shape(shape, tile))
     return weights, -(-weights // 8)
 
 
 def two_of_four(bits: Tensor, weights: int, size: int) -> bool:
-    """Return whether every group of a sparse tile has two bits, and bits beyond a tile's end have none.
+    """Return whether every group of a sparse tile has two bits set, and no bit is set beyond a tile's end.
 
     Args:
-        bits: of all sparse tiles.
-        weights: of a tile.
+        bits: the bits of all sparse tiles.
+        weights: number of weights of a tile.
         size: bytes of a tile's bits.
     """
     pairs = (bits & 0x55) + ((bits >> 1) & 0x55)
@@ -127,7 +127,7 @@ def two_of_four(bits: Tensor, weights: int, size: int) -> bool:
 def _check_kinds(dense: Tensor, values: Tensor, bits: Tensor) -> None:
     parts = dict(zip(PARTS, (dense, values, bits), strict=True))
     for name, part in parts.items():
-        # A subclass could pretend to be at another address.
+        # A subclass could report another address.
         if type(part) not in (Tensor, nn.Parameter):
             kind = "missing" if part is None else type(part).__name__
             raise InputError(f"{name}: {kind}; expected a plain tensor")

@@ -1,4 +1,4 @@
-"""A dense model beside its converted ones: in memory at once, the same logits, and what each takes."""
+"""Comparison of a dense model with its converted ones, which share its memory: logits, bytes and backends."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from patch.inference.packed import packed_bytes
 from patch.masks.packed import MaskSet, apply_masks
 from patch.models.loading import prunable_linears
 
-# Of the largest logit, what a sum in another order may change of one.
+# Tolerances relative to the largest logit, for sums in another order.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the linear layers that masks are of.
+    """Bytes of the linear layers that have masks.
 
     Attributes:
-        dense: of all their weights.
-        measured: of what the converted model holds in their place.
-        expected: of the same by `packed_bytes`.
+        dense: bytes of all their weights in the dense model.
+        measured: bytes of what the converted model holds in their place.
+        expected: the same, computed by `packed_bytes`.
     """
 
     dense: int
@@ -39,11 +39,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the first logits of a converted model are from those of the masked one.
+    """Difference between the first logits of a converted model and those of the masked one.
 
     Attributes:
-        difference: the largest.
-        largest: absolute value of a logit, at most.
+        difference: the largest absolute difference.
+        largest: the largest absolute value of a logit.
     """
 
     difference: float
@@ -51,22 +51,22 @@ class Agreement:
 
 
 def sharing(model: nn.Module) -> nn.Module:
-    """A model of its own modules and the same tensors: layers can be replaced in it, weights must not be changed."""
+    """Return a model with its own modules and the same tensors: layers may be replaced, weights not changed."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
 def converted(model: nn.Module, masks: MaskSet) -> nn.Module:
-    """`patch.inference.convert` of a model that stays as it is; all but the masked layers is shared with it.
+    """Return a model converted by `patch.inference.convert`; it shares all but the masked layers with ``model``.
 
     Raises:
-        InputError: see there.
+        InputError: see `patch.inference.convert`.
     """
     return convert(sharing(model), masks)
 
 
 def masked(model: nn.Module, masks: MaskSet) -> nn.Module:
-    """A dense model with the masked weights at zero, which `model` keeps; all but the masked layers is shared.
+    """Return a dense model with the masked weights at zero; it shares all but the masked layers with ``model``.
 
     Raises:
         InputError: the masks are of another model.
@@ -82,14 +82,14 @@ def agreement(model: nn.Module, masks: MaskSet, other: nn.Module, tokens: Tensor
     """Compare a converted model's first logits with those of the same model, dense and masked.
 
     Args:
-        model: dense, as it was before.
-        masks: of ``other``.
-        other: converted.
-        tokens: `[batch, prompt]`.
-        name: of the cell, for the message.
+        model: the dense model, unconverted.
+        masks: the masks of ``other``.
+        other: the converted model.
+        tokens: `[batch, prompt]` int64.
+        name: name of the run, for the message.
 
     Raises:
-        RuntimeError: they differ by more than rounding explains: what is fast would not be the model that was measured.
+        RuntimeError: they differ by more than rounding explains, so the speed would not be that of the measured model.
     """
     expected = Generation(masked(model, masks), tokens, 2).first_logits()
     found = Generation(other, tokens, 2).first_logits()
@@ -104,7 +104,7 @@ def agreement(model: nn.Module, masks: MaskSet, other: nn.Module, tokens: Tensor
 
 
 def weights(model: nn.Module, other: nn.Module) -> Weights:
-    """Bytes of the masked layers of a dense model, and of what a converted one has in their place."""
+    """Return the bytes of the masked layers of a dense model, and of their replacements in a converted one."""
     dense = measured = expected = 0
     for name, linear in prunable_linears(model).items():
         layer = other.get_submodule(name)
@@ -120,9 +120,9 @@ def weights(model: nn.Module, other: nn.Module) -> Weights:
 
 
 def backends(model: nn.Module, other: nn.Module, rows: int) -> dict[str, int]:
-    """Which backends multiply inputs of so many rows in a converted model, each with its number of layers.
+    """Return the backends that multiply inputs of ``rows`` rows in a converted model, each with its number of layers.
 
-    `dense` are the layers that are as in the dense model.
+    `dense` counts the layers that are unchanged from the dense model.
     """
     names = {module: name for name, module in BACKENDS.items()}
     counts: Counter[str] = Counter()
@@ -137,16 +137,16 @@ def backends(model: nn.Module, other: nn.Module, rows: int) -> dict[str, int]:
 
 
 def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, each once."""
+    """Return the bytes of all parameters and buffers, each counted once."""
     tensors = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers()) if t.numel()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def peak_bytes(model: nn.Module, run: Callable[[], object]) -> int:
-    """Memory that a model takes while it generates, in bytes.
+    """Return the memory that a model needs while it generates, in bytes.
 
-    On `cuda` the most that the allocator had given out, less what was there before and is not the model's: other
-    candidates wait beside it. On the CPU its parameters and buffers alone.
+    On `cuda` this is the allocator's peak, less the memory in use before that is not the model's, since other
+    candidates are in memory too. On the CPU it counts the model's parameters and buffers alone.
     """
     own = tensor_bytes(model)
     if next(model.parameters()).device.type != "cuda":

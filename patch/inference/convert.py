@@ -1,4 +1,4 @@
-"""Make a masked model a packed one, and keep it on disk."""
+"""Conversion of a masked model to a packed one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from patch.masks.packed import MaskSet, check_masks
 from patch.masks.tile import tile_grid
 from patch.models.loading import weight_matrix
 
-# Sides of the tiles that a mask without tiles, 2:4 everywhere, is packed in; in one tile where none divides it.
+# Sides of the tiles in which a mask without tiles, 2:4 everywhere, is packed; one tile if none divides the layer.
 TILES = (128, 64, 32, 16, 8, 4)
 
 
 def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.Module:
-    """Put a `HybridLinear` in the place of every linear layer that has a sparse tile; all others are dense and stay.
+    """Replace every linear layer that has a sparse tile by a `HybridLinear`; all other layers stay dense.
 
     Args:
-        model: the model that the masks are of; changed in place, and frozen: packed weights have no gradients.
-        masks: `2:4` or `hybrid`.
-        backend: of all layers, see `HybridLinear`.
+        model: the model of the masks; changed in place and frozen, since packed weights have no gradients.
+        masks: masks of the pattern `2:4` or `hybrid`.
+        backend: backend of all layers, see `HybridLinear`.
 
     Returns:
-        The model.
+        The same model.
 
     Raises:
         InputError: the masks are of another model, or not made of 2:4 and dense tiles; nothing is changed.
@@ -46,7 +46,7 @@ def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.
 
 
 def _tiles(name: str, masks: MaskSet) -> tuple[Tensor, int]:
-    """The dense tiles of a layer, and their side."""
+    """Return the dense tiles of a layer, and their side."""
     if masks.pattern == "hybrid":
         return masks.tiles[name], masks.tile
     shape = masks.masks[name].shape

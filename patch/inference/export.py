@@ -1,6 +1,6 @@
-"""Make a folder with a sparse model that transformers alone loads: `python -m patch export --help`.
+"""Export of a sparse model as a folder that transformers alone can load: `python -m patch export --help`.
 
-It holds the masked weights, the tokenizer, and the masks in the format in which PATCH's are published.
+The folder holds the masked weights, the tokenizer, and the masks in the format in which PATCH's are published.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
-        folder: where it is.
-        sparsity: share of zeros in the masks.
-        layers: how many weights are masked.
+        folder: folder of the exported model.
+        sparsity: fraction of zeros in the masks.
+        layers: number of masked weights.
     """
 
     folder: Path
@@ -50,17 +50,17 @@ def export_model(
     out: Path | str,
     meta: Mapping[str, Any] = {},
 ) -> ExportReport:
-    """Mask ``model`` in place and save it, atomically; what was saved is loaded again and compared before.
+    """Mask ``model`` in place and save it atomically, after the saved model was loaded again and compared.
 
     Args:
-        tokenizer: saved beside the model, or None.
-        masks: of ``model``.
-        out: a folder that is not there yet, or is empty.
-        meta: more for the description in `mask.npz`.
+        tokenizer: tokenizer to save beside the model, or None.
+        masks: the masks of ``model``.
+        out: a folder that does not exist yet, or is empty.
+        meta: further entries of the description in `mask.npz`.
 
     Raises:
-        InputError: ``out`` is in use, there are no masks or those of another model, or what was saved is not what was
-            to be; nothing is left at ``out`` then.
+        InputError: ``out`` is in use, there are no masks or those of another model, or the saved model differs from
+            ``model``; then nothing is left at ``out``.
     """
     out = Path(out)
     if masks is None:
@@ -70,7 +70,7 @@ def export_model(
         apply_masks(model, masks)
         try:
             model.save_pretrained(folder)
-        except ValueError as error:  # a configuration for generation that contradicts itself
+        except ValueError as error:  # transformers refuses to save a generation configuration that contradicts itself
             raise InputError(f"export to {out}: the model cannot be saved: {' '.join(str(error).split())}") from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -116,7 +116,7 @@ def _check_masked(linears: Mapping[str, nn.Module], masks: Mapping[str, Tensor])
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Equality that tells 0 from -0 and takes a NaN for itself."""
+    """Return whether two tensors are equal bit by bit: 0 differs from -0, and a NaN equals itself."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return (
@@ -129,7 +129,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def stored_dtype(folder: Path | str) -> str:
-    """The dtype in the configuration of a model folder; `float32` where it says none.
+    """Return the dtype in the configuration of a model folder; `float32` if the configuration has none.
 
     Raises:
         InputError: the folder holds no model.
@@ -144,7 +144,7 @@ def _export(options: argparse.Namespace) -> str:
         raise InputError(f"--dtype {dtype}: give one of {', '.join(DTYPES)}")
     masks = load_masks(options.mask)
     model, tokenizer = load_model(options.model, dtype), load_tokenizer(options.model)
-    # Of a folder without one, transformers makes a tokenizer of the model's family that knows no words.
+    # In a folder without a tokenizer, transformers makes one of the model's family with an empty vocabulary.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise InputError(f"model folder {options.model}: no tokenizer in it; save the model's there")
     if options.weights:
@@ -155,7 +155,7 @@ def _export(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     from transformers.utils.logging import disable_progress_bar
 
     parser = argparse.ArgumentParser(prog="python -m patch export", description=__doc__)

@@ -1,4 +1,4 @@
-"""A converted model in a folder: its configuration, and all its tensors, packed as they are, in one file."""
+"""A converted model in a folder: its configuration, and all its tensors, packed, in one file."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 def save(model: PreTrainedModel, folder: Path | str) -> None:
-    """Write a model that `convert` has made, atomically.
+    """Write a model converted by `convert`, atomically.
 
     Args:
-        model: has a packed layer.
-        folder: is not there yet, is empty, or holds an earlier save and nothing else, which is replaced.
+        model: a model with at least one packed layer.
+        folder: a folder that does not exist yet, is empty, or holds only an earlier save, which is replaced.
 
     Raises:
-        InputError: the model has no packed layer or one that is damaged, or the folder holds anything else.
+        InputError: the model has no packed layer or a damaged one, or the folder holds anything else.
     """
     packed = {name: layer.packed for name, layer in model.named_modules() if isinstance(layer, HybridLinear)}
     if not packed:
         raise InputError(f"{type(model).__name__} has no packed layer; convert it first, or use save_pretrained")
     layers = {name: {"shape": list(one.checked.shape), "tile": one.tile} for name, one in packed.items()}
-    # Without those that are remade when tied again; with buffers that a state dict leaves out, such as of rotary
-    # embeddings, which the model without weights lacks.
+    # Without tied tensors, which are remade when tied again; with buffers that a state dict omits, such as rotary
+    # embeddings', since the model without weights lacks them.
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with own_directory(folder, "save", _is_earlier) as temporary:
         model.config.save_pretrained(temporary)
@@ -55,7 +55,7 @@ def save(model: PreTrainedModel, folder: Path | str) -> None:
 
 
 def _is_earlier(path: Path) -> bool:
-    """Return whether `save` wrote a file, as far as its name and the weights beside it tell."""
+    """Return whether `save` wrote a file, judged by its name and the weights beside it."""
     if path.name not in (WEIGHTS, CONFIG, GENERATION) or path.is_symlink() or not path.is_file():
         return False
     try:
@@ -76,15 +76,15 @@ def _digest(path: Path) -> str | None:
 
 
 def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | None = None) -> PreTrainedModel:
-    """Load what `save` wrote, frozen and in evaluation mode, into memory of its own.
+    """Load a model written by `save`, frozen and in evaluation mode, into memory of its own.
 
     Args:
-        folder: where it is.
-        device: where it goes.
-        backend: of all packed layers, see `HybridLinear`.
+        folder: folder of the saved model.
+        device: device of the loaded model.
+        backend: backend of all packed layers, see `HybridLinear`.
 
     Raises:
-        InputError: a file is missing, truncated, foreign, or not as it was saved, or they do not fit each other.
+        InputError: a file is missing, truncated, foreign or changed since it was saved, or the files do not match.
     """
     folder = Path(folder)
     path = folder / WEIGHTS
@@ -114,7 +114,7 @@ def _part(path: Path, header: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _of_file(path: Path, make: Callable[[], T]) -> T:
-    """Return what transformers makes of a file; it raises anything where values have the wrong type."""
+    """Return what transformers makes of a file; turn its errors, of any type, into an InputError."""
     try:
         return make()
     except InputError:
@@ -125,7 +125,7 @@ def _of_file(path: Path, make: Callable[[], T]) -> T:
 
 
 def _configure_generation(model: PreTrainedModel, folder: Path) -> None:
-    """Make a model generate as the saved one did, where that is known."""
+    """Set the generation configuration of the saved model, if there is one."""
     from transformers import GenerationConfig
 
     path = folder / GENERATION
@@ -139,10 +139,10 @@ def _configure_generation(model: PreTrainedModel, folder: Path) -> None:
 def _put_layer(
     path: Path, model: nn.Module, name: str, description: Any, tensors: dict[str, Tensor], backend: str | None
 ) -> None:
-    """Put a packed layer in the place of a linear one; its tensors are taken out of ``tensors``.
+    """Replace a linear layer by a packed one, whose tensors are removed from ``tensors``.
 
     Raises:
-        InputError: names what does not fit.
+        InputError: names the layer that does not match.
     """
     if not isinstance(description, dict):
         raise InputError(f"{path}: the shape of {name} is damaged ({description!r:.99}); save the model again")
@@ -165,10 +165,10 @@ def _put_layer(
 
 
 def _put_tensor(path: Path, model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of one of the same shape and kind of number.
+    """Replace a parameter or buffer by a tensor of the same shape and kind of number.
 
     Raises:
-        InputError: there is none.
+        InputError: the model has no such parameter or buffer.
     """
     module, child = _place(path, model, name)
     known = module._parameters.get(child, module._buffers.get(child))
@@ -181,7 +181,7 @@ def _put_tensor(path: Path, model: nn.Module, name: str, tensor: Tensor) -> None
 
 
 def _place(path: Path, model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that holds what is of that name, and its name there."""
+    """Return the module that holds the parameter or layer of a name, and its name there."""
     parent, _, child = name.rpartition(".")
     try:
         return model.get_submodule(parent), child

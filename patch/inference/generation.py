@@ -1,4 +1,4 @@
-"""Greedy generation as a speed test needs it: a fixed number of tokens, no sampling, no end."""
+"""Greedy generation for speed tests: a fixed number of tokens, without sampling or an end token."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time of one generation.
+    """Wall time of one generation, in seconds.
 
     Attributes:
-        prefill: of the prompt, to the first new token.
-        decode: of all other new tokens.
+        prefill: time of the prompt, up to the first new token.
+        decode: time of all other new tokens.
     """
 
     prefill: float
@@ -30,26 +30,26 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """From the prompt to the last token."""
+        """Time from the prompt to the last token, in seconds."""
         return self.prefill + self.decode
 
 
 class Generation:
-    """Generates from one batch of prompts, again at every call.
+    """Generator from one batch of prompts, which generates again at every call.
 
-    Keys and values are in a static cache, whose tensors stay where they are: by it a step of decoding is the same
+    Keys and values are in a static cache, whose tensors keep their addresses. A step of decoding is therefore the same
     work at every length, and on `cuda` can be captured in a CUDA graph.
 
     Args:
         model: a causal language model of transformers.
         tokens: `[batch, prompt]` int64, on the model's device.
-        new_tokens: how many are added to each sequence, 2 or more.
-        name: in a line that says that decoding is not captured.
-        graph: on `cuda`, capture a step of decoding, where it can be.
-        cache: of another generation of the same shapes, which is not in use at the same time; None for one of its own.
+        new_tokens: number of tokens added to each sequence, 2 or more.
+        name: name in the message that decoding is not captured.
+        graph: on `cuda`, capture a step of decoding if possible.
+        cache: cache of another generation of the same shapes that is not in use at the same time; None for a new one.
 
     Raises:
-        InputError: the model has fewer positions.
+        InputError: the model has too few positions.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Generation:
         self.model, self.tokens, self.new_tokens, self.name = model, tokens, new_tokens, name
         self.length, self.device = length, tokens.device
         self.cache = StaticCache(config=model.config, max_cache_len=length) if cache is None else cache
-        # What a captured step reads and writes: the last token of each sequence, and where the next one stands.
+        # Inputs and outputs of a captured step: the last token of each sequence, and the position of the next one.
         self._token = torch.zeros_like(tokens[:, :1])
         self._position = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         self._replay: Callable[[], None] | None = None
@@ -82,7 +82,7 @@ class Generation:
 
     @torch.inference_mode()
     def __call__(self) -> Seconds:
-        """Generate; the tokens, `[batch, new_tokens]`, are then in `new`."""
+        """Generate, put the tokens, `[batch, new_tokens]`, into `new`, and return the times."""
         if not self._tried:
             self._tried = True
             self._replay = self._capture()
@@ -90,9 +90,9 @@ class Generation:
 
     @torch.inference_mode()
     def first_logits(self) -> Tensor:
-        """Logits after the prompt, and after its first token once more: `[2, batch, vocabulary]`, fp32.
+        """Return the logits after the prompt, and after its first token once more: `[2, batch, vocabulary]`, fp32.
 
-        Of many rows of inputs, and of few, which other kernels may multiply.
+        These cover inputs of many rows and of few, which different kernels may multiply.
         """
         self.cache.reset()
         return torch.stack([self._forward(tokens).float() for tokens in (self.tokens, self.tokens[:, :1])])
@@ -118,28 +118,28 @@ class Generation:
         return Seconds(*marks.seconds())
 
     def _step(self) -> None:
-        """One token more, as the model itself finds positions and masks from the cache."""
+        """Generate one more token; the model itself derives positions and masks from the cache."""
         self._token.copy_(self._forward(self._token).argmax(-1, keepdim=True))
 
     def _step_by_position(self) -> None:
-        """The same by the position as a tensor alone: what a graph captures must not depend on Python's numbers."""
+        """Generate one more token from the position as a tensor: captured graphs cannot read Python's."""
         seen = (torch.arange(self.length, device=self.device) <= self._position)[None, None]
         mask = seen.expand(len(self.tokens), 1, 1, self.length)
         kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or [])
-        # Models with layers of several kinds take a mask for each.
+        # Models with several kinds of layers need a mask for each.
         masks = dict.fromkeys(kinds, mask) if "sliding_attention" in kinds else mask
         logits = self._forward(self._token, position_ids=self._position, attention_mask=masks)
         self._token.copy_(logits.argmax(-1, keepdim=True))
         self._position.add_(1)
 
     def _capture(self) -> Callable[[], None] | None:
-        """A step as a CUDA graph that gives the same tokens; None, and one line that says why, where there is none."""
+        """Return a step as a CUDA graph that gives the same tokens; print the reason and return None if it fails."""
         self._generate(self._step)
         expected = self.new
         if any(layer.max_cache_len < self.length for layer in self.cache.layers):
             print(f"{self.name}: not captured in a CUDA graph, a window slides over the cache", flush=True)
             return None
-        # From the first position: the steps before capturing must not run over the end.
+        # From the first position, so that the steps before capturing do not run past the end.
         self.cache.reset()
         self._position.zero_()
         replay = captured(self._step_by_position, self.name)
@@ -153,21 +153,21 @@ class Generation:
 
 
 def generate_once(model: nn.Module, tokens: Tensor, new_tokens: int) -> Seconds:
-    """Generate once, without what `Generation` keeps between calls: nothing is warm.
+    """Generate once, without a warm cache or a captured graph from earlier calls.
 
     Args:
         model: a causal language model of transformers.
         tokens: `[batch, prompt]` int64, on the model's device.
-        new_tokens: how many are added to each sequence.
+        new_tokens: number of tokens added to each sequence.
 
     Returns:
-        Seconds of prefill and of decoding; tokens a second are `batch * new_tokens / seconds.total`.
+        Seconds of prefill and of decoding; the tokens per second are `batch * new_tokens / seconds.total`.
     """
     return Generation(model, tokens, new_tokens)()
 
 
 def random_prompt(model: nn.Module, batch_size: int, prompt: int, seed: int = 0) -> Tensor:
-    """Tokens to start from, `[batch_size, prompt]` on the model's device: speed does not depend on which they are."""
+    """Return random tokens, `[batch_size, prompt]` on the model's device; the speed does not depend on their values."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.get_input_embeddings().num_embeddings
     return torch.randint(vocabulary, (batch_size, prompt), generator=generator).to(next(model.parameters()).device)

@@ -16,12 +16,12 @@ class HybridLinear(nn.Module):
     """Linear layer with the weight `mask * weight`, for inference.
 
     Args:
-        packed: the weight.
+        packed: the packed weight.
         bias: `[out]`, or None.
-        backend: name of what multiplies (see `patch.inference.backends`); None for the fastest that can.
+        backend: name of a backend (see `patch.inference.backends`); None for the fastest that supports the inputs.
 
     Raises:
-        InputError: the bias is not one of the weight.
+        InputError: the bias does not have the shape of the outputs.
     """
 
     values: Tensor
@@ -42,10 +42,10 @@ class HybridLinear(nn.Module):
 
     @property
     def packed(self) -> PackedWeight:
-        """The weight as it is now, wherever the layer was moved to.
+        """Weight in its current state, on the device that the layer was moved to.
 
         Raises:
-            InputError: it was changed, and its parts do not fit each other.
+            InputError: it was changed, and its parts are inconsistent.
         """
         known, buffers = self._packed, self._buffers
         if (
@@ -55,7 +55,7 @@ class HybridLinear(nn.Module):
             or known.dense is not buffers.get("dense")
         ):
             known = self._weight_of({name: getattr(self, name, None) for name in PARTS})
-            # A packed weight replaces tensors that it cannot watch.
+            # A packed weight replaces tensors whose writes PyTorch does not count.
             buffers.update({name: getattr(known, name) for name in PARTS})
             self._packed = known
         return known
@@ -64,27 +64,27 @@ class HybridLinear(nn.Module):
         return PackedWeight((self.out_features, self.in_features), self.tile, **parts)
 
     def _apply(self, *arguments: Any, **options: Any) -> HybridLinear:
-        # The weight that was known would keep its memory until the next call.
+        # The cached weight would keep its memory until the next call.
         self._packed = None
         return super()._apply(*arguments, **options)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, strict: bool, *lists: list[str]
     ) -> None:
-        """Load parts that fit each other; of others none, and `load_state_dict` raises the error."""
+        """Load consistent parts; load none of inconsistent ones, for which `load_state_dict` raises the error."""
         given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
         error = self._misfit({name: part for name, part in given.items() if name in PARTS})
         if error:
             lists[-1].append(f"{prefix}{error}")
             return
         if local_metadata.get("assign_to_params_buffers"):
-            # Into memory of its own: others could change it, or the file to which it is mapped.
+            # A copy: others could change the tensors, or the file that they are mapped from.
             copies = {prefix + name: part.clone() for name, part in given.items() if isinstance(part, Tensor)}
             state_dict = state_dict | copies
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _misfit(self, given: dict[str, Any]) -> str | None:
-        """Return why some parts do not fit the others of the layer; None where they do."""
+        """Return the reason why the given parts do not fit the layer's other parts; None if they do."""
         own: dict[str, Any] = {name: getattr(self, name, None) for name in PARTS}
         for name, part in given.items():
             if isinstance(part, Tensor) and isinstance(own[name], Tensor) and part.shape != own[name].shape:
@@ -96,16 +96,16 @@ class HybridLinear(nn.Module):
         return None
 
     def _beside(self, part: Any, given: dict[str, Any]) -> Any:
-        """Return a part on the device of those that are not given."""
+        """Return a part on the device of those parts that are not given."""
         others = [self._buffers[name] for name in PARTS if name not in given and self._buffers.get(name) is not None]
         return part.to(others[0].device) if others and isinstance(part, Tensor) else part
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is known of the weight belongs to its place in memory.
+        # The cached weight is bound to its addresses in memory.
         return super().__getstate__() | {"_packed": None}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[..., in]` -> `[..., out]`, of the same dtype as the weight."""
+        """Map `[..., in]` to `[..., out]`, of the same dtype as the weight."""
         packed = self.packed
         flat = inputs.reshape(-1, self.in_features)
         output = backend_for(packed, flat, self.backend)(packed, flat)
@@ -115,7 +115,7 @@ class HybridLinear(nn.Module):
         return output.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        """Sizes, tiles and what they take, for `print(model)`."""
+        """Return the sizes, tiles and fraction of the dense bytes, for `print(model)`."""
         sparse, held = int((~self.dense).sum()), sum(getattr(self, name).nbytes for name in PARTS)
         full = packed_bytes((self.out_features, self.in_features), self.tile, self.dense.numel(), self.values.itemsize)
         return (

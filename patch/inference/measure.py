@@ -1,4 +1,4 @@
-"""Time of what runs on a device: candidates in turn, so that a slower or faster minute of the machine is everyone's."""
+"""Timing of functions on a device. Candidates are interleaved so that drift affects all of them equally."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WARMUP = 3
 
 @dataclass(frozen=True)
 class Spread:
-    """What repeated measurements gave.
+    """Median and quartiles of repeated measurements.
 
     Attributes:
-        median: of all.
+        median: the median of all.
         low: first quartile.
         high: third quartile.
     """
@@ -32,7 +32,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value or more; quartiles by linear interpolation."""
+        """Return the spread of one or more values, with quartiles by linear interpolation."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -40,9 +40,9 @@ class Spread:
 
 
 class Marks:
-    """Points in time of a device: at each all has ended that was asked of it before.
+    """Time stamps of a device, each taken when all work queued before it has ended.
 
-    On `cuda` they are events, which cost nothing between them; on the CPU, where calls wait, the clock.
+    On `cuda` they are events, which need no synchronization between them; on the CPU, where calls block, clock times.
     """
 
     def __init__(self, device: torch.device | str = "cpu", clock: Callable[[], float] = time.perf_counter) -> None:
@@ -50,7 +50,7 @@ class Marks:
         self._points: list = []
 
     def mark(self) -> None:
-        """Set one."""
+        """Take a time stamp."""
         if not self._cuda:
             self._points.append(self._clock())
             return
@@ -59,7 +59,7 @@ class Marks:
         self._points.append(event)
 
     def seconds(self) -> list[float]:
-        """Between each mark and the next."""
+        """Return the seconds between each time stamp and the next."""
         pairs = zip(self._points, self._points[1:], strict=False)
         if not self._cuda:
             return [after - before for before, after in pairs]
@@ -70,12 +70,12 @@ class Marks:
 def interleaved(
     functions: Mapping[str, Callable[[], T]], repeats: int = REPEATS, warmup: int = 1
 ) -> dict[str, list[T]]:
-    """Call functions in turn, A, B, C, A, B, C, ...: what each of them gave, call by call.
+    """Call functions in turn, A, B, C, A, B, C, ..., and return the results of each, call by call.
 
     Args:
         functions: name -> function.
-        repeats: calls of each that count.
-        warmup: calls of each before, that do not.
+        repeats: number of calls of each whose results are returned.
+        warmup: number of calls of each before those.
     """
     for _ in range(warmup):
         for function in functions.values():
@@ -95,16 +95,16 @@ def timed(
     graphs: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Spread]:
-    """Seconds of a call of each function.
+    """Return the seconds that a call of each function takes.
 
     Args:
         functions: name -> function.
-        repeats: calls of each that count.
-        warmup: calls of each before.
-        device: where they compute.
-        graphs: on `cuda`, capture each in a CUDA graph, so that the launch of its kernels does not count; one that
-            cannot be is called as it is, and a line says so.
-        clock: of the CPU.
+        repeats: number of timed calls of each.
+        warmup: number of calls of each before those.
+        device: device that the functions compute on.
+        graphs: on `cuda`, capture each in a CUDA graph, so that launching its kernels does not count; a function that
+            cannot be captured is called directly, and a message is printed.
+        clock: clock of the CPU, in seconds.
     """
     if graphs and torch.device(device).type == "cuda":
         functions = {name: captured(function, name) or function for name, function in functions.items()}
@@ -124,14 +124,14 @@ def timed(
 
 
 def captured(function: Callable[[], object], what: str) -> Callable[[], None] | None:
-    """A function on `cuda` as a CUDA graph; None, and one printed line, where it cannot be captured.
+    """Capture a function on `cuda` as a CUDA graph; if that is impossible, print the reason and return None.
 
     Args:
         function: reads and writes the same tensors at every call.
-        what: its name, for the line.
+        what: name of the function in the message.
     """
     try:
-        # Twice on a stream of its own, as capturing asks: what is lazily made is made before.
+        # Capturing requires warm-up calls on another stream, so that lazy initialization is over before.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

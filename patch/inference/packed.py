@@ -1,8 +1,8 @@
-"""A hybrid weight in few bytes: dense tiles as they are, sparse ones as two of every four values and where they stand.
+"""Packed hybrid weights: dense tiles are stored whole, sparse ones as two of every four values and their places.
 
-Tiles lie one after the other, row by row of tiles, and within each its rows, so that a kernel reads from one end to the
-other. Where a group's two values stand is four bits, of which two are set: what two positions of two bits take, and
-what instructions that expand a register want to be told.
+Tiles follow each other, row by row of tiles, and within each its rows, so that a kernel reads from one end to the
+other. The places of a group's two values are four bits, of which two are set. They take as much memory as two positions
+of two bits, and are the form that instructions for expanding a register need.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class PackedWeight:
     Attributes:
         shape: `(out, in)`.
         tile: side of a tile; a tile larger than the matrix in a direction ends with it.
-        dense: `[tiles along out, tiles along in]` bool.
-        values: `[n]` of the weight's dtype: of dense tiles all values, of sparse ones the two kept of each group.
-        bits: `[m]` uint8: of sparse tiles four bits a group, of which bit i is set where weight i is kept, the first
-            group lowest; each tile begins with a byte.
+        dense: `[tiles along out, tiles along in]` bool, True = dense.
+        values: `[n]` of the weight's dtype: all values of dense tiles, and the two kept of each group of sparse ones.
+        bits: `[m]` uint8: four bits a group of sparse tiles, of which bit i is set where weight i is kept, the first
+            group lowest; each tile begins with a new byte.
 
     Raises:
-        InputError: the parts do not fit each other.
+        InputError: the parts are inconsistent.
     """
 
     shape: tuple[int, int]
@@ -44,36 +44,36 @@ class PackedWeight:
         for name in PARTS:
             part = getattr(self, name)
             if isinstance(part, Tensor) and part.is_inference():
-                # PyTorch does not count writes to those.
+                # PyTorch does not count writes to inference tensors.
                 with torch.inference_mode(False):
                     object.__setattr__(self, name, part.clone())
         self.__dict__["_checked"] = CheckedParts(self.shape, self.tile, self.dense, self.values, self.bits)
 
     def __reduce__(self) -> tuple[type[PackedWeight], tuple[object, ...]]:
-        # Copies are checked as well.
+        # Unpickled and copied weights are checked as well.
         return PackedWeight, (self.shape, self.tile, self.dense, self.values, self.bits)
 
     @property
     def height(self) -> int:
-        """Rows of a tile."""
+        """Number of rows of a tile."""
         return tile_shape(self.shape, self.tile)[0]
 
     @property
     def width(self) -> int:
-        """Columns of a tile."""
+        """Number of columns of a tile."""
         return tile_shape(self.shape, self.tile)[1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of it."""
+        """Bytes of all parts."""
         return sum(part.numel() * part.element_size() for part in (self.dense, self.values, self.bits))
 
     @property
     def checked(self) -> CheckedParts:
-        """The parts as backends use them; checked again if a part has moved or changed since the last time.
+        """Parts as backends use them; they are checked again if a part has moved or changed since the last check.
 
         Raises:
-            InputError: the parts no longer fit each other.
+            InputError: the parts are no longer consistent.
         """
         known: CheckedParts = self.__dict__["_checked"]
         if known.state != known.state_of(self.dense, self.values, self.bits):
@@ -83,21 +83,21 @@ class PackedWeight:
 
     @property
     def starts(self) -> Tensor:
-        """`[2, tiles]` int64 on the device of the values: where the values and the bits of each tile begin."""
+        """Start of the values and of the bits of each tile: `[2, tiles]` int64 on the device of the values."""
         return self.checked.starts.clone()
 
     def is_two_of_four(self) -> bool:
-        """Return whether every group of a sparse tile has two bits, and bits beyond a tile's end have none."""
+        """Return whether every group of a sparse tile has two bits set, and no bit is set beyond a tile's end."""
         return two_of_four(self.bits, *tile_counts(self.shape, self.tile))
 
     def to(self, device: torch.device | str) -> PackedWeight:
-        """The same on another device."""
+        """Return the weight on another device."""
         parts = (part.to(device) for part in (self.dense, self.values, self.bits))
         return PackedWeight(self.shape, self.tile, *parts)
 
 
 def packed_bytes(shape: tuple[int, int], tile: int, dense_tiles: int, itemsize: int) -> int:
-    """Bytes of a packed weight: with a share f of its tiles sparse, `1 - f * 0.4375` of the dense one at 16 bits."""
+    """Return the bytes of a packed weight: at 16 bits `1 - f * 0.4375` of a dense one, f of the tiles sparse."""
     weights, bits = tile_counts(shape, tile)
     tiles = math.prod(tile_grid(shape, tile))
     sparse = tiles - dense_tiles
@@ -110,7 +110,7 @@ def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight
     Args:
         weight: `[out, in]`, of any floating dtype.
         mask: `[out, in]` bool, True = keep.
-        dense: `[tiles along out, tiles along in]` bool: tiles that are kept as they are; in all others the mask is 2:4.
+        dense: `[tiles along out, tiles along in]` bool: tiles that are stored whole; in all others the mask is 2:4.
         tile: side of a tile, which divides the matrix; its width is a multiple of four.
 
     Raises:
@@ -136,12 +136,12 @@ def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """The masked weight, `[out, in]`."""
+    """Return the masked weight, `[out, in]`."""
     return unpack_rows(packed, 0, packed.checked.dense.shape[0])
 
 
 def unpack_rows(packed: PackedWeight, first: int, last: int) -> Tensor:
-    """Rows of tiles from ``first`` up to ``last`` of the masked weight, `[rows, in]`."""
+    """Return rows of tiles from ``first`` up to ``last`` of the masked weight, `[rows, in]`."""
     parts = packed.checked
     weights, size, across = parts.weights, parts.size, parts.dense.shape[1]
     across = parts.dense.shape[1]
@@ -160,13 +160,13 @@ def unpack_rows(packed: PackedWeight, first: int, last: int) -> Tensor:
 
 
 def _tiles(matrix: Tensor, height: int, width: int) -> Tensor:
-    """`[tiles, height, width]`, row by row of tiles."""
+    """Return a matrix as `[tiles, height, width]`, row by row of tiles."""
     rows, columns = matrix.shape
     return matrix.reshape(rows // height, height, columns // width, width).transpose(1, 2).reshape(-1, height, width)
 
 
 def _two_of_four(kept: Tensor) -> Tensor:
-    """The same mask with exactly two of every group: where it keeps fewer, zeros are stored too."""
+    """Return the mask with exactly two of every group: where it keeps fewer, zeros are stored too."""
     groups = kept.view(-1, 4)
     counts = groups.sum(1, keepdim=True)
     wrong = (counts > 2).nonzero()
@@ -177,6 +177,6 @@ def _two_of_four(kept: Tensor) -> Tensor:
 
 
 def _pack_bits(kept: Tensor) -> Tensor:
-    """`[tiles, weights]` bool -> bytes, the first weight lowest."""
+    """Pack `[tiles, weights]` bool into bytes, the first weight lowest."""
     padded = torch.nn.functional.pad(kept.to(torch.uint8), (0, -kept.shape[1] % 8)).view(-1, 8)
     return (padded << torch.arange(8, dtype=torch.uint8, device=kept.device)).sum(1, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""AdamW whose moments may be bfloat16, rounded up or down by chance so that none of a small change is lost on average.
+"""AdamW whose moments may be bfloat16, with stochastic rounding so that small changes are not lost on average.
 
-Rounding to the nearest, a moment would stall: with a beta of 0.999 a step changes it by a thousandth, and neighbours of
-bfloat16 are up to 1/128 apart.
+Rounded to the nearest, a moment would stall: with a beta of 0.999 a step changes it by a thousandth, and neighbouring
+bfloat16 numbers are up to 1/128 apart.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from patch.learning.parts import Columns
 from patch.learning.settings import Learning
 from patch.masks.noise import mixed, noise_keys, places
 
-# Elements that are updated at a time, which bounds every temporary tensor.
+# Number of elements that are updated at a time, which bounds every temporary tensor.
 CHUNK = 1 << 20
-# Makes the keys of the rounding others than those of the masks' noise, whatever the counters.
+# Counter that makes the keys of the rounding differ from those of the masks' noise, whatever the other counters.
 _ROUNDING = 0x726F
-# Of bfloat16, the bits that float32 has beyond it.
+# The bits that float32 has beyond bfloat16.
 _LOST = 0xFFFF
 
 
 def make_optimizer(
     parameters: Iterable[nn.Parameter], settings: Learning, seed: int, columns: Mapping[Hashable, Columns] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of a run, whose learning rate is set before every step; ``columns`` as for `AdamW`."""
+    """Return the optimizer of a run, whose learning rate is set before every step; ``columns`` as for `AdamW`."""
     if settings.optimizer_state == "bfloat16":
         decay = settings.weight_decay
         return AdamW(parameters, settings.lr, settings.betas, decay, torch.bfloat16, seed, columns=columns)
-    # Fused, it needs no memory beside its moments.
+    # The fused implementation needs no memory beside its moments.
     return torch.optim.AdamW(parameters, settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True)
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW with decoupled weight decay and bias correction, over contiguous fp32 parameters.
 
-    The random bits of the rounding are a function of seed, step, parameter and element, so that a run that goes on
-    from a saved state ends as one that was never stopped, on any number of threads and processes.
+    The random bits of the rounding are a function of seed, step, parameter and element. A run that resumes from a saved
+    state therefore ends as one that was never stopped, on any number of threads and processes.
 
     Args:
-        parameters: in an order that stays the same.
+        parameters: parameters, in an order that stays the same.
         lr: learning rate; the group's `lr` may be changed before any step.
-        betas: of the moments.
-        weight_decay: of the parameters, times the learning rate.
-        dtype: of the moments, bfloat16 or float32.
-        seed: of the rounding.
-        eps: added to the root of the second moment.
-        columns: for the numbers of parameters that are `[rows, columns]` and part of a larger one, which part.
+        betas: decay rates of the moments.
+        weight_decay: factor of the parameters, times the learning rate.
+        dtype: dtype of the moments, bfloat16 or float32.
+        seed: seed of the rounding.
+        eps: number added to the root of the second moment.
+        columns: for the numbers of parameters that are column shards, `[rows, columns]`, the columns that each holds.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         self.count += 1
         groups = [group for group in self.param_groups for _ in group["params"]]
         for number, (parameter, group) in enumerate(zip(self._parameters(), groups, strict=True)):
@@ -86,7 +86,7 @@ class AdamW(torch.optim.Optimizer):
                 self._update(group, *(part[piece] for part in parts), keys, place)
 
     def _pieces(self, number: int, shape: torch.Size) -> Iterator[tuple[slice, int]]:
-        """Stretches of a parameter's elements, and the place of their first in the whole parameter."""
+        """Yield slices of a parameter's elements, and the place of the first of each in the whole parameter."""
         columns, width, stretches = self.columns.get(number), shape.numel(), [0]
         if columns is not None and columns.count < columns.whole:
             width, stretches = columns.count, [row * columns.whole + columns.first for row in range(shape[0])]
@@ -108,21 +108,21 @@ class AdamW(torch.optim.Optimizer):
         mean = first.float().lerp_(gradient, 1 - beta)
         square = second.float().mul_(beta_square).addcmul_(gradient, gradient, value=1 - beta_square)
         divisor = square.sqrt().div_(math.sqrt(1 - beta_square**self.count)).add_(group["eps"])
-        # The moments as they are before they are rounded.
+        # The update uses the moments before rounding.
         value.mul_(1 - rate * group["weight_decay"]).addcdiv_(mean, divisor, value=-rate / (1 - beta**self.count))
         if first.dtype == torch.bfloat16:
-            # One number has the bits of both.
+            # The two moments use the lower and the upper bits of one random number.
             bits = mixed(places(value.numel(), place, value.device), keys)
             first.copy_(stochastically_rounded(mean, bits))
             second.copy_(stochastically_rounded(square, bits >> 16))
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps that were taken, and the moments."""
+        """Return the number of steps done, and the moments."""
         moments = {str(number): self.state[parameter] for number, parameter in enumerate(self._parameters())}
         return {"count": self.count, "moments": moments}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; the moments keep their dtype, and no copy of them is made."""
+        """Load what `state_dict` returned; the moments keep their dtype and are copied in place."""
         self.count = state_dict["count"]
         for number, parameter in enumerate(self._parameters()):
             for name, moment in state_dict["moments"][str(number)].items():
@@ -134,12 +134,12 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def stochastically_rounded(value: Tensor, bits: Tensor) -> Tensor:
-    """Round fp32 to one of the two neighbours in bfloat16, to each the likelier the nearer it is.
+    """Round fp32 to one of its two neighbours in bfloat16; the nearer a neighbour is, the likelier it is chosen.
 
     Args:
-        value: numbers; those that are not finite stay as they are.
+        value: fp32 numbers; those that are not finite are not changed.
         bits: int32, of which the lower 16 bits are random.
     """
-    # Adding to the bits that are cut off carries into the others with the right chance, whatever the sign.
+    # Adding to the bits that are cut off carries into the others with the right probability, whatever the sign.
     raised = (value.view(torch.int32) + (bits & _LOST)).bitwise_and_(~_LOST).view(torch.float32)
     return torch.where(value.isfinite(), raised, value).to(torch.bfloat16)

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the newest good one is found on disk, a broken one is passed over.
+"""Checkpoints of a run: the newest valid one on disk is found, and broken ones are skipped.
 
-One process writes one file. Where processes share out a state, each writes its part of it at the same time, and the
-step counts when all parts are there; any number of processes can go on from them.
+One process writes one file. With a sharded state, each process writes its shard at the same time, and the checkpoint
+is valid once all shards are there; any number of processes can resume from them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from patch.learning.curve import read_lines
 
 log = logging.getLogger(__name__)
 
-# Seconds in which a file that one node has written is seen by another.
+# Seconds to wait until a file that one node has written is visible on another.
 SEEN = 90.0
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder of their own.
+    """Checkpoints of one run, in a folder of their own.
 
     Args:
-        folder: made when the first checkpoint is written.
-        identity: what the run is (its settings); a checkpoint of another run is not resumed.
-        keep: how many of the newest stay.
-        shared: whether each process holds, and saves, a part of the state; else all hold the same.
+        folder: folder of the checkpoints, made when the first one is written.
+        identity: description of the run (its settings); a checkpoint of another run is not resumed.
+        keep: number of the newest checkpoints to keep.
+        shared: whether each process holds, and saves, a shard of the state; else all hold the same.
     """
 
     def __init__(self, folder: Path, identity: str, keep: int = 2, shared: bool = False) -> None:
@@ -45,17 +45,17 @@ class Checkpoints:
         self._parts = world_size() if shared else 1
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state before ``step``, then drop the oldest checkpoints, and those of later steps.
+        """Write the state before ``step``, then remove the oldest checkpoints and those of later steps.
 
-        The later ones were passed over when the run began: they are broken, or of other settings. All processes call
-        this; where they hold the same, the first writes.
+        The later ones were skipped when the run began: they are broken, or of other settings. All processes call this;
+        if they hold the same state, the first writes.
 
         Raises:
-            InputError: in all processes, if the disk is full for one; the last good checkpoint stays.
+            InputError: in all processes, if the disk is full for one; the last valid checkpoint stays.
         """
         files = self._names(step, self._parts)
         mine = files[rank()] if rank() < self._parts else None
-        # Parts that a process has left which was killed are not of this moment's state.
+        # Shards that a killed process has left are not part of this state.
         content = {"identity": self.identity, "step": step, "moment": from_first(uuid.uuid4().hex), "state": state}
         try:
             on_all(lambda: self._write(mine, step, content) if mine else None)
@@ -95,7 +95,7 @@ class Checkpoints:
         return [self.folder / f"step-{step:08d}{name}.pt" for name in names]
 
     def _complete(self) -> list[tuple[int, list[Path]]]:
-        """Steps of which all files are there, with these, the newest first."""
+        """Return the steps whose files are all there, with these files, the newest first."""
         there = {path.name for path in self.folder.glob("step-*.pt")}
         found = set()
         for name in there:
@@ -106,7 +106,7 @@ class Checkpoints:
         return [(step, files) for step, files in sets if all(file.name in there for file in files)]
 
     def remove_halves(self) -> None:
-        """Remove what processes have begun to write that were killed."""
+        """Remove the partial files that killed processes have left."""
         for path in [*self.folder.glob(".step-*"), *self.folder.glob(".log.*")]:
             path.unlink(missing_ok=True)
         whole = {file for _, files in self._complete() for file in files}
@@ -115,13 +115,13 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def latest(self, lost: Callable[[int], str] = lambda step: "") -> tuple[int, list[Path]] | None:
-        """Find the newest good checkpoint.
+        """Find the newest valid checkpoint.
 
         Args:
-            lost: tells what is gone of the log of the steps before one; empty if nothing is.
+            lost: returns the fault of the log of the steps before one; empty if there is none.
 
         Returns:
-            The step to resume with and the files of the state before it, or None to begin.
+            The step to resume at and the files of the state before it, or None to begin.
 
         Raises:
             InputError: the log lacks lines before every checkpoint of the run.
@@ -135,7 +135,7 @@ class Checkpoints:
                 if any(content["step"] != step for content in contents):
                     raise ValueError("it is of another step")
                 same = all(content["identity"] == self.identity for content in contents)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, an older one may be good
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, an older one may be valid
                 log.warning("checkpoint %s cannot be read and is passed over: %s", files[0], error)
                 continue
             if not same:
@@ -151,10 +151,10 @@ class Checkpoints:
 
 
 def read_states(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """The states in files that another process has found good; of their tensors what is used is read.
+    """Return the states in files that another process has found valid; only the tensor parts in use are read.
 
     Raises:
-        InputError: one is not here.
+        InputError: a file is not visible on this node.
     """
     try:
         return [_load(file)["state"] for file in files]
@@ -167,18 +167,18 @@ def read_states(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _load(path: Path) -> dict[str, Any]:
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    # Those of earlier versions are single files.
+    # Checkpoints of earlier versions are single files.
     return {"moment": None, **content}
 
 
 class StepLog:
-    """One JSON line a step; after a resume, the lines from the resumed step on are dropped."""
+    """Log with one JSON line a step; after a resume, the lines from the resumed step on are removed."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         kept = [line.text for line in read_lines(path)[0] if line.step < first_step]
         with self._disk():
-            # Not in place: a process that is killed here would take the lines with it.
+            # Not in place: a process that is killed during the write would destroy the lines.
             with atomic_file(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept))
             self._file = path.open("ab", buffering=0)
@@ -205,10 +205,10 @@ class StepLog:
                 rest = rest[self._file.write(rest) :]
 
     def sync(self) -> None:
-        """Wait until the lines are on the disk.
+        """Wait until the lines are on disk.
 
         Raises:
-            InputError: it is full.
+            InputError: the disk is full.
         """
         with self._disk():
             os.fsync(self._file.fileno())

@@ -1,4 +1,4 @@
-"""Training curves as files: one JSON object a line with the number of the step and what was measured at it."""
+"""Training curves as files: one JSON object a line, with the step and the values measured at it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from patch.errors import InputError
 
-# Beyond these, the limits of an axis are not numbers any more.
+# Beyond these, the limits of a plot's axis overflow.
 LARGEST, LARGEST_INTEGER = 1e300, 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a curve as it stands in the file, and what it says; None is a gap."""
+    """Line of a curve: its text in the file and its values, of which None is a gap."""
 
     step: int
     values: dict[str, float | None]
@@ -23,10 +23,10 @@ class Line:
 
 
 def read_lines(path: Path | str) -> tuple[list[Line], str]:
-    """Return the lines of a curve up to the first bad one, with rising steps, and what is wrong with that one.
+    """Return the lines of a curve up to the first invalid one, with rising steps, and the fault of that one.
 
     Returns:
-        The lines, none where there is no file, and the fault: file, line and reason; empty if there is none.
+        The lines, none if there is no file, and the fault: file, line and reason; empty if there is none.
 
     Raises:
         InputError: the file cannot be read.
@@ -73,6 +73,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, float):
-        # NaN is a gap, too.
+        # NaN is drawn as a gap, like null.
         return not abs(value) > LARGEST
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER

@@ -1,4 +1,4 @@
-"""Windows of several documents, of which none sees another: positions and masks for a model of any family."""
+"""Attention within documents: positions and masks that keep the documents of a sequence apart, for any model family."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from patch.data.tokens import Separator
 from patch.errors import InputError
 from patch.learning.settings import Learning
 
-# Largest part of a change in one document that may be seen in the next: rounding, and none is expected.
+# Tolerance for rounding: the change in one document over the change in the document before it; 0 is expected.
 _TOLERANCE = 1e-3
 
 
 class DocumentCut:
-    """What a model is given beside tokens so that no token attends to another document of its window.
+    """Model inputs beside tokens that keep every token from attending to another document of its sequence.
 
-    Positions start again with each document. From that alone most families' masks follow in transformers, those of
-    sliding layers too; where they do not, as in OPT, a mask is given. Which of the two works is tried out, once.
+    Positions start again with each document. From these alone transformers derives the masks of most families, those of
+    sliding layers too; where it does not, as in OPT, an explicit mask is passed. Which of the two works is tested once.
 
     Args:
         model: causal language model; does three short forward passes at most.
-        separator: what parts the documents of the windows.
+        separator: the tokens that separate the documents of the sequences.
 
     Raises:
         InputError: neither works for the model.
@@ -34,7 +34,7 @@ class DocumentCut:
         self._model = model
         self._explicit = False
         if self._leaks():
-            # A mask of ours would take the place of a sliding layer's.
+            # An explicit mask would replace that of a sliding layer.
             self._explicit = getattr(model.config.get_text_config(), "sliding_window", None) is None
             if not self._explicit or self._leaks():
                 raise InputError(
@@ -43,9 +43,9 @@ class DocumentCut:
                 )
 
     def starts(self, tokens: Tensor) -> Tensor:
-        """Where documents begin: `[batch, seqlen]` ids -> as many bools, the first of each row true.
+        """Return the starts of documents: `[batch, seqlen]` ids -> as many bools, the first of each row true.
 
-        A piece of a document that a window begins with counts as one.
+        A piece of a document at the start of a sequence counts as a document.
         """
         starts = torch.ones_like(tokens, dtype=torch.bool)
         starts[:, 1:] = tokens[:, :-1] == self.separator.eos
@@ -55,13 +55,13 @@ class DocumentCut:
         return starts
 
     def arguments(self, starts: Tensor) -> dict[str, Any]:
-        """What the model takes beside tokens: `position_ids` `[batch, seqlen]` int64, and perhaps a mask."""
+        """Return the model's inputs beside tokens: `position_ids` `[batch, seqlen]` int64, and a mask if needed."""
         index = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
         positions = index - torch.where(starts, index, 0).cummax(1).values
         return {"position_ids": positions} | ({"attention_mask": self._mask(starts)} if self._explicit else {})
 
     def _mask(self, starts: Tensor) -> Tensor:
-        """`[batch, 1, seqlen, seqlen]`: which tokens each one sees, as bools or as what is added to scores."""
+        """Return the attention mask, `[batch, 1, seqlen, seqlen]`, as bools or as terms of the scores."""
         document = starts.cumsum(1)
         seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]
         if self._model.config._attn_implementation != "eager":
@@ -71,7 +71,7 @@ class DocumentCut:
 
     @torch.no_grad()
     def _leaks(self) -> bool:
-        """Whether the second of two documents changes when the first does, or the model takes no such arguments."""
+        """Return whether the second of two documents depends on the first, or the model rejects these inputs."""
         device = next(self._model.parameters()).device
         vocabulary = self._model.get_input_embeddings().num_embeddings
         one, other = (torch.arange(8, device=device)[None] + shift for shift in (0, 4))
@@ -88,10 +88,10 @@ class DocumentCut:
 
 
 def document_cut(model: nn.Module, settings: Learning, separator: Separator | None) -> DocumentCut | None:
-    """How a run's windows are cut into documents; None where its settings do not ask for it.
+    """Return the document cut of a run's sequences; None if its settings do not ask for it.
 
     Raises:
-        InputError: they do, but nobody knows what parts the documents, or the model cannot.
+        InputError: they do, but the separator of the documents is unknown, or the model does not support it.
     """
     if not settings.cut_attention:
         return None

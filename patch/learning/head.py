@@ -1,8 +1,8 @@
-"""Cross-entropy of a frozen output layer, a piece of the tokens at a time.
+"""Cross-entropy of a frozen output layer, one piece of the tokens at a time.
 
 The logits of a whole micro-batch, tokens times vocabulary in fp32, with their softmax and gradient, are the largest
-tensors of a step and pass through memory many times. A frozen layer needs none of them later: of a piece that a cache
-holds, loss and gradient of the hidden states are formed at once.
+tensors of a step and pass through memory many times. A frozen layer needs none of them later, so the loss and the
+gradient of the hidden states are computed at once, for a piece of the tokens that fits a cache.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-# Logits at a time.
+# Number of logits at a time.
 PIECE = {"cpu": 1 << 20, "cuda": 1 << 27}
 _known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class HeadLoss(torch.autograd.Function):
-    """(hidden `[n, d]`, weight `[vocabulary, d]`, bias or None, targets `[n]` int64, shares `[n]` fp32) -> fp32 loss.
+    """Autograd function from hidden states to the weighted loss of a frozen output layer.
 
-    The loss is the sum of shares times cross-entropies. Only the hidden states have a gradient.
+    It maps (hidden `[n, d]`, weight `[vocabulary, d]`, bias or None, targets `[n]` int64, shares `[n]` fp32) to the
+    fp32 sum of shares times cross-entropies. Only the hidden states have a gradient.
     """
 
     @staticmethod
@@ -53,9 +54,9 @@ class HeadLoss(torch.autograd.Function):
 
 
 def frozen_head(model: nn.Module, tokens: Tensor) -> nn.Linear | None:
-    """The output layer of a model, if it is frozen and what it puts out are the logits; else None.
+    """Return the output layer of a model if it is frozen and its outputs are the logits; else None.
 
-    Some families scale or cap logits afterwards: a forward pass of few ``tokens`` tells, the first time.
+    Some families scale or cap logits afterwards, which a forward pass of a few ``tokens`` detects, once a model.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or any(p.requires_grad for p in head.parameters()):
@@ -72,7 +73,7 @@ def frozen_head(model: nn.Module, tokens: Tensor) -> nn.Linear | None:
 
 @contextmanager
 def hidden_states_of(head: nn.Linear) -> Iterator[None]:
-    """Within the block, a model gives its last hidden states in place of the logits."""
+    """Make a model return its last hidden states in place of the logits within the block."""
     head.forward = lambda hidden: hidden
     try:
         yield

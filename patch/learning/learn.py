@@ -1,4 +1,4 @@
-"""Learn the masks of a model: maskllm, patch-joint, patch-tile."""
+"""Mask learning: maskllm, patch-joint and patch-tile."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ def learn(
     watch: Watch = UNWATCHED,
     separator: Separator | None = None,
 ) -> MaskSet:
-    """Learn which weights of a frozen model stay.
+    """Learn the masks of a frozen model.
 
-    Of several processes (`torch.distributed` is initialised) each does its share of every batch and holds its share
-    of the pattern logits, their gradients and moments; all have the same arguments and get the same masks, those of
-    one process.
+    With several processes (`torch.distributed` is initialised) each computes its part of a batch and holds its shard
+    of the pattern logits, their gradients and moments. All have the same arguments and get the same masks, which are
+    those of one process.
 
     Args:
-        model: causal language model; comes back unchanged.
+        model: causal language model; it is unchanged afterwards.
         method: `maskllm` (2:4 everywhere), `patch-joint` (2:4 patterns and dense tiles), `patch-tile`
             (dense tiles over the ``frozen`` 2:4 masks).
         windows: `[count, seqlen]` token ids.
-        settings: of the run.
-        sparsity: target share of zeros, 0 to 0.5; 0.5 for `maskllm`.
+        settings: settings of the run.
+        sparsity: target fraction of zeros, 0 to 0.5; 0.5 for `maskllm`.
         tile: side of a tile; divides every layer.
-        seed: of the initial logits, the noise and the order of the data.
+        seed: seed of the initial logits, the noise and the order of the data.
         pattern_prior, tile_prior, frozen: layer name -> `[out, in]` bool, see `build_masks`.
-        folder: checkpoints; a run that was stopped goes on from there. Remove it when the masks are saved.
-        curve: JSON lines of the training curve.
-        upstream: digest of what the model, windows and masks are made from; a checkpoint of others is not resumed.
-        watch: where else the curve goes while it grows.
-        separator: what parts the documents of a window, for `cut_attention`.
+        folder: folder of the checkpoints, from which a stopped run resumes. Remove it when the masks are saved.
+        curve: file of the training curve, in JSON lines.
+        upstream: digest of the model, sequences and masks; a checkpoint of others is not resumed.
+        watch: experiment trackers that the curve is also reported to.
+        separator: the tokens that separate the documents of a sequence, for `cut_attention`.
 
     Returns:
         The final masks.
 
     Raises:
-        InputError: the loss is not finite, the processes cannot share a batch evenly, or the model cannot
+        InputError: the loss is not finite, the processes cannot divide a batch evenly, or the model does not support
             `cut_attention`.
 
     Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
@@ -129,7 +129,7 @@ def step_function(
         weight_term = -settings.weight_reg * decay * reward
         sparsity_term = settings.sparsity_reg * penalty if hybrid else torch.zeros_like(penalty)
         loss = loss_of_text + weight_term + sparsity_term
-        # Loss and regularisers are averaged together, so their balance does not depend on accumulation.
+        # Loss and regularizers are averaged together, so their balance does not depend on gradient accumulation.
         (loss / micro_batches).backward()
         parts = {
             "loss": loss,
@@ -149,7 +149,7 @@ def step_function(
         for mask in masks.values():
             mask.forget_gradients()
         rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
-        # Noise and data belong to the micro-batch, whichever process does it.
+        # Noise and data depend on the micro-batch, not on the process that computes it.
         parts, gradients = [], InOrder(tile_logits)
         for index in mine:
             may_stop()

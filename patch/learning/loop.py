@@ -1,4 +1,4 @@
-"""The loop that every optimisation shares: steps, checkpoints, signals, progress."""
+"""Training loop of all optimisations: steps, checkpoints, signals and progress."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from patch.learning.curve import read_lines
 from patch.learning.parts import Columns, assembled
 from patch.learning.watch import Progress, Watch
 
-# The growing log, in the folder of the checkpoints.
+# File of the growing log, in the folder of the checkpoints.
 LOG = "log.jsonl"
-# Seconds that a step may still take when the run is to stop: the shorter ones are worth to be finished.
+# Grace period for the current step, in seconds, when the run is to stop.
 PATIENCE = 5.0
 UNWATCHED = Watch()
-# Of a step's number and what gives it up, see `run_steps`.
+# Function of a step's number and of a callable that abandons the step, see `run_steps`.
 StepFunction = Callable[[int, Callable[[], None]], dict[str, float | None]]
 
 
 class Stateful(Protocol):
-    """What has a state that a checkpoint holds: a module, an optimizer."""
+    """Object with a state that a checkpoint holds: a module or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -55,28 +55,27 @@ def run_steps(
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
-    Of several processes (see `patch.distributed`) all take every step and stop after the same one; the first prints,
-    and writes all but the others' parts of the checkpoints.
+    With several processes (see `patch.distributed`) all run every step and stop after the same one. The first prints,
+    and writes all files but the other processes' shards of the checkpoints.
 
     Args:
         steps: number of optimizer steps.
-        step_fn: does one step, returns what to log; the key `loss` must be finite. The loss of several processes
-            is one number. Where it has changed nothing yet that ``state`` holds, such as between micro-batches, it
-            may call what it is given, in all processes equally often: a long step is given up there when the run is
-            to stop.
-        state: what checkpoints hold; the same in all processes but for ``columns``.
-        folder: of the checkpoints and the growing log; the caller removes it once the run's result is saved.
-        identity: of the run, see `Checkpoints`.
-        curve: where the finished log goes.
-        checkpoint_minutes: wall time between checkpoints.
-        log_every: steps between log lines.
-        name: what the progress line is headed with.
-        watch: where else the log's lines go.
-        columns: what this process holds of the tensors in ``state`` that processes share out, see `assembled`.
+        step_fn: runs one step and returns the values to log; the key `loss` must be finite, and the same in all
+            processes. While it has not changed ``state`` yet, such as between micro-batches, it may call its second
+            argument, equally often in all processes: a long step is abandoned there when the run is to stop.
+        state: state that checkpoints hold; the same in all processes but for ``columns``.
+        folder: folder of the checkpoints and the growing log; the caller removes it once the run's result is saved.
+        identity: description of the run, see `Checkpoints`.
+        curve: file of the finished log.
+        checkpoint_minutes: wall time between checkpoints, in minutes.
+        log_every: number of steps between log lines.
+        name: label of the progress line.
+        watch: experiment trackers that the log's lines are also reported to.
+        columns: the columns that this process holds of the sharded tensors in ``state``, see `assembled`.
 
     Raises:
-        InputError: the loss or the state is not finite; says at which step. Or the disk is full, or the log of the
-            steps before every checkpoint is damaged. The last good checkpoint stays.
+        InputError: the loss or the state is not finite (the message names the step), the disk is full, or the log of
+            the steps before every checkpoint is damaged. The last valid checkpoint stays.
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
     checkpoints = Checkpoints(folder, identity, shared=bool(columns))
@@ -89,7 +88,7 @@ def run_steps(
             try:
                 metrics = step_fn(step, given_up)
             except _GivenUp:
-                # What is there already is not replaced part by part.
+                # An existing checkpoint is not replaced shard by shard.
                 if step != saved_step:
                     _save(checkpoints, step, state, record)
                 _leave(step, steps)
@@ -107,16 +106,16 @@ def run_steps(
                 saved, saved_step = time.monotonic(), step + 1
             if leave:
                 _leave(step + 1, steps)
-    # All wait: the curve is there for whoever returns.
+    # All processes wait, so that the curve exists when any of them returns.
     on_first(partial(_copy, folder / LOG, curve))
 
 
 class _GivenUp(BaseException):
-    """A step is given up; not an error that anyone on the way should catch."""
+    """Signal that a step is abandoned; a BaseException, so that no handler of errors catches it."""
 
 
 class _GivenUpWhen:
-    """Gives a step up, when called, that is still not done `PATIENCE` seconds after the run was asked to stop."""
+    """Callable that abandons a step that lasts over `PATIENCE` seconds after the run was asked to stop."""
 
     def __init__(self, stop: StopRequest) -> None:
         self.stop, self._since = stop, math.inf
@@ -130,7 +129,7 @@ class _GivenUpWhen:
 
 
 class _Record:
-    """What a run leaves and shows of its steps: its log, its progress, and where it is watched."""
+    """Record of a run's steps: its log, its progress and its experiment trackers."""
 
     def __init__(self, name: str, first: int, steps: int, every: int, folder: Path, watch: Watch) -> None:
         self.steps, self.every, self.started = steps, every, time.monotonic()
@@ -161,7 +160,7 @@ def _leave(done: int, steps: int) -> NoReturn:
 
 
 def _save(checkpoints: Checkpoints, step: int, state: dict[str, Stateful], record: _Record | None) -> None:
-    """Save a state that can be gone on from: gradients can be NaN one step before the loss is."""
+    """Save a state after checking that it is finite: gradients can be NaN one step before the loss is."""
     values = {key: part.state_dict() for key, part in state.items()}
 
     def check() -> None:
@@ -197,7 +196,7 @@ def _is_logged(step: int, steps: int, every: int) -> bool:
 
 
 def _lost(log: Path, first: int, steps: int, every: int) -> str:
-    """Return what is gone of the log of the steps before ``first``, which a resumed run does not write again."""
+    """Return the fault of the log before step ``first``, whose lines a resumed run does not write again."""
     lines, fault = read_lines(log)
     wanted = (step for step in range(first) if _is_logged(step, steps, every))
     for index, step in enumerate(wanted):

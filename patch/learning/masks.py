@@ -1,4 +1,4 @@
-"""Put learnable masks on a model, read their state, and turn them into final masks."""
+"""Learnable masks of a model: attached to its layers, read by the regularizers, and turned into final masks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from patch.masks.tile import expand_tiles, largest_within_budget, tile_shape
 from patch.models.loading import prunable_linears, weight_matrix
 
 Masks = dict[str, Tensor]
-# Rows that stay together without tiles. Their logits fill whole vectors of a processor, whatever the columns: numbers
-# that are left over at the end of a tensor may be rounded otherwise.
+# Rows that stay together without tiles. Their logits then fill whole vectors for any number of columns: the remainder
+# at the end of a tensor may be rounded differently.
 VECTOR = 8
 
 
@@ -36,17 +36,17 @@ def build_masks(
     tile_prior: Masks | None = None,
     frozen: Masks | None = None,
 ) -> dict[str, LearnableMask]:
-    """One learnable mask for each prunable layer. Several processes share out the rows of the pattern logits.
+    """Return one learnable mask for each prunable layer; several processes shard the pattern logits by rows.
 
     Args:
         model: the frozen model.
         method: `maskllm`, `patch-joint` or `patch-tile`.
-        settings: of the run.
-        sparsity: target share of zeros.
+        settings: settings of the run.
+        sparsity: target fraction of zeros.
         tile: side of a tile; None for `maskllm`.
-        seed: of the initial logits.
-        pattern_prior: 2:4 masks that pattern logits start from.
-        tile_prior: masks at the target sparsity that rank the tiles; with the setting `random` not used.
+        seed: seed of the initial logits.
+        pattern_prior: 2:4 masks that initialize the pattern logits.
+        tile_prior: masks at the target sparsity that rank the tiles; not used with the setting `random`.
         frozen: 2:4 masks of the sparse tiles, for `patch-tile`.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -61,7 +61,7 @@ def build_masks(
                 unit = math.gcd(shape[0], VECTOR) if tile is None else tile_shape(shape, tile)[0]
                 owners = share_out(shape[0], unit, world_size(), rank(), number)
                 own, groups = owners.own, shape[1] // 4
-                # A copy: a view would keep the others' logits alive.
+                # A copy, since a view would keep the other rows' logits in memory.
                 patterns = patterns[:, own.start * groups : own.stop * groups].clone()
         if tile is not None:
             prior = tile_prior[name] if tile_prior else None
@@ -76,19 +76,19 @@ def build_masks(
 
 @contextmanager
 def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None]:
-    """Within the block, every prunable weight of ``model`` is read through its mask."""
+    """Apply its mask to every prunable weight of ``model`` within the block."""
     linears = prunable_linears(model)
     with ExitStack() as stack:
         for name, mask in masks.items():
             linear = linears[name]
-            # Rows of `[out, in]` must lie together; of GPT-2's layers that makes a copy.
+            # The kernels need contiguous `[out, in]` rows; for GPT-2's layers that makes a copy.
             linear.forward = partial(mask.linear, weight=weight_matrix(linear).contiguous(), bias=linear.bias)
             stack.callback(delattr, linear, "forward")
         yield
 
 
 def density_penalty(masks: dict[str, LearnableMask], target: float, per_layer: bool) -> tuple[Tensor, Tensor]:
-    """`|density - target|` of the model, or its size-weighted mean over layers; and the density itself."""
+    """Return `|density - target|` of the model, or its size-weighted mean over layers, and the density itself."""
     sizes = torch.tensor([float(mask.shape.numel()) for mask in masks.values()])
     densities = torch.stack([mask.density() for mask in masks.values()])
     weights = (sizes / sizes.sum()).to(densities.device)
@@ -99,16 +99,16 @@ def density_penalty(masks: dict[str, LearnableMask], target: float, per_layer: b
 
 
 def weight_reward(masks: dict[str, LearnableMask], total_norm: Tensor) -> Tensor:
-    """`sum ||M * W||^2 / sum ||W||^2`, from the norms that the last forward pass left behind."""
+    """Return the kept-norm regularizer `sum ||M * W||^2 / sum ||W||^2`, from the norms of the last forward pass."""
     return torch.stack([mask.kept_norm for mask in masks.values()]).sum() / total_norm
 
 
 @torch.no_grad()
 def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learning) -> MaskSet:
-    """Final masks: the likeliest pattern everywhere but in dense tiles. The same in all processes.
+    """Return the final masks: the likeliest pattern everywhere but in dense tiles. They are the same in all processes.
 
-    With `finalize: exact` the tiles with the largest logits stay dense so that the budget is met to
-    the tile, over the model or in each layer; with `threshold`, those with a positive logit.
+    With `finalize: exact` the tiles with the largest logits stay dense, as many as meet the budget, over the
+    model or in each layer. With `threshold`, the tiles with a positive logit stay dense.
     """
     first = next(iter(masks.values()))
     if first.tile is None:
@@ -125,8 +125,8 @@ def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learnin
 
 
 def _choose(logits: dict[str, Tensor], masks: dict[str, LearnableMask], sparsity: float) -> dict[str, Tensor]:
-    """The dense tiles of some layers with one budget."""
-    # Tiles of a layer are equal; those of layers smaller than a tile are not.
+    """Return the dense tiles of some layers with one budget."""
+    # All tiles of a layer have one size, which is smaller in layers smaller than a tile.
     counts = torch.tensor([value.numel() for value in logits.values()])
     sizes = torch.tensor([masks[name].shape.numel() for name in logits]) // counts
     flat = torch.cat([value.flatten() for value in logits.values()])

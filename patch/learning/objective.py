@@ -1,4 +1,4 @@
-"""What every kind of learning does with a model: its loss on text, and blocks that run again to save memory."""
+"""Functions that all kinds of learning use: the loss on text, and recomputed blocks that save memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from patch.models.loading import decoder_blocks
 
 
 def cross_entropy(model: nn.Module, tokens: Tensor, cut: DocumentCut | None = None) -> Tensor:
-    """Mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids.
+    """Return the mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids.
 
-    With ``cut`` no token attends to another document of its window, and none is predicted from another document;
-    then it is the mean over windows of their means, which does not depend on how a batch is cut.
+    With ``cut`` no token attends to another document of its sequence, and none is predicted from another document.
+    The loss is then the mean over sequences of their means, which does not depend on the micro-batch size.
     """
     starts = None if cut is None else cut.starts(tokens)
     arguments = {} if cut is None else cut.arguments(starts)
@@ -40,9 +40,9 @@ def cross_entropy(model: nn.Module, tokens: Tensor, cut: DocumentCut | None = No
 
 @contextmanager
 def recomputed_blocks(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Within the block, decoder blocks keep only their inputs for the backward pass and run again in it.
+    """Recompute decoder blocks in the backward pass within the block, so that only their inputs are kept for it.
 
-    By structure, and in evaluation mode: a family's own way needs training mode, which turns dropout on.
+    This wraps the modules in evaluation mode: a family's own checkpointing needs training mode, which enables dropout.
     """
     blocks = list(decoder_blocks(model)[1]) if enabled else []
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Sums over the micro-batches of a step in their order: the same bits, however many processes do them."""
+"""Sums over the micro-batches of a step in a fixed order: the same bits for any number of processes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from patch.distributed.collectives import gathered, world_size
 
 
 class InOrder:
-    """The gradients of parameters that all processes hold, summed over micro-batches that are dealt out in turn.
+    """Gradients of replicated parameters, summed in order over micro-batches that the processes compute in turn.
 
-    An all-reduce at the end of the step has an order of its own, and from one bit on two runs part. These are few
-    numbers: those of tiles.
+    An all-reduce at the end of the step sums in another order, and a one-bit difference makes two runs diverge. The
+    gradients are few numbers: those of tiles.
 
     Args:
-        parameters: without gradients at first. Of a process without others, autograd adds them up in order.
+        parameters: parameters without gradients. In a single process, autograd sums them in order.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -23,7 +23,7 @@ class InOrder:
         self._total: Tensor | None = None
 
     def add(self) -> None:
-        """Take the gradients of the micro-batches that all processes have just done."""
+        """Add the gradients of the micro-batches that all processes have just computed."""
         if not self._parameters:
             return
         for part in gathered(torch.cat([parameter.grad.flatten() for parameter in self._parameters])):
@@ -32,7 +32,7 @@ class InOrder:
             parameter.grad = None
 
     def finish(self) -> None:
-        """Give the parameters their sums."""
+        """Set the gradients of the parameters to the sums."""
         if self._total is None:
             return
         sizes = [parameter.numel() for parameter in self._parameters]
@@ -41,5 +41,5 @@ class InOrder:
 
 
 def sum_in_order(values: Tensor) -> Tensor:
-    """`[own micro-batches, numbers]` -> `[numbers]`, summed over all processes' micro-batches, dealt out in turn."""
+    """Sum `[own micro-batches, numbers]` over all processes' micro-batches, in order, to `[numbers]`."""
     return sum(torch.stack(gathered(values), 1).flatten(0, 1))

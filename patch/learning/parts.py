@@ -1,4 +1,4 @@
-"""States that processes share out: which columns of which tensors each holds, and how parts make a whole."""
+"""Sharded states: the columns of tensors that each process holds, and reassembly from the shards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Columns:
     """Columns of a matrix that a process holds.
 
     Attributes:
-        first: the first of them.
-        count: how many.
-        whole: how many the matrix has.
+        first: number of the first of them.
+        count: number of columns held.
+        whole: number of columns of the matrix.
     """
 
     first: int
@@ -26,9 +26,9 @@ class Columns:
 
 
 def columns_of(masks: nn.ModuleList) -> dict[Hashable, Columns]:
-    """Which pattern logits this process holds, for every key by which states know a parameter of the masks.
+    """Return the columns of the pattern logits that this process holds, by every key that states use for a parameter.
 
-    These are its name in the modules' state, and its number among the parameters in optimizers', as int or text.
+    The keys are its name in the modules' state, and its number among the parameters in optimizers', as int or text.
     """
     columns: dict[Hashable, Columns] = {}
     for number, (name, parameter) in enumerate(masks.named_parameters()):
@@ -43,16 +43,16 @@ def columns_of(masks: nn.ModuleList) -> dict[Hashable, Columns]:
 
 
 def assembled(parts: Sequence[Any], columns: Mapping[Hashable, Columns], here: Columns | None = None) -> Any:
-    """One process' state from the parts of a state that any number of processes have saved.
+    """Return one process' state from the shards of a state that any number of processes have saved.
 
     Args:
-        parts: states of all that saved, in order; tensors below a key of ``columns`` that are matrices lie side by
-            side, whatever else they hold is the same in all.
-        columns: for the keys of parameters in states, what this process is to hold of the whole.
-        here: of the key that the parts are below.
+        parts: states of all processes that saved, in order. Matrices below a key of ``columns`` lie side by side;
+            everything else is the same in all.
+        columns: the columns of the whole that this process is to hold, by the keys of parameters in states.
+        here: the entry of ``columns`` for the key that the parts are below.
 
     Returns:
-        A state with tensors of its own; of the parts' no more is read than it needs.
+        A state with tensors of its own; no more is read of the shards than it needs.
     """
     first = parts[0]
     if isinstance(first, dict):
@@ -65,7 +65,7 @@ def assembled(parts: Sequence[Any], columns: Mapping[Hashable, Columns], here: C
 
 
 def _cut(parts: Sequence[Tensor], columns: Columns) -> Tensor:
-    """Columns of the matrix whose parts lie side by side."""
+    """Return the columns of the matrix whose shards lie side by side."""
     widths = [part.shape[1] for part in parts]
     if sum(widths) != columns.whole:
         raise ValueError(f"parts of {widths} columns do not make {columns.whole}")

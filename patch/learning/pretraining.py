@@ -1,4 +1,4 @@
-"""Train a small model of a known family from scratch, so that the workflow needs no download."""
+"""Training of a small model of a known family from scratch, so that the workflow needs no download."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from patch.models.settings import TrainedModel
 
 
 def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN001 - a transformers tokenizer
-    """A model with random weights, a function of the training seed.
+    """Return a model with random weights, a function of the training seed.
 
     Raises:
-        InputError: the family's configuration has no such argument.
+        InputError: the configuration of the family rejects the settings.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -56,15 +56,15 @@ def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN0
 def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, curve: Path) -> torch.nn.Module:  # noqa: ANN001
     """Train by next-token prediction, with linear warm-up and cosine decay to a twentieth.
 
-    The blocks' matrices are trained by Muon, which here needs half of AdamW's steps to the same loss
-    (and steps are what the embedded default spends its time on); everything else by AdamW.
+    Muon trains the blocks' matrices: here it needs half of AdamW's steps to the same loss, and steps take most of the
+    embedded default's time. AdamW trains everything else.
 
     Args:
-        source: family, sizes and run.
-        tokenizer: for the vocabulary's size and the special tokens.
+        source: settings of the family, the sizes and the run.
+        tokenizer: tokenizer that gives the vocabulary's size and the special tokens.
         windows: `[count, seqlen]` token ids.
-        folder: checkpoints; a run that was stopped goes on from there.
-        curve: JSON lines of the training curve.
+        folder: folder of the checkpoints, from which a stopped run resumes.
+        curve: file of the training curve, in JSON lines.
 
     Returns:
         The trained model in fp32.

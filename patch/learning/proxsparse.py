@@ -1,4 +1,4 @@
-"""Learn 2:4 masks by fine-tuning towards them: ProxSparse."""
+"""ProxSparse: 2:4 masks learned by fine-tuning with a proximal operator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from patch.masks.proximal import proximal_two_four, triple_products
 from patch.models.loading import prunable_linears, weight_matrix
 
 PATTERN = NM(2, 4)
-# The default of the trainer that the published code runs in.
+# Default of the trainer that the published code uses.
 GRADIENT_NORM = 1.0
 
 
@@ -37,37 +37,37 @@ def proxsparse(
     upstream: str = "",
     watch: Watch = UNWATCHED,
 ) -> MaskSet:
-    """Fine-tune a copy of a model, drawing each group of four towards two weights, and see which two are left.
+    """Fine-tune a copy of a model, shrinking each group of four towards two weights, and return the masks.
 
-    All parameters are trained, in fp32 and without dropout, and after each optimizer step the blocks' linear layers
+    All parameters are trained, in fp32 and without dropout. After each optimizer step the blocks' linear layers
     go through the proximal operator, whose strength does not follow the learning rate. Only the masks are kept.
 
-    Of several processes (`torch.distributed` is initialised) each does its share of every batch; all have the same
+    With several processes (`torch.distributed` is initialised) each computes its part of every batch. All have the same
     arguments and get the same masks, those of one process but for rounding.
 
     Args:
-        model: causal language model; comes back with its own weights, frozen and in evaluation mode. Meanwhile they
-            are in host memory, and their fp32 copy in their place.
+        model: causal language model; afterwards it has its own weights, frozen and in evaluation mode. During the run
+            they are in host memory, and their fp32 copy in their place.
         windows: `[count, seqlen]` token ids.
-        settings: of the run.
-        seed: of the order of the data.
-        folder: checkpoints; a run that was stopped goes on from there. Remove it when the masks are saved.
-        curve: JSON lines of the training curve.
-        upstream: digest of what the model and windows are made from; a checkpoint of others is not resumed.
-        watch: where else the curve goes while it grows.
+        settings: settings of the run.
+        seed: seed of the order of the data.
+        folder: folder of the checkpoints, from which a stopped run resumes. Remove it when the masks are saved.
+        curve: file of the training curve, in JSON lines.
+        upstream: digest of the model and sequences; a checkpoint of others is not resumed.
+        watch: experiment trackers that the curve is also reported to.
 
     Returns:
         2:4 masks of the two largest of each fine-tuned group; among equals the later stays.
 
     Raises:
-        InputError: the loss is not finite, a layer has no groups of four, or the processes cannot share a batch
+        InputError: the loss is not finite, a layer has no groups of four, or the processes cannot divide a batch
             evenly.
 
     Source: ProxSparse (arXiv 2502.00258); its code trains in bf16.
     """
     identity = f"proxsparse {seed} {upstream} {settings.model_dump_json()}"
     with _trainable_copy(model), recomputed_blocks(model, settings.gradient_checkpointing):
-        # Fused, it needs no memory beside its moments.
+        # The fused implementation needs no memory beside its moments.
         optimizer = torch.optim.AdamW(
             model.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
@@ -89,7 +89,7 @@ def proxsparse(
 
 @contextmanager
 def _trainable_copy(model: nn.Module) -> Iterator[None]:
-    """Within the block, the parameters are trainable and hold fp32 copies; then, their own values again, frozen."""
+    """Make the parameters trainable fp32 copies within the block; afterwards restore their own values, frozen."""
     model.eval()
     parameters = list(model.parameters())
     originals = []
@@ -146,7 +146,7 @@ def _step_function(
 
 @torch.no_grad()
 def _shrink(linears: list[nn.Module], strength: float) -> tuple[float, float]:
-    """Put the weights through the proximal operator; the mean of its regulariser over groups, the share 2:4."""
+    """Apply the proximal operator; return the regularizer's mean over groups and the fraction of 2:4 groups."""
     penalties, sparse, groups = [], [], 0
     for linear in linears:
         matrix = weight_matrix(linear)

@@ -1,4 +1,4 @@
-"""What changes with the step: temperatures, scales, learning rate, the order of the data."""
+"""Schedules over the steps: temperatures, scales, learning rates and the order of the data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from patch.learning.settings import Ramp
 
 
 def ramp(ends: Ramp, step: int, steps: int) -> float:
-    """Linear in the step, from the first end at step 0 to the second at the last step."""
+    """Return a value linear in the step, from the first end at step 0 to the second at the last step."""
     first, last = ends
     return first + (last - first) * step / max(1, steps - 1)
 
 
 def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """Factor of the peak learning rate: linear warm-up, then cosine decay to ``floor`` at the end."""
+    """Return the factor of the peak learning rate: linear warm-up, then cosine decay to ``floor`` at the end."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -25,16 +25,16 @@ def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0) -> float
 
 
 def linear_rate(step: int, steps: int, warmup: int) -> float:
-    """Factor of the peak learning rate: linear warm-up, then linear decay to zero at the end."""
+    """Return the factor of the peak learning rate: linear warm-up, then linear decay to zero at the end."""
     if step < warmup:
         return (step + 1) / warmup
     return (steps - step) / max(1, steps - warmup)
 
 
 def batch_indices(step: int, batch_size: int, windows: int, seed: int) -> np.ndarray:
-    """Rows of the windows of one step: a new permutation for each pass over the data.
+    """Return the rows of one step's sequences, from a new permutation for each pass over the data.
 
-    A function of (seed, step) alone, whatever the number of processes and micro-batches.
+    They are a function of (seed, step) alone, whatever the number of processes and micro-batches.
 
     Returns:
         `[batch_size]` int64.
@@ -48,7 +48,7 @@ def batch_indices(step: int, batch_size: int, windows: int, seed: int) -> np.nda
     return rows
 
 
-# Of millions of windows a permutation takes longer than a short step; a batch at the end of a pass needs two.
+# With millions of sequences a permutation takes longer than a short step. A batch across two passes needs two.
 @lru_cache(maxsize=2)
 def _pass_order(windows: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(windows)

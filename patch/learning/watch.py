@@ -1,6 +1,6 @@
-"""What shows how a learning run goes, beside its log: a line or a bar, and TensorBoard, Trackio or Weights & Biases.
+"""Progress of a learning run beside its log: a line or a bar, and TensorBoard, Trackio or Weights & Biases.
 
-None of it has a part in the result: a library that fails is told of once, and the run goes on.
+Progress never affects the result: a tracker failure is logged once, and training continues.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from patch.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Seconds between lines in a log file.
+# Seconds between progress lines in a log file.
 PAUSE = 5
-# Seconds for a library to begin and to end: a scheduler that wants the node back waits no longer.
+# Timeouts in seconds for a tracker's start and end, short because a scheduler may want the node back.
 BEGIN, END = 20, 10
-# Name of a run, in the folder of its checkpoints, so that it goes on under it.
+# File with the id of a run, in the folder of its checkpoints, so that a resumed run keeps it.
 IDENTITY = "watch.json"
-# Where wandb and trackio list their runs, unless their own variables say another.
+# Project name for wandb and trackio, unless their own variables set another.
 PROJECT = "patch"
-# What must not be seen in a log: names of variables, and the look of tokens.
+# Secrets to hide from logs: variable names that hold them, and the form of tokens.
 _SECRETS = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 _TOKEN = re.compile(r"\bhf_\w{8,}|\bwandb_v\d_\w{8,}|\b[0-9a-f]{40,}\b|(?<=://)[^/@\s]+(?=@)")
 
 
 class Reporter(Protocol):
-    """One library."""
+    """Interface of an experiment tracker."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -50,13 +50,13 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Watch:
-    """Where a run is reported to.
+    """Settings of a run's experiment trackers.
 
     Attributes:
         report_to: names of `REPORTERS`.
-        folder: of what TensorBoard and wandb write.
+        folder: folder of the files of TensorBoard and wandb.
         run: name of the run; parts are separated by slashes.
-        settings: of the run, to be shown with it.
+        settings: settings of the run, shown with it.
     """
 
     report_to: tuple[str, ...] = ()
@@ -65,10 +65,10 @@ class Watch:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """See that the libraries are there, before anything is computed.
+        """Check that the trackers are installed, before anything is computed.
 
         Raises:
-            InputError: one is not, or is none that is known; says what to install.
+            InputError: one is not installed or unknown; the message names what to install.
         """
         for name in self.report_to:
             if name not in REPORTERS:
@@ -82,7 +82,7 @@ class Watch:
                 ) from error
 
     def start(self, first_step: int, checkpoints: Path) -> Reporters:
-        """Begin to report, from ``first_step`` on; a run that goes on does so under its old name."""
+        """Start to report, from ``first_step`` on; a resumed run reports under its old id."""
         reporters = Reporters()
         if self.report_to:
             identity = _identity(checkpoints / IDENTITY, first_step)
@@ -96,7 +96,7 @@ def _identity(path: Path, first_step: int) -> str:
         if first_step:
             return json.loads(path.read_text())["id"]
     except (OSError, ValueError, KeyError):
-        pass  # it was not reported before
+        pass  # the run was not reported before
     identity = uuid.uuid4().hex[:12]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,16 +107,16 @@ def _identity(path: Path, first_step: int) -> str:
 
 
 class Reporters:
-    """Libraries that a run is reported to; one that fails is dropped."""
+    """Trackers that a run is reported to; one that fails is dropped."""
 
     def __init__(self) -> None:
         self._there: dict[str, Reporter] = {}
 
     def add(self, name: str, make: Any) -> None:
-        """Report to what ``make`` returns, too."""
+        """Add the tracker that ``make`` returns."""
         try:
             self._there[name] = make()
-        except Exception as error:  # noqa: BLE001 - whatever a library raises, the run is worth more
+        except Exception as error:  # noqa: BLE001 - no error of a tracker may end the run
             _tell(name, error)
 
     def log(self, step: int, line: Mapping[str, float | None]) -> None:
@@ -130,7 +130,7 @@ class Reporters:
                 _tell(name, error)
 
     def close(self) -> None:
-        """Let the libraries write what they have, for a while: one may wait for a network that is gone."""
+        """Close the trackers, with a timeout, since one may wait for a network that is down."""
         for name, reporter in self._there.items():
             closing = threading.Thread(target=_close, args=(name, reporter), daemon=True)
             closing.start()
@@ -152,7 +152,7 @@ def _tell(name: str, error: Exception) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """``text`` without what looks like a token, or is the value of a variable that holds one."""
+    """Return ``text`` without anything that looks like a token or is the value of a variable that holds one."""
     for name, value in os.environ.items():
         if _SECRETS.search(name.upper()) and len(value) >= 8:
             text = text.replace(value, "***")
@@ -163,7 +163,7 @@ class _TensorBoard:
     def __init__(self, watch: Watch, identity: str, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Points from the step on, of a run that has died since or of an earlier one, are not shown.
+        # Discard points from this step on: they are of an earlier run, or of one that ended after its last checkpoint.
         self._writer = SummaryWriter(
             str(watch.folder / "tensorboard" / watch.run), purge_step=first_step, flush_secs=10
         )
@@ -206,11 +206,11 @@ class _Wandb:
             name=watch.run,
             id=identity,
             resume="allow",
-            # Nodes of a cluster often reach no network, and would wait for it.
+            # Cluster nodes often have no network, and wandb would wait for it.
             mode=os.environ.get("WANDB_MODE", "offline"),
             dir=str(watch.folder),
             config=dict(watch.settings),
-            # The log stays the stage's own.
+            # Keep wandb out of the stage's own output.
             settings=wandb.Settings(console="off", silent=True, init_timeout=BEGIN),
         )
 
@@ -221,7 +221,7 @@ class _Wandb:
         self._run.finish()
 
 
-# What is imported to see that a library is there, and what reports to it.
+# Module whose import shows that a tracker is installed, and the class that reports to it.
 REPORTERS: dict[str, tuple[str, type]] = {
     "tensorboard": ("torch.utils.tensorboard", _TensorBoard),
     "trackio": ("trackio", _Trackio),
@@ -230,7 +230,7 @@ REPORTERS: dict[str, tuple[str, type]] = {
 
 
 class Progress:
-    """How far a run is: on a terminal a bar in one place, in a file a line now and then."""
+    """Progress display of a run: a bar on a terminal, a line every few seconds in a file."""
 
     def __init__(self, name: str, first: int, steps: int) -> None:
         self.name, self.first, self.steps = name, first, steps
@@ -242,7 +242,7 @@ class Progress:
             )
 
     def show(self, done: int, loss: float) -> None:
-        """``done`` steps are done."""
+        """Show that ``done`` steps are done."""
         now = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
@@ -254,13 +254,13 @@ class Progress:
             print(f"{line}  {(self.steps - done) * pace:.0f} s left", flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar and leave it on the terminal."""
         if self._bar is not None:
             self._bar.close()
 
 
 def peak_memory_mb(device: torch.device | str) -> float:
-    """The most that this process has held so far, in MB: of a GPU if that is where it computes, else of the host."""
+    """Return the peak memory of this process so far, in MB: GPU memory if it computes on a GPU, else host memory."""
     if torch.device(device).type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)

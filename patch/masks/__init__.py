@@ -1,1 +1,1 @@
-"""Masks: which weights stay. Patterns, tiles, learnable choices, and their form on disk."""
+"""Masks of weights: patterns, tiles, learnable masks, and their files."""

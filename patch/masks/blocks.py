@@ -1,11 +1,11 @@
-"""How much of a layer is masked at a time. Light: read while the workflow is parsed."""
+"""Block sizes of masked layers, without PyTorch, since the workflow imports this module while it is parsed."""
 
 
 def block(device: str, learned: bool) -> int:
-    """Weights that are masked, multiplied and differentiated at a time.
+    """Return the number of weights that are masked, multiplied and differentiated at a time.
 
-    On a CPU they stay, with their gradient and probabilities, in a core's caches, and are few beside a model of which
-    only tiles are learned, and no patterns (``learned``); on a GPU they are enough to keep it busy.
+    On a CPU a block, with its gradient and probabilities, fits a core's caches. It is smaller if no patterns are
+    ``learned``, only tiles, so that it is small beside the model. On a GPU a block is large enough to keep it busy.
     """
     if device == "cuda":
         return 1 << 24

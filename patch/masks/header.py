@@ -1,4 +1,4 @@
-"""Description of a mask file: its schema, read without PyTorch while the workflow is parsed."""
+"""Header of a mask file: its schema, read without PyTorch while the workflow is parsed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_header(header: dict[str, Any], path: Path | str) -> MaskHeader:
 
 
 def read_header(path: Path | str) -> dict[str, Any] | None:
-    """Read how the masks in a file were made; None where there is no such file or its header is damaged."""
+    """Read the provenance of the masks in a file; None if there is no such file or its header is damaged."""
     try:
         return check_header(load_header(path, FORMAT, "mask"), path).provenance
     except InputError:

@@ -24,27 +24,27 @@ __all__ = ["LearnableMask", "Sampling", "sample_tiles"]
 
 
 def sample_tiles(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
-    """Gumbel-softmax of `[P, 0]`, first component: the share that is dense, of the logits' shape.
+    """Return the Gumbel-softmax of `[P, 0]`, first component: the dense fraction of each tile, of the logits' shape.
 
-    The difference of two Gumbel variables is logistic, so one ``noise`` of that kind is enough.
+    The difference of two Gumbel variables is logistic, so one logistic ``noise`` suffices.
     """
     soft = torch.sigmoid((sampling.scale * logits + noise) / sampling.temperature)
     return soft + ((soft > 0.5).to(soft.dtype) - soft).detach() if sampling.hard else soft
 
 
 class LearnableMask(nn.Module):
-    """The mask of one linear layer.
+    """Learnable mask of one linear layer.
 
     Args:
         shape: `[out, in]` of the weight.
-        pattern_logits: `[6, out * in / 4]` fp32, or None for a frozen pattern. (The six of a group lie a
-            row apart: sums over them then run along rows, which is what vector units are fast at.) With
-            ``owners``, those of this process' own rows: `[6, own rows * in / 4]`.
-        frozen: `[out, in]` bool mask of the sparse tiles, where there are no pattern logits; kept as a bit a weight.
-        tile_logits: `[out / tile, in / tile]` fp32, or None where every tile is sparse.
+        pattern_logits: `[6, out * in / 4]` fp32, or None for a frozen pattern. A group's six logits lie a row apart,
+            so that sums over them run along rows, which suits vector units. With ``owners``, these are the logits of
+            this process' own rows: `[6, own rows * in / 4]`.
+        frozen: `[out, in]` bool mask of the sparse tiles, if there are no pattern logits; kept as a bit a weight.
+        tile_logits: `[out / tile, in / tile]` fp32, or None if every tile is sparse.
         tile: side of a tile.
-        owners: of the rows, where processes share out the pattern logits; then all of them do the same with their
-            masks at the same time.
+        owners: row sharding of the pattern logits, or None in a single process. All processes must then make the
+            same calls on their masks at the same time.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class LearnableMask(nn.Module):
     def set_step(
         self, pattern: Sampling, tile: Sampling, *counters: int, passes: Sequence[tuple[int, ...]] = ()
     ) -> None:
-        """`begin_pass` of this mask alone; ``passes`` has the counters of every process' pass."""
+        """Call `begin_pass` for this mask alone; ``passes`` has the counters of every process' pass."""
         begin_pass([self], pattern, tile, [counters], [[others] for others in passes])
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """`inputs @ (mask * weight).T + bias`; leaves `sum (mask * weight)^2` in ``kept_norm``."""
+        """Return `inputs @ (mask * weight).T + bias`, and set ``kept_norm`` to `sum (mask * weight)^2`."""
         logits, shares, owners = self.pattern_logits, self.shares, self.owners
-        # The pass may run more than once, and then backward.
+        # The forward pass may run more than once, for example when a block is recomputed.
         if not self._layers or self._layers[0].weight.data_ptr() != weight.data_ptr():
             self._layers = [self._layer(weight, *drawn) for drawn in self._passes or [(self.keys, shares)]]
         if owners is None:
@@ -104,22 +104,22 @@ class LearnableMask(nn.Module):
         )
 
     def forget_gradients(self) -> None:
-        """Let the next backward pass begin anew; room for gradients that is there is used again."""
+        """Make the next backward pass start from zero gradients; their memory is reused."""
         self._sink.adds = False
         if self.tile_logits is not None:
             self.tile_logits.grad = None
 
     def density(self) -> Tensor:
-        """Expected density of the layer in this pass: `1/2 + 1/2 * mean(t)`, since a soft 2:4 group sums to two.
+        """Return the layer's expected density in this pass: `1/2 + 1/2 * mean(t)`, as a soft 2:4 group sums to two.
 
-        Exact in fp32 on the tile grid; for 2:4 without tiles it is 1/2.
+        The value is exact in fp32 on the tile grid; for 2:4 without tiles it is 1/2.
         """
         device = (self.bits if self.pattern_logits is None else self.pattern_logits).device
         return torch.tensor(0.5, device=device) if self.shares is None else 0.5 + 0.5 * self.shares.mean()
 
     @torch.no_grad()
     def final_pattern(self) -> Tensor:
-        """`[out, in]` bool: the most likely pattern of each group, or the frozen mask; the same in all processes."""
+        """Return each group's likeliest pattern, or the frozen mask: `[out, in]` bool, the same in all processes."""
         if self.pattern_logits is None:
             return unpack_bits(self.bits, 0, self.shape.numel()).view(self.shape)
         likeliest = self.pattern_logits.argmax(0)
@@ -142,9 +142,9 @@ def begin_pass(
     """Draw the tiles' states for the next forward pass.
 
     Args:
-        masks: of a model's layers.
-        pattern, tile: how patterns and tiles are drawn.
-        counters: of each mask, which are its own and this pass's alone.
+        masks: masks of a model's layers.
+        pattern, tile: sampling of the patterns and of the tiles.
+        counters: counters of each mask, unique to the mask and this pass.
         passes: with owners, the counters of every process' next pass, in order of the processes.
     """
     for mask, own in zip(masks, counters, strict=True):
@@ -162,7 +162,7 @@ def begin_pass(
 def _draw(
     masks: Sequence[LearnableMask], sampling: Sampling, counters: Sequence[tuple[int, ...]]
 ) -> list[Tensor] | list[None]:
-    """The shares of all masks' tiles at once: for each by itself, calls would take longer than numbers."""
+    """Draw the shares of all masks' tiles at once: a call for each mask would cost more than the arithmetic."""
     logits = [mask.tile_logits for mask in masks if mask.tile_logits is not None]
     if not logits:
         return [None] * len(masks)

@@ -1,7 +1,7 @@
-"""A linear layer whose weight is seen through a mask, which is made again in the backward pass.
+"""A linear layer with a masked weight, which is computed again in the backward pass.
 
-Nothing as large as the weight is alive between the two passes, and within each only some rows at a time are: those
-that the caches hold while they are masked, multiplied and differentiated.
+Nothing as large as the weight stays in memory between the two passes. Within each, only a block of rows does: one that
+fits the caches while it is masked, multiplied and differentiated.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from patch.masks.kernels import Layer, kernel_for, products
 
 
 class Sink:
-    """Where the gradients of a layer's logits go; room for them is kept from step to step."""
+    """Destination of the gradients of a layer's logits, whose memory is reused from step to step."""
 
     adds = False
 
     def open(self, logits: Tensor) -> tuple[Tensor, bool]:
-        """The gradient to write into, and whether to add to what is there."""
+        """Return the gradient to write into, and whether to add to its contents."""
         add = self.adds and logits.grad is not None
         if logits.grad is None:
             logits.grad = torch.empty_like(logits)
@@ -30,11 +30,12 @@ class Sink:
 
 
 class MaskedLinear(torch.autograd.Function):
-    """(input, logits, shares, layer, bias, sink) -> `input @ (mask * weight).T + bias`, fp32 `sum (mask * weight)^2`.
+    """Autograd function of a masked linear layer.
 
-    ``layer`` holds the same logits and shares. The gradient of the logits is set in ``logits.grad``, or added there
-    where ``sink.adds``: autograd would write it twice. So `backward()` is to be called, not `torch.autograd.grad`.
-    Weight and bias are frozen and get none.
+    It maps (input, logits, shares, layer, bias, sink) to `input @ (mask * weight).T + bias` and the fp32
+    `sum (mask * weight)^2`. ``layer`` holds the same logits and shares. The gradient of the logits is set in
+    ``logits.grad``, or added there if ``sink.adds``, since autograd would write it twice. Therefore call `backward()`,
+    not `torch.autograd.grad`. Weight and bias are frozen and get no gradient.
     """
 
     @staticmethod
@@ -77,7 +78,7 @@ class MaskedLinear(torch.autograd.Function):
 
 
 def _forward_by_rows(layer: Layer, flat: Tensor, output: Tensor) -> float | Tensor:
-    """As `products.forward`, of any layer."""
+    """Compute what `products.forward` does, for any layer."""
     rows, columns = layer.weight.shape
     kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
     masked, norm = layer.weight.new_empty(min(step, rows), columns), 0.0
@@ -98,7 +99,7 @@ def _backward_by_rows(
     of_logits: Tensor | None,
     add: bool,
 ) -> None:
-    """As `products.backward`, of any layer; the gradient of the logits is set, or added to what is there."""
+    """Compute what `products.backward` does, for any layer; set the gradient of the logits, or add to it."""
     rows, columns = layer.weight.shape
     kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
     height = min(step, rows)
@@ -111,13 +112,13 @@ def _backward_by_rows(
         kernel.forward(layer, first, part, probabilities)
         mine = of_output[:, first : first + size]
         if of_inputs is not None:
-            # The first needs no zeros to be added to.
+            # The first block overwrites, so that no zeros are needed.
             torch.addmm(of_inputs, mine, part, beta=min(first, 1), out=of_inputs)
         torch.mm(mine.T, flat, out=of_part)
         kernel.backward(layer, first, of_part, probabilities, norm_gradient, of_logits, add, of_shares)
 
 
 def rows_at_a_time(layer: Layer) -> int:
-    """Rows of a layer that are masked, multiplied and differentiated at a time."""
+    """Return the number of rows of a layer that are masked, multiplied and differentiated at a time."""
     rows, columns = layer.weight.shape
     return max(1, min(rows, block(layer.weight.device.type, layer.logits is not None) // columns))

@@ -11,24 +11,24 @@ from torch import Tensor
 from patch.errors import InputError
 from patch.masks.pattern import parse_nm
 
-# Groups up to this size are ranked by comparing all pairs.
+# Largest group that is ranked by comparing all pairs.
 _SHORT = 16
-# Groups that are ranked at once: they and what is counted stay in a processor's cache.
+# Groups that are ranked at once, so that they and the counts fit a processor's cache.
 _PART = 1 << 13
-# Scores that are counted at once, likewise.
+# Scores that are counted at once, for the same reason.
 _RUN = 1 << 20
 
 
 @dataclass(frozen=True)
 class NM:
-    """N of every M consecutive weights along `in` stay."""
+    """Pattern that keeps N of every M consecutive weights along `in`."""
 
     n: int
     m: int
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros."""
+        """Fraction of zeros."""
         return 1 - self.n / self.m
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class NM:
 
 @dataclass(frozen=True)
 class Unstructured:
-    """A share ``sparsity`` of the weights goes, wherever it is."""
+    """Pattern that drops a fraction ``sparsity`` of the weights, anywhere."""
 
     sparsity: float
 
@@ -49,7 +49,7 @@ Pattern = NM | Unstructured
 
 
 def parse_pattern(pattern: str, sparsity: float) -> Pattern:
-    """`"2:4"` or `"unstructured"` -> a pattern."""
+    """Parse `"2:4"` or `"unstructured"` into a pattern."""
     if pattern == "unstructured":
         return Unstructured(sparsity)
     return NM(*parse_nm(pattern))
@@ -80,7 +80,7 @@ def nm_mask(score: Tensor, pattern: NM) -> Tensor:
 
 
 def drop_smallest(score: Tensor, count: int) -> Tensor:
-    """Mask along the last dimension that drops the ``count`` smallest scores; among equals the earlier goes.
+    """Return a mask along the last dimension that drops the ``count`` smallest scores; among equals the earlier goes.
 
     Args:
         score: `[..., length]`, any float type.
@@ -101,7 +101,7 @@ def drop_smallest(score: Tensor, count: int) -> Tensor:
     keep = (rows <= threshold).logical_not_()
     surplus = rows.shape[1] - count - keep.count_nonzero(dim=1)
     if surplus.any():
-        # Equals of the threshold went beyond `count`: the last of them come back.
+        # Too many scores equal the threshold and were dropped: the last of them come back.
         equal = rows == threshold
         row, column = equal.nonzero(as_tuple=True)
         after = equal.count_nonzero(dim=1).cumsum(0)[row] - torch.arange(len(row), device=row.device)
@@ -111,7 +111,7 @@ def drop_smallest(score: Tensor, count: int) -> Tensor:
 
 
 def _drop_by_rank(score: Tensor, count: int) -> Tensor:
-    """`drop_smallest` for groups of a few."""
+    """Return what `drop_smallest` does, for small groups."""
     flat = score.detach().reshape(-1, score.shape[-1])
     keep = torch.empty_like(flat, dtype=torch.bool)
     for part, kept in zip(flat.split(_PART), keep.split(_PART), strict=True):
@@ -121,13 +121,13 @@ def _drop_by_rank(score: Tensor, count: int) -> Tensor:
 
 
 def smallest_of_columns(score: Tensor, count: int) -> Tensor:
-    """Find the ``count`` smallest of each column; among equals the earlier.
+    """Return the ``count`` smallest of each column; among equals the earlier.
 
-    How many of its column go before a score says whether it goes. Sums of comparisons of all pairs count them, as one
-    product of matrices: exact, and many times faster than sorting columns of a few.
+    A score is among them if fewer than ``count`` of its column precede it. Sums of comparisons of all pairs give these
+    ranks, as one matrix product: exact, and many times faster than sorting short columns.
 
     Args:
-        score: `[m, columns]`, any float type, m a few.
+        score: `[m, columns]`, any float type, with small m.
 
     Returns:
         `[m, columns]` fp32: 1 where a score is among the smallest, else 0.
@@ -139,16 +139,16 @@ def smallest_of_columns(score: Tensor, count: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _pairs(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For pairs of places i < j all i and all j; what `s_i <= s_j` adds to ranks, and from where on they are large."""
+    """Return i and j of all pairs i < j, what `s_i <= s_j` adds to the ranks, and the ranks' thresholds."""
     first, second = torch.triu_indices(size, size, 1, device=device)
     places = torch.arange(size, device=device)[:, None]
     sums = (places == second).float() - (places == first).float()
-    # Without a comparison that holds, all later places go before a place.
+    # If no comparison holds, all later places precede a place.
     return first, second, sums, count - (size - 1.0 - places)
 
 
 def _smallest(score: Tensor, count: int) -> Tensor:
-    """The ``count``-th smallest of `[length]` fp32, exactly: by the upper half of its bits, then by the lower."""
+    """Return the ``count``-th smallest of `[length]` fp32, exactly: from the upper half of its bits, then the lower."""
     high = torch.zeros(1 << 16, dtype=torch.int64, device=score.device)
     for part in score.split(_RUN):
         high += torch.bincount((_ordered(part) >> 16).add_(1 << 15), minlength=1 << 16)
@@ -160,11 +160,11 @@ def _smallest(score: Tensor, count: int) -> Tensor:
 
 
 def _ordered(score: Tensor) -> Tensor:
-    """Whole numbers (int32) in the order of fp32 scores."""
+    """Return int32 numbers in the order of fp32 scores."""
     bits = score.view(torch.int32)
     return (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
 
 
 def obeys(mask: Tensor, pattern: NM) -> Tensor:
-    """`[out, in / m]` bool: groups that keep at most ``n`` weights."""
+    """Return the groups that keep at most ``n`` weights, `[out, in / m]` bool."""
     return groups(mask, pattern.m).sum(dim=-1) <= pattern.n

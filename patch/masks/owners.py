@@ -1,4 +1,4 @@
-"""Which rows of a layer each of several processes owns, where they share out the logits of its patterns."""
+"""Row sharding of a layer's pattern logits over several processes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Owners:
-    """The owners of a layer's rows, in order of the rows; some may own none.
+    """Row sharding of a layer: the rows of each process, in order; some may own none.
 
     Attributes:
-        bounds: where the owners' rows begin and end, one number more than there are processes.
-        rank: which of them this process is.
+        bounds: first rows of the processes and the end of the last, one number more than there are processes.
+        rank: number of this process.
     """
 
     bounds: tuple[int, ...]
@@ -20,24 +20,24 @@ class Owners:
 
     @property
     def heights(self) -> list[int]:
-        """How many rows each owns."""
+        """Number of rows of each process."""
         return [stop - start for start, stop in pairwise(self.bounds)]
 
     @property
     def own(self) -> range:
-        """The rows of this process."""
+        """Rows of this process."""
         return range(self.bounds[self.rank], self.bounds[self.rank + 1])
 
 
 def share_out(rows: int, unit: int, processes: int, rank: int, turn: int = 0) -> Owners:
-    """Share rows out as evenly as whole units allow.
+    """Shard rows as evenly as whole units allow.
 
     Args:
-        rows: of the layer; ``unit`` divides them.
-        unit: rows that stay together, such as those of a tile.
-        processes: how many owners.
-        rank: of this process.
-        turn: number of the layer: who gets a unit more changes with it.
+        rows: number of rows of the layer; ``unit`` divides it.
+        unit: number of rows that stay together, such as those of a tile.
+        processes: number of processes.
+        rank: number of this process.
+        turn: number of the layer; the processes that get a unit more change with it.
     """
     assert rows % unit == 0, (rows, unit)
     units, shift = rows // unit, turn % processes

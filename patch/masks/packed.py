@@ -1,4 +1,4 @@
-"""Masks on disk: one bit a weight and one a tile, verified when they are written and when they are read."""
+"""Mask files: one bit a weight and one a tile, verified when they are written and when they are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patch.models.loading import prunable_linears, weight_matrix
 
 
 class PackedMasks(Mapping[str, Tensor]):
-    """Layer name -> `[out, in]` bool, kept as one bit a weight: a model's masks are large while they are made."""
+    """Mapping from layer name to `[out, in]` bool, stored as one bit a weight to save memory while masks are made."""
 
     def __init__(self) -> None:
         self._bits: dict[str, tuple[Tensor, torch.Size]] = {}
@@ -50,7 +50,7 @@ class MaskSet:
         pattern: `N:M`, `unstructured` or `hybrid` (2:4 outside the dense tiles).
         tiles: for `hybrid`, layer name -> `[tiles along out, tiles along in]` bool, True = dense.
         tile: side of a tile, or None.
-        header: what else is known: model, method, seed, digest of the settings, cost.
+        header: provenance of the masks: model, method, seed, digest of the settings, cost.
     """
 
     masks: Mapping[str, Tensor]
@@ -61,12 +61,12 @@ class MaskSet:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros over all layers."""
+        """Fraction of zeros over all layers."""
         counts = [(int(mask.sum()), mask.numel()) for mask in self.masks.values()]
         return 1 - sum(kept for kept, _ in counts) / sum(size for _, size in counts)
 
     def density(self) -> dict[str, float]:
-        """Kept share by layer."""
+        """Return the kept fraction of each layer."""
         return {name: int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
 
     def verify(self) -> None:
@@ -104,7 +104,7 @@ def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
 
 
 def take_mask(tensors: dict[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
-    """Take packed bits out of ``tensors`` and unpack them to ``shape``.
+    """Remove packed bits from ``tensors`` and unpack them to ``shape``.
 
     Raises:
         InputError: they are missing, have another size or type, or the bits after the last weight are not zero.
@@ -163,7 +163,7 @@ def load_masks(path: Path | str) -> MaskSet:
 
 
 def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Module]:
-    """Check that ``masks`` are of ``model``; returns its prunable layers.
+    """Check that ``masks`` are of ``model``; return its prunable layers.
 
     Raises:
         InputError: a layer or a shape does not match.

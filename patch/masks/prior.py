@@ -1,4 +1,4 @@
-"""Where the logits of a learnable mask start."""
+"""Initialization of the logits of a learnable mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patch.masks.tile import dense_tile_budget, sum_tiles, tile_grid
 def pattern_logits(
     shape: torch.Size, std: float, prior: Tensor | None, strength: float, generator: torch.Generator
 ) -> Tensor:
-    """Logits of the six patterns: normal noise, raised where a pattern shares weights with the prior mask.
+    """Return logits of the six patterns: normal noise, raised where a pattern shares weights with the prior mask.
 
     Args:
         shape: `[out, in]` of the weight.
@@ -40,15 +40,15 @@ def tile_logits(
     strength: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Logits of the tiles: noise, `+strength * std` for those of which the prior keeps most, `-strength * std` else.
+    """Return logits of the tiles: noise, plus `strength * std` for those of which the prior keeps most, minus it else.
 
     Args:
         shape: `[out, in]` of the weight.
         tile: side of a tile.
         sparsity: target; the budget of dense tiles follows from it.
         std: standard deviation of the noise.
-        prior: `[out, in]` bool or scores of any kind, of which a tile's sum ranks it; None: noise alone.
-        strength: in units of ``std``.
+        prior: `[out, in]` bool or scores of any kind, whose sum over a tile ranks it; None for noise alone.
+        strength: shift of the logits in units of ``std``.
         generator: CPU generator of the noise.
 
     Returns:

@@ -1,9 +1,9 @@
-"""ProxSparse's regulariser, which is zero where a group of four is 2:4, and its proximal operator.
+"""ProxSparse's regularizer, which is zero where a group of four is 2:4, and its proximal operator.
 
-The published solver takes every group through up to a hundred alternating sweeps, twice. Here groups are told apart by
-their largest weight times the strength: where that is small, as nearly everywhere in a language model, there is one
-minimum and a few sweeps are enough; where it is large, two weights stay; between, the candidates are compared. How many
-sweeps a group gets depends on nothing but the group, so its result does not depend on its neighbours either.
+The published solver runs up to a hundred alternating sweeps on every group, twice. This one distinguishes groups by
+their largest weight times the strength. Where that is small, as nearly everywhere in a language model, there is one
+minimum and a few sweeps suffice; where it is large, two weights stay; in between, the candidates are compared. The
+number of sweeps of a group depends on the group alone, so its result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ CONVEX, CONVEX_SWEEPS = 1 / 6, 12
 # For the two largest weights times the strength, a and b: four weights are a minimum only where a + b <= 1, and three
 # are better than two only where a^2 + b^2 <= 1. The largest of such a group, a + the products, is 5/4 at most.
 LARGEST = 1.25
-# Between: steps in which a group grows to its size, then rounds of so many sweeps until it moves by less than a part.
+# In between: steps in which a group grows to its size, then up to ROUNDS times ROUND sweeps until the change is small.
 GROWTH, ROUNDS, ROUND, STILL = 8, 25, 8, 1e-7
-# Groups at a time: what a core's cache holds; what keeps a GPU busy.
+# Groups at a time: as many as fit a core's cache, and as many as keep a GPU busy.
 CHUNK, GPU_CHUNK = 1 << 16, 1 << 22
 
 
 @torch.no_grad()
 def proximal_two_four(weight: Tensor, strength: float) -> Tensor:
-    """The w that minimises `1/2 ||w - weight||^2 + strength * R(w)`, R being the sum of `triple_products`.
+    """Return the w that minimises `1/2 ||w - weight||^2 + strength * R(w)`, R being the sum of `triple_products`.
 
-    It is the global minimum up to fp32, as far as searches can tell, also in groups where the published alternation
-    from zero ends in a worse one. Of equal minima the sparser is taken; of equal weights, only one of which can stay,
-    the later. NaN spreads within its group.
+    It is the global minimum up to fp32, as far as searches found, also in groups where the published alternation
+    from zero ends in a worse one. Of equal minima the sparser is returned; of equal weights of which only one can
+    stay, the later stays. NaN spreads within its group.
 
     Args:
         weight: `[out, in]`, any float type and strides.
@@ -56,20 +56,20 @@ def proximal_two_four(weight: Tensor, strength: float) -> Tensor:
     rows = max(1, 4 * count // max(1, weight.shape[1]))
     for part, done in zip(weight.split(rows), result.split(rows), strict=True):
         group = groups(part, 4).flatten(0, 1).float()
-        # `[4, groups]`: every operation then runs along contiguous memory.
+        # `[4, groups]`, so that every operation runs along contiguous memory.
         size = torch.abs(group.T, out=group.new_empty(4, len(group)))
         groups(done, 4).flatten(0, 1).copy_(torch.copysign(_shrink(size, strength).T, group))
     return result
 
 
 def triple_products(weight: Tensor) -> Tensor:
-    """What the regulariser sums: of each group of four, the four products of three of its absolute values.
+    """Return the regularizer's terms: for each group of four, the sum of the four products of three absolute values.
 
     Args:
         weight: `[out, in]`, any float type.
 
     Returns:
-        `[out, in / 4]` fp32, their sum; zero where at most two weights are not.
+        `[out, in / 4]` fp32; zero where at most two weights are not zero.
 
     Raises:
         InputError: 4 does not divide `in`.
@@ -82,7 +82,7 @@ def _triples(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def _shrink(size: Tensor, strength: float) -> Tensor:
-    """The minimum for `[4, n]` fp32 absolute values."""
+    """Return the minimum for `[4, n]` fp32 absolute values."""
     largest = size.amax(0) * strength
     result = _sweep(size.clone(), size, strength, SMALL_SWEEPS)
     # A group with NaN is in neither.
@@ -96,7 +96,7 @@ def _shrink(size: Tensor, strength: float) -> Tensor:
 
 
 def _sweep(w: Tensor, z: Tensor, strength: float, count: int) -> Tensor:
-    """Minimise over each row of ``w`` in turn, in place, ``count`` times; both are `[4, n]`."""
+    """Minimise over each row of ``w`` in turn, in place, ``count`` times; both tensors are `[4, n]`."""
     w_rows, z_rows = w.unbind(), z.unbind()
     pair, reach, loss = torch.empty_like(z[:3]).unbind()
     for _ in range(count):
@@ -104,14 +104,14 @@ def _sweep(w: Tensor, z: Tensor, strength: float, count: int) -> Tensor:
             torch.mul(w_rows[i], w_rows[j], out=pair).mul_(strength)
             torch.add(w_rows[i], w_rows[j], out=reach).mul_(strength)
             for one, other in others:
-                # No fused multiply-add: at the ends of rows, without vectors, it might round otherwise.
+                # No fused multiply-add: at the ends of rows, without vectors, it might round differently.
                 torch.mul(w_rows[other], reach, out=loss).add_(pair)
                 torch.sub(z_rows[one], loss, out=w_rows[one]).clamp_(min=0)
     return w
 
 
 def _choose(size: Tensor, strength: float) -> Tensor:
-    """The best of the minima with two, three and four weights, for `[4, n]`."""
+    """Return the best of the minima with two, three and four weights, for `[4, n]`."""
     z, order = size.flip(0).sort(dim=0, descending=True, stable=True)
     best = torch.cat([z[:2], torch.zeros_like(z[2:])])
     left = (z[0] * strength <= LARGEST).nonzero()[:, 0]
@@ -127,10 +127,10 @@ def _choose(size: Tensor, strength: float) -> Tensor:
 
 
 def _grow(z: Tensor, strength: float) -> Tensor:
-    """The local minimum that groups in descending order, `[4, n]`, keep while they grow from zero to ``z``.
+    """Return the local minimum that groups in descending order, `[4, n]`, keep while they grow from zero to ``z``.
 
-    Close to zero there is one, and as long as it stays one it moves without a jump, so that a sweep for each step of
-    growth keeps up with it. From zero, or from ``z``, sweeps at the full size may end in another.
+    Close to zero there is one minimum. While it stays the only one it moves without a jump, so that a sweep for each
+    step of growth follows it. Sweeps at the full size, from zero or from ``z``, may end in another minimum.
     """
     w = torch.zeros_like(z)
     for step in range(1, GROWTH):

@@ -1,4 +1,4 @@
-"""Masks in the formats in which PATCH (`mask.npz`) and MaskLLM (`mask_compressed.npz`) publish them on the hub.
+"""Mask files in the formats in which PATCH (`mask.npz`) and MaskLLM (`mask_compressed.npz`) publish them on the hub.
 
 Both hold `np.packbits` of a layer's flattened mask, 1 = keep, in the layout of the stored weight, which in GPT-2 is
 `[in, out]`. PATCH (`mohammad-mozaffari/<model>-PATCH-45Sparse`): keys `<weight>` and `<weight>.__shape__`, and a JSON
@@ -28,23 +28,23 @@ from patch.masks.tile import by_tile, tile_shape
 from patch.models.loading import is_transposed, prunable_linears
 
 META, SHAPE = "__meta__", ".__shape__"
-# By format, the ends that follow a layer's name in the key of its mask.
+# The suffixes of a layer's name in the key of its mask, by format.
 ENDINGS = {"patch": (".weight",), "maskllm": (".weight.mask", ".mask")}
-# Bytes, unpacked, of the largest description that is read.
+# Largest description that is read, in bytes, unpacked.
 _MOST_META = 1 << 24
 
 
 def read_published(path: Path | str, model: nn.Module, pattern: str, tile: int | None = None) -> MaskSet:
-    """Read and verify the masks of ``model`` in either format, which their keys tell apart.
+    """Read and verify the masks of ``model`` in either format, which the keys distinguish.
 
     Args:
         path: an npz file; nothing in it is unpickled, or unpacked to more than its layer needs.
-        model: gives the layers, their shapes and orientation; its weights are not looked at.
+        model: gives the layers, their shapes and orientation; its weights are not read.
         pattern: `N:M`, `unstructured` or `hybrid`.
         tile: side of a tile, for `hybrid`; None for the one in the file's description.
 
     Returns:
-        `[out, in]` bool masks, kept as bits. The header says the `format`, `patch` or `maskllm`, and the file's `meta`.
+        `[out, in]` bool masks, kept as bits. The header has the `format`, `patch` or `maskllm`, and the file's `meta`.
 
     Raises:
         InputError: the file is missing, damaged, of another model, or its masks break ``pattern``.
@@ -76,8 +76,9 @@ def write_published(path: Path | str, model: nn.Module, masks: MaskSet, meta: Ma
     """Verify and write the masks of ``model`` as PATCH publishes them, atomically; equal masks give equal bytes.
 
     Args:
-        path: where to, usually `mask.npz`.
-        meta: more for the file's description; `format`, `pattern`, `tile` and `achieved_sparsity` are the masks' own.
+        path: path to write, usually `mask.npz`.
+        meta: further entries of the file's description, which cannot replace `format`, `pattern`, `tile` and
+            `achieved_sparsity`.
 
     Raises:
         InputError: the masks are of another model or break their pattern, or ``meta`` is not JSON.
@@ -92,7 +93,7 @@ def write_published(path: Path | str, model: nn.Module, masks: MaskSet, meta: Ma
         raise InputError(f"`meta` of mask {path}: {error}; give what JSON can hold") from None
     if len(description) > _MOST_META:
         raise InputError(f"`meta` of mask {path}: {len(description)} bytes; at most {_MOST_META} are read again")
-    # Entry by entry: np.savez would hold all masks of the model at once.
+    # Entry by entry, since np.savez would hold all masks of the model at once.
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
         _add(file, META, np.frombuffer(description, np.uint8))
         for name, linear in linears.items():
@@ -111,14 +112,14 @@ def _add(file: zipfile.ZipFile, key: str, array: np.ndarray) -> None:
 
 
 def _parse(pattern: str) -> NM:
-    """The groups of a pattern; 1:1 for one without."""
+    """Return the group of a pattern; 1:1 for `unstructured`."""
     if pattern in ("hybrid", "unstructured"):
         return NM(2, 4) if pattern == "hybrid" else NM(1, 1)
     return NM(*parse_nm(pattern))
 
 
 def _layers(archive: Archive, linears: Mapping[str, nn.Module]) -> tuple[str, dict[str, str]]:
-    """The file's format, and by layer the key of its mask: one for each prunable layer, and no other."""
+    """Return the file's format, and the key of each prunable layer's mask; refuse a file with other layers."""
     shapes = [key for key in archive.keys if key.endswith(SHAPE)]
     bits = [key for key in archive.keys if key != META and not key.endswith(SHAPE)]
     kind = "patch" if shapes or META in archive.keys else "maskllm"
@@ -180,7 +181,7 @@ def _check_shape(archive: Archive, key: str, shape: torch.Size) -> None:
 
 
 def _mask(archive: Archive, key: str, linear: nn.Module) -> Tensor:
-    """The `[out, in]` bool mask of a layer."""
+    """Return the `[out, in]` bool mask of a layer."""
     shape = linear.weight.shape
     size = -(-shape.numel() // 8)
     bits = archive.read(key, size)
@@ -193,7 +194,7 @@ def _mask(archive: Archive, key: str, linear: nn.Module) -> Tensor:
 
 
 def _dense_tiles(where: str, mask: Tensor, tile: int) -> Tensor:
-    """`[tiles along out, tiles along in]` bool: the tiles that break 2:4, all of whose weights must be kept."""
+    """Return the tiles that break 2:4, whose weights must all be kept: `[tiles along out, tiles along in]` bool."""
     (rows, columns), (height, width) = mask.shape, tile_shape(mask.shape, tile)
     if rows % height or columns % width or width % 4:
         raise InputError(

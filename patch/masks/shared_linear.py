@@ -1,16 +1,16 @@
-"""A masked linear layer whose pattern logits several processes share out by rows; each does a micro-batch of its own.
+"""A masked linear layer whose pattern logits are sharded by rows; each process computes a micro-batch of its own.
 
-Frozen weights are replicated; logits, their gradients and the optimizer's moments are with the owner of a row alone.
-All processes go through the same layers at the same time. The owner makes the masked weights of its rows for every
-process' micro-batch, one exchange gives each process the whole masked weight of its own, and their gradients go back
-the same way. A weight in bf16 so moves 6 bytes a micro-batch: twice itself, in the forward pass and in the backward
-pass, where it is made again, and once its gradient (and once more itself where a block is recomputed). Gathering
-logits and scattering their gradients instead, as fully sharded data parallelism does, moves 18: one and a half logits
-a weight in fp32, twice, and their gradients.
+Frozen weights are replicated. Each process holds the logits of its own rows, with their gradients and moments.
+All processes run the same layers at the same time. The owner of rows makes their masked weights for every process'
+micro-batch, one exchange gives each process the whole masked weight of its own, and the gradients return the same
+way. A weight in bf16 so moves 6 bytes a micro-batch: itself in the forward pass and again in the backward pass, where
+it is recomputed, and its gradient once (and itself once more where a block is recomputed). Gathering logits and
+scattering their gradients instead, as fully sharded data parallelism does, moves 18: one and a half fp32 logits a
+weight, twice, and their gradients.
 
-An owner adds up the gradients of its logits in the order of the micro-batches, and products are cut into the blocks
-of rows that `patch.masks.linear` has: the numbers are those of one process that does the micro-batches one after
-another. (Sums of squares are added up in fp64 in another order, which is gone when they are rounded to fp32.)
+An owner sums the gradients of its logits in the order of the micro-batches, and products are cut into the same blocks
+of rows as in `patch.masks.linear`. The results are therefore those of one process that computes the micro-batches in
+turn. (Sums of squares are added in fp64 in another order; the difference is lost when they are rounded to fp32.)
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from patch.masks.owners import Owners
 
 
 class SharedLinear(torch.autograd.Function):
-    """(input, logits, shares, layers, owners, bias, sink) -> what `MaskedLinear` gives for this process' pass.
+    """Autograd function with the results of `MaskedLinear` for this process' pass.
 
-    ``layers`` has an entry for each process, in order: the layer with that process' noise and tile shares, and with
-    the logits of this process' own rows. Logits and shares are this process', as for `MaskedLinear`; so are the
-    gradients, but for that of the logits, which is the sum over all processes for the own rows.
+    It maps (input, logits, shares, layers, owners, bias, sink) to these. ``layers`` has an entry for each process, in
+    order: the layer with that process' noise and tile shares, and with the logits of this process' own rows. Logits,
+    shares and gradients are this process', as for `MaskedLinear`, but the gradient of the logits is the sum over all
+    processes for the own rows.
     """
 
     @staticmethod
@@ -76,7 +77,7 @@ class SharedLinear(torch.autograd.Function):
             for block in room.blocks(range(rows)):
                 of_inputs.addmm_(of_flat[:, block], room.whole[block])
             of_inputs = of_inputs.view(*of_output.shape[:-1], columns)
-        # From here on there are gradients where the weights were.
+        # From here on the buffers hold gradients in place of weights.
         for block in room.blocks(range(rows)):
             torch.mm(of_flat[:, block].T, flat, out=room.whole[block])
         room.to_owners()
@@ -86,11 +87,11 @@ class SharedLinear(torch.autograd.Function):
 
 
 class _Room:
-    """Room for a layer's masked weights, then for their gradients.
+    """Buffers of a layer's masked weights, and then of their gradients.
 
     Attributes:
-        whole: `[out, in]`, of this process' pass.
-        own: `[processes, own rows, in]`, of all processes' passes.
+        whole: `[out, in]`, for this process' pass.
+        own: `[processes, own rows, in]`, for all processes' passes.
     """
 
     def __init__(self, layers: list[Layer], owners: Owners) -> None:
@@ -101,7 +102,7 @@ class _Room:
         self._kernel, self._step = kernel_for(weight.device, weight.dtype), rows_at_a_time(layers[0])
 
     def blocks(self, rows: range) -> Iterator[slice]:
-        """``rows`` in blocks that end where those of a process without others do."""
+        """Yield ``rows`` in blocks that end where those of a single process do."""
         first = rows.start
         while first < rows.stop:
             last = min(rows.stop, (first // self._step + 1) * self._step)
@@ -109,7 +110,7 @@ class _Room:
             first = last
 
     def make_weights(self, probabilities: Tensor | None) -> Tensor:
-        """Fill ``own`` with masked weights; returns the sums of their squares, one a pass, in fp64."""
+        """Fill ``own`` with masked weights; return the sums of their squares, one a pass, in fp64."""
         norms = torch.zeros(len(self.layers), dtype=torch.float64, device=self.own.device)
         for number, layer in enumerate(self.layers):
             for block in self.blocks(self.owners.own):
@@ -120,15 +121,15 @@ class _Room:
         return norms
 
     def to_passes(self) -> None:
-        """Give every process the rows that this one has made for it: ``own`` of all -> ``whole``."""
+        """Send every process the rows that this one has made for it: ``own`` of all -> ``whole``."""
         exchange_rows(self.whole, self.own.flatten(0, 1), self.owners.heights, [self.own.shape[1]] * len(self.layers))
 
     def to_owners(self) -> None:
-        """Give every owner its rows of this process' pass: ``whole`` of all -> ``own``."""
+        """Send every owner its rows of this process' pass: ``whole`` of all -> ``own``."""
         exchange_rows(self.own.flatten(0, 1), self.whole, [self.own.shape[1]] * len(self.layers), self.owners.heights)
 
     def differentiate(self, probabilities: Tensor, of_norms: list[float], logits: Tensor, sink: Sink) -> Tensor | None:
-        """Add the gradients in ``own`` to those of the logits; returns that of the shares of this process' pass."""
+        """Add the gradients in ``own`` to those of the logits; return that of the shares of this process' pass."""
         shares = self.layers[0].shares
         of_shares = None if shares is None else shares.new_zeros(len(self.layers), *shares.shape)
         for number, layer in enumerate(self.layers):
@@ -147,7 +148,7 @@ class _Room:
         return None if of_shares is None else self._share_gradients(of_shares)
 
     def _share_gradients(self, of_shares: Tensor) -> Tensor:
-        """`[processes, tiles, tiles]`, of which this owner has its rows -> `[tiles, tiles]` of this process' pass."""
+        """Exchange the own rows of `[processes, tiles, tiles]` for `[tiles, tiles]` of this process' pass."""
         height, own = self.layers[0].tile[0], self.owners.own
         mine = of_shares[:, own.start // height : own.stop // height].flatten(0, 1).contiguous()
         found = torch.empty_like(of_shares[0])
@@ -159,7 +160,7 @@ class _Room:
         return slice(block.start - self.owners.own.start, block.stop - self.owners.own.start)
 
     def _kept(self, probabilities: Tensor | None, number: int, block: slice) -> Tensor | None:
-        """Where a block's probabilities are, `[6, rows, in / 4]`."""
+        """Return the buffer of a block's probabilities, `[6, rows, in / 4]`; None if they are not kept."""
         if probabilities is None:
             return None
         groups, here = self.own.shape[2] // 4, self._here(block)

@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def tile_shape(shape: tuple[int, int] | torch.Size, tile: int) -> tuple[int, int]:
-    """Weights along `out` and `in` of one tile."""
+    """Return the number of weights along `out` and `in` of one tile."""
     rows, columns = shape
     return min(rows, tile), min(columns, tile)
 
 
 def tile_grid(shape: tuple[int, int] | torch.Size, tile: int) -> tuple[int, int]:
-    """Number of tiles along `out` and `in`, which they divide."""
+    """Return the number of tiles along `out` and `in`, which they must divide."""
     (rows, columns), (height, width) = shape, tile_shape(shape, tile)
     assert rows % height == 0 and columns % width == 0, (tuple(shape), tile)
     return rows // height, columns // width
 
 
 def expand_tiles(tiles: Tensor, shape: tuple[int, int] | torch.Size) -> Tensor:
-    """One value a tile -> `[out, in]`."""
+    """Expand one value a tile to `[out, in]`."""
     return tiles.repeat_interleave(shape[0] // tiles.shape[0], 0).repeat_interleave(shape[1] // tiles.shape[1], 1)
 
 
@@ -36,12 +36,12 @@ def sum_tiles(values: Tensor, tile: int) -> Tensor:
 
 
 def dense_tile_budget(tiles: int, sparsity: float) -> int:
-    """How many of ``tiles`` equal tiles stay dense so that the rest, half zeros, gives ``sparsity``."""
+    """Return the number of ``tiles`` equal tiles that stay dense so that the rest, half zeros, gives ``sparsity``."""
     return min(tiles, max(0, round((1 - 2 * sparsity) * tiles)))
 
 
 def largest_within_budget(logits: Tensor, sizes: Tensor, sparsity: float) -> Tensor:
-    """The tiles with the largest logits, as many as bring the sparsity nearest to ``sparsity``.
+    """Return the tiles with the largest logits, as many as bring the sparsity nearest to ``sparsity``.
 
     Args:
         logits: `[tiles]`; among equals the earlier tile comes first.

@@ -1,4 +1,4 @@
-"""C++ of this package, compiled on first use by the machine's compiler and kept for the next time."""
+"""C++ sources of this package, compiled on first use by the machine's compiler and cached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _loads = itertools.count(1)
 
 
 class NoCompiler(Exception):
-    """No working C++ compiler was found for a source."""
+    """Error that no working C++ compiler was found for a source."""
 
 
 @cache
@@ -73,7 +73,7 @@ def _compile(source: Path, compiler: str, flags: tuple[str, ...]) -> bytes:
 
 
 def _load(content: bytes) -> ctypes.CDLL:
-    """Load a library from memory: the verified bytes are the loaded ones, and the file may change or go meanwhile."""
+    """Load a library from memory: the verified bytes are loaded, even if the file changes or is removed meanwhile."""
     create = getattr(ctypes.CDLL(None, use_errno=True), MEMORY_FILE, None)
     if create is None:
         raise OSError("only Linux loads libraries from memory")
@@ -83,7 +83,7 @@ def _load(content: bytes) -> ctypes.CDLL:
     with open(descriptor, "wb") as file:
         file.write(content)
         file.flush()
-        # The loader takes equal paths for the same library, but descriptors are reused: each path is another.
+        # The loader treats equal paths as the same library, but descriptors are reused, so each path must differ.
         return ctypes.CDLL(f"/proc/self{'/.' * next(_loads)}/fd/{descriptor}")
 
 
@@ -110,12 +110,14 @@ def _prepare(source: Path, flags: tuple[str, ...]) -> tuple[Path, ctypes.CDLL]:
 
 
 def build(source: Path, flags: tuple[str, ...] = ()) -> Path:
-    """Return the library's file, compiled unless one of this source, headers, flags, compiler and processor is kept.
+    """Return the library's file; compile it unless one of the same inputs is cached.
+
+    The inputs are the source, headers, flags, compiler and processor.
 
     Raises:
         NoCompiler: none of `$CXX`, `c++`, `g++`, `clang++` makes a library that loads.
-        OSError: the library cannot be kept.
-        InputError: others can write the folder where it is kept.
+        OSError: the library cannot be cached.
+        InputError: others can write the folder of cached libraries.
     """
     return _prepare(source, flags)[0]
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """Return `$PATCH_KERNEL_CACHE`, or else a folder in the user's caches or, without a home, in temporary files."""
+    """Return `$PATCH_KERNEL_CACHE`, else a folder in the user's caches or, without a home, in temporary files."""
     chosen = os.environ.get(CACHE)
     if chosen:
         return Path(chosen)
@@ -36,7 +36,7 @@ def _others_write(found: os.stat_result) -> bool:
 
 
 def _checksum(name: str, content: bytes) -> bytes:
-    """Return the digest of a library and its name, so that a library under the name of another does not match."""
+    """Return the digest of a library and its name, so that a library under another one's name does not match."""
     return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
@@ -66,7 +66,7 @@ class Cache:
         os.close(self._folder)
 
     def read(self, name: str) -> bytes | None:
-        """Return a library; None, with a warning in the log unless it is missing, where it cannot be trusted."""
+        """Return a library; None if it is missing, or, with a warning in the log, if it cannot be trusted."""
         try:
             with open(name, "rb", opener=partial(os.open, dir_fd=self._folder)) as file:
                 others, kept = _others_write(os.fstat(file.fileno())), file.read()

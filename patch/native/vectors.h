@@ -1,5 +1,5 @@
-// Sixteen numbers at a time, in the vector types of GCC and Clang: they stand for the instructions of whatever processor
-// a source is compiled on.
+// Sixteen numbers at a time, in the vector types of GCC and Clang, which compile to the instructions of the target
+// processor.
 
 #pragma once
 
@@ -22,7 +22,7 @@ typedef Vectors<LANES>::Integers vi;
 typedef Vectors<LANES>::Words vu;
 typedef Vectors<LANES>::Halves vh;
 
-// Numbers from where a vector may begin, so that none lies across two lines of a cache; not set.
+// Uninitialized numbers, aligned for vectors, so that no vector lies across two cache lines.
 struct Room {
   std::unique_ptr<float[]> all;
   float* at;
@@ -39,13 +39,13 @@ struct FlushDenormals {
 #endif
 };
 
-// Fetches what is read soon into the first cache (3) or the second (2).
+// Prefetches into the first cache (3) or the second (2).
 template <int NEARNESS = 2>
 inline void fetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, NEARNESS);
 }
 
-// How many bytes before they are needed weights are fetched from memory into the second cache, and into the first.
+// Prefetch distance of weights in bytes, into the second cache and into the first.
 constexpr int FAR = 4096, NEAR = 1024;
 inline void ahead(const void* from, int64_t bytes) {
   fetch(static_cast<const char*>(from) + FAR, bytes);

@@ -1,7 +1,7 @@
-"""What multiplies by a packed weight: `multiply(packed, inputs)` takes `[n, in]` to `[n, out]`, of the weight's dtype.
+"""Backends of products with a packed weight: `multiply(packed, inputs)` maps `[n, in]` to `[n, out]`, in its dtype.
 
-A backend is a module with `supports(packed, inputs)`, which is None where it can multiply these and else says why not,
-and `multiply`.
+A backend is a module with `multiply` and `supports(packed, inputs)`, which returns None where the backend can multiply
+these, and else the reason why it cannot.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ BACKENDS = {
     "compiled": "patch.inference.backends.compiled",
     "unpacked": "patch.inference.backends.unpacked",
 }
-# The first that can multiply does, unless another is named. Those of the table alone need a second copy of the weight.
+# The first backend that supports the inputs is used, unless one is named. Those of the table alone store a second copy
+# of the weight.
 AUTOMATIC = ("fused", "compiled", "unpacked")
 Multiply = Callable[[PackedWeight, Tensor], Tensor]
 
 
 def load(name: str) -> ModuleType:
-    """A backend by its name.
+    """Return the backend of a name.
 
     Raises:
-        InputError: there is none of that name, or what it needs is missing.
+        InputError: no backend has this name, or one of its requirements is missing.
     """
     if name not in BACKENDS:
         raise InputError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
@@ -42,10 +43,10 @@ def load(name: str) -> ModuleType:
 
 
 def backend_for(packed: PackedWeight, inputs: Tensor, name: str | None = None) -> Multiply:
-    """What multiplies ``inputs`` by a weight.
+    """Return the backend that multiplies ``inputs`` by a weight.
 
     Raises:
-        InputError: the backend that is named cannot.
+        InputError: the named backend does not support them.
     """
     if name is not None:
         backend = load(name)

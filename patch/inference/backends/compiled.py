@@ -1,8 +1,8 @@
-"""Products on a CPU, compiled for its instructions on first use and kept for the next time.
+"""CPU products, compiled for the processor's instructions on first use and cached.
 
-Few inputs, as in decoding, are bound by memory: the packed weight is expanded in registers. More are bound by
-arithmetic: products with zeros are passed over, or matrix units multiply. Tiles of odd sizes are unpacked into a piece
-that the caches hold, and multiplied by PyTorch.
+With few inputs, as in decoding, memory bandwidth is the limit, and the packed weight is expanded in registers. With
+more, arithmetic is the limit: products with zeros are skipped, or matrix units multiply. Tiles of odd sizes are
+unpacked into a piece that fits the caches, and multiplied by PyTorch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from patch.inference.packed import PackedWeight
 from patch.native import NoCompiler, library, processor
 
 SOURCE = Path(__file__).parent / "kernels/packed_linear.cpp"
-# Sets of instructions, the fastest first: what the compiler is told and what the processor must have.
+# Instruction sets, the fastest first: the compiler's flags and the processor features that each needs.
 INSTRUCTIONS = {
     "amx": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "amx-tile", "amx-bf16", "avx2", "fma"),
     "avx512-vbmi2": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "avx2", "fma"),
@@ -32,20 +32,20 @@ INSTRUCTIONS = {
     "avx2": ("avx2", "fma"),
     "portable": (),
 }
-# Another set than the fastest, for a whole process.
+# Environment variable that selects an instruction set other than the fastest.
 CHOICE = "PATCH_INSTRUCTIONS"
 DTYPES = (torch.float32, torch.bfloat16)
-# Up to so many inputs each are summed in vectors; in bf16 it is fewer where there are matrix units.
+# Up to this many inputs, each is summed in vectors; in bf16 the limit is lower where there are matrix units.
 FEW, FEW_OF_UNITS = 4, 2
-# With more, matrix units do better with what PyTorch makes of unpacked rows.
+# Above this number, PyTorch's products of unpacked rows use matrix units better.
 MOST_OF_UNITS = 1024
-# Weights that are unpacked at a time.
+# Number of weights unpacked at a time.
 BLOCK = 1 << 21
 log = logging.getLogger(__name__)
 
 
 class _Packed(ctypes.Structure):
-    """`Packed` of the source."""
+    """The C++ struct `Packed`."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("values", "bits", "dense", "starts")),
@@ -59,8 +59,8 @@ KEPT = "compiled"
 
 
 def available() -> list[str]:
-    """The sets of instructions that this processor has, the fastest first."""
-    # The compiler and `/proc/cpuinfo` write them with other signs.
+    """Return the instruction sets that this processor has, the fastest first."""
+    # The compiler and `/proc/cpuinfo` spell them differently.
     flags = {flag.replace("amx_", "amx-").replace("_", "") for flag in processor()}
     return [name for name, needed in INSTRUCTIONS.items() if flags.issuperset(needed)]
 
@@ -84,10 +84,10 @@ def load(instructions: str) -> ctypes.CDLL:
 
 @cache
 def _kernel() -> tuple[str, ctypes.CDLL] | str:
-    """Return the set of instructions that is used, with its library; or why there is none.
+    """Return the instruction set in use and its library, or the reason why there is none.
 
     Raises:
-        InputError: the processor lacks what is chosen, or others can write the folder of compiled libraries.
+        InputError: the processor lacks the chosen set, or others can write the folder of compiled libraries.
     """
     choice, reason = os.environ.get(CHOICE), ""
     if choice is not None and choice not in available():
@@ -108,7 +108,7 @@ def _kernel() -> tuple[str, ctypes.CDLL] | str:
 
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
-    """See `patch.inference.backends`."""
+    """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
     values = packed.values
     if not (inputs.is_cpu and values.is_cpu):
         return "inputs and weight must be on the CPU"
@@ -129,7 +129,7 @@ def _told(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, torch
     The weight is moved to large pages, which are read faster.
 
     Raises:
-        InputError: it is of another dtype or device than the library's.
+        InputError: the weight has a dtype or device that the library does not support.
     """
     (rows, columns), values, bits = parts.dense.shape, parts.values, parts.bits
     if not values.is_cpu or values.dtype not in DTYPES:
@@ -145,7 +145,7 @@ def _told(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, torch
 
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
-    """See `patch.inference.backends`."""
+    """Return the product; see `patch.inference.backends`."""
     instructions, kernel = _kernel()
     parts = packed.checked
     known = parts.kept.get(KEPT)

@@ -1,22 +1,22 @@
-"""Multiplies by a packed weight on a GPU without unpacking it in memory: a Triton kernel that expands it in registers.
+"""Products with a packed weight on a GPU: a Triton kernel that expands the weight in registers, not in memory.
 
-A program has some rows of one row of tiles and walks along them, some columns of a tile at a time. Where few rows come
-in, what counts is how fast the weight is read; where many do, that the tensor cores wait for nothing:
+A program handles some rows of one row of tiles and iterates along them, some columns of a tile at a time. With few rows
+of inputs, the speed of reading the weight is the limit; with many, the tensor cores must not wait for loads:
 
-- All loads are the same whatever a tile is: eight values for every sixteen weights, and eight more (masked, and so not
-  read) where the tile is dense. Triton overlaps the loads of a loop with its work only if none is within a branch; so
-  only what becomes of the values in registers branches, once for the whole program. A tile begins where the one before
-  it ends, so no load waits for another that tells where to read.
-- Eight values of two bytes are one load of sixteen bytes, and their sixteen bits one word: a thread has all that it
+- All loads are the same for every kind of tile: eight values for every sixteen weights, and eight more (masked, and so
+  not read) where the tile is dense. Triton overlaps the loads of a loop with its work only if no load is within a
+  branch, so only the expansion of the values in registers branches. A tile begins where the one before it ends, so no
+  load depends on an address that another one reads.
+- Eight values of two bytes are one load of sixteen bytes, and their sixteen bits one word, so a thread has all that it
   expands. The weights are put back in order and multiplied by one `tl.dot` over all columns: four dots, one for each
-  place of a group, would have to pick every fourth of the inputs, two bytes each, which no asynchronous copy can.
-- The weight is the left operand. Its 64 rows fill Hopper's instruction, which takes the left operand from registers,
-  and the inputs, as the right one, may be as few as 16 rows.
+  place of a group, would need every fourth of the inputs, two bytes each, which no asynchronous copy can load.
+- The weight is the left operand. Its 64 rows fill Hopper's instruction, which reads the left operand from registers,
+  and the inputs, as the right one, may have as few as 16 rows.
 - With few programs the columns are split among more, each of which writes its own sum; the sums are then added in
-  order, without atomics. How many there are follows from the shapes and the GPU, not from timing, and what was tuned is
-  kept on disk, so results do not differ between runs.
+  order, without atomics. The number of parts follows from the shapes and the GPU, not from timing, and the tuned
+  configuration is cached on disk, so results do not differ between runs.
 
-With TRITON_INTERPRET=1 it runs on a CPU too, for tests.
+With TRITON_INTERPRET=1 the kernel runs on a CPU too, for tests.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from torch import Tensor
 from patch.errors import InputError
 from patch.inference.packed import PackedWeight
 
-# Up to so many rows the weight is what is waited for.
+# Up to this number of rows, the kernel is limited by reading the weight.
 FEW = 64
-# From so many rows on, more of them change nothing.
+# Above this number, more rows do not change the best configuration.
 MANY = 4096
-# Programs wanted for each processor of the GPU, and columns that are worth one.
+# Programs per multiprocessor of the GPU to aim for, and the least number of columns for one.
 PROGRAMS = 4
 COLUMNS = 256
 
 
 @triton.jit
 def _expand(kept, word, DEPTH: tl.constexpr):  # noqa: ANN001, ANN202
-    """`[rows, DEPTH / 16, 8]` values, two a group, and `[rows, DEPTH / 16]` bits, four a group -> `[rows, DEPTH]`."""
+    """Expand `[rows, DEPTH / 16, 8]` values, two a group, by `[rows, DEPTH / 16]` bits to `[rows, DEPTH]`."""
     first, second = tl.split(tl.reshape(kept, (kept.shape[0], DEPTH // 16, 4, 2)))
     group = word.to(tl.int32)[:, :, None] >> (4 * tl.arange(0, 4))[None, None, :]
     zero = tl.zeros_like(first)
@@ -58,7 +58,7 @@ def _expand(kept, word, DEPTH: tl.constexpr):  # noqa: ANN001, ANN202
 
 @triton.jit
 def _concatenate(half, other, DEPTH: tl.constexpr):  # noqa: ANN001, ANN202
-    """The first and the last eight of every sixteen weights -> `[rows, DEPTH]`."""
+    """Concatenate the first and the last eight of every sixteen weights to `[rows, DEPTH]`."""
     return tl.reshape(tl.permute(tl.join(half, other), (0, 1, 3, 2)), (half.shape[0], DEPTH))
 
 
@@ -88,7 +88,7 @@ def _multiply(
 ):  # noqa: ANN001, ANN202
     STEPS: tl.constexpr = WIDTH // DEPTH
     HALF: tl.constexpr = HEIGHT * WIDTH // 2
-    # Programs that run at a time have inputs and weights in common.
+    # Programs that run at the same time share inputs and weights.
     block, part = tl.swizzle2d(tl.program_id(1), tl.program_id(0), tl.num_programs(1), tl.num_programs(0), 8)
     column = tl.program_id(2) * share
     end = tl.minimum(column + share, across)
@@ -96,7 +96,7 @@ def _multiply(
     inside = (row < rows)[None, :]
     inputs += (block * ROWS).to(tl.int64) * stride
     inputs += (tl.arange(0, ROWS) * stride)[None, :] + tl.arange(0, DEPTH)[:, None]
-    # A program's rows are of one row of tiles.
+    # All rows of a program are in one row of tiles.
     high = part * HIGH % HEIGHT + tl.arange(0, HIGH)
     sixteen = tl.arange(0, DEPTH // 16)
     first = part * HIGH // HEIGHT * across
@@ -117,7 +117,7 @@ def _multiply(
         if SPARSE:
             words = bits + (high * (WIDTH // 16))[:, None] + step * (DEPTH // 16) + sixteen[None, :]
             if DENSE:
-                # Not `full` itself: the interpreter takes no scalar for a mask.
+                # Not `full` itself: the interpreter accepts no scalar as a mask.
                 word = tl.load(words, mask=tl.full((1, 1), halves, tl.int32) == 1, other=0)
                 other = tl.load(here + 8, mask=tl.full((1, 1, 1), halves, tl.int32) == 2, other=0.0)
                 weight = _concatenate(kept, other, DEPTH) if full else _expand(kept, word, DEPTH)
@@ -143,7 +143,7 @@ def _multiply(
     tl.store(to, total.to(output.dtype.element_ty), mask=inside)
 
 
-# Whether this is no GPU.
+# True where Triton's interpreter runs the kernel instead of a GPU.
 INTERPRETED = not isinstance(_multiply, triton.runtime.JITFunction)
 
 
@@ -151,7 +151,7 @@ def _config(rows: int | None, high: int, depth: int, warps: int, stages: int) ->
     return triton.Config(({"ROWS": rows} if rows else {}) | {"HIGH": high, "DEPTH": depth}, warps, stages)
 
 
-# Rows of inputs and of weights, columns, warps, stages. Of few inputs all are in one block, whose size is given.
+# Rows of inputs and of weights, columns, warps, stages. Few inputs all fit one block, whose size the caller gives.
 FEW_CONFIGS = [
     _config(None, 64, 64, 4, 4),
     _config(None, 64, 128, 4, 3),
@@ -172,10 +172,10 @@ MANY_CONFIGS = [
 
 
 def _fitted(configs: list[triton.Config], arguments: dict[str, Any], **constants: Any) -> list[triton.Config]:
-    """The same, no larger than the tile; sides of blocks are powers of two, of which a tile's side is a multiple."""
+    """Return the configurations with blocks that divide the tile; sides of blocks are powers of two."""
     limits = {"HIGH": constants["HEIGHT"] & -constants["HEIGHT"], "DEPTH": constants["WIDTH"] & -constants["WIDTH"]}
     if arguments["values"].dtype == torch.float32:
-        # No tensor core multiplies in full precision, and all that others do is in registers.
+        # Tensor cores do not multiply in full fp32, so the products run on other units and need registers.
         limits |= {"DEPTH": min(32, limits["DEPTH"]), "ROWS": 128}
     found = {}
     for config in configs:
@@ -186,7 +186,7 @@ def _fitted(configs: list[triton.Config], arguments: dict[str, Any], **constants
 
 
 def _tuned(configs: list[triton.Config]) -> Callable[..., None]:
-    """The kernel with the configuration that is fastest for a key, which is kept on disk."""
+    """Return the kernel with the fastest configuration for a key; configurations are cached on disk."""
     key = ["bucket", "out", "across", "HEIGHT", "WIDTH", "DENSE", "SPARSE"]
     pruning = {"early_config_prune": _fitted}
     return triton.autotune(configs, key, prune_configs_by=pruning, cache_results=True)(_multiply)
@@ -206,7 +206,7 @@ def _too_old(device: torch.device) -> bool:
 
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
-    """See `patch.inference.backends`."""
+    """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
     device, dtype = packed.values.device, packed.values.dtype
     if inputs.device != device:
         return f"inputs on {inputs.device}, the weight on {device}"
@@ -227,9 +227,9 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
 
 
 def splits(packed: PackedWeight, rows: int) -> tuple[int, int]:
-    """Parts that the columns are split in, and tiles of each but the last, which may have fewer.
+    """Return the number of parts that the columns are split in, and the tiles of each part; the last may have fewer.
 
-    As many as give the GPU enough programs, if each is left enough columns.
+    There are as many parts as give the GPU enough programs, if each keeps enough columns.
     """
     checked = packed.checked
     (out, columns), across = checked.shape, checked.dense.shape[1]
@@ -240,7 +240,10 @@ def splits(packed: PackedWeight, rows: int) -> tuple[int, int]:
 
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
-    """See `patch.inference.backends`. The first call of a kind tries configurations: have it before a CUDA graph."""
+    """Return the product (see `patch.inference.backends`).
+
+    The kernel autotunes on first use; warm up before CUDA-graph capture.
+    """
     reason, shape = supports(packed, inputs), packed.checked.shape
     if reason or inputs.shape[1] != shape[1]:
         raise InputError(
@@ -267,7 +270,7 @@ def _launch(packed: PackedWeight, inputs: Tensor, output: Tensor, share: int) ->
     constants = {
         "HEIGHT": checked.height,
         "WIDTH": checked.width,
-        # What no tile is the kernel need not look for.
+        # The kernel does not check for tiles of a kind that the weight lacks.
         "DENSE": checked.values.numel() * 2 > checked.weights * tiles,
         "SPARSE": checked.bits.numel() > 0,
         # The interpreter multiplies the bits of a bfloat16.

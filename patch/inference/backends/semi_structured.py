@@ -1,8 +1,8 @@
-"""A matrix that is 2:4 everywhere, by the sparse tensor cores of an NVIDIA GPU as PyTorch uses them.
+"""Backend for a weight that is 2:4 everywhere: the sparse tensor cores of an NVIDIA GPU, through PyTorch.
 
-They multiply twice as fast, which many rows of inputs gain from. But PyTorch has a format of its own for them, so the
-weight is in memory twice, 1.125 times what a dense one takes at 16 bits: nothing that anybody gets without asking.
-Therefore this is a backend only where it is named.
+They multiply twice as fast, which helps with many rows of inputs. But PyTorch needs its own format for them, so the
+weight is in memory twice: 1.125 times the bytes of a dense one at 16 bits. This backend is therefore used only when it
+is named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEPT = "semi_structured"
 
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
-    """See `patch.inference.backends`."""
+    """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
     device, dtype = packed.values.device, packed.values.dtype
     if inputs.device != device:
         return f"inputs on {inputs.device}, the weight on {device}"
@@ -50,7 +50,7 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
 
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
-    """See `patch.inference.backends`. The first call converts the weight, which it keeps as long as the packed one."""
+    """Return the product; see `patch.inference.backends`. The first call converts the weight and caches the result."""
     if not len(inputs):
         return inputs.new_empty(0, packed.shape[0])
     kept = packed.checked.kept
@@ -62,9 +62,9 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
 
 @cache
 def _format(device: torch.device) -> tuple[type[SparseSemiStructuredTensor] | None, str | None]:
-    """The first of PyTorch's two formats that works for a small matrix, or why none does.
+    """Return the first of PyTorch's two formats that works for a small matrix, or the reason why none does.
 
-    cuSPARSELt is missing in some builds, and CUTLASS as PyTorch has it knows compute capability 8 alone.
+    cuSPARSELt is missing in some builds, and PyTorch's CUTLASS supports compute capability 8 only.
     """
     reasons = []
     for kind in (SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS):
@@ -80,11 +80,11 @@ def _format(device: torch.device) -> tuple[type[SparseSemiStructuredTensor] | No
 
 def _converted(weight: Tensor, kind: type[SparseSemiStructuredTensor]) -> Tensor:
     with warnings.catch_warnings():
-        # That the format may change concerns nobody who keeps none of it.
+        # PyTorch warns that the format may change, which has no effect here: it is never stored.
         warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
         return kind.from_dense(weight.contiguous())
 
 
 def _linear(inputs: Tensor, weight: Tensor) -> Tensor:
-    # Rows that are missing to a multiple of eight PyTorch adds itself.
+    # PyTorch itself pads the rows to a multiple of eight.
     return torch.nn.functional.linear(inputs.contiguous(), weight)

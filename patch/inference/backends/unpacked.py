@@ -1,4 +1,4 @@
-"""Unpacks rows of tiles and multiplies by them: on any device, in any dtype, without a compiler."""
+"""Backend that unpacks rows of tiles and multiplies by them: any device, any dtype, no compiler."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 from patch.inference.packed import PackedWeight, unpack_rows
 
-# Weights that are unpacked at a time.
+# Number of weights unpacked at a time.
 BLOCK = 1 << 22
 
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
-    """See `patch.inference.backends`."""
+    """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
     if inputs.device != packed.values.device:
         return f"inputs on {inputs.device}, the weight on {packed.values.device}"
     return None
 
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
-    """See `patch.inference.backends`."""
+    """Return the product; see `patch.inference.backends`."""
     parts = packed.checked
     rows = parts.dense.shape[0]
     step = max(1, BLOCK // (parts.height * parts.shape[1]))

@@ -1,14 +1,14 @@
-"""Masks of some rows of a layer, made, applied and differentiated; a table of what does it where.
+"""Kernels that make, apply and differentiate the masks of some rows of a layer, and their choice by device and dtype.
 
 `forward(layer, first, masked, probabilities)` writes the masked weights of ``len(masked)`` rows from ``first`` on into
 ``masked``, `[rows, in]` of the weight's type, and the probabilities of the patterns, if asked for, into
 `[6, rows, in / 4]` fp32; it returns the sum of the squares of the masked weights.
 
-`backward(layer, first, gradient, probabilities, norm_gradient, logits_gradient, add, shares_gradient)` takes the
-gradients of the masked weights and of that sum to those of the logits, set or (``add``) added in a tensor of their
-shape, and of the shares, added in `[tiles, tiles]`.
+`backward(layer, first, gradient, probabilities, norm_gradient, logits_gradient, add, shares_gradient)` computes the
+gradients of the logits and of the shares from those of the masked weights and of that sum. The former are set, or with
+``add`` added, in a tensor of the logits' shape, and the latter are added in `[tiles, tiles]`.
 
-``first`` counts the rows of the layer, also where there are the logits of some rows alone.
+``first`` is a row of the layer, even if the layer has the logits of some rows only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _on_gpu() -> ModuleType:
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The fastest module for weights of that kind; where it is missing, a warning says once why and eager stands in."""
+    """Return the fastest kernel for weights of this kind; if it is missing, warn once and return eager."""
     if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         return _on_cpu()
     return _on_gpu() if device.type == "cuda" else eager

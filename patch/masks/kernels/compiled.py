@@ -1,4 +1,4 @@
-"""The masks of a CPU, compiled on first use for its processor and kept for the next time."""
+"""CPU kernel of the masks, compiled on first use for the machine's processor and cached."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from patch.native import NoCompiler
 __all__ = ["NoCompiler", "backward", "forward", "load"]
 
 SOURCE = Path(__file__).with_name("masked_rows.cpp")
-# The vector types of the source become whatever the processor has.
+# The compiler maps the vector types of the source to the processor's instructions.
 FLAGS = ("-march=native",)
 
 
 class _Rows(ctypes.Structure):
-    """`Rows` of the source."""
+    """The C++ struct `Rows`."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "logits", "bits", "shares")),
@@ -57,7 +57,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _rows(layer: Layer, first: int, rows: int) -> _Rows:
-    """What the library is told; all but the rows is filled in once a layer and pass."""
+    """Return the library's view of a layer; all but the rows is filled in once a layer and pass."""
     known = layer.native.get(_Rows)
     if known is None:
         (height, width), groups = layer.tile, layer.weight.shape[1] // 4
@@ -74,7 +74,7 @@ def _rows(layer: Layer, first: int, rows: int) -> _Rows:
 
 
 def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> float:
-    """See `patch.masks.kernels`."""
+    """Make masked weights; see `patch.masks.kernels`."""
     rows = _rows(layer, first, len(masked))
     return load().masked_rows_forward(ctypes.byref(rows), _pointer(masked), _pointer(probabilities))
 
@@ -89,7 +89,7 @@ def backward(
     add: bool,
     shares_gradient: Tensor | None,
 ) -> None:
-    """See `patch.masks.kernels`."""
+    """Differentiate masked weights; see `patch.masks.kernels`."""
     by_group = None if layer.shares is None else torch.empty(len(gradient), gradient.shape[1] // 4)
     rows = _rows(layer, first, len(gradient))
     load().masked_rows_backward(

@@ -1,4 +1,4 @@
-"""The masks in plain PyTorch, on any device: slower than a fused kernel, and the same numbers but for rounding."""
+"""Kernel of the masks in plain PyTorch, on any device: slower than a fused one, with equal results but for rounding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from patch.masks.kernels.layer import Layer
 from patch.masks.noise import gumbel_noise, places
 
-# Which of four weights each pattern keeps, in the order of the logits.
+# The weights of four that each pattern keeps, in the order of the logits.
 PATTERNS = ((1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1))
 
 
@@ -20,7 +20,7 @@ def _patterns(device: torch.device) -> Tensor:
 
 
 def _probabilities(layer: Layer, first: int, rows: int, out: Tensor) -> None:
-    """Gumbel-softmax of the logits of some rows, into `[6, rows, groups]`."""
+    """Compute the Gumbel-softmax of the logits of some rows, into `[6, rows, groups]`."""
     groups = layer.weight.shape[1] // 4
     start, count, sampling = first * groups, rows * groups, layer.sampling
     index, whole = places(count, start, layer.weight.device), len(layer.weight) * groups
@@ -31,7 +31,7 @@ def _probabilities(layer: Layer, first: int, rows: int, out: Tensor) -> None:
 
 
 def _pattern(layer: Layer, first: int, rows: int, probabilities: Tensor | None) -> Tensor:
-    """The 2:4 part of the mask of some rows, `[rows, in]` fp32."""
+    """Return the 2:4 part of the mask of some rows, `[rows, in]` fp32."""
     columns = layer.weight.shape[1]
     if layer.logits is None:
         return unpack_bits(layer.bits, first * columns, rows * columns).view(rows, columns).float()
@@ -42,7 +42,7 @@ def _pattern(layer: Layer, first: int, rows: int, probabilities: Tensor | None) 
 
 
 def _dense(layer: Layer, first: int, rows: int) -> Tensor | float:
-    """How dense the tile of each weight of some rows is, `[rows, in]`; 0 without tiles."""
+    """Return the dense fraction of the tile of each weight of some rows, `[rows, in]`; 0 without tiles."""
     if layer.shares is None:
         return 0.0
     height, width = layer.tile
@@ -51,7 +51,7 @@ def _dense(layer: Layer, first: int, rows: int) -> Tensor | float:
 
 
 def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> float | Tensor:
-    """See `patch.masks.kernels`."""
+    """Make masked weights; see `patch.masks.kernels`."""
     rows = len(masked)
     if layer.logits is not None:
         if probabilities is None:
@@ -73,7 +73,7 @@ def backward(
     add: bool,
     shares_gradient: Tensor | None,
 ) -> None:
-    """See `patch.masks.kernels`."""
+    """Differentiate masked weights; see `patch.masks.kernels`."""
     rows, columns = gradient.shape
     pattern, dense = _pattern(layer, first, rows, probabilities), _dense(layer, first, rows)
     weight = layer.weight[first : first + rows].float()
@@ -98,21 +98,21 @@ def add_by_tile(by_row: Tensor, first: int, height: int, total: Tensor) -> None:
     if first % height == 0 and rows % height == 0:
         total[first // height : (first + rows) // height] += by_row.view(-1, height, by_row.shape[1]).sum(1)
         return
-    # No `index_add_`: on a GPU the order of its sums changes from run to run.
+    # No `index_add_`, since on a GPU the order of its sums changes from run to run.
     for tile in range(first // height, (first + rows - 1) // height + 1):
         inside = slice(max(0, tile * height - first), (tile + 1) * height - first)
         total[tile] += by_row[inside].sum(0)
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """A bool mask, row by row a bit a weight, bit i of byte b that of weight 8 b + i; eight bytes more at the end."""
+    """Pack a bool mask: bit i of byte b is weight 8 b + i, row by row, and eight bytes of padding follow."""
     flat = mask.reshape(-1).to(torch.uint8)
     padded = torch.cat([flat, flat.new_zeros(-len(flat) % 8 + 64)]).view(-1, 8)
     return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack_bits(bits: Tensor, first: int, count: int) -> Tensor:
-    """The mask's weights from ``first`` on, bool."""
+    """Return ``count`` weights of a packed mask from ``first`` on, bool."""
     start, stop = first // 8, (first + count + 7) // 8
     spread = bits[start:stop, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (spread.reshape(-1)[first - 8 * start :][:count] & 1).bool()

@@ -1,4 +1,4 @@
-"""The masks of a GPU: one Triton kernel each way. With TRITON_INTERPRET=1 they run on a CPU too, for tests."""
+"""GPU kernels of the masks: one Triton kernel each way. With TRITON_INTERPRET=1 they run on a CPU too, for tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from patch.masks.kernels.eager import add_by_tile, unpack_bits
 from patch.masks.kernels.layer import Layer
 from patch.masks.noise import signed
 
-# Groups of four weights that a program has.
+# Number of groups of four weights of a program.
 GROUPS = 256
 
 
 @triton.jit
 def _mix(bits, key0, key1):  # noqa: ANN001, ANN202
-    """`patch.masks.noise.mixed`; the factors are its constants as int32, and so are the keys."""
+    """Mix bits as `patch.masks.noise.mixed` does, with the same constants as int32; the keys are int32, too."""
     bits = (bits.to(tl.int32) * -1640531527 + key0).to(tl.uint32, bitcast=True)
     bits ^= bits >> 16
     bits = (bits.to(tl.int32, bitcast=True) * 0x7FEB352D).to(tl.uint32, bitcast=True)
@@ -38,7 +38,7 @@ def _score(logits, here, place, inside, key0, key1, scale, temperature):  # noqa
 
 @triton.jit
 def _four(values, here, inside):  # noqa: ANN001, ANN202
-    """What stands at each place of the groups, fp32."""
+    """Load the numbers at each of the four places of the groups, as fp32."""
     return (
         tl.load(values + 4 * here, mask=inside, other=0).to(tl.float32),
         tl.load(values + 4 * here + 1, mask=inside, other=0).to(tl.float32),
@@ -49,14 +49,14 @@ def _four(values, here, inside):  # noqa: ANN001, ANN202
 
 @triton.jit
 def _share(shares, group, inside, groups, height, tile_groups, tile_columns):  # noqa: ANN001, ANN202
-    """How dense the tile of each group is."""
+    """Load the dense fraction of the tile of each group."""
     tile = group // groups // height * tile_columns + group % groups // tile_groups
     return tl.load(shares + tile, mask=inside, other=0.0)
 
 
 @triton.jit
 def _hardened(p0, p1, p2, p3, p4, p5):  # noqa: ANN001, ANN202
-    """One for the likeliest, the first among equals."""
+    """Return one for the likeliest, the first among equals, and zero for the others."""
     top = tl.maximum(tl.maximum(tl.maximum(p0, p1), tl.maximum(p2, p3)), tl.maximum(p4, p5))
     c0 = p0 == top
     c1 = (p1 == top) & ~c0
@@ -228,7 +228,7 @@ def _sizes(layer: Layer, first: int, rows: int) -> tuple[int, ...]:
 
 
 def _frozen(layer: Layer, first: int, rows: int) -> Tensor | None:
-    """The frozen pattern of some rows, a byte a weight."""
+    """Return the frozen pattern of some rows, a byte a weight."""
     columns = layer.weight.shape[1]
     return (
         None if layer.logits is not None else unpack_bits(layer.bits, first * columns, rows * columns).to(torch.uint8)
@@ -236,11 +236,11 @@ def _frozen(layer: Layer, first: int, rows: int) -> Tensor | None:
 
 
 def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> Tensor:
-    """See `patch.masks.kernels`."""
+    """Make masked weights; see `patch.masks.kernels`."""
     sizes, sampling = _sizes(layer, first, len(masked)), layer.sampling
     programs = triton.cdiv(sizes[0], GROUPS)
     norms = torch.empty(programs, device=masked.device)
-    # Where a layer has no such part the kernel does not look at it.
+    # The kernel does not read the parts that a layer lacks.
     nothing = norms
     _forward[(programs,)](
         layer.weight[first : first + len(masked)],
@@ -266,7 +266,7 @@ def backward(
     add: bool,
     shares_gradient: Tensor | None,
 ) -> None:
-    """See `patch.masks.kernels`."""
+    """Differentiate masked weights; see `patch.masks.kernels`."""
     rows = len(gradient)
     sizes, sampling = _sizes(layer, first, rows), layer.sampling
     by_group = torch.empty(sizes[0] if layer.shares is not None else 1, device=gradient.device)

@@ -1,4 +1,4 @@
-"""What a kernel is told of a layer."""
+"""Arguments of the mask kernels: a layer and its sampling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How choices are drawn at one step.
+    """Settings of the Gumbel-softmax at one step.
 
     Attributes:
         scale: kappa, factor of the logits.
@@ -25,18 +25,18 @@ class Sampling:
 
 @dataclass
 class Layer:
-    """One layer in one pass. Logits or bits are None; logits may be those of some rows, to which calls then keep.
+    """One layer in one pass. Either logits or bits are None; the logits may cover some rows only, as must the calls.
 
     Attributes:
         weight: `[out, in]`, fp32 or bf16, contiguous.
-        logits: `[6, rows * in / 4]` fp32, of the patterns of all rows, or of some.
+        logits: `[6, rows * in / 4]` fp32, pattern logits of all rows, or of some.
         bits: uint8, the frozen mask, a bit a weight, as `pack_bits` makes it.
-        shares: `[tiles along out, tiles along in]` fp32, how dense each tile is; None where all are sparse.
+        shares: `[tiles along out, tiles along in]` fp32, dense fraction of each tile; None if all are sparse.
         tile: `(height, width)` of a tile in weights.
-        sampling: of the patterns.
-        keys: of the noise, which is a function of an element's place in `[6, out * in / 4]`.
-        first_row: where the rows of the logits begin.
-        native: what each kernel keeps of it from call to call, by its kind.
+        sampling: sampling of the patterns.
+        keys: keys of the noise, which is a function of an element's place in `[6, out * in / 4]`.
+        first_row: first row that the logits cover.
+        native: data that each kernel caches between calls, by its type.
     """
 
     weight: Tensor

@@ -1,8 +1,8 @@
 // Masks of some rows of a linear layer, made and differentiated in registers.
 //
-// A vector is sixteen groups of four weights: their weights are taken apart into four vectors, one for each place in
-// a group, and the six probabilities of the patterns never leave the caches. Vector types of GCC and Clang stand for
-// the instructions of whatever processor this is compiled on. No result depends on the number of threads: a thread
+// A vector is sixteen groups of four weights. Their weights are split into four vectors, one for each place in a group,
+// and the six probabilities of the patterns stay in the caches. GCC and Clang compile the vector types to the
+// instructions of the target processor. No result depends on the number of threads: a thread
 // has whole rows, and sums over rows are formed in order.
 
 #include <algorithm>
@@ -95,7 +95,7 @@ inline void together(const Places& p, vf out[4]) {
   out[3] = __builtin_shufflevector(hi01, hi23, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
 }
 
-// Sixteen groups of four weights, of which ``n`` are there; the others are read as zero and not written.
+// Sixteen groups of four weights, of which the first ``n`` exist; the others are read as zero and not written.
 template <typename T>
 inline Places read_groups(const T* from, int n) {
   if (n < LANES) {
@@ -126,7 +126,7 @@ inline void store_part(float* to, vf v, int n) {
   else std::memcpy(to, &v, 4 * n);
 }
 
-// The sum in fp32, by halves: for few numbers, often.
+// The sum in fp32, by halves: fast for few numbers.
 inline float short_sum(vf v) {
   v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
   v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
@@ -135,12 +135,12 @@ inline float short_sum(vf v) {
   return v[0];
 }
 
-// What weights each pattern keeps, in the order of the logits: 1100 1010 1001 0110 0101 0011.
+// The weights that each pattern keeps, in the order of the logits: 1100 1010 1001 0110 0101 0011.
 inline Places pattern_of(const vf p[6]) {
   return {{p[0] + p[1] + p[2], p[0] + p[3] + p[4], p[1] + p[3] + p[5], p[2] + p[4] + p[5]}};
 }
 
-// Only the likeliest of six, the first among equals.
+// One for the likeliest of six, the first among equals; zero for the others.
 inline void harden(vf p[6]) {
   vf best = p[0];
   for (int k = 1; k < 6; ++k) best = larger(best, p[k]);
@@ -190,7 +190,7 @@ struct Line {
 
 }  // namespace
 
-// A layer, and the rows of one call; pointers are null where a layer has no such part. All are contiguous.
+// A layer, and the rows of one call; pointers are null for parts that the layer lacks. All are contiguous.
 extern "C" struct Rows {
   const void* weight;      // [out, 4 groups] float, or bfloat16 where ``half`` says so
   const float* logits;     // [6, plane], of the groups from ``first_group`` on, or null: then
@@ -205,7 +205,7 @@ extern "C" struct Rows {
 
 namespace {
 
-// Whole vectors, compiled for that, and what is left.
+// Whole vectors, compiled for a fixed count, and the remainder.
 template <typename Some>
 inline void each_vector(int64_t groups, const Some& some) {
   int64_t group = 0;
@@ -382,7 +382,7 @@ bool simple(const Rows& a) { return !a.logits && a.shares && 4 * a.tile_groups %
 
 }  // namespace
 
-// Masked weights, and the sum of their squares; probabilities [6, rows, groups] where they are wanted.
+// Computes masked weights and the sum of their squares, and the probabilities [6, rows, groups] if they are wanted.
 extern "C" double masked_rows_forward(const Rows* a, void* masked, float* probabilities) {
   std::vector<double> of_rows(a->rows);
   double* norms = of_rows.data();
@@ -393,8 +393,8 @@ extern "C" double masked_rows_forward(const Rows* a, void* masked, float* probab
   return std::accumulate(of_rows.begin(), of_rows.end(), 0.0);
 }
 
-// From the gradient of the masked weights and of the sum of squares, that of the logits, set or added to what is
-// there, and of the shares, added; by_group is room for [rows, groups].
+// Sets, or adds to, the gradient of the logits, and adds that of the shares, from those of the masked weights and of
+// the sum of squares; by_group is a buffer of [rows, groups].
 extern "C" void masked_rows_backward(const Rows* a, const void* gradient, const float* probabilities,
                                      float norm_gradient, float* logits_gradient, int add, float* by_group,
                                      float* shares_gradient) {

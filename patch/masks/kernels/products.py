@@ -1,7 +1,7 @@
-"""Products of few tokens with a weight under a frozen pattern and tiles: masked, multiplied and differentiated at once.
+"""Fused products of few tokens with a weight under a frozen pattern and tiles: masking, product and gradients at once.
 
-For more tokens the mask costs little, and without AVX-512 the sums do not fit the registers: then the products of a
-library are faster.
+For more tokens masking costs little in comparison, and without AVX-512 the sums do not fit the registers. A library's
+products are faster then.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from patch.masks.kernels.layer import Layer
 
 SOURCE = Path(__file__).with_name("tile_products.cpp")
 FLAGS = (*compiled.FLAGS, "-ffp-contract=fast")
-# Weights of a vector; tokens up to which these products are the faster ones.
+# Weights of a vector, and the largest number of tokens for which these products are faster.
 LANES, FEW = 16, 256
 
 
 class _Masked(ctypes.Structure):
-    """`Masked` of the source."""
+    """The C++ struct `Masked`."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "bits", "shares")),
@@ -35,10 +35,10 @@ class _Masked(ctypes.Structure):
 
 @cache
 def load() -> ctypes.CDLL:
-    """The library, ready to be called.
+    """Return the library, ready to be called.
 
     Raises:
-        NoCompiler, OSError: it cannot be built, kept or read.
+        NoCompiler, OSError: it cannot be built, cached or read.
     """
     library, pointer = native.library(SOURCE, FLAGS), ctypes.c_void_p
     of, count = ctypes.POINTER(_Masked), ctypes.c_int64
@@ -50,7 +50,7 @@ def load() -> ctypes.CDLL:
 
 
 def serves(layer: Layer, tokens: int) -> bool:
-    """Whether these products are for the layer and as many tokens: on a CPU with AVX-512, in fp32."""
+    """Return whether these products support the layer and are faster for ``tokens``: on a CPU with AVX-512, in fp32."""
     weight = layer.weight
     if layer.shares is None or layer.bits is None or layer.tile[1] % LANES or tokens > FEW:
         return False
@@ -86,15 +86,15 @@ def backward(
     inputs_gradient: Tensor | None,
     shares_gradient: Tensor,
 ) -> None:
-    """From the gradients of the outputs and of the sum of squares, set that of the inputs, and add that of the shares.
+    """Set the gradient of the inputs, and add that of the shares, from those of the outputs and of the sum of squares.
 
     Args:
-        layer: of the forward pass.
-        gradient: `[tokens, out]`, of the outputs.
-        inputs: `[tokens, in]`, of the forward pass.
-        norm_gradient: of the sum of squares.
-        inputs_gradient: `[tokens, in]`, where it is wanted.
-        shares_gradient: of the shares' shape.
+        layer: the layer of the forward pass.
+        gradient: `[tokens, out]`, gradient of the outputs.
+        inputs: `[tokens, in]`, inputs of the forward pass.
+        norm_gradient: gradient of the sum of squares.
+        inputs_gradient: `[tokens, in]`, or None if it is not needed.
+        shares_gradient: gradient of the shares, of their shape.
     """
     wanted = None if inputs_gradient is None else inputs_gradient.data_ptr()
     load().tile_products_backward(

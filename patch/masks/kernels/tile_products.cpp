@@ -1,5 +1,5 @@
-// Products with a weight under a frozen 2:4 mask and learnable tiles, fp32: a weight is masked where it is put in order
-// for its product, and the gradient of a masked weight never leaves the registers.
+// Products with a weight under a frozen 2:4 mask and learnable tiles, fp32: a weight is masked while it is packed for
+// its product, and the gradient of a masked weight stays in registers.
 //
 // A weight whose bit is set stays as it is, another is multiplied by its tile's share. Products are cut into registers'
 // worth of `R` rows times `V` vectors, as in Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
@@ -13,7 +13,7 @@
 
 #include "vectors.h"
 
-// What a layer is: see the module that calls this. Of the tiles' sizes in weights the width is a multiple of sixteen.
+// A layer: see the module that calls this. The width of a tile in weights is a multiple of sixteen.
 struct Masked {
   const float* weight;
   const uint8_t* bits;
@@ -24,7 +24,7 @@ struct Masked {
 
 namespace {
 
-// Sums that the registers of AVX-512 hold, beside what is read.
+// Sums that the registers of AVX-512 hold, beside the operands.
 constexpr int R = 12, V = 2;
 constexpr int64_t WIDE = V * LANES;
 // Weights that are masked at a time: of so many rows, so many columns forward and `WIDE` backward.
@@ -61,7 +61,7 @@ struct Sums {
 template <int S> constexpr int upper(int j) { return j & S ? LANES + j - S : j; }
 template <int S> constexpr int lower(int j) { return j & S ? LANES + j : j + S; }
 
-// Of blocks of `S` by `S` numbers, those above the diagonal change places with those below.
+// Swaps, in blocks of `S` by `S` numbers, those above the diagonal with those below.
 template <int S> inline void exchange(vf rows[LANES]) {
 #define EACH(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
   for (int i = 0; i < LANES; ++i) {
@@ -89,7 +89,7 @@ inline void turn(const float* from, int64_t apart, int64_t rows, float* to, int6
   }
 }
 
-// Most often `N` numbers.
+// Copies ``count`` numbers, most often `N`, for which the size is a compile-time constant.
 template <int64_t N> inline void copy(const float* from, int64_t count, float* to) {
   if (count == N) std::memcpy(to, from, 4 * N);
   else std::memcpy(to, from, 4 * count);
@@ -199,7 +199,7 @@ void backward_columns(const Masked& a, int64_t begin, const float* gradient, int
 
 }  // namespace
 
-// outputs [tokens, rows] = inputs [tokens, columns] times the masked weight; the sum of the squares of that.
+// Computes outputs [tokens, rows] = inputs [tokens, columns] times the masked weight, and the sum of its squares.
 extern "C" double tile_products_forward(const Masked* of, const float* inputs, int64_t tokens, float* outputs) {
   const Masked& a = *of;
   const int64_t panels = blocks(tokens, WIDE), stacks = blocks(a.rows, R);
@@ -222,8 +222,8 @@ extern "C" double tile_products_forward(const Masked* of, const float* inputs, i
   return std::accumulate(norms.begin(), norms.end(), 0.0);
 }
 
-// From the gradients of the outputs [tokens, rows] and of the sum of squares, that of the inputs, where they are wanted,
-// and of the shares, added.
+// Sets the gradient of the inputs, if wanted, and adds that of the shares, from those of the outputs [tokens, rows] and
+// of the sum of squares.
 extern "C" void tile_products_backward(const Masked* of, const float* gradient, const float* inputs, int64_t tokens,
                                        float norm_gradient, float* inputs_gradient, float* shares_gradient) {
   const Masked& a = *of;

@@ -1,5 +1,5 @@
-// Products with few inputs: that of each row with each input is summed in a vector, 32 weights at a time; two of four
-// values are expanded in a register by the bits that say where they stand.
+// Products with few inputs: the product of each row and input is summed in a vector, 32 weights at a time; two of four
+// values are expanded in a register by the bits that mark their places.
 
 #pragma once
 
@@ -39,7 +39,7 @@ inline __attribute__((always_inline)) void add_row(const T* values, const uint8_
   for (int n = 0; n < N; ++n) store(sums + LANES * n, first[n] + second[n]);
 }
 
-// Pieces of as many rows times N inputs. Their rows come in turn: memory gives more to who reads in several places.
+// Pieces of as many rows times N inputs. The rows are read in turn: concurrent read streams raise the bandwidth.
 template <typename T, int N>
 void add_rows(const Packed& a, const Piece* pieces, int64_t count, const float* inputs, float* sums) {
   const int64_t tiles = a.tile_rows * a.tile_columns, stride = a.tile_columns * a.width;

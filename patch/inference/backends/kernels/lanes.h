@@ -1,5 +1,5 @@
-// Products with more inputs: they stand side by side in vectors, and each value that is there is multiplied by those of
-// its column; what is zero is passed over.
+// Products with more inputs: these lie side by side in vectors, and each stored value is multiplied by those of
+// its column; zeros are skipped.
 
 #pragma once
 
@@ -8,11 +8,11 @@
 
 namespace {
 
-// Sums that stand in registers at a time.
+// Sums held in registers at a time.
 constexpr int SUMS = REGISTER == 16 ? 16 : 8;
-// Inputs that stand side by side, at most, and how many such blocks are multiplied while a tile is at hand.
+// Largest number of inputs side by side, and number of such blocks multiplied while a tile is cached.
 constexpr int64_t WIDE = 4 * REGISTER, BLOCKS = 4;
-// Columns whose inputs the first cache holds.
+// Number of columns whose inputs fit the first cache.
 constexpr int64_t PANEL = 128;
 
 // For each byte of bits: where the inputs of four values begin, of eight columns of so many vectors, in bytes.
@@ -27,7 +27,7 @@ struct Columns {
 };
 template <int V> const Columns<V> columns_of;
 
-// In a register: an address that is found again and again from two takes longer.
+// Keeps the address in a register: computing it again from two parts takes longer.
 inline void keep(const char*& address) { asm volatile("" : "+r"(address)); }
 
 // Values in fp32: as they are, or widened into ``room``.
@@ -41,7 +41,7 @@ inline const float* in_float(const uint16_t* values, int64_t count, float* room)
 template <int V>
 inline __attribute__((always_inline)) void add_sparse(const float* values, const uint8_t* bits, int64_t width,
                                                       const float* inputs, float* sums) {
-  // Enough sums to begin another before one has ended.
+  // Enough sums for one to begin before another has ended.
   constexpr int SETS = V <= 2 ? 4 : 2;
   vr total[SETS][V] = {};
   for (int64_t i = 0; i < width; i += 8, values += 4, inputs += 8 * REGISTER * V) {

@@ -1,4 +1,4 @@
-// A packed weight, as the kernels see it, and how its rows are shared out to threads.
+// A packed weight, as the kernels see it, and the distribution of its rows over threads.
 
 #pragma once
 
@@ -43,7 +43,7 @@ struct Piece { int64_t tile_row, from, to; };
 // and ``finish`` takes those of a piece from its first row on.
 template <int TOGETHER, typename Add, typename Finish>
 void each_piece(const Packed& a, int64_t per_row, Add add, Finish finish) {
-  // Rows of tiles are cut where there are fewer than threads.
+  // Rows of tiles are split if there are fewer than threads.
   int64_t cuts = 1;
   while (a.tile_rows * cuts < a.threads && a.height % (2 * cuts) == 0 && a.height / cuts % 32 == 0) cuts *= 2;
   const int64_t size = a.height / cuts, all = a.tile_rows * cuts;

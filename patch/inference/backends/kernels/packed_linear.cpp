@@ -27,13 +27,13 @@ extern "C" void packed_linear_more(const Packed* a, const void* inputs, void* ou
   else multiply_more(*a, static_cast<const float*>(inputs), static_cast<float*>(outputs), n);
 }
 
-// Rows of tiles from ``first`` up to ``last``, as they are without packing.
+// Unpacks rows of tiles from ``first`` up to ``last``.
 extern "C" void packed_unpack(const Packed* a, int64_t first, int64_t last, void* to) {
   if (a->half) unpack(*a, first, last, static_cast<uint16_t*>(to));
   else unpack(*a, first, last, static_cast<float*>(to));
 }
 
-// Where the system can, moves memory to large pages at once: their addresses are found faster, and fetching ahead does
+// Moves memory to large pages at once if the system can: address translation is faster, and prefetching does
 // not end with a page.
 extern "C" void packed_on_large_pages(void* from, int64_t bytes) {
 #if defined(__linux__)

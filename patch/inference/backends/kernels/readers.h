@@ -1,5 +1,5 @@
-// Weights of a packed row, 32 at a time, in the registers of whatever processor this is compiled for. Whatever the bits
-// are, the same addresses are read and written: bits that do not keep two of four give wrong numbers, no more.
+// Weights of a packed row, 32 at a time, in the registers of the target processor. Whatever the bits
+// are, the same addresses are read and written: bits that do not keep two of four only give wrong numbers.
 
 #pragma once
 
@@ -11,10 +11,10 @@
 
 namespace {
 
-// How many bytes before they are needed values are fetched into the second cache where a tile meets many inputs.
+// Prefetch distance in bytes into the second cache for tiles that meet many inputs.
 constexpr int LATER = 32768;
 
-// A step of weights as two vectors. Which weight stands where is the type's business: `place` tells it of the inputs.
+// A step of weights as two vectors. Each type has its own order of weights, which `place` applies to the inputs.
 struct Step { vf first, second; };
 
 template <typename T> struct Reader;
@@ -137,7 +137,7 @@ template <> struct Reader<float> : Scalar<float> {};
 template <> struct Reader<uint16_t> : Scalar<uint16_t> {};
 #endif
 
-// 32 weights as they are without packing.
+// 32 unpacked weights.
 inline void expand(const float* from, uint32_t bits, float* to) {
   const Step w = Reader<float>::sparse(from, bits);
   store(to, w.first);

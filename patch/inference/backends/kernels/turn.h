@@ -1,4 +1,4 @@
-// Inputs and sums with rows as columns, a register's square at a time.
+// Inputs and sums, transposed a register's square at a time.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-// Numbers of a register.
+// Numbers in a register.
 #if defined(__AVX512F__)
 constexpr int REGISTER = 16;
 #elif defined(__AVX2__)
@@ -27,7 +27,7 @@ inline vr picked(vr a, vr b) {
 #endif
 }
 
-// Squares of D within two rows that are D apart change places.
+// Swaps squares of D within two rows that are D apart.
 template <int D, int... I>
 inline void cross(vr& a, vr& b, std::integer_sequence<int, I...>) {
   const vr low = picked<(I & D ? REGISTER + I - D : I)...>(a, b);

@@ -13,10 +13,10 @@
 namespace {
 
 constexpr int ROWS = 16;
-// Inputs that are multiplied while a tile is at hand, at most, and columns that are expanded at a time.
+// Largest number of inputs multiplied while a tile is cached, and number of columns expanded at a time.
 constexpr int64_t INPUTS = 512, COLUMNS = 128;
 
-// The system hands their registers out to who asks.
+// A process must ask the system for the registers of AMX.
 bool have_matrix_units() {
   constexpr int REQUEST = 0x1023, DATA = 18;
   static const bool granted = syscall(SYS_arch_prctl, REQUEST, DATA) == 0;
@@ -32,7 +32,7 @@ struct MatrixUnits {
   ~MatrixUnits() { _tile_release(); }
 };
 
-// The compiler's own take a register's number as a word of the source.
+// The compiler's own intrinsics need a register's number as a literal.
 template <int TO>
 inline void load_unit(const void* from, int64_t stride) {
   asm volatile("tileloadd (%0, %1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(TO) : "memory");
@@ -46,7 +46,7 @@ inline void multiply_units() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(TO), "i"(WEIGHTS), "i"(INPUTS_OF));
 }
 
-// Calls with 0 to N - 1, each known when this is compiled.
+// Calls with 0 to N - 1, each a compile-time constant.
 template <typename Call, int... I>
 inline __attribute__((always_inline)) void each(Call call, std::integer_sequence<int, I...>) {
   (call(std::integral_constant<int, I>()), ...);
@@ -74,7 +74,7 @@ inline __attribute__((always_inline)) void add_units(const Weights& weights, int
   for (int64_t i = 0; i < width; i += STEP) {
     each<S>([&](auto s) { load_unit<6 + s>(inputs + s * next + 16 * i, 64); });
     each<G>([&](auto g) {
-      // A bit with each step: all at once would keep what is needed now waiting.
+      // A little with each step: prefetching all at once would delay what is needed now.
       if (weights.later) fetch(weights.later + g * weights.sixteen + ROWS * i, 2 * ROWS * STEP);
       load_unit<4 + g % 2>(weights.at + g * weights.sixteen + i / STEP * weights.step, weights.stride);
       each<S>([&](auto s) { multiply_units<g * S + s, 4 + g % 2, 6 + s>(); });
@@ -144,7 +144,7 @@ void multiply_by_units(const Packed& a, const uint16_t* inputs, uint16_t* output
   const Room room(padded(std::min(n, INPUTS)) * columns / 2);
   for (; n > 0; n -= INPUTS, inputs += INPUTS * columns, outputs += INPUTS * rows) {
     const int64_t count = std::min(n, INPUTS), all = padded(count);
-    // Two numbers of an input are turned as one.
+    // Two numbers of an input are transposed as one.
     const float* pairs = reinterpret_cast<const float*>(inputs);
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int64_t step = 0; step < columns; step += STEP) {

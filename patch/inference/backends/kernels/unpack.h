@@ -1,4 +1,4 @@
-// Packed weights as they are without packing.
+// Unpacking of packed weights.
 
 #pragma once
 
