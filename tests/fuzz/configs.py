@@ -231,12 +231,20 @@ def _value(rng: random.Random, old: Any) -> Any:
         lambda: [old],
         lambda: {"kind": old},
         lambda: [old, old],
-        lambda: str(old),
+        lambda: _text(old),
         lambda: [rng.choice(TEXTS + NUMBERS) for _ in range(rng.choice([1, 3, 300]))],
         lambda: copy.deepcopy(rng.choice(list(_places(_demo())))[0]),
         lambda: old * rng.choice([-1, 2, 1000, 10**15]) if isinstance(old, int | float) else old,
     ]
     return rng.choice(kinds)()
+
+
+def _text(value: Any) -> str:
+    """Return a value as text; Python refuses to write integers of thousands of digits."""
+    try:
+        return str(value)
+    except ValueError:
+        return "9" * 5000
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
