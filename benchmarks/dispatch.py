@@ -1,4 +1,4 @@
-"""What it costs to hand jobs to SLURM: this project's executor beside Snakemake's own SLURM plugin.
+"""Benchmark of job submission to SLURM: this project's executor against Snakemake's own SLURM plugin.
 
     python benchmarks/dispatch.py                # the same 200 jobs through both, minutes
     python benchmarks/dispatch.py --breakdown    # where the seconds of one job go
@@ -46,7 +46,7 @@ from tests.slurm.cluster import Cluster, SlurmMissing, require_slurm  # noqa: E4
 
 
 def main() -> int:
-    """The command line; exit code 1 when a side fails or a limit is exceeded."""
+    """Run the command line and return the exit code, 1 if a side fails or a limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=200, help="jobs of each side (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each side, of which the median counts")
@@ -65,10 +65,10 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder of the runs")
     arguments = parser.parse_args()
 
-    # So that what was started is ended, as after an error.
+    # SIGTERM ends started processes, as an error does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="dispatch-"))
-    folder.chmod(0o755)  # the user munge must get to the cluster in it
+    folder.chmod(0o755)  # the user munge must reach the cluster's folder
     if arguments.keep:
         print(f"The runs stay in {folder}.")
     try:

@@ -20,10 +20,10 @@ from benchmarks.processes import Finished, RunFailed, machine_seconds, process_s
 from tests.slurm.cluster import CLIENTS, Cluster
 
 OFFICIAL = "2.8.0"
-# At most, over the official plugin: the run's wall time, calls of sbatch.
+# Maximum ratios to the official plugin: wall time and calls of sbatch.
 WALL_TARGET, SBATCH_TARGET = 0.7, 1 / 20
 WARM_UP_JOBS = 4
-# A job that takes this long, on average, hangs.
+# Longer average seconds per job mean a hang.
 SECONDS_A_JOB, SECONDS_AT_LEAST = 10, 180
 LATENCY_WAIT = 5
 
@@ -55,7 +55,7 @@ exec {shim} "$@"
 
 @dataclass(frozen=True)
 class Side:
-    """One of those that are compared.
+    """Executor under comparison.
 
     Attributes:
         name: heading of its column.
@@ -72,7 +72,7 @@ class Side:
 
 @dataclass
 class Outcome:
-    """What was measured of one side's run.
+    """Measurements of one side's run.
 
     Attributes:
         wall: seconds from the start of Snakemake to its end.
@@ -97,7 +97,7 @@ class Outcome:
     rpcs: dict[str, int] = field(default_factory=dict)
 
     def calls(self, client: str) -> int:
-        """Calls of a client, wherever they were made."""
+        """Return the total number of calls of a client."""
         return self.login.get(client, 0) + self.inside.get(client, 0)
 
 
@@ -105,12 +105,12 @@ class Outcome:
 
 
 def ours() -> Side:
-    """The executor of the environment that this runs in."""
+    """Return the side of this project's executor, in the current environment."""
     return Side("submitit", Path(sys.executable).parent, ["--executor", "submitit"])
 
 
 def theirs(folder: Path, arrays: bool = False) -> Side:
-    """The official plugin, from an environment of its own."""
+    """Return the side of the official plugin, in its own environment."""
     options = ["--executor", "slurm", "--slurm-status-command", "squeue"]
     hurry = ["--slurm-init-seconds-before-status-checks", "5"]
     if arrays:
@@ -119,7 +119,7 @@ def theirs(folder: Path, arrays: bool = False) -> Side:
 
 
 def official_environment(folder: Path | None) -> Path:
-    """The environment of the official plugin, made when it is not there.
+    """Return the environment of the official plugin, created if it is missing.
 
     Args:
         folder: where; None for a place in the user's cache that is named after the versions.
@@ -144,7 +144,7 @@ def official_environment(folder: Path | None) -> Path:
 
 
 def write_wrappers(cluster: Cluster, folder: Path) -> Path:
-    """Put the wrappers into a folder; returns the log that they write."""
+    """Write the wrappers into a folder and return the path of their log."""
     folder.mkdir()
     log = folder.parent / "calls"
     log.touch()
@@ -157,7 +157,7 @@ def write_wrappers(cluster: Cluster, folder: Path) -> Path:
 
 
 def environment(side: Side, cluster: Cluster, wrappers: Path) -> dict[str, str]:
-    """The environment of a side: its own Snakemake, the wrappers, and nothing of another cluster or profile."""
+    """Return a side's environment variables: its own Snakemake and the wrappers, without other clusters or profiles."""
     kept = {
         name: value for name, value in os.environ.items() if not re.match("S(LURM|BATCH|QUEUE|RUN|NAKEMAKE)_", name)
     }
@@ -168,7 +168,7 @@ def environment(side: Side, cluster: Cluster, wrappers: Path) -> dict[str, str]:
 
 
 def command(jobs: int, *options: str) -> list[str]:
-    """Snakemake's command line, as far as it is alike for all."""
+    """Return the part of Snakemake's command line that all sides share."""
     common = ["--scheduler", "greedy", "--max-jobs-per-timespan", "10000/1s", "--latency-wait", str(LATENCY_WAIT)]
     return ["snakemake", "--jobs", str(jobs), *common, "--config", f"jobs={jobs}", "--nocolor", *options]
 
@@ -212,7 +212,7 @@ def run_side(side: Side, cluster: Cluster, folder: Path, jobs: int, hurry: bool 
 
 
 def check_outputs(folder: Path, jobs: int, run: Finished) -> list[float]:
-    """When each job's command ran.
+    """Return the time at which each job's command ran.
 
     Raises:
         RunFailed: Snakemake failed, a file is missing, or two were written by one SLURM job.
@@ -229,7 +229,7 @@ def check_outputs(folder: Path, jobs: int, run: Finished) -> list[float]:
 
 
 def rpcs(cluster: Cluster) -> Counter[str]:
-    """Messages that slurmctld had so far, by kind; the question itself is left out."""
+    """Return the number of messages to slurmctld by kind, without this query itself."""
     text = cluster.run("sdiag").stdout.partition("statistics by message type")[2].partition("statistics by user")[0]
     found = re.findall(r"^\s*(\w+)\s*\(\s*\d+\)\s*count:(\d+)", text, flags=re.MULTILINE)
     return Counter({name: int(count) for name, count in found if name != "REQUEST_STATS_INFO"})
@@ -239,7 +239,7 @@ def rpcs(cluster: Cluster) -> Counter[str]:
 
 
 def compare(which: list[str], jobs: int, rounds: int, venv: Path | None, cluster: Cluster, folder: Path) -> int:
-    """Run the sides, print the table; returns the exit code.
+    """Run the sides, print the table, and return the exit code.
 
     Args:
         which: of `ours`, `theirs`, `arrays`.
@@ -266,11 +266,11 @@ def compare(which: list[str], jobs: int, rounds: int, venv: Path | None, cluster
 def run_sides(
     sides: list[Side], jobs: int, rounds: int, cluster: Cluster, folder: Path
 ) -> tuple[dict[str, Outcome], dict[str, str]]:
-    """Each side's outcome, the median by wall time, and what those that failed said; both by name."""
+    """Return each side's median outcome by wall time, and the messages of failed sides; both by name."""
     outcomes: dict[str, list[Outcome]] = {side.name: [] for side in sides}
     failures: dict[str, str] = {}
     plan = [("warm-up", WARM_UP_JOBS, sides)]
-    # Turn about, so that neither always has the other's leftovers.
+    # Alternating order, so that side effects of one side do not always affect the other.
     plan += [(f"round {number + 1}", jobs, sides[:: -1 if number % 2 else 1]) for number in range(rounds)]
     for name, count, order in plan:
         for side in order:
@@ -308,7 +308,7 @@ ROWS: list[tuple[str, Callable[[Outcome], float], str]] = [
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """What was measured, side by side; the ratio is the first side over the second."""
+    """Return a table of the measurements; the ratio is the first side over the second."""
     names = list(outcomes)
     lines = [["", *names, "ratio"]]
     for title, value, form in ROWS:
@@ -330,12 +330,12 @@ def table(outcomes: dict[str, Outcome]) -> str:
 
 
 def ratio(values: list[float]) -> str:
-    """The first value over the second, where there are both."""
+    """Return the first value over the second, if both exist."""
     return f"{values[0] / values[1]:.3f}" if len(values) > 1 and values[1] else "-"
 
 
 def summary(outcomes: dict[str, Outcome], failures: dict[str, str]) -> dict:
-    """The last line: ratios where both sides are there, and everything that was measured."""
+    """Return the last line: ratios if both sides exist, and all measurements."""
     numbers = {
         name: {
             **{key: round(number, 3) for key, number in vars(outcome).items() if isinstance(number, (int, float))},

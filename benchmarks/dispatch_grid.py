@@ -1,4 +1,4 @@
-"""A grid of many jobs against a SLURM that is made up: what planning, submitting and watching them costs.
+"""Benchmark of a large grid on a simulated SLURM: costs of planning, submission and status checks.
 
 `sbatch`, `squeue` and the other commands are small scripts here, which note that they were called; what they answer is
 what a real cluster would that runs everything at once. So all seconds and megabytes are those of Snakemake and of the
@@ -27,7 +27,7 @@ from benchmarks.processes import Finished, RunFailed, finish, process_seconds, r
 MAX_ARRAY_SIZE = 1001
 DRY_RUN_SECONDS, DRY_RUN_MB = 15, 1000
 WATCH_SECONDS = 60
-# Until all about a submission is written and printed.
+# Seconds until a submission is fully recorded and printed.
 SETTLE_SECONDS = 10
 SECONDS = 900  # for each part, at most
 
@@ -61,7 +61,7 @@ esac
 
 
 class Grid:
-    """The grid, its made-up SLURM and its folders."""
+    """Grid with its simulated SLURM and its folders."""
 
     def __init__(self, jobs: int, folder: Path) -> None:
         self.jobs = jobs
@@ -85,31 +85,31 @@ class Grid:
         self.options = ["--executor", "submitit", "--scheduler-subsample", "1000"]
 
     def running(self) -> contextlib.AbstractContextManager[subprocess.Popen]:
-        """Snakemake at work on the grid."""
+        """Run Snakemake on the grid within the block."""
         return running(compare.command(self.jobs, *self.options), self.environment, self.work)
 
     def run(self, option: str) -> Finished:
-        """Snakemake with one more option, to its end."""
+        """Run Snakemake with one more option until it exits."""
         done = run_process(compare.command(self.jobs, *self.options, option), self.environment, self.work, SECONDS)
         _check(done.code, self.work)
         return done
 
     def calls(self) -> Counter[str]:
-        """How often each command was called so far."""
+        """Return the number of calls of each command so far."""
         return Counter((self.fake / "calls").read_text().split())
 
     def arrays(self) -> list[int]:
-        """Number of jobs in each submission."""
+        """Return the number of jobs in each submission."""
         lasts = re.findall(r"^\d+ (\S+)", (self.fake / "submitted").read_text(), flags=re.MULTILINE)
         return [1 if last == "-" else int(last) + 1 for last in lasts]
 
     def adopted(self) -> int:
-        """How many jobs the newest run has taken over."""
+        """Return the number of jobs that the newest run has adopted."""
         ledgers = sorted(self.submit.glob("[0-9]*/ledger.jsonl"))
         return ledgers[-1].read_text().count('"event": "adopt"') if ledgers else 0
 
     def end_all(self) -> None:
-        """Do what the jobs would have done."""
+        """Write the outputs and results of the jobs."""
         entries = History(self.submit).entries.values()
         for entry in entries:
             for output in entry.outputs:
@@ -120,7 +120,7 @@ class Grid:
 
 
 def grid(jobs: int, folder: Path) -> int:
-    """Measure, print the table; returns the exit code, 1 where a limit is exceeded."""
+    """Measure, print the table, and return the exit code, 1 if a limit is exceeded."""
     simulated = Grid(jobs, folder)
     numbers: dict[str, Any] = {"jobs": jobs, "cores": os.cpu_count()}
     print(f"dry run of {jobs} jobs ...", flush=True)
@@ -133,7 +133,7 @@ def grid(jobs: int, folder: Path) -> int:
     with simulated.running() as process:
         _submit(simulated, numbers, process)
         _watch(simulated, numbers, process)
-    # That has killed it. Its lock stays.
+    # The killed Snakemake leaves its lock.
     simulated.run("--unlock")
     with simulated.running() as process:
         _take_over(simulated, numbers, process)
@@ -197,10 +197,10 @@ def _take_over(simulated: Grid, numbers: dict[str, Any], process: subprocess.Pop
 
 
 def _wait(process: subprocess.Popen, ready: Callable[[], Any], folder: Path) -> None:
-    """Wait until something has happened, while the process that is to do it lives."""
+    """Wait until a condition holds, and fail if the process ends first."""
     deadline = time.monotonic() + SECONDS
     while not ready():
-        # Left as it is: what it used is asked for at its end.
+        # WNOWAIT keeps the exit status and the resource usage for the final wait.
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             _check("too early", folder)
         if time.monotonic() > deadline:
@@ -215,6 +215,6 @@ def _check(code: Any, folder: Path) -> None:
 
 
 def _peak(pid: int) -> int:
-    """Peak resident MB of a process."""
+    """Return the peak resident memory of a process in MB."""
     found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
     return round(int(found[1]) / 1024) if found else 0

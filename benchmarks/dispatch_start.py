@@ -1,4 +1,4 @@
-"""Where the seconds of one job go, from sbatch to the line that says that it is done.
+"""Time breakdown of one job, from sbatch to the detection of its result.
 
 Jobs run one at a time on an idle cluster. A `sitecustomize.py` on their PYTHONPATH notes when an interpreter starts and
 ends and, through an audit hook, when it unpickles, reads the Snakefile and starts a command; the prologue of the job
@@ -62,7 +62,7 @@ PROLOGUE = """\
 echo $EPOCHREALTIME batch start 0 >> $DISPATCH_TRACE/$SLURM_JOB_ID
 trap 'echo $EPOCHREALTIME batch end 0 >> $DISPATCH_TRACE/$SLURM_JOB_ID' EXIT
 """
-# What is between two notes, in this order.
+# Phases between two recorded events, in order.
 PHASES = [
     ("accepted by sbatch", "batch start", "SLURM starts the batch script"),
     ("batch start", "outer process", "srun sets up its step"),
@@ -83,7 +83,7 @@ PHASES = [
 
 
 def breakdown(cluster: Cluster, folder: Path) -> int:
-    """Run the jobs, print the table; returns the exit code."""
+    """Run the jobs, print the table, and return the exit code."""
     side = compare.ours()
     work, trace, site = folder / "start", folder / "trace", folder / "site"
     for made in (work, trace, site):
@@ -112,7 +112,7 @@ def breakdown(cluster: Cluster, folder: Path) -> int:
 
 
 def read_traces(work: Path, trace: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Median wall and processor seconds of each phase; processor seconds where both its ends are in one process."""
+    """Return the median wall seconds of each phase, and processor seconds for phases within one process."""
     run = max((work / ".snakemake/submitit").glob("[0-9]*"))
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     accepted = {line["ids"][0]: line["time"] for line in lines if line["event"] == "accept"}
@@ -136,25 +136,25 @@ def read_traces(work: Path, trace: Path) -> tuple[dict[str, float], dict[str, fl
             wall[title].append(max(0.0, times[end] - times[begin]))  # a process's start is known to 10 ms
             if end in used and _process(begin) == _process(end):
                 processor[title].append(used[end] - used[begin])
-        # Its parent knows what a process used to its very end.
+        # Only the parent knows the full usage of a process.
         processor["the inner interpreter is torn down"].append(used["outer children"] - used["inner exit"])
     medians = [{title: round(statistics.median(all_), 3) for title, all_ in of.items()} for of in (wall, processor)]
     return medians[0], medians[1]
 
 
 def _process(moment: str) -> str:
-    """Which process a moment is of; the job's own command is over too soon to count."""
+    """Return the process of a moment; the job's own command is too short to count."""
     return {"payload": "inner"}.get(moment, moment.split()[0])
 
 
 def _event(run: Path, name: str, after: float) -> float:
-    """When the first event of a kind after a time was noted by a job."""
+    """Return the time of a job's first event of a kind after a given time."""
     events = [json.loads(line) for path in run.glob("*_events.jsonl") for line in path.read_text().splitlines()]
     return min(event["time"] for event in events if event["event"] == name and event["time"] >= after)
 
 
 def import_seconds(python: Path) -> dict[str, dict[str, float]]:
-    """Seconds that packages take to be imported, by themselves, of each interpreter; the dearest first."""
+    """Return the import seconds of each interpreter's packages, without their dependencies, slowest first."""
     commands = {"submitit": ["-m", "submitit.core._submit", "--help"], "snakemake": ["-m", "snakemake", "--version"]}
     found = {}
     for name, command in commands.items():

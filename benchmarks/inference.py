@@ -1,4 +1,4 @@
-"""Packed hybrid layers beside dense ones: single layers, and generation by a whole model.
+"""Benchmark of packed hybrid layers against dense ones: single layers, and generation by a whole model.
 
     python benchmarks/inference.py                       # what docs/performance.md says of a CPU
     python benchmarks/inference.py --models              # layers of the five models, rows 1, 16, 128, 2048
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _in_process(dtype: str, threads: int) -> list[dict[str, Any]]:
-    """Measurements of a process of its own: the number of threads is one's from the start."""
+    """Run the measurements in a new process, which has its number of threads from the start."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one", dtype, str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "THP_MEM_ALLOC_ENABLE": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -84,7 +84,7 @@ def _in_process(dtype: str, threads: int) -> list[dict[str, Any]]:
 
 
 def _worst(found: list[dict[str, Any]]) -> dict[str, float]:
-    """The worst case of every dtype and sparsity over shapes and threads, for one row."""
+    """Return the worst case of every dtype and sparsity over shapes and threads, for one row."""
     worst: dict[str, float] = {}
     for one in found:
         if one.get("rows") == 1:
@@ -129,7 +129,7 @@ def _device_name() -> str:
 
 
 def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> None:
-    """One layer, for all numbers of rows."""
+    """Measure one layer for all numbers of rows."""
     import torch
 
     from patch.inference.measure import timed
@@ -156,7 +156,7 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
 
 
 def _candidates(dense: list[Tensor], others: dict[int, list[Any]], inputs: Tensor) -> dict[Any, Callable[[], Tensor]]:
-    """Dense and packed products, each call with the next copy of the weight."""
+    """Return dense and packed products; each call uses the next copy of the weight."""
     from torch.nn.functional import linear
 
     from patch.inference.backends import backend_for
@@ -177,7 +177,7 @@ def _text(spread: Any) -> str:
 
 
 def _masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
-    """A random 2:4 mask under as many dense tiles as make the sparsity, and the tiles."""
+    """Return a random 2:4 mask under as many dense tiles as make the sparsity, and the tiles."""
     import torch
 
     from patch.masks.tile import expand_tiles, tile_grid
@@ -203,12 +203,12 @@ def _copy(packed: Any) -> Any:
 
 
 def _bytes(packed: Any) -> int:
-    """What is in memory for it, with the places of its tiles."""
+    """Return the bytes of a packed layer in memory, including the positions of its tiles."""
     return sum(part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.starts))
 
 
 def generation(dtype: Any, options: argparse.Namespace) -> None:
-    """A whole model, by batches of one and sixteen."""
+    """Measure a whole model with batches of one and sixteen."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from patch.inference.compare import converted, weights

@@ -1,12 +1,12 @@
-"""A learning step beside the obvious way of doing it and the least that any way needs.
+"""Benchmark of a learning step against the straightforward formulation and a lower bound.
 
     python benchmarks/learn_step.py
 
 The reference is the straightforward formulation, kept here: a Gumbel-softmax over `[groups, 6]` times the patterns,
-tiles by `repeat_interleave`, the masks of all layers alive from forward to backward, density and weight reward as sums
-over full-size masks. Both sides have the same random model, tokens, threads, dtype and optimizer, each in a process of
-its own. They take their steps in turn; a ratio is the median over turns: of the reference to ours (joint), to the dense
-step (tile).
+tiles by `repeat_interleave`, the masks of all layers alive from forward to backward, density and kept-norm regularizer
+as sums over full-size masks. Both sides have the same random model, tokens, threads, dtype and optimizer, each in a
+process of its own. They take their steps in turn; a ratio is the median over turns: of the reference to ours (joint),
+to the dense step (tile).
 
 The floor of memory is weights, logits, their gradients, the optimizer's state, and what a checkpointed dense forward
 and backward takes beside the weights. The dense step and ours of tiles recompute their blocks in the backward pass;
@@ -30,13 +30,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from statistics import median
 
-# What a process holds until its end.
+# Keeps objects alive until the process ends.
 held = ExitStack()
 # Hidden size, MLP, blocks, vocabulary; the two are apart by four in their weights.
 SIZES = {"small": (512, 1536, 4, 2048), "large": (1024, 2816, 4, 2048)}
 WAYS = ("dense", "joint", "joint-reference", "tile", "tile-reference")
 SEQLEN, TILE, SPARSITY = 128, 128, 0.45
-# Steps of which the peak is taken.
+# Number of steps for the peak memory.
 WATCHED = 3
 
 
@@ -89,12 +89,12 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _ratio(over: list[float], under: list[float]) -> float:
-    """Of steps that were taken one after the other, so that both met the same machine."""
+    """Return the median ratio of consecutive steps, so that machine drift affects both equally."""
     return median(one / other for one, other in zip(over, under, strict=True))
 
 
 def _times(size: str, threads: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of steps that all ways take in turn, each in a process that waits while the others do."""
+    """Return the seconds of interleaved steps of all variants, each in its own process."""
     processes = {way: _start(way, size, threads, options, "timed", {}) for way in WAYS}
     try:
         turns = range(options.steps + 1)
@@ -103,12 +103,12 @@ def _times(size: str, threads: int, options: argparse.Namespace) -> dict[str, li
         for process in processes.values():
             process.kill()
             process.communicate()
-    # In the first turn some were still being set up.
+    # The first turn includes setup.
     return {way: [taken[way] for taken in times[1:]] for way in WAYS}
 
 
 def _memory(way: str, size: str, threads: int, options: argparse.Namespace) -> dict[str, float]:
-    """Of a process that gives back at once what it frees, so that the peak is of what was alive."""
+    """Return the peak memory of a process that frees memory at once, so that the peak counts live memory."""
     process = _start(way, size, threads, options, "watched", {"MALLOC_MMAP_THRESHOLD_": "65536"})
     found = json.loads(_ask(process, way))
     process.communicate()
@@ -148,7 +148,7 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
         "joint-reference": _reference("joint"),
         "tile-reference": _reference("tile"),
     }
-    # What libraries take for themselves at their first use is not the step's.
+    # Excludes memory that libraries allocate on first use.
     with ExitStack() as briefly:
         makers[way](*_model_and_tokens(128, 128, 1, 256, dtype), briefly)[0](0)
     base = _rss()
@@ -223,7 +223,7 @@ def _peak() -> int:
 
 
 def _activations(model, tokens) -> float:  # noqa: ANN001
-    """What a forward and backward with recomputed blocks takes beside the weights, in MB."""
+    """Return the memory of a forward and backward pass with recomputed blocks beside the weights, in MB."""
     from patch.learning.objective import cross_entropy, recomputed_blocks
 
     embedding = model.get_input_embeddings()

@@ -1,4 +1,4 @@
-"""Is text ever what learning waits for? `python benchmarks/load_windows.py`.
+"""Benchmark of text loading against the speed of a learning step: `python benchmarks/load_windows.py`.
 
 Reads random batches of a file of token windows, from the disk and from the page cache, and prints windows, MB and
 tokens a second beside the tokens a second of a learning step at the demo's size. Then tokenises text by one process
@@ -38,7 +38,7 @@ SEQLEN, BATCH, STEPS = 128, 8, 40
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=200, help="size of the file of windows")
     parser.add_argument("--seqlen", type=int, default=4096, help="tokens of its windows")
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def reading(folder: Path, megabytes: int, seqlen: int, batch: int) -> dict[str, float]:
-    """Random batches, as a learning step reads them: rows, and ids of 64 bits."""
+    """Measure random batches, as a learning step reads them: rows, and ids of 64 bits."""
     from patch.data.windows import load_windows, save_windows
     from patch.learning.schedules import batch_indices
 
@@ -93,7 +93,7 @@ def reading(folder: Path, megabytes: int, seqlen: int, batch: int) -> dict[str, 
 
 
 def tokenising(folder: Path, megabytes: int, processes: list[int]) -> dict[str, float]:
-    """Text of a few thousand words as often as in language, by so many processes."""
+    """Tokenise text of a few thousand words with natural frequencies, with several processes."""
     from patch.data.packing import pack_file
     from patch.data.tokenizer import train_tokenizer
 
@@ -135,7 +135,7 @@ def _processor_seconds() -> float:
 
 
 def learning(folder: Path) -> float:
-    """Tokens a second of a learning step at the demo's size: the median."""
+    """Return the median tokens per second of a learning step at the demo's size."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""Processes, and what they used."""
+"""Processes and their resource usage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class RunFailed(RuntimeError):
-    """A run that was to be measured did not do its jobs; the text says what it printed."""
+    """Failure of a measured run; the text contains its output."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that is over.
+    """Finished process.
 
     Attributes:
         code: exit code; None when it had to be killed.
@@ -89,12 +89,12 @@ def run_process(command: list[str], environment: dict[str, str], folder: Path, s
 
 
 def process_seconds(pid: int) -> float:
-    """Processor seconds that a process has used so far."""
+    """Return the processor seconds that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def machine_seconds() -> float:
-    """Processor seconds that this machine was busy so far."""
+    """Return the processor seconds that this machine was busy so far."""
     user, nice, system, _, _, interrupts, softirqs, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     return sum(map(int, (user, nice, system, interrupts, softirqs))) / TICKS

@@ -34,7 +34,7 @@ from patch.masks.proximal import proximal_two_four, triple_products  # noqa: E40
 
 
 def published(weight: Tensor, strength: float) -> Tensor:
-    """The operator as published; `[out, in]` fp32."""
+    """Return the result of the published operator, `[out, in]` fp32."""
     rows = groups(weight, 4).flatten(0, 1)
     z, order = rows.abs().sort(dim=1, descending=True)
     pair = z.clone()
@@ -47,7 +47,7 @@ def published(weight: Tensor, strength: float) -> Tensor:
 
 
 def _alternate(z: Tensor, strength: float, count: int) -> Tensor:
-    """Soft thresholds of the first ``count`` columns in turn, from zero, the smallest first."""
+    """Apply soft thresholds of the first ``count`` columns in turn, from zero, the smallest first."""
     w = torch.zeros_like(z)
     for _ in range(100):
         before = w.clone()
@@ -65,7 +65,7 @@ def _objective(w: Tensor, z: Tensor, strength: float) -> Tensor:
 
 
 def objectives(result: Tensor, weight: Tensor, strength: float) -> Tensor:
-    """Of each group, `[out * in / 4]` float64."""
+    """Return the objective of each group, `[out * in / 4]` float64."""
     parts = []
     for w, z in zip(groups(result, 4).split(64), groups(weight, 4).split(64), strict=True):
         w, z = w.double(), z.double()
@@ -76,14 +76,14 @@ def objectives(result: Tensor, weight: Tensor, strength: float) -> Tensor:
 
 
 def _held(field: str) -> float:
-    """MB of this process, from Linux: `VmRSS` now, `VmHWM` at most."""
+    """Return the memory of this process in MB, from Linux: `VmRSS` now, `VmHWM` at most."""
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def measured(operator: Callable[[Tensor, float], Tensor], weight: Tensor, strength: float) -> tuple[float, float]:
-    """Seconds and MB of one run."""
+    """Return the seconds and MB of one run."""
     gc.collect()
-    # What earlier runs have freed would hide what this one takes.
+    # Memory freed by earlier runs would hide this run's allocations.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before, started = _held("VmRSS"), time.perf_counter()
@@ -92,7 +92,7 @@ def measured(operator: Callable[[Tensor, float], Tensor], weight: Tensor, streng
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=4096, help="of the matrix (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=4096, help="of the matrix (default: %(default)s)")

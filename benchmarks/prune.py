@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("block", "models", "sharing")
 METHODS = ("magnitude", "wanda", "sparsegpt", "thanos")
 PATTERNS = ("2:4", "unstructured")
-# In a process of its own, so that the peak of its memory is its own.
+# A separate process isolates the peak memory.
 MEASURE = """
 import copy, resource, statistics, sys, time
 import numpy as np, torch
@@ -82,7 +82,7 @@ def _measured(configfile: Path, *arguments: str) -> list[float]:
 
 
 def sharing(configfile: Path) -> str:
-    """What a configuration's cells take if each makes all that it needs, and what they take as the workflow runs.
+    """Return the cost of a configuration's runs if each makes all its inputs, and the cost as the workflow shares them.
 
     A pass is one forward pass of a model over all its calibration windows.
     """
@@ -104,7 +104,7 @@ def sharing(configfile: Path) -> str:
 
 
 def _needed(plan: Plan, cell: Cell) -> list[Cell]:
-    """A cell and all that it comes from."""
+    """Return a run and all of its dependencies."""
     if cell.quantization:
         return [cell, *_needed(plan, cell.pruned)]
     return [cell, *(each for prior in plan.grid.priors(cell).values() for each in _needed(plan, prior))]
@@ -138,7 +138,7 @@ def _row(found: Counter[str]) -> list[str]:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; without any, all")
     parser.add_argument("--configfile", type=Path, action="append", help="of models and sharing (the demo, the paper)")

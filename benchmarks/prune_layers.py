@@ -35,13 +35,13 @@ from patch.pruning.thanos import thanos  # noqa: E402
 from patch.pruning.wanda import wanda  # noqa: E402
 
 SPARSITY = 0.5
-# Methods that make the same of the same input.
+# Methods that share the factor of the inverse Hessian between layers of one input.
 SHARING = {"sparsegpt", "thanos"}
 # A choice between two scores that are equal but for rounding may go either way, and others follow it.
 AGREEMENT = 0.99
 
 Prune = Callable[[Tensor, InputStatistics, Pattern], tuple[Tensor, Tensor]]
-# What a layer reads, and the seconds that making its factor of the inverse Hessian takes.
+# The input statistics of a layer, and the seconds to make its factor of the inverse Hessian.
 Inputs = tuple[InputStatistics, float]
 
 
@@ -52,7 +52,7 @@ def _masked(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 METHODS: dict[str, tuple[Prune, Prune]] = {
     "magnitude": (lambda w, _, p: _masked(w, magnitude(w, p)), lambda w, _, p: published.magnitude(w, p)),
     "wanda": (lambda w, s, p: _masked(w, wanda(w, s, p)), published.wanda),
-    # A copy of the statistics: of the same object they would find the factor that another turn has made.
+    # Copied statistics, since the same object would hit the factor cache of another turn.
     "sparsegpt": (lambda w, s, p: sparsegpt(w, replace(s), p), published.sparsegpt),
     "thanos": (lambda w, s, p: thanos(w, replace(s), p), published.thanos),
 }
@@ -93,19 +93,19 @@ def statistics_of(inputs: int, rows: int, device: str) -> InputStatistics:
 
 
 def _resident(key: str) -> float:
-    """MB of this process: `VmRSS` now, `VmHWM` at its peak."""
+    """Return the memory of this process in MB: `VmRSS` now, `VmHWM` at its peak."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields[key].split()[0]) / 1024
 
 
 def measure(call: Callable[[], tuple[Tensor, Tensor]], cuda: bool) -> Measured:
-    """Run ``call`` once."""
+    """Run ``call`` once and return its measurements."""
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
     else:
-        # Freed memory that the allocator still holds would hide what the call takes.
+        # Freed memory in the allocator would hide the call's allocations.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
@@ -120,7 +120,7 @@ def measure(call: Callable[[], tuple[Tensor, Tensor]], cuda: bool) -> Measured:
 
 
 def compare(method: str, pattern: Pattern, weight: Tensor, statistics: InputStatistics, turns: int) -> list[Measured]:
-    """Ours and the published one, in turns; of each the fastest."""
+    """Run ours and the published method in turns, and return the fastest turn of each."""
     sides: list[list[Measured]] = [[], []]
     for _ in range(turns):
         for side, prune in zip(sides, METHODS[method], strict=True):

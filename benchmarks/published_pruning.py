@@ -1,6 +1,6 @@
-"""The one-shot methods of one layer as their papers and public code put them, without anything made faster.
+"""Reference one-shot methods for one layer, as published in papers and public code, without optimizations.
 
-What `prune_layers.py` compares ours with. Every function takes a weight `[out, in]` in fp32 and gives the mask
+`prune_layers.py` compares ours with them. Every function takes a weight `[out, in]` in fp32 and gives the mask
 `[out, in]` bool, True = keep, and the weights in fp32. Thresholds are theirs too: where ours removes exactly a
 number of weights, a threshold may remove one more.
 """
@@ -15,7 +15,7 @@ from patch.masks.nm import NM, Pattern
 
 
 def magnitude(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Absolute values; unstructured by one threshold from all of them in order."""
+    """Prune by absolute values; unstructured by one threshold from all of them in order."""
     metric = weight.abs()
     if isinstance(pattern, NM):
         drop = _smallest_of_groups(metric, pattern)
@@ -26,7 +26,7 @@ def magnitude(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
 
 
 def wanda(weight: Tensor, statistics: InputStatistics, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Absolute values times the norm of the input; unstructured from each row in order."""
+    """Prune by absolute values times the norm of the input; unstructured from each row in order."""
     metric = weight.abs() * (statistics.squares / statistics.sequences).sqrt()
     if isinstance(pattern, NM):
         drop = _smallest_of_groups(metric, pattern)

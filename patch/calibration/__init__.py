@@ -1,1 +1,1 @@
-"""Calibration: the inputs of each linear layer while a model reads sample text."""
+"""Calibration: input statistics of each linear layer on sample text."""

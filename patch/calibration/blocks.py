@@ -1,8 +1,8 @@
-"""Call a model's decoder blocks one by one, as the model itself would.
+"""Calls of a model's decoder blocks one by one, with the model's own arguments.
 
-Blocks are found by structure. Each block gets its own other arguments (attention mask, rotary
-embedding, cache, ...) as the model passes them: families such as Gemma 3 alternate between kinds of
-attention, so that one block's arguments are wrong for another.
+Blocks are found by structure. Each block gets the arguments (attention mask, rotary embedding, cache, ...) that the
+model passes to it: families such as Gemma 3 alternate between kinds of attention, so that one block's arguments are
+wrong for another.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BlockCall:
-    """What the model passes to one block besides the hidden states."""
+    """Arguments that the model passes to one block besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def run(self, block: nn.Module, states: Tensor) -> Tensor:
-        """The hidden states that the block makes of ``states``."""
+        """Return the block's output hidden states for ``states``."""
         return _states(block(states, *self.args, **self.kwargs))
 
 
@@ -33,12 +33,12 @@ def _states(output: Any) -> Tensor:
 
 
 class _EnoughSeen(Exception):
-    """Raised when the rest of a forward pass is not needed."""
+    """Exception that ends a forward pass early."""
 
 
 @contextmanager
 def _replaced_forwards(blocks: nn.ModuleList, forward: Callable) -> Iterator[None]:
-    # A block may have a forward of its own instead of its class's.
+    # A block may override its class's forward.
     own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = forward
@@ -53,14 +53,14 @@ def _replaced_forwards(blocks: nn.ModuleList, forward: Callable) -> Iterator[Non
 
 
 def record_calls(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, device: torch.device) -> list[BlockCall]:
-    """Every block's other arguments for a batch like ``tokens``, on ``device``; the blocks do not run."""
+    """Return every block's arguments for a batch like ``tokens``, on ``device``, without running the blocks."""
     calls: list[BlockCall] = []
     move = _Mover(device)
     output = _first_output(model, blocks, tokens[:1, :4])
 
     def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         calls.append(BlockCall(move(args), move(kwargs)))
-        # Families differ in whether a block gives a tuple, and the model takes it apart.
+        # In some families a block returns a tuple, which the model unpacks.
         return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
 
     with _replaced_forwards(blocks, recorder):
@@ -69,7 +69,7 @@ def record_calls(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, device
 
 
 def _first_output(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> Any:
-    """What the first block gives for a few tokens."""
+    """Return the first block's output for a few tokens."""
     run, outputs = blocks[0].forward, []
 
     def catcher(*args: Any, **kwargs: Any) -> None:
@@ -82,7 +82,7 @@ def _first_output(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> An
 
 
 def first_inputs(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The hidden states that enter the first block, `[batch, seqlen, hidden]`, batch by batch."""
+    """Yield the hidden states that enter the first block, `[batch, seqlen, hidden]`, batch by batch."""
     caught: list[Tensor] = []
 
     def catcher(hidden_states: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -96,11 +96,11 @@ def first_inputs(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tens
 
 
 class _Mover:
-    """Copies of nested arguments with their tensors on a device; what several arguments share is copied once."""
+    """Copier of nested arguments to a device; a shared tensor is copied once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # Holds the originals too: an id alone could be reused.
+        # Keeps the originals alive, since an id could be reused.
         self._moved: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Statistics of the inputs of linear layers: summed up by hooks, and on disk."""
+"""Input statistics of linear layers: accumulation by hooks, and files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SQUARES, _GRAM = ".squares", ".gram"
 
 
 class _Header(Schema):
-    """Which layer holds the sums of each layer, and the number of calibration sequences."""
+    """Header: the layer that holds the sums of each layer, and the number of calibration sequences."""
 
     shared: dict[Name, Name]
     sequences: Positive
@@ -26,7 +26,7 @@ class _Header(Schema):
 
 @dataclass(eq=False)
 class InputStatistics:
-    """What a layer's input looked like, in fp32. Layers that read the same tensor have the same object.
+    """Input statistics of a layer in fp32. Layers with the same input tensor share one object.
 
     Attributes:
         squares: `[in]`, sum over all tokens of `x_j^2`.
@@ -40,14 +40,15 @@ class InputStatistics:
 
     @property
     def norms(self) -> Tensor:
-        """`[in]`, root of the mean over sequences of `sum_t x_tj^2`."""
+        """Input norms `[in]`: the root of the mean over sequences of `sum_t x_tj^2`."""
         return (self.squares / self.sequences).sqrt()
 
 
 class Accumulator:
-    """Forward hooks on linear layers, until the context ends. Layers that read the same tensor share their sums.
+    """Accumulator of input statistics by forward hooks, until the context ends.
 
-    These go sequence by sequence, so that they do not depend on how many make a batch.
+    Layers with the same input tensor share their sums. Sums are taken sequence by sequence, so that they do not depend
+    on the batch size.
     """
 
     def __init__(self, linears: dict[str, nn.Module], gram: bool) -> None:
@@ -55,12 +56,12 @@ class Accumulator:
         self._statistics: dict[str, InputStatistics] = {}
         self._leader: dict[str, str] = {}
         self._sequences = self._total = 0
-        # Holds the tensors themselves: an id alone could be reused by a later tensor of the same pass.
+        # Keeps the tensors alive, since a later tensor of the same pass could reuse an id.
         self._seen: dict[int, tuple[Tensor, str]] = {}
         self._handles = [linear.register_forward_pre_hook(self._hook(name)) for name, linear in linears.items()]
 
     def start_batch(self, sequences: int) -> None:
-        """Say of how many sequences the next inputs are."""
+        """Set the number of sequences in the next inputs."""
         self._seen.clear()
         self._sequences = sequences
         self._total += sequences
@@ -71,7 +72,7 @@ class Accumulator:
             _, leader = self._seen.setdefault(id(x), (x, name))
             self._leader[name] = leader
             if leader == name:
-                # Some families flatten batch and tokens before a layer; the sequences still stand one after another.
+                # Some families flatten batch and tokens before a layer; the sequences stay contiguous.
                 for sequence in x.reshape(self._sequences, -1, x.shape[-1]):
                     self._add(name, sequence.float())
 
@@ -96,14 +97,14 @@ class Accumulator:
         self._seen.clear()
 
     def statistics(self) -> dict[str, InputStatistics]:
-        """What has been summed up, by layer."""
+        """Return the accumulated statistics by layer."""
         for statistics in self._statistics.values():
             statistics.sequences = self._total
         return {name: self._statistics[leader] for name, leader in self._leader.items()}
 
 
 def save_statistics(path: Path | str, statistics: dict[str, InputStatistics]) -> None:
-    """Write the statistics of a block's layers, atomically; what layers share is written once."""
+    """Write the statistics of a block's layers atomically; shared statistics are written once."""
     leaders: dict[int, str] = {}
     shared = {name: leaders.setdefault(id(values), name) for name, values in statistics.items()}
     tensors: dict[str, Tensor] = {}
@@ -118,10 +119,10 @@ def save_statistics(path: Path | str, statistics: dict[str, InputStatistics]) ->
 def load_statistics(
     path: Path | str, device: torch.device | str = "cpu", gram: bool = True
 ) -> dict[str, InputStatistics]:
-    """Read and verify what `save_statistics` wrote; without ``gram``, the norms alone.
+    """Read and verify a file of `save_statistics`; without ``gram``, only the squares.
 
     Raises:
-        InputError: the file is missing, damaged or foreign, lacks the Gram matrices, or has impossible sums.
+        InputError: the file is missing, damaged or of another format, lacks the Gram matrices, or has invalid sums.
     """
     endings = (_SQUARES, _GRAM) if gram else (_SQUARES,)
     values, tensors = load_tensors(path, FORMAT, "statistics", lambda name: name.endswith(endings))
@@ -131,7 +132,7 @@ def load_statistics(
         squares, matrix = tensors.get(f"{name}{_SQUARES}"), tensors.get(f"{name}{_GRAM}")
         if squares is None or gram and (matrix is None or matrix.shape != (len(squares), len(squares))):
             raise InputError(f"statistics {path}: without squares or without Gram matrices of {name}; make them again")
-        # In fp64 a sum of finite fp32 values is finite, and it costs less than a mask of the whole matrix.
+        # An fp64 sum of finite fp32 values is finite, and is cheaper than a mask of the matrix.
         sums = [value.sum(dtype=torch.float64) for value in (squares, matrix) if value is not None]
         if not all(map(torch.isfinite, sums)) or (squares < 0).any():
             raise InputError(f"statistics {path}: sums of {name} that no finite inputs have; the model may be broken")
@@ -141,7 +142,7 @@ def load_statistics(
 
 
 def block_files(folder: Path | str) -> Iterator[Path]:
-    """The files of a folder of statistics, one a block, in order; without end."""
+    """Yield the file paths of a folder of statistics, one per block, in order and without end."""
     index = 0
     while True:
         yield Path(folder) / f"block-{index:04d}.safetensors"

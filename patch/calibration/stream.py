@@ -1,4 +1,4 @@
-"""Hidden states of a calibration set in a file: one batch is in memory, whatever the number of samples."""
+"""Hidden states of a calibration set in a temporary file, so that only one batch is in memory."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from patch.errors import InputError
 
 
 class HiddenStates:
-    """The hidden states that enter a block, batch by batch, in a temporary file without a name.
+    """Hidden states that enter a block, batch by batch, in an unnamed temporary file.
 
-    It is read and written, not mapped: pages of a mapping would count as the process' memory.
-    The folder is that of `TMPDIR`.
+    The file is in `TMPDIR`. It is not memory-mapped, because mapped pages would count as memory of the process.
     """
 
     def __init__(self) -> None:
-        # Not buffered: every read and write is a whole batch.
+        # Unbuffered: every read and write is a whole batch.
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
         self._batches: list[tuple[int, torch.Size, torch.dtype]] = []
 
     def append(self, states: Tensor) -> None:
-        """Add the next batch, `[batch, seqlen, hidden]`."""
+        """Append a batch, `[batch, seqlen, hidden]`."""
         offset = os.fstat(self._file.fileno()).st_size
         self._batches.append((offset, states.shape, states.dtype))
         self._write(offset, states)
 
     def read(self, index: int, device: torch.device) -> Tensor:
-        """A batch, on ``device``."""
+        """Return a batch on ``device``."""
         offset, shape, dtype = self._batches[index]
         buffer = bytearray(shape.numel() * dtype.itemsize)
         view, done = memoryview(buffer), 0
@@ -42,7 +41,7 @@ class HiddenStates:
         return torch.frombuffer(buffer, dtype=dtype).reshape(shape).to(device)
 
     def write(self, index: int, states: Tensor) -> None:
-        """Put ``states`` in the place of a batch of the same shape and type."""
+        """Replace a batch by ``states`` of the same shape and dtype."""
         offset, shape, dtype = self._batches[index]
         assert (states.shape, states.dtype) == (shape, dtype), (states.shape, shape, states.dtype, dtype)
         self._write(offset, states)

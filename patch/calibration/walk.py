@@ -1,4 +1,4 @@
-"""Walk a model block by block over calibration windows, with the statistics of each layer's input."""
+"""Block-by-block calibration of a model, with the input statistics of each layer."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def walk_blocks(
     device: torch.device | str | None = None,
     on_block: Callable[[int, int], None] = lambda index, total: None,
 ) -> None:
-    """Visit block after block with the statistics of its layers' inputs, the block itself still as it was.
+    """Visit each block with the input statistics of its layers, computed before the visit changes the block.
 
-    On the device are one block and one batch of activations at a time, and the block's statistics; the hidden states
-    stream through a temporary file. So memory grows neither with the number of blocks nor with that of windows.
+    The device holds one block, its statistics and one batch of activations at a time. The hidden states stream through
+    a temporary file. Memory therefore does not grow with the number of blocks or sequences.
 
     Args:
         model: causal language model; ``visit`` may change its blocks in place.
         windows: `[samples, seqlen]` token ids.
-        visit: called with the block's linear layers and their statistics, by their names in ``model``.
+        visit: function of the block's linear layers and their statistics, by their names in ``model``.
         batch_size: sequences per forward pass; the last batch may be smaller.
         gram: whether the Gram matrix of the inputs is needed, or only its diagonal.
-        propagate: `pruned`: a block sees what the visited blocks before it make, which costs a second forward pass;
-            `dense`: what they made before.
-        device: where blocks run; each moves there and back. By default where the model is.
-        on_block: called after each block with its number, from 1, and their count.
+        propagate: `pruned`: a block reads the outputs of the visited blocks, which costs a second forward pass;
+            `dense`: it reads their outputs before the visit.
+        device: device that runs the blocks, each of which moves there and back; by default the model's device.
+        on_block: function called after each block with its number, from 1, and the number of blocks.
 
     Raises:
-        InputError: there are no windows, or a linear layer of a block takes no part in its forward pass.
+        InputError: there are no sequences, or the forward pass of a block skips one of its linear layers.
     """
     if not len(windows):
         raise InputError("there are no calibration windows; give at least one")
@@ -61,7 +61,7 @@ def walk_blocks(
     with HiddenStates() as hidden:
         for states in first_inputs(model, blocks, map(batch_at, starts)):
             hidden.append(states)
-        # Only the last batch may be of another size.
+        # Only the last batch may have another size.
         kinds = {len(batch): batch for batch in map(batch_at, (starts[0], starts[-1]))}
         calls = {size: record_calls(model, blocks, batch, device) for size, batch in kinds.items()}
         for index, (block, linears) in enumerate(blocks_on(model, device)):
@@ -72,8 +72,8 @@ def walk_blocks(
             if idle := linears.keys() - statistics.keys():
                 raise InputError(f"layer {min(idle)} takes no part in the forward pass, so it cannot be calibrated")
             visit(linears, statistics)
-            del accumulator, statistics  # before the next block's
-            # The last block's output enters no other.
+            del accumulator, statistics  # free memory for the next block
+            # No block reads the last block's output.
             if propagate == "pruned" and index + 1 < len(blocks):
                 _pass(block, hidden, of_block, device, None, keep=True)
             on_block(index + 1, len(blocks))
@@ -87,7 +87,7 @@ def _pass(
     accumulator: Accumulator | None,
     keep: bool,
 ) -> None:
-    """Run all batches through ``block``; with ``keep`` its outputs take the place of the inputs."""
+    """Run all batches through ``block``; with ``keep`` its outputs replace the inputs."""
     for position in range(len(hidden)):
         states: Tensor = hidden.read(position, device)
         if accumulator:

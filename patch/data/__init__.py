@@ -1,1 +1,1 @@
-"""Text: fetched once, shared out to parts that never overlap, and cut into token windows on disk."""
+"""Text data: download, disjoint parts, and token sequences on disk."""

@@ -1,4 +1,4 @@
-"""A corpus on disk: one file per part and a manifest. The only module that reaches for a data set hub."""
+"""Corpus on disk: one file per part and a manifest. Only this module downloads data sets from the hub."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SPLITS: tuple[str, ...] = get_args(Split)
 
 
 def fetch_corpus(corpus: Corpus, out: Path) -> None:
-    """Make the folder ``out``: `<part>.jsonl` (hub: `<part>.parquet`) with the column `text`, `manifest.json`.
+    """Create the folder ``out``: `<part>.jsonl` (hub: `<part>.parquet`) with the column `text`, and `manifest.json`.
 
-    Packages and lists of files are cleaned, freed of repeated documents and shared out by a seeded
-    shuffle of documents; a document is in one part alone. Files that a mapping names are cleaned. Data
-    sets of the hub are kept as they are, empty documents included: published perplexities count them.
+    Packages and lists of files are cleaned, deduplicated and split into disjoint parts by a seeded shuffle of
+    documents. Files that a mapping names are only cleaned. Data sets of the hub stay unchanged, including empty
+    documents: published perplexities count them.
 
     Raises:
-        InputError: something that the source names does not exist or holds no text.
+        InputError: a part of the source is missing or holds no text.
     """
     source = corpus.source
     with atomic_directory(out) as folder:
@@ -42,7 +42,7 @@ def fetch_corpus(corpus: Corpus, out: Path) -> None:
 
 
 def read_documents(folder: Path, split: str) -> Iterator[str]:
-    """Documents of one part, in the order of the source.
+    """Return the documents of one part, in the order of the source.
 
     Raises:
         InputError: the folder has no such part.
@@ -58,19 +58,19 @@ def read_documents(folder: Path, split: str) -> Iterator[str]:
 
 
 def assign_parts(lengths: np.ndarray, split: SplitBySeed) -> np.ndarray:
-    """Part of each document: shuffled, then laid end to end along the shares.
+    """Assign each document to a part: the shuffled documents fill the parts in proportion to their fractions.
 
     Args:
         lengths: `[documents]` characters.
-        split: shares and seed.
+        split: fractions and seed.
 
     Returns:
-        `[documents]` indices into ``SPLITS``; equal up to one document to the shares in characters.
+        `[documents]` indices into ``SPLITS``; the parts match the fractions of characters up to one document.
     """
     order = np.random.default_rng(split.seed).permutation(len(lengths))
     ends = np.cumsum(lengths[order], dtype=np.float64)
     middles = (ends - lengths[order] / 2) / ends[-1]
-    # A share of zero has no width, so that side="right" steps over it; the last edge is left out against rounding.
+    # side="right" skips parts of fraction zero; without the last edge, rounding cannot exceed it.
     shares = np.cumsum([getattr(split, name) for name in SPLITS])
     parts = np.empty(len(lengths), dtype=np.int64)
     parts[order] = np.searchsorted(shares[:-1], middles, side="right")
@@ -78,7 +78,7 @@ def assign_parts(lengths: np.ndarray, split: SplitBySeed) -> np.ndarray:
 
 
 def _reader(source: PackageSource | FilesSource) -> Callable[[], Iterator[str]]:
-    """A function that starts over the cleaned documents, each text once."""
+    """Return a function that iterates over the cleaned, distinct documents from the start."""
     if isinstance(source, PackageSource):
         return lambda: _unique(sources.clean(sources.package_documents(source), source.remove))
     files = sources.expand(source.files)
@@ -95,7 +95,7 @@ def _unique(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _shared_out(read: Callable[[], Iterator[str]], split: SplitBySeed) -> Iterator[tuple[str, str]]:
-    # Two passes, so that the text itself is never in memory at once.
+    # Two passes, so that the text never has to fit in memory.
     lengths = np.array([len(document) for document in read()])
     if not len(lengths):
         raise InputError("the corpus holds no text: every document is empty")
@@ -111,7 +111,7 @@ def _mapped(source: FilesSource) -> Iterator[tuple[str, str]]:
 
 
 def _write_parts(documents: Iterable[tuple[str, str]], folder: Path) -> dict[str, dict[str, int]]:
-    """Write `(part, text)` pairs; return documents and characters of each part that got any."""
+    """Write `(part, text)` pairs and return the number of documents and characters of each non-empty part."""
     files, parts = {}, {}
     try:
         for split, text in documents:

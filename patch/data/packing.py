@@ -1,8 +1,8 @@
-"""A corpus as one file of packed windows: in several processes, and going on where it was stopped.
+"""Packing of a corpus into one file of token sequences, in several processes and with resumption.
 
-Windows are written in the order of the documents to a file beside the result, whole ones alone. A record says how many
-there are, how many documents have gone into them, and which tokens are left over; so a process that is killed at any
-moment loses what came after the last record, and what is made in the end is the same to the bit.
+Complete sequences are written in document order to a file beside the result. A record holds the number of sequences
+and documents so far, and the left-over tokens. A process that is killed at any moment loses only the work since the
+last record, and the final file is identical to the bit.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from patch.files.schema import Count, Schema, check
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What may be lost when the process is killed.
+# Limits the work that a killed process loses.
 _SECONDS_BETWEEN_RECORDS = 5.0
 
 
 class _Record(Schema):
-    """How far the file is: whole windows in it, documents that they come from, and tokens left over."""
+    """Progress of the file: complete sequences, their documents, and left-over tokens."""
 
     identity: str
     documents: Count = 0
@@ -44,7 +44,7 @@ class _Record(Schema):
 
 
 def partial_folder(path: Path) -> Path:
-    """Where ``pack_file`` keeps an unfinished ``path``; gone when it is finished."""
+    """Return the folder of an unfinished ``path``; ``pack_file`` removes it in the end."""
     return path.with_name(f"{path.stem}.partial")
 
 
@@ -57,26 +57,26 @@ def pack_file(
     processes: int = 1,
     identity: str = "",
 ) -> int:
-    """Write the windows of ``pack_windows`` as an `.npy` file; the bytes do not depend on processes and interruptions.
+    """Write the sequences of ``pack_windows`` as an `.npy` file, independent of processes and interruptions.
 
-    Memory is bounded by a few batches a process, or by the longest document. A process that is stopped leaves
-    ``partial_folder(path)``, and the next call with the same arguments goes on there.
+    Memory is bounded by a few batches per process, or by the longest document. A stopped process leaves
+    ``partial_folder(path)``, and the next call with the same arguments resumes from it.
 
     Args:
-        path: the file; appears when it is complete.
+        path: the file, which appears when it is complete.
         documents: the text, from the beginning and in the same order at each call; empty ones are skipped.
         tokenizer: see ``pack_windows``.
-        seqlen: tokens per window.
-        limit: windows at most.
-        processes: that tokenise, by `fork` where there are several.
-        identity: of the text and the tokenizer; what another one has left is not used.
+        seqlen: tokens per sequence.
+        limit: maximum number of sequences.
+        processes: number of tokenising processes, created by `fork` if more than one.
+        identity: identity of the text and the tokenizer; partial work of another identity is not used.
 
     Returns:
-        The number of windows.
+        The number of sequences.
 
     Raises:
-        InputError: there is not one window, the tokenizer is none for this (see ``find_separator``), the disk is
-            full, or a process was killed.
+        InputError: the text is shorter than one sequence, the tokenizer is unsuitable (see ``find_separator``), the
+            disk is full, or a process was killed.
     """
     find_separator(tokenizer)
     identity = f"{identity} {seqlen} {limit} {token_dtype(tokenizer)}"
@@ -88,7 +88,7 @@ def pack_file(
             if not record.windows:
                 shutil.rmtree(folder)
                 raise InputError(f"{path.name}: the text does not fill one window; lower `seqlen` or give more text")
-            # The format reserves room for the first axis to grow, so that this header is as long as the first one.
+            # The format reserves room for a growing first axis, so that both headers have the same length.
             file.seek(0)
             write_header(file, np.empty((1, seqlen), token_dtype(tokenizer)), record.windows)
             _flush(file)
@@ -111,7 +111,7 @@ def _fill(
     processes: int,
     identity: str,
 ) -> _Record:
-    """Write all windows that are not there yet; the record after the last of them."""
+    """Write all missing sequences and return the record after the last one."""
     dtype = token_dtype(tokenizer)
     most = float("inf") if limit is None else limit
     write_header(file, np.empty((1, seqlen), dtype), 0)
@@ -124,7 +124,7 @@ def _fill(
         stream = np.concatenate([np.array(record.rest, dtype=dtype), ids])
         block, rest = cut(stream, seqlen, most - record.windows)
         file.write(block.data)
-        # At the limit the rest is of no use, and may be long.
+        # At the limit the rest is unused and may be long.
         rest = rest[:seqlen].tolist()
         record = _Record(
             identity=identity, documents=record.documents + count, windows=record.windows + len(block), rest=rest
@@ -152,7 +152,7 @@ def _flush(file: BinaryIO) -> None:
 
 
 def _read_record(folder: Path, identity: str, file: BinaryIO, seqlen: int, dtype: np.dtype) -> _Record:
-    """Read the last record; an empty one if it is damaged, of something else, or the file has less than it says."""
+    """Read the last record; return an empty one if it is damaged, of another identity, or the file is too short."""
     new = _Record(identity=identity)
     try:
         path = folder / "record.json"

@@ -1,7 +1,7 @@
-"""Tokenise in several processes.
+"""Tokenisation in several processes.
 
-Processes and not the tokenizer's own threads: what is done with its result holds Python's lock, a sixth of the time,
-so that threads are never more than six times as fast.
+The tokenizer's own threads are at most six times as fast: the conversion of the result holds Python's lock and takes a
+sixth of the time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from patch.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Batches that a process has waiting, so that none is idle while the first reads and writes.
+# Queued batches per process, so that none is idle while the main process reads and writes.
 _WAITING = 2
 
 _tokenizer: PreTrainedTokenizerBase | None = None
@@ -34,15 +34,15 @@ _tokenizer: PreTrainedTokenizerBase | None = None
 def tokens_in_order(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, processes: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The tokens of all documents, in their order whatever the number of processes.
+    """Yield the tokens of all documents, in order for any number of processes.
 
     Args:
-        documents: the text; read as far as needed, and a few batches ahead.
+        documents: the text; it is read a few batches ahead.
         tokenizer: see `join`.
-        processes: that tokenise, by `fork` where there are several; they end with this one, even if it is killed.
+        processes: number of tokenising processes, created by `fork` if more than one; they end with this process.
 
     Yields:
-        For each batch the number of its documents and their tokens `[tokens]`.
+        The number of documents of each batch and their tokens `[tokens]`.
 
     Raises:
         InputError: a process was killed.
@@ -73,16 +73,16 @@ def tokens_in_order(
 def _start(tokenizer: PreTrainedTokenizerBase) -> None:
     global _tokenizer
     _tokenizer = tokenizer
-    # A thread for each core in every process would be too many.
+    # Each process needs only one thread.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Whoever stops the job stops all its processes; the first one decides what becomes of them.
+    # Signals reach all processes of a job; the main process handles them.
     for number in (*STOP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed does not end its children, and these hold each other's pipes open."""
+    """Exit with the parent: children outlive a killed parent and hold each other's pipes open."""
     parent_process().join()
     os._exit(1)
 

@@ -13,14 +13,14 @@ from types import ModuleType
 from patch.data.settings import FilesSource, PackageSource
 from patch.errors import InputError
 
-# Plain text marks its documents by line ends alone and some are missing: all Psalms of the King James text stand
-# in one line of 227,000 characters, 5 % of the book, which would tilt whatever part it fell into.
+# Characters of a document, at most. All Psalms of the King James text are one line of 227,000 characters, 5 % of the
+# book, which would unbalance its part.
 LONGEST = 10_000
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def package_documents(source: PackageSource) -> Iterator[str]:
-    """Lines of a string that an installed package holds, as they stand there.
+    """Return the lines of a string in an installed package.
 
     Raises:
         InputError: the package, the module or the attribute is missing, or is not a string.
@@ -45,10 +45,10 @@ def package_documents(source: PackageSource) -> Iterator[str]:
 
 
 def file_documents(path: Path, field: str) -> Iterator[str]:
-    """Paragraphs of a `.txt` file, or the values of ``field`` in the lines of a `.jsonl` file.
+    """Yield the paragraphs of a `.txt` file, or the values of ``field`` in the lines of a `.jsonl` file.
 
     Raises:
-        InputError: another kind of file, not UTF-8, a line that is not JSON or has no such string.
+        InputError: the file is of another kind or not UTF-8, or a line is not JSON or lacks the string.
     """
     readers = {".txt": lambda: _cut(_paragraphs(path)), ".jsonl": lambda: _json_lines(path, field)}
     if path.suffix not in readers:
@@ -62,7 +62,7 @@ def file_documents(path: Path, field: str) -> Iterator[str]:
 
 
 def expand(patterns: list[str]) -> list[Path]:
-    """Files that paths and globs name: in the order of ``patterns``, sorted within each, each file once.
+    """Return the distinct files of paths and globs, in the order of ``patterns`` and sorted within each.
 
     Raises:
         InputError: a pattern matches no file.
@@ -77,10 +77,10 @@ def expand(patterns: list[str]) -> list[Path]:
 
 
 def files_by_part(source: FilesSource) -> dict[str, list[Path]]:
-    """Files of each part of a source whose `files` is a mapping.
+    """Return the files of each part of a source whose `files` is a mapping.
 
     Raises:
-        InputError: a pattern matches no file, or a file stands in two parts.
+        InputError: a pattern matches no file, or a file is in two parts.
     """
     assert isinstance(source.files, dict)
     parts = {split: expand(patterns) for split, patterns in source.files.items()}
@@ -94,10 +94,10 @@ def files_by_part(source: FilesSource) -> dict[str, list[Path]]:
 
 
 def clean(documents: Iterable[str], remove: str = "") -> Iterator[str]:
-    """Drop the characters ``remove``, make every run of whitespace one space, skip what is then empty."""
+    """Delete the characters ``remove``, collapse whitespace into single spaces, and skip empty documents."""
     table = str.maketrans("", "", remove)
     for document in documents:
-        # JSON can escape half a surrogate pair, which is no text and cannot be written as UTF-8.
+        # JSON can escape half a surrogate pair, which UTF-8 cannot encode.
         valid = document.encode("utf-8", "ignore").decode("utf-8")
         text = " ".join(valid.translate(table).split())
         if text:
@@ -138,7 +138,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
 
 
 def _cut(documents: Iterable[str]) -> Iterator[str]:
-    """Cut what is longer than ``LONGEST`` characters after sentences; a longer sentence stays whole."""
+    """Split documents of more than ``LONGEST`` characters between sentences; a longer sentence stays whole."""
     for document in documents:
         if len(document) <= LONGEST:
             yield document

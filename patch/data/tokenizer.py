@@ -1,4 +1,4 @@
-"""A byte-level BPE made from text, for models that are trained from scratch."""
+"""Training of a byte-level BPE tokenizer, for models that are trained from scratch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SPECIAL_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE; the same documents give the same tokenizer.
+    """Train a byte-level BPE tokenizer; the same documents give the same tokenizer.
 
     Args:
         documents: the text; read once.
-        vocab_size: tokens at most, of which 256 are bytes and 3 are `<bos>`, `<eos>` and `<pad>` (ids 0, 1, 2).
+        vocab_size: maximum number of tokens; 256 are bytes and 3 are `<bos>`, `<eos>` and `<pad>` (ids 0, 1, 2).
 
     Returns:
         A tokenizer that adds no special token by itself and decodes any text back to itself.

@@ -1,4 +1,4 @@
-"""Text -> token ids: what a tokenizer makes of documents, and what parts them."""
+"""Tokenisation of documents, and the separator tokens between them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from patch.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Text that is tokenised in one call: large enough to hide what a call costs, small enough for any memory.
+# Characters per tokenizer call: enough to hide the overhead of a call, and small in memory.
 _BATCH_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True)
 class Separator:
-    """What parts two documents of packed windows.
+    """Separator tokens between two documents of packed sequences.
 
     Attributes:
         eos: the end-of-sequence id, after every document.
-        bos: the begin-of-sequence id that the tokenizer puts before every document; None where it puts none.
+        bos: the begin-of-sequence id that the tokenizer puts before every document; None if it adds none.
     """
 
     eos: int
@@ -31,10 +31,10 @@ class Separator:
 
 
 def find_separator(tokenizer: PreTrainedTokenizerBase) -> Separator:
-    """What parts the documents that ``pack_windows`` packs with this tokenizer.
+    """Return the separator of the documents that ``pack_windows`` packs with this tokenizer.
 
     Raises:
-        InputError: the tokenizer has no end-of-sequence token, or makes no token of text.
+        InputError: the tokenizer has no end-of-sequence token, or returns no token for text.
     """
     name = type(tokenizer).__name__
     if tokenizer.eos_token_id is None:
@@ -47,27 +47,27 @@ def find_separator(tokenizer: PreTrainedTokenizerBase) -> Separator:
 
 
 def join(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> np.ndarray:
-    """The tokens of documents, each ended by one end-of-sequence token: `[tokens]` in the dtype of ``token_dtype``."""
+    """Return the tokens of documents, each with one final end-of-sequence token: `[tokens]` of ``token_dtype``."""
     eos = tokenizer.eos_token_id
-    # Some tokenizers end a document by themselves.
+    # Some tokenizers add the end-of-sequence token themselves.
     end = [] if tokenize(tokenizer, ["a"])[0][-1:] == [eos] else [eos]
     dtype = token_dtype(tokenizer)
     return np.concatenate([np.array(ids + end, dtype=dtype) for ids in tokenize(tokenizer, documents)])
 
 
 def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
-    """The smaller of uint16 and uint32 that holds every id."""
+    """Return uint16 if it holds every id, else uint32."""
     return np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> list[list[int]]:
-    """Ids of each text, with the special tokens that the tokenizer adds by itself."""
-    # verbose=False: a text longer than the model's context is what is wanted here, not a mistake.
+    """Return the ids of each text, with the tokenizer's default special tokens."""
+    # verbose=False: texts longer than the model's context are intended here.
     return tokenizer(batch, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Successive documents in lists of a size that is tokenised in one call."""
+    """Yield lists of successive documents, each list for one tokenizer call."""
     batch: list[str] = []
     characters = 0
     for document in documents:

@@ -1,4 +1,4 @@
-"""Token windows: text cut into rows of equal length, and the `.npy` files that hold them."""
+"""Token sequences of equal length, and their `.npy` files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patch.files.io import atomic_file
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The one form of header that `save_windows` and NumPy write for such arrays. NumPy's own reader evaluates any literal.
+# The only header that `save_windows` and NumPy write for such arrays. NumPy's own reader evaluates any literal.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '<u(?P<width>[24])', 'fortran_order': False, "
     rb"'shape': \((?P<count>[1-9][0-9]{0,14}), (?P<seqlen>[1-9][0-9]{0,14})\), \} *\n",
@@ -31,22 +31,22 @@ _MOST_HEADER = 1024
 def pack_windows(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seqlen: int, limit: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Cut the stream of all documents, an end-of-sequence token after each, into windows; the tail is dropped.
+    """Yield sequences from the stream of all documents, each followed by an end-of-sequence token; drop the tail.
 
-    ``patch.data.packing.pack_file`` does the same in several processes and goes on where it was stopped.
+    ``patch.data.packing.pack_file`` does the same in several processes and can resume.
 
     Args:
-        documents: the text; read and tokenised as far as needed, empty documents skipped.
-        tokenizer: with its own default special tokens; a begin-of-sequence token that it adds stands before
-            every document.
-        seqlen: tokens per window.
-        limit: windows at most.
+        documents: the text, read and tokenised on demand; empty documents are skipped.
+        tokenizer: tokenizer with its default special tokens; its begin-of-sequence token, if any, precedes every
+            document.
+        seqlen: tokens per sequence.
+        limit: maximum number of sequences.
 
     Yields:
-        Blocks `[n, seqlen]`, n >= 1, of ids in the dtype of ``token_dtype``; what fits in memory at a time.
+        Blocks `[n, seqlen]`, n >= 1, of ids in the dtype of ``token_dtype``; each block fits in memory.
 
     Raises:
-        InputError: the tokenizer has no end-of-sequence token, or makes no token of text.
+        InputError: the tokenizer has no end-of-sequence token, or returns no token for text.
     """
     find_separator(tokenizer)
     left = float("inf") if limit is None else limit
@@ -61,7 +61,7 @@ def pack_windows(
 
 
 def cut(stream: np.ndarray, seqlen: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """`[tokens]` -> its whole windows `[n, seqlen]`, n <= ``limit``, and the tokens after them."""
+    """Split `[tokens]` into complete sequences `[n, seqlen]`, n <= ``limit``, and the remaining tokens."""
     count = int(min(len(stream) // seqlen, limit))
     return stream[: count * seqlen].reshape(count, seqlen), stream[count * seqlen :]
 
@@ -69,15 +69,15 @@ def cut(stream: np.ndarray, seqlen: int, limit: float) -> tuple[np.ndarray, np.n
 def sample_windows(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, samples: int, seqlen: int, seed: int
 ) -> tuple[np.ndarray, Literal["documents", "stream"]]:
-    """Calibration windows, a function of ``seed``: one random crop of each of ``samples`` random long documents.
+    """Return calibration sequences for a ``seed``: one random crop from each of ``samples`` random long documents.
 
-    Text with too few documents of more than ``seqlen`` tokens gives random windows of the packed stream instead.
+    Text with too few documents of more than ``seqlen`` tokens gives random sequences of the packed stream instead.
 
     Returns:
-        `[samples, seqlen]` ids, and which of the two ways made them.
+        `[samples, seqlen]` ids, and the source of the sequences: `documents` or `stream`.
 
     Raises:
-        InputError: the text has fewer windows than ``samples``.
+        InputError: the text has fewer sequences than ``samples``.
     """
     documents = list(documents)
     generator = np.random.default_rng(seed)
@@ -99,13 +99,13 @@ def sample_windows(
 
 
 def joined_windows(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, seqlen: int) -> np.ndarray:
-    r"""Perplexity windows: documents joined by `\n\n`, tokenised once, cut without overlap, the tail dropped.
+    r"""Return perplexity sequences: join documents by `\n\n`, tokenise once, cut without overlap, drop the tail.
 
     Returns:
         `[count, seqlen]` ids.
 
     Raises:
-        InputError: the text is shorter than one window.
+        InputError: the text is shorter than one sequence.
     """
     (ids,) = tokenize(tokenizer, ["\n\n".join(documents)])
     count = len(ids) // seqlen
@@ -115,13 +115,13 @@ def joined_windows(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase,
 
 
 def save_windows(path: Path, blocks: Iterable[np.ndarray]) -> int:
-    """Write blocks `[n, seqlen]` of equal width and dtype as one `.npy` array, atomically; one block at a time.
+    """Write blocks `[n, seqlen]` of equal width and dtype as one `.npy` array, atomically and block by block.
 
     Returns:
-        The number of windows.
+        The number of sequences.
 
     Raises:
-        InputError: there is no window.
+        InputError: there are no sequences.
     """
     count, first = 0, None
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -134,17 +134,17 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray]) -> int:
             count += len(block)
         if first is None:
             raise InputError(f"{Path(path).name}: the text does not fill one window; lower `seqlen` or give more text")
-        # The format reserves room for the first axis to grow, so that the final header is as long as the first one.
+        # The format reserves room for a growing first axis, so that both headers have the same length.
         file.seek(0)
         write_header(file, first, count)
     return count
 
 
 def load_windows(path: Path) -> np.ndarray:
-    """Open a file of ``save_windows``: `[count, seqlen]` uint16 or uint32 ids, memory-mapped, read-only.
+    """Open a file of ``save_windows`` as a read-only memory map: `[count, seqlen]` uint16 or uint32 ids.
 
     Raises:
-        InputError: the file is missing, truncated, or holds something else.
+        InputError: the file is missing, truncated, or of another format.
     """
     try:
         with open(path, "rb") as file:
@@ -164,6 +164,6 @@ def load_windows(path: Path) -> np.ndarray:
 
 
 def write_header(file: BinaryIO, first: np.ndarray, count: int) -> None:
-    """Write the header of an `.npy` file of ``count`` rows like those of ``first``; as long for every count."""
+    """Write the header of an `.npy` file of ``count`` rows like ``first``; its length is independent of the count."""
     header = np.lib.format.header_data_from_array_1_0(first) | {"shape": (count, *first.shape[1:])}
     np.lib.format.write_array_header_1_0(file, header)

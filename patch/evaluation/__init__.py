@@ -1,1 +1,1 @@
-"""What is measured on a sparse model: perplexity and zero-shot accuracy."""
+"""Evaluation of sparse models: perplexity and zero-shot accuracy."""

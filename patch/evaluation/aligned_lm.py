@@ -1,4 +1,4 @@
-"""lm-eval's transformers model without a fault of its shared log-likelihoods; imports lm-eval."""
+"""lm-eval's transformers model with a fix for its shared log-likelihoods; imports lm-eval."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from lm_eval.models.huggingface import HFLM
 
 
 class AlignedLM(HFLM):
-    """`HFLM` whose log-likelihoods are right where one text is asked for with several contexts.
+    """`HFLM` with correct log-likelihoods for one text that is split into several contexts.
 
-    HFLM (0.4.13) runs requests that agree in all tokens but the last once. It reads the continuations from the
-    start of the longest one, which is wrong for those that begin later in the text: tasks made from the same
-    sentences lost a third of their accuracy. Here such requests run apart; no others do.
+    HFLM (0.4.13) runs requests once if they agree in all tokens but the last. It reads the continuations from the
+    start of the longest one, which is wrong for continuations that begin later in the text. Tasks made from the same
+    sentences lost a third of their accuracy. This class runs only such requests separately.
     """
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation and whether it is the greedy one, without progress bars."""
+        """Return each continuation's log-likelihood and whether it is the greedy one, without progress bars."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:

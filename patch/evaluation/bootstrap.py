@@ -1,4 +1,4 @@
-"""Standard errors by the bootstrap (Efron 1979): how much a number changes when the samples are drawn again."""
+"""Standard errors by the bootstrap (Efron 1979): the variation of a statistic over resampled data."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-# An error of 1/sqrt(2 * ROUNDS) = 1.6 % of the standard error itself.
+# The relative error of the standard error is 1/sqrt(2 * ROUNDS) = 1.6 %.
 ROUNDS = 2000
 # Fixed, so that a rerun gives the same record.
 SEED = 20260101
-# Draws at a time: with their counts in fp64 32 MB, whatever the number of samples.
+# Draws at a time: 32 MB with their counts in fp64, for any number of samples.
 _CHUNK = 1 << 21
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def bootstrap_weights(count: int, rounds: int = ROUNDS, seed: int = SEED) -> Iterator[np.ndarray]:
-    """How often each of ``count`` samples is drawn when as many are drawn with replacement.
+    """Yield the number of draws of each of ``count`` samples in resamples of ``count`` draws with replacement.
 
     Yields:
-        `[n, count]` whole numbers in fp64 with row sums ``count``, for some rounds at a time; ``rounds`` in all.
+        `[n, count]` whole numbers in fp64 with row sums ``count``, for n resamples at a time; ``rounds`` in total.
     """
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // count)
@@ -33,18 +33,17 @@ def bootstrap_weights(count: int, rounds: int = ROUNDS, seed: int = SEED) -> Ite
 
 
 def resampled_means(values: np.ndarray, rounds: int = ROUNDS, seed: int = SEED) -> np.ndarray:
-    """Means of resampled values; in a round all rows are resampled alike.
+    """Return the means of resampled values; each resample uses the same draws for all rows.
 
-    The deviations from the mean are widened by `sqrt(count / (count - 1))` (Rao and Wu 1988): without that the
-    variance is the biased one, which is 7 % too small an error for 8 windows.
+    The deviations from the mean are widened by `sqrt(count / (count - 1))` (Rao and Wu 1988). Without that,
+    the biased variance makes the standard error 7 % too small for 8 sequences.
 
     Args:
         values: `[rows, count]`.
-        rounds, seed: the result is a function of them and of the values.
+        rounds, seed: number of resamples and random seed; they and the values determine the result.
 
     Returns:
-        `[rows, rounds]`; NaN for a single sample, which says nothing of how others would be, and where a row
-        is not finite.
+        `[rows, rounds]`; NaN for a single sample, which has no spread, and for a row that is not finite.
     """
     rows, count = values.shape
     if count < 2:
@@ -57,14 +56,14 @@ def resampled_means(values: np.ndarray, rounds: int = ROUNDS, seed: int = SEED) 
 
 
 def bootstrap_stderr(values: np.ndarray, statistic: Statistic = np.asarray) -> float | None:
-    """Standard error of a function of a mean.
+    """Return the standard error of a function of a mean.
 
     Args:
         values: `[count]` samples.
-        statistic: takes an array of means to what is of interest, elementwise; by default the mean itself.
+        statistic: elementwise function of an array of means; by default the mean itself.
 
     Returns:
-        None for a single sample, and where the values or the statistic are not finite.
+        The standard error; None for a single sample, and for values or a statistic that are not finite.
     """
     means = resampled_means(np.asarray(values, dtype=np.float64)[None])[0]
     with np.errstate(over="ignore", invalid="ignore"):

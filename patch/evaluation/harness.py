@@ -1,4 +1,4 @@
-"""Zero-shot accuracy by lm-eval, and the download of its built-in data sets."""
+"""Zero-shot accuracy with lm-eval, and the download of its built-in data sets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DATA_VARIABLE = "PATCH_TASK_DATA"
 
 
 class TaskEvaluator:
-    """Zero-shot `acc` of tasks and groups, one at a time, log-likelihoods in fp32.
+    """Evaluator of zero-shot `acc` for tasks and groups, one at a time, with log-likelihoods in fp32.
 
     Args:
         model: a transformers causal language model, on the device to use.
@@ -35,10 +35,10 @@ class TaskEvaluator:
         include_path: folder of further task files.
         data_dir: folder of the data that those tasks read.
         batch_size: requests per forward pass.
-        limit: questions per task at most.
+        limit: maximum number of questions per task.
 
     Raises:
-        InputError: no such task.
+        InputError: a task does not exist.
     """
 
     def __init__(
@@ -65,26 +65,26 @@ class TaskEvaluator:
             )
 
     def measure(self, task: str) -> Metric:
-        """Accuracy, standard error, number of questions, chance level of one task, and which were answered right.
+        """Return accuracy, standard error, number of questions, chance level and per-question scores of one task.
 
         Raises:
-            InputError: no data for it, or it is not measured by `acc`.
+            InputError: the data of the task is missing, or the task has no `acc`.
         """
         import lm_eval
 
         with _variable(DATA_VARIABLE, self._data_dir), _log_level(logging.ERROR):
-            # Not `simple_evaluate`, which also runs `pip list` and `git`: a second for each call.
+            # `simple_evaluate` also runs `pip list` and `git`, which takes a second per call.
             with library_errors(f"data of the task {task} cannot be read; fetch it first"):
                 loaded = self._manager.load([task])
             for leaf in loaded["tasks"].values():
                 leaf.set_config(key="num_fewshot", value=0)
-            # One bootstrap round is the least that still gives the closed-form error of a mean.
+            # One bootstrap iteration is the minimum for the closed-form error of a mean.
             results = lm_eval.evaluate(lm=self._model, task_dict=loaded, limit=self._limit, bootstrap_iters=1)
         return _metric(task, results)
 
 
 def mean_accuracy(metrics: dict[str, Metric]) -> Metric:
-    """Unweighted mean over one or more tasks; its standard error is that of a mean of independent values."""
+    """Return the unweighted mean over one or more tasks, with the standard error of a mean of independent values."""
     values = list(metrics.values())
     chances, stderrs = [metric.chance for metric in values], [metric.stderr for metric in values]
     return Metric(
@@ -96,12 +96,12 @@ def mean_accuracy(metrics: dict[str, Metric]) -> Metric:
 
 
 def fetch_task_data(tasks: list[str], include_path: Path | None, out: Path) -> None:
-    """Let lm-eval download the data of its built-in tasks into `HF_DATASETS_CACHE`; ``out`` is a JSON receipt.
+    """Download the data of lm-eval's built-in tasks into `HF_DATASETS_CACHE`, and write a JSON receipt to ``out``.
 
-    Tasks of ``include_path`` are left out: their data is made from text.
+    Tasks of ``include_path`` are skipped: their data is made from text.
 
     Raises:
-        InputError: no such task.
+        InputError: a task does not exist, or its data cannot be fetched.
     """
     own = task_names(include_path) if include_path else []
     built_in = [name for name in tasks if name not in own]
@@ -115,11 +115,11 @@ def fetch_task_data(tasks: list[str], include_path: Path | None, out: Path) -> N
 
 
 def _task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
-    """lm-eval's index of tasks, with ``tasks`` checked."""
+    """Return lm-eval's index of tasks after a check of ``tasks``."""
     from lm_eval.tasks import TaskManager
 
     own = task_names(include_path) if include_path else []
-    # Reading lm-eval's own 14,000 task files takes seconds.
+    # The scan of lm-eval's own 14,000 task files takes seconds.
     manager = TaskManager(
         include_path=str(include_path) if include_path else None, include_defaults=not set(tasks) <= set(own)
     )
@@ -144,7 +144,7 @@ def _metric(name: str, results: dict[str, Any]) -> Metric:
     if "acc,none" not in scores:
         raise InputError(f"`evaluation.tasks` names {name!r}, which is not measured by `acc`")
     stderr = scores["acc_stderr,none"]
-    # Sorted, so that the questions of two evaluations are in one order and can be compared one by one.
+    # Sorted, so that two evaluations can be compared question by question.
     samples = [
         sample
         for leaf in sorted(set(_leaves(name, results)))
@@ -155,14 +155,14 @@ def _metric(name: str, results: dict[str, Any]) -> Metric:
         value=float(scores["acc,none"]),
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,
         samples=len(samples),
-        # A question has one request a choice.
+        # A question has one request per choice.
         chance=sum(1 / len(sample["arguments"]) for sample in samples) / len(samples),
         values=_values(samples, float(scores["acc,none"])),
     )
 
 
 def _values(samples: list[dict[str, Any]], accuracy: float) -> tuple[float, ...]:
-    """What each question scored; nothing where that does not make the accuracy, as in a mean over subtasks."""
+    """Return the score of each question; empty if their mean is not the accuracy, as for a mean over subtasks."""
     if not all(isinstance(sample.get("acc"), Real) for sample in samples):
         return ()
     values = tuple(float(sample["acc"]) for sample in samples)
@@ -170,14 +170,14 @@ def _values(samples: list[dict[str, Any]], accuracy: float) -> tuple[float, ...]
 
 
 def _leaves(name: str, results: dict[str, Any]) -> list[str]:
-    """The tasks of a group, or the task itself."""
+    """Return the tasks of a group, or the task itself."""
     members = results["group_subtasks"].get(name) or []
     return [leaf for member in members for leaf in _leaves(member, results)] or [name]
 
 
 @contextmanager
 def _variable(name: str, value: Path | None) -> Iterator[None]:
-    """Set an environment variable for the time of the block; None leaves it as it is."""
+    """Set an environment variable within the block; None leaves it unchanged."""
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = str(value)
@@ -192,7 +192,7 @@ def _variable(name: str, value: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _log_level(level: int) -> Iterator[None]:
-    """lm-eval says nothing below ``level``; it warns of every task and model that is made in the usual way."""
+    """Set lm-eval's log level within the block: it warns about every normally created task and model."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(level)

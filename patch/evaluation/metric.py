@@ -1,4 +1,4 @@
-"""A measured value with its uncertainty."""
+"""Measured value with its uncertainty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from patch.errors import InputError
 
-# In nats. The square of its perplexity, which standard errors need, is still a number in fp64.
+# In nats. Standard errors need the square of the perplexity, which is still finite in fp64.
 LARGEST_LOSS = 300.0
 
 
@@ -17,10 +17,10 @@ class Metric:
     Attributes:
         value: perplexity, or accuracy in [0, 1].
         stderr: standard error of ``value``; None for a single sample.
-        samples: windows, questions or tasks that it is the mean of.
-        chance: what guessing gives, where that means something.
-        values: of each sample: a window's mean cross-entropy in nats, or 1 for a question that was answered right
-            and 0 for another; empty where ``value`` is no function of their mean.
+        samples: number of sequences, questions or tasks in the mean.
+        chance: accuracy of random guesses; None if undefined.
+        values: value of each sample: a sequence's mean cross-entropy in nats, or 1 for a correct and 0 for a wrong
+            answer; empty if ``value`` is not a function of their mean.
     """
 
     value: float
@@ -31,10 +31,10 @@ class Metric:
 
 
 def check_loss(loss: float) -> None:
-    """Check that a mean cross-entropy in nats has a perplexity.
+    """Check that a mean cross-entropy in nats has a finite perplexity.
 
     Raises:
-        InputError: it is not a number, negative, or too large.
+        InputError: the loss is NaN, negative, or too large.
     """
     if not 0 <= loss <= LARGEST_LOSS:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far, on disk: a run that is stopped goes on after its last finished part."""
+"""Partial results of an evaluation on disk; an interrupted run resumes after its last finished part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Part:
     """One finished measurement.
 
     Attributes:
-        metric: what was measured.
+        metric: the measured value.
         cost: its `seconds` and `peak_memory_mb`.
     """
 
@@ -31,7 +31,7 @@ class Part:
 
 
 class _Measured(schema.Metric):
-    # Without them a part is broken, as they cannot be measured on their own.
+    # A part needs both, since they cannot be measured separately.
     samples: Positive
     values: list[float]
 
@@ -41,7 +41,7 @@ class _PartFile(Schema):
     cost: schema.StageCost
 
     def part(self) -> Part:
-        """The same as it is kept in memory."""
+        """Return the part in its in-memory form."""
         values = self.metric.model_dump()
         return Part(Metric(**values | {"values": tuple(values["values"])}), self.cost.model_dump())
 
@@ -57,11 +57,11 @@ class _File(Schema):
 
 
 class PartialRecord:
-    """The finished parts of one evaluation, by name.
+    """Finished parts of one evaluation, by name.
 
     Args:
-        path: of the file; None keeps them in memory alone. A file that is broken or of others is passed over.
-        digest: of the settings and of all that the inputs are made from.
+        path: path of the file; None keeps the parts only in memory. A damaged file or one of another digest is ignored.
+        digest: digest of the settings and of all inputs.
     """
 
     def __init__(self, path: Path | None, digest: str) -> None:
@@ -80,14 +80,14 @@ class PartialRecord:
         return {name: part.part() for name, part in content.parts.items()}
 
     def add(self, name: str, metric: Metric, cost: dict[str, float]) -> None:
-        """Note a finished part, on disk too."""
+        """Add a finished part and write it to disk."""
         self.parts[name] = Part(metric, cost)
         if self.path:
             parts = {key: asdict(part) for key, part in self.parts.items()}
             write_checked_json(self.path, {"digest": self.digest, "parts": parts})
 
     def cost(self) -> dict[str, float]:
-        """What all parts took together: the sum of `seconds`, the largest `peak_memory_mb`."""
+        """Return the total cost of all parts: the sum of `seconds` and the maximum of `peak_memory_mb`."""
         costs = [part.cost for part in self.parts.values()]
         return {
             "seconds": round(sum(cost["seconds"] for cost in costs), 3),
@@ -95,6 +95,6 @@ class PartialRecord:
         }
 
     def remove(self) -> None:
-        """Remove the file: the record has it all."""
+        """Delete the file, since the final record replaces it."""
         if self.path:
             self.path.unlink(missing_ok=True)

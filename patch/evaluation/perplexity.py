@@ -1,4 +1,4 @@
-"""Perplexity over windows of tokens."""
+"""Perplexity over token sequences."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from patch.errors import InputError
 from patch.evaluation.bootstrap import bootstrap_stderr
 from patch.evaluation.metric import Metric, check_loss
 
-# Logits that are turned to fp32 at a time, 64 MiB: a vocabulary of 256k times a window would be gigabytes.
+# Logits converted to fp32 at a time, 64 MiB: a sequence times a vocabulary of 256k would take gigabytes.
 _CHUNK_LOGITS = 1 << 24
 
 
 @torch.inference_mode()
 def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric:
-    """`exp` of the mean fp32 cross-entropy of every token that a window predicts.
+    """Return the perplexity: `exp` of the mean fp32 cross-entropy of every predicted token.
 
     Args:
         model: causal language model; `model(tokens).logits` is `[batch, seqlen, vocab]`.
         windows: `[count, seqlen]` token ids; each predicts its `seqlen - 1` later tokens.
-        batch_size: windows per forward pass; does not change the value beyond rounding.
+        batch_size: sequences per forward pass; it changes the value only by rounding.
 
     Returns:
-        Perplexity; its standard error by a bootstrap over the windows, whose mean losses are the ``values``.
+        Perplexity with a bootstrap standard error over the sequences, whose mean losses are the ``values``.
 
     Raises:
-        InputError: the windows hold nothing to predict, or the model's losses are not finite.
+        InputError: the sequences have no tokens to predict, or the mean loss is not finite or too large.
     """
     count, seqlen = windows.shape
     if not count or seqlen < 2:
@@ -51,7 +51,7 @@ def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric
 
 
 def _loss_sum(logits: Tensor, targets: Tensor) -> float:
-    """Cross-entropy of `[n, vocab]` logits, summed in fp64 over chunks of tokens."""
+    """Return the cross-entropy of `[n, vocab]` logits, summed in fp64 over chunks of tokens."""
     chunk = max(1, _CHUNK_LOGITS // logits.shape[-1])
     losses = [
         F.cross_entropy(rows.float(), wanted, reduction="none").sum(dtype=torch.float64)

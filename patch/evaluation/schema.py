@@ -1,4 +1,4 @@
-"""Schema of what an evaluation measures, in records and in unfinished evaluations."""
+"""Schema of evaluation results, in records and in unfinished evaluations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Metric(Schema):
-    """A perplexity, or an accuracy as a share of one; ``samples`` are windows or questions."""
+    """Perplexity, or accuracy in [0, 1]; ``samples`` counts sequences or questions."""
 
     value: float = Field(ge=0)
     stderr: float | None = Field(None, ge=0)
@@ -25,7 +25,7 @@ def check_metrics(metrics: Mapping[str, Metric]) -> None:
     """Check the ranges of perplexities, which are 1 or more, and of accuracies, which are 0 to 1.
 
     Raises:
-        ValueError: names the metric.
+        ValueError: a metric is out of range; the message names it.
     """
     for name, metric in metrics.items():
         if name == "perplexity" and metric.value < 1:

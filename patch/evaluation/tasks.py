@@ -1,7 +1,7 @@
-"""Zero-shot questions made from held-out text of any corpus, in the form that lm-eval reads.
+"""Zero-shot questions made from held-out text of any corpus, in the format of lm-eval.
 
-Every choice of a question is drawn from one pool in the same way as the right one, so that length or
-rarity alone says nothing: a model that knows no language answers at chance.
+All choices of a question are drawn from one pool in the same way as the correct one. Length and rarity alone therefore
+carry no information: a model without language knowledge answers at chance.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from patch.files.io import atomic_file
 from patch.files.plain import read_plain
 
 OPENING, CONTINUATION = 24, 12  # words
-CONTEXT = range(8, 33)  # words before the word that is asked for
+CONTEXT = range(8, 33)  # words before the predicted word
 SENTENCE = range(8, 41)  # words
 CHOICES = 4
-RAREST = 4  # occurrences: below, "of similar frequency" means nothing
-FUNCTION_WORDS = 100  # most frequent words, which are no content words
-# Files of a folder of tasks: more are a folder that was not meant.
+RAREST = 4  # occurrences: rarer words have no meaningful frequency
+FUNCTION_WORDS = 100  # the most frequent words do not count as content words
+# Maximum number of files: a larger folder is probably a mistake.
 MOST_FILES = 10_000
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -37,16 +37,16 @@ Maker = Callable[[list[str], random.Random], Iterator[Question]]
 
 
 def make_task_data(documents: list[str], samples: int, seed: int, out_dir: Path) -> None:
-    """Write `<task>.jsonl` for every task: lines with `query`, `choices` and `gold`, the index of the right choice.
+    """Write `<task>.jsonl` for every task: lines with `query`, `choices` and `gold`, the index of the correct choice.
 
     Args:
         documents: held-out text.
         samples: questions per task.
-        seed: the files are a function of it and of the text.
-        out_dir: where they go.
+        seed: random seed; it and the text determine the files.
+        out_dir: output folder.
 
     Raises:
-        InputError: the text is too short for so many questions.
+        InputError: the text is too short for the number of questions.
     """
     for task, make in MAKERS.items():
         questions = []
@@ -64,7 +64,7 @@ def make_task_data(documents: list[str], samples: int, seed: int, out_dir: Path)
 
 
 def task_names(include_path: Path | str) -> list[str]:
-    """Tasks and groups that the YAML files of a folder declare, sorted; lm-eval is not imported.
+    """Return the sorted tasks and groups that the YAML files of a folder declare, without an import of lm-eval.
 
     Raises:
         InputError: the folder is missing, or a file in it is not plain YAML.
@@ -72,7 +72,7 @@ def task_names(include_path: Path | str) -> list[str]:
     names = set()
     for file in task_files(include_path):
         if file.suffix == ".yaml":
-            # `!function module.name` is read as nothing instead of being imported.
+            # `!function module.name` is read as None, so that nothing is imported.
             declared = read_plain(file, "task file", drop_tags=True)
             name = declared.get("group", declared.get("task")) if isinstance(declared, dict) else None
             names.update([name] if isinstance(name, str) else [])
@@ -80,12 +80,12 @@ def task_names(include_path: Path | str) -> list[str]:
 
 
 def task_files(include_path: Path | str) -> list[Path]:
-    """Return the files of a folder of tasks, sorted: all but hidden ones, which other programs leave there.
+    """Return the sorted files of a folder of tasks, except hidden files and `__pycache__`.
 
-    A task includes files of any name, and its code reads some, so the ending does not tell what belongs to it.
+    Files of any extension count, since a task may include or read them.
 
     Raises:
-        InputError: the folder is missing, or has more files than a folder of tasks.
+        InputError: the folder is missing, or has more than ``MOST_FILES`` files.
     """
     root = Path(include_path)
     if not root.is_dir():
@@ -116,13 +116,13 @@ def _shuffled(items: list, rng: random.Random) -> list:
 
 
 def _continuation(documents: list[str], rng: random.Random) -> Iterator[Question]:
-    """An opening, then what follows it among what follows three others, all of 12 words and alike in length."""
-    openings: dict[str, str] = {}  # by what follows: a formula that the text repeats is one choice
+    """Yield questions with an opening and four continuations of 12 words and similar length, one of them its own."""
+    openings: dict[str, str] = {}  # by continuation, so that a repeated phrase is one choice
     for words in map(str.split, documents):
         for start in range(0, len(words) - OPENING - CONTINUATION + 1, OPENING + CONTINUATION):
             middle = start + OPENING
             openings[" ".join(words[middle : middle + CONTINUATION])] = " ".join(words[start:middle])
-    # Neighbours by length share a group, and each is the right answer to its own opening: none is marked by length.
+    # Neighbours by length form a group and each is correct for its own opening, so that length carries no information.
     passages = sorted(openings, key=lambda passage: (len(passage), passage))
     groups = [passages[start : start + CHOICES] for start in range(0, len(passages) - CHOICES + 1, CHOICES)]
     for index, group in _shuffled([(index, group) for group in groups for index in range(CHOICES)], rng):
@@ -131,8 +131,10 @@ def _continuation(documents: list[str], rng: random.Random) -> Iterator[Question
 
 
 def _word_order(documents: list[str], rng: random.Random) -> Iterator[Question]:
-    """The rest of a sentence as it is, and with two content words exchanged that follow the same word, as in
-    `the house of the king`: grammar alone does not tell them apart."""
+    """Yield questions between the rest of a sentence and a copy with two exchanged content words.
+
+    Both words follow the same word, as in `the house of the king`, so that grammar alone does not decide.
+    """
     alike = _Alike(documents)
     for words in _shuffled(_sentences(documents), rng):
         places = [place for place in range(2, len(words)) if alike.is_content(words[place])]
@@ -149,7 +151,7 @@ def _word_order(documents: list[str], rng: random.Random) -> Iterator[Question]:
 
 
 def _next_word(documents: list[str], rng: random.Random) -> Iterator[Question]:
-    """The next word among four of similar frequency and length."""
+    """Yield questions about the next word, among four words of similar frequency and length."""
     alike = _Alike(documents)
     for words in _shuffled(_sentences(documents), rng):
         places = [place for place in CONTEXT if place < len(words) and alike.has(words[place])]
@@ -159,7 +161,7 @@ def _next_word(documents: list[str], rng: random.Random) -> Iterator[Question]:
 
 
 def _cloze(documents: list[str], rng: random.Random) -> Iterator[Question]:
-    """A sentence in which one word is the true one or one of three of similar frequency and length."""
+    """Yield questions about one word of a sentence, among four words of similar frequency and length."""
     alike = _Alike(documents)
     for words in _shuffled(_sentences(documents), rng):
         places = [
@@ -181,18 +183,18 @@ MAKERS: dict[str, Maker] = {
 
 
 def _sentences(documents: list[str]) -> list[list[str]]:
-    """Words of each sentence of fitting length; a sentence that the text repeats is asked for once."""
+    """Return the words of each distinct sentence of suitable length."""
     sentences = (tuple(sentence.split()) for document in documents for sentence in _SENTENCE_END.split(document))
     return [list(words) for words in dict.fromkeys(sentences) if len(words) in SENTENCE]
 
 
 def _plain(word: str) -> bool:
-    """Letters alone and no capital: its case and punctuation do not give its place away."""
+    """Return whether a word has only lower-case letters, so that it does not reveal its position."""
     return word.isalpha() and word == word.lower()
 
 
 class _Alike:
-    """Words by how often they occur (within a factor of two) and how long they are (within two letters)."""
+    """Groups of words of similar frequency (within a factor of two) and length (within two letters)."""
 
     def __init__(self, documents: list[str]) -> None:
         counts = Counter(word for document in documents for word in document.split() if _plain(word))

@@ -1,1 +1,1 @@
-"""Files: atomic writes, strict JSON and YAML, safetensors with checksums, arrays of untrusted archives."""
+"""File access: atomic writes, strict JSON and YAML, checksummed safetensors, arrays of untrusted archives."""

@@ -1,4 +1,4 @@
-"""Atomic writes, and strict JSON: a process that dies leaves no file that looks finished."""
+"""Atomic writes and strict JSON; a killed process leaves no incomplete file under a final name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
             mode = os.fstat(file.fileno()).st_mode & 0o777
         yield temporary
         _fsync(temporary)
-        # Some libraries write to a private file of their own and rename it.
+        # Some libraries write a private temporary file and rename it.
         temporary.chmod(mode)
         temporary.replace(path)
         _fsync(path.parent)
@@ -55,9 +55,10 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; it takes the place of ``path``, whole, when the block succeeds.
+    """Yield a temporary folder beside ``path``, which replaces ``path`` when the block succeeds.
 
-    At every moment ``path`` is the old folder or the new one. Files and folders have the modes that the umask gives.
+    The replacement is atomic where the filesystem can exchange folders.
+    Files and folders have the modes that the umask gives.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,21 +83,21 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def own_directory(path: Path | str, what: str, is_earlier: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """`atomic_directory`, but only in the place of nothing, an empty folder, or what the same function wrote before.
+    """Replace a folder with `atomic_directory` if it is missing, empty, or an earlier output of the same kind.
 
     Args:
         path: the folder.
-        what: is written, for messages, such as `export`.
-        is_earlier: tells whether an earlier call wrote a path of the folder; None where it may not hold any.
+        what: name of the output in messages, such as `export`.
+        is_earlier: function that returns whether an earlier call wrote a path in the folder; None to allow none.
 
     Raises:
-        InputError: the folder holds anything else, is the current one, or is no folder; nothing is changed.
+        InputError: the folder holds other files, is the current folder, or is not a folder; nothing is changed.
     """
     path = Path(path)
     _check_own(path, what, is_earlier)
     with atomic_directory(path) as temporary:
         yield temporary
-        # Writing may take minutes.
+        # The folder may have changed during the block.
         _check_own(path, what, is_earlier)
 
 
@@ -114,10 +115,10 @@ def _check_own(path: Path, what: str, is_earlier: Callable[[Path], bool] | None)
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Exchange two folders in one step; where the file system cannot, the old one is moved aside first.
+    """Exchange two folders in one step; if the filesystem cannot, move the old one aside first.
 
     Raises:
-        OSError: neither is possible; ``old`` is in its place.
+        OSError: neither works; ``old`` stays in place.
     """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 and not renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE):
@@ -136,14 +137,14 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def parse_json(text: str | bytes, source: object) -> Any:
-    """Parse JSON as the standard has it: no `NaN` or `Infinity`, no key twice.
+    """Parse standard JSON, without `NaN`, `Infinity` and duplicate keys.
 
     Args:
-        text: UTF-8 where it is bytes.
+        text: a string, or bytes in UTF-8.
         source: the name of ``text`` in messages.
 
     Raises:
-        InputError: it is not JSON, is nested too deeply or has a number too long to be read.
+        InputError: the text is not valid JSON, is nested too deeply or has too large a number.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
@@ -172,7 +173,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
         InputError: the file is missing or is not JSON.
@@ -187,24 +188,24 @@ def read_json(path: Path | str) -> Any:
 
 
 def write_json(path: Path | str, value: Any, indent: int | None = 1) -> None:
-    """Write ``value`` as JSON, atomically; without ``indent``, on one line."""
+    """Write ``value`` as JSON atomically; without ``indent``, on one line."""
     text = json.dumps(value, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n")
 
 
 def json_checksum(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys, in hexadecimal digits."""
+    """Return the hexadecimal SHA-256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_checked_json(path: Path | str, value: dict[str, Any], indent: int | None = 1) -> None:
-    """Write a JSON object with the checksum of its contents under the key `checksum`, atomically."""
+    """Write a JSON object atomically, with the checksum of its contents under the key `checksum`."""
     write_json(path, {**value, CHECKSUM: json_checksum(value)}, indent)
 
 
 def read_checked_json(path: Path | str) -> dict[str, Any]:
-    """Read what `write_checked_json` wrote, without its checksum.
+    """Read a file of `write_checked_json` and return its contents without the checksum.
 
     Raises:
         InputError: as `read_json`; or the contents do not match the checksum.

@@ -1,4 +1,4 @@
-"""npz files of others, read without trust: nothing is unpickled, or unpacked to more than belongs there."""
+"""Safe loading of untrusted `.npz` files: no unpickling, and a size limit on decompression."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 
 from patch.errors import InputError
 
-# Bytes that numpy at most puts before an array.
+# Bytes of numpy's header before an array, at most.
 _PREFIX = 1 << 14
 
 
 class Archive:
-    """The arrays of an npz file that others may have made, each read when it is asked for.
+    """Arrays of an untrusted npz file, each read on demand.
 
     Args:
         path: the file.
-        where: what messages call it.
+        where: name of the file in messages.
 
     Attributes:
-        keys: names of the arrays -> their entries.
+        keys: name of each array -> its zip entry.
 
     Raises:
         InputError: the file is missing, damaged, or names an array twice.
@@ -50,11 +50,15 @@ class Archive:
         self._zip.close()
 
     def read(self, key: str, most: int) -> np.ndarray:
-        """An array of at most ``most`` bytes. np.load would take room for as much as an entry says that it is."""
+        """Return an array of at most ``most`` bytes; np.load would allocate any size that an entry declares.
+
+        Raises:
+            InputError: the entry is damaged, too large, pickled, or of an unsupported format.
+        """
         entry, where = self.keys[key], f"{self.where}: {key}"
         if entry.file_size > most + _PREFIX:
             raise InputError(f"{where} unpacks to {entry.file_size} bytes, but {most} belong there; it is not read")
-        # The other compressions give no limit to what one block unpacks to.
+        # Other compressions do not bound the size of a decompressed block.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"{where}: compressed by method {entry.compress_type}; an npz file uses 0 or 8 (deflate)")
         with _damage(where), self._zip.open(entry) as file:
@@ -65,7 +69,7 @@ class Archive:
             shape, _, dtype = header(file)
             if dtype.hasobject:
                 raise InputError(f"{where}: refused; it holds pickled objects, which can run code when they are read")
-            data = file.read()  # to its end, where the checksum is compared
+            data = file.read()  # the end of the file triggers the checksum test
             if len(data) != math.prod(shape) * dtype.itemsize:
                 raise InputError(f"{where}: {len(data)} bytes of data do not make {dtype} of shape {list(shape)}")
             return np.frombuffer(data, dtype).reshape(shape)
@@ -73,7 +77,7 @@ class Archive:
 
 @contextmanager
 def _damage(where: str) -> Iterator[None]:
-    """What zipfile, zlib and numpy say of a damaged file becomes an InputError; a list of it would not be complete."""
+    """Convert any error about a damaged file to an InputError: zipfile, zlib and numpy raise many kinds."""
     try:
         yield
     except (InputError, FileNotFoundError, MemoryError):

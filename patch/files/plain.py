@@ -1,4 +1,4 @@
-"""Plain data: YAML in which nothing is lost or repeated without end, and the values that a configuration may hold."""
+"""Plain data: strict, bounded YAML, and the values that a configuration may hold."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import yaml
 
 from patch.errors import InputError
 
-# Bounds far above what a configuration needs; without them a few lines of aliases keep a machine busy for years.
+# Bounds far above any configuration; without them a few lines of aliases could expand without end.
 LARGEST_FILE = 1_000_000  # bytes
-MOST_VALUES = 20_000  # with what aliases repeat
-DEEPEST = 50  # lists and mappings in each other
-LONGEST = 4096  # characters of a text, as of a path
+MOST_VALUES = 20_000  # including expanded aliases
+DEEPEST = 50  # nested lists and mappings
+LONGEST = 4096  # characters of a string, such as a path
 LARGEST_INTEGER = 2**63 - 1
-# Categories of Unicode that a line of text does not need: controls, invisible marks, half characters, line breaks.
+# Unicode categories of controls, invisible marks, surrogates and line breaks.
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Key of a text that may hold any character: those that a corpus is freed from.
+# Key whose string may hold any character: the characters to delete from a corpus.
 ANY_CHARACTERS = "remove"
 SHOWN = 80
 
 _YAML = "tag:yaml.org,2002:"
 _TAGS = {f"{_YAML}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")}
 KINDS = {f"{_YAML}int": "number", f"{_YAML}float": "number", f"{_YAML}timestamp": "date"}
-# What PyYAML raises where a text does not fit its tag, such as `!!int ''`, `!!bool maybe` or the date 2024-99-99.
+# Exceptions of PyYAML for a value that does not fit its tag, such as `!!int ''`, `!!bool maybe` or 2024-99-99.
 _UNFIT = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
 
 
-# Key of the templates that Snakemake's own reader evaluates.
+# Key that enables templates, which Snakemake's own reader evaluates.
 TEMPLATE = "__use_yte__"
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Read one configuration file without checking what it says.
+    """Read one configuration file without validation of its values.
 
     Raises:
-        InputError: the file is missing or is not a mapping of plain YAML, see `read_plain`.
+        InputError: the file is missing, is not a mapping of plain YAML (see `read_plain`), or enables templates.
     """
     raw = read_plain(path, "configuration")
     if not isinstance(raw, dict):
@@ -54,12 +54,12 @@ def read_plain(path: Path | str, kind: str, drop_tags: bool = False) -> Any:
 
     Args:
         path: the file.
-        kind: the word for it in messages.
+        kind: name of the kind of file in messages.
         drop_tags: read values of tags such as `!function` as None instead of refusing them.
 
     Raises:
-        InputError: the file is missing or not YAML, has a key twice in a mapping, an alias inside what it stands for,
-            a tag that makes other things than plain values, or more than a configuration needs; names the line.
+        InputError: the file is missing or not YAML, has a duplicate key, a recursive alias or a tag of a non-plain
+            value, or exceeds a size limit; the message names the line.
     """
     where = f"{kind} {path}"
     try:
@@ -80,13 +80,13 @@ def read_plain(path: Path | str, kind: str, drop_tags: bool = False) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader with checks on each node as soon as it is composed, before aliases and merges are expanded."""
+    """PyYAML's loader with checks of each composed node, before aliases and merges are expanded."""
 
     def __init__(self, text: str, where: str, drop_tags: bool) -> None:
         super().__init__(text)
         self._where, self._drop_tags = where, drop_tags
         self._level = self._count = 0
-        # By node: values in it and lists and mappings in each other, what aliases repeat included.
+        # Number of values and nesting depth by node, including expanded aliases.
         self._extent: dict[yaml.Node, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
@@ -132,7 +132,7 @@ class _Loader(yaml.SafeLoader):
         if node.tag not in _TAGS and not own:
             tag = node.tag.replace(_YAML, "!!")
             self._refuse(node, f"the tag `{tag}` makes no plain value; leave it out")
-        # A number to the base of sixty, 1:00:00 and so on, takes a time that grows with the square of its length.
+        # A base-60 number such as 1:00:00 parses in quadratic time.
         if node.tag != f"{_YAML}str" and isinstance(node.value, str) and len(node.value) > LONGEST:
             self._refuse(node, f"a value of {len(node.value):,} characters is no number; text stands in quotes")
 
@@ -151,10 +151,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def check_plain(raw: Any) -> None:
-    """Check that a configuration holds plain values alone, in a number that can be worked through.
+    """Check that a configuration holds only plain values, in a bounded number.
 
     Raises:
-        InputError: names the key, the value, and what would be right.
+        InputError: a value is invalid; the message names the key, the value and a correction.
     """
     _check(raw, (), iter(range(MOST_VALUES)))
 
@@ -166,7 +166,7 @@ def _check(value: Any, path: tuple[str, ...], left: Iterator[int]) -> None:
         raise InputError(f"configuration: `{_key(path)[:SHOWN]}...` is deeper than {DEEPEST} lists and mappings")
     if isinstance(value, dict):
         for key, child in value.items():
-            # Numbers are keys of some models' configurations; the sections refuse them.
+            # Some models' configurations have integer keys; the sections refuse them.
             if isinstance(key, bool) or not isinstance(key, str | int):
                 raise InputError(f"configuration: a key of {_place(path)} is {shown(key)}; write it in quotes, as text")
             if fault := _fault(key, any_characters=False):
@@ -180,12 +180,12 @@ def _check(value: Any, path: tuple[str, ...], left: Iterator[int]) -> None:
 
 
 def _fault(value: Any, any_characters: bool) -> str:
-    """Return what is wrong with a value that is no list or mapping; empty if nothing is."""
+    """Return the fault of a scalar value; empty if it is valid."""
     if value is None or isinstance(value, bool):
         return ""
     if isinstance(value, int):
         bits = value.bit_length()
-        # Its digits are not printed: Python refuses to write more than some thousands.
+        # The digits are not printed, since Python limits the length of such output.
         return f"is an integer of {bits} bits; use at most 63" if abs(value) > LARGEST_INTEGER else ""
     if isinstance(value, float):
         return "" if math.isfinite(value) else f"is {value}; give a finite number"
@@ -196,7 +196,7 @@ def _fault(value: Any, any_characters: bool) -> str:
 
 
 def text_fault(text: str) -> str:
-    """Return why ``text`` is not one line of printable text of a sane length; empty if it is."""
+    """Return the fault of a text that must be one printable line of bounded length; empty if it is valid."""
     if len(text) > LONGEST:
         return f"it has {len(text):,} characters; use at most {LONGEST:,}"
     for character in text:
@@ -206,7 +206,7 @@ def text_fault(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message prints it: cut where it is long."""
+    """Return a value's representation for messages, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

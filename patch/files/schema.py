@@ -1,4 +1,4 @@
-"""Strict schemas of what files hold."""
+"""Strict schemas of file contents."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def _printable(name: str) -> str:
     return name
 
 
-# Printed in messages and tables.
+# Names are printed in messages and tables.
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 
-# Whole numbers that fit into 64 bits: larger ones have no float.
+# Integers of at most 64 bits: much larger ones overflow a float.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class Schema(BaseModel):
-    """A JSON object of known keys: text and truth values are no numbers, and numbers are finite."""
+    """JSON object of known keys, with strict types and finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -33,16 +33,16 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def check(schema: type[Checked], value: Any, where: str) -> Checked:
-    """Validate ``value``.
+    """Validate ``value`` against a schema.
 
     Raises:
-        InputError: it does not fit; ``where``, the key of the first fault and the reason, on one line.
+        InputError: the value is invalid; one line with ``where``, the key of the first fault and the reason.
     """
     try:
         return schema.model_validate(value)
     except ValidationError as error:
         fault, *others = error.errors(include_url=False, include_input=False)
-        # A key may come from the file: no line breaks, and not thousands of characters.
+        # A key may come from the file, so it is escaped and truncated.
         key = repr(".".join(map(str, fault["loc"])))[1:-1][:120] or "the file"
         more = f" (and {len(others)} more)" if others else ""
         reason = fault["msg"].removeprefix("Value error, ")

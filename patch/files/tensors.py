@@ -1,4 +1,4 @@
-"""Safetensors files that are written atomically, and verified against a checksum of all their contents when read."""
+"""Safetensors files with atomic writes and a checksum of all contents."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from patch.files.io import CHECKSUM, atomic_file, json_checksum, parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-# One key: safetensors writes several in any order, and equal contents should give equal bytes.
+# A single key: safetensors does not order several keys, which would change the bytes.
 _METADATA = "patch"
 _LENGTH_BYTES = 8
-# As in safetensors itself, so that a damaged length allocates no more.
+# The limit of safetensors, which bounds the allocation for a damaged length.
 _LONGEST_HEADER = 100_000_000
 
 
 def save_tensors(path: Path | str, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and a JSON header, with a checksum of both, atomically; equal contents give equal bytes.
+    """Write tensors and a JSON header atomically, with a checksum of both; equal contents give equal bytes.
 
     Args:
-        path: of the file.
+        path: path of the file.
         kind: name and version of the format, such as `patch-mask-2`.
-        header: JSON values; no `NaN` or `Infinity`.
-        tensors: on any device.
+        header: JSON values without `NaN` and `Infinity`.
+        tensors: tensors by name, on any device.
     """
     from safetensors.torch import save_file
 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     contents = {
         "format": kind,
-        # As it is read again: a key that is a number becomes text.
+        # As after a read, which turns numeric keys into strings.
         "header": json.loads(json.dumps(header, allow_nan=False)),
         "tensors": {name: _tensor_checksum(tensor) for name, tensor in stored.items()},
     }
@@ -47,13 +47,13 @@ def save_tensors(path: Path | str, kind: str, header: Mapping[str, Any], tensors
 def load_tensors(
     path: Path | str, kind: str, what: str, wanted: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `save_tensors` wrote, into memory of its own: later changes of the file do not reach the tensors.
+    """Read a file of `save_tensors` into private memory, so that later changes of the file do not reach the tensors.
 
     Args:
-        path: of the file.
-        kind: as it was saved.
-        what: what the file holds, for messages, such as `mask`.
-        wanted: of the name of a tensor; the others are neither read nor verified.
+        path: path of the file.
+        kind: expected format.
+        what: name of the contents in messages, such as `mask`.
+        wanted: predicate on tensor names; other tensors are neither read nor verified.
 
     Returns:
         The header, and the tensors by name, on the CPU.
@@ -78,7 +78,7 @@ def load_tensors(
 
 
 def load_header(path: Path | str, kind: str, what: str) -> dict[str, Any]:
-    """Read and verify the header alone, without PyTorch.
+    """Read and verify only the header, without PyTorch.
 
     Raises:
         InputError: the file is missing, truncated or of another format, or its header does not match its checksum.
@@ -87,7 +87,7 @@ def load_header(path: Path | str, kind: str, what: str) -> dict[str, Any]:
 
 
 def _contents(path: Path | str, kind: str, what: str) -> dict[str, Any]:
-    """The format, the header and the checksum of each tensor: all that the file holds but the tensors."""
+    """Return the verified contents of a file without its tensors: the format, the header and the tensor checksums."""
     metadata = _read_metadata(path, what)
     contents = parse_json(metadata.get(_METADATA, "{}"), f"{what} {path}: its header")
     found = contents.get("format") if isinstance(contents, dict) else None
@@ -105,7 +105,7 @@ def _contents(path: Path | str, kind: str, what: str) -> dict[str, Any]:
 
 
 def _read_metadata(path: Path | str, what: str) -> dict[str, str]:
-    """Read the metadata of a safetensors file by hand: the library needs PyTorch for it."""
+    """Read the metadata of a safetensors file without the library, which needs PyTorch for it."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -124,7 +124,7 @@ def _read_metadata(path: Path | str, what: str) -> dict[str, str]:
 
 
 def _unreadable(path: Path | str, what: str, error: Exception) -> InputError:
-    # The reason may quote the file: it goes on one line, and is cut.
+    # The reason may quote the file, so it is truncated to one line.
     reason = " ".join(str(error).split())[:200]
     return InputError(f"{what} {path}: truncated or not a safetensors file ({reason})")
 
@@ -134,7 +134,7 @@ def _damaged(path: Path | str, what: str) -> InputError:
 
 
 def _tensor_checksum(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes, in hexadecimal digits."""
+    """Return the hexadecimal SHA-256 of a tensor's dtype, shape and bytes."""
     import torch
 
     found = hashlib.sha256(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())

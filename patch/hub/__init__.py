@@ -1,1 +1,1 @@
-"""The Hugging Face hub: access, and errors without tokens."""
+"""Access to the Hugging Face hub, and error messages without tokens."""

@@ -1,4 +1,4 @@
-"""Whether what is still to be fetched from the Hugging Face hub can be, before any job needs it."""
+"""Advance checks of pending downloads from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from patch.hub.errors import hub_answer, token_problem, unreachable
 NOUNS = {"model": "model", "dataset": "data set", "mask": "mask"}
 TRUE = ("1", "ON", "YES", "TRUE")
 SECONDS = 10
-# A public data set that has been there for years: that it answers shows that the hub does.
+# A long-lived public data set, to test that the hub answers.
 PROBE = "Salesforce/wikitext"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A repository that will be fetched.
+    """Repository to fetch.
 
     Attributes:
-        key: where the configuration names it, such as `models.llama.source`.
-        kind: what it holds; the hub keeps masks as models.
+        key: its key in the configuration, such as `models.llama.source`.
+        kind: kind of its contents; the hub stores masks as models.
         repo: `owner/name`.
         revision: commit; None for the newest.
     """
@@ -33,14 +33,14 @@ class Wanted:
 
 
 def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, str], api: Any = None) -> list[str]:
-    """One line for each reason why a fetch would fail; none when all is well.
+    """Return one line for each reason why a fetch would fail; empty if all can succeed.
 
     Args:
         wanted: repositories to fetch.
-        tasks: whether the data sets of lm-eval's tasks are to be fetched too; which these are only lm-eval
-            knows, so for them it is asked alone whether the hub answers.
-        environment: variables of the process.
-        api: a `huggingface_hub.HfApi`, or what stands in for one.
+        tasks: true if the data sets of lm-eval's tasks are fetched too; only lm-eval knows them, so the check for
+            them only tests that the hub answers.
+        environment: environment variables of the process.
+        api: a `huggingface_hub.HfApi` or a substitute.
     """
     if not wanted and not tasks:
         return []
@@ -58,7 +58,7 @@ def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str
     for one in wanted or [Wanted("evaluation.tasks", "dataset", PROBE)]:
         problem, reached = _problem(one, api)
         problems += [problem] if problem else []
-        if not reached:  # nor will the others be, and each would wait as long
+        if not reached:  # the others would time out too
             break
     return problems
 
@@ -75,26 +75,26 @@ def _offline(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, st
 
 
 def fetches(wanted: Sequence[Wanted], tasks: bool) -> str:
-    """`5 models, 3 data sets, the tasks' data`."""
+    """Return a summary such as `5 models, 3 data sets, the tasks' data`."""
     counts = {kind: sum(one.kind == kind for one in wanted) for kind in NOUNS}
     parts = [f"{count} {NOUNS[kind]}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
     return ", ".join([*parts, *(["the tasks' data"] if tasks else [])])
 
 
 def _problem(one: Wanted, api: Any) -> tuple[str | None, bool]:
-    """Return what is wrong with a repository, and whether the hub answered at all.
+    """Return the problem of a repository, and whether the hub answered.
 
-    Messages of exceptions are never passed on: one of a malformed token would hold it.
+    Exception messages are never passed on, since they may contain a malformed token.
     """
     from huggingface_hub.errors import RevisionNotFoundError
 
     repo_type = "dataset" if one.kind == "dataset" else "model"
     try:
         ask = api.dataset_info if repo_type == "dataset" else api.model_info
-        # The hub describes a gated repository to everybody; only its files are behind the gate.
+        # The metadata of a gated repository is public; only its files need access.
         if ask(one.repo, revision=one.revision, timeout=SECONDS).gated:
             api.auth_check(one.repo, repo_type=repo_type)
-    except Exception as error:  # noqa: BLE001 - whatever the network's library raises
+    except Exception as error:  # noqa: BLE001 - network libraries raise many types
         page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
         answer = hub_answer(error, page)
         if answer is None:

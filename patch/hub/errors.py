@@ -1,4 +1,4 @@
-"""Exceptions of the libraries that read models and data sets, made into messages for a user."""
+"""Conversion of exceptions from model and data set libraries into messages for the user."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from patch.errors import InputError
 
 OWN_CODE = "it needs its own code, which this software never runs; use a model that transformers itself has code for"
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN in the environment"
-# Characters of a reason: torch appends its C++ stack.
+# Limit on a reason's characters, since torch appends its C++ stack.
 LONGEST = 600
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-# Messages of these explain what is wrong without the name of the class, and so do those of Rust's tokenizers.
+# The messages of these, and of Rust's tokenizers, are clear without the class name.
 _EXPLAINED = (OSError, ValueError, RuntimeError)
 
 
 @contextmanager
 def library_errors(what: str, token: str | None = None) -> Iterator[None]:
-    """Turn each exception of the block into an `InputError` of one line that holds no token.
+    """Convert each exception of the block into an `InputError` of one line without tokens.
 
-    These libraries raise whatever a damaged file brings about, so that no list of classes is complete.
+    A damaged file can raise any exception type in these libraries.
 
     Args:
-        what: how the message begins, such as `model folder m cannot be loaded`.
-        token: one that the block is given besides those of the environment and of the hub's login.
+        what: start of the message, such as `model folder m cannot be loaded`.
+        token: token of the block, besides those of the environment and of the hub's login.
     """
     try:
         yield
     except InputError:
         raise
     except BaseException as error:
-        # What a library in Rust raises where it does not expect a fault.
+        # A panic of a Rust library is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        # Without the library's exception as a cause, whose message may hold a token.
+        # No cause, since its message may contain a token.
         raise InputError(f"{what}: {without_tokens(_reason(error), token)[:LONGEST]}") from None
 
 
 @contextmanager
 def hub_errors(what: str, token: str | None = None) -> Iterator[None]:
-    """Do the same for a block that may ask a hub, and refuse a token that cannot be sent before it is entered.
+    """Apply `library_errors` to a block that may access the hub, after a check of the token.
 
-    Libraries print such a token in warnings as well as in exceptions.
+    A malformed token is refused first, because libraries print it in warnings and exceptions.
     """
     problem = token_problem(token)
     if problem:
@@ -55,29 +55,29 @@ def hub_errors(what: str, token: str | None = None) -> Iterator[None]:
 
 
 def token_problem(token: str | None = None) -> str | None:
-    """Return the reason why a token cannot be sent to a hub; None where it can, or where there is none."""
+    """Return the reason why a token is malformed; None for a valid or missing token."""
     given = {"the argument `token`": token} if token else tokens()
     for source, text in given.items():
         if re.search(r"[^!-~]", _sent(text)):
             return f"the token in {source} holds a character that a token cannot have, such as a space; set it again"
-        break  # the hub's library sends the first one
+        break  # the hub's library sends only the first token
     return None
 
 
 def tokens() -> dict[str, str]:
-    """Return the hub's tokens of this process by their source: a variable's name, or the file of the hub's login."""
+    """Return the hub's tokens of this process by source: an environment variable or the login file."""
     from huggingface_hub.constants import HF_TOKEN_PATH
 
     found = {name: os.environ[name] for name in TOKEN_VARIABLES if os.environ.get(name)}
-    with suppress(OSError):  # nobody has logged in
+    with suppress(OSError):  # no login
         found[str(HF_TOKEN_PATH)] = Path(HF_TOKEN_PATH).read_bytes().decode(errors="replace")
     return found
 
 
 def without_tokens(text: str, token: str | None = None) -> str:
-    """Return a text in one line, with `<token>` in the place of tokens and of a password in an address."""
+    """Return a text in one line, with tokens and passwords in URLs replaced by `<token>`."""
     given = {*tokens().values(), *([token] if token else [])}
-    # Messages escape special characters in several ways; the pieces between them are the same in all.
+    # Messages escape special characters in several ways, so the pieces between them are replaced too.
     pieces = {piece for one in given for piece in (_sent(one), *re.split(r"[^A-Za-z0-9]+", one)) if len(piece) > 3}
     if pieces:
         text = re.sub("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))), "<token>", text)
@@ -85,12 +85,12 @@ def without_tokens(text: str, token: str | None = None) -> str:
 
 
 def _sent(token: str) -> str:
-    """Return a token as the hub's library sends it: without the line ends and spaces that copying adds."""
+    """Return a token as the hub's library sends it: without line ends and surrounding whitespace."""
     return token.replace("\r", "").replace("\n", "").strip()
 
 
 def hub_answer(error: BaseException, page: str = "its page on the hub") -> str | None:
-    """Return the reason for which a hub refuses, without a message of the library; None where it did not answer."""
+    """Return the reason of a hub's refusal, without library messages; None if the hub did not answer."""
     from huggingface_hub import errors
 
     for one in _chain(error):
@@ -112,7 +112,7 @@ def hub_answer(error: BaseException, page: str = "its page on the hub") -> str |
 
 
 def unreachable(error: BaseException) -> str:
-    """Return the message that no hub answers."""
+    """Return the message for an unreachable hub."""
     return (
         f"the Hugging Face hub cannot be reached ({type(error).__name__}); start where there is a network, "
         "set HTTPS_PROXY or HF_ENDPOINT, or fetch on another machine and copy work/ and HF_HOME"
@@ -134,7 +134,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return an exception and those that led to it, the first one last."""
+    """Return an exception and its causes, the original one last."""
     chain: list[BaseException] = []
     found: BaseException | None = error
     while found is not None and found not in chain:

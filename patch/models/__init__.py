@@ -1,1 +1,1 @@
-"""Models: loading, files, shapes."""
+"""Models: loading, file checks, and layer shapes."""

@@ -13,7 +13,7 @@ def read_object(path: Path | str) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
-        InputError: the file is missing, is not JSON, holds another value, or a number that is infinite or NaN.
+        InputError: the file is missing, is not strict JSON, or its value is not an object.
     """
     value = read_json(path)
     if not isinstance(value, dict):
@@ -22,10 +22,10 @@ def read_object(path: Path | str) -> dict[str, Any]:
 
 
 def check_objects(folder: Path | str, names: tuple[str, ...]) -> None:
-    """Check the files of ``names`` that a folder has, as ``read_object`` does.
+    """Check the existing files among ``names`` in a folder with ``read_object``.
 
     Raises:
-        InputError: names the file.
+        InputError: a file is invalid; the message names it.
     """
     for name in names:
         if (Path(folder) / name).exists():
@@ -33,10 +33,10 @@ def check_objects(folder: Path | str, names: tuple[str, ...]) -> None:
 
 
 def check_weights(folder: Path | str) -> None:
-    """Refuse a folder without weights that can be read safely.
+    """Refuse a folder without safetensors weights.
 
     Raises:
-        InputError: names the folder.
+        InputError: the folder has no `.safetensors` file.
     """
     if not any(Path(folder).glob("*.safetensors")):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Load and save causal language models, and find what may be pruned in them by structure alone."""
+"""Loading of causal language models, and structural search for their prunable layers."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from patch.models.files import check_objects, check_weights
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Making more of them would fill the memory before their weights are found to be missing.
+# More layers would fill the memory before the missing weights are detected.
 MOST_LAYERS = 10_000
 TOKENIZER_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
 
 
 @cache
 def _transposed() -> type[nn.Module]:
-    """The linear layer of GPT-2, whose weight is `[in, out]`."""
+    """Return the class of GPT-2's linear layer, whose weight is `[in, out]`."""
     from transformers.pytorch_utils import Conv1D
 
     return Conv1D
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: `nn.Linear`, or the transposed one of GPT-2."""
+    """Return whether a module is a linear layer: `nn.Linear`, or GPT-2's transposed one."""
     return isinstance(module, (nn.Linear, _transposed()))
 
 
 def is_transposed(linear: nn.Module) -> bool:
-    """Whether a linear layer keeps its weight as `[in, out]`."""
+    """Return whether a linear layer stores its weight as `[in, out]`."""
     return isinstance(linear, _transposed())
 
 
 def weight_matrix(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer as `[out, in]`: itself, or a transposed view; what is written to it is kept."""
+    """Return a linear layer's weight as `[out, in]`: itself or a transposed view, so that writes reach the layer."""
     return linear.weight.T if is_transposed(linear) else linear.weight
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The stack of decoder blocks: the largest list of equal-typed modules that hold linear layers.
+    """Return the stack of decoder blocks: the largest list of equal-typed modules with linear layers.
 
     Returns:
         The list's name within ``model`` and the list.
@@ -69,7 +69,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def blocks_on(
     model: nn.Module, device: torch.device | str | None = None
 ) -> Iterator[tuple[nn.Module, dict[str, nn.Module]]]:
-    """Each decoder block, on ``device`` while it is looked at, with its linear layers by their names in ``model``."""
+    """Yield each decoder block, temporarily on ``device``, with its linear layers by their names in ``model``."""
     home = next(model.parameters()).device
     prefix, blocks = decoder_blocks(model)
     for index, block in enumerate(blocks):
@@ -79,9 +79,9 @@ def blocks_on(
 
 
 def prunable_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer inside the decoder blocks, by its name within ``model``, in order.
+    """Return every linear layer inside the decoder blocks, by its name in ``model``, in order.
 
-    The embedding and the output layer stand outside the blocks and are never pruned.
+    The embedding and the output layer are outside the blocks and are never pruned.
     """
     prefix, blocks = decoder_blocks(model)
     return {f"{prefix}.{name}": module for name, module in blocks.named_modules() if is_linear(module)}
@@ -115,7 +115,11 @@ def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") 
 
 
 def _check_types(folder: Path | str, model: PreTrainedModel) -> None:
-    """Refuse weights that are stored as integers: transformers converts their bits' values without a word."""
+    """Refuse weights that are stored as integers, which transformers would convert silently.
+
+    Raises:
+        InputError: a stored weight is not of a floating-point type.
+    """
     from safetensors import safe_open
 
     names = {name for name, _ in model.named_parameters()}
@@ -129,7 +133,7 @@ def _check_types(folder: Path | str, model: PreTrainedModel) -> None:
 
 
 def load_skeleton(folder: Path | str) -> PreTrainedModel:
-    """Return a causal language model without its weights, on the `meta` device: layers, names and shapes.
+    """Return a causal language model without its weights, on the `meta` device, with its layers, names and shapes.
 
     Raises:
         InputError: the folder holds no model, one that is damaged, or one that needs its own code.
@@ -142,10 +146,10 @@ def load_skeleton(folder: Path | str) -> PreTrainedModel:
 
 
 def load_config(folder: Path | str) -> PretrainedConfig:
-    """Load the configuration of a model in a local folder, and check the one of its generation.
+    """Load the configuration of a model in a local folder, and check its generation configuration.
 
     Raises:
-        InputError: names the file that is missing or damaged, or says that the model needs its own code.
+        InputError: a file is missing or damaged, or the model needs its own code; the message names the file.
     """
     from transformers import AutoConfig, GenerationConfig
 
@@ -159,7 +163,7 @@ def load_config(folder: Path | str) -> PretrainedConfig:
         attention, layers = text._attn_implementation, getattr(text, "num_hidden_layers", 0)
     if not isinstance(attention, str | None):
         raise InputError(f"{path}: attn_implementation is {attention!r:.80}; expected a name")
-    # Where the package `kernels` is there, transformers runs what such a repository holds.
+    # With the package `kernels`, transformers runs code from such a repository.
     if attention and "/" in attention:
         raise InputError(f"{path} names the attention kernel {attention!r}: {OWN_CODE}")
     if type(layers) is not int or not 0 < layers <= MOST_LAYERS:

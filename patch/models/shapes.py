@@ -1,4 +1,4 @@
-"""Sizes of a model's linear layers from its configuration alone, before any weight is there."""
+"""Sizes of a model's linear layers from its configuration, without weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from patch.models.files import read_object
 from patch.models.settings import LocalModel, Model, Shape, TrainedModel
 from patch.settings import validate
 
-# What transformers takes for a key that the configuration of a family leaves out.
+# Defaults of transformers for keys that a family's configuration may omit.
 FAMILY_DEFAULTS: dict[str, dict] = {
     "qwen2": {"num_key_value_heads": 32},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
@@ -17,7 +17,7 @@ FAMILY_DEFAULTS: dict[str, dict] = {
     "opt": {"gated_mlp": False, "tie_word_embeddings": True},
     "gpt2": {"gated_mlp": False, "fused_attention": True, "tie_word_embeddings": True},
 }
-# Other names of the same sizes.
+# Alternative names of the sizes.
 ALIASES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -28,10 +28,10 @@ ALIASES = {
 
 
 def model_shape(name: str, model: Model) -> Shape:
-    """Sizes of a configured model.
+    """Return the sizes of a configured model.
 
     Raises:
-        InputError: a size is missing from the model's configuration, or cannot be.
+        InputError: a size is missing from the model's configuration, or is invalid.
     """
     source = model.source
     if isinstance(source, TrainedModel):
@@ -82,7 +82,7 @@ def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
 
 
 def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
-    """`[out, in]` of each linear layer of one decoder block."""
+    """Return the shape `[out, in]` of each linear layer of one decoder block."""
     query = shape.num_attention_heads * shape.head_dim
     key_value = shape.num_key_value_heads * shape.head_dim
     reading = {"q_proj": query, "k_proj": key_value, "v_proj": key_value}
@@ -98,21 +98,21 @@ def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def prunable_parameters(shape: Shape) -> int:
-    """Number of weights in the linear layers of all decoder blocks."""
+    """Return the number of weights in the linear layers of all decoder blocks."""
     return shape.num_hidden_layers * sum(rows * columns for rows, columns in linear_shapes(shape).values())
 
 
 def parameters(shape: Shape) -> int:
-    """Number of weights with the embedding and the output layer, norms and biases aside."""
+    """Return the number of weights, including embedding and output layer, without norms and biases."""
     embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
     return prunable_parameters(shape) + embeddings
 
 
 def check_groups(name: str, shape: Shape, size: int) -> None:
-    """Refuse groups along `in` that do not divide a linear layer.
+    """Refuse a group size that does not divide the inputs of every linear layer.
 
     Raises:
-        InputError: names the model, the group and the layer.
+        InputError: a layer does not fit; the message names the model, the group size and the layer.
     """
     for layer, (_, columns) in linear_shapes(shape).items():
         if columns % size:
@@ -120,10 +120,10 @@ def check_groups(name: str, shape: Shape, size: int) -> None:
 
 
 def check_tile(name: str, shape: Shape, tile: int) -> None:
-    """Refuse a tile that does not divide every linear layer; one that is larger than a layer ends with it.
+    """Refuse a tile that does not divide every linear layer; a larger tile is clipped to the layer.
 
     Raises:
-        InputError: names the model, the tile, the layer, and the tiles that would do.
+        InputError: a layer does not fit; the message names the model, the tile, the layer and valid tiles.
     """
     shapes = linear_shapes(shape)
     bad = {layer: size for layer, size in shapes.items() if any(length > tile and length % tile for length in size)}

@@ -1,1 +1,1 @@
-"""One-shot pruning methods, and pruning of a whole model by one of them."""
+"""One-shot pruning methods, and pruning of a whole model."""

@@ -1,4 +1,4 @@
-"""The inverse of a layer's Hessian, as a Cholesky factor: what SparseGPT and Thanos make up for errors with."""
+"""Cholesky factor of the inverse Hessian of a layer, for the weight updates of SparseGPT and Thanos."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from patch.errors import InputError
 _ROWS, _COLUMNS = 128, 256
 
 
-# The factor that was made last, while its statistics are there: layers of one input come one after the other.
+# Cache of the last factor, since layers with one input follow each other; it lives as long as its statistics.
 _latest: WeakKeyDictionary[InputStatistics, tuple[float, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 def shared_factor(statistics: InputStatistics, damp: float, method: str) -> tuple[Tensor, Tensor]:
-    """`inverse_factor`, made once for layers that follow each other and have the same statistics object."""
+    """Return `inverse_factor` from a cache for successive layers with the same statistics object."""
     found = _latest.get(statistics)
     if found is None or found[0] != damp:
         _latest.clear()
@@ -27,23 +27,23 @@ def shared_factor(statistics: InputStatistics, damp: float, method: str) -> tupl
 
 
 def inverse_factor(statistics: InputStatistics, damp: float, method: str) -> tuple[Tensor, Tensor]:
-    """Upper Cholesky factor of the inverse of the damped Hessian `H = 2 / N * X^T X`.
+    """Return the upper Cholesky factor of the inverse of the damped Hessian `H = 2 / N * X^T X`.
 
-    With `H = R R^T` and R upper triangular, `U = inverse(R)`: then `inverse(H) = U^T U`, and for any column i
-    `inverse(H[i:, i:]) = U[i:, i:]^T U[i:, i:]`. That is one factorization and one triangular inverse. The usual way
-    over `inverse(H)` takes a factorization and an inverse more, and loses twice as many digits.
+    With `H = R R^T` and R upper triangular, let `U = inverse(R)`. Then `inverse(H) = U^T U`, and for any column i
+    `inverse(H[i:, i:]) = U[i:, i:]^T U[i:, i:]`. This takes one factorization and one triangular inverse. The usual way
+    through `inverse(H)` takes one more of each and loses twice as many digits.
 
     Args:
-        statistics: of the layer's input, with the Gram matrix; not changed.
-        damp: share of the mean diagonal of H that is added to its diagonal.
-        method: whose setting the error names.
+        statistics: statistics of the layer's input, with the Gram matrix; not changed.
+        damp: fraction of the mean diagonal of H that is added to its diagonal.
+        method: method whose setting the error names.
 
     Returns:
-        U `[in, in]` fp32, and the dead columns `[in]` bool: their input was always zero. H has a one on their
-        diagonal, and whoever prunes sets their weights to zero.
+        U `[in, in]` fp32, and the dead columns `[in]` bool, whose input was always zero. H gets a one on their
+        diagonal, and the pruning method sets their weights to zero.
 
     Raises:
-        InputError: H is not positive definite even with the damping, or not finite; says what to raise.
+        InputError: H is not finite, or not positive definite with damping; the message names the setting to raise.
     """
     assert statistics.gram is not None
     hessian = _reversed(statistics.gram, torch.float64).mul_(2 / statistics.sequences)
@@ -52,22 +52,22 @@ def inverse_factor(statistics: InputStatistics, damp: float, method: str) -> tup
     diagonal.masked_fill_(dead, 1)
     mean = diagonal.mean()
     diagonal.add_(damp * mean)
-    # LAPACK works in place on matrices in the order of columns; transposed, a symmetric matrix is one.
+    # LAPACK works in place on column-major matrices; a transposed symmetric matrix is one.
     lower = hessian.mT
     failed = torch.empty((), dtype=torch.int32, device=hessian.device)
     torch.linalg.cholesky_ex(lower, out=(lower, failed))
-    # Single precision is enough from here: R is as far from singular as the root of H is.
+    # Single precision suffices from here, since R has the square root of H's condition number.
     factor = _reversed(hessian, torch.float32)
     del hessian, lower, diagonal
     _invert_lower(factor)
-    # An infinite H has a finite inverse: zero.
+    # An infinite H has the finite inverse zero.
     if failed or not mean.isfinite() or not _is_finite(factor):
         raise not_positive_definite(method, len(factor), damp)
     return factor.mT, dead.flip(0)
 
 
 def not_positive_definite(method: str, inputs: int, damp: float) -> InputError:
-    """What ``method`` says where the damped Hessian of a layer with so many inputs cannot be worked with."""
+    """Return the error of ``method`` for a damped Hessian that is not positive definite."""
     return InputError(
         f"{method}: the Hessian of {inputs} inputs is not positive definite with damp {damp}; "
         f"raise `pruning.{method}.damp`"
@@ -75,7 +75,7 @@ def not_positive_definite(method: str, inputs: int, damp: float) -> InputError:
 
 
 def _reversed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy with rows and columns in reverse. Cholesky's lower factor becomes upper by it."""
+    """Return a copy with reversed rows and columns, which turns Cholesky's lower factor into an upper one."""
     size = len(matrix)
     result = torch.empty(size, size, dtype=dtype, device=matrix.device)
     for start in range(0, size, _ROWS):
@@ -85,13 +85,13 @@ def _reversed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _invert_lower(lower: Tensor) -> None:
-    """Invert a lower triangular matrix `[n, n]` in place, a block of rows after the other from the top."""
+    """Invert a lower triangular matrix `[n, n]` in place, by blocks of rows from the top."""
     for start in range(0, len(lower), _ROWS):
         stop = min(start + _ROWS, len(lower))
         corner = lower[start:stop, start:stop]
         unit = torch.eye(stop - start, dtype=lower.dtype, device=lower.device)
         corner.copy_(torch.linalg.solve_triangular(corner, unit, upper=False))
-        # Left of the corner `-inverse(corner) @ left @ inverse(above)`, where the inverse above is there already.
+        # The part left of the corner is `-inverse(corner) @ left @ inverse(above)`; the inverse above is complete.
         left = torch.mm(corner, lower[start:stop, :start]).neg_()
         for column in range(0, start, _COLUMNS):
             columns = slice(column, min(column + _COLUMNS, start))

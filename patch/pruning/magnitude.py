@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights go."""
+"""Magnitude pruning: it removes the smallest weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ METHOD = Method("magnitude", "Magnitude", "prune", ("n:m", "unstructured"))
 
 
 def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
-    """Mask of the largest absolute weights.
+    """Return the mask of the largest absolute weights.
 
     Args:
         weight: `[out, in]`.
-        pattern: N:M by group, or unstructured over the whole matrix (among equals the earlier weight goes).
+        pattern: N:M by group, or unstructured over the whole matrix (of equal weights the earlier is removed).
 
     Returns:
         `[out, in]` bool, True = keep.

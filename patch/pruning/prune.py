@@ -1,4 +1,4 @@
-"""One-shot pruning of a whole model: each method is a pure function of a layer; the walk is shared."""
+"""One-shot pruning of a whole model: methods are pure functions of a layer and share one block walk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PruneLayer = Callable[[Tensor, InputStatistics | None], tuple[Tensor, Tensor]]
 
 
 def layer_pruner(method: str, pattern: Pattern, settings: Pruning | None = None) -> PruneLayer:
-    """A one-shot method as a function of a layer: `[out, in]` weight, statistics -> mask, new weight.
+    """Return a one-shot method as a function of a layer: `[out, in]` weight, statistics -> mask, new weight.
 
     The method `name` is the function `name` of the module `patch.pruning.name`, called with the weight, the statistics
     if it needs any, the pattern, and its own settings; it returns the mask, and the weights too if it updates them.
@@ -65,16 +65,16 @@ def prune(
         windows: `[samples, seqlen]` calibration token ids; `magnitude` needs none.
         batch_size: sequences per forward pass; on a CPU the masks are the same bits for every size.
         settings: the methods' own settings.
-        on_block: progress, called with the number of finished blocks and of all.
-        propagate: whose outputs a block sees: those of the `pruned` blocks before it, or of the `dense` ones.
-        statistics: folder of dense statistics (see `patch.pipeline.stages.statistics`), in the place of ``windows``.
-        device: where layers are pruned, block by block; by default where the model is.
+        on_block: progress function, called with the number of finished blocks and of all blocks.
+        propagate: source of a block's inputs: the `pruned` or the `dense` blocks before it.
+        statistics: folder of dense statistics (see `patch.pipeline.stages.statistics`), instead of ``windows``.
+        device: device that prunes the layers, block by block; by default the model's device.
 
     Returns:
         The masks. The model's weights are zero outside them and, for methods that update, changed inside.
 
     Raises:
-        InputError: the method needs calibration windows and has none, or cannot work with what they give.
+        InputError: the method needs calibration sequences and has none, or fails on their statistics.
     """
     masks = PackedMasks()
     prune_layer = layer_pruner(method, pattern, settings)
@@ -103,7 +103,7 @@ def _with_statistics(
     device: torch.device | str | None,
     on_block: Callable[[int, int], None],
 ) -> Iterator[tuple[dict[str, nn.Module], dict[str, InputStatistics]]]:
-    """Each block's layers on ``device`` with what ``folder`` has of them, which may be nothing; no forward pass."""
+    """Yield each block's layers on ``device`` with any needed statistics from ``folder``, without forward passes."""
     total, place = len(decoder_blocks(model)[1]), device or next(model.parameters()).device
     pairs = zip(blocks_on(model, device), block_files(folder or ""), strict=False)
     for done, ((_, linears), path) in enumerate(pairs, 1):

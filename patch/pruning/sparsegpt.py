@@ -1,4 +1,4 @@
-"""SparseGPT (Frantar and Alistarh, 2023, arXiv 2301.00774): prune columns in turn, let the rest make up for it."""
+"""SparseGPT (Frantar and Alistarh, 2023, arXiv 2301.00774): column-wise pruning with error compensation."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def sparsegpt(
 
     Args:
         weight: `[out, in]`, any float type; not changed.
-        statistics: of the layer's input, with the Gram matrix.
+        statistics: statistics of the layer's input, with the Gram matrix.
         pattern: N:M chosen group by group on the already updated weights, or unstructured with one
             threshold for each block of columns.
         damp: relative damping of the Hessian.
         block_size: columns after which the rest of the matrix is updated.
-        factor: `inverse_factor` of the same statistics and damping, where it is at hand.
+        factor: `inverse_factor` of the same statistics and damping, if available.
 
     Returns:
         The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
@@ -57,12 +57,12 @@ def sparsegpt(
 
 
 class _BlockPruner:
-    """Prunes one block of columns after the other, each column contiguous, in buffers `[width, out]` fp32."""
+    """Pruner of successive column blocks, with contiguous columns in buffers `[width, out]` fp32."""
 
     def __init__(self, like: Tensor, pattern: Pattern) -> None:
         self._pattern = pattern
         self._leaf = pattern.m if isinstance(pattern, NM) else _LEAF
-        # The error that a unit of the weight makes: `1 / U_jj` where it goes, 0 where it stays.
+        # Error per unit of weight: `1 / U_jj` for a pruned weight, 0 for a kept one.
         self._weights, self._rates, self._errors = (like.new_empty(like.shape[::-1]) for _ in range(3))
 
     def __call__(self, block: Tensor, mask: Tensor, inverse: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ class _BlockPruner:
             keep = drop_smallest(score, int(score.numel() * self._pattern.sparsity)).reshape(block.shape)
             torch.mul(self._rate, keep.logical_not_().T.contiguous(), out=self._rates[:width])
         self._prune(0, width)
-        # Contiguous before they are copied: a copy that transposes into a slice is several times slower.
+        # Made contiguous first: a transposing copy into a slice is several times slower.
         block.copy_(self._weights[:width].T.contiguous())
         mask.copy_((self._rates[:width] == 0).T.contiguous())
         return self._errors[:width]
 
     def _prune(self, start: int, stop: int) -> None:
-        """Halves in turn: the second is updated once by all errors of the first, in one product of matrices."""
+        """Prune recursively by halves; one matrix product updates the second half by all errors of the first."""
         width = stop - start
         if width <= self._leaf:
             self._prune_leaf(start, stop)

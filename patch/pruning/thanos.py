@@ -1,4 +1,4 @@
-"""Thanos (Ilin and Richtarik, 2025, arXiv 2504.05346): take a block of columns from every row at once, exactly."""
+"""Thanos (Ilin and Richtarik, 2025, arXiv 2504.05346): exact block-wise pruning with error compensation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
 from patch.methods import Method
 from patch.pruning.hessian import not_positive_definite, shared_factor
 
-# More rows at once than a processor's cache holds are slower, not faster.
+# Larger batches of rows exceed the processor's cache and are slower.
 _ROWS_ON_CPU = 16
-# How far, relatively, a solution may be from exact for one correction to be enough.
+# Maximum relative error of a solution for which one correction suffices.
 _STEP = 0.01
 
 METHOD = Method("thanos", "Thanos", "prune", ("n:m", "unstructured"), statistics="gram", updates_weights=True)
@@ -34,19 +34,19 @@ def thanos(
 ) -> tuple[Tensor, Tensor]:
     """Prune and update one layer.
 
-    Block by block of columns, Wanda's score of the weights as updated so far says which of the block go. Each row
-    then takes the least step (in the output's error) that makes its own ones zero, with every column from the
-    block's first on free to move. Every row obeys the pattern: none is left dense as an outlier.
+    For each block of columns, Wanda's score of the updated weights selects the weights to remove. Each row then gets
+    the update with the least output error that makes its selected weights zero. Every column from the block's first
+    on may change. Every row obeys the pattern: no outlier row stays dense.
 
     Args:
         weight: `[out, in]`, any float type; not changed.
-        statistics: of the layer's input, with the Gram matrix.
-        pattern: N:M by group, or unstructured over the whole matrix: those still to go are the smallest of all
-            columns from the block on (among equals the earlier, row by row), and the block's own of them go.
+        statistics: statistics of the layer's input, with the Gram matrix.
+        pattern: N:M by group, or unstructured over the whole matrix: the candidates are the smallest weights of all
+            columns from the block on (of equal weights the earlier, row by row); those in the block are removed.
         damp: relative damping of the Hessian.
         block_size: columns of a block; for N:M the next lower multiple of M.
-        rows_at_once: rows whose equations are solved together, which is a question of memory.
-        factor: `inverse_factor` of the same statistics and damping, where it is at hand.
+        rows_at_once: rows whose equations are solved together; it bounds the memory.
+        factor: `inverse_factor` of the same statistics and damping, if available.
 
     Returns:
         The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
@@ -79,7 +79,7 @@ def thanos(
 
 
 def _choose(rest: Tensor, norms: Tensor, width: int, pattern: Pattern, left: int) -> Tensor:
-    """Which of the first ``width`` columns of ``rest`` `[out, .]` stay; unstructured, ``left`` are still to go."""
+    """Return the keep mask of the first ``width`` columns of ``rest`` `[out, .]`; ``left`` weights remain to remove."""
     if isinstance(pattern, NM):
         return nm_mask(rest[:, :width].abs().mul_(norms[:width]), pattern)
     score = rest.abs().mul_(norms)
@@ -87,7 +87,7 @@ def _choose(rest: Tensor, norms: Tensor, width: int, pattern: Pattern, left: int
 
 
 def _multipliers(block: Tensor, drop: Tensor, factor: Tensor, rows_at_once: int) -> Tensor | None:
-    """How much of each row of the inverse Hessian takes the dropped weights to zero.
+    """Return the multiples of the inverse Hessian's rows that take the dropped weights to zero.
 
     For ``block`` `[out, width]` fp32, ``drop`` `[out, width]` bool and the ``factor`` U `[width, width]` of the block's
     columns: `[out, width]` fp32, zero where nothing is dropped, with `(result @ U^T U)[drop] = block[drop]`. None where
@@ -116,7 +116,7 @@ def _multipliers(block: Tensor, drop: Tensor, factor: Tensor, rows_at_once: int)
 
 @contextmanager
 def _workers(threads: int) -> Iterator[Callable[..., Iterator]]:
-    """A `map` with so many threads, each of which works alone: they would wait for each other in small matrices."""
+    """Yield a `map` over ``threads`` threads with single-threaded kernels, which are faster for small matrices."""
     if threads == 1:
         yield map
         return
@@ -130,10 +130,10 @@ def _workers(threads: int) -> Iterator[Callable[..., Iterator]]:
 
 
 class _Systems:
-    """The equations of a block: of the inverse Hessian, the rows and columns that a row of weights drops.
+    """Linear systems of a block: for each row of weights, the dropped rows and columns of the inverse Hessian.
 
-    Rows are sorted by how many they drop. In a batch all systems are as long as the longest: the others go on with
-    columns of a unit matrix that lies behind the inverse Hessian.
+    Rows are sorted by their number of dropped weights. In a batch all systems are as long as the longest: the others
+    are padded with columns of a unit matrix behind the inverse Hessian.
     """
 
     def __init__(self, drop: Tensor, factor: Tensor, rows_at_once: int) -> None:
@@ -141,11 +141,11 @@ class _Systems:
         counts = drop.count_nonzero(dim=1)
         lengths, order = counts.sort(stable=True)
         parts = zip(order.split(rows_at_once), lengths.cpu().split(rows_at_once), strict=True)
-        # Indices of rows, and the most weights that one of them drops.
+        # Row indices of each batch, and the maximum number of dropped weights per row.
         self.batches = [(rows, int(part[-1])) for rows, part in parts if part[-1]]
         shortest, longest = int(lengths[0]), int(lengths[-1])
         inverse = factor.T.double() @ factor.double()
-        # A unit diagonal costs the fewest digits.
+        # A unit diagonal loses the fewest digits.
         self._scale = inverse.diagonal().rsqrt()
         self._inverse = torch.eye(self._width + longest - shortest, dtype=torch.float64, device=drop.device)
         self._inverse[: self._width, : self._width] = inverse.mul_(self._scale).mul_(self._scale[:, None])
@@ -158,7 +158,7 @@ class _Systems:
         self._size = min(rows_at_once, len(drop)) * longest**2
 
     def solve(self, rows: Tensor, length: int, weights: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Multipliers `[rows, width]` fp32 for ``weights``, by factors in ``dtype``; None: it has too few digits."""
+        """Return multipliers `[rows, width]` fp32 for ``weights``, or None if ``dtype`` is too imprecise."""
         index = self._index[rows, :length]
         factors = self._gather(index, dtype)
         failed = torch.empty(len(rows), dtype=torch.int32, device=index.device)
@@ -168,14 +168,14 @@ class _Systems:
         first = _solve(factors, wanted.gather(1, index))
         found = torch.zeros_like(wanted).scatter_(1, index, first)
         correction = _solve(factors, wanted.sub_(found @ self._inverse).gather(1, index))
-        # The correction is about the first solution's error; relative to that, it has the same error again.
+        # The correction estimates the first solution's error, with the same relative error.
         good = (correction.abs().amax(1) <= _STEP * first.abs().amax(1)) & (failed == 0)
         if not good.all():
             return None
         return found.scatter_add_(1, index, correction)[:, : self._width].mul_(self._scale).float()
 
     def _gather(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Matrices `[rows, length, length]`, each in the order of columns, in which LAPACK factorizes in place."""
+        """Return matrices `[rows, length, length]`, column-major, so that LAPACK factorizes them in place."""
         flat, matrices = self._buffer(index, torch.int32), self._buffer(index, dtype)
         source, index = self._single if dtype == torch.float32 else self._inverse, index.int()
         torch.add(index[:, :, None] * len(source), index[:, None, :], out=flat)
@@ -183,7 +183,7 @@ class _Systems:
         return matrices.mT
 
     def _buffer(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Memory `[rows, length, length]` that a thread's batches share: to get it anew costs as much as to fill it."""
+        """Return a buffer `[rows, length, length]` shared by a thread's batches; allocation costs as much as a fill."""
         (rows, length), key = index.shape, (get_ident(), dtype)
         if key not in self._buffers:
             self._buffers[key] = torch.empty(self._size, dtype=dtype, device=index.device)
@@ -191,6 +191,6 @@ class _Systems:
 
 
 def _solve(factors: Tensor, right: Tensor) -> Tensor:
-    """Solutions `[rows, length]` in float64 from lower factors `[rows, length, length]`."""
+    """Return solutions `[rows, length]` in float64 from lower factors `[rows, length, length]`."""
     half = torch.linalg.solve_triangular(factors, right.to(factors.dtype)[:, :, None], upper=False)
     return torch.linalg.solve_triangular(factors.mT, half, upper=True)[:, :, 0].double()

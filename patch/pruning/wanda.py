@@ -1,4 +1,4 @@
-"""Wanda (Sun et al., 2023, arXiv 2306.11695): weight times the norm of its input."""
+"""Wanda (Sun et al., 2023, arXiv 2306.11695): the score is the weight times the norm of its input."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ METHOD = Method("wanda", "Wanda", "prune", ("n:m", "unstructured"), statistics="
 
 
 def wanda_score(weight: Tensor, statistics: InputStatistics) -> Tensor:
-    """`|W| * sqrt(s)` in fp32, `s_j` the mean over sequences of `sum_t x_tj^2`; `[out, in]`."""
+    """Return `|W| * sqrt(s)`, `[out, in]` fp32, where `s_j` is the mean over sequences of `sum_t x_tj^2`."""
     return weight.abs().float() * statistics.norms
 
 
 def wanda(weight: Tensor, statistics: InputStatistics, pattern: Pattern) -> Tensor:
-    """Mask of the largest scores.
+    """Return the mask of the largest scores.
 
     Args:
         weight: `[out, in]`.
-        statistics: of the layer's input.
-        pattern: N:M by group, or unstructured by output row (stable sort: among equals the earlier goes).
+        statistics: statistics of the layer's input.
+        pattern: N:M by group, or unstructured by output row (stable sort: of equal weights the earlier is removed).
 
     Returns:
         `[out, in]` bool, True = keep.

@@ -1,4 +1,4 @@
-"""Updated weights on disk, on their way from the pruning to the evaluation of a run."""
+"""Files of updated weights, cached between the pruning and the evaluation of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = "patch-weights-1"
 
 
 def save_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str) -> None:
-    """Write the weights of ``linears``, atomically, with the digest of the settings that made them.
+    """Write the weights of ``linears`` atomically, with the digest of their settings.
 
     Raises:
         InputError: a weight is not finite.
@@ -27,7 +27,7 @@ def save_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str
 
 
 def weights_digest(path: Path | str) -> str | None:
-    """Digest in a file of `save_weights`; None where there is no such file or it is damaged."""
+    """Return the digest in a file of `save_weights`; None if the file is missing or damaged."""
     try:
         return load_header(path, FORMAT, "weights").get("digest")
     except InputError:
@@ -38,12 +38,12 @@ def read_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str
     """Read and verify the `[out, in]` weights in a file for ``linears``, by name.
 
     Args:
-        path: of the file.
+        path: path of the file.
         linears: layers of the model, by name.
-        digest: of the settings that must have made the weights; None for any.
+        digest: required digest of the settings; None for any.
 
     Raises:
-        InputError: the file is missing or damaged, is of another model or other settings, or a weight is not finite.
+        InputError: the file is missing, damaged or of another model or other settings, or a weight is not finite.
     """
     header, weights = load_tensors(path, FORMAT, "weights")
     if digest is not None and header.get("digest") != digest:

@@ -1,1 +1,1 @@
-"""Low-bit weights after pruning, with or without low-rank adapters for the errors of both steps."""
+"""Quantisation after pruning, with optional low-rank adapters for the errors of both steps."""

@@ -1,4 +1,4 @@
-"""Group AbsMax quantisation: the largest weight of every group sets the step of its grid."""
+"""Group AbsMax quantisation: the largest absolute weight of every group sets its step size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patch.errors import InputError
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight matrix as integers.
+    """Quantised weight matrix.
 
     Attributes:
         codes: `[out, in]` int8, within `-2^(bits-1) .. 2^(bits-1) - 1`.
@@ -28,19 +28,19 @@ class Quantized:
     group_size: int
 
     def dequantize(self) -> Tensor:
-        """`codes * scales`, `[out, in]` fp32; where the code is 0, exactly 0."""
+        """Return `codes * scales`, `[out, in]` fp32; a code of 0 gives exactly 0."""
         columns = self.codes.shape[1]
         steps = self.scales.repeat_interleave(min(self.group_size, columns), dim=1)[:, :columns]
         return self.codes * steps
 
 
 def group_count(columns: int, group_size: int) -> int:
-    """Groups in a row of ``columns`` weights."""
+    """Return the number of groups in a row of ``columns`` weights."""
     return -(-columns // group_size)
 
 
 def check_grid(bits: int, group_size: int) -> None:
-    """Check the two numbers that describe a grid.
+    """Check the parameters of a quantisation grid.
 
     Raises:
         InputError: ``bits`` is not within 2 to 8, or ``group_size`` is below 1.
@@ -52,7 +52,7 @@ def check_grid(bits: int, group_size: int) -> None:
 
 
 def quantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Quantized:
-    """Symmetric quantisation, `round(w / scale)` with `scale = max |w| / (2^(bits-1) - 1)` of the group.
+    """Quantise symmetrically: `round(w / scale)` with `scale = max |w| / (2^(bits-1) - 1)` of the group.
 
     Half a step rounds to the even code. A group whose scale is below the normal range of fp32 becomes zeros.
 
@@ -62,7 +62,7 @@ def quantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Quantized:
         group_size: consecutive weights of a row that share a scale.
 
     Returns:
-        Codes and scales on the weight's device. The error of a weight is at most half a step.
+        Codes and scales on the weight's device. The absolute error of a weight is at most half a step.
 
     Raises:
         InputError: ``bits`` or ``group_size`` is out of range, or a weight is not finite.
@@ -77,18 +77,18 @@ def quantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Quantized:
             "all must be finite"
         )
     size = min(group_size, columns)
-    # The zeros that fill up the last group change neither its maximum nor, cut off below, anything else.
+    # The zero padding of the last group does not change its maximum and is cut off below.
     padded = F.pad(weight, (0, group_count(columns, size) * size - columns)).reshape(rows, -1, size)
     largest = 2 ** (bits - 1) - 1
     scales = padded.abs().amax(dim=-1) / largest
-    # Subnormal steps are too coarse for the error bound, and are zero where denormals are flushed.
+    # Subnormal steps are too coarse for the error bound, and may be flushed to zero.
     scales = torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 1.0)
     codes = (padded / scales.unsqueeze(-1)).round().clamp(-largest - 1, largest)
     return Quantized(codes.to(torch.int8).reshape(rows, -1)[:, :columns].contiguous(), scales, bits, group_size)
 
 
 def quantize_dequantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Tensor:
-    """The weights that `quantize` stands for, `[out, in]` fp32.
+    """Return the quantised and dequantised weights, `[out, in]` fp32.
 
     Raises:
         InputError: as `quantize`.

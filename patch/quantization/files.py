@@ -1,4 +1,4 @@
-"""Quantised layers on disk: packed codes, scales and adapters, checked when they are read."""
+"""Files of quantised layers: packed codes, scales and adapters, with checks on reading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FLOATS = {torch.float32, torch.bfloat16, torch.float16}
 
 
 class _Description(Schema):
-    """What the tensors of one layer do not hold."""
+    """Metadata of one layer."""
 
     shape: list[Size] = Field(min_length=2, max_length=2)
     bits: int
@@ -39,9 +39,9 @@ class _Header(Schema):
 
 
 def save_layers(path: Path | str, layers: Mapping[str, QuantizedLayer], digest: str, cost: dict[str, float]) -> None:
-    """Write quantised layers, atomically, with the digest of the settings that made them and what it took.
+    """Write quantised layers atomically, with the digest of their settings and the cost of their computation.
 
-    Codes of up to 4 bits go two to a byte, wider ones one to a byte; scales stay fp32, adapters keep their dtype.
+    Two codes of up to 4 bits share a byte; wider codes take one byte each. Scales stay fp32, adapters keep their dtype.
     """
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
@@ -63,15 +63,15 @@ def save_layers(path: Path | str, layers: Mapping[str, QuantizedLayer], digest: 
 
 
 def load_layers(path: Path | str, digest: str | None = None) -> tuple[dict[str, QuantizedLayer], dict[str, float]]:
-    """Read and verify a file of `save_layers`: the layers, and what it took to make them.
+    """Read and verify a file of `save_layers`, and return the layers and their cost.
 
     Args:
-        path: of the file.
-        digest: of the settings that must have made them; None for any.
+        path: path of the file.
+        digest: required digest of the settings; None for any.
 
     Raises:
-        InputError: the file is missing, damaged or foreign, its contents do not fit its header, or they were made with
-            other settings.
+        InputError: the file is missing, damaged or of another format, its contents do not fit its header, or its
+            settings differ.
     """
     values, tensors = load_tensors(path, FORMAT, "quantised weights")
     header = check(_Header, values, f"quantised weights {path}: not their header")
@@ -87,7 +87,7 @@ def load_layers(path: Path | str, digest: str | None = None) -> tuple[dict[str, 
 
 
 def _layer(name: str, fields: _Description, tensors: dict[str, Tensor]) -> QuantizedLayer:
-    """Take the tensors of a layer out of ``tensors``."""
+    """Remove the tensors of a layer from ``tensors`` and return the layer."""
     (rows, columns), bits, group_size = fields.shape, fields.bits, fields.group_size
     check_grid(bits, group_size)
     packed = _part(tensors, f"{name}.codes", {torch.uint8}, [_packed_size(rows * columns, bits)])
@@ -121,7 +121,7 @@ def _packed_size(count: int, bits: int) -> int:
 
 
 def _pack(weight: Quantized) -> Tensor:
-    """Codes as unsigned bytes, shifted to start at 0; up to 4 bits the first of two in the lower half."""
+    """Pack codes as unsigned bytes, shifted to start at 0; of two 4-bit codes, the first is in the lower half."""
     half = 8 if weight.bits <= 4 else 128
     values = (weight.codes.cpu().to(torch.int16).reshape(-1) + half).to(torch.uint8)
     if weight.bits > 4:

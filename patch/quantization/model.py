@@ -1,4 +1,4 @@
-"""Quantise a model's prunable layers in place, and give them low-rank adapters beside their sparse weights."""
+"""In-place quantisation of a model's prunable layers, with low-rank adapters beside their sparse weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from patch.quantization.slim_lora import Adapter, adapter_rank, saliency, slim_l
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """What stands in for a layer's weight: `weight.dequantize()`, plus the adapter if there is one."""
+    """Replacement of a layer's weight: `weight.dequantize()`, plus the optional adapter."""
 
     weight: Quantized
     adapter: Adapter | None = None
@@ -54,13 +54,14 @@ def compensate_block(
 ) -> dict[str, QuantizedLayer]:
     """Prune, quantise and compensate the layers of a block in place.
 
-    For `patch.calibration.walk_blocks`, which gives the layers and their statistics block by block.
+    `patch.calibration.walk.walk_blocks` provides the layers and their statistics block by block.
 
     Args:
         linears: the block's linear layers with their original weights, by name.
-        statistics: of their inputs, by name.
-        pruned: a layer's pruned `[out, in]` weight, from its name and its original weight, which it must not change.
-        settings: of the quantisation and the adapters.
+        statistics: statistics of their inputs, by name.
+        pruned: function that returns a layer's pruned `[out, in]` weight from its name and
+            its original weight, which it must not change.
+        settings: settings of the quantisation and the adapters.
 
     Returns:
         Layer name -> codes and an adapter in the layer's dtype, on the CPU.
@@ -81,16 +82,16 @@ def compensate_block(
 def compensate_layer(
     original: Tensor, pruned: Tensor, statistics: InputStatistics, settings: Quantization
 ) -> QuantizedLayer:
-    """Quantise a pruned weight, and fit an adapter to the error of both steps.
+    """Quantise a pruned weight and fit an adapter to the error of both steps.
 
     Args:
         original: `[out, in]`, the weight before pruning.
         pruned: `[out, in]`, with zeros where it is pruned; possibly updated elsewhere.
-        statistics: of the layer's input.
-        settings: of the quantisation and the adapter.
+        statistics: statistics of the layer's input.
+        settings: settings of the quantisation and the adapter.
 
     Returns:
-        The layer, its adapter in the dtype of ``original``; without one if the rank comes out as 0.
+        The layer, with an adapter in the dtype of ``original``, or without one if the rank is 0.
 
     Raises:
         InputError: as `quantize`, `saliency` and `adapter_rank`.
@@ -106,10 +107,10 @@ def compensate_layer(
 
 @torch.no_grad()
 def apply_layers(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Set the weights and adapters of ``model``; adapters that it had before are gone.
+    """Set the weights and adapters of ``model`` and remove its previous adapters.
 
     Raises:
-        InputError: the layers are of another model; nothing is changed.
+        InputError: the layers belong to another model; nothing is changed.
     """
     linears = prunable_linears(model)
     if set(linears) != set(layers):
@@ -126,7 +127,7 @@ def apply_layers(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None
 
 @contextmanager
 def _about(name: str) -> Iterator[None]:
-    """Have the error of bad input say which layer it is about."""
+    """Prepend the layer's name to an InputError of the block."""
     try:
         yield
     except InputError as error:
@@ -147,10 +148,10 @@ def _place(linear: nn.Module, layer: QuantizedLayer) -> None:
 
 
 def attach_adapter(linear: nn.Module, adapter: Adapter) -> None:
-    """Have a linear layer add `x @ right.T @ left.T` to its output.
+    """Register a hook that adds `x @ right.T @ left.T` to a linear layer's output.
 
-    The factors are frozen parameters of the layer itself, `adapter_left` and `adapter_right`: they follow it to
-    other devices, its weight stays as sparse as it is, and no further linear layer shows up in the model.
+    The factors are frozen parameters of the layer, `adapter_left` and `adapter_right`. They follow it to other devices.
+    The weight stays sparse, and the model gets no further linear layers.
     """
     detach_adapter(linear)
     weight = linear.weight
@@ -161,7 +162,7 @@ def attach_adapter(linear: nn.Module, adapter: Adapter) -> None:
 
 
 def detach_adapter(linear: nn.Module) -> None:
-    """Undo `attach_adapter`; a layer without an adapter stays as it is."""
+    """Undo `attach_adapter`; a layer without an adapter stays unchanged."""
     if hasattr(linear, "adapter_hook"):
         linear.adapter_hook.remove()
         del linear.adapter_hook, linear.adapter_left, linear.adapter_right

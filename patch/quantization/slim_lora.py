@@ -1,4 +1,4 @@
-"""SLiM-LoRA (Mozaffari et al., 2024, arXiv 2410.09615): low-rank adapters for what compression took away."""
+"""SLiM-LoRA (Mozaffari et al., 2024, arXiv 2410.09615): low-rank adapters for compression errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patch.quantization.absmax import quantize_dequantize
 
 @dataclass(frozen=True)
 class Adapter:
-    """A low-rank matrix, `left @ right`, that is added to a weight.
+    """Low-rank matrix `left @ right` that is added to a weight.
 
     Attributes:
         left: `[out, rank]`.
@@ -26,21 +26,21 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """Columns of ``left``, rows of ``right``."""
+        """Rank: the number of columns of ``left`` and rows of ``right``."""
         return self.left.shape[1]
 
     def dense(self) -> Tensor:
-        """`left @ right`, `[out, in]`."""
+        """Return `left @ right`, `[out, in]`."""
         return self.left @ self.right
 
     def cast(self, dtype: torch.dtype) -> Adapter:
-        """The same adapter in another dtype."""
+        """Return the adapter in another dtype."""
         return Adapter(self.left.to(dtype), self.right.to(dtype))
 
     def quantized(self, bits: int, group_size: int) -> Adapter:
-        """Both factors rounded to the group AbsMax grid, fp32; the groups run along `out` and along `in`.
+        """Return both factors rounded to the group AbsMax grid, in fp32; the groups run along `out` and along `in`.
 
-        So a group lies within one component of the low-rank matrix, whatever the sizes of the others.
+        A group thus lies within one component of the low-rank matrix, independent of the sizes of the others.
 
         Raises:
             InputError: as `quantize`.
@@ -50,7 +50,7 @@ class Adapter:
 
 
 def adapter_rank(rows: int, columns: int, rank_ratio: float) -> int:
-    """`rank_ratio` of the smaller side of a layer, rounded down.
+    """Return the rank: `rank_ratio` times the smaller side of a layer, rounded down.
 
     Raises:
         InputError: the ratio is not within 0 to 1.
@@ -61,7 +61,7 @@ def adapter_rank(rows: int, columns: int, rank_ratio: float) -> int:
 
 
 def saliency(statistics: InputStatistics) -> Tensor:
-    """How loud each input channel is: Wanda's norm, plus its smallest positive value so that none is zero.
+    """Return the saliency of each input channel: Wanda's norm plus its smallest positive value, so that none is zero.
 
     Returns:
         `[in]` fp64, positive; ones if the layer's input was always zero.
@@ -81,10 +81,10 @@ def saliency(statistics: InputStatistics) -> Tensor:
 
 
 def slim_lora(original: Tensor, compressed: Tensor, channels: Tensor, rank_ratio: float = 0.1) -> Adapter:
-    """The adapter of its rank that brings ``compressed`` closest to ``original``.
+    """Return the adapter of its rank that brings ``compressed`` closest to ``original``.
 
-    Closest in the norm `||(original - compressed - left @ right) @ diag(channels)||_F`, by the leading singular
-    vectors of the error whose columns are scaled by ``channels``.
+    It minimises `||(original - compressed - left @ right) @ diag(channels)||_F`, by the leading singular vectors of the
+    error with columns scaled by ``channels``.
 
     Args:
         original: `[out, in]`, the weight before pruning, any float type.
@@ -93,7 +93,7 @@ def slim_lora(original: Tensor, compressed: Tensor, channels: Tensor, rank_ratio
         rank_ratio: rank over the smaller side; see `adapter_rank`.
 
     Returns:
-        fp32 adapter; each component is split so that its column of ``left`` is as long as its row of ``right``.
+        fp32 adapter; in each component the column of ``left`` and the row of ``right`` have equal norms.
 
     Raises:
         InputError: ``rank_ratio`` is out of range.
@@ -103,17 +103,17 @@ def slim_lora(original: Tensor, compressed: Tensor, channels: Tensor, rank_ratio
     error = (original.double() - compressed.double()) * channels
     left, right = _best_factors(error, rank)
     right = right / channels
-    # Saliencies span orders of magnitude, and fp16 does not: evenly split, both factors stay well within it.
+    # Saliencies span orders of magnitude; an even split keeps both factors within the range of fp16.
     split = (right.norm(dim=1) / left.norm(dim=0)).sqrt()
     split = torch.where((split > 0) & split.isfinite(), split, 1.0)
     return Adapter((left * split).float(), (right / split.unsqueeze(1)).float())
 
 
 def _best_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors `[out, rank]` and `[rank, in]` whose product is the truncated SVD of an fp64 ``matrix``.
+    """Return factors `[out, rank]` and `[rank, in]` whose product is the truncated SVD of an fp64 ``matrix``.
 
-    From the eigenvectors of the smaller Gram matrix, which costs a fraction of an SVD. They square the condition
-    number, but the matrix is projected on them: an error of the subspace enters the distance in second order only.
+    The eigenvectors of the smaller Gram matrix cost a fraction of an SVD. The Gram matrix squares the condition number,
+    but ``matrix`` is projected on the eigenvectors, so that a subspace error enters the distance only in second order.
     """
     rows, columns = matrix.shape
     if rows <= columns:

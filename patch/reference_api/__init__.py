@@ -1,1 +1,1 @@
-"""What stands behind `patch.utils` and `patch.fine_tune_mask`: the functions that scripts of the public code call."""
+"""Implementation of `patch.utils` and `patch.fine_tune_mask`, the interface of the public code."""

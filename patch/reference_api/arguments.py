@@ -1,4 +1,4 @@
-"""`prune_args` and `mask_args`: their keys, defaults, and which values can be honoured."""
+"""Schemas of `prune_args` and `mask_args`: keys, defaults, and supported values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ EvalDataset = Literal["wikitext2"]
 
 
 def tile_side(value: Any) -> Any:
-    """The side of a tile that is given as a number or as a square pair.
+    """Return the side of a tile from a number or a square pair.
 
     Raises:
-        ValueError: a pair that is not square, or a side that no group of four fits into.
+        ValueError: the pair is not square, or the side is not a positive multiple of 4.
     """
     if isinstance(value, list | tuple) and len(value) == 2:
         if value[0] != value[1]:
@@ -43,7 +43,7 @@ Optimizer = Literal["adamw_torch"]
 
 
 class PruneArguments(Section):
-    """One-shot pruning."""
+    """Arguments of one-shot pruning."""
 
     prune_method: Literal["magnitude", "wanda", "sparsegpt", "thanos", "prox_sparse", "maskllm"]
     sparsity_type: Literal["2:4", "unstructured"]
@@ -80,12 +80,12 @@ class PruneArguments(Section):
 
     @property
     def method(self) -> str:
-        """The method's name in this library."""
+        """Name of the method in this library."""
         return "proxsparse" if self.prune_method == "prox_sparse" else self.prune_method
 
 
 class MaskArguments(Section):
-    """Mask learning."""
+    """Arguments of mask learning."""
 
     learnable_mask: bool = True
     mask_tile_size: Annotated[
@@ -129,33 +129,33 @@ class MaskArguments(Section):
 
     @property
     def method(self) -> str:
-        """The method that learns the masks, by its name in this library."""
+        """Name in this library of the method that learns the masks."""
         if self.mask_llm:
             return "maskllm"
         return "patch-joint" if self.joint_optim else "patch-tile"
 
     @property
     def hard(self) -> bool:
-        """The flag of what is learned; where both are, they are equal."""
+        """Hard-sampling flag of the learned part; both flags are equal if patterns and tiles are learned."""
         return self.hard_tile if self.method == "patch-tile" else self.hard_2_4
 
 
 def read_arguments(model: type[T], arguments: Any, where: str) -> T:
-    """Check arguments that are a mapping or an object with attributes.
+    """Validate arguments that are a mapping or an object with attributes.
 
     Args:
         model: `PruneArguments` or `MaskArguments`.
         arguments: a dict, a namespace, a dataclass, or any object whose public attributes are the keys.
-        where: what messages call them.
+        where: name of the arguments in messages.
 
     Raises:
-        InputError: a key is unknown or missing, or its value cannot be honoured.
+        InputError: a key is unknown or missing, or its value is not supported.
     """
     return checked(model, _as_dict(arguments, where), where)
 
 
 def checked(model: type[T], values: dict[str, Any], where: str, source: str = "") -> T:
-    """Validate as `patch.settings.validate` does, with messages that name ``source``, or ``where``."""
+    """Validate as `patch.settings.validate` does; messages name ``source`` or else ``where``."""
     try:
         return validate(model, values, where)
     except InputError as error:

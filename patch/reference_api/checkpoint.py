@@ -1,4 +1,4 @@
-"""The file of `prepare_pruned_model`: two sets of masks and all that they depend on."""
+"""Checkpoint file of `prepare_pruned_model`: two sets of masks and the settings that they depend on."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class _Header(Schema):
 
 @dataclass
 class Priors:
-    """Where learning starts; attached to a compressed model as its attribute `patch_priors`.
+    """Mask initialization of learning, attached to a compressed model as its attribute `patch_priors`.
 
     Attributes:
-        compressed: masks of the one-shot method: what the patterns start from, or are in sparse tiles.
-        ranking: unstructured masks at the target sparsity: a tile that keeps more is likelier to stay dense.
-        settings: everything that both depend on, by name; JSON.
+        compressed: masks of the one-shot method: the initialization of the patterns, or the fixed mask in sparse tiles.
+        ranking: unstructured masks at the target sparsity; a tile that keeps more weights is likelier to stay dense.
+        settings: all settings that both depend on, by name; JSON values.
     """
 
     compressed: MaskSet
@@ -45,10 +45,10 @@ class Priors:
 
 
 def save_priors(path: Path, priors: Priors) -> None:
-    """Verify and write, atomically, under the name that is given, whatever its ending.
+    """Verify the masks and write them atomically to ``path``, with any file extension.
 
     Raises:
-        InputError: a mask breaks its pattern, or nothing can be written there.
+        InputError: a mask breaks its pattern, or the path cannot be written.
     """
     sets = {name: getattr(priors, name) for name in _SETS}
     for masks in sets.values():
@@ -68,15 +68,15 @@ def save_priors(path: Path, priors: Priors) -> None:
 
 
 def load_priors(path: Path, wanted: dict[str, Any], model: nn.Module) -> Priors:
-    """Read, verify, and compare with what is wanted now.
+    """Read and verify a checkpoint, and compare it with the current settings and model.
 
     Args:
         path: a file of ``save_priors``.
-        wanted: what `Priors.settings` must be.
-        model: whose masks they must be.
+        wanted: required value of `Priors.settings`.
+        model: model that the masks must fit.
 
     Raises:
-        InputError: the file is damaged or foreign, or was made with other settings; says which differ and how.
+        InputError: the file is damaged or of another format, or was made with other settings; the message lists them.
     """
     remedy = "remove it or give another checkpoint_name"
     try:
@@ -98,10 +98,10 @@ def load_priors(path: Path, wanted: dict[str, Any], model: nn.Module) -> Priors:
 
 
 def compare_settings(what: str, made: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
-    """Refuse settings that are not those that are wanted.
+    """Refuse settings that differ from the required ones.
 
     Raises:
-        InputError: names every one that differs, with both values.
+        InputError: settings differ; the message names each with both values.
     """
     differing = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
     if differing:

@@ -1,4 +1,4 @@
-"""The public code's names of data sets -> text: of the hub, or of local files that the environment names."""
+"""Text for the public code's data set names, from the hub or from local files named by the environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from patch.reference_api.settings import VARIABLE, ApiSettings
 
 Purpose = Literal["calibration", "learning", "test"]
 
-# Those of `config/paper.yaml`, with the train split of WikiText-2 besides.
+# The sources of `config/paper.yaml`, plus the train split of WikiText-2.
 HUB = {
     "c4": HubSource(
         repo="allenai/c4",
@@ -42,7 +42,7 @@ HUB = {
     ),
 }
 VARIABLES = {"c4": "PATCH_C4", "wikitext2": "PATCH_WIKITEXT2", "slimpajama": "PATCH_SLIMPAJAMA"}
-# Local text has no splits: without this one, WikiText-2 is calibrated on and tested on alike.
+# Local text has no splits: without this variable, calibration reads the test text of WikiText-2.
 WIKITEXT2_TRAIN = "PATCH_WIKITEXT2_TRAIN"
 _PARTS = {"calibration": ("calibration", "train"), "learning": ("train",), "test": ("test",)}
 
@@ -52,10 +52,10 @@ class Text:
     """Documents for one purpose.
 
     Attributes:
-        files: local files, read as they are.
-        corpus: where there are no files, what to fetch, and which part of it to read.
-        part: of the corpus.
-        cache: folder that what was fetched of the hub stays in.
+        files: local files, read unchanged.
+        corpus: corpus to fetch if there are no local files.
+        part: part of the corpus to read.
+        cache: folder that keeps corpora from the hub.
     """
 
     files: tuple[Path, ...] = ()
@@ -64,7 +64,7 @@ class Text:
     cache: Path = Path()
 
     def identity(self) -> str:
-        """A name of the text that changes when it does; of local files, their content and not their place."""
+        """Return a name that changes with the text; local files count by content, not by path."""
         digest = blake2b(digest_size=12)
         if self.corpus is None:
             files = self.files
@@ -81,7 +81,7 @@ class Text:
 
     @contextmanager
     def documents(self) -> Iterator[Iterator[str]]:
-        """Within the block, the documents, in order."""
+        """Yield the documents in order, valid within the block."""
         if self.corpus is None:
             yield sources.clean(chain.from_iterable(sources.file_documents(path, "text") for path in self.files))
         elif isinstance(self.corpus.source, HubSource):
@@ -90,17 +90,17 @@ class Text:
             if not folder.exists():
                 fetch_corpus(self.corpus, folder)
             yield read_documents(folder, self.part)
-        else:  # local files may have changed since they were last read
+        else:  # local files may have changed since the last read
             with tempfile.TemporaryDirectory() as folder:
                 fetch_corpus(self.corpus, Path(folder) / "corpus")
                 yield read_documents(Path(folder) / "corpus", self.part)
 
 
 def find_text(name: str, purpose: Purpose, settings: ApiSettings) -> Text:
-    """Text by the public code's name: of the environment, else of the settings file, else of the hub.
+    """Return the text of a data set name, from the environment, else the settings file, else the hub.
 
     Raises:
-        InputError: a variable names no file, or the corpus has no part for the purpose.
+        InputError: a variable matches no file, or the corpus has no part for the purpose.
     """
     files = _from_environment(name, purpose)
     if files:
@@ -116,10 +116,10 @@ def find_text(name: str, purpose: Purpose, settings: ApiSettings) -> Text:
 
 
 def check_names(settings: ApiSettings) -> None:
-    """Refuse corpora of the settings file that nothing reads, and data of tasks that nothing gives.
+    """Refuse unused corpora in the settings file, and an unknown corpus for task data.
 
     Raises:
-        InputError: names the corpus and the known ones.
+        InputError: a corpus is unused or unknown; the message lists the known ones.
     """
     known = [*HUB, *settings.corpora]
     if settings.evaluation.task_data not in known:

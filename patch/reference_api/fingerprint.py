@@ -1,4 +1,4 @@
-"""Short names of contents, by which a file knows what it was made from."""
+"""Digests of models, tokenizers and settings, stored in files to identify their inputs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 
 def digest_of(value: Any) -> str:
-    """Of anything that JSON can hold."""
+    """Return the digest of a JSON value."""
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Of all parameters, their names, shapes and types; the device does not matter."""
+    """Return the digest of all parameters with their names, shapes and dtypes, independent of the device."""
     digest = blake2b(digest_size=12)
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -26,6 +26,6 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of its vocabulary and special tokens."""
+    """Return the digest of a tokenizer's vocabulary and special tokens."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return digest_of([sorted(tokenizer.get_vocab().items()), special])

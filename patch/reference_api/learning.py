@@ -1,4 +1,4 @@
-"""`mask_args` -> a learning run."""
+"""Mask learning from `mask_args`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from patch.reference_api.fingerprint import digest_of, tokenizer_fingerprint
 from patch.reference_api.settings import LEARNING_KEYS, ApiSettings
 from patch.reference_api.windows import check_length, learning_windows
 
-# The public code learns on this one whatever it calibrates on.
+# The public code always learns on this corpus, independent of the calibration data.
 CORPUS = "slimpajama"
 
 
 def learning_settings(arguments: MaskArguments, settings: ApiSettings) -> Learning:
-    """The settings of a learning run: what the arguments say, the settings file, the method's defaults, in this order.
+    """Return the settings of a learning run: the arguments override the settings file, which overrides the defaults.
 
     Raises:
-        InputError: a value that is not allowed, or `local_bs` does not divide the batch.
+        InputError: a value is not allowed, or `local_bs` does not divide the batch.
     """
     defaults = METHOD_DEFAULTS[arguments.method]
     values = {key: value for key, value in defaults.items() if key in LEARNING_KEYS} | settings.learning
@@ -61,10 +61,10 @@ def learning_settings(arguments: MaskArguments, settings: ApiSettings) -> Learni
 
 
 def check_priors(arguments: MaskArguments, priors: Priors) -> None:
-    """Refuse arguments that the compressed model was not made for.
+    """Refuse arguments that do not fit the compressed model.
 
     Raises:
-        InputError: another tile or target; or tiles are to be learned over masks that are not 2:4.
+        InputError: the tile or the target differs, or tile learning gets masks that are not 2:4.
     """
     names = ("mask_tile_size", "target_sparsity_ratio")
     wanted = {name: value for name in names if (value := getattr(arguments, name)) is not None}
@@ -85,13 +85,12 @@ def learn_masks(
     priors: Priors,
     settings: ApiSettings,
 ) -> MaskSet:
-    """Learn the masks of a model with its original weights, which come back unchanged.
+    """Learn the masks of a model with its original weights, which stay unchanged in the end.
 
-    A run that was stopped goes on when it is called again. The folder of the run keeps `curve.jsonl` and
-    `mask.safetensors`.
+    Another call resumes an interrupted run. The folder of the run keeps `curve.jsonl` and `mask.safetensors`.
 
     Raises:
-        InputError: see `patch.learning.learn.learn`; or sequences that the model cannot read, or no text.
+        InputError: see `patch.learning.learn.learn`; or the sequences exceed the model's context, or text is missing.
     """
     check_length("mask_args.fine_tuning_sequence_length", learning.seqlen, model)
     text = find_text(CORPUS, "learning", settings)
@@ -129,7 +128,7 @@ def learn_masks(
 
 @contextmanager
 def _flushed_denormals() -> Iterator[None]:
-    """Within the block, a CPU takes denormals for zero: soft masks near their end are full of them, and slow."""
+    """Flush denormals to zero on the CPU within the block; converged soft masks have many, which slow it down."""
     before = bool((torch.tensor(1e-30) * 1e-10).item() == 0)
     torch.set_flush_denormal(True)
     try:

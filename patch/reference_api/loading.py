@@ -1,4 +1,4 @@
-"""Load a model by its name on the hub or from a folder, with its lm-eval wrapper."""
+"""Loading of a model from the hub or a folder, with its lm-eval wrapper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patch.errors import InputError, suggest
 from patch.evaluation.aligned_lm import AlignedLM
 from patch.hub.errors import hub_errors
 
-# What `from_pretrained` is told besides, for the model and its tokenizer.
+# Further arguments of `from_pretrained`, for the model and its tokenizer.
 OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder")
 _OF_MODEL_ALONE = ("attn_implementation",)
 
@@ -21,10 +21,12 @@ _OF_MODEL_ALONE = ("attn_implementation",)
 def load_causal_lm(
     name: str, local_files_only: bool, token: str | None, dtype: Any, device: Any, options: dict[str, Any]
 ) -> PreTrainedModel:
-    """A causal language model, frozen, in evaluation mode, on ``device``; ``options`` stay with it.
+    """Load a causal language model, frozen and in evaluation mode, on ``device``.
+
+    The model keeps ``options`` in its attribute `patch_options`.
 
     Raises:
-        InputError: there is no such model, it is damaged or may not be read, or an option or a type is unknown.
+        InputError: the model is missing, damaged or not accessible, or an option, dtype or device is invalid.
     """
     for key in options:
         if key not in OPTIONS:
@@ -50,10 +52,10 @@ def load_causal_lm(
 def load_tokenizer_of(
     name: str, local_files_only: bool, token: str | None, options: dict[str, Any]
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that stands beside a model.
+    """Load the tokenizer of a model.
 
     Raises:
-        InputError: there is none.
+        InputError: the tokenizer cannot be loaded.
     """
     options = {key: value for key, value in options.items() if key not in _OF_MODEL_ALONE}
     with hub_errors(f"tokenizer of {name!r} cannot be loaded", token):
@@ -63,8 +65,8 @@ def load_tokenizer_of(
 
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1) -> AlignedLM:
-    """A model as lm-eval reads it."""
-    # It warns of every model that is given as an object.
+    """Wrap a model for lm-eval."""
+    # lm-eval warns about every model that is passed as an object.
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -100,7 +102,11 @@ def _device(device: Any) -> torch.device:
 
 
 def local_name(name: Any) -> str:
-    """A model's name as a string; paths are fine."""
+    """Return a model's name or path as a string.
+
+    Raises:
+        InputError: the name is empty or of another type.
+    """
     if not isinstance(name, str | Path) or not str(name):
         raise InputError(f"`model_name` is {name!r}; give an id of the hub, `owner/name`, or a folder")
     return str(name)

@@ -1,4 +1,4 @@
-"""The one-shot masks that learning starts from, and the pruned model."""
+"""One-shot pruning for `prepare_pruned_model`: the pruned model and the mask initialization of learning."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from patch.reference_api.windows import calibration_length, calibration_windows
 
 
 class Pruner:
-    """One call of `prepare_pruned_model`.
+    """Pruner of one call of `prepare_pruned_model`.
 
     Args:
-        model: with its original weights, or one that was pruned here.
+        model: model with its original weights, or one that this function pruned.
         tokenizer: its tokenizer.
         arguments: the checked `prune_args`.
         tile: side of a tile.
         target: sparsity of the masks that will be learned.
-        seed: of the calibration windows, and of learning.
-        settings: of the process.
+        seed: seed of the calibration sequences and of learning.
+        settings: settings of the process.
 
     Raises:
-        InputError: a sequence length that the model cannot read, or text that is not there.
+        InputError: the sequence length exceeds the model's context, or text is missing.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Pruner:
         self._model, self._tokenizer, self._arguments = model, tokenizer, arguments
         self._target, self._seed, self._folder = target, seed, Path(settings.folder)
         self._one_shot = get_method(arguments.method).stage == "prune"
-        # Methods that learn have no scores of single weights to rank tiles by.
+        # Learned methods have no weight scores that could rank tiles.
         self._ranker = arguments.method if self._one_shot else "sparsegpt"
         self._calibrates = get_method(self._ranker).statistics != "none"
         self._text: Text | None = None
@@ -90,7 +90,7 @@ class Pruner:
             "maskllm_checkpoint": checkpoint,
             "proxsparse": self._proxsparse.model_dump(mode="json") if self._proxsparse else None,
             "dtype": str(self._model.dtype).removeprefix("torch."),
-            # Of the weights before anything was pruned.
+            # Digest of the weights before any pruning.
             "model": before.settings["model"] if before else model_fingerprint(self._model),
         }
 
@@ -104,7 +104,7 @@ class Pruner:
         return calibration_windows(self._text, self._tokenizer, self._arguments, self._seqlen, self._seed)
 
     def prune(self) -> Priors:
-        """Prune the model, in place; its weights are as they were if that fails."""
+        """Prune the model in place; a failure restores its weights."""
         windows = self._windows()
         with _restored(self._model, always=True):
             ranking = prune(self._model, self._ranker, Unstructured(self._target), windows)
@@ -113,15 +113,15 @@ class Pruner:
         return Priors(compressed, ranking, self.settings)
 
     def prune_again(self, priors: Priors) -> None:
-        """Prune the model, in place, by masks that are known already.
+        """Prune the model in place with known masks.
 
         Raises:
-            InputError: the method moves the kept weights and, run again, comes to other masks.
+            InputError: the method updates the kept weights, and its rerun gives other masks.
         """
         if not get_method(self._arguments.method).updates_weights:
             apply_masks(self._model, priors.compressed)
             return
-        # The file has masks alone, and the weights that stay depend on those that went.
+        # The file holds only masks; updated weights need a rerun of the method.
         with _restored(self._model):
             masks = self._compress(self._windows()).masks
             if any(not mask.equal(priors.compressed.masks[name]) for name, mask in masks.items()):
@@ -166,7 +166,7 @@ def _digest_of_file(path: Path) -> str:
 
 @contextmanager
 def _restored(model: nn.Module, always: bool = False) -> Iterator[None]:
-    """After the block, if it fails or ``always``, the prunable weights are what they were; kept in host memory."""
+    """Restore the prunable weights from host memory after a failed block, or ``always``."""
     linears = prunable_linears(model)
     originals = {name: weight_matrix(linear).detach().to("cpu", copy=True) for name, linear in linears.items()}
     done = False

@@ -1,4 +1,4 @@
-"""What the public functions have no argument for: the YAML file that `PATCH_API_CONFIG` names."""
+"""Settings without an argument in the public functions, from the YAML file that `PATCH_API_CONFIG` names."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ SET_BY = {
     "hard": "hard_2_4",
     "target": "layer_target",
 }
-# Where the masks start is what `prepare_pruned_model` makes, and the text is named by the corpora.
+# `prepare_pruned_model` makes the mask initialization, and `corpora` names the text.
 _NOT_HERE = {"use", "pattern_prior", "tile_prior", "frozen_mask", "prox_strength"}
 LEARNING_KEYS = sorted(Learning.model_fields.keys() - SET_BY.keys() - _NOT_HERE)
 PROXSPARSE_KEYS = sorted({*LEARNING_KEYS, "lr", "micro_batch_size", "gradient_checkpointing", "prox_strength"})
 
 
 class Calibration(Section):
-    """The text that one-shot methods see."""
+    """Calibration settings of one-shot methods."""
 
     seqlen: int | None = Field(None, ge=4, description="Tokens per sequence; by default 2048 or the model's context.")
 
 
 class Evaluation(Section):
-    """What `patch.utils.evaluate` measures."""
+    """Settings of `patch.utils.evaluate`."""
 
     tasks: list[str] = Field(list(PAPER_TASKS), min_length=1, description="lm-eval tasks, by default the paper's.")
     include_path: str | None = Field(None, description="Folder of lm-eval YAML files whose data is made from text.")
@@ -62,7 +62,7 @@ class Evaluation(Section):
 
 
 class ApiSettings(Section):
-    """One settings file."""
+    """Schema of a settings file."""
 
     corpora: dict[str, Corpus] = Field(default_factory=dict, description="Text in the place of the hub's, by name.")
     learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run.")
@@ -93,10 +93,10 @@ def _known(values: dict[str, Any], known: list[str]) -> dict[str, Any]:
 
 
 def load_settings() -> ApiSettings:
-    """The settings of this process: of the file that `PATCH_API_CONFIG` names, or the defaults.
+    """Return the settings of this process: the file that `PATCH_API_CONFIG` names, or the defaults.
 
     Raises:
-        InputError: the file is missing, is not YAML, or says something that is not allowed.
+        InputError: the file is missing, is not YAML, or holds an invalid value.
     """
     from patch.reference_api.datasets import check_names
 

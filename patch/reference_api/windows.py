@@ -1,4 +1,4 @@
-"""Token windows for the public functions, never longer than the model's context."""
+"""Token sequences for the public functions, at most as long as the model's context."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from patch.reference_api.settings import ApiSettings
 
 CALIBRATION_SEQLEN = 2048
 PERPLEXITY_SEQLEN = 4096
-# Calibration draws among documents that are in memory; the shard of C4 has fewer, SlimPajama has millions.
+# Bounds the documents in memory: the shard of C4 has fewer, SlimPajama has millions.
 _DRAWN_FROM = 400_000
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Tokens that the model can read at once; None where its configuration does not say."""
+    """Return the model's context length in tokens; None if its configuration lacks it."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_length(name: str, seqlen: int, model: nn.Module) -> int:
-    """``seqlen`` itself.
+    """Check a sequence length and return it.
 
     Raises:
-        InputError: it is longer than the model's context.
+        InputError: the length exceeds the model's context.
     """
     longest = context_length(model)
     if longest is not None and seqlen > longest:
@@ -40,19 +40,19 @@ def check_length(name: str, seqlen: int, model: nn.Module) -> int:
 
 
 def _length(name: str, given: int | None, default: int, model: nn.Module) -> int:
-    """What was asked for, or as much of the default as the model can read."""
+    """Return the given length after a check, or the default limited to the model's context."""
     return check_length(name, given, model) if given else min(default, context_length(model) or default)
 
 
 def calibration_length(model: nn.Module, settings: ApiSettings) -> int:
-    """Tokens per calibration window."""
+    """Return the number of tokens per calibration sequence."""
     return _length("calibration.seqlen", settings.calibration.seqlen, CALIBRATION_SEQLEN, model)
 
 
 def calibration_windows(
     text: Text, tokenizer: PreTrainedTokenizerBase, arguments: PruneArguments, seqlen: int, seed: int
 ) -> np.ndarray:
-    """`[nsamples, seqlen]` ids.
+    """Return calibration sequences, `[nsamples, seqlen]` ids.
 
     Raises:
         InputError: the text is too short.
@@ -71,7 +71,7 @@ def calibration_windows(
 def learning_windows(
     path: Path, text: Text, tokenizer: PreTrainedTokenizerBase, seqlen: int, sequences: int
 ) -> np.ndarray:
-    """`[<= sequences, seqlen]` ids in the file ``path``; what a run that was stopped left there is used again."""
+    """Return training sequences, `[<= sequences, seqlen]` ids, from the file ``path``, which is written if missing."""
     if not path.exists():
         with text.documents() as documents:
             pack_file(path, documents, tokenizer, seqlen, sequences)
@@ -81,7 +81,7 @@ def learning_windows(
 def perplexity_windows(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, settings: ApiSettings
 ) -> np.ndarray:
-    """`[count, seqlen]` ids of the test text."""
+    """Return the sequences of the test text, `[count, seqlen]` ids."""
     seqlen = _length("evaluation.perplexity_seqlen", settings.evaluation.perplexity_seqlen, PERPLEXITY_SEQLEN, model)
     with find_text(name, "test", settings).documents() as documents:
         return joined_windows(documents, tokenizer, seqlen)

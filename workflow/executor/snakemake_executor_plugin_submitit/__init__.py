@@ -1,6 +1,6 @@
-"""Snakemake executor plugin: jobs go to SLURM through submitit.
+"""Snakemake executor plugin that runs jobs on SLURM through submitit.
 
-`snakemake --executor submitit --jobs N`. The README beside this package explains settings and resources.
+Use it as `snakemake --executor submitit --jobs N`. The README beside this package documents settings and resources.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Loaded when they are asked for: a job on a compute node imports this package for `job` alone, which
-# needs neither Snakemake nor its interfaces.
+# Loaded lazily: a job on a compute node needs the module `job` alone, without Snakemake and its interfaces.
 _PLACES = {"Executor": "executor", "ExecutorSettings": "settings", "common_settings": "settings"}
 
 

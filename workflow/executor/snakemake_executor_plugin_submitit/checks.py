@@ -1,4 +1,4 @@
-"""What can be known on the login node before the first job is submitted."""
+"""Checks on the login node before the first job is submitted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.private import make_private
 from snakemake_executor_plugin_submitit.resources import Request
 
-# Filesystems that only this machine sees.
+# Filesystems that compute nodes cannot share.
 LOCAL_FILESYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
 LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def partition_minutes() -> dict[str, int]:
-    """Partition -> time limit in minutes, of those that have one; the default partition also as ``""``.
+    """Return the time limits in minutes by partition, without unlimited ones; the key ``""`` is the default partition.
 
     Raises:
         SlurmError: scontrol fails.
@@ -36,10 +36,10 @@ def partition_minutes() -> dict[str, int]:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Make the submit folder; returns warnings about where it is.
+    """Create the submit folder and return warnings about its location.
 
     Raises:
-        WorkflowError: it cannot be made, belongs to somebody else, or others can write to it.
+        WorkflowError: the folder cannot be created, belongs to another user, or is writable by other users.
     """
     try:
         make_private(folder)
@@ -56,23 +56,23 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def check_environment(environment: Mapping[str, str]) -> list[str]:
-    """Warnings about variables that sbatch prefers to what a job asks for."""
+    """Return warnings about variables that override a job's own sbatch options."""
     names = sorted(name for name in environment if name.startswith("SBATCH_"))
     return [f"{', '.join(names)} in the environment: sbatch prefers it to what jobs ask for."] if names else []
 
 
 def _filesystem(folder: Path) -> str:
-    """Kind of the filesystem that a folder is on."""
+    """Return the type of the filesystem that holds a folder."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     fitting = [(len(place), kind) for place, kind in mounts if folder.is_relative_to(place)]
     return max(fitting)[1] if fitting else ""
 
 
 def check_cluster(requests: dict[str, list[Request] | str]) -> list[str]:
-    """One line for each thing that SLURM cannot give.
+    """Return one line for each request that SLURM cannot satisfy.
 
     Args:
-        requests: rule -> what its jobs ask for, or what is wrong with it already.
+        requests: rule -> the requests of its jobs, or an error message.
 
     Raises:
         SlurmError: scontrol fails.
@@ -110,7 +110,7 @@ def _check(
 
 
 def _check_size(parameters: dict, nodes: list[dict[str, str]], partition: str) -> list[str]:
-    """Whether any node has the processors, memory and GPUs of one node's share."""
+    """Return a line for each per-node resource that exceeds every node of the partition."""
     cpus = parameters["cpus_per_task"] * parameters["ntasks_per_node"]
     memory = int(str(parameters.get("mem", "0")).rstrip("M"))
     memory = memory or cpus * int(str(parameters.get("mem_per_cpu", "0")).rstrip("M"))
@@ -128,7 +128,7 @@ def _check_size(parameters: dict, nodes: list[dict[str, str]], partition: str) -
 
 
 def _gpus(parameters: dict) -> tuple[str, int]:
-    """Model, empty for any, and number of GPUs on each node."""
+    """Return the model (empty for any) and the number of GPUs on each node."""
     text = parameters.get("gpus_per_node") or str(parameters.get("gres", "")).removeprefix("gpu:")
     total = parameters["additional_parameters"].get("gpus")
     if not text and not re.fullmatch(r"([^:,]+:)?\d+", str(total)):  # an option of the user's own, or none
@@ -138,13 +138,13 @@ def _gpus(parameters: dict) -> tuple[str, int]:
 
 
 def _gpus_of(node: dict[str, str], model: str) -> int:
-    """GPUs of a node, from `gpu:a100:4(S:0-1),gpu:2`."""
+    """Return the number of GPUs of a node; the format is `gpu:a100:4(S:0-1),gpu:2`."""
     found = re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?=[(,]|$)", node.get("Gres", ""))
     return sum(int(count) for kind, count in found if not model or kind == model)
 
 
 def _accounts() -> set[str]:
-    """Accounts of this user by the accounting database; empty where there is none."""
+    """Return the user's accounts from the accounting database; empty without such a database."""
     if shutil.which("sacctmgr") is None:
         return set()
     try:

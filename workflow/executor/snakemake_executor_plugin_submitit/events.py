@@ -1,4 +1,4 @@
-"""Starts and stops that a job notes on its nodes, one JSON line each. It loads little: jobs use it."""
+"""Event log of a job: its starts and stops, one JSON line each. Jobs import this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIELDS = {"event": lambda value: value in KINDS, "tag": is_name, "node": is_tex
 
 
 def append_event(path: Path, event: dict[str, Any]) -> None:
-    """Append an event, on a line of its own even where the last one was cut off."""
+    """Append an event on a new line, even after a truncated last line."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -33,7 +33,7 @@ def append_event(path: Path, event: dict[str, Any]) -> None:
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return the events in a file, and a line for the user about those that cannot be used.
+    """Return the valid events in a file, and a message about invalid lines.
 
     Raises:
         OSError: the file cannot be read.

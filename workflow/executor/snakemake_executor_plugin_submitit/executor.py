@@ -1,4 +1,4 @@
-"""The executor: takes ready jobs from Snakemake, hands them to SLURM, and reports what became of them."""
+"""The executor: it submits Snakemake's ready jobs to SLURM and reports their outcomes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from snakemake_executor_plugin_submitit.submission import Batch, Waiting
 from snakemake_executor_plugin_submitit.survivors import Survivors
 from snakemake_executor_plugin_submitit.tracking import Tracked, make_entry, size, tail
 
-# SLURM lost the node of a job that it did not requeue: submitted again this often.
+# Resubmissions of a job that SLURM did not requeue after its node failed.
 NODE_RETRIES = 3
 INNER = " -m snakemake_executor_plugin_submitit.inner "
 
 
 class Executor(RemoteExecutor):
-    """Runs jobs on SLURM through submitit."""
+    """Executor that runs jobs on SLURM through submitit."""
 
-    # Set once everything is in place: the thread that asks for states starts before `__post_init__`.
+    # Set after the setup: the thread that polls job states starts before `__post_init__`.
     _ready = False
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Executor(RemoteExecutor):
             self._start()
 
     def _start(self) -> None:
-        """Check what can be checked, and get ready for the first submission.
+        """Check the cluster and the submit folder, and prepare the first submission.
 
         Raises:
             WorkflowError: the cluster cannot run the jobs or does not answer, or the submit folder cannot be used.
@@ -83,7 +83,11 @@ class Executor(RemoteExecutor):
         self._ready = True
 
     def _refuse_taken(self) -> None:
-        """Leave another Snakemake its jobs: one that failed here would have Snakemake delete what that one writes."""
+        """Refuse jobs of another running Snakemake: after a failure, this one would delete the other one's outputs.
+
+        Raises:
+            WorkflowError: another Snakemake has submitted jobs for the same files.
+        """
         wanted = {str(path) for job in self.dag.needrun_jobs() for path in job.output}
         taken = [entry.id or entry.rule for entry in self._ledger.taken if wanted & set(entry.outputs)]
         if taken:
@@ -96,11 +100,11 @@ class Executor(RemoteExecutor):
 
     @property
     def cores(self) -> str:
-        """A job has all cores of its allocation, whatever the login node has."""
+        """The `--cores` value of a job: all cores of its allocation."""
         return "all"
 
     def additional_general_args(self) -> str:
-        # Not this executor again, no profile, and no pause of a second for a rate limit on one job.
+        # The job runs locally, without a profile and without the pause of the rate limit.
         return "--executor local --workflow-profile none --max-jobs-per-timespan 1000/0s"
 
     def run_job(self, job: JobExecutorInterface) -> None:
@@ -108,8 +112,8 @@ class Executor(RemoteExecutor):
         self.run_jobs([job])
 
     def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
-        """Submit jobs, equal ones as job arrays; those that an earlier run left in the queue are taken over."""
-        if not self._ready:  # jobs that were not planned at first, after a checkpoint
+        """Submit jobs, with equal ones as job arrays, and adopt jobs that an earlier run left in the queue."""
+        if not self._ready:  # jobs that a checkpoint added to the plan
             self._start()
         groups: dict[tuple[str, str], list[tuple[JobExecutorInterface, Request, Entry]]] = defaultdict(list)
         with self._submitting:
@@ -174,7 +178,7 @@ class Executor(RemoteExecutor):
             tracked = self._tracked.pop(job)
             if tracked.info is None:
                 self._fail_unsubmitted(job, words)
-            else:  # it ran before: taken off the active jobs by the next look
+            else:  # it ran before: the next status check removes it
                 tracked.info.aux = {"refused": words}
 
     def _fail_unsubmitted(self, job: JobExecutorInterface, words: str) -> None:
@@ -188,10 +192,10 @@ class Executor(RemoteExecutor):
         self.report_job_submission(info)
         self.logger.info(f"SLURM job {old.id} of an earlier run is this job; not submitted again.")
 
-    # -- what became of them --------------------------------------------------------------------
+    # -- status ---------------------------------------------------------------------------------
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
-        """Look at results and at SLURM's states; yields the jobs that are still under way."""
+        """Check results and SLURM states, and yield the unfinished jobs."""
         if not self._ready:
             return
         with self._submitting:
@@ -203,17 +207,17 @@ class Executor(RemoteExecutor):
         for info in active_jobs:
             try:
                 under_way = self._check(info)
-            except OSError as error:  # a filesystem that is away for a moment must not end the run
+            except OSError as error:  # a temporary filesystem failure must not end the run
                 self.logger.warning(f"SLURM job {info.external_jobid}: {error}; looking again")
                 under_way = True
             if under_way:
                 yield info
-        # A filesystem that answers slowly is asked less often.
+        # A slow filesystem is polled less often.
         pause = max(self.settings.poll_seconds, 4 * (time.monotonic() - started))
         self.next_seconds_between_status_checks = pause
 
     def _check(self, info: SubmittedJobInfo) -> bool:
-        """Look at one job; True while it is under way."""
+        """Check one job and return whether it is unfinished."""
         if info.aux and "refused" in info.aux:
             self.report_job_error(info, msg=f"SLURM does not take the job again: {info.aux['refused']}")
             return False
@@ -223,7 +227,7 @@ class Executor(RemoteExecutor):
         return self._settle(tracked, verdict)
 
     def _settle(self, tracked: Tracked, verdict: Verdict) -> bool:
-        """Act on a verdict; True while the job is still under way."""
+        """Act on a verdict and return whether the job is unfinished."""
         info, entry = tracked.info, tracked.entry
         match verdict.kind:
             case "wait":
@@ -238,7 +242,7 @@ class Executor(RemoteExecutor):
                 self._resubmit(tracked, verdict.reason)
                 return True
             case "limit" if tracked.limits:
-                # It was not warned, or could not be queued again: what it saved is there.
+                # It missed the warning or could not be requeued; its last checkpoint remains.
                 tracked.limits -= 1
                 self._resubmit(tracked, "its time limit was reached")
                 return True
@@ -275,7 +279,7 @@ class Executor(RemoteExecutor):
         self._by_tag.pop(tracked.entry.tag, None)
 
     def _tell_held(self, state: slurm.JobState | None) -> None:
-        """Say once why a job cannot start by itself."""
+        """Log once that a job is held, with its reason."""
         if state is None or state.state != "PENDING" or "held" not in state.reason.lower():
             return
         if self._told.get(state.id) != state.reason:
@@ -292,15 +296,15 @@ class Executor(RemoteExecutor):
             )
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
-        """Print a message that says all there is to say."""
+        """Log the error of a job with its complete message."""
         if job_info.external_jobid is not None:
             kwargs["external_jobid"] = job_info.external_jobid
         job_info.job.log_error(msg, **kwargs)
 
-    # -- the end --------------------------------------------------------------------------------
+    # -- shutdown -------------------------------------------------------------------------------
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
-        """Cancel everything that was submitted."""
+        """Cancel all submitted jobs."""
         if not self._ready:
             return
         with self._submitting:
@@ -319,7 +323,7 @@ class Executor(RemoteExecutor):
             self._ledger.end(part.entry, "cancelled")
 
     def shutdown(self) -> None:
-        """Stop looking."""
+        """Stop the status checks."""
         super().shutdown()
         if self._ready:
             self._watch.close()

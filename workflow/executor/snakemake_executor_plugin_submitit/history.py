@@ -1,4 +1,4 @@
-"""Reading of the ledgers in a submit folder; damaged lines are passed over and reported."""
+"""Reading of the ledgers in a submit folder; damaged lines are skipped and reported."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from snakemake_executor_plugin_submitit.records import (
 )
 
 LEDGER = "ledger.jsonl"
-# More digits than six only after a million runs.
+# Names have six digits up to a million runs.
 _RUN = re.compile(r"[0-9]{6,9}")
 _COMMENT = re.compile(r"^#SBATCH --comment=(\S+)$", re.MULTILINE)
 
 
 @dataclass
 class Entry:
-    """What is known of a job, from the newest line about it.
+    """Last known state of a job.
 
     Attributes:
-        tag: names the job across runs: a hash of its rule, wildcards, parameters, inputs and outputs.
+        tag: identifies the job across runs: a hash of its rule, wildcards, parameters, inputs and outputs.
         rule: name of the rule.
         outputs: paths, relative to the working directory.
         logs: paths of the rule's own logs.
-        batch: what was submitted together; SLURM's comment of the job.
-        index: place in the batch.
-        run: folder of the run that submitted it.
+        batch: id of the batch, which is also SLURM's comment of the job.
+        index: position in the batch.
+        run: folder of the run that submitted the job.
         id: SLURM's job id, `123` or `123_4`; None until the batch is accepted.
-        keeper: folder of the run that looks after it: `run`, or the one that took it over.
-        submitted: seconds since the epoch, by the clock of the login node.
-        outcome: `success`, `failed`, `cancelled`, or None while it is open.
-        reason: why it failed.
+        keeper: folder of the run that adopted the job; None while `run` manages it.
+        submitted: seconds since the epoch, on the clock of the login node.
+        outcome: `success`, `failed`, `cancelled`, or None while the job is open.
+        reason: reason for a failure.
     """
 
     tag: str
@@ -60,16 +60,16 @@ class Entry:
 
     @property
     def result(self) -> Path:
-        """Where the job writes its result."""
+        """Path of the job's result file."""
         return self.run / f"{self.id}_0_result.json"
 
     @property
     def events(self) -> Path:
-        """Starts and stops of the job, one JSON line each."""
+        """Path of the job's event log."""
         return self.run / f"{self.tag}_events.jsonl"
 
     def log(self, kind: str = "err") -> Path:
-        """SLURM's log of the job: `out` or `err`."""
+        """Return the path of SLURM's log of the job, `out` or `err`."""
         return self.run / f"{self.id}_0_log.{kind}"
 
 
@@ -101,15 +101,15 @@ _LINES = {
 
 
 class History:
-    """All runs in a submit folder by their ledgers.
+    """All runs in a submit folder, read from their ledgers.
 
     Args:
-        folder: the submit folder; need not be there.
+        folder: the submit folder, which may be missing.
 
     Attributes:
         entries: tag -> newest entry.
-        damage: run -> a line for the user about what was passed over in its ledger.
-        lost: run -> batches that it gave to sbatch and that no usable line of its ledger names.
+        damage: run -> a message about skipped lines of its ledger.
+        lost: run -> batches that it submitted and that no valid line of its ledger names.
 
     Raises:
         WorkflowError: others can write to the folder or to a run, see `check_private`.
@@ -137,7 +137,7 @@ class History:
             self.lost[run] = _submitted(run) - set(batches)
 
     def _use(self, value: Any, run: Path, batches: dict[str, list[Entry]]) -> None:
-        """Take a line of a ledger in; ValueError where it is not one."""
+        """Apply a line of a ledger; raise ValueError for an invalid one."""
         kind = check_fields(value, {"event": lambda value: isinstance(value, str) and value in _LINES})["event"]
         line = check_fields(value, _LINES[kind])
         if kind == "submit":
@@ -158,7 +158,7 @@ class History:
 
 
 def _entries(line: dict[str, Any], run: Path) -> list[Entry]:
-    """Entries of a batch; ValueError where a job of it is not one."""
+    """Return the entries of a batch; raise ValueError for an invalid job."""
     for job in line["jobs"]:
         if unknown := set(check_fields(job, _JOB)) - set(_JOB):
             raise ValueError(f"a job has `{min(unknown)}`")
@@ -167,19 +167,19 @@ def _entries(line: dict[str, Any], run: Path) -> list[Entry]:
 
 
 def _submitted(run: Path) -> set[str]:
-    """Batches of a run by the scripts that sbatch got: each names its batch as the comment of its jobs."""
+    """Return the batches of a run, from the job comments in its sbatch scripts."""
     texts = [path.read_text(errors="replace") for path in run.glob("*submission*.sh") if not path.is_symlink()]
     return {match[1] for text in texts if (match := _COMMENT.search(text))}
 
 
 def runs(folder: Path) -> list[Path]:
-    """Return the folders of all runs, the oldest first."""
+    """Return the folders of all runs, oldest first."""
     paths = (path for path in folder.glob("[0-9]*") if _RUN.fullmatch(path.name))
     return sorted((path for path in paths if path.is_dir() and not path.is_symlink()), key=lambda path: int(path.name))
 
 
 def is_locked(run: Path) -> bool:
-    """Return whether the Snakemake of a run still lives."""
+    """Return whether the Snakemake process of a run holds its ledger's lock."""
     with (run / LEDGER).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

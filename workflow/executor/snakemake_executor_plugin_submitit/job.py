@@ -1,7 +1,7 @@
-"""A Snakemake job on a compute node: it runs, writes its result, and leaves when SLURM wants the node back.
+"""A Snakemake job on a compute node: it runs the command, handles SLURM's signals and writes the result.
 
-submitit unpickles a `ClusterJob` and calls it. The result that the executor reads is a JSON file, written here;
-submitit's own result is a pickle, which nothing reads. This module is imported for every job: it loads little.
+submitit unpickles a `ClusterJob` and calls it. The executor reads the JSON result file that this module writes.
+submitit's own result is a pickle, which is never read. Every job imports this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from snakemake_executor_plugin_submitit.events import append_event, read_events
 
-# The payload's way to say "saved, run me again": EX_TEMPFAIL of sysexits.h.
+# Exit code of a payload that saved a checkpoint and asks for a rerun: EX_TEMPFAIL of sysexits.h.
 RESUMABLE_EXIT = 75
 TERMINATED = 128 + signal.SIGTERM
 _SIGNALS = (signal.SIGCHLD, signal.SIGUSR2, signal.SIGTERM)
@@ -31,17 +31,16 @@ _SIGNALS = (signal.SIGCHLD, signal.SIGUSR2, signal.SIGTERM)
 class ClusterJob:
     """A Snakemake job as SLURM runs it.
 
-    SLURM sends SIGUSR2 to every process of a job before its time limit. Here it means: the payload saves
-    and leaves (it has its own handler; shells and Snakemake in between ignore the signal), and the job goes
-    back to the queue under its own id. SIGTERM (preemption, scancel, a node going down) leaves no result:
-    SLURM decides what becomes of the job, and its state tells.
+    SLURM sends SIGUSR2 to every process of a job before its time limit. The payload then saves and exits. It has its
+    own handler; shells and Snakemake in between ignore the signal. The job is requeued under its own id. SIGTERM
+    (preemption, scancel, a node shutdown) leaves no result, and the executor reads the outcome from SLURM's state.
 
     Attributes:
         command: shell command of the job.
-        tag: names the job across runs.
-        events: file that starts and stops are noted in, one JSON line each.
-        time_limits: how many time limits the job may use up.
-        signal_delay: seconds between the warning and the limit; 0 for a job that cannot be resumed.
+        tag: identifies the job across runs.
+        events: path of the event log, one JSON line for each start and stop.
+        time_limits: maximum number of time limits that the job may reach.
+        signal_delay: seconds between the warning and the time limit; 0 for a job that cannot resume.
     """
 
     command: str
@@ -51,12 +50,12 @@ class ClusterJob:
     signal_delay: int = 0
 
     def __call__(self) -> None:
-        """Run the job and write its result: an exit code, and the reason where it is not the command's own."""
+        """Run the job and write its result: an exit code, and a reason if the code is not the command's own."""
         if int(os.environ.get("SLURM_PROCID", 0)) > 0:
-            return  # a job of several tasks starts its processes itself
+            return  # the first task starts the processes of a multi-task job
         result = _result_file()
         if result.exists():
-            # SLURM was seen to requeue a job after it had succeeded; a second run would delete its outputs.
+            # SLURM may requeue a job after its success; a second run would delete its outputs.
             os._exit(0)
         try:
             code, reason = self._run_to_end()
@@ -66,8 +65,8 @@ class ClusterJob:
         _write_result(result, code, reason)
 
     def _run_to_end(self) -> tuple[int, str]:
-        """Run the job; returns its exit code, and the reason where it is not queued again."""
-        # Signals are fetched, not handled: nothing is ever in the middle of something when they come.
+        """Run the job and return its exit code, and the reason if it is not requeued."""
+        # Signals are read with `sigtimedwait`, so that none interrupts other work.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         _adopt_orphans()
         self._note("start", restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)))
@@ -88,7 +87,7 @@ class ClusterJob:
         return code, ""
 
     def _run(self) -> tuple[int, bool, bool]:
-        """Run the command; returns its exit code, and whether SIGUSR2 and SIGTERM came."""
+        """Run the command and return its exit code, and whether SIGUSR2 and SIGTERM arrived."""
         environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
         child = subprocess.Popen(["bash", "-c", f"trap '' USR2\n{self.command}"], env=environment, preexec_fn=_unblock)
         warned = terminated = False
@@ -99,11 +98,11 @@ class ClusterJob:
                 terminated |= received.si_signo == signal.SIGTERM
                 if received.si_signo == signal.SIGUSR2 and not warned:
                     warned = True
-                    # A resumable payload has most of the delay to save; later, what it saved before must do.
+                    # A resumable payload has 70 % of the delay to save; later it is killed.
                     deadline = time.monotonic() + 0.7 * self.signal_delay if self.signal_delay else None
             code = child.poll()
             if code is not None:
-                # SLURM signals one process after the other: the child may have met a signal first.
+                # SLURM signals processes in turn, so the child may receive a signal first.
                 terminated = terminated or bool(code and _terminated_within(1))
                 return code, warned or signal.SIGUSR2 in signal.sigpending(), terminated
             if deadline is not None and time.monotonic() >= deadline:
@@ -112,7 +111,7 @@ class ClusterJob:
                 deadline = None
 
     def _note(self, event: str, **details: int | str) -> int:
-        """Append an event; returns how many of its kind there are."""
+        """Append an event and return the number of events of its kind."""
         path = Path(self.events)
         now = round(time.time(), 3)
         append_event(path, {"event": event, "tag": self.tag, "node": _node(), "time": now, **details})
@@ -122,11 +121,11 @@ class ClusterJob:
         return sum(kept["event"] == event and kept["tag"] == self.tag for kept in noted)
 
     def _requeue(self) -> None:
-        """Go back to the queue, when the controller is there again; does not return."""
-        # Without its controller nobody ends the job; one that is back looks at time limits after 30 seconds.
+        """Requeue the job as soon as the controller answers; does not return."""
+        # Only the controller ends a job; after a restart it checks time limits after 30 seconds.
         for pause in itertools.chain((0, 2, 5), itertools.repeat(10)):
             if _terminated_within(pause):
-                # scancel, or a node going down: a requeue now would call the job back.
+                # After scancel or a node shutdown, a requeue would revive the job.
                 self._note("terminated")
                 _leave(TERMINATED)
             try:
@@ -144,7 +143,7 @@ class ClusterJob:
 
 
 def _result_file() -> Path:
-    """Return where the result of this task is written: beside submitit's own."""
+    """Return the path of this task's result file, beside submitit's own."""
     from submitit.core.job_environment import JobEnvironment
 
     environment = JobEnvironment()
@@ -153,7 +152,7 @@ def _result_file() -> Path:
 
 
 def _write_result(path: Path, code: int, reason: str) -> None:
-    """Write a result, whole or not at all."""
+    """Write a result atomically."""
     part = path.with_suffix(".part")
     with part.open("w") as file:
         file.write(json.dumps({"exit": code, "reason": reason[:1000]}))
@@ -167,17 +166,17 @@ def _node() -> str:
 
 
 def _terminated_within(seconds: float) -> bool:
-    """Wait for SIGTERM; whether it came."""
+    """Wait for SIGTERM and return whether it arrived."""
     return signal.sigtimedwait([signal.SIGTERM], seconds) is not None
 
 
 def _adopt_orphans() -> None:
-    """Processes whose parent ends become children of this one."""
+    """Make orphaned descendants children of this process."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def _wait_for_orphans() -> None:
-    """Until nothing of the job runs, or SLURM kills it: on SIGTERM shells die at once, what they run still saves."""
+    """Wait for all processes of the job: on SIGTERM a shell dies at once, while its child still saves."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -189,21 +188,21 @@ def _unblock() -> None:
 
 
 def _leave(code: int) -> None:
-    """End without a result, so that SLURM's state decides."""
+    """Exit without a result, so that SLURM's state determines the outcome."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _kill_family() -> None:
-    """Kill all processes below this one, parents first, so that none is started anew."""
+    """Kill all descendants of this process, parents first, so that no parent starts new ones."""
     for member in _family(os.getpid())[1:]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all below it; threads and processes may end meanwhile."""
+    """Return a process and its descendants; threads and processes may end during the search."""
     family = [pid]
     with contextlib.suppress(OSError):
         for thread in list(Path(f"/proc/{pid}/task").iterdir()):

@@ -1,4 +1,4 @@
-"""What the jobs of a workflow ask SLURM for."""
+"""SLURM requests of a workflow's jobs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 def request_of(
     job: JobExecutorInterface, settings: ExecutorSettings, limits: Mapping[str, int], memory_factor: float = 1.0
 ) -> Request:
-    """The request of one job.
+    """Return the request of one job.
 
     Args:
         job: a Snakemake job.
-        settings: of the executor.
+        settings: the executor's settings.
         limits: partition -> its time limit in minutes; the default partition is ``""``.
-        memory_factor: of a job that ran out of memory before.
+        memory_factor: factor on the memory of a job that ran out of memory before.
 
     Raises:
         ResourceError: see `make_request`.
@@ -40,12 +40,12 @@ def request_of(
 def requests_of(
     jobs: Iterable[JobExecutorInterface], settings: ExecutorSettings, limits: Mapping[str, int]
 ) -> dict[str, list[Request] | str]:
-    """Rule -> what its jobs ask for, or what is wrong with it; without what cannot be known yet."""
+    """Return the requests of each rule's jobs, or its error message; jobs with unknown resources are skipped."""
     requests: dict[str, dict[str, Request] | str] = defaultdict(dict)
     for job in jobs:
         if job.is_local or job.is_norun or isinstance(requests[job.name], str):
             continue
-        # Snakemake's word for a value that depends on an input that is not made yet.
+        # Snakemake's placeholder for a value that depends on a missing input.
         if any(str(value) == "<TBD>" for name, value in job.resources.items() if name != "tmpdir"):
             continue
         try:
@@ -53,6 +53,6 @@ def requests_of(
             requests[job.name][request.key] = request
         except ResourceError as error:
             requests[job.name] = str(error)
-        except Exception:  # noqa: BLE001, S112 - a function of the user's that needs such an input
+        except Exception:  # noqa: BLE001, S112 - a user function that needs a missing input
             continue
     return {name: asked if isinstance(asked, str) else list(asked.values()) for name, asked in requests.items()}

@@ -1,8 +1,9 @@
-"""Which job of the workflow is which job of SLURM, kept on disk so that a new run can go on from it.
+"""Ledger on disk that maps workflow jobs to SLURM jobs, so that a new run can adopt them.
 
-A run of Snakemake has a folder of its own, `<submit folder>/<run>/`, mode 0700 since it holds pickles that
-jobs execute: `ledger.jsonl`, events and result of each job, submitit's pickles and SLURM's logs. Only one run writes
-to a ledger. A batch is noted before it is submitted and once it is accepted, so that a crash in between is seen.
+Each Snakemake run has its own folder, `<submit folder>/<run>/`. Its mode is 0700, since it holds pickles that jobs
+execute. It contains `ledger.jsonl`, events and result of each job, submitit's pickles and SLURM's logs. Only one run
+writes to a ledger. A batch is recorded before its submission and after its acceptance, so that a crash in between is
+detected.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ KEPT_RUNS = 20
 
 
 class Ledger:
-    """The ledger of this run, locked for as long as the run lives.
+    """Ledger of this run, locked until the run ends.
 
     Args:
-        folder: the submit folder, made when it is not there.
-        warn: prints a line for the user.
+        folder: the submit folder, created if it is missing.
+        warn: function that prints a warning.
 
     Attributes:
         run: folder of this run.
-        left: open entries of runs that are over.
-        taken: open entries of runs that still live.
-        lost: batches of runs that are over, whose jobs are unknown since their ledger is damaged.
+        left: open entries of ended runs.
+        taken: open entries of other running Snakemakes.
+        lost: batches of ended runs whose jobs are unknown, because the ledger is damaged.
 
     Raises:
-        WorkflowError: others can write to the folder, or the ledger of a run that still lives is damaged.
+        WorkflowError: other users can write to the folder, or the ledger of a running Snakemake is damaged.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = log.warning) -> None:
@@ -51,7 +52,7 @@ class Ledger:
         keepers = {entry.keeper or entry.run for entry in open_entries}
         living = {run for run in keepers | set(history.damage) if is_locked(run)}
         for run, words in history.damage.items():
-            if run in living:  # a job that it has would be submitted again, and both would write the same files
+            if run in living:  # its jobs would be submitted twice and write the same files
                 raise WorkflowError(f"{words}; the Snakemake that writes it still runs: wait for it, or stop it")
             warn(f"{words}; passed over")
         self.lost = set[str]().union(*history.lost.values())
@@ -62,11 +63,11 @@ class Ledger:
                 shutil.rmtree(old, ignore_errors=True)
         self.run = _new_run(folder)
         self._file = (self.run / LEDGER).open("x")
-        with contextlib.suppress(OSError):  # a filesystem without locks: Snakemake's own lock must do
+        with contextlib.suppress(OSError):  # a filesystem without locks: Snakemake's own lock remains
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def submit(self, batch: str, entries: list[Entry]) -> None:
-        """Note jobs that are about to be submitted together."""
+        """Record a batch of jobs before its submission."""
         jobs = [
             {"tag": e.tag, "rule": e.rule, "wildcards": e.wildcards, "outputs": e.outputs, "logs": e.logs}
             for e in entries
@@ -74,20 +75,20 @@ class Ledger:
         self._write(True, event="submit", batch=batch, jobs=jobs)
 
     def accept(self, batch: str, ids: list[str]) -> None:
-        """Note SLURM's ids of a batch."""
+        """Record SLURM's job ids of a batch."""
         self._write(True, event="accept", batch=batch, ids=ids)
 
     def adopt(self, entry: Entry) -> None:
-        """Take a job of an earlier run over."""
+        """Record that this run adopts a job of an earlier run."""
         self._write(False, event="adopt", tag=entry.tag, id=entry.id, run=entry.run.name)
 
     def end(self, entry: Entry, outcome: str, reason: str = "") -> None:
-        """Note how a job ended."""
+        """Record the outcome of a job."""
         entry.outcome, entry.reason = outcome, reason
         self._write(False, event="end", tag=entry.tag, id=entry.id, outcome=outcome, reason=reason)
 
     def _write(self, at_once: bool, **line: Any) -> None:
-        """Append a line; ``at_once`` to the disk, for what no other file would tell after a crash of the machine."""
+        """Append a line; ``at_once`` syncs it to disk, for facts that no other file holds after a machine crash."""
         self._file.write(json.dumps({**line, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
         if at_once:
@@ -95,7 +96,7 @@ class Ledger:
 
 
 def _new_run(folder: Path) -> Path:
-    """Make a folder that sorts after all others, whatever the clock says."""
+    """Create a folder that sorts after all others, independent of the clock."""
     number = max((int(run.name) for run in runs(folder)), default=0)
     while True:
         number += 1

@@ -1,4 +1,4 @@
-"""What became of a job: from its result file and from SLURM's state, in that order of trust."""
+"""Outcome of a job, from its result file first and from SLURM's state second."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from snakemake_executor_plugin_submitit.records import check_fields, is_exit_code, is_text, parse_json
 from snakemake_executor_plugin_submitit.slurm import JobState
 
-# A result file may show up on the login node after SLURM has seen the job end.
+# Seconds that a result file may take to appear on the login node after the job's end.
 FINAL_GRACE = 5.0
-# A result is an exit code and a line; a longer file is none.
+# Bytes of a result file, at most: it holds an exit code and one line.
 _LONGEST_RESULT = 100_000
-# What slurmstepd writes into a job's log; the job's state does not always say so.
+# Messages of slurmstepd in a job's log; the job's state does not always show OUT_OF_MEMORY.
 _MEMORY_WORDS = re.compile(r"^slurmstepd.*(exceeded (job )?memory limit|oom[_-]kill)", re.MULTILINE | re.IGNORECASE)
 
 
@@ -22,9 +22,9 @@ class Result:
     """Content of a result file.
 
     Attributes:
-        exit: exit code of the job's command, None when it never ended by itself.
-        reason: what went wrong, empty when nothing did.
-        damaged: the file cannot be read.
+        exit: exit code of the job's command, or None if the file is damaged.
+        reason: reason for a failure, else empty.
+        damaged: true if the file cannot be parsed.
     """
 
     exit: int | None
@@ -33,7 +33,7 @@ class Result:
 
 
 def read_result(path: Path) -> Result | None:
-    """Return the result that the job wrote, None while there is none.
+    """Return the result of the job, or None while the file is missing.
 
     Raises:
         OSError: the filesystem does not answer.
@@ -51,7 +51,7 @@ def read_result(path: Path) -> Result | None:
 
 
 def ran_out_of_memory(log: Path) -> bool:
-    """Whether SLURM's daemon says in a job's log that it was killed for its memory."""
+    """Return whether a job's log contains an out-of-memory message of SLURM's daemon."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 10_000))
@@ -62,12 +62,12 @@ def ran_out_of_memory(log: Path) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do about a job.
+    """Decision about a job.
 
     Attributes:
         kind: `wait`, `success`, `failed`, `memory` (submit again with more), `limit` (submit again if it is
             resumable) or `again` (submit again as it was).
-        reason: why, for the user.
+        reason: explanation for the user.
     """
 
     kind: str
@@ -86,21 +86,21 @@ def judge(
     missing: float,
     patience: float,
 ) -> Verdict:
-    """Decide about one job.
+    """Return the decision about one job.
 
     Args:
-        result: of the job, None while there is none.
+        result: result of the job, None while it is missing.
         result_age: seconds since its result was first seen.
-        state: SLURM's, None when squeue does not list the job.
+        state: SLURM's state, None if squeue does not list the job.
         state_age: seconds since that state was first seen.
-        answered: squeue has answered after the job was submitted, and after its result was seen.
+        answered: true if squeue has answered since the submission and since the result was seen.
         missing: seconds since squeue stopped listing the job, 0 while it does or does not answer.
         patience: seconds that a job may be missing, or a damaged result may take to become whole.
     """
     if result is not None and not result.damaged:
         if result.exit == 0:
             return Verdict("success")
-        # Killed children look like any failure; only SLURM knows that memory was the reason, and only at the end.
+        # The exit code does not reveal an out-of-memory kill; only SLURM's final state does.
         if (not answered or (state is not None and state.alive)) and result_age < patience:
             return WAIT
         if state is not None and state.state == "OUT_OF_MEMORY":

@@ -1,4 +1,4 @@
-"""Folders that only their owner can change: jobs execute pickles that lie there, and ledgers there name jobs."""
+"""Private folders: only their owner can write to them, because jobs execute pickles from there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from snakemake_interface_common.exceptions import WorkflowError
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, mode 0700, and what is missing above it, where only this user can write; check it.
+    """Create a folder with mode 0700 and its missing parents, and check that only this user can write to them.
 
     Raises:
         WorkflowError: see `check_private`.
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     for missing in reversed([parent for parent in folder.parents if not parent.exists()]):
         with contextlib.suppress(FileExistsError):
@@ -30,8 +30,8 @@ def check_private(folder: Path) -> None:
     """Check that a folder belongs to this user and that nobody else can write there.
 
     Raises:
-        WorkflowError: others may have put files there, or still can.
-        OSError: there is no such folder.
+        WorkflowError: other users own the folder or can write to it.
+        OSError: the folder does not exist.
     """
     status = folder.stat()
     mode = stat.S_IMODE(status.st_mode)

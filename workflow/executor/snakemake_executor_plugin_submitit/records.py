@@ -1,4 +1,4 @@
-"""Strict reading of JSON that may be damaged: ledgers, events and results of jobs. It loads little: jobs use it."""
+"""Strict parsing of JSON that may be damaged: ledgers, events and results. Jobs import it, so it imports little."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Seconds since the epoch at which the calendar of `datetime` ends.
+# Last second since the epoch that `datetime` can represent.
 LAST_SECOND = 253_402_300_799
 
 
@@ -15,7 +15,7 @@ def parse_json(content: bytes) -> Any:
     """Parse one JSON value in UTF-8.
 
     Raises:
-        ValueError: it is no such value.
+        ValueError: the content is not a valid JSON value.
     """
     try:
         return json.loads(content.decode(), parse_constant=_refuse)
@@ -27,11 +27,11 @@ def read_lines(content: bytes, use: Callable[[Any], None]) -> dict[int, str]:
     """Pass the JSON value of each line to a function.
 
     Args:
-        content: of a file.
-        use: raises ValueError for a value that is not as it should be.
+        content: bytes of a file.
+        use: function that raises ValueError for an invalid value.
 
     Returns:
-        Number of each line that cannot be used -> the reason.
+        The reason for each invalid line, by line number.
     """
     bad = {}
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else (), 1):
@@ -43,7 +43,7 @@ def read_lines(content: bytes, use: Callable[[Any], None]) -> dict[int, str]:
 
 
 def describe(path: Path, bad: Mapping[int, str]) -> str:
-    """Return a line for the user that names the lines of a file that cannot be used, empty where there are none."""
+    """Return a message about the invalid lines of a file, empty without such lines."""
     if not bad:
         return ""
     number, reason = next(iter(bad.items()))
@@ -52,10 +52,10 @@ def describe(path: Path, bad: Mapping[int, str]) -> str:
 
 
 def check_fields(value: Any, fields: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any]:
-    """Return a JSON object whose fields are as they should be; others may be there too.
+    """Check the fields of a JSON object and return it; further fields are allowed.
 
     Raises:
-        ValueError: one is missing, or not as it should be.
+        ValueError: the value is not an object, or a field is missing or invalid.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{_shown(value)} is no object")
@@ -68,7 +68,7 @@ def check_fields(value: Any, fields: Mapping[str, Callable[[Any], bool]]) -> dic
 
 
 def is_text(value: Any) -> bool:
-    """Return whether a value is a text that can be printed."""
+    """Return whether a value is a printable string."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -76,7 +76,7 @@ def is_text(value: Any) -> bool:
 
 
 def is_path(value: Any) -> bool:
-    """Return whether a value can be the path of a file."""
+    """Return whether a value is a valid file path."""
     try:
         return isinstance(value, str) and b"\0" not in value.encode(errors="surrogateescape") and value != ""
     except UnicodeEncodeError:
@@ -84,7 +84,7 @@ def is_path(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Return whether a value can be part of a file's name."""
+    """Return whether a value is a valid file name."""
     return is_path(value) and "/" not in value
 
 

@@ -1,4 +1,4 @@
-"""From a job's resources to parameters of sbatch."""
+"""Translation of a job's resources to sbatch parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# What sbatch is told by the plugin itself, and so not by `slurm_extra`.
+# Options of sbatch that the plugin sets itself; `slurm_extra` must not set them.
 RESERVED = (
     "array",
     "comment",
@@ -28,18 +28,18 @@ RESERVED = (
 
 
 class ResourceError(ValueError):
-    """A job asks for something that cannot be; the text says what and what would be right."""
+    """Error about an invalid resource; the text names the value and a correction."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks SLURM for.
+    """SLURM request of a job.
 
     Attributes:
-        parameters: of `submitit.SlurmExecutor.update_parameters`.
-        minutes: time limit in minutes; shorter than the job's `runtime` where the partition's limit is.
-        time_limits: how many time limits the job may use up, the first included.
-        signal_delay: seconds before the limit that it is told to save, 0 for a job that cannot.
+        parameters: arguments of `submitit.SlurmExecutor.update_parameters`.
+        minutes: time limit in minutes: the job's `runtime`, or the partition's limit if that is shorter.
+        time_limits: maximum number of time limits that the job may reach, including the first.
+        signal_delay: seconds between the warning signal and the limit; 0 for a job that cannot resume.
     """
 
     parameters: dict[str, Any]
@@ -49,7 +49,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        """Equal for jobs that can share a job array."""
+        """Key that is equal for jobs that can share a job array."""
         parts = {**self.parameters, "additional_parameters": sorted(self.parameters["additional_parameters"].items())}
         return repr((sorted(parts.items()), self.time_limits, self.signal_delay))
 
@@ -63,20 +63,20 @@ def make_request(
     partition_minutes: int | None = None,
     memory_factor: float = 1.0,
 ) -> Request:
-    """The request of one job.
+    """Return the request of one job.
 
     Args:
-        resources: of the Snakemake job. `runtime` (minutes) is required; `mem_mb` is per node, `gpus` is per
-            node, `resumable` says that the job saves and leaves on SIGUSR2 and goes on when it is started again.
-        threads: of the job.
+        resources: resources of the Snakemake job. `runtime` (minutes) is required; `mem_mb` and `gpus` are per node.
+            A job with `resumable` saves and exits on SIGUSR2 and resumes on a restart.
+        threads: threads of the job.
         gpu_request: `gpus-per-node`, `gres` or `gpus`.
-        signal_delay: seconds before the time limit that a resumable job is warned; at most a third of the limit.
-        time_limits: how many limits a resumable job may use up.
-        partition_minutes: the partition's limit; None for none.
-        memory_factor: of a job that ran out of memory before.
+        signal_delay: seconds between the warning of a resumable job and its time limit; at most a third of the limit.
+        time_limits: maximum number of time limits that a resumable job may reach.
+        partition_minutes: the partition's limit; None for no limit.
+        memory_factor: factor on the memory of a job that ran out of memory before.
 
     Raises:
-        ResourceError: a value that is not understood, `runtime` is missing, or two values contradict each other.
+        ResourceError: a value is invalid, `runtime` is missing, or two values contradict each other.
     """
     nodes, tasks = _integer(resources, "nodes", 1), _integer(resources, "tasks_per_node", 1)
     runtime = _integer(resources, "runtime")
@@ -91,7 +91,7 @@ def make_request(
                 "name another in `slurm_partition`, or make the job resumable"
             )
         minutes = partition_minutes
-        # SLURM warns up to a minute early, every start costs time, and an estimate may be short.
+        # Reserve for early warnings (up to a minute), startup time and an underestimated runtime.
         useful = max(minutes - 2, minutes / 4)
         allowed = max(time_limits, 2 * math.ceil(runtime / useful) + 1)
     delay = min(signal_delay, 60 * minutes // 3) if resumable else 0
@@ -110,12 +110,12 @@ def make_request(
             parameters[name] = str(resources[name])
     extra = _extra(str(resources.get("slurm_extra") or ""))
     gpus = _gpus(resources, gpu_request, nodes)
-    if "gpus" in gpus:  # not a parameter of submitit's own
+    if "gpus" in gpus:  # submitit has no such parameter
         extra["gpus"] = gpus.pop("gpus")
     parameters |= gpus
-    # Told to go back to the queue when its node fails or a more urgent job takes its place.
+    # SLURM requeues the job after a node failure or a preemption.
     parameters["additional_parameters"] = {"requeue": True, "open_mode": "append", **extra}
-    # Only resumable jobs are warned; 1 s is the least that leaves the others alone.
+    # Only resumable jobs need a warning; 1 s is the minimum for the others.
     parameters["signal_delay_s"] = max(1, delay)
     return Request(parameters, minutes, allowed, delay)
 
@@ -163,7 +163,7 @@ def _gpus(resources: Mapping[str, Any], how: str, nodes: int) -> dict[str, Any]:
 
 
 def _extra(text: str) -> dict[str, Any]:
-    """`--name=value --flag` as parameters of sbatch."""
+    """Parse `--name=value --flag` into sbatch parameters."""
     parameters: dict[str, Any] = {}
     try:
         words = shlex.split(text)

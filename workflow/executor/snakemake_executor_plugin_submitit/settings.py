@@ -1,6 +1,6 @@
 """Settings of the plugin: each field is an option `--submitit-...` and a key of a profile."""
 
-# No `from __future__ import annotations` here: Snakemake makes options from the fields' types.
+# No `from __future__ import annotations`: Snakemake derives options from the fields' types.
 from dataclasses import dataclass, field
 
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase

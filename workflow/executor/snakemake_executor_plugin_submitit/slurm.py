@@ -1,4 +1,4 @@
-"""SLURM's commands: what is asked of the controller, and what its answers mean."""
+"""SLURM's commands and the parsing of their output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# A job in one of these will not run on; in any other it still may.
+# Final job states; in any other state a job may still run.
 FINAL = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -27,9 +27,9 @@ FINAL = {
     "TIMEOUT",
 }
 TIMEOUT_SECONDS = 30
-# Job or array task, state, reason, nodes, start, comment; the comment last, it may hold anything.
+# Job or array task, state, reason, nodes, start, comment. The comment comes last, since it may contain `|`.
 _FORMAT = "%i|%T|%r|%N|%S|%k"
-# Words of a controller that is away or busy; a refusal has others.
+# Messages of an unreachable or busy controller, as opposed to a refusal.
 _TRANSIENT = re.compile(
     r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset)|no route to host"
     r"|communication failure|transport endpoint|zero bytes were transmitted|unexpected message received"
@@ -41,11 +41,11 @@ _TRANSIENT = re.compile(
 
 
 class SlurmError(RuntimeError):
-    """A command of SLURM failed; the text is its own."""
+    """Error of a SLURM command, with the command's message."""
 
 
 def is_transient(words: str) -> bool:
-    """Whether sbatch's words mean that it can be tried again; a site's own words beside its reason do not count."""
+    """Return whether an sbatch error is transient; only sbatch's own reason counts, not a site's further output."""
     reasons = re.findall(r"submission failed: (.*)", words)
     return bool(_TRANSIENT.search(reasons[-1] if reasons else words))
 
@@ -55,12 +55,12 @@ class JobState:
     """A line of squeue.
 
     Attributes:
-        id: `123` or `123_4`.
+        id: job id, `123` or `123_4`.
         state: SLURM's long name, such as `RUNNING`.
-        reason: why it is pending, or how it ended.
-        node: where it runs.
-        start: when it started, or is expected to, in SLURM's words.
-        comment: the batch that it was submitted in.
+        reason: reason why the job is pending or ended.
+        node: nodes of the job.
+        start: actual or expected start time, in SLURM's format.
+        comment: id of the job's batch.
     """
 
     id: str
@@ -72,17 +72,17 @@ class JobState:
 
     @property
     def alive(self) -> bool:
-        """Whether it may still run."""
+        """True if the job may still run."""
         return self.state not in FINAL
 
 
 def squeue_command() -> list[str]:
-    """One line for each job and array task of this user, ended ones included while SLURM knows them."""
+    """Return the squeue command: one line for each job and array task of this user, including recently ended ones."""
     return ["squeue", "--me", "--array", "--states=all", "--noheader", f"--format={_FORMAT}"]
 
 
 def parse_squeue(text: str) -> dict[str, JobState]:
-    """Job id -> state."""
+    """Return the job states by job id."""
     states = {}
     for line in text.splitlines():
         job, *values = line.split("|", 5)
@@ -92,7 +92,7 @@ def parse_squeue(text: str) -> dict[str, JobState]:
 
 
 def read_squeue() -> dict[str, JobState]:
-    """All jobs of this user.
+    """Return the states of this user's jobs by job id.
 
     Raises:
         SlurmError: squeue fails or does not answer.
@@ -101,12 +101,12 @@ def read_squeue() -> dict[str, JobState]:
 
 
 class QueueWatch:
-    """Calls squeue once an interval, in the background: a controller that hangs holds nothing up.
+    """Periodic squeue calls in the background, so that a hanging controller does not block.
 
     Attributes:
-        states: job id -> state, by the last answer.
-        asked: monotonic time when that answer was asked for; minus infinity before the first.
-        error: words of the last call, empty when it succeeded.
+        states: job id -> state, from the last answer.
+        asked: monotonic time at which the last answered call started; minus infinity before the first.
+        error: error message of the last call, empty after a success.
     """
 
     def __init__(self, interval: float) -> None:
@@ -118,7 +118,7 @@ class QueueWatch:
         self._process: subprocess.Popen | None = None
 
     def poll(self) -> bool:
-        """Start a call when one is due and take its answer when it is there; True for a new answer."""
+        """Start a due call or collect its answer; return whether there is a new answer."""
         now = time.monotonic()
         if self._process is None:
             if now >= self._due:
@@ -132,11 +132,11 @@ class QueueWatch:
         return self._collect()
 
     def hurry(self) -> None:
-        """Make the next call due now."""
+        """Make the next call due immediately."""
         self._due = float("-inf")
 
     def close(self) -> None:
-        """End a call that is under way."""
+        """Kill a running call."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -144,7 +144,7 @@ class QueueWatch:
             self._process = None
 
     def _start(self, now: float) -> None:
-        # Files, not pipes: the answer about thousands of jobs would fill a pipe that nobody reads yet.
+        # Files instead of pipes: thousands of lines would fill an unread pipe.
         self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._started, self._due = now, now + self.interval
         try:
@@ -171,10 +171,10 @@ class QueueWatch:
 
 
 def run(command: list[str], timeout: float = TIMEOUT_SECONDS) -> str:
-    """Standard output of a command.
+    """Run a command and return its standard output.
 
     Raises:
-        SlurmError: it fails, is not there, or does not answer in time.
+        SlurmError: the command fails, is missing, or times out.
     """
     try:
         done = subprocess.run(
@@ -190,7 +190,7 @@ def run(command: list[str], timeout: float = TIMEOUT_SECONDS) -> str:
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancel jobs; those that are over already are no error.
+    """Cancel jobs; jobs that have ended already are no error.
 
     Raises:
         SlurmError: scancel fails three times.
@@ -203,14 +203,14 @@ def cancel(ids: Iterable[str]) -> None:
                 break
             except SlurmError as error:
                 if all("Invalid job id" in line for line in str(error).splitlines()):
-                    break  # they are over
+                    break  # they have ended
                 if attempt == 3:
                     raise
                 time.sleep(2)
 
 
 def read_sacct(ids: list[str]) -> dict[str, str]:
-    """Job id -> final state by the accounting database; empty where there is none."""
+    """Return final states by job id from the accounting database; empty without such a database."""
     if not ids or shutil.which("sacct") is None:
         return {}
     try:
@@ -222,7 +222,7 @@ def read_sacct(ids: list[str]) -> dict[str, str]:
 
 
 def scontrol_records(kind: str) -> list[dict[str, str]]:
-    """`scontrol show partition` or `node` as one dict a record.
+    """Return the records of `scontrol show partition` or `node`, one dict each.
 
     Raises:
         SlurmError: scontrol fails.
@@ -232,7 +232,7 @@ def scontrol_records(kind: str) -> list[dict[str, str]]:
 
 
 def max_array_size() -> int:
-    """How many tasks an array can have.
+    """Return the maximum number of tasks of a job array.
 
     Raises:
         SlurmError: scontrol fails.
@@ -242,7 +242,7 @@ def max_array_size() -> int:
 
 
 def minutes(text: str) -> int | None:
-    """SLURM's `days-hours:minutes:seconds` in minutes, rounded down; None for no limit."""
+    """Convert SLURM's `days-hours:minutes:seconds` to minutes, rounded down; None for no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Submission through submitit: single jobs and job arrays, with patience for a controller that is away."""
+"""Submission of jobs and job arrays through submitit, with retries while the controller is unreachable."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from snakemake_executor_plugin_submitit.private import check_private
 from snakemake_executor_plugin_submitit.resources import Request
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
-# Words about too many jobs at once: fewer may be taken.
+# Messages about too many jobs at once: a smaller array may be accepted.
 _TOO_MANY = re.compile(r"accounting/QOS policy|job array specification|submit.*limit|too many", re.IGNORECASE)
 
 
 @dataclass
 class Batch:
-    """Jobs that go to SLURM in one call.
+    """Jobs that are submitted to SLURM in one call.
 
     Attributes:
-        jobs: what each runs.
-        entries: their places in the ledger.
-        request: what all of them ask for.
+        jobs: the jobs to run.
+        entries: their ledger entries.
+        request: the common request of all jobs.
         name: job name.
-        prologue: shell lines before them.
-        id: SLURM's comment; by it a submission is found whose answer was lost.
+        prologue: shell lines that run before each job.
+        id: SLURM's comment, which identifies a submission whose answer was lost.
     """
 
     jobs: list[ClusterJob]
@@ -47,26 +47,26 @@ class Batch:
     waiting_since: float | None = None
 
     def halves(self) -> list[Batch]:
-        """The batch in two."""
+        """Split the batch into two."""
         middle = len(self.jobs) // 2
         parts = (slice(None, middle), slice(middle, None))
         return [Batch(self.jobs[p], self.entries[p], self.request, self.name, self.prologue) for p in parts]
 
 
 class Refused(RuntimeError):
-    """sbatch will not take the batch; the text is its own."""
+    """Refusal of a batch, with sbatch's message."""
 
 
 class Later(RuntimeError):
-    """The controller could not be reached; the batch can be tried again."""
+    """Transient failure: the controller is unreachable, and the batch can be resubmitted."""
 
 
 def submit(batch: Batch, ledger: Ledger) -> None:
-    """Submit a batch; its entries have ids afterwards.
+    """Submit a batch and set the job ids of its entries.
 
     Raises:
-        Refused: sbatch says no, or others can write where the job's pickle would lie.
-        Later: the controller is away or busy.
+        Refused: sbatch refuses, or other users can write to the folder of the job's pickle.
+        Later: the controller is unreachable or busy.
     """
     if not batch.tried:
         batch.tried = True
@@ -76,7 +76,7 @@ def submit(batch: Batch, ledger: Ledger) -> None:
     else:
         _withdraw(batch)
     try:
-        # The job executes the pickle that it finds there: it can be none but this run's, whose folder was made new.
+        # The job executes the pickle in this folder, so that only this user may write there.
         check_private(ledger.run.parent)
         check_private(ledger.run)
         ids = _sbatch(batch, ledger.run)
@@ -92,7 +92,7 @@ def submit(batch: Batch, ledger: Ledger) -> None:
 
 
 def _withdraw(batch: Batch) -> None:
-    """Cancel what an earlier try submitted although its answer was lost."""
+    """Cancel jobs of an earlier attempt whose answer was lost."""
     try:
         known = slurm.read_squeue()
         slurm.cancel([job.id for job in known.values() if job.comment == batch.id and job.alive])
@@ -101,16 +101,16 @@ def _withdraw(batch: Batch) -> None:
 
 
 def _sbatch(batch: Batch, folder: Path) -> list[str]:
-    """Hand a batch to submitit; returns SLURM's ids.
+    """Submit a batch through submitit and return SLURM's job ids.
 
     Raises:
-        SlurmError: with sbatch's words.
+        SlurmError: sbatch fails; the error has its message.
     """
     from submitit import SlurmExecutor
 
     try:
         executor = SlurmExecutor(folder=folder)
-        # submitit waits between submissions; arrays and Snakemake's own limits are there for that.
+        # No pause between submissions: arrays and Snakemake's limits bound the rate.
         executor._throttling = 0
         executor.update_parameters(
             **batch.request.parameters,
@@ -122,14 +122,14 @@ def _sbatch(batch: Batch, folder: Path) -> list[str]:
             setup=["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *batch.prologue],
         )
         return [job.job_id for job in executor.submit_array(batch.jobs)]
-    except (OSError, RuntimeError) as error:  # submitit's own errors are of the latter kind
+    except (OSError, RuntimeError) as error:  # submitit's errors are RuntimeErrors
         _clean(folder)
         words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
         raise slurm.SlurmError("\n".join(words) or str(error) or "sbatch failed without a word") from None
 
 
 def _clean(folder: Path) -> None:
-    """Remove what a try that failed has written; what was submitted is named after its job."""
+    """Remove the files of a failed attempt; files of submitted jobs carry the job's id and stay."""
     with contextlib.suppress(OSError):
         for path in [*folder.glob("*.pkl"), *folder.glob(".submission_file_*")]:
             if re.fullmatch(r"[0-9a-f]{32}", path.stem) or not (path.suffix == ".pkl" or path.is_symlink()):
@@ -137,14 +137,14 @@ def _clean(folder: Path) -> None:
 
 
 class Waiting:
-    """Batches whose submission is put off until the controller answers.
+    """Batches that wait until the controller answers.
 
     Args:
-        ledger: of the run.
-        minutes: how long a batch is tried.
-        accepted: called with a batch that was submitted.
-        refused: called with a batch and sbatch's words.
-        say: prints a line for the user.
+        ledger: ledger of the run.
+        minutes: minutes of retries for a batch.
+        accepted: function that gets each submitted batch.
+        refused: function that gets each refused batch and sbatch's message.
+        say: function that prints a message.
     """
 
     def __init__(
@@ -161,9 +161,9 @@ class Waiting:
         self._pause, self._next_try = FIRST_PAUSE, 0.0
 
     def send(self, batch: Batch) -> None:
-        """Submit a batch now, or put it off; a refused array is taken apart where a limit is the reason."""
+        """Submit a batch now or later; split an array that exceeds a limit."""
         batch.waiting_since = batch.waiting_since or time.monotonic()
-        # One batch finds out whether the controller is there: a try can take half a minute.
+        # Only one batch probes the controller, since an attempt can take half a minute.
         if time.monotonic() < self._next_try:
             self.batches.append(batch)
             return
@@ -189,7 +189,7 @@ class Waiting:
             self.accepted(batch)
 
     def retry(self) -> None:
-        """Try again what is due."""
+        """Resubmit the waiting batches."""
         due, self.batches = self.batches, []
         for batch in due:
             self.send(batch)

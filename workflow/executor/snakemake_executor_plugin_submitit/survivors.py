@@ -1,4 +1,4 @@
-"""Jobs that an earlier Snakemake left in the queue when it was killed."""
+"""Jobs that a killed Snakemake left in the queue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CANCEL_SECONDS = 120
 
 
 class Survivors:
-    """Jobs of earlier runs that still live, to be taken over or cancelled.
+    """Live jobs of earlier runs, to adopt or to cancel.
 
     Args:
-        ledger: of this run; notes what became of those that ended meanwhile.
-        say: prints a line for the user.
+        ledger: ledger of this run; it records the outcomes of jobs that ended meanwhile.
+        say: function that prints a message.
 
     Raises:
         SlurmError: squeue does not answer for more than a minute, or jobs do not end.
@@ -28,9 +28,9 @@ class Survivors:
     def __init__(self, ledger: Ledger, say: Callable[[str], None]) -> None:
         self._say, entries = say, ledger.left
         self._taken = {path: entry for entry in ledger.taken for path in entry.outputs}
-        # By what they write: there may be thousands.
+        # By output path, for a fast lookup among thousands.
         self._living: dict[str, Entry] = {}
-        # A batch that was never noted as accepted lacks its pickles.
+        # A batch without a recorded acceptance may lack its pickles.
         lost = ledger.lost | {entry.batch for entry in entries if entry.id is None}
         if not entries and not lost:
             return
@@ -39,7 +39,7 @@ class Survivors:
         self._cancel(ids, "that its ledger does not name")
         for entry in entries:
             state = states.get(entry.id)
-            # By its comment too: numbers may have begun anew, or be another cluster's.
+            # The comment must match too: job ids may restart or belong to another cluster.
             if state is not None and state.alive and state.comment == entry.batch:
                 self._living |= dict.fromkeys(entry.outputs, entry)
             else:
@@ -47,10 +47,10 @@ class Survivors:
                 ledger.end(entry, "success" if result and result.exit == 0 else "failed", "ended unseen")
 
     def claim(self, entry: Entry) -> Entry | None:
-        """The living job that is ``entry``; others that would write the same files are cancelled.
+        """Return the live job that equals ``entry``, and cancel others that would write the same files.
 
         Raises:
-            SlurmError: they do not end, or belong to a Snakemake that still runs.
+            SlurmError: those jobs do not end, or belong to another running Snakemake.
         """
         for path in entry.outputs:
             if old := self._taken.get(path):

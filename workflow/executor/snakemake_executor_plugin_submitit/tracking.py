@@ -1,4 +1,4 @@
-"""Submitted jobs and what was seen of them."""
+"""State tracking of submitted jobs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TAIL_LINES = 20
 
 @dataclass
 class Tracked:
-    """A job under way. Times are monotonic: clocks of other machines play no part.
+    """An unfinished job. Times are monotonic, so that clocks of other machines do not matter.
 
     Attributes:
-        entry: its place in the ledger, of its present submission.
-        info: Snakemake's, None until it was submitted once.
-        submitted: when its present submission was accepted.
-        memory_factor: by how much its memory was raised.
-        out_of_memory: how often it was killed for its memory.
-        limits: how many time limits it may still run into without going back to the queue itself.
-        lost: how often SLURM lost it with its node.
-        state: SLURM's, at the last look.
+        entry: ledger entry of the current submission.
+        info: Snakemake's record of the job, None before the first submission.
+        submitted: time at which the current submission was accepted.
+        memory_factor: factor on the requested memory.
+        out_of_memory: number of out-of-memory kills.
+        limits: remaining resubmissions after a time limit at which the job did not requeue itself.
+        lost: number of losses to node failures.
+        state: SLURM's state at the last check.
     """
 
     entry: Entry
@@ -49,18 +49,18 @@ class Tracked:
     _result_seen: float = 0.0
 
     def restart(self) -> None:
-        """Begin anew with a submission that was just accepted."""
+        """Reset the state for a newly accepted submission."""
         self.submitted = time.monotonic()
         self.state = self._missing_since = self._result = None
 
     def look(self, watch: QueueWatch, patience: float) -> Verdict:
-        """What to do about the job now.
+        """Check the job and return the decision about it.
 
         Args:
-            watch: SLURM's states; asked to hurry when a result says that something went wrong.
+            watch: SLURM's states; a failed result makes its next call due immediately.
             patience: seconds, see `judge`.
         """
-        if self.entry.id is None:  # its second submission is put off
+        if self.entry.id is None:  # its resubmission waits
             return WAIT
         now = time.monotonic()
         self._look_at_result(now, watch)
@@ -92,7 +92,7 @@ class Tracked:
 
     def _look_at_state(self, now: float, asked: float, state: JobState | None) -> None:
         if state is None:
-            # From answer to answer: a squeue that stops answering loses no job.
+            # Counted between answers, so that an unanswering squeue loses no job.
             self._missing_since = asked if self._missing_since is None else self._missing_since
         else:
             self._missing_since = None
@@ -102,9 +102,9 @@ class Tracked:
 
 
 def make_entry(job: JobExecutorInterface, run: Path) -> Entry:
-    """The place of a job in the ledger. Its tag changes when a parameter or an input file does.
+    """Return a new ledger entry of a job. Its tag changes with the parameters and the input files.
 
-    Folders that share a submit folder do not share tags.
+    The tag includes the working directory, so that workflows can share a submit folder.
     """
     parts = list(job.jobs) if job.is_group() else [job]
     identity = [
@@ -130,11 +130,11 @@ def make_entry(job: JobExecutorInterface, run: Path) -> Entry:
 
 
 def tail(entry: Entry, printed_by_snakemake: bool) -> str:
-    """The end of the job's own log, or of what it printed where that is empty.
+    """Return the end of the job's own log, or of its output if the log is empty.
 
     Args:
-        entry: of the job.
-        printed_by_snakemake: Snakemake prints the rule's logs itself.
+        entry: ledger entry of the job.
+        printed_by_snakemake: true if Snakemake prints the rule's logs itself.
     """
     if printed_by_snakemake and any(map(size, entry.logs)):
         return ""
@@ -149,7 +149,7 @@ def tail(entry: Entry, printed_by_snakemake: bool) -> str:
 
 
 def size(path: Path | str) -> int:
-    """Bytes of a file, 0 where there is none."""
+    """Return the size of a file in bytes, 0 if it is missing."""
     try:
         return Path(path).stat().st_size
     except OSError:
@@ -157,7 +157,7 @@ def size(path: Path | str) -> int:
 
 
 def _stamp(path: Any) -> tuple[str, int]:
-    """A path and when it was changed, 0 where it is not there."""
+    """Return a path and its modification time in ns, 0 if it is missing."""
     try:
         return str(path), Path(path).stat().st_mtime_ns
     except OSError:
