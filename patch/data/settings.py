@@ -1,4 +1,4 @@
-"""Where text comes from and which part of it is used for what."""
+"""Sources of text, and the use of their parts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Corpus(Section):
 
 
 class Use(Section):
-    """Which part of which corpus a stage reads."""
+    """The corpus that a stage reads, and the part of it."""
 
     corpus: str = Field(description="Name under `corpora`.")
     split: Split = Field(description="Part of it.")

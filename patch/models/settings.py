@@ -22,7 +22,7 @@ class TokenizerConfig(Section):
 
 
 class Training(Section):
-    """How a small model is trained from scratch: Muon for the blocks' matrices, AdamW for the rest; warm-up, cosine."""
+    """Training of a small model from scratch: Muon for the blocks' matrices, AdamW for the rest; warm-up, cosine."""
 
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, description="Sequences per step.")

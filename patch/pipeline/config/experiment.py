@@ -33,7 +33,7 @@ class Perplexity(Section):
 
 
 class Evaluation(Section):
-    """What is measured on every cell."""
+    """Measurements on every run."""
 
     perplexity: Perplexity = Field(description="Perplexity.")
     tasks: list[str] = Field(
@@ -128,7 +128,7 @@ class LearningOverride(Section):
 
 
 class Resources(Section):
-    """What jobs may ask for."""
+    """Resources of jobs."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where prune, learn and evaluate run.")
     threads: int = Field(1, ge=1, description="CPU threads of a job that computes on the CPU; of each process.")
