@@ -16,31 +16,11 @@ from typing import Literal
 from patch.data import sources
 from patch.data.corpus import fetch_corpus, read_documents
 from patch.data.settings import Corpus, HubSource
-from patch.errors import InputError, suggest
-from patch.reference_api.settings import VARIABLE, ApiSettings
+from patch.errors import InputError
+from patch.reference_api.settings import HUB, ApiSettings
 
 Purpose = Literal["calibration", "learning", "test"]
 
-# The sources of `config/paper.yaml`, plus the train split of WikiText-2.
-HUB = {
-    "c4": HubSource(
-        repo="allenai/c4",
-        revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
-        data_files="en/c4-train.00000-of-01024.json.gz",
-        splits={"calibration": "train"},
-    ),
-    "wikitext2": HubSource(
-        repo="Salesforce/wikitext",
-        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
-        name="wikitext-2-raw-v1",
-        splits={"calibration": "train", "test": "test"},
-    ),
-    "slimpajama": HubSource(
-        repo="DKYoon/SlimPajama-6B",
-        revision="b5f90f419b7489cdba26fdbc8c022fcb5562f968",
-        splits={"train": "train"},
-    ),
-}
 VARIABLES = {"c4": "PATCH_C4", "wikitext2": "PATCH_WIKITEXT2", "slimpajama": "PATCH_SLIMPAJAMA"}
 # Local text has no splits: without this variable, calibration reads the test text of WikiText-2.
 WIKITEXT2_TRAIN = "PATCH_WIKITEXT2_TRAIN"
@@ -113,21 +93,6 @@ def find_text(name: str, purpose: Purpose, settings: ApiSettings) -> Text:
     raise InputError(
         f"corpus `{name}` has no part {wanted}, which its use for {purpose} needs; it has: {', '.join(corpus.parts)}"
     )
-
-
-def check_names(settings: ApiSettings) -> None:
-    """Refuse unused corpora in the settings file, and an unknown corpus for task data.
-
-    Raises:
-        InputError: a corpus is unused or unknown; the message lists the known ones.
-    """
-    known = [*HUB, *settings.corpora]
-    if settings.evaluation.task_data not in known:
-        name = settings.evaluation.task_data
-        raise InputError(f"{VARIABLE}: `evaluation.task_data` is {name!r}; {suggest(name, sorted(set(known)))}")
-    for name in settings.corpora:
-        if name not in HUB and name != settings.evaluation.task_data:
-            raise InputError(f"{VARIABLE}: nothing reads the corpus `corpora.{name}`; {suggest(name, list(HUB))}")
 
 
 def _from_environment(name: str, purpose: Purpose) -> tuple[Path, ...]:

@@ -8,14 +8,34 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from patch.data.settings import Corpus
-from patch.errors import suggest
+from patch.data.settings import Corpus, HubSource
+from patch.errors import InputError, suggest
 from patch.files.plain import read_yaml
 from patch.learning.settings import Learning
 from patch.reference_api.arguments import checked
 from patch.settings import Section
 
 VARIABLE = "PATCH_API_CONFIG"
+# The sources of `config/paper.yaml`, plus the train split of WikiText-2.
+HUB = {
+    "c4": HubSource(
+        repo="allenai/c4",
+        revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        data_files="en/c4-train.00000-of-01024.json.gz",
+        splits={"calibration": "train"},
+    ),
+    "wikitext2": HubSource(
+        repo="Salesforce/wikitext",
+        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
+        name="wikitext-2-raw-v1",
+        splits={"calibration": "train", "test": "test"},
+    ),
+    "slimpajama": HubSource(
+        repo="DKYoon/SlimPajama-6B",
+        revision="b5f90f419b7489cdba26fdbc8c022fcb5562f968",
+        splits={"train": "train"},
+    ),
+}
 
 PAPER_TASKS = ("mmlu", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa", "race", "hellaswag")
 
@@ -92,17 +112,30 @@ def _known(values: dict[str, Any], known: list[str]) -> dict[str, Any]:
     return values
 
 
+def _check_names(settings: ApiSettings) -> None:
+    """Refuse unused corpora in the settings file, and an unknown corpus for task data.
+
+    Raises:
+        InputError: a corpus is unused or unknown; the message lists the known ones.
+    """
+    known = [*HUB, *settings.corpora]
+    if settings.evaluation.task_data not in known:
+        name = settings.evaluation.task_data
+        raise InputError(f"{VARIABLE}: `evaluation.task_data` is {name!r}; {suggest(name, sorted(set(known)))}")
+    for name in settings.corpora:
+        if name not in HUB and name != settings.evaluation.task_data:
+            raise InputError(f"{VARIABLE}: nothing reads the corpus `corpora.{name}`; {suggest(name, list(HUB))}")
+
+
 def load_settings() -> ApiSettings:
     """Return the settings of this process: the file that `PATCH_API_CONFIG` names, or the defaults.
 
     Raises:
         InputError: the file is missing, is not YAML, or holds an invalid value.
     """
-    from patch.reference_api.datasets import check_names
-
     path = os.environ.get(VARIABLE)
     if not path:
         return ApiSettings()
     settings = checked(ApiSettings, read_yaml(Path(path)), "", VARIABLE)
-    check_names(settings)
+    _check_names(settings)
     return settings
