@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class InputError(ValueError):
@@ -29,3 +29,9 @@ def suggest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean `{close[0]}`? " if close else ""
     return f"{hint}known: {', '.join(known)}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first ``most`` names, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

@@ -40,7 +40,7 @@ def show(plan: Plan, command: str) -> str:
             raise InputError(f"{path} is not there yet; `--partial` makes tables of the cells that are")
     spec = plan.tabulate_spec()
     frame, paired = read_results(results, spec.digests), Differences.read(differences, spec.row_digests)
-    first = _table(plan, plan.tables()[0], frame, paired, _speeds(plan))
+    first = _table(plan, plan.tables()[0], frame, paired, _speeds(plan, stale_outputs(plan)))
     lines = [f"Table 1. {to_text(first)}", "Tables:"]
     lines += [f"  {root}/tables/{name}.csv .md .tex .html" for name in plan.tables()]
     lines += ["Figures:"]
@@ -65,18 +65,14 @@ def show_partial(plan: Plan, command: str) -> str:
         InputError: The configuration is invalid, or no record with its settings exists.
     """
     cells, digests, stale = plan.grid.cells, plan.digests(plan.grid.cells), stale_outputs(plan)
-
-    def current(paths: Iterable[str]) -> list[Path]:
-        return [Path(path) for path in paths if Path(path).exists() and path not in stale]
-
-    paths = current(map(plan.layout.record, cells))
+    paths = _current(map(plan.layout.record, cells), stale)
     if not paths:
         raise InputError(f"{plan.layout.root}/records has no record with the settings of this configuration yet")
     records, published = read_records(paths, digests), load_published(plan.experiment.published)
     frame = collect(records, _models(plan), published)
-    samples = read_all_samples(current(map(plan.layout.samples, cells)), digests)
+    samples = read_all_samples(_current(map(plan.layout.samples, cells), stale), digests)
     differences = Differences(paired_differences(samples))
-    speeds = _speeds(plan)
+    speeds = _speeds(plan, stale)
     tables = [_table(plan, name, frame, differences, speeds) for name in plan.tables()]
     folder = Path(plan.layout.root) / "partial"
     for table in tables:
@@ -104,11 +100,15 @@ def _models(plan: Plan) -> list[ModelInfo]:
     return [ModelInfo(**model) for model in plan.tabulate_spec().models]
 
 
-def _speeds(plan: Plan) -> Speeds:
+def _current(paths: Iterable[str], stale: Sequence[str]) -> list[Path]:
+    """Return those of ``paths`` that exist and are not stale."""
+    return [Path(path) for path in paths if Path(path).exists() and path not in stale]
+
+
+def _speeds(plan: Plan, stale: Sequence[str]) -> Speeds:
     """Return the existing speed measurements that have the settings of the configuration."""
-    stale = stale_outputs(plan)
-    paths = [Path(path) for path in map(plan.layout.speedup, plan.timed_models) if path not in stale]
-    records = read_speeds(filter(Path.exists, paths), plan.digests([], plan.timed_models))
+    paths = _current(map(plan.layout.speedup, plan.timed_models), stale)
+    records = read_speeds(paths, plan.digests([], plan.timed_models))
     return Speeds(records, load_published(plan.experiment.published))
 
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from patch.errors import InputError
+from patch.errors import InputError, listed
 from patch.pipeline.results.record import Record, read_record
 from patch.pipeline.results.samples import Samples, read_samples
 from patch.pipeline.results.speed import SpeedRecord, read_speed
 from patch.pipeline.runs.layout import digest
 
 T = TypeVar("T")
-NAMED = 5
 
 
 def read_records(paths: Iterable[Path], digests: Mapping[str, str]) -> list[Record]:
@@ -58,10 +57,9 @@ def refuse_stale(stale: Sequence[str], count: int) -> None:
         InputError: ``stale`` is not empty.
     """
     if stale:
-        more = f" and {len(stale) - NAMED} more" if len(stale) > NAMED else ""
         raise InputError(
             f"{len(stale)} of {count} results were measured with other settings than this configuration's, and are not "
-            f"used: {', '.join(stale[:NAMED])}{more}; run `snakemake` again, or remove them"
+            f"used: {listed(stale)}; run `snakemake` again, or remove them"
         )
 
 

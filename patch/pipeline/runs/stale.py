@@ -12,15 +12,13 @@ from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patch.errors import InputError
+from patch.errors import InputError, listed
 from patch.files.io import read_json
 from patch.masks.header import read_header
 from patch.pipeline.runs.plan import Plan
 
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
-
-NAMED = 5
 
 
 def stale_outputs(plan: Plan) -> list[str]:
@@ -64,6 +62,5 @@ def force(workflow: Workflow, plan: Plan, logger: Logger) -> list[str]:
     # Each cluster job parses the workflow again, for itself alone, and must not force other jobs.
     if workflow.is_main_process and by_parameters and (stale := stale_outputs(plan)):
         workflow.dag.forcefiles.update(stale)
-        more = f" and {len(stale) - NAMED} more" if len(stale) > NAMED else ""
-        logger.info(f"Made with other settings than the configuration's: {', '.join(stale[:NAMED])}{more}")
+        logger.info(f"Made with other settings than the configuration's: {listed(stale)}")
     return []

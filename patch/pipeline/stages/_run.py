@@ -22,6 +22,7 @@ from patch.distributed.launch import is_launched, launch, report_end
 from patch.distributed.signals import EXIT_RESUMABLE, hold_signals, ignore_signals
 from patch.errors import InputError
 from patch.pipeline.runs.job_files import read_inputs, read_settings
+from patch.settings import validate
 
 
 def stage_names() -> list[str]:
@@ -96,8 +97,6 @@ def run_stage(arguments: Sequence[str]) -> int:
 
 
 def _run_stage(stage: str, *arguments: str) -> int:
-    from patch.settings import validate
-
     run = importlib.import_module(f"patch.pipeline.stages.{stage}").run
     parser, parameters = _parser(stage, run), _parameters(run)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
