@@ -29,7 +29,7 @@ from patch.pipeline.results.differences import COLUMNS
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import SpeedRecord, Speeds
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SECRET = "the contents of another file"
 TITLES = [
     "$^$",

@@ -65,4 +65,4 @@ def raw() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def published() -> Published:
     """The paper's numbers."""
-    return load_published(Path(__file__).parents[3] / "config/published.json")
+    return load_published(Path(__file__).parents[4] / "config/published.json")

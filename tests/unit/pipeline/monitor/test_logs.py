@@ -15,7 +15,7 @@ from patch.pipeline.monitor.logs import rule_log
 from patch.pipeline.resources.graph import JobGraph
 from patch.pipeline.runs.plan import Plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def test_logs_are_those_of_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_names_what_is_missing(tmp_path):
     ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, table, change, fault):
-    numbers = json.loads((Path(__file__).parents[3] / "config/published.json").read_text())
+    numbers = json.loads((Path(__file__).parents[4] / "config/published.json").read_text())
     change(numbers[table])
     (tmp_path / "p.json").write_text(json.dumps(numbers))
     with pytest.raises(InputError, match=rf"p\.json: not the paper's numbers: .*{fault}"):

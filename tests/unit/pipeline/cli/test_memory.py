@@ -13,7 +13,7 @@ from patch.pipeline.config.load import load_experiment, validate_experiment
 from patch.pipeline.resources.cost import CostModel, too_large
 from patch.pipeline.runs.plan import Plan
 
-PAPER = Path(__file__).parents[2] / "config/paper.yaml"
+PAPER = Path(__file__).parents[4] / "config/paper.yaml"
 
 
 def test_what_fits_one_gpu_and_what_takes_four() -> None:

@@ -21,7 +21,7 @@ from patch.pipeline.resources.graph import JobGraph
 from patch.pipeline.resources.jobs import Node
 from patch.pipeline.runs.plan import Plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 STEP = "maskllm 120/2000  loss 3.1000  0.500 s/step  940 s left"
 NAMES = ["stage", "rule", "model", "cell", "state", "reason", "job", "node", "started", "expected"]
 KEYS = [*NAMES, "step", "steps", "eta_seconds", "restarts", "time_limits", "log", "outputs", "tail"]

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from ...fuzz.results import KINDS, attack
+from ....fuzz.results import KINDS, attack
 
 
 def test_damaged_files_are_refused_or_mean_the_same(tmp_path: Path) -> None:

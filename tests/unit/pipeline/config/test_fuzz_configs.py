@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ..fuzz import configs
+from ....fuzz import configs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SECONDS = 8
 AT_LEAST, AT_MOST = 60, 600
 

@@ -19,7 +19,7 @@ from patch.distributed import agent, launch
 from patch.errors import InputError
 from patch.masks.packed import load_masks
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LONG = 60  # steps, time enough to stop a run in the middle
 WAIT = 300  # seconds at most, on a machine that does much else
 # Stands in for SLURM's: starts --ntasks copies of the command, passes signals on, gives the highest exit code.

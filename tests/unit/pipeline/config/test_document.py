@@ -14,7 +14,7 @@ from patch.pipeline.config.introduction import INTRODUCTION
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.runs.plan import Plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", INTRODUCTION, flags=re.DOTALL)
 REMAKE = "run `python -m patch.pipeline.config.document`"

@@ -16,7 +16,7 @@ from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.resources.graph import JobGraph
 from patch.pipeline.runs.plan import Plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from patch.masks.packed import MaskSet, load_masks, save_masks
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.runs.plan import Plan
 
-PUBLISHED = str(Path(__file__).parents[2] / "config/published.json")
+PUBLISHED = str(Path(__file__).parents[4] / "config/published.json")
 PATCH = {"methods": ["patch-joint"], "models": ["qwen"], "sparsity": [0.45]}
 MASK = torch.tensor([[True, True, False, False]])
 VARIED = PATCH | {"vary": {"tile_prior": ["none", "sparsegpt"]}}

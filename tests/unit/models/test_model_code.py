@@ -16,7 +16,7 @@ from patch.errors import InputError
 from patch.files.io import json_checksum
 from patch.models.loading import load_model, load_skeleton
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # What reads a model or a data set in a way that could run code that comes with it.
 READERS = {"from_pretrained", "from_config", "load_dataset", "AlignedLM", "HFLM"}
 # Classes that have no code of others.

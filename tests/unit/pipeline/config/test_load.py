@@ -14,7 +14,7 @@ from patch.errors import InputError
 from patch.pipeline.config.load import load_experiment, validate_experiment
 from patch.pipeline.runs.plan import Plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def put(*path: Any) -> Callable[[dict], None]:

@@ -17,7 +17,7 @@ from patch.pipeline.results.published import Published, load_published
 from patch.pipeline.results.record import ModelInfo, Record
 from patch.pipeline.runs.cell import Cell
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TASKS = {"cloze_words": 0.25, "next_verse": 0.25, "who_speaks": 0.25, "order": 0.5, "grammar": 0.5, "rhyme": 0.25}
 PAPER_TASKS = dict.fromkeys(("mmlu", "arc_easy", "arc_challenge", "openbookqa", "race", "hellaswag"), 0.25)
 PAPER_TASKS |= {"piqa": 0.5, "winogrande": 0.5}

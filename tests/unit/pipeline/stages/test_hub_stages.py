@@ -15,7 +15,7 @@ import pytest
 
 from patch.pipeline.stages.__main__ import ONLINE
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 SHAPE |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8}
 HUB = {"kind": "hub", "repo": "owner/name", "revision": "0123456"}

@@ -146,7 +146,7 @@ def test_one_model_s_training_touches_that_model_alone(raw_config: dict) -> None
     assert {stage for stage, _, _ in changed} == {"model", "prune", "learn", "evaluate"}
 
 
-PUBLISHED = Path(__file__).parents[2] / "config/published.json"
+PUBLISHED = Path(__file__).parents[4] / "config/published.json"
 
 
 @pytest.mark.parametrize(

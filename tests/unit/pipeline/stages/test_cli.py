@@ -20,7 +20,7 @@ from patch.models.loading import prunable_linears
 from patch.pipeline.stages.__main__ import main, stage_names
 from patch.pruning.weights import save_weights
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def two_four(model: torch.nn.Module) -> MaskSet:
