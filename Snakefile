@@ -1,4 +1,4 @@
-"""PATCH as a batch: calibrate -> prune -> learn -> evaluate -> tabulate for every cell of a grid.
+"""PATCH as a batch: calibrate -> prune -> learn -> evaluate -> tabulate for every run of a grid.
 
 snakemake                                      the embedded default, config/demo.yaml
 snakemake -n --configfile config/paper.yaml    the paper's grid, as a dry run
@@ -53,7 +53,7 @@ onstart:
 
 onerror:
     print("What failed: python -m patch status --configfile CONFIG")
-    print("Tables of the cells that are there: python -m patch show --partial --configfile CONFIG")
+    print("Tables of the runs that are there: python -m patch show --partial --configfile CONFIG")
 
 
 COST = CostModel(PLAN.experiment, PLAN.grid)

@@ -2,7 +2,7 @@
 
 python benchmarks/prune.py block     one block of Llama-2-7B's shape, ours beside the published formulation
 python benchmarks/prune.py models    the demo's models, whole, with inputs of the pruned and of the dense model
-python benchmarks/prune.py sharing   jobs of a configuration, against one run for each cell
+python benchmarks/prune.py sharing   jobs of a configuration, against one run for each run
 python benchmarks/prune.py           all three
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from patch.pipeline.config.load import load_experiment
 from patch.pipeline.reporting.units import align
 from patch.pipeline.resources.cost import CostModel
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import calibrated
 
 ROOT = Path(__file__).parents[1]
@@ -95,39 +95,39 @@ def sharing(configfile: Path) -> str:
         plan = Plan(experiment)
         costs = CostModel(experiment, plan.grid)
         if mode == "pruned":
-            for cell in plan.grid.cells:
-                alone += _counts(plan, costs, _needed(plan, cell))
-            rows.append(["one run a cell", *_row(alone)])
+            for run in plan.grid.runs:
+                alone += _counts(plan, costs, _needed(plan, run))
+            rows.append(["each run alone", *_row(alone)])
         made = _counts(plan, costs, plan.grid.closure, shared=True)
         rows.append([f"shared, {mode} inputs", *_row(made)])
     return "\n".join(align(rows))
 
 
-def _needed(plan: Plan, cell: Cell) -> list[Cell]:
+def _needed(plan: Plan, run: Run) -> list[Run]:
     """Return a run and all of its dependencies."""
-    if cell.quantization:
-        return [cell, *_needed(plan, cell.pruned)]
-    return [cell, *(each for prior in plan.grid.priors(cell).values() for each in _needed(plan, prior))]
+    if run.quantization:
+        return [run, *_needed(plan, run.pruned)]
+    return [run, *(each for prior in plan.grid.priors(run).values() for each in _needed(plan, prior))]
 
 
-def _counts(plan: Plan, costs: CostModel, cells: list[Cell], shared: bool = False) -> Counter[str]:
+def _counts(plan: Plan, costs: CostModel, runs: list[Run], shared: bool = False) -> Counter[str]:
     found: Counter[str] = Counter()
-    windows = [plan.store.calibration_windows(cell.model, cell.seed).key for cell in cells if calibrated(cell)]
+    windows = [plan.store.calibration_windows(run.model, run.seed).key for run in runs if calibrated(run)]
     found["windows"] = len(set(windows))
-    for cell in cells:
-        if cell.quantization:
-            found["passes"] += 2 * (cell.quantization == "slim-lora")
-        elif cell.spec.stage == "prune":
+    for run in runs:
+        if run.quantization:
+            found["passes"] += 2 * (run.quantization == "slim-lora")
+        elif run.definition.stage == "prune":
             found["prunes"] += 1
-            found["passes"] += 2 * (calibrated(cell) and plan.dense_statistics(cell) is None)
-            found["minutes"] += costs.prune(cell).minutes
-        elif cell.spec.stage == "learn":
+            found["passes"] += 2 * (calibrated(run) and plan.dense_statistics(run) is None)
+            found["minutes"] += costs.prune(run).minutes
+        elif run.definition.stage == "learn":
             found["learned"] += 1
-            found["minutes"] += costs.learn(cell).minutes * max(1, costs.learn(cell).gpus)
+            found["minutes"] += costs.learn(run).minutes * max(1, costs.learn(run).gpus)
     if shared:
         found["passes"] += len(plan.statistics)
         found["minutes"] += sum(
-            costs.statistics(each.model, each.spec.gram).minutes for each in plan.statistics.values()
+            costs.statistics(each.model, each.definition.gram).minutes for each in plan.statistics.values()
         )
     return found
 

@@ -35,15 +35,15 @@ from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import ModelInfo, Record, read_record, write_record
 from patch.pipeline.results.samples import Samples, read_samples, write_samples
 from patch.pipeline.results.speed import read_speed, write_speed
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 from ._damage import checked_text, damaged_bytes, damaged_json, hostile_text, outcome
 
-CELLS = (
-    Cell("qwen", "wanda", "2:4", 0.5, None, 0),
-    Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 1),
-    Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 1, "absmax", "tile_prior=none"),
-    Cell("qwen", "dense", "dense", 0.0, None, 0),
+RUNS = (
+    Run("qwen", "wanda", "2:4", 0.5, None, 0),
+    Run("qwen", "patch-joint", "hybrid", 0.45, 16, 1),
+    Run("qwen", "patch-joint", "hybrid", 0.45, 16, 1, "absmax", "tile_prior=none"),
+    Run("qwen", "dense", "dense", 0.0, None, 0),
 )
 COST = {"seconds": 12.5, "peak_memory_mb": 800.0}
 ENVIRONMENT = {"git_commit": None, "python": "3.11", "packages": {"torch": "2"}, "device": "cpu", "threads": 1}
@@ -140,9 +140,9 @@ def _check_numbers(value: Any) -> None:
     assert all(math.isfinite(number) and number >= 0 for number in _numbers(value)), value
 
 
-def _check_cell(cell: dict[str, Any]) -> None:
-    found = Cell(**{name: cell[name] for name in asdict(CELLS[0])})
-    assert cell["id"] == found.id and found.model and (found.tile is not None) == (found.pattern == "hybrid")
+def _check_run(run: dict[str, Any]) -> None:
+    found = Run(**{name: run[name] for name in asdict(RUNS[0])})
+    assert run["id"] == found.id and found.model and (found.tile is not None) == (found.pattern == "hybrid")
     if found.pattern not in ("dense", "hybrid", "unstructured"):
         n, m = map(int, found.pattern.split(":"))
         assert 0 < n <= m and abs(found.sparsity - (1 - n / m)) < 1e-5
@@ -154,11 +154,11 @@ def _check_metrics(metrics: dict[str, dict[str, Any]]) -> None:
         assert metric["chance"] is None or 0 <= metric["chance"] <= 1
 
 
-def _raw_record(cell: Cell = CELLS[1]) -> dict[str, Any]:
+def _raw_record(run: Run = RUNS[1]) -> dict[str, Any]:
     return {
         "schema": 1,
         "experiment": "demo",
-        "cell": {"id": cell.id, **asdict(cell)},
+        "run": {"id": run.id, **asdict(run)},
         "metrics": {
             "perplexity": {"value": 28.5, "stderr": 0.2, "chance": None, "samples": 400},
             "accuracy": {"value": 0.5, "stderr": 0.01, "chance": 0.25, "samples": 1},
@@ -174,53 +174,53 @@ def _raw_record(cell: Cell = CELLS[1]) -> dict[str, Any]:
 
 def _sound_record(facts: dict[str, Any]) -> None:
     _check_numbers(facts)
-    _check_cell(facts["cell"])
+    _check_run(facts["run"])
     _check_metrics(facts["metrics"])
     assert {"perplexity", "accuracy"} <= set(facts["metrics"]) and facts["achieved_sparsity"] <= 1
     assert all(density <= 1 for density in facts["density"].values())
 
 
 def _write_samples(path: Path) -> None:
-    cell = {"id": CELLS[1].id, **asdict(CELLS[1])}
-    write_samples(path, "demo", cell, {"perplexity": (3.25, 4.5, 2.125), "cloze": (1.0, 0.0, 1.0), "group": ()}, "abcd")
+    run = {"id": RUNS[1].id, **asdict(RUNS[1])}
+    write_samples(path, "demo", run, {"perplexity": (3.25, 4.5, 2.125), "cloze": (1.0, 0.0, 1.0), "group": ()}, "abcd")
 
 
 def _read_samples(path: Path) -> dict[str, Any]:
     found = read_samples(path)
     samples = {name: values.tolist() for name, values in found.samples.items()}
-    return {"experiment": found.experiment, "cell": {"id": found.cell.id, **asdict(found.cell)}, "samples": samples}
+    return {"experiment": found.experiment, "run": {"id": found.run.id, **asdict(found.run)}, "samples": samples}
 
 
 def _sound_samples(facts: dict[str, Any]) -> None:
     _check_numbers(facts)
-    _check_cell(facts["cell"])
+    _check_run(facts["run"])
     assert math.isfinite(math.exp(np.mean(facts["samples"].pop("perplexity"))))
     assert all(value <= 1 for values in facts["samples"].values() for value in values)
 
 
 def _raw_speed() -> dict[str, Any]:
-    def timed(cell: Cell) -> dict[str, Any]:
+    def timed(run: Run) -> dict[str, Any]:
         quartiles = {"median": 1.5, "low": 1.25, "high": 2.0}
         names = ("tokens_per_second", "prefill_seconds", "decode_seconds", "speedup")
         backends = {"prefill": {"dense": 14}, "decode": {"dense": 14}}
-        facts = {"cell": {"id": cell.id, **asdict(cell)}, "achieved_sparsity": cell.sparsity, "backends": backends}
+        facts = {"run": {"id": run.id, **asdict(run)}, "achieved_sparsity": run.sparsity, "backends": backends}
         facts |= {"linear_bytes": {"dense": 80, "measured": 40, "expected": 40}, "peak_memory_mb": 10.0}
         return facts | dict.fromkeys(names, quartiles) | {"logits_difference": 1e-5, "largest_logit": 12.0}
 
     settings = {"batch_size": 16, "prompt": 128, "new_tokens": 128, "repeats": 20}
     texts = {"experiment": "demo", "model": "qwen", "dtype": "float32", "device": "cpu", "hardware": "A CPU"}
     made = {"config_digest": "abcd", "cost": COST, "environment": ENVIRONMENT}
-    return {"schema": 1, "settings": settings, "timed": [timed(CELLS[3]), timed(CELLS[0])]} | texts | made
+    return {"schema": 1, "settings": settings, "timed": [timed(RUNS[3]), timed(RUNS[0])]} | texts | made
 
 
 def _sound_speed(facts: dict[str, Any]) -> None:
     _check_numbers(facts)
-    assert [timed["cell"]["pattern"] == "dense" for timed in facts["timed"]] == [True] + [False] * (
+    assert [timed["run"]["pattern"] == "dense" for timed in facts["timed"]] == [True] + [False] * (
         len(facts["timed"]) - 1
     )
     for timed in facts["timed"]:
-        _check_cell(timed["cell"])
-        assert timed["cell"]["model"] == facts["model"]
+        _check_run(timed["run"])
+        assert timed["run"]["model"] == facts["model"]
         assert timed["speedup"]["low"] <= timed["speedup"]["median"] <= timed["speedup"]["high"]
 
 
@@ -251,8 +251,8 @@ def _sound_partial(facts: dict[str, Any]) -> None:
 
 
 def _write_results(path: Path) -> None:
-    cells = [*CELLS, replace(CELLS[0], seed=1)]
-    records = [Record.model_validate(_raw_record(cell)) for cell in cells]
+    runs = [*RUNS, replace(RUNS[0], seed=1)]
+    records = [Record.model_validate(_raw_record(run)) for run in runs]
     collect(records, [ModelInfo("qwen", "Qwen", "joint")], load_published(PUBLISHED)).to_csv(path, index=False)
 
 
@@ -272,9 +272,7 @@ def _sound_results(facts: list[dict[str, Any]]) -> None:
 
 def _write_differences(path: Path) -> None:
     rng = np.random.default_rng(0)
-    samples = [
-        Samples("demo", cell, {"perplexity": rng.random(5) + 3, "cloze": rng.random(5)}, "abcd") for cell in CELLS
-    ]
+    samples = [Samples("demo", run, {"perplexity": rng.random(5) + 3, "cloze": rng.random(5)}, "abcd") for run in RUNS]
     paired_differences(samples).to_csv(path, index=False)
 
 

@@ -20,7 +20,7 @@ from .harness import Project, Run
 from .scenes import scene
 
 ROOT = Path(__file__).parents[2]
-CELL = "patch-joint_hybrid_0.45_t16_s0"
+RUN = "patch-joint_hybrid_0.45_t16_s0"
 SECONDS = 600
 # A limit of a minute lets through 10 to 45 seconds of steps.
 LEARNING_SECONDS = 100
@@ -29,7 +29,7 @@ LIMITS = 2
 
 
 def _lay_out(folder: Path, steps: int) -> None:
-    """A clone with a small model, a text, and a configuration whose learned cells start from random masks."""
+    """A clone with a small model, a text, and a configuration whose learned runs start from random masks."""
     folder.mkdir()
     for name in ("Snakefile", "workflow", "config", "profiles", "slurm", "environment.yml"):
         (folder / name).symlink_to(ROOT / name)
@@ -69,7 +69,7 @@ def _lay_out(folder: Path, steps: int) -> None:
 def _learn(project: Project, experiment: str, *options: str, changes: str = "") -> None:
     """Make the mask of one experiment on the cluster."""
     folder = project.folder / "clone"
-    command = [sys.executable, "-m", "snakemake", f"results/{experiment}/masks/local/{CELL}.safetensors"]
+    command = [sys.executable, "-m", "snakemake", f"results/{experiment}/masks/local/{RUN}.safetensors"]
     command += ["--profile", "slurm", "--submitit-squeue-seconds", "3"]
     command += ["--configfile", "tiny.yaml", *options, "--config", f"experiment={experiment}", *filter(None, [changes])]
     environment = os.environ | project.cluster.env | {"PYTHONPATH": str(ROOT)}
@@ -81,11 +81,11 @@ def _learn(project: Project, experiment: str, *options: str, changes: str = "") 
 
 
 def _mask(project: Project, experiment: str) -> dict[str, torch.Tensor]:
-    return load_file(project.folder / f"clone/results/{experiment}/masks/local/{CELL}.safetensors")
+    return load_file(project.folder / f"clone/results/{experiment}/masks/local/{RUN}.safetensors")
 
 
 def _losses(project: Project, experiment: str) -> list[float]:
-    curve = project.folder / f"clone/results/{experiment}/curves/local/{CELL}.jsonl"
+    curve = project.folder / f"clone/results/{experiment}/curves/local/{RUN}.jsonl"
     return [json.loads(line)["loss"] for line in curve.read_text().splitlines()]
 
 
@@ -114,7 +114,7 @@ def test_processes_run_where_they_were_asked_for(processes: Project) -> None:
 def _steps(project: Project) -> int:
     """The number of steps that take LEARNING_SECONDS on this machine."""
     _learn(project, "probe")
-    curve = project.folder / f"clone/results/probe/curves/local/{CELL}.jsonl"
+    curve = project.folder / f"clone/results/probe/curves/local/{RUN}.jsonl"
     seconds = [json.loads(line)["seconds"] for line in curve.read_text().splitlines()]
     return int(LEARNING_SECONDS * (PROBE_STEPS - 100) / (seconds[-1] - seconds[99]))
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 # Method, pattern, sparsity, speedup.
-CELLS = (
+RUNS = (
     ("dense", "dense", 0.0, 1.0),
     ("wanda", "2:4", 0.5, 1.5),
     ("patch", "hybrid", 0.45, 1.4),
@@ -24,13 +24,13 @@ def _quartiles(median: float, spread: float) -> dict[str, float]:
     return {"median": median, "low": median - spread, "high": median + spread}
 
 
-def _timed(model: str, variant: str, tile: int, cell: tuple[str, str, float, float]) -> dict[str, Any]:
-    method, pattern, sparsity, gain = cell
+def _timed(model: str, variant: str, tile: int, run: tuple[str, str, float, float]) -> dict[str, Any]:
+    method, pattern, sparsity, gain = run
     name = f"patch-{variant}" if method == "patch" else method
     size = tile if pattern == "hybrid" else None
-    run = Cell(model, name, pattern, sparsity, size, 0)
+    run = Run(model, name, pattern, sparsity, size, 0)
     return {
-        "cell": {"id": run.id, **asdict(run)},
+        "run": {"id": run.id, **asdict(run)},
         "achieved_sparsity": sparsity,
         "tokens_per_second": _quartiles(1000 * gain, 30.0),
         "prefill_seconds": _quartiles(0.1 / gain, 0.01),
@@ -67,7 +67,7 @@ def speed_record() -> Callable[..., dict[str, Any]]:
             "dtype": "float32",
             "device": "cpu",
             "hardware": "A CPU @ 2 GHz",
-            "timed": [_timed(model, variant, tile, cell) for cell in CELLS],
+            "timed": [_timed(model, variant, tile, run) for run in RUNS],
             "config_digest": "abcd",
             "cost": {"seconds": 12.0, "peak_memory_mb": 900.0},
             "environment": {

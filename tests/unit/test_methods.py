@@ -15,7 +15,7 @@ from patch.learning.settings import METHOD_DEFAULTS
 from patch.masks.nm import NM, Unstructured
 from patch.methods import METHODS, PAPER_ORDER, Method, get_method, one_shot_methods
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.results.order import cell_order
+from patch.pipeline.results.order import run_order
 from patch.pipeline.runs.grid import Grid
 from patch.pruning.prune import prune
 
@@ -95,11 +95,11 @@ def test_one_line_of_configuration_brings_it_into_the_grid(example: Path, raw_co
     raw_config["grid"].append({"methods": ["wanda", "ria"]})
     raw_config["learning"]["common"] |= {"tile_prior": "ria"}
     grid = Grid(validate_experiment(raw_config))
-    cells = [cell for cell in grid.cells if cell.method == "ria"]
-    assert {(cell.model, cell.pattern, cell.sparsity) for cell in cells} == {
+    runs = [run for run in grid.runs if run.method == "ria"]
+    assert {(run.model, run.pattern, run.sparsity) for run in runs} == {
         ("qwen", "2:4", 0.5),
         ("llama", "2:4", 0.5),
     }
-    assert any(cell.method == "ria" and cell.pattern == "unstructured" for cell in grid.closure), "a prior"
-    ours, paper = cell_order("ria", "2:4", 0.5, None), cell_order("maskllm", "2:4", 0.5, None)
+    assert any(run.method == "ria" and run.pattern == "unstructured" for run in grid.closure), "a prior"
+    ours, paper = run_order("ria", "2:4", 0.5, None), run_order("maskllm", "2:4", 0.5, None)
     assert ours > paper, "after the paper's methods"

@@ -63,8 +63,8 @@ def jobs(folder: Path, snakemake, planned) -> Counter:
     return jobs
 
 
-def record(folder: Path, experiment: str, model: str, cell: str) -> dict:
-    return json.loads((folder / f"results/{experiment}/records/{model}/{cell}.json").read_text())
+def record(folder: Path, experiment: str, model: str, run: str) -> dict:
+    return json.loads((folder / f"results/{experiment}/records/{model}/{run}.json").read_text())
 
 
 def test_nothing_is_learned_twice(folder: Path, jobs: Counter, planned) -> None:
@@ -79,17 +79,17 @@ def test_nothing_is_learned_twice(folder: Path, jobs: Counter, planned) -> None:
 
 
 def test_a_mask_comes_back_as_it_went(folder: Path, jobs: Counter) -> None:
-    cell = "patch-joint_hybrid_0.45_t16{}_s0"
-    there = record(folder, "tiny", "local", cell.format(""))
-    back = record(folder, "more", "local", cell.format("_import=back"))
-    reused = record(folder, "more", "local", cell.format(""))
+    run = "patch-joint_hybrid_0.45_t16{}_s0"
+    there = record(folder, "tiny", "local", run.format(""))
+    back = record(folder, "more", "local", run.format("_import=back"))
+    reused = record(folder, "more", "local", run.format(""))
     for other in (back, reused):
         assert {name: metric["value"] for name, metric in other["metrics"].items()} == {
             name: metric["value"] for name, metric in there["metrics"].items()
         }
         assert other["density"] == there["density"]
     assert set(back["stages"]) == {"import", "evaluate"} and set(reused["stages"]) == {"learn", "evaluate"}
-    assert back["cell"]["variant"] == "import=back"
+    assert back["run"]["variant"] == "import=back"
 
 
 def test_tiles_are_learned_over_an_imported_mask(folder: Path, jobs: Counter) -> None:

@@ -256,17 +256,17 @@ def test_the_plan_sees_what_a_run_would_still_do(tmp_path, monkeypatch):
             (path if node.stage in ("fetch", "train") else path.parent).mkdir(parents=True, exist_ok=True)
             path.touch()
     assert JobGraph(plan).remaining == []
-    cells = {
-        cell.method: cell
-        for cell in plan.grid.cells
-        if cell.model == "llama" and cell.pattern != "unstructured" and not cell.quantization
+    runs = {
+        run.method: run
+        for run in plan.grid.runs
+        if run.model == "llama" and run.pattern != "unstructured" and not run.quantization
     }
     for method, where in (
         ("sparsegpt", plan.layout.record),
         ("maskllm", plan.layout.mask),
         ("dense", plan.layout.record),
     ):
-        Path(where(cells[method])).unlink()
+        Path(where(runs[method])).unlink()
     planned = {frozenset(node.outputs) for node in JobGraph(plan).remaining}
     # The files are empty, so that by their digests all of them are of other settings.
     jobs = dry_run(tmp_path, "--rerun-triggers", "mtime", "input")
@@ -316,9 +316,9 @@ def test_planning_imports_nothing_heavy(tmp_path):
 @pytest.mark.parametrize("sparsity", [0.45, 0.35, 0.25])
 def test_learning_settings_of_the_paper_are_the_published_ones(sparsity):
     grid = Grid(load_experiment(ROOT / "config/paper.yaml"))
-    learned = [cell for cell in grid.cells if cell.spec.stage == "learn" and not cell.quantization]
-    cells = {cell.method: cell for cell in learned if cell.sparsity == sparsity}
-    joint, tile = grid.learning(cells["patch-joint"]), grid.learning(cells["patch-tile"])
+    learned = [run for run in grid.runs if run.definition.stage == "learn" and not run.quantization]
+    runs = {run.method: run for run in learned if run.sparsity == sparsity}
+    joint, tile = grid.learning(runs["patch-joint"]), grid.learning(runs["patch-tile"])
     for settings in (joint, tile):
         assert (settings.steps, settings.batch_size, settings.seqlen) == (2000, 256, 4096)
         assert (settings.pattern_scale, settings.pattern_temperature) == ((100, 500), (4, 0.05))
@@ -331,7 +331,7 @@ def test_learning_settings_of_the_paper_are_the_published_ones(sparsity):
 
 def test_proxsparse_of_the_paper_has_its_own_published_settings():
     grid = Grid(load_experiment(ROOT / "config/paper.yaml"))
-    runs = {cell.model: grid.learning(cell) for cell in grid.cells if cell.method == "proxsparse"}
+    runs = {run.model: grid.learning(run) for run in grid.runs if run.method == "proxsparse"}
     for model, settings in runs.items():
         assert (settings.steps, settings.batch_size, settings.seqlen, settings.warmup_steps) == (400, 1, 4096, 40)
         assert settings.use.corpus == "c4" and settings.betas == (0.9, 0.999)

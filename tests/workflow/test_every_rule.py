@@ -28,7 +28,7 @@ def test_every_file_is_there(finished: Path) -> None:
 def test_records_say_what_was_measured(finished: Path) -> None:
     for path in (finished / "results/tiny/records").rglob("*.json"):
         record = json.loads(path.read_text())
-        assert abs(record["achieved_sparsity"] - record["cell"]["sparsity"]) < 0.02, path
+        assert abs(record["achieved_sparsity"] - record["run"]["sparsity"]) < 0.02, path
         assert record["metrics"]["perplexity"]["value"] > 1
         assert {"continuation", "word_order", "next_word", "cloze"} < set(record["metrics"])
 
@@ -36,7 +36,7 @@ def test_records_say_what_was_measured(finished: Path) -> None:
 def test_speed_is_measured_beside_dense(finished: Path) -> None:
     for model, hybrid in (("trained", "patch-tile"), ("local", "patch-joint")):
         record = read_speed(finished / f"results/tiny/speedup/{model}.json")
-        assert [timed.cell.method for timed in record.timed] == ["dense", "magnitude", hybrid]
+        assert [timed.run.method for timed in record.timed] == ["dense", "magnitude", hybrid]
         assert record.environment.threads == 2, "all cores of the run"
         for timed in record.timed:
             assert timed.tokens_per_second.median > 0 and timed.speedup.low <= timed.speedup.high
@@ -47,7 +47,7 @@ def test_speed_is_measured_beside_dense(finished: Path) -> None:
     table = (finished / "results/tiny/tables/speedup.md").read_text()
     assert record.hardware in table and "of demo size" in table
     page = (finished / "results/tiny/README.md").read_text()
-    assert "Speed: 2 sequences of 6 tokens and 3 new ones, 4 runs of each cell" in page
+    assert "Speed: 2 sequences of 6 tokens and 3 new ones, 4 repeats of each run" in page
     assert "### speedup" in page and "figures/local/speedup.png" in page and "speed is not measured here" not in page
 
 
@@ -142,7 +142,7 @@ def test_a_new_ratio_adds_its_runs_alone(copied: Path, planned) -> None:
     settings["grid"][2]["sparsity"] = [0.45, 0.25]
     (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
     jobs = planned(copied)
-    # One patch cell for each model, with a tile prior of its own.
+    # One patch run for each model, with a tile prior of its own.
     assert (jobs["learn"], jobs["prune"], jobs["evaluate"]) == (2, 2, 2)
     assert not {"train_model", "tokenize", "calibrate", "fetch_corpus"} & set(jobs)
 

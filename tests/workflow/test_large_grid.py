@@ -13,7 +13,7 @@ import yaml
 from patch.pipeline.config.load import load_experiment
 from patch.pipeline.results.record import write_record
 from patch.pipeline.results.samples import write_samples
-from patch.pipeline.runs.layout import spec_digest
+from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.plan import Plan
 
 LONGEST_ARGUMENT = 131_071
@@ -21,8 +21,8 @@ SEEDS = 125
 MODEL = "model-with-a-name-as-long-as-those-of-checkpoints"
 
 
-def record(plan: Plan, cell: Any, samples: dict[str, list[float]]) -> dict[str, Any]:
-    spec = plan.evaluate_spec(cell)
+def record(plan: Plan, run: Any, samples: dict[str, list[float]]) -> dict[str, Any]:
+    settings = plan.evaluate_settings(run)
     perplexity = float(np.exp(np.mean(samples["perplexity"])))
     tasks = {
         name: {"value": float(np.mean(v)), "samples": len(v)} for name, v in samples.items() if name != "perplexity"
@@ -31,12 +31,12 @@ def record(plan: Plan, cell: Any, samples: dict[str, list[float]]) -> dict[str, 
     cost = {"seconds": 1.0, "peak_memory_mb": 1.0}
     return {
         "schema": 1,
-        "experiment": spec.experiment,
-        "cell": spec.cell.model_dump(),
+        "experiment": settings.experiment,
+        "run": settings.run.model_dump(),
         "metrics": {"perplexity": {"value": perplexity, "samples": 8}, "accuracy": accuracy, **tasks},
-        "achieved_sparsity": cell.sparsity,
-        "density": {"model.layers.0.self_attn.q_proj": 1 - cell.sparsity},
-        "config_digest": spec_digest(spec),
+        "achieved_sparsity": run.sparsity,
+        "density": {"model.layers.0.self_attn.q_proj": 1 - run.sparsity},
+        "config_digest": settings_digest(settings),
         "stages": {"evaluate": cost},
         "environment": {
             "git_commit": None,
@@ -68,16 +68,16 @@ def large(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.chdir(folder)
         plan = Plan(load_experiment("tiny.yaml"))
         rng = np.random.default_rng(0)
-        for cell in plan.grid.cells:
+        for run in plan.grid.runs:
             samples = {"perplexity": (3 + rng.random(8)).tolist()}
             samples |= {task: rng.integers(0, 2, 12).tolist() for task in settings["evaluation"]["tasks"]}
-            write_record(plan.layout.record(cell), record(plan, cell, samples))
-            digest = plan.record_digest(cell)
+            write_record(plan.layout.record(run), record(plan, run, samples))
+            digest = plan.record_digest(run)
             write_samples(
-                plan.layout.samples(cell), "large", plan.evaluate_spec(cell).cell.model_dump(), samples, digest
+                plan.layout.samples(run), "large", plan.evaluate_settings(run).run.model_dump(), samples, digest
             )
-        assert len(plan.grid.cells) == 1000
-        assert len(plan.tabulate_spec().model_dump_json()) > LONGEST_ARGUMENT
+        assert len(plan.grid.runs) == 1000
+        assert len(plan.tabulate_settings().model_dump_json()) > LONGEST_ARGUMENT
     return folder
 
 
@@ -87,4 +87,4 @@ def test_tables_of_a_thousand_runs(large: Path, snakemake: Callable, planned: Ca
     run = snakemake(large, *targets)
     assert run.returncode == 0, run.stdout + run.stderr
     assert len((large / targets[0]).read_text().splitlines()) > 6000
-    assert "All 1000 cells have a record." in (large / targets[2]).read_text()
+    assert "All 1000 runs have a record." in (large / targets[2]).read_text()

@@ -77,12 +77,12 @@ def test_every_category_has_its_results(seen: dict, finished: Path) -> None:
         assert all(len(result["about"].split()) > 8 and "{{" not in result["about"] for result in results)
 
 
-def test_every_table_is_shown_with_its_cells(seen: dict, finished: Path) -> None:
+def test_every_table_is_shown_with_its_runs(seen: dict, finished: Path) -> None:
     for result in seen["categories"]["Tables"]:
         markdown = (finished / f"results/tiny/tables/{result['labels'][0]}.md").read_text()
         rows = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")][2:]
-        expected = [cell.replace("**", "").replace("\\", "").strip() for row in rows for cell in row]
-        assert [cell for cell in result["cells"] if cell] == [cell for cell in expected if cell]
+        expected = [run.replace("**", "").replace("\\", "").strip() for row in rows for run in row]
+        assert [run for run in result["runs"] if run] == [run for run in expected if run]
         assert not result["overflows"], "a wide table scrolls in itself"
 
 
@@ -94,8 +94,8 @@ def test_every_figure_is_drawn(seen: dict) -> None:
 
 def test_the_pages_say_what_it_cost_and_where(seen: dict) -> None:
     (cost,), (environment,) = seen["categories"]["Plan and cost"], seen["categories"]["Environment"]
-    assert "2 models, 18 cells, 1 seed" in cost["text"] and {"evaluate", "PATCH (tile)"} <= set(cost["cells"])
-    assert "18 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["cells"])
+    assert "2 models, 18 runs, 1 seed" in cost["text"] and {"evaluate", "PATCH (tile)"} <= set(cost["runs"])
+    assert "18 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["runs"])
 
 
 def test_nothing_comes_from_elsewhere(report: Path) -> None:
@@ -138,4 +138,4 @@ def test_the_summary_is_beside_it(finished: Path) -> None:
     assert len(images) == 2 * len(FIGURES) and all((root / path).is_file() for path in images)
     for table in (root / "tables").glob("*.md"):
         assert table.read_text(encoding="utf-8").rstrip("\n") in text
-    assert "All 18 cells have a record." in text and "snakemake --configfile tiny.yaml" in text
+    assert "All 18 runs have a record." in text and "snakemake --configfile tiny.yaml" in text

@@ -53,7 +53,7 @@ def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable)
 def test_show_names_what_other_settings_made(forgotten: Path) -> None:
     assert show(forgotten).returncode == 0
     whole = show(forgotten, "--partial")
-    assert "18 of 18 cells" in whole.stdout and "Left out" not in whole.stdout
+    assert "18 of 18 runs" in whole.stdout and "Left out" not in whole.stdout
     change(forgotten, "evaluation", "limit", 5)
     refused = show(forgotten)
     assert refused.returncode == 2 and "18 of 18 results were measured with other settings" in refused.stderr
@@ -66,7 +66,7 @@ def test_show_partial_leaves_stale_records_out(forgotten: Path) -> None:
     write_checked_json(record, read_checked_json(record) | {"config_digest": "00000000"})
     shown = show(forgotten, "--partial")
     assert shown.returncode == 0, shown.stderr
-    assert "17 of 18 cells" in shown.stdout
+    assert "17 of 18 runs" in shown.stdout
     assert "Left out, since they were made with other settings" in shown.stdout
     assert "records/local/dense_dense_0_s0.json" in shown.stdout
 

@@ -18,10 +18,10 @@ rule calibrate:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).mem_mb,
-        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].spec).minutes,
+        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].settings).mem_mb,
+        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].settings).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.calibration].spec),
+        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.calibration].settings),
         inputs=inputs_file,
     shell:
         # Threads, not parameters: the result does not depend on them.
@@ -43,8 +43,8 @@ use rule calibrate as tokenize with:
     threads: PLAN.experiment.resources.threads
     resources:
         resumable=1,
-        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).mem_mb,
-        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].spec).minutes,
+        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].settings).mem_mb,
+        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].settings).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.windows].spec),
+        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.windows].settings),
         inputs=inputs_file,

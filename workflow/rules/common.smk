@@ -33,7 +33,7 @@ TOKENIZERS = stored("tokenizers", PLAN.store.tokenizer_path, TRAINED.values())
 IMPORTS = PLAN.experiment.imports
 MASKS = stored("imports", PLAN.store.mask_source, [n for n, mask in IMPORTS.items() if mask.source.kind == "hub"])
 TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: PLAN.experiment.evaluation.include_path}
-CELLS = PLAN.grid.closure
+RUNS = PLAN.grid.closure
 MADE = PLAN.masks.made
 JOB_FILES = JobFiles()
 
@@ -43,35 +43,35 @@ wildcard_constraints:
     fetched=one_of(FETCHED),
     corpus=one_of(CORPORA),
     tokenizer=one_of(TOKENIZERS),
-    calibration=one_of(key for key, windows in PLAN.windows.items() if windows.spec.kind == "calibration"),
-    windows=one_of(key for key, windows in PLAN.windows.items() if windows.spec.kind != "calibration"),
+    calibration=one_of(key for key, windows in PLAN.windows.items() if windows.settings.kind == "calibration"),
+    windows=one_of(key for key, windows in PLAN.windows.items() if windows.settings.kind != "calibration"),
     made_tasks=one_of(name for name, path in TASKS.items() if path),
     hub_tasks=one_of(name for name, path in TASKS.items() if not path),
     model=one_of(MODELS),
     timed=one_of(PLAN.timed_models),
     statistics=one_of(PLAN.statistics),
     fetched_mask=one_of(MASKS),
-    imported=one_of(c.id for c in MADE if c.spec.stage == "import"),
-    pruned=one_of(c.id for c in MADE if c.spec.stage == "prune"),
-    updating=one_of(c.id for c in PLAN.updated_cells),
-    learned=one_of(c.id for c in MADE if c.spec.stage == "learn"),
-    quantized=one_of(c.id for c in CELLS if c.quantization),
-    cell=one_of(c.id for c in CELLS),
-    exported=one_of(c.id for c in PLAN.grid.cells if c.spec.stage != "none" and not c.quantization),
+    imported=one_of(c.id for c in MADE if c.definition.stage == "import"),
+    pruned=one_of(c.id for c in MADE if c.definition.stage == "prune"),
+    updating=one_of(c.id for c in PLAN.updated_runs),
+    learned=one_of(c.id for c in MADE if c.definition.stage == "learn"),
+    quantized=one_of(c.id for c in RUNS if c.quantization),
+    run=one_of(c.id for c in RUNS),
+    exported=one_of(c.id for c in PLAN.grid.runs if c.definition.stage != "none" and not c.quantization),
 
 
-def cell_of(wildcards):
-    """The cell that a job's wildcards name."""
+def run_of(wildcards):
+    """The run that a job's wildcards name."""
     names = [
-        wildcards.get(key) for key in ("cell", "imported", "pruned", "updating", "learned", "quantized", "exported")
+        wildcards.get(key) for key in ("run", "imported", "pruned", "updating", "learned", "quantized", "exported")
     ]
-    return PLAN.grid.cell(wildcards.model, next(name for name in names if name))
+    return PLAN.grid.run(wildcards.model, next(name for name in names if name))
 
 
 def statistics_cost(wildcards):
     """What a job needs that takes statistics of a dense model."""
     statistics = PLAN.statistics[wildcards.statistics]
-    return COST.statistics(statistics.model, statistics.spec.gram)
+    return COST.statistics(statistics.model, statistics.settings.gram)
 
 
 def inputs_file(wildcards, input):
@@ -79,9 +79,9 @@ def inputs_file(wildcards, input):
     return JOB_FILES.inputs(dict(input.items()))
 
 
-def spare_option(cell):
-    """Return the option for the weights of a pruned cell, if an evaluation or a quantization reads them."""
-    return f"--spare {shlex.quote(PLAN.layout.spare_weights(cell))}" if cell in PLAN.updated_cells else ""
+def spare_option(run):
+    """Return the option for the weights of a pruned run, if an evaluation or a quantization reads them."""
+    return f"--spare {shlex.quote(PLAN.layout.spare_weights(run))}" if run in PLAN.updated_runs else ""
 
 
 def figure_labels(model, figure):

@@ -1,6 +1,6 @@
 """Sparse models to use elsewhere.
 
-Inputs: a model, the mask and weights of a cell. Outputs: results/<experiment>/export/<model>/<cell>/, a folder that
+Inputs: a model, the mask and weights of a run. Outputs: results/<experiment>/export/<model>/<run>/, a folder that
 transformers alone loads, with the mask in the published format. Made when it is asked for.
 """
 
@@ -8,7 +8,7 @@ transformers alone loads, with the mask in the published format. Made when it is
 rule export:
     """A model with zeros in place, verified after it is saved, and its mask.npz."""
     input:
-        unpack(lambda wildcards: PLAN.export_inputs(cell_of(wildcards))),
+        unpack(lambda wildcards: PLAN.export_inputs(run_of(wildcards))),
     output:
         folder=directory(f"{RESULTS}/export/{{model}}/{{exported}}"),
     log:
@@ -18,10 +18,10 @@ rule export:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards: COST.export(cell_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.export(cell_of(wildcards)).minutes,
+        mem_mb=lambda wildcards: COST.export(run_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.export(run_of(wildcards)).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("export", PLAN.export_spec(cell_of(wildcards))),
+        settings=lambda wildcards: JOB_FILES.settings("export", PLAN.export_settings(run_of(wildcards))),
         inputs=inputs_file,
     shell:
         f"{STAGE} export {JOB} --out {{output.folder:q}} &> {{log:q}}"

@@ -27,7 +27,7 @@ rule fetch_corpus:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("fetch_corpus", PLAN.store.corpus_spec(CORPORA[wildcards.corpus])),
+        settings=lambda wildcards: JOB_FILES.settings("fetch_corpus", PLAN.store.corpus_settings(CORPORA[wildcards.corpus])),
         inputs=inputs_file,
     shell:
         f"{STAGE} fetch_corpus {JOB} --out {{output:q}} &> {{log:q}}"
@@ -44,7 +44,7 @@ rule fetch_model:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("fetch_model", PLAN.store.model_spec(FETCHED[wildcards.fetched])),
+        settings=lambda wildcards: JOB_FILES.settings("fetch_model", PLAN.store.model_settings(FETCHED[wildcards.fetched])),
         inputs=inputs_file,
     shell:
         f"{STAGE} fetch_model {JOB} --out {{output:q}} &> {{log:q}}"
@@ -61,7 +61,7 @@ rule fetch_mask:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("fetch_mask", PLAN.store.mask_spec(MASKS[wildcards.fetched_mask])),
+        settings=lambda wildcards: JOB_FILES.settings("fetch_mask", PLAN.store.mask_settings(MASKS[wildcards.fetched_mask])),
         inputs=inputs_file,
     shell:
         f"{STAGE} fetch_mask {JOB} --out {{output:q}} &> {{log:q}}"
@@ -78,7 +78,7 @@ rule fetch_tasks:
     conda:
         "../../environment.yml"
     params:
-        settings=JOB_FILES.settings("fetch_tasks", PLAN.store.tasks_spec()),
+        settings=JOB_FILES.settings("fetch_tasks", PLAN.store.tasks_settings()),
         inputs=inputs_file,
     shell:
         f"{STAGE} fetch_tasks {JOB} --out {{output:q}} &> {{log:q}}"
@@ -97,7 +97,7 @@ rule make_tasks:
     conda:
         "../../environment.yml"
     params:
-        settings=JOB_FILES.settings("tasks", PLAN.store.tasks_spec()),
+        settings=JOB_FILES.settings("tasks", PLAN.store.tasks_settings()),
         inputs=inputs_file,
     shell:
         f"{STAGE} tasks {JOB} --out {{output:q}} &> {{log:q}}"
@@ -116,7 +116,7 @@ rule make_tokenizer:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda w: JOB_FILES.settings("tokenizer", PLAN.store.tokenizer_spec(TOKENIZERS[w.tokenizer])),
+        settings=lambda w: JOB_FILES.settings("tokenizer", PLAN.store.tokenizer_settings(TOKENIZERS[w.tokenizer])),
         inputs=inputs_file,
     shell:
         f"{STAGE} tokenizer {JOB} --out {{output:q}} &> {{log:q}}"
@@ -141,7 +141,7 @@ rule train_model:
         mem_mb=lambda wildcards: COST.train(TRAINED[wildcards.trained]).mem_mb,
         runtime=lambda wildcards: COST.train(TRAINED[wildcards.trained]).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("train", PLAN.store.model_spec(TRAINED[wildcards.trained])),
+        settings=lambda wildcards: JOB_FILES.settings("train", PLAN.store.model_settings(TRAINED[wildcards.trained])),
         inputs=inputs_file,
     shell:
         f"{STAGE} train {JOB} --out {{output:q}} &> {{log:q}}"

@@ -1,8 +1,8 @@
 """One-shot pruning, and masks that were made elsewhere.
 
 Inputs: a model, calibration windows or statistics of the dense model. Outputs:
-results/<experiment>/masks/<model>/<cell>.safetensors, and the updated weights of methods that update, kept only
-until their cell is evaluated.
+results/<experiment>/masks/<model>/<run>.safetensors, and the updated weights of methods that update, kept only
+until their run is evaluated.
 """
 
 
@@ -25,7 +25,7 @@ rule statistics:
         mem_mb=lambda wildcards: statistics_cost(wildcards).mem_mb,
         runtime=lambda wildcards: statistics_cost(wildcards).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("statistics", PLAN.statistics[wildcards.statistics].spec),
+        settings=lambda wildcards: JOB_FILES.settings("statistics", PLAN.statistics[wildcards.statistics].settings),
         inputs=inputs_file,
     shell:
         f"{STAGE} statistics {JOB} --out {{output:q}} &> {{log:q}}"
@@ -34,7 +34,7 @@ rule statistics:
 rule import_mask:
     """A mask that was made elsewhere, checked against its model."""
     input:
-        unpack(lambda wildcards: PLAN.import_inputs(cell_of(wildcards))),
+        unpack(lambda wildcards: PLAN.import_inputs(run_of(wildcards))),
     output:
         mask=f"{RESULTS}/masks/{{model}}/{{imported}}.safetensors",
     log:
@@ -44,10 +44,10 @@ rule import_mask:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards: COST.import_mask(cell_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.import_mask(cell_of(wildcards)).minutes,
+        mem_mb=lambda wildcards: COST.import_mask(run_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.import_mask(run_of(wildcards)).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("import_mask", PLAN.import_spec(cell_of(wildcards))),
+        settings=lambda wildcards: JOB_FILES.settings("import_mask", PLAN.import_settings(run_of(wildcards))),
         inputs=inputs_file,
     shell:
         f"{STAGE} import_mask {JOB} --mask {{output.mask:q}} &> {{log:q}}"
@@ -56,7 +56,7 @@ rule import_mask:
 rule prune:
     """Mask of a one-shot method."""
     input:
-        unpack(lambda wildcards: PLAN.prune_inputs(cell_of(wildcards))),
+        unpack(lambda wildcards: PLAN.prune_inputs(run_of(wildcards))),
     output:
         mask=f"{RESULTS}/masks/{{model}}/{{pruned}}.safetensors",
     log:
@@ -67,13 +67,13 @@ rule prune:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
-        gpus=lambda wildcards: COST.prune(cell_of(wildcards)).gpus,
-        mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
+        gpus=lambda wildcards: COST.prune(run_of(wildcards)).gpus,
+        mem_mb=lambda wildcards: COST.prune(run_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.prune(run_of(wildcards)).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("prune", PLAN.prune_spec(cell_of(wildcards))),
+        settings=lambda wildcards: JOB_FILES.settings("prune", PLAN.prune_settings(run_of(wildcards))),
         inputs=inputs_file,
-        spare=lambda wildcards: spare_option(cell_of(wildcards)),
+        spare=lambda wildcards: spare_option(run_of(wildcards)),
     shell:
         f"{STAGE} prune {JOB} {{params.spare}} --mask {{output.mask:q}} &> {{log:q}}"
 
@@ -85,8 +85,8 @@ rule update_weights:
     mask must not be, for then all that was learned from it would follow.
     """
     input:
-        unpack(lambda wildcards: PLAN.prune_inputs(cell_of(wildcards))),
-        mask=lambda wildcards: PLAN.masks.mask(cell_of(wildcards)),
+        unpack(lambda wildcards: PLAN.prune_inputs(run_of(wildcards))),
+        mask=lambda wildcards: PLAN.masks.mask(run_of(wildcards)),
     output:
         weights=temp(f"{PLAN.layout.scratch}/weights/{{model}}/{{updating}}.safetensors"),
     log:
@@ -97,12 +97,12 @@ rule update_weights:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
-        gpus=lambda wildcards: COST.prune(cell_of(wildcards)).gpus,
-        mem_mb=lambda wildcards: COST.prune(cell_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.prune(cell_of(wildcards)).minutes,
+        gpus=lambda wildcards: COST.prune(run_of(wildcards)).gpus,
+        mem_mb=lambda wildcards: COST.prune(run_of(wildcards)).mem_mb,
+        runtime=lambda wildcards: COST.prune(run_of(wildcards)).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("update", PLAN.prune_spec(cell_of(wildcards))),
+        settings=lambda wildcards: JOB_FILES.settings("update", PLAN.prune_settings(run_of(wildcards))),
         inputs=inputs_file,
-        spare=lambda wildcards: PLAN.layout.spare_weights(cell_of(wildcards)),
+        spare=lambda wildcards: PLAN.layout.spare_weights(run_of(wildcards)),
     shell:
         f"{STAGE} update {JOB} --spare {{params.spare:q}} --weights {{output.weights:q}} &> {{log:q}}"

@@ -1,6 +1,6 @@
 """Speed from the masks.
 
-Inputs: a model, the masks of one of its 2:4 cells and of its hybrid ones. Outputs:
+Inputs: a model, the masks of one of its 2:4 runs and of its hybrid ones. Outputs:
 results/<experiment>/speedup/<model>.json, tokens a second of all of them and of the dense model.
 """
 
@@ -23,11 +23,11 @@ rule speedup:
     # Alone on this machine; on a cluster it has an allocation of its own.
     threads: PLAN.experiment.resources.threads if workflow.non_local_exec else EVERY_CORE
     resources:
-        gpus=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_cells(wildcards.timed)).gpus,
-        mem_mb=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_cells(wildcards.timed)).mem_mb,
-        runtime=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_cells(wildcards.timed)).minutes,
+        gpus=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_runs(wildcards.timed)).gpus,
+        mem_mb=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_runs(wildcards.timed)).mem_mb,
+        runtime=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_runs(wildcards.timed)).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("speedup", PLAN.speedup_spec(wildcards.timed)),
+        settings=lambda wildcards: JOB_FILES.settings("speedup", PLAN.speedup_settings(wildcards.timed)),
         inputs=inputs_file,
     shell:
         f"{STAGE} speedup {JOB} --record {{output.record:q}} &> {{log:q}}"

@@ -1,17 +1,17 @@
 """Tables, figures and pages.
 
-Inputs: the records of all cells, of learning and of speed. Outputs: results/<experiment>/results.csv,
+Inputs: the records of all runs, of learning and of speed. Outputs: results/<experiment>/results.csv,
 tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html, README.md. What
 `snakemake --report` shows is marked with report(); the captions are in workflow/report/.
 """
 
 from patch.pipeline.resources.forecast import Forecast
-from patch.pipeline.reporting.experiment import command, overview_spec, summary_spec
+from patch.pipeline.reporting.experiment import command, overview_settings, summary_settings
 
 TABLE_KINDS = ["csv", "md", "tex", "html"]
 FIGURE_KINDS = ["svg", "pdf", "png"]
-RECORDS = [PLAN.layout.record(cell) for cell in PLAN.grid.cells]
-SAMPLES = [PLAN.layout.samples(cell) for cell in PLAN.grid.cells]
+RECORDS = [PLAN.layout.record(run) for run in PLAN.grid.runs]
+SAMPLES = [PLAN.layout.samples(run) for run in PLAN.grid.runs]
 SPEEDUPS = [PLAN.layout.speedup(model) for model in PLAN.timed_models]
 FORECAST = Forecast(PLAN)
 
@@ -56,7 +56,7 @@ rule figures:
 
 
 rule collect:
-    """One tidy table of every number: a row for each (cell, metric)."""
+    """One tidy table of every number: a row for each (run, metric)."""
     input:
         records=RECORDS,
         published=PLAN.experiment.published,
@@ -69,7 +69,7 @@ rule collect:
     conda:
         "../../environment.yml"
     params:
-        settings=JOB_FILES.settings("collect", PLAN.tabulate_spec()),
+        settings=JOB_FILES.settings("collect", PLAN.tabulate_settings()),
         inputs=inputs_file,
     shell:
         f"{STAGE} collect {JOB} --out {{output.results:q}} &> {{log:q}}"
@@ -88,7 +88,7 @@ rule compare:
     conda:
         "../../environment.yml"
     params:
-        settings=JOB_FILES.settings("compare", PLAN.compare_spec()),
+        settings=JOB_FILES.settings("compare", PLAN.compare_settings()),
         inputs=inputs_file,
     shell:
         f"{STAGE} compare {JOB} --out {{output.differences:q}} &> {{log:q}}"
@@ -115,7 +115,7 @@ rule table:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("table", PLAN.tabulate_spec(wildcards.table == "speedup")),
+        settings=lambda wildcards: JOB_FILES.settings("table", PLAN.tabulate_settings(wildcards.table == "speedup")),
         inputs=inputs_file,
         out=f"{RESULTS}/tables/{{table}}",
     shell:
@@ -126,7 +126,7 @@ rule pareto:
     """Accuracy and perplexity against sparsity."""
     input:
         results=f"{RESULTS}/results.csv",
-        record=lambda wildcards: PLAN.layout.record(next(c for c in PLAN.grid.cells if c.model == wildcards.model)),
+        record=lambda wildcards: PLAN.layout.record(next(c for c in PLAN.grid.runs if c.model == wildcards.model)),
     output:
         multiext(f"{RESULTS}/figures/{{model}}/pareto", ".pdf", ".png"),
         svg=report(
@@ -142,7 +142,7 @@ rule pareto:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("pareto", PLAN.pareto_spec(wildcards.model)),
+        settings=lambda wildcards: JOB_FILES.settings("pareto", PLAN.pareto_settings(wildcards.model)),
         inputs=inputs_file,
         out=f"{RESULTS}/figures/{{model}}/pareto",
     shell:
@@ -152,7 +152,7 @@ rule pareto:
 rule density:
     """Density by layer and projection."""
     input:
-        records=lambda wildcards: [PLAN.layout.record(cell) for cell in PLAN.hybrid_cells(wildcards.model)],
+        records=lambda wildcards: [PLAN.layout.record(run) for run in PLAN.hybrid_runs(wildcards.model)],
     output:
         multiext(f"{RESULTS}/figures/{{model}}/density", ".pdf", ".png"),
         svg=report(
@@ -168,7 +168,7 @@ rule density:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("density", PLAN.density_spec(wildcards.model)),
+        settings=lambda wildcards: JOB_FILES.settings("density", PLAN.density_settings(wildcards.model)),
         inputs=inputs_file,
         out=f"{RESULTS}/figures/{{model}}/density",
     shell:
@@ -178,7 +178,7 @@ rule density:
 rule curves:
     """Training curves: loss, density against target, temperature."""
     input:
-        curves_of=lambda wildcards: [PLAN.masks.curve(cell) for cell in PLAN.learned_cells(wildcards.model)],
+        curves_of=lambda wildcards: [PLAN.masks.curve(run) for run in PLAN.learned_runs(wildcards.model)],
     output:
         multiext(f"{RESULTS}/figures/{{model}}/curves", ".pdf", ".png"),
         svg=report(
@@ -194,7 +194,7 @@ rule curves:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("curves", PLAN.curves_spec(wildcards.model)),
+        settings=lambda wildcards: JOB_FILES.settings("curves", PLAN.curves_settings(wildcards.model)),
         inputs=inputs_file,
         out=f"{RESULTS}/figures/{{model}}/curves",
     shell:
@@ -221,7 +221,7 @@ rule speedup_figure:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("speedup_figure", PLAN.speedup_figure_spec(wildcards.timed)),
+        settings=lambda wildcards: JOB_FILES.settings("speedup_figure", PLAN.speedup_figure_settings(wildcards.timed)),
         inputs=inputs_file,
         out=f"{RESULTS}/figures/{{timed}}/speedup",
     shell:
@@ -229,7 +229,7 @@ rule speedup_figure:
 
 
 rule overview:
-    """Pages on the plan and what it cost, and on where and with what the cells were evaluated."""
+    """Pages on the plan and what it cost, and on where and with what the runs were evaluated."""
     input:
         records=RECORDS,
     output:
@@ -255,7 +255,7 @@ rule overview:
         # Not a parameter: it changes with the number of processes, and then nothing is measured anew.
         forecast=lambda wildcards: FORECAST.json,
     params:
-        settings=JOB_FILES.settings("overview", overview_spec(PLAN)),
+        settings=JOB_FILES.settings("overview", overview_settings(PLAN)),
         inputs=inputs_file,
     shell:
         f"{STAGE} overview {JOB} --forecast {{resources.forecast:q}}"
@@ -281,7 +281,7 @@ rule summary:
         # Not a parameter: a configuration may move.
         command=command(workflow.configfiles),
     params:
-        settings=JOB_FILES.settings("summary", summary_spec(PLAN)),
+        settings=JOB_FILES.settings("summary", summary_settings(PLAN)),
         inputs=inputs_file,
     shell:
         f"{STAGE} summary {JOB} --command {{resources.command:q}}" " --out {output.readme:q} &> {log:q}"

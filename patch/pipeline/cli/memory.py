@@ -33,8 +33,8 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
         needs = [_need(experiment, shape, "patch-joint", size, count, BYTES[dtype]) for count, dtype in ways]
         needs.append(_need(experiment, shape, "patch-tile", size, 1, 4))
         limit = experiment.resources.gpu_memory_gb
-        cells = [f"{need:.0f}{'*' if GPU_SLACK * need > limit else ' '}" for need in needs]
-        rows.append([model.title, *cells])
+        runs = [f"{need:.0f}{'*' if GPU_SLACK * need > limit else ' '}" for need in needs]
+        rows.append([model.title, *runs])
     return rows
 
 

@@ -37,9 +37,9 @@ def show(plan: Plan, command: str) -> str:
     results, differences = root / "results.csv", root / "differences.csv"
     for path in (results, differences):
         if not path.exists():
-            raise InputError(f"{path} is not there yet; `--partial` makes tables of the cells that are")
-    spec = plan.tabulate_spec()
-    frame, paired = read_results(results, spec.digests), Differences.read(differences, spec.row_digests)
+            raise InputError(f"{path} is not there yet; `--partial` makes tables of the runs that are")
+    settings = plan.tabulate_settings()
+    frame, paired = read_results(results, settings.digests), Differences.read(differences, settings.row_digests)
     first = _table(plan, plan.tables()[0], frame, paired, _speeds(plan, stale_outputs(plan)))
     lines = [f"Table 1. {to_text(first)}", "Tables:"]
     lines += [f"  {root}/tables/{name}.csv .md .tex .html" for name in plan.tables()]
@@ -64,13 +64,13 @@ def show_partial(plan: Plan, command: str) -> str:
     Raises:
         InputError: The configuration is invalid, or no record with its settings exists.
     """
-    cells, digests, stale = plan.grid.cells, plan.digests(plan.grid.cells), stale_outputs(plan)
-    paths = _current(map(plan.layout.record, cells), stale)
+    runs, digests, stale = plan.grid.runs, plan.digests(plan.grid.runs), stale_outputs(plan)
+    paths = _current(map(plan.layout.record, runs), stale)
     if not paths:
         raise InputError(f"{plan.layout.root}/records has no record with the settings of this configuration yet")
     records, published = read_records(paths, digests), load_published(plan.experiment.published)
     frame = collect(records, _models(plan), published)
-    samples = read_all_samples(_current(map(plan.layout.samples, cells), stale), digests)
+    samples = read_all_samples(_current(map(plan.layout.samples, runs), stale), digests)
     differences = Differences(paired_differences(samples))
     speeds = _speeds(plan, stale)
     tables = [_table(plan, name, frame, differences, speeds) for name in plan.tables()]
@@ -84,20 +84,20 @@ def show_partial(plan: Plan, command: str) -> str:
         records=records,
         differences=differences.frame,
         models=_models(plan),
-        expected=cells,
+        expected=runs,
         published=published,
         command=command,
         speeds=speeds.records,
     )
     with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(summary(results), encoding="utf-8")
-    where = f"{len(paths)} of {len(cells)} cells. Tables: {folder}/, on one page in its README.md"
+    where = f"{len(paths)} of {len(runs)} runs. Tables: {folder}/, on one page in its README.md"
     named = [f"Left out, since they were made with other settings ({len(stale)}):", *stale] if stale else []
     return "\n  ".join(["\n".join([to_text(tables[0]), where, *named[:1]]), *named[1:]])
 
 
 def _models(plan: Plan) -> list[ModelInfo]:
-    return [ModelInfo(**model) for model in plan.tabulate_spec().models]
+    return [ModelInfo(**model) for model in plan.tabulate_settings().models]
 
 
 def _current(paths: Iterable[str], stale: Sequence[str]) -> list[Path]:
@@ -113,16 +113,16 @@ def _speeds(plan: Plan, stale: Sequence[str]) -> Speeds:
 
 
 def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences, speeds: Speeds) -> Table:
-    spec = plan.tabulate_spec()
-    arrangement = Arrangement(spec.standard, spec.tables)
-    return build_table(name, frame, _models(plan), plan.grid.cells, arrangement, differences, speeds)
+    settings = plan.tabulate_settings()
+    arrangement = Arrangement(settings.standard, settings.tables)
+    return build_table(name, frame, _models(plan), plan.grid.runs, arrangement, differences, speeds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m patch show` and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m patch show", description=__doc__)
     add_config_options(parser)
-    parser.add_argument("--partial", action="store_true", help="make tables of the cells that are there")
+    parser.add_argument("--partial", action="store_true", help="make tables of the runs that are there")
     options = parser.parse_args(arguments)
     run = show_partial if options.partial else show
     return print_result(lambda: run(Plan(read_experiment(options)), command(options.configfile, options.config)))

@@ -30,20 +30,20 @@ NAMED = 20
 def find(nodes: Sequence[Node], name: str) -> list[Node]:
     """Return the jobs that match a name.
 
-    The name is compared with `<cell>` and `<model>/<cell>` exactly. If no run matches, a part of `<model>/<cell>` is
+    The name is compared with `<run>` and `<model>/<run>` exactly. If no run matches, a part of `<model>/<run>` is
     enough. If still no run matches, a part of `<rule>/<model>/<name>` of any job is enough.
 
     Raises:
         InputError: No job matches.
     """
-    cells = [node for node in nodes if node.cell]
-    found = [node for node in cells if name in (node.name, f"{node.model}/{node.name}")]
-    found = found or [node for node in cells if name in f"{node.model}/{node.name}"]
+    runs = [node for node in nodes if node.run]
+    found = [node for node in runs if name in (node.name, f"{node.model}/{node.name}")]
+    found = found or [node for node in runs if name in f"{node.model}/{node.name}"]
     found = found or [node for node in nodes if name in f"{node.rule}/{node.model}/{node.name}"]
     if not found:
-        names = list(dict.fromkeys(node.name for node in cells))
+        names = list(dict.fromkeys(node.name for node in runs))
         near = names if len(names) <= NAMED else get_close_matches(name, names, NAMED, cutoff=0)
-        raise InputError(f"no cell `{name}`; {suggest(name, near)}")
+        raise InputError(f"no run `{name}`; {suggest(name, near)}")
     return found
 
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--json", action="store_true", help="print a JSON list of all jobs")
     what.add_argument("--all", action="store_true", help="list all jobs, not only those under way and failed")
-    what.add_argument("--logs", metavar="CELL", help="print the paths of a cell's logs; a part of its name will do")
+    what.add_argument("--logs", metavar="RUN", help="print the paths of a run's logs; a part of its name will do")
     parser.add_argument(
         "--folder", default=SUBMIT_FOLDER, help=f"what the executor has as --submitit-folder ({SUBMIT_FOLDER})"
     )

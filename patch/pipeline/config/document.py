@@ -44,7 +44,7 @@ def schema() -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(run.replace("|", "\\|") for run in line) + " |" for line in lines)
 
 
 def _methods() -> str:

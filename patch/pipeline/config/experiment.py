@@ -59,7 +59,7 @@ class Evaluation(Section):
 
 
 class Speedup(Section):
-    """Speed of generation with the masks, measured on each model's 2:4 and hybrid cells beside the dense model.
+    """Speed of generation with the masks, measured on each model's 2:4 and hybrid runs beside the dense model.
 
     The sizes are by default the paper's.
     """
@@ -67,11 +67,11 @@ class Speedup(Section):
     batch_size: int = Field(16, ge=1, description="Sequences that are generated together.")
     prompt: int = Field(128, ge=1, description="Tokens that each of them starts from.")
     new_tokens: int = Field(128, ge=2, description="Tokens that are added to each, greedily.")
-    repeats: int = Field(20, ge=4, description="Runs of each cell, in turn with those of all others; medians of them.")
+    repeats: int = Field(20, ge=4, description="Runs of each run, in turn with those of all others; medians of them.")
 
 
 class GridEntry(Section):
-    """A block of cells: every method x sparsity x tile x model x seed."""
+    """A block of runs: every method x sparsity x tile x model x seed."""
 
     methods: list[str] = Field(
         min_length=1,
@@ -83,7 +83,7 @@ class GridEntry(Section):
     )
     sparsity: list[float] | None = Field(None, description="Target sparsities in [0, 1); N:M fixes its own.")
     tiles: list[Tile] | None = Field(
-        None, description="Tile sizes of hybrid cells, `matrix` for one a layer; by default the experiment's `tile`."
+        None, description="Tile sizes of hybrid runs, `matrix` for one a layer; by default the experiment's `tile`."
     )
     quantization: Literal["absmax", "slim-lora"] | None = Field(
         None, description="Quantise the weights after pruning, without or with low-rank compensation."
@@ -94,10 +94,10 @@ class GridEntry(Section):
         None, min_length=1, description="Names under `imports`, for the method `import`; by default all of the models'."
     )
     vary: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(
-        default_factory=dict, description="Key of a learning run -> values: an ablation, a cell for each value."
+        default_factory=dict, description="Key of a learning run -> values: an ablation, a run for each value."
     )
     table: Name | None = Field(
-        None, description="A table of these cells alone, by this name; they are not in the standard ones then."
+        None, description="A table of these runs alone, by this name; they are not in the standard ones then."
     )
 
     @field_validator("pattern", mode="before")
@@ -115,11 +115,11 @@ class LearningConfig(Section):
         default_factory=dict, description="Keys of a learning run that hold for all methods."
     )
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Method -> keys.")
-    overrides: list[LearningOverride] = Field(default_factory=list, description="Exceptions for some cells.")
+    overrides: list[LearningOverride] = Field(default_factory=list, description="Exceptions for some runs.")
 
 
 class LearningOverride(Section):
-    """Keys for the cells that match every given condition."""
+    """Keys for the runs that match every given condition."""
 
     method: str | None = Field(None, description="Only this method.")
     model: str | None = Field(None, description="Only this model.")
@@ -167,13 +167,13 @@ class Experiment(Section):
     calibration: Calibration = Field(description="Input statistics of the one-shot methods.")
     pruning: Pruning = Field(default_factory=Pruning, description="Settings of the one-shot methods.")
     quantization: Quantization = Field(
-        default_factory=Quantization, description="Settings of the cells that are quantised."
+        default_factory=Quantization, description="Settings of the runs that are quantised."
     )
     learning: LearningConfig = Field(description="Settings of the learned methods.")
     imports: dict[Name, Import] = Field(default_factory=dict, description="Masks that were made elsewhere.")
     evaluation: Evaluation = Field(description="What is measured.")
     speedup: Speedup | None = Field(None, description="How speed is measured; without it, it is not.")
-    grid: list[GridEntry] = Field(min_length=1, description="Which cells exist.")
+    grid: list[GridEntry] = Field(min_length=1, description="Which runs exist.")
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of calibration and learning.")
     tile: Tile = Field(
         128, description="Side of a square tile, in weights; a multiple of 4. `matrix`: one tile a layer."

@@ -99,7 +99,7 @@ grid:
     tiles: [matrix, 32, 16, 8]
 ```
 
-**An ablation** varies settings of a learning run. `table` gives its cells a table of their own; `reuse` names
+**An ablation** varies settings of a learning run. `table` gives its runs a table of their own; `reuse` names
 experiments whose masks are taken where they were made with the same settings.
 
 ```yaml
@@ -132,7 +132,7 @@ grid:
     sparsity: [0.45]
 ```
 
-**Quantised weights** are a block that repeats others: its cells have the masks of those, and 4-bit weights.
+**Quantised weights** are a block that repeats others: its runs have the masks of those, and 4-bit weights.
 
 ```yaml
 grid:
@@ -219,7 +219,7 @@ grid:
 
 {methods}
 
-**Speed** is measured where a section `speedup` is there, on each model's 2:4 and hybrid cells beside the dense model,
+**Speed** is measured where a section `speedup` is there, on each model's 2:4 and hybrid runs beside the dense model,
 with by default the sizes of the paper's table. A configuration that goes on top of one with it says `speedup: null` to
 do without.
 

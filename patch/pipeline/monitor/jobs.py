@@ -32,7 +32,7 @@ class JobStatus:
         stage: group of rules, see `patch.pipeline.resources.jobs.STAGES`.
         rule: rule of the workflow.
         model: model of the job, None if models share the job.
-        cell: name of the run, or of the job's product.
+        run: name of the run, or of the job's product.
         state: one of ``STATES``.
         reason: explanation of the state; empty if there is none.
         job: SLURM's id of the job.
@@ -52,7 +52,7 @@ class JobStatus:
     stage: str
     rule: str
     model: str | None
-    cell: str
+    run: str
     state: str
     reason: str = ""
     job: str | None = None

@@ -12,8 +12,8 @@ from patch.pipeline.resources.jobs import Node
 
 def rule_log(node: Node, root: str) -> str:
     """Return the path of a job's rule log; ``root`` is the folder of the experiment's results."""
-    if node.cell is not None:
-        name = f"/{node.model}/{node.cell.id}"
+    if node.run is not None:
+        name = f"/{node.model}/{node.run.id}"
     elif node.rule in ("collect", "compare", "overview", "summary"):
         name = ""
     elif node.stage in ("speedup", "tabulate"):

@@ -21,7 +21,7 @@ ALWAYS = ("done", "running", "pending", "failed", "waiting")
 _NAMES: dict[str, Callable[[JobStatus], str]] = {
     "rule": lambda s: s.rule,
     "model": lambda s: s.model or "",
-    "cell": lambda s: s.cell,
+    "run": lambda s: s.run,
 }
 _COLUMNS: dict[str, Callable[[JobStatus], str]] = {
     "job": lambda s: s.job or "",

@@ -16,7 +16,7 @@ from patch.pipeline.reporting.style import STYLE, TEXT_WIDTH
 from patch.pipeline.results.order import method_title, percent
 from patch.pipeline.results.projections import projections
 from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.cell import format_tile
+from patch.pipeline.runs.run import format_tile
 
 ORDER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Width of a printed value such as `.75`, in inches.
@@ -32,7 +32,7 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
 
     Columns are layers and rows are projections. Values are printed in the map if they fit.
     """
-    maps = _maps(record for record in records if record.cell.model == model.name and record.cell.pattern == "hybrid")
+    maps = _maps(record for record in records if record.run.model == model.name and record.run.pattern == "hybrid")
     projections = sorted({p for values in maps.values() for p, _ in values}, key=_projection_order)
     layers = sorted({layer for values in maps.values() for _, layer in values})
     stacked = len(layers) >= WIDE
@@ -60,14 +60,14 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
 
 def _maps(records: Iterable[Record]) -> dict[str, dict[tuple[str, int], float]]:
     """Return title -> (projection, layer) -> mean density over seeds, highest sparsity first."""
-    chosen = sorted(records, key=lambda r: (-r.cell.sparsity, r.cell.method, r.cell.tile or 0, r.cell.seed))
-    several_tiles = len({record.cell.tile for record in chosen}) > 1
+    chosen = sorted(records, key=lambda r: (-r.run.sparsity, r.run.method, r.run.tile or 0, r.run.seed))
+    several_tiles = len({record.run.tile for record in chosen}) > 1
     values: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in chosen:
-        cell = record.cell
-        tile = f", tile {format_tile(cell.tile)}" if several_tiles else ""
-        imported = " (imported)" if cell.variant else ""
-        title = f"{method_title(cell.method)}{imported}, {percent(cell.sparsity)} %{tile}"
+        run = record.run
+        tile = f", tile {format_tile(run.tile)}" if several_tiles else ""
+        imported = " (imported)" if run.variant else ""
+        title = f"{method_title(run.method)}{imported}, {percent(run.sparsity)} %{tile}"
         for name, place in projections(record.density).items():
             values[title][place].append(record.density[name])
     return {

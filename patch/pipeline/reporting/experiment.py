@@ -9,21 +9,21 @@ from collections.abc import Iterable, Sequence
 from patch.data.settings import Use
 from patch.pipeline.config.load import DEFAULT_CONFIG
 from patch.pipeline.results.order import method_title, percent
-from patch.pipeline.runs.cell import Cell, format_tile
 from patch.pipeline.runs.plan import Plan
-from patch.pipeline.runs.specs import OverviewSpec, SummarySpec
+from patch.pipeline.runs.run import Run, format_tile
+from patch.pipeline.runs.stage_settings import OverviewSettings, SummarySettings
 
 
-def overview_spec(plan: Plan) -> OverviewSpec:
+def overview_settings(plan: Plan) -> OverviewSettings:
     """Return the settings of the cost and environment pages."""
-    return OverviewSpec(experiment=plan.experiment.experiment, digests=plan.digests(plan.grid.cells))
+    return OverviewSettings(experiment=plan.experiment.experiment, digests=plan.digests(plan.grid.runs))
 
 
-def summary_spec(plan: Plan) -> SummarySpec:
+def summary_settings(plan: Plan) -> SummarySettings:
     """Return the settings of the summary."""
-    return SummarySpec(
+    return SummarySettings(
         experiment=plan.experiment.experiment,
-        tabulate=plan.tabulate_spec(speed=True),
+        tabulate=plan.tabulate_settings(speed=True),
         shown=plan.tables(),
         figures={plan.experiment.models[name].title: _figures(plan, name) for name in plan.models},
         run=what_was_run(plan),
@@ -36,20 +36,20 @@ def _figures(plan: Plan, model: str) -> dict[str, str]:
 
 def what_was_run(plan: Plan) -> dict[str, str]:
     """Return the configuration in a few lines: heading -> text."""
-    experiment, cells = plan.experiment, plan.grid.cells
+    experiment, runs = plan.experiment, plan.grid.runs
     perplexity, calibration = experiment.evaluation.perplexity, experiment.calibration
     questions = f" (at most {experiment.evaluation.limit} questions each)" if experiment.evaluation.limit else ""
     lines = {
         "Models": _listed(f"{experiment.models[name].title} ({_source(plan, name)})" for name in plan.models),
-        "Methods": _listed(method_title(cell.method) for cell in cells),
-        "Target sparsities": _listed(f"{percent(level)} %" for level in sorted({cell.sparsity for cell in cells})),
-        "Tiles": _listed(format_tile(tile) for tile in sorted({cell.tile for cell in cells if cell.tile})),
-        "Seeds": _listed(f"{seed}" for seed in sorted({cell.seed for cell in cells if _seeded(cell)})),
+        "Methods": _listed(method_title(run.method) for run in runs),
+        "Target sparsities": _listed(f"{percent(level)} %" for level in sorted({run.sparsity for run in runs})),
+        "Tiles": _listed(format_tile(tile) for tile in sorted({run.tile for run in runs if run.tile})),
+        "Seeds": _listed(f"{seed}" for seed in sorted({run.seed for run in runs if _seeded(run)})),
         "Perplexity": f"{_text(perplexity.use)}, in windows of {perplexity.seqlen} tokens",
         "Tasks": f"{_listed(experiment.evaluation.tasks)}{questions}",
         "Speed": _speed(plan),
         "Calibration": f"{_text(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
-        "Learning": "; ".join(_learning(plan, [cell for cell in plan.grid.closure if not cell.quantization])),
+        "Learning": "; ".join(_learning(plan, [run for run in plan.grid.closure if not run.quantization])),
     }
     return {name: text for name, text in lines.items() if text}
 
@@ -60,11 +60,11 @@ def _speed(plan: Plan) -> str:
     if sizes is None or not plan.timed_models:
         return ""
     batch = f"{sizes.batch_size} sequence{'s' * (sizes.batch_size > 1)}"
-    return f"{batch} of {sizes.prompt} tokens and {sizes.new_tokens} new ones, {sizes.repeats} runs of each cell"
+    return f"{batch} of {sizes.prompt} tokens and {sizes.new_tokens} new ones, {sizes.repeats} repeats of each run"
 
 
-def _seeded(cell: Cell) -> bool:
-    return cell.spec.seeded or cell.quantization == "slim-lora"
+def _seeded(run: Run) -> bool:
+    return run.definition.seeded or run.quantization == "slim-lora"
 
 
 def _source(plan: Plan, model: str) -> str:
@@ -74,14 +74,14 @@ def _source(plan: Plan, model: str) -> str:
     return kinds[source.kind] + (f" {getattr(source, names[source.kind])}" if source.kind in names else "")
 
 
-def _learning(plan: Plan, cells: Sequence[Cell]) -> Iterable[str]:
+def _learning(plan: Plan, runs: Sequence[Run]) -> Iterable[str]:
     """Return a line for each distinct learning setup, with the methods that use it."""
     methods: dict[str, dict[str, None]] = {}
-    for cell in cells:
-        if cell.spec.stage == "learn":
-            settings = plan.grid.learning(cell)
+    for run in runs:
+        if run.definition.stage == "learn":
+            settings = plan.grid.learning(run)
             size = f"{settings.steps} steps of {settings.batch_size} sequences of {settings.seqlen} tokens"
-            methods.setdefault(f"{size} of {_text(settings.use)}", {})[method_title(cell.method)] = None
+            methods.setdefault(f"{size} of {_text(settings.use)}", {})[method_title(run.method)] = None
     return (f"{', '.join(names)}: {size}" for size, names in methods.items())
 
 

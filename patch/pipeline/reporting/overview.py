@@ -36,9 +36,9 @@ def cost_page(experiment: str, records: Sequence[Record], forecast: Numbers) -> 
     lines = [[line.stage, f"{line.jobs}", hours(line.device_hours), size(line.memory_mb)] for line in forecast.stages]
     lines.append(["all", f"{total[0]}", hours(total[1]), size(max(line.memory_mb for line in forecast.stages))])
     plan = html_table(_columns(["Stage"], ["Jobs", f"{unit}-hours", "Memory"], lines), [len(lines) - 1])
-    seeds = len({record.cell.seed for record in records})
+    seeds = len({record.run.seed for record in records})
     what = (
-        f"<p>{_counted(len({record.cell.model for record in records}), 'model')}, {_counted(len(records), 'cell')}, "
+        f"<p>{_counted(len({record.run.model for record in records}), 'model')}, {_counted(len(records), 'run')}, "
         f"{_counted(seeds, 'seed')}; {_counted(total[0], 'job')}.</p>"
     )
     parts = [what, "<h2>The plan</h2>", plan, "<h2>What it cost, beside the plan</h2>", _costs(records, forecast)]
@@ -90,7 +90,7 @@ def environment_page(experiment: str, records: Sequence[Record]) -> str:
             lines.append([name, value, f"{count}"])
         if len(values) > SHOWN:
             lines.append([name, f"and {len(values) - SHOWN} more", f"{sum(values.values()) - _shown(values)}"])
-    table = html_table(_columns(["What", "Value"], ["Cells"], lines), [index for index in apart if index])
+    table = html_table(_columns(["What", "Value"], ["Runs"], lines), [index for index in apart if index])
     times = sorted(record.environment.time for record in records)
     notes = [f"Evaluated from {times[0]} to {times[-1]}.", "Environments are those of the evaluations."]
     return html_page(f"{experiment}: environment", [verdict, table], notes)

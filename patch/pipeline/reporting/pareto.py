@@ -17,7 +17,7 @@ from patch.pipeline.reporting.series import Series, hollow_marker, marker, serie
 from patch.pipeline.reporting.style import GREY, STYLE, TEXT_WIDTH, Look
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.statistics import summarize
-from patch.pipeline.runs.cell import IMPORT
+from patch.pipeline.runs.run import IMPORT
 
 LABELS = {"accuracy": "Mean accuracy (%)", "perplexity": "Perplexity (log scale)"}
 # Perplexities beyond this multiple of the lowest one are drawn on the upper edge, so that one broken model does not

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pandas as pd
 
-from patch.pipeline.results.order import cell_order
+from patch.pipeline.results.order import run_order
 from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,23 @@ class Key:
     variant: str | None
 
     @staticmethod
-    def of(cell: Cell | tuple, model: ModelInfo) -> Key:
+    def of(run: Run | tuple, model: ModelInfo) -> Key:
         """Return the key for a run or for a line of the tidy frame."""
-        method = "patch" if cell.method == f"patch-{model.variant}" else cell.method
-        optional = (cell.tile, cell.quantization, cell.variant)
+        method = "patch" if run.method == f"patch-{model.variant}" else run.method
+        optional = (run.tile, run.quantization, run.variant)
         tile, quantization, variant = (None if pd.isna(value) else value for value in optional)
-        return Key(method, cell.pattern, cell.sparsity, None if tile is None else int(tile), quantization, variant)
+        return Key(method, run.pattern, run.sparsity, None if tile is None else int(tile), quantization, variant)
 
     @property
     def order(self) -> tuple:
         """Sort key for the paper's row order."""
-        return cell_order(self.method, self.pattern, self.sparsity, self.tile, self.quantization, self.variant)
+        return run_order(self.method, self.pattern, self.sparsity, self.tile, self.quantization, self.variant)
 
     def row(self, model: ModelInfo) -> str:
-        """Return `Cell.row` of the model's runs with this key."""
+        """Return `Run.row` of the model's runs with this key."""
         method = f"patch-{model.variant}" if self.method == "patch" else self.method
-        of_cell = (method, self.pattern, self.sparsity, self.tile, 0, self.quantization, self.variant)
-        return Cell(model.name, *of_cell).row
+        of_run = (method, self.pattern, self.sparsity, self.tile, 0, self.quantization, self.variant)
+        return Run(model.name, *of_run).row
 
 
 @dataclass(frozen=True)
@@ -115,4 +115,4 @@ CAPTIONS = {
 
 def selection(name: str) -> Selection:
     """Return the selection of a standard table, or of a table that the grid defines."""
-    return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Cells of the grid's table {name}."))
+    return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Runs of the grid's table {name}."))

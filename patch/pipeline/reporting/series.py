@@ -10,7 +10,7 @@ import pandas as pd
 
 from patch.pipeline.reporting.style import Look, looks, muted
 from patch.pipeline.results.order import method_title
-from patch.pipeline.runs.cell import format_tile
+from patch.pipeline.runs.run import format_tile
 
 # Maximum distance between neighbouring points of one sparsity, in percentage points.
 SPREAD = 0.95

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from patch.pipeline.reporting.table import DASH, Heading, Measure, Row, Table
-from patch.pipeline.results.order import cell_order, method_title, tile_title
+from patch.pipeline.results.order import method_title, run_order, tile_title
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import (
@@ -52,29 +52,29 @@ def speed_table(speeds: Speeds, models: Sequence[ModelInfo]) -> Table:
 
 
 def _order(timed: Timed) -> tuple:
-    cell = timed.cell
-    return cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile)
+    run = timed.run
+    return run_order(run.method, run.pattern, run.sparsity, run.tile)
 
 
 def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, papers: Sequence[str]) -> Row:
-    cell, new = timed.cell, record.settings.new_tokens
-    compared = cell.pattern in ("dense", "hybrid")
+    run, new = timed.run, record.settings.new_tokens
+    compared = run.pattern in ("dense", "hybrid")
     paper = [
-        published_speedup(speeds.published, model.published, name, cell.sparsity, new) if compared else None
+        published_speedup(speeds.published, model.published, name, run.sparsity, new) if compared else None
         for name in papers
     ]
     share = 100 * timed.linear_bytes.measured / timed.linear_bytes.dense
     measures = (
         _quartiles(timed.tokens_per_second),
-        _number(1.0) if cell.pattern == "dense" else _quartiles(timed.speedup),
+        _number(1.0) if run.pattern == "dense" else _quartiles(timed.speedup),
         *(None if value is None else _number(value) for value in paper),
         _number(share),
     )
     # Speed does not depend on the 2:4 method.
-    method = "any" if cell.pattern == "2:4" else method_title(cell.method)
-    pattern = f"{cell.pattern} {tile_title(cell.tile)}" if cell.tile else cell.pattern
+    method = "any" if run.pattern == "2:4" else method_title(run.method)
+    pattern = f"{run.pattern} {tile_title(run.tile)}" if run.tile else run.pattern
     achieved = {model.name: timed.achieved_sparsity}
-    return Row(model.title, cell.sparsity, method, pattern, achieved, measures, comparable=model.comparable)
+    return Row(model.title, run.sparsity, method, pattern, achieved, measures, comparable=model.comparable)
 
 
 def _quartiles(values: Quartiles) -> Measure:

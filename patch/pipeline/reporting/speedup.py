@@ -21,7 +21,7 @@ from patch.pipeline.results.order import percent
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Quartiles, SpeedRecord
 from patch.pipeline.results.statistics import summarize
-from patch.pipeline.runs.cell import IMPORT
+from patch.pipeline.runs.run import IMPORT
 
 # Distance between points that share a speed, and margin beside the outermost points, as fractions of the speed range.
 STEP, ROOM = 0.028, 0.1
@@ -74,9 +74,9 @@ def _speed(row: tuple, record: SpeedRecord) -> Quartiles | None:
     """Return the speedup of a summary row, or None if it was not measured; all 2:4 rows share one speedup."""
     tile, variant = (None if pd.isna(value) else value for value in (row.tile, row.variant))
     for timed in record.timed:
-        cell = timed.cell
-        own = (cell.method, cell.sparsity, cell.tile, cell.variant) == (row.method, row.sparsity, tile, variant)
-        if cell.pattern == row.pattern and (own or cell.pattern in ("2:4", "dense")):
+        run = timed.run
+        own = (run.method, run.sparsity, run.tile, run.variant) == (row.method, row.sparsity, tile, variant)
+        if run.pattern == row.pattern and (own or run.pattern in ("2:4", "dense")):
             return timed.speedup
     return None
 

@@ -20,7 +20,7 @@ from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import ModelInfo, Record
 from patch.pipeline.results.speed import SpeedRecord
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 COMPARED = (
     f"Within: the standard error of the measurement times {ERRORS}; the published numbers come without errors of "
@@ -53,7 +53,7 @@ class Results:
     records: Sequence[Record]
     differences: pd.DataFrame
     models: Sequence[ModelInfo]
-    expected: Sequence[Cell]
+    expected: Sequence[Run]
     published: Published
     command: str
     figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -117,16 +117,16 @@ def _figures(figures: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _missing(results: Results) -> str:
-    measured = {(record.cell.model, record.cell.id) for record in results.records}
-    cells = [cell for cell in results.expected if (cell.model, cell.id) not in measured]
+    measured = {(record.run.model, record.run.id) for record in results.records}
+    runs = [run for run in results.expected if (run.model, run.id) not in measured]
     lines = [
-        f"{escape_markdown(f'{cell.model}/{cell.id}')}: no record; its jobs have not run, run still or have failed "
+        f"{escape_markdown(f'{run.model}/{run.id}')}: no record; its jobs have not run, run still or have failed "
         "(`python -m patch status` says which). It is a dash in the tables."
-        for cell in cells
+        for run in runs
     ]
     absent = not_here(results.published, results.expected, results.models, bool(results.speeds))
     lines += map(escape_markdown, absent)
-    whole = "" if cells else f"All {len(results.expected)} cells have a record.\n\n"
+    whole = "" if runs else f"All {len(results.expected)} runs have a record.\n\n"
     return whole + _bullets(lines)
 
 

@@ -10,14 +10,14 @@ from patch.pipeline.reporting.agreement import ERRORS
 from patch.pipeline.reporting.escape import escape_markdown
 from patch.pipeline.results.order import QUANTIZATIONS, method_title, percent, tile_title, variant_title
 from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 # A line names its pairs only up to this number.
 NAMED = 4
 
 
 def how_sure(
-    records: Sequence[Record], differences: pd.DataFrame, models: Sequence[ModelInfo], expected: Sequence[Cell]
+    records: Sequence[Record], differences: pd.DataFrame, models: Sequence[ModelInfo], expected: Sequence[Run]
 ) -> str:
     """Return an explanation of the errors, and a table of indistinguishable row pairs of equal sparsity, as Markdown.
 
@@ -38,8 +38,8 @@ def how_sure(
     if not lines:
         return _errors(records)
     heads = ["Model", "Sparsity (%)", "Close in perplexity", "Close in accuracy"]
-    lines = [[escape_markdown(cell) for cell in line] for line in lines]
-    table = [f"| {' | '.join(cells)} |" for cells in (heads, [":---", "---:", ":---", ":---"], *lines)]
+    lines = [[escape_markdown(run) for run in line] for line in lines]
+    table = [f"| {' | '.join(runs)} |" for runs in (heads, [":---", "---:", ":---", ":---"], *lines)]
     return f"{_errors(records)}\n\n" + "\n".join(table)
 
 
@@ -50,7 +50,7 @@ def _errors(records: Sequence[Record]) -> str:
         for name, metric in record.metrics.items():
             if name not in ("perplexity", "accuracy"):
                 questions.setdefault(name, set()).add(metric.samples)
-    seeds = sorted({record.cell.seed for record in records})
+    seeds = sorted({record.run.seed for record in records})
     over = (
         f"A row is the mean of up to {len(seeds)} seeds, and its error includes their scatter."
         if len(seeds) > 1
@@ -74,7 +74,7 @@ def _range(counts: set[int | None]) -> str:
 
 
 def close_pairs(
-    differences: pd.DataFrame, expected: Sequence[Cell]
+    differences: pd.DataFrame, expected: Sequence[Run]
 ) -> dict[tuple[str, float], dict[str, tuple[list[str], int]]]:
     """Return the pairs of rows whose difference is within the error, without pairs that contain the dense model.
 
@@ -82,7 +82,7 @@ def close_pairs(
         A map from model and sparsity (highest first) to metric to the names of the close pairs and the number of all
         pairs.
     """
-    titles = {(cell.model, cell.row): _title(cell) for cell in expected}
+    titles = {(run.model, run.row): _title(run) for run in expected}
     dense = {key for key, title in titles.items() if title == "dense"}
     pairs: dict[tuple[str, float], dict[str, tuple[list[str], int]]] = {}
     for line in differences.sort_values("sparsity", ascending=False, kind="stable").itertuples():
@@ -104,12 +104,12 @@ def _counted(close: list[str], count: int) -> str:
     return f"{len(close)} of {count} pairs" + (f": {named}" if named else "")
 
 
-def _title(cell: Cell) -> str:
+def _title(run: Run) -> str:
     """Return the name of a run's row for a sentence about rows of one sparsity."""
-    if cell.pattern == "dense" and not cell.quantization and not cell.variant:
+    if run.pattern == "dense" and not run.quantization and not run.variant:
         return "dense"
-    parts = [f"{method_title(cell.method)} {cell.pattern}"]
-    parts += [tile_title(cell.tile)] if cell.tile else []
-    parts += [variant_title(cell.variant)] if cell.variant else []
-    parts += [QUANTIZATIONS[cell.quantization]] if cell.quantization else []
+    parts = [f"{method_title(run.method)} {run.pattern}"]
+    parts += [tile_title(run.tile)] if run.tile else []
+    parts += [variant_title(run.variant)] if run.variant else []
+    parts += [QUANTIZATIONS[run.quantization]] if run.quantization else []
     return " ".join(parts)

@@ -20,7 +20,7 @@ from patch.pipeline.results.order import QUANTIZATIONS, method_title, tile_title
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.results.statistics import summarize
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 __all__ = ["TABLES", "Arrangement", "Table", "build_table", "to_text", "write_table"]
 
@@ -64,7 +64,7 @@ def build_table(
     name: str,
     frame: pd.DataFrame,
     models: Sequence[ModelInfo],
-    expected: Sequence[Cell],
+    expected: Sequence[Run],
     arrangement: Arrangement = Arrangement(),  # noqa: B008 - frozen
     differences: Differences | None = None,
     speeds: Speeds | None = None,
@@ -92,24 +92,24 @@ def build_table(
     shown = {model.name: model for model in models if chosen.models(model)}
     summary = summarize(frame[frame["model"].isin(list(shown))])
     found: Found = {(r.model, Key.of(r, shown[r.model]), r.metric): r for r in summary.itertuples()}
-    placed = _placed(chosen, found, [cell for cell in expected if cell.model in shown], shown, rows)
+    placed = _placed(chosen, found, [run for run in expected if run.model in shown], shown, rows)
     header, lines = _lines(chosen, found, placed, shown, rows if name not in TABLES else None)
     table_rows = [_row(line, header, found) for line in lines]
     if chosen.deviation:
         table_rows = [row for row in table_rows if any(m and m.seeds > 1 for m in row.measures)]
     if chosen.compared:
         table_rows = _bold(lines, table_rows, header, differences)
-    missing = _missing(frame, [cell for cell in expected if cell.model in shown], shown, set(placed))
+    missing = _missing(frame, [run for run in expected if run.model in shown], shown, set(placed))
     present = [model for model in shown.values() if any(model.name == place for place, _ in placed)]
     notes = _notes(chosen, table_rows, present)
     return Table(name, chosen.caption, header, tuple(table_rows), (*notes, *missing), chosen.deviation)
 
 
 def _placed(
-    chosen: Selection, found: Found, expected: list[Cell], shown: dict[str, ModelInfo], rows: dict[str, int] | None
+    chosen: Selection, found: Found, expected: list[Run], shown: dict[str, ModelInfo], rows: dict[str, int] | None
 ) -> list[tuple[str, Key]]:
     """Return the distinct (model, row) pairs of a table."""
-    wanted = [(cell.model, Key.of(cell, shown[cell.model])) for cell in expected]
+    wanted = [(run.model, Key.of(run, shown[run.model])) for run in expected]
     placed = dict.fromkeys([*wanted, *((model, key) for model, key, _ in found)])
     if rows is not None:
         placed = [(model, key) for model, key in placed if f"{model}/{key.row(shown[model])}" in rows]
@@ -200,7 +200,7 @@ def _bold(
 def _notes(chosen: Selection, rows: list[Row], models: list[ModelInfo]) -> list[str]:
     measures = [measure for row in rows for measure in row.measures if measure]
     if not rows:
-        return ["No cell of this experiment belongs in this table."]
+        return ["No run of this experiment belongs in this table."]
     seeds = max((measure.seeds for measure in measures), default=1)
     over = f"; means over up to {seeds} seeds, whose scatter it includes" if seeds > 1 else ""
     notes = [f"±: sample standard deviation over up to {seeds} seeds."] if chosen.deviation else []
@@ -216,16 +216,16 @@ def _notes(chosen: Selection, rows: list[Row], models: list[ModelInfo]) -> list[
 
 
 def _missing(
-    frame: pd.DataFrame, expected: list[Cell], shown: dict[str, ModelInfo], placed: set[tuple[str, Key]]
+    frame: pd.DataFrame, expected: list[Run], shown: dict[str, ModelInfo], placed: set[tuple[str, Key]]
 ) -> list[str]:
     present = {(r.model, Key.of(r, shown[r.model]), r.seed) for r in frame.itertuples() if r.model in shown}
-    keyed = [(cell, Key.of(cell, shown[cell.model])) for cell in expected]
+    keyed = [(run, Key.of(run, shown[run.model])) for run in expected]
     names = [
-        f"{cell.model}/{cell.id}"
-        for cell, key in keyed
-        if (cell.model, key) in placed and (cell.model, key, cell.seed) not in present
+        f"{run.model}/{run.id}"
+        for run, key in keyed
+        if (run.model, key) in placed and (run.model, key, run.seed) not in present
     ]
     if not names:
         return []
     more = f" and {len(names) - NAMED_MISSING} more" if len(names) > NAMED_MISSING else ""
-    return [f"{len(names)} cell{'s' * (len(names) > 1)} missing: {', '.join(names[:NAMED_MISSING])}{more}."]
+    return [f"{len(names)} run{'s' * (len(names) > 1)} missing: {', '.join(names[:NAMED_MISSING])}{more}."]

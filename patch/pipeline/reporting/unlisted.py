@@ -16,7 +16,7 @@ from patch.pipeline.results.published import (
     published_value,
 )
 from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 LEVELS = (0.45, 0.35, 0.25)
 # Settings varied by the paper's ablations -> their values, starting with the plain run's value.
@@ -29,21 +29,19 @@ VARIED = {
 Row = tuple[str, str, float, int | None, str | None, str | None]
 
 
-def not_here(
-    published: Published, cells: Sequence[Cell], models: Sequence[ModelInfo], speed: bool = False
-) -> list[str]:
+def not_here(published: Published, runs: Sequence[Run], models: Sequence[ModelInfo], speed: bool = False) -> list[str]:
     """Return lines that list the paper's rows, models and speed results missing from the experiment.
 
     Args:
         published: the paper's numbers.
-        cells: runs of the experiment.
+        runs: runs of the experiment.
         models: models of the experiment.
         speed: True if the experiment measured speed.
     """
     lines = []
     for model in models:
         if model.published is not None:
-            here = {_row(cell, model) for cell in cells if cell.model == model.name}
+            here = {_row(run, model) for run in runs if run.model == model.name}
             missing = [row for row in _rows_of_paper(published, model.published) if not _is_here(row, here)]
             if missing:
                 lines.append(f"Rows of the paper for {model.published} that {model.title} lacks: {_listed(missing)}.")
@@ -81,12 +79,12 @@ def _possible_rows(variant: str, tiles: list[int]) -> Iterator[Row]:
             yield from ((method, "hybrid", level, None, None, f"{key}={value}") for level in LEVELS)
 
 
-def _row(cell: Cell, model: ModelInfo) -> Row:
+def _row(run: Run, model: ModelInfo) -> Row:
     papers = {PAPER_TILE} if model.comparable else {PAPER_TILE, model.tile}
     # An imported mask is compared with the method that made it.
-    variant = None if cell.imported else cell.variant
-    tile = None if cell.tile in papers else cell.tile
-    return cell.method, cell.pattern, cell.sparsity, tile, cell.quantization, variant
+    variant = None if run.imported else run.variant
+    tile = None if run.tile in papers else run.tile
+    return run.method, run.pattern, run.sparsity, tile, run.quantization, variant
 
 
 def _is_here(row: Row, here: set[Row]) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from patch.masks.blocks import block
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.config.experiment import Experiment
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.grid import Grid
-from patch.pipeline.runs.specs import WindowsSpec
+from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.stage_settings import WindowsSettings
 
 GB = 1000
 # Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), and of Snakemake and
@@ -104,10 +104,10 @@ class CostModel:
         gpu_mem_mb = math.ceil(GPU_SLACK * work_mb) if on_gpu else 0
         return Job(processes if on_gpu else 0, math.ceil(processes * host), gpu_mem_mb, minutes, nodes, processes)
 
-    def windows(self, spec: WindowsSpec) -> Job:
+    def windows(self, settings: WindowsSettings) -> Job:
         """Return the resources of tokenization; the time grows with the tokens only if their number is known."""
-        tokens = (spec.samples or 0) * spec.seqlen
-        workers = self.experiment.resources.threads if spec.kind == "packed" else 1
+        tokens = (settings.samples or 0) * settings.seqlen
+        workers = self.experiment.resources.threads if settings.kind == "packed" else 1
         # Each worker holds a batch of text and its tokens, in the tokenizer's form and as a list (measured: 0.2 GB).
         memory = 4 * GB + (workers - 1) * GB // 2
         return Job(0, memory, 0, 10 + math.ceil(tokens / TOKENIZED_PER_MINUTE / workers))
@@ -124,45 +124,45 @@ class CostModel:
         flops = self._calibration_flops(model, 1, gram)
         return self._block_job(model, flops, self._block_mb(model, gram, calibrating=True))
 
-    def prune(self, cell: Cell) -> Job:
+    def prune(self, run: Run) -> Job:
         """Return the resources of one-shot pruning.
 
         It takes two forward passes over the calibration set or none, and solves linear systems of Gram matrices.
         """
-        gram = cell.spec.statistics == "gram"
-        calibrating = cell.spec.statistics != "none" and self.experiment.calibration.propagate == "pruned"
-        flops = self._calibration_flops(cell.model, 2, gram) if calibrating else 0.0
+        gram = run.definition.statistics == "gram"
+        calibrating = run.definition.statistics != "none" and self.experiment.calibration.propagate == "pruned"
+        flops = self._calibration_flops(run.model, 2, gram) if calibrating else 0.0
         if gram:
-            shape = self._shape(cell.model)
+            shape = self._shape(run.model)
             layers = linear_shapes(shape).values()
             flops += shape.num_hidden_layers * sum(2 * columns**2 * (rows + columns) for rows, columns in layers)
-        return self._block_job(cell.model, flops, self._block_mb(cell.model, gram, calibrating))
+        return self._block_job(run.model, flops, self._block_mb(run.model, gram, calibrating))
 
-    def import_mask(self, cell: Cell) -> Job:
+    def import_mask(self, run: Run) -> Job:
         """Return the resources of checking an imported mask, which unpacks one layer at a time and loads no weights."""
-        shape = self._shape(cell.model)
+        shape = self._shape(run.model)
         largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
         return self._job(0.0, 1.0, (prunable_parameters(shape) / 8 + 16 * largest) / 1e6, gpus=0)
 
-    def export(self, cell: Cell) -> Job:
+    def export(self, run: Run) -> Job:
         """Return the resources of an export, which holds the model twice: to save it, and to check the saved one."""
-        held = BYTES[self.experiment.models[cell.model].dtype] * parameters(self._shape(cell.model)) / 1e6
+        held = BYTES[self.experiment.models[run.model].dtype] * parameters(self._shape(run.model)) / 1e6
         return self._job(0.0, 1.0, 2 * held, gpus=0, host_mb=2 * held)
 
-    def quantize(self, cell: Cell) -> Job:
+    def quantize(self, run: Run) -> Job:
         """Return the resources of quantization.
 
         With adapters it takes two forward passes over the calibration set and a decomposition of each layer.
         """
-        low_rank = cell.quantization == "slim-lora"
-        flops = self._calibration_flops(cell.model, 2, False) if low_rank else 0.0
+        low_rank = run.quantization == "slim-lora"
+        flops = self._calibration_flops(run.model, 2, False) if low_rank else 0.0
         if low_rank:
-            shape = self._shape(cell.model)
+            shape = self._shape(run.model)
             # The decomposition finds eigenvectors of a matrix as wide as the layer's smaller side, in fp64.
             flops += shape.num_hidden_layers * sum(
                 20.0 * min(layer) ** 2 * sum(layer) for layer in linear_shapes(shape).values()
             )
-        return self._block_job(cell.model, flops, self._block_mb(cell.model, False, calibrating=low_rank))
+        return self._block_job(run.model, flops, self._block_mb(run.model, False, calibrating=low_rank))
 
     def _calibration_flops(self, model: str, passes: int, gram: bool) -> float:
         shape, settings = self._shape(model), self.experiment.calibration
@@ -194,48 +194,48 @@ class CostModel:
         # On a GPU, bit masks and the batches that are read and written are small compared with the model.
         return self._job(flops, EFFICIENCY["prune"], device_mb if on_gpu else held + device_mb, host_mb=1.1 * held)
 
-    def learn(self, cell: Cell) -> Job:
+    def learn(self, run: Run) -> Job:
         """Return the resources of mask learning: forward and backward passes, and logits with two Adam moments.
 
         The weights are frozen, except that ProxSparse learns all weights in fp32 and keeps the original ones.
         """
-        shape, settings = self._shape(cell.model), self.grid.learning(cell)
-        size = BYTES[self.experiment.models[cell.model].dtype]
+        shape, settings = self._shape(run.model), self.grid.learning(run)
+        size = BYTES[self.experiment.models[run.model].dtype]
         tokens = settings.steps * settings.batch_size * settings.seqlen
         held = settings.micro_batch_size * settings.seqlen
         device = self.experiment.resources.device
         moments = BYTES[settings.optimizer_state]
-        gpus, nodes = self.grid.processes(cell)
+        gpus, nodes = self.grid.processes(run)
         count = gpus * nodes
-        work = learning_mb(shape, cell.method, size, held, settings.gradient_checkpointing, device, moments, count)
+        work = learning_mb(shape, run.method, size, held, settings.gradient_checkpointing, device, moments, count)
         # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
-        host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, cell.method) / count) / 1e6
-        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[cell.method], work, gpus, nodes, host)
+        host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, run.method) / count) / 1e6
+        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[run.method], work, gpus, nodes, host)
 
-    def evaluate(self, cell: Cell) -> Job:
+    def evaluate(self, run: Run) -> Job:
         """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
-        shape, evaluation = self._shape(cell.model), self.experiment.evaluation
-        size = BYTES[self.experiment.models[cell.model].dtype]
+        shape, evaluation = self._shape(run.model), self.experiment.evaluation
+        size = BYTES[self.experiment.models[run.model].dtype]
         tokens = EVALUATION_TOKENS if not evaluation.include_path else evaluation.task_samples * 1000
         work = size * parameters(shape) + evaluation.batch_size * 256 * _activation_bytes(shape, size, True)
         return self._job(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
 
-    def speedup(self, model: str, cells: Sequence[Cell]) -> Job:
+    def speedup(self, model: str, runs: Sequence[Run]) -> Job:
         """Return the resources of a speed measurement.
 
         The dense model and its runs generate in turn. All of them are in memory, with one masked model to compare.
         """
         shape, settings = self._shape(model), self.experiment.speedup
         size = BYTES[self.experiment.models[model].dtype]
-        runs = (settings.repeats + UNCOUNTED) * (1 + len(cells))
+        generations = (settings.repeats + UNCOUNTED) * (1 + len(runs))
         length = settings.prompt + settings.new_tokens
         keys = 2 * settings.batch_size * length * shape.num_key_value_heads * shape.head_dim * shape.num_hidden_layers
         # All candidates share one cache of keys and values; the two models that are compared have one each.
         held = parameters(shape) + prunable_parameters(shape) + 3 * keys
         # A sparse tile stores half its values and one bit for each weight: 0.5625 of a dense tile at 16 bits.
-        held += sum(prunable_parameters(shape) * (1 - 0.875 * cell.sparsity) for cell in cells)
+        held += sum(prunable_parameters(shape) * (1 - 0.875 * run.sparsity) for run in runs)
         work = size * held + settings.batch_size * settings.prompt * _activation_bytes(shape, size, True)
-        flops = 2.0 * parameters(shape) * runs * settings.batch_size * length
+        flops = 2.0 * parameters(shape) * generations * settings.batch_size * length
         return self._job(flops, EFFICIENCY["speedup"], work / 1e6, host_mb=2 * size * parameters(shape) / 1e6)
 
 
@@ -289,11 +289,11 @@ def _learned(shape: Shape, method: str) -> float:
 def too_large(costs: CostModel, grid: Grid) -> list[str]:
     """Return one line for each learning job that needs more memory than a GPU has."""
     limit = 1000 * costs.experiment.resources.gpu_memory_gb
-    needs = {cell: costs.learn(cell).gpu_mem_mb for cell in grid.closure if cell.spec.stage == "learn"}
+    needs = {run: costs.learn(run).gpu_mem_mb for run in grid.closure if run.definition.stage == "learn"}
     return [
-        f"{cell.model} {cell.id} needs about {need / 1000:.0f} GB of GPU memory; "
+        f"{run.model} {run.id} needs about {need / 1000:.0f} GB of GPU memory; "
         f"`resources.gpu_memory_gb` is {limit / 1000:g}"
-        for cell, need in needs.items()
+        for run, need in needs.items()
         if need > limit
     ]
 

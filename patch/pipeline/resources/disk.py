@@ -11,8 +11,8 @@ from patch.data.settings import HubSource, PackageSource
 from patch.models.settings import GgufModel, LocalModel, TrainedModel
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.resources.cost import BYTES
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import Windows
 
 MB = 1e6
@@ -91,31 +91,31 @@ class DiskModel:
     def windows(self, windows: Windows, model: str) -> Space:
         """Return the space of token ids: two bytes each, or four if the vocabulary of ``model`` needs more than two."""
         size = 2 if self._shape(model).vocab_size <= 1 << 16 else 4
-        spec = windows.spec
-        bounds = [spec.samples * spec.seqlen] if spec.samples else []
+        settings = windows.settings
+        bounds = [settings.samples * settings.seqlen] if settings.samples else []
         corpus = next(name for name in self.experiment.corpora if self.plan.store.corpus_path(name) == windows.corpus)
         text = self.text(corpus)
         if text is not None:
             bounds.append(text * MB / CHARACTERS_PER_TOKEN)
         return Space(kept=size * min(bounds, default=0.0) / MB)
 
-    def mask(self, cell: Cell) -> float:
+    def mask(self, run: Run) -> float:
         """Return the size of a mask in MB: one bit for each weight and one for each tile."""
-        shape = self._shape(cell.model)
-        return (prunable_parameters(shape) + _tiles(shape, cell)) / 8 / MB
+        shape = self._shape(run.model)
+        return (prunable_parameters(shape) + _tiles(shape, run)) / 8 / MB
 
     def fetched_mask(self, name: str) -> Space:
         """Return the space of a downloaded mask: one bit for each weight, which hardly compresses."""
         size = prunable_parameters(self._shape(self.experiment.imports[name].model)) / 8 / MB
         return Space(kept=size, cache=size)
 
-    def learn(self, cell: Cell) -> Space:
+    def learn(self, run: Run) -> Space:
         """Return the space of a mask and of its learning checkpoints: parameters and two Adam moments in fp32."""
-        shape = self._shape(cell.model)
-        logits = 0 if cell.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
-        learned = parameters(shape) if cell.method == "proxsparse" else logits + _tiles(shape, cell)
+        shape = self._shape(run.model)
+        logits = 0 if run.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
+        learned = parameters(shape) if run.method == "proxsparse" else logits + _tiles(shape, run)
         state = 4 * 3 * learned
-        return Space(kept=self.mask(cell), scratch=CHECKPOINTS * state / MB)
+        return Space(kept=self.mask(run), scratch=CHECKPOINTS * state / MB)
 
     def statistics(self, model: str, gram: bool) -> float:
         """Return the size in MB of a dense model's input statistics, in fp32 for each distinct input tensor."""
@@ -125,18 +125,18 @@ class DiskModel:
         widths = [shape.hidden_size] * 2 + [layers[name][1] for name in ("o_proj", "down_proj")]
         return 4 * shape.num_hidden_layers * sum(n * n + n if gram else n for n in widths) / MB
 
-    def quantized(self, cell: Cell) -> float:
+    def quantized(self, run: Run) -> float:
         """Return the size in MB of low-bit weights, scales and adapters, kept from quantization to evaluation."""
-        shape, settings = self._shape(cell.model), self.experiment.quantization
+        shape, settings = self._shape(run.model), self.experiment.quantization
         size = prunable_parameters(shape) * (settings.bits / 8 + 4 / settings.group_size)
-        if cell.quantization == "slim-lora":
+        if run.quantization == "slim-lora":
             ranks = [(settings.rank_ratio * min(layer), sum(layer)) for layer in linear_shapes(shape).values()]
             size += 4 * shape.num_hidden_layers * sum(rank * sides for rank, sides in ranks)
         return size / MB
 
-    def weights(self, cell: Cell) -> float:
+    def weights(self, run: Run) -> float:
         """Return the size in MB of the updated weights, kept from pruning to evaluation."""
-        return BYTES[self.experiment.models[cell.model].dtype] * prunable_parameters(self._shape(cell.model)) / MB
+        return BYTES[self.experiment.models[run.model].dtype] * prunable_parameters(self._shape(run.model)) / MB
 
 
 def folder_size(folder: Path | str) -> float:
@@ -144,10 +144,10 @@ def folder_size(folder: Path | str) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / MB
 
 
-def _tiles(shape: Shape, cell: Cell) -> int:
-    if not cell.tile:
+def _tiles(shape: Shape, run: Run) -> int:
+    if not run.tile:
         return 0
-    grids = [[side // min(side, cell.tile) for side in layer] for layer in linear_shapes(shape).values()]
+    grids = [[side // min(side, run.tile) for side in layer] for layer in linear_shapes(shape).values()]
     return shape.num_hidden_layers * sum(map(math.prod, grids))
 
 

@@ -64,13 +64,13 @@ class Forecast:
     def numbers(self) -> Numbers:
         """Forecast, which depends on the configuration but not on the existing outputs."""
         graph = JobGraph(self.plan)
-        evaluated = {(cell.model, cell.pruned.id) for cell in self.plan.grid.cells}
+        evaluated = {(run.model, run.pruned.id) for run in self.plan.grid.runs}
         stages = {stage: [node for node in graph.nodes if node.stage == stage] for stage in STAGES}
         recorded: dict[tuple[str, str], list[Node]] = {}
         for node in graph.nodes:
-            cell = node.cell
-            if node.rule in RECORDED and cell and (cell.model, cell.pruned.id) in evaluated:
-                of = cell.quantization or cell.method if node.rule == "quantize" else cell.method
+            run = node.run
+            if node.rule in RECORDED and run and (run.model, run.pruned.id) in evaluated:
+                of = run.quantization or run.method if node.rule == "quantize" else run.method
                 recorded.setdefault((RECORDED[node.rule], of), []).append(node)
         return Numbers(
             device=self.plan.experiment.resources.device,

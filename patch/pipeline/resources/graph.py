@@ -105,17 +105,17 @@ class JobGraph:
     def _disk(self, node: Node, running: Collection[Node]) -> tuple[float, float]:
         """Return the disk space in MB that a job allocates when it starts, and that is released when it ends."""
         claims, frees = node.space.kept + node.space.scratch, node.space.scratch
-        cell = node.cell
+        run = node.run
         if node.rule == "learn":
-            claims -= min(node.space.scratch, folder_size(self.plan.layout.checkpoints(cell)))
-        elif cell and cell.quantization:
-            claims += self.disk.quantized(cell) if node.rule == "quantize" else 0.0
-            frees += self.disk.quantized(cell) if node.rule == "evaluate" else 0.0
-        elif cell in self.plan.updated_cells:
+            claims -= min(node.space.scratch, folder_size(self.plan.layout.checkpoints(run)))
+        elif run and run.quantization:
+            claims += self.disk.quantized(run) if node.rule == "quantize" else 0.0
+            frees += self.disk.quantized(run) if node.rule == "evaluate" else 0.0
+        elif run in self.plan.updated_runs:
             # The pruning job caches the weights. If the mask exists already, `update_weights` recomputes them.
-            pruning = self.maker.get(self.plan.masks.mask(cell))
+            pruning = self.maker.get(self.plan.masks.mask(run))
             if node.rule == "prune" or (node.rule == "update_weights" and pruning not in running):
-                claims += self.disk.weights(cell)
+                claims += self.disk.weights(run)
             elif node.rule == "evaluate":
-                frees += self.disk.weights(cell)
+                frees += self.disk.weights(run)
         return claims, frees

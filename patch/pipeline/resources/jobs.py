@@ -8,8 +8,8 @@ from pathlib import Path
 
 from patch.pipeline.resources.cost import CostModel, Job
 from patch.pipeline.resources.disk import NOTHING, DiskModel, Space
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import Statistics, Windows
 
 # Rows of the printed plan and the rules of each row.
@@ -55,7 +55,7 @@ class Node:
         inputs: Paths that the job reads.
         cost: GPUs, memory and minutes.
         space: Disk space.
-        cell: Run that the job belongs to, else None.
+        run: Run that the job belongs to, else None.
     """
 
     rule: str
@@ -65,7 +65,7 @@ class Node:
     inputs: tuple[str, ...]
     cost: Job
     space: Space = NOTHING
-    cell: Cell | None = None
+    run: Run | None = None
 
     @property
     def stage(self) -> str:
@@ -81,7 +81,7 @@ class JobList:
 
     def nodes(self) -> list[Node]:
         """Return the jobs of shared artifacts, of runs, and of tables and figures."""
-        return [*self._store_nodes(), *self._cell_nodes(), *self._speedup_nodes(), *self._table_nodes()]
+        return [*self._store_nodes(), *self._run_nodes(), *self._speedup_nodes(), *self._table_nodes()]
 
     def _light(self, minutes: int = 1) -> Job:
         return Job(gpus=0, mem_mb=LIGHT_MB, gpu_mem_mb=0, minutes=minutes)
@@ -119,64 +119,64 @@ class JobList:
         yield Node(rule, "tasks", None, (store.tasks_path(),), inputs, self._fetching(space), space)
 
     def _fetched_masks(self) -> list[str]:
-        used = {cell.imported for cell in self.plan.masks.made if cell.imported}
+        used = {run.imported for run in self.plan.masks.made if run.imported}
         return sorted(name for name in used if self.plan.experiment.imports[name].source.kind == "hub")
 
     def _windows_node(self, windows: Windows) -> Node:
         store, experiment = self.plan.store, self.plan.experiment
         models = [name for name in experiment.models if store.tokenizer_path(name) == windows.tokenizer]
-        rule = "calibrate" if windows.spec.kind == "calibration" else "tokenize"
+        rule = "calibrate" if windows.settings.kind == "calibration" else "tokenize"
         model = models[0] if len(models) == 1 else None
         inputs = (windows.corpus, windows.tokenizer)
-        cost, space = self.costs.windows(windows.spec), self.disk.windows(windows, models[0])
+        cost, space = self.costs.windows(windows.settings), self.disk.windows(windows, models[0])
         return Node(rule, windows.key, model, (windows.path,), inputs, cost, space)
 
     def _statistics_node(self, statistics: Statistics) -> Node:
-        model, gram = statistics.model, statistics.spec.gram
+        model, gram = statistics.model, statistics.settings.gram
         inputs = (self.plan.store.model_path(model), statistics.windows.path)
         cost, space = self.costs.statistics(model, gram), Space(kept=self.disk.statistics(model, gram))
         return Node("statistics", statistics.key, model, (statistics.path,), inputs, cost, space)
 
-    def _cell_nodes(self) -> Iterable[Node]:
+    def _run_nodes(self) -> Iterable[Node]:
         plan, layout = self.plan, self.plan.layout
-        for cell in plan.masks.made:
-            mask, space = plan.masks.mask(cell), Space(kept=self.disk.mask(cell))
-            if cell.spec.stage == "prune":
-                yield self._cell_node("prune", cell, [mask], plan.prune_inputs(cell), self.costs.prune(cell), space)
-            elif cell.spec.stage == "import":
-                inputs, cost = plan.import_inputs(cell), self.costs.import_mask(cell)
-                yield self._cell_node("import_mask", cell, [mask], inputs, cost, space)
+        for run in plan.masks.made:
+            mask, space = plan.masks.mask(run), Space(kept=self.disk.mask(run))
+            if run.definition.stage == "prune":
+                yield self._run_node("prune", run, [mask], plan.prune_inputs(run), self.costs.prune(run), space)
+            elif run.definition.stage == "import":
+                inputs, cost = plan.import_inputs(run), self.costs.import_mask(run)
+                yield self._run_node("import_mask", run, [mask], inputs, cost, space)
             else:
-                inputs = plan.learn_inputs(cell) | plan.prior_inputs(cell)
-                outputs = [mask, plan.masks.curve(cell)]
-                yield self._cell_node("learn", cell, outputs, inputs, self.costs.learn(cell), self.disk.learn(cell))
-        for cell in plan.updated_cells:
-            inputs = plan.prune_inputs(cell) | {"mask": plan.masks.mask(cell)}
-            yield self._cell_node("update_weights", cell, [layout.weights(cell)], inputs, self.costs.prune(cell))
-        for cell in plan.grid.cells:
-            if cell.quantization:
-                inputs, outputs = plan.quantize_inputs(cell), [layout.quantized(cell)]
-                yield self._cell_node("quantize", cell, outputs, inputs, self.costs.quantize(cell))
-            inputs = plan.evaluate_inputs(cell)
-            outputs = [layout.record(cell), layout.samples(cell)]
-            yield self._cell_node("evaluate", cell, outputs, inputs, self.costs.evaluate(cell))
+                inputs = plan.learn_inputs(run) | plan.prior_inputs(run)
+                outputs = [mask, plan.masks.curve(run)]
+                yield self._run_node("learn", run, outputs, inputs, self.costs.learn(run), self.disk.learn(run))
+        for run in plan.updated_runs:
+            inputs = plan.prune_inputs(run) | {"mask": plan.masks.mask(run)}
+            yield self._run_node("update_weights", run, [layout.weights(run)], inputs, self.costs.prune(run))
+        for run in plan.grid.runs:
+            if run.quantization:
+                inputs, outputs = plan.quantize_inputs(run), [layout.quantized(run)]
+                yield self._run_node("quantize", run, outputs, inputs, self.costs.quantize(run))
+            inputs = plan.evaluate_inputs(run)
+            outputs = [layout.record(run), layout.samples(run)]
+            yield self._run_node("evaluate", run, outputs, inputs, self.costs.evaluate(run))
 
-    def _cell_node(
-        self, rule: str, cell: Cell, outputs: list[str], inputs: dict[str, str], cost: Job, space: Space = NOTHING
+    def _run_node(
+        self, rule: str, run: Run, outputs: list[str], inputs: dict[str, str], cost: Job, space: Space = NOTHING
     ) -> Node:
-        return Node(rule, cell.id, cell.model, tuple(outputs), tuple(inputs.values()), cost, space, cell)
+        return Node(rule, run.id, run.model, tuple(outputs), tuple(inputs.values()), cost, space, run)
 
     def _speedup_nodes(self) -> Iterable[Node]:
         plan = self.plan
         for model in plan.timed_models:
             inputs = (plan.store.model_path(model), *plan.speedup_inputs(model)["masks"])
-            cost = self.costs.speedup(model, plan.timed_cells(model))
+            cost = self.costs.speedup(model, plan.timed_runs(model))
             yield Node("speedup", model, model, (plan.layout.speedup(model),), inputs, cost)
 
     def _table_nodes(self) -> Iterable[Node]:
         plan, root = self.plan, self.plan.layout.root
-        records = tuple(plan.layout.record(cell) for cell in plan.grid.cells)
-        samples = tuple(plan.layout.samples(cell) for cell in plan.grid.cells)
+        records = tuple(plan.layout.record(run) for run in plan.grid.runs)
+        samples = tuple(plan.layout.samples(run) for run in plan.grid.runs)
         results, differences = f"{root}/results.csv", f"{root}/differences.csv"
         yield Node("collect", "results", None, (results,), records, self._light())
         yield Node("compare", "differences", None, (differences,), samples, self._light())
@@ -188,8 +188,8 @@ class JobList:
         for model in plan.models:
             inputs = {
                 "pareto": (results,),
-                "density": tuple(plan.layout.record(cell) for cell in plan.hybrid_cells(model)),
-                "curves": tuple(plan.masks.curve(cell) for cell in plan.learned_cells(model)),
+                "density": tuple(plan.layout.record(run) for run in plan.hybrid_runs(model)),
+                "curves": tuple(plan.masks.curve(run) for run in plan.learned_runs(model)),
                 "speedup": (results, plan.layout.speedup(model)),
             }
             for figure in plan.figures(model):

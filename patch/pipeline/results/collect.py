@@ -16,11 +16,11 @@ from patch.evaluation.schema import Share
 from patch.files.schema import Count, Name, Positive
 from patch.pipeline.results.csv_files import Row, read_rows
 from patch.pipeline.results.current import refuse_stale
-from patch.pipeline.results.order import cell_order
+from patch.pipeline.results.order import run_order
 from patch.pipeline.results.projections import projection_density
 from patch.pipeline.results.published import Published, published_value
 from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.cell import Cell, nm_sparsity
+from patch.pipeline.runs.run import Run, nm_sparsity
 
 # Prefix of a projection's name in the column `metric`.
 DENSITY = "density/"
@@ -91,23 +91,23 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
     positions = {name: position for position, name in enumerate(by_name)}
 
     def order(record: Record) -> tuple[Any, ...]:
-        cell = record.cell
-        row = cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile, cell.quantization, cell.variant)
-        return positions[cell.model], row, cell.seed
+        run = record.run
+        row = run_order(run.method, run.pattern, run.sparsity, run.tile, run.quantization, run.variant)
+        return positions[run.model], row, run.seed
 
-    sizes = Counter((c.model, c.method, c.sparsity, c.tile) for c in (record.cell for record in records) if c.tile)
+    sizes = Counter((c.model, c.method, c.sparsity, c.tile) for c in (record.run for record in records) if c.tile)
     compared = Counter(size[:3] for size in sizes)
     rows = []
     for record in sorted(records, key=order):
-        cell = record.cell
-        sized = compared[cell.model, cell.method, cell.sparsity] > 1
-        rows += _rows(record, by_name[cell.model], published, sized)
+        run = record.run
+        sized = compared[run.model, run.method, run.sparsity] > 1
+        rows += _rows(record, by_name[run.model], published, sized)
     return pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
 
 
 def mean_chance(records: list[Record], model: str) -> float | None:
     """Return the mean chance accuracy over a model's tasks in percent, or None if a task has no chance level."""
-    found = next((record for record in records if record.cell.model == model), None)
+    found = next((record for record in records if record.run.model == model), None)
     if found is None:
         return None
     tasks = [metric for name, metric in found.metrics.items() if name not in ("accuracy", "perplexity")]
@@ -121,20 +121,20 @@ def _check(records: list[Record], models: dict[str, ModelInfo], published: Publi
             hint = suggest(model.published, list(published.models))
             raise InputError(f"`models.{model.name}.published` is {model.published!r}; {hint}")
     for record in records:
-        if record.cell.model not in models:
-            raise InputError(f"record `{record.cell.id}` is of model `{record.cell.model}`; known: {', '.join(models)}")
-    (cell, count), *_ = Counter((r.cell.model, r.cell.id) for r in records).most_common(1) or [(None, 0)]
+        if record.run.model not in models:
+            raise InputError(f"record `{record.run.id}` is of model `{record.run.model}`; known: {', '.join(models)}")
+    (run, count), *_ = Counter((r.run.model, r.run.id) for r in records).most_common(1) or [(None, 0)]
     if count > 1:
-        raise InputError(f"{count} records of cell `{cell[1]}` of model `{cell[0]}`; expected one")
+        raise InputError(f"{count} records of run `{run[1]}` of model `{run[0]}`; expected one")
 
 
 def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -> list[dict[str, Any]]:
-    cell = record.cell
+    run = record.run
     costs = record.stages.values()
     shared = {
         "experiment": record.experiment,
         **{
-            name: getattr(cell, name)
+            name: getattr(run, name)
             for name in ("model", "method", "pattern", "sparsity", "tile", "quantization", "variant", "seed")
         },
         "achieved_sparsity": record.achieved_sparsity,
@@ -156,7 +156,7 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
                 "published": _published(record, model, published, name, sized),
             }
         )
-    if cell.pattern == "hybrid" and not cell.quantization:
+    if run.pattern == "hybrid" and not run.quantization:
         blank = {"stderr": None, "published": None}
         shares = projection_density(record.density)
         rows += [shared | blank | {"metric": f"{DENSITY}{name}", "value": 100 * v} for name, v in shares.items()]
@@ -164,28 +164,28 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
 
 
 def row_names(frame: pd.DataFrame) -> pd.Series:
-    """Return `model/row` for each line of the tidy frame; `row` is `Cell.row`."""
+    """Return `model/row` for each line of the tidy frame; `row` is `Run.row`."""
     names = ["model", "method", "pattern", "sparsity", "tile", "seed", "quantization", "variant"]
-    cells = (
-        Cell(*(None if pd.isna(value) else value for value in values))
+    runs = (
+        Run(*(None if pd.isna(value) else value for value in values))
         for values in frame[names].itertuples(index=False, name=None)
     )
-    return pd.Series([f"{cell.model}/{cell.row}" for cell in cells], index=frame.index, dtype="str")
+    return pd.Series([f"{run.model}/{run.row}" for run in runs], index=frame.index, dtype="str")
 
 
 def _published(record: Record, model: ModelInfo, published: Published, metric: str, sized: bool) -> float | None:
     if model.published is None:
         return None
-    cell = record.cell
+    run = record.run
 
     def value(tile: int | None) -> float | None:
-        arguments = (cell.method, cell.pattern, cell.sparsity, metric, tile, cell.quantization, cell.variant)
+        arguments = (run.method, run.pattern, run.sparsity, metric, tile, run.quantization, run.variant)
         return published_value(published, model.published, *arguments)
 
     # A non-comparable model has other layer sizes, so its default tile matches the paper's default tile. In a
     # comparison of tile sizes, an equal size in the paper takes precedence.
-    standing = not model.comparable and cell.tile == model.tile
-    own = value(cell.tile) if sized or not standing else None
+    standing = not model.comparable and run.tile == model.tile
+    own = value(run.tile) if sized or not standing else None
     return value(None) if own is None and standing else own
 
 
@@ -194,7 +194,7 @@ def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> 
 
     Args:
         path: path of the file.
-        digests: `model/cell` -> digest of the evaluation settings of each run. None skips the check.
+        digests: `model/run` -> digest of the evaluation settings of each run. None skips the check.
 
     Raises:
         InputError: the file is missing or truncated, has other columns or values out of range, has a metric of a run
@@ -203,18 +203,18 @@ def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> 
     rows = read_rows(path, ResultRow, "results")
     _check_complete(path, rows)
     if digests is not None:
-        found = {f"{row.model}/{Cell.of(row).id}": row.config_digest for row in rows}
+        found = {f"{row.model}/{Run.of(row).id}": row.config_digest for row in rows}
         refuse_stale([f"{name} in {path}" for name, one in found.items() if digests.get(name) != one], len(found))
     return pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS)
 
 
 def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
     """Check that each run has each metric of its model once; only unquantized hybrid runs need densities."""
-    runs: dict[Cell, set[str]] = defaultdict(set)
+    runs: dict[Run, set[str]] = defaultdict(set)
     for row in rows:
-        names = runs[Cell.of(row)]
+        names = runs[Run.of(row)]
         if row.metric in names:
-            raise InputError(f"{path}: `{row.metric}` of {row.model}/{Cell.of(row).id} is there twice")
+            raise InputError(f"{path}: `{row.metric}` of {row.model}/{Run.of(row).id} is there twice")
         names.add(row.metric)
     metrics: dict[str, set[str]] = defaultdict(set)
     for run, names in runs.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from patch.pipeline.results.record import Record
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 STAGES = ("prune", "learn", "import", "quantize", "evaluate")
 
@@ -28,14 +28,14 @@ def measured_costs(records: Iterable[Record]) -> dict[tuple[str, str], Cost]:
     """
     jobs: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float]]] = {}
     for record in records:
-        cell = record.cell
-        mask = replace(Cell.of(cell), variant=None).pruned.id
+        run = record.run
+        mask = replace(Run.of(run), variant=None).pruned.id
         for stage, cost in record.stages.items():
-            of = cell.quantization or cell.method if stage == "quantize" else cell.method
+            of = run.quantization or run.method if stage == "quantize" else run.method
             # An ablation's default value shares the plain run's mask. Equal cost identifies the shared mask.
             made = f"{mask} {cost.seconds} {cost.peak_memory_mb}"
-            job = cell.id if stage in ("quantize", "evaluate") else made
-            jobs.setdefault((stage, of), {})[cell.model, job] = (cost.seconds, cost.peak_memory_mb)
+            job = run.id if stage in ("quantize", "evaluate") else made
+            jobs.setdefault((stage, of), {})[run.model, job] = (cost.seconds, cost.peak_memory_mb)
     return {
         key: Cost(len(jobs[key]), sum(s for s, _ in jobs[key].values()), max(peak for _, peak in jobs[key].values()))
         for key in sorted(jobs, key=lambda key: STAGES.index(key[0]))

@@ -20,19 +20,19 @@ def read_records(paths: Iterable[Path], digests: Mapping[str, str]) -> list[Reco
 
     Args:
         paths: paths of the files.
-        digests: `model/cell` -> digest of the evaluation settings of the run.
+        digests: `model/run` -> digest of the evaluation settings of the run.
 
     Raises:
         InputError: `read_record` raises it, a record has other settings, or its run is not in ``digests``.
     """
     found = {path: read_record(path) for path in paths}
-    return _verified(found, digests, lambda record: (f"{record.cell.model}/{record.cell.id}", record.config_digest))
+    return _verified(found, digests, lambda record: (f"{record.run.model}/{record.run.id}", record.config_digest))
 
 
 def read_all_samples(paths: Iterable[Path], digests: Mapping[str, str]) -> list[Samples]:
     """Read the samples of runs and verify their settings in the same way as `read_records`."""
     found = {path: read_samples(path) for path in paths}
-    return _verified(found, digests, lambda samples: (f"{samples.cell.model}/{samples.cell.id}", samples.config_digest))
+    return _verified(found, digests, lambda samples: (f"{samples.run.model}/{samples.run.id}", samples.config_digest))
 
 
 def read_speeds(paths: Iterable[Path], digests: Mapping[str, str]) -> list[SpeedRecord]:

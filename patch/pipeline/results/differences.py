@@ -23,9 +23,9 @@ from patch.evaluation.bootstrap import SEED, resampled_means
 from patch.files.schema import Name, Positive
 from patch.pipeline.results.csv_files import Row, read_rows
 from patch.pipeline.results.current import joint_digest, refuse_stale
-from patch.pipeline.results.order import cell_order
+from patch.pipeline.results.order import run_order
 from patch.pipeline.results.samples import Samples
-from patch.pipeline.runs.cell import Cell, format_sparsity
+from patch.pipeline.runs.run import Run, format_sparsity
 
 
 class DifferenceRow(Row):
@@ -90,37 +90,35 @@ def paired_differences(samples: list[Samples]) -> pd.DataFrame:
     """
     by_model: dict[str, dict[str, Samples]] = defaultdict(dict)
     for found in samples:
-        cells = by_model[found.cell.model]
-        if found.cell.id in cells:
-            raise InputError(
-                f"two sets of samples of cell `{found.cell.id}` of model `{found.cell.model}`; expected one"
-            )
-        cells[found.cell.id] = found
-    lines = [line for cells in by_model.values() for line in _model_lines(list(cells.values()))]
+        runs = by_model[found.run.model]
+        if found.run.id in runs:
+            raise InputError(f"two sets of samples of run `{found.run.id}` of model `{found.run.model}`; expected one")
+        runs[found.run.id] = found
+    lines = [line for runs in by_model.values() for line in _model_lines(list(runs.values()))]
     return pd.DataFrame(lines, columns=COLUMNS).astype(_KINDS)
 
 
-def _model_lines(cells: list[Samples]) -> Iterator[tuple]:
+def _model_lines(runs: list[Samples]) -> Iterator[tuple]:
     """Yield the lines of the frame for one model."""
     rows: dict[str, list[Samples]] = defaultdict(list)
-    for found in sorted(cells, key=lambda found: (_order(found.cell), found.cell.seed)):
-        rows[found.cell.row].append(found)
-    tasks = list(dict.fromkeys(name for found in cells for name in found.samples if name != "perplexity"))
+    for found in sorted(runs, key=lambda found: (_order(found.run), found.run.seed)):
+        rows[found.run.row].append(found)
+    tasks = list(dict.fromkeys(name for found in runs for name in found.samples if name != "perplexity"))
     estimates = {metric: _estimates(rows, metric) for metric in ("perplexity", *tasks)}
     estimates = {"perplexity": estimates["perplexity"], "accuracy": _means_over_tasks(rows, estimates), **estimates}
     digests = {row: [found.config_digest for found in seeds] for row, seeds in rows.items()}
-    for a, b, sparsity in _pairs([seeds[0].cell for seeds in rows.values()]):
+    for a, b, sparsity in _pairs([seeds[0].run for seeds in rows.values()]):
         for metric, known in estimates.items():
             if a in known and b in known and known[a].counts == known[b].counts:
                 joint = joint_digest([*digests[a], *digests[b]])
-                yield cells[0].cell.model, metric, sparsity, a, b, *_difference(known[a], known[b]), joint
+                yield runs[0].run.model, metric, sparsity, a, b, *_difference(known[a], known[b]), joint
 
 
-def _order(cell: Cell) -> tuple:
-    return cell_order(cell.method, cell.pattern, cell.sparsity, cell.tile, cell.quantization), cell.row
+def _order(run: Run) -> tuple:
+    return run_order(run.method, run.pattern, run.sparsity, run.tile, run.quantization), run.row
 
 
-def _pairs(rows: list[Cell]) -> Iterator[tuple[str, str, float]]:
+def _pairs(rows: list[Run]) -> Iterator[tuple[str, str, float]]:
     """Yield the names of the rows to compare and their sparsity; the dense model always comes second."""
     for first, second in itertools.combinations(rows, 2):
         if _is_dense(first):
@@ -129,8 +127,8 @@ def _pairs(rows: list[Cell]) -> Iterator[tuple[str, str, float]]:
             yield first.row, second.row, first.sparsity
 
 
-def _is_dense(cell: Cell) -> bool:
-    return cell.pattern == "dense" and not cell.quantization and not cell.variant
+def _is_dense(run: Run) -> bool:
+    return run.pattern == "dense" and not run.quantization and not run.variant
 
 
 def _estimates(rows: dict[str, list[Samples]], metric: str) -> dict[str, _Estimate]:
@@ -148,10 +146,10 @@ def _estimates(rows: dict[str, list[Samples]], metric: str) -> dict[str, _Estima
         means = resampled_means(values, seed=SEED + zlib.crc32(metric.encode()))
         with np.errstate(over="ignore", invalid="ignore"):
             # The exponential precedes the mean over seeds because the tables average perplexities, not losses.
-            by_cell = np.exp(values.mean(axis=1)) if metric == "perplexity" else 100 * values.mean(axis=1)
+            by_run = np.exp(values.mean(axis=1)) if metric == "perplexity" else 100 * values.mean(axis=1)
             resampled = np.exp(means) if metric == "perplexity" else 100 * means
         ends = np.cumsum([len(rows[row]) for row in names])[:-1]
-        for row, by_seed, rounds in zip(names, np.split(by_cell, ends), np.split(resampled, ends), strict=True):
+        for row, by_seed, rounds in zip(names, np.split(by_run, ends), np.split(resampled, ends), strict=True):
             estimates[row] = _Estimate(by_seed, rounds.mean(axis=0), {metric: count})
     return estimates
 

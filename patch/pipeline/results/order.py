@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patch.masks.tile_size import WHOLE_MATRIX
 from patch.methods import METHODS, PAPER_ORDER, paper_rank
-from patch.pipeline.runs.cell import IMPORT
+from patch.pipeline.runs.run import IMPORT
 
 # Configuration names -> names in the paper's tables, in the order of their rows.
 PAPER_METHODS: dict[str, str] = {
@@ -15,7 +15,7 @@ HARDWARE_ORDER = ("dense", "n:m", "hybrid", "unstructured")
 # Quantization -> printed name, in the order of rows.
 QUANTIZATIONS = {"absmax": "AbsMax", "slim-lora": "AbsMax + SLiM-LoRA"}
 
-CellOrder = tuple[bool, float, int, str, int, str, int, int, str]
+RunOrder = tuple[bool, float, int, str, int, str, int, int, str]
 
 
 def method_title(method: str) -> str:
@@ -42,14 +42,14 @@ def variant_title(variant: str) -> str:
     return ", ".join(f"{key.replace('_', ' ')}: {method_title(value)}" for key, _, value in pairs)
 
 
-def cell_order(
+def run_order(
     method: str,
     pattern: str,
     sparsity: float,
     tile: int | None,
     quantization: str | None = None,
     variant: str | None = None,
-) -> CellOrder:
+) -> RunOrder:
     """Return a sort key: dense first, then by falling sparsity, then methods as in the paper, unknown ones by name."""
     rank = 1 + list(QUANTIZATIONS).index(quantization) if quantization else 0
     kind = HARDWARE_ORDER.index(pattern_kind(pattern))

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from patch.files.io import read_json
 from patch.files.schema import Name, Schema, check
 from patch.pipeline.results.order import PAPER_METHODS, pattern_kind, percent
-from patch.pipeline.runs.cell import IMPORT
+from patch.pipeline.runs.run import IMPORT
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Perplexity = Annotated[float, Field(ge=1)]

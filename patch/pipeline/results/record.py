@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from patch.evaluation.schema import Metric, Share, StageCost, check_metrics
 from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Count, Name, Positive, Schema, check
-from patch.pipeline.runs.cell import Cell, format_sparsity, nm_sparsity
+from patch.pipeline.runs.run import Run, format_sparsity, nm_sparsity
 
 StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
 # Fractions computed from fp64 sums differ in their last digits.
@@ -39,7 +39,7 @@ class ModelInfo:
     tile: int | None = None
 
 
-class RecordCell(Schema):
+class RecordRun(Schema):
     """Run of the grid; ``sparsity`` is the target fraction of zeros."""
 
     id: str
@@ -53,7 +53,7 @@ class RecordCell(Schema):
     variant: Name | None = None
 
     @model_validator(mode="after")
-    def _agrees(self) -> RecordCell:
+    def _agrees(self) -> RecordRun:
         """Check that the pattern, the tile, the sparsity and the id agree."""
         if (self.tile is None) == (self.pattern == "hybrid"):
             raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]!r}; hybrid alone has tiles")
@@ -61,7 +61,7 @@ class RecordCell(Schema):
             expected = 0.0 if self.pattern == "dense" else nm_sparsity(self.pattern)
             if format_sparsity(self.sparsity) != format_sparsity(expected):
                 raise ValueError(f"`sparsity` is {self.sparsity}; the pattern {self.pattern!r} has {expected:.6g}")
-        if self.id != (expected := Cell.of(self).id):
+        if self.id != (expected := Run.of(self).id):
             raise ValueError(f"`id` is {self.id[:200]!r}; expected {expected[:200]!r}")
         return self
 
@@ -86,7 +86,7 @@ class Record(Schema):
 
     schema_version: Literal[1] = Field(alias="schema")
     experiment: Name
-    cell: RecordCell
+    run: RecordRun
     metrics: dict[Name, Metric]
     achieved_sparsity: Share
     density: dict[Name, Share]

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from patch.evaluation.metric import check_loss
 from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Name, Schema, check
-from patch.pipeline.results.record import RecordCell
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.results.record import RecordRun
+from patch.pipeline.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Samples:
 
     Attributes:
         experiment: name of the experiment.
-        cell: run of the grid.
+        run: run of the grid.
         samples: `perplexity` maps to the mean cross-entropy of each sequence in nats. Each task maps to 1 for every
             question that was answered correctly and 0 for the others. The order of samples is the same for all runs.
             The array is empty for a task whose accuracy is not the mean over its questions.
@@ -31,7 +31,7 @@ class Samples:
     """
 
     experiment: str
-    cell: Cell
+    run: Run
     samples: dict[str, np.ndarray]
     config_digest: str
 
@@ -39,7 +39,7 @@ class Samples:
 class _File(Schema):
     schema_version: Literal[1] = Field(alias="schema")
     experiment: Name
-    cell: RecordCell
+    run: RecordRun
     samples: dict[Name, list[Annotated[float, Field(ge=0)]]]
     config_digest: Name
 
@@ -56,14 +56,14 @@ class _File(Schema):
 
 
 def write_samples(
-    path: Path, experiment: str, cell: dict[str, Any], samples: Mapping[str, Sequence[float]], config_digest: str
+    path: Path, experiment: str, run: dict[str, Any], samples: Mapping[str, Sequence[float]], config_digest: str
 ) -> None:
     """Check the samples of one run and write them atomically, with a checksum.
 
     Args:
         path: path of the file.
         experiment: name of the experiment.
-        cell: fields of the run, as in the record.
+        run: fields of the run, as in the record.
         samples: per-sample results, as in `Samples`.
         config_digest: digest of the evaluation settings, as in the record.
 
@@ -73,11 +73,11 @@ def write_samples(
     content = {
         "schema": 1,
         "experiment": experiment,
-        "cell": cell,
+        "run": run,
         "samples": {name: [_short(value) for value in values] for name, values in samples.items()},
         "config_digest": config_digest,
     }
-    check(_File, content, f"{path}: not the samples of a cell")
+    check(_File, content, f"{path}: not the samples of a run")
     # Indentation would triple the size of a file with 14,000 questions.
     write_checked_json(path, content, indent=None)
 
@@ -94,6 +94,6 @@ def read_samples(path: Path | str) -> Samples:
     Raises:
         InputError: the file is missing or damaged, or does not hold samples. The one-line message names the key.
     """
-    file = check(_File, read_checked_json(path), f"{path}: not the samples of a cell")
+    file = check(_File, read_checked_json(path), f"{path}: not the samples of a run")
     arrays = {name: np.array(values, dtype=np.float64) for name, values in file.samples.items()}
-    return Samples(file.experiment, Cell.of(file.cell), arrays, file.config_digest)
+    return Samples(file.experiment, Run.of(file.run), arrays, file.config_digest)

@@ -14,7 +14,7 @@ from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Name, Positive, Schema, check
 from patch.pipeline.results.order import percent
 from patch.pipeline.results.published import Published
-from patch.pipeline.results.record import Environment, RecordCell
+from patch.pipeline.results.record import Environment, RecordRun
 
 # Model of the paper's throughput table, and the number of new tokens that the paper's text discusses.
 PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
@@ -57,7 +57,7 @@ class Timed(Schema):
     difference from the first logits of the masked model, and ``largest_logit`` is the largest magnitude among those.
     """
 
-    cell: RecordCell
+    run: RecordRun
     achieved_sparsity: Share
     tokens_per_second: Quartiles
     prefill_seconds: Quartiles
@@ -99,12 +99,12 @@ class SpeedRecord(Schema):
 
     @model_validator(mode="after")
     def _dense_first(self) -> SpeedRecord:
-        if [timed.cell.pattern == DENSE for timed in self.timed] != [True] + [False] * (len(self.timed) - 1):
+        if [timed.run.pattern == DENSE for timed in self.timed] != [True] + [False] * (len(self.timed) - 1):
             raise ValueError("`timed` must begin with the dense model, and have it once")
-        if {timed.cell.model for timed in self.timed} != {self.model}:
+        if {timed.run.model for timed in self.timed} != {self.model}:
             raise ValueError(f"`timed` must be of the model {self.model[:80]!r} alone")
-        if len({timed.cell.id for timed in self.timed}) < len(self.timed):
-            raise ValueError("`timed` must have each cell once")
+        if len({timed.run.id for timed in self.timed}) < len(self.timed):
+            raise ValueError("`timed` must have each run once")
         return self
 
     @property

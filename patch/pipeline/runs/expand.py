@@ -13,15 +13,15 @@ from patch.masks.pattern import NM_TEXT
 from patch.methods import get_method
 from patch.models.shapes import check_groups, check_tile, model_shape
 from patch.pipeline.config.experiment import Experiment, GridEntry
-from patch.pipeline.runs.cell import IMPORT, Cell, format_sparsity, nm_sparsity
+from patch.pipeline.runs.run import IMPORT, Run, format_sparsity, nm_sparsity
 
 # Limit of the runs of a block. A larger block is probably a mistake, and planning it would take hours.
-MOST_CELLS = 10_000
+MOST_RUNS = 10_000
 # Limit of the characters of a variant, because it becomes part of file names.
 LONGEST_VARIANT = 120
 
 
-def expand(experiment: Experiment, entry: GridEntry) -> list[Cell]:
+def expand(experiment: Experiment, entry: GridEntry) -> list[Run]:
     """Return the runs of a block, in the order of its methods and models.
 
     Raises:
@@ -36,13 +36,13 @@ def expand(experiment: Experiment, entry: GridEntry) -> list[Cell]:
         raise InputError(f"grid: `imports` is {entry.imports}, which only the method `import` reads")
     combined = (entry.methods, models, entry.sparsity, entry.tiles, entry.seeds or experiment.seeds)
     _check_count(math.prod(len(values) for values in combined if values) * len(variants(entry)))
-    cells = []
+    runs = []
     for method in entry.methods:
         if method == "import":
-            cells += _imported(experiment, entry, models)
+            runs += _imported(experiment, entry, models)
         else:
-            cells += [cell for model in models for cell in _of_method(experiment, entry, method, model)]
-    return cells
+            runs += [run for model in models for run in _of_method(experiment, entry, method, model)]
+    return runs
 
 
 def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
@@ -62,9 +62,9 @@ def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
     return found
 
 
-def _check_count(cells: int) -> None:
-    if cells > MOST_CELLS:
-        raise InputError(f"grid: a block combines its lists to {cells:,} cells; use at most {MOST_CELLS:,}")
+def _check_count(runs: int) -> None:
+    if runs > MOST_RUNS:
+        raise InputError(f"grid: a block combines its lists to {runs:,} runs; use at most {MOST_RUNS:,}")
 
 
 def _value(value: bool | float | str) -> str:
@@ -73,7 +73,7 @@ def _value(value: bool | float | str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> list[Cell]:
+def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> list[Run]:
     known = list(experiment.imports)
     for name in entry.imports or []:
         if name not in known:
@@ -86,12 +86,12 @@ def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> li
     chosen = [n for n in entry.imports or known if experiment.imports[n].model in models]
     if not chosen:
         raise InputError(f"grid: the method `import` has no mask of {', '.join(models)}; name one under `imports`")
-    return [cell for name in chosen for cell in import_cells(experiment, name, entry.quantization, entry.seeds)]
+    return [run for name in chosen for run in import_runs(experiment, name, entry.quantization, entry.seeds)]
 
 
-def import_cells(
+def import_runs(
     experiment: Experiment, name: str, quantization: str | None = None, seeds: list[int] | None = None
-) -> list[Cell]:
+) -> list[Run]:
     """Return the runs of an imported mask: one, or one for each seed with `slim-lora`, which reads calibration text."""
     one = experiment.imports[name]
     if one.model not in experiment.models:
@@ -109,11 +109,11 @@ def import_cells(
     except InputError as error:
         raise InputError(f"`imports.{name}`: {str(error).removeprefix('grid: ')}") from None
     seeded = quantization == "slim-lora"
-    cells = (replace(cell, variant=f"{IMPORT}{name}", seed=cell.seed if seeded else 0) for cell in found)
-    return list(dict.fromkeys(cells))
+    runs = (replace(run, variant=f"{IMPORT}{name}", seed=run.seed if seeded else 0) for run in found)
+    return list(dict.fromkeys(runs))
 
 
-def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model: str) -> list[Cell]:
+def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model: str) -> list[Run]:
     if method_name == "patch":
         method_name = f"patch-{experiment.models[model].variant}"
     method = get_method(method_name)
@@ -135,7 +135,7 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
     seeded = method.seeded or entry.quantization == "slim-lora"
     seeds = (entry.seeds or experiment.seeds) if seeded else [0]
     return [
-        Cell(model, method_name, pattern, sparsity, tile, seed, entry.quantization, variant)
+        Run(model, method_name, pattern, sparsity, tile, seed, entry.quantization, variant)
         for sparsity in _sparsities(entry, method_name, pattern, kind)
         for tile in tiles
         for variant in variants(entry)

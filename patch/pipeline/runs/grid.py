@@ -11,8 +11,8 @@ from patch.learning.settings import METHOD_DEFAULTS, Learning, used_by
 from patch.masks.pattern import NM_TEXT
 from patch.methods import METHODS, get_method
 from patch.pipeline.config.experiment import Experiment
-from patch.pipeline.runs.cell import Cell, nm_sparsity
-from patch.pipeline.runs.expand import expand, import_cells, variants
+from patch.pipeline.runs.expand import expand, import_runs, variants
+from patch.pipeline.runs.run import Run, nm_sparsity
 from patch.settings import validate
 
 
@@ -23,7 +23,7 @@ class Grid:
         experiment: Validated configuration.
 
     Attributes:
-        cells: Runs that appear in the tables, each once.
+        runs: Runs that appear in the tables, each once.
         tables: Mapping of the name of an additional table to its runs. The key None has the runs of the standard
             tables.
 
@@ -35,16 +35,16 @@ class Grid:
         self.experiment = experiment
         self._check_names()
         for name in experiment.imports:
-            import_cells(experiment, name)
-        self.tables: dict[str | None, list[Cell]] = {}
+            import_runs(experiment, name)
+        self.tables: dict[str | None, list[Run]] = {}
         self._variants: dict[str | None, dict[str, Any]] = {}
         for entry in experiment.grid:
             self._variants |= variants(entry)
             self.tables.setdefault(entry.table, []).extend(expand(experiment, entry))
-        self.cells = list(dict.fromkeys(cell for cells in self.tables.values() for cell in cells))
-        for cell in self.closure:
-            if cell.spec.stage == "learn":
-                self.learning(cell)
+        self.runs = list(dict.fromkeys(run for runs in self.tables.values() for run in runs))
+        for run in self.closure:
+            if run.definition.stage == "learn":
+                self.learning(run)
 
     def _check_names(self) -> None:
         experiment, corpora = self.experiment, list(self.experiment.corpora)
@@ -95,49 +95,47 @@ class Grid:
             raise InputError(f"`{key}.split` is {use.split!r}, of which corpus `{use.corpus}` has no text; {hint}")
 
     @cached_property
-    def closure(self) -> list[Cell]:
+    def closure(self) -> list[Run]:
         """Runs of the tables and all runs that they depend on, each once, dependencies first."""
-        ordered: dict[Cell, None] = {}
+        ordered: dict[Run, None] = {}
 
-        def visit(cell: Cell) -> None:
-            needed = [cell.pruned] if cell.quantization else self.priors(cell).values()
+        def visit(run: Run) -> None:
+            needed = [run.pruned] if run.quantization else self.priors(run).values()
             for other in needed:
                 visit(other)
-            ordered.setdefault(cell)
+            ordered.setdefault(run)
 
-        for cell in self.cells:
-            visit(cell)
+        for run in self.runs:
+            visit(run)
         return list(ordered)
 
     @cached_property
-    def standard(self) -> list[Cell]:
+    def standard(self) -> list[Run]:
         """Runs of the standard tables, each once."""
         return list(dict.fromkeys(self.tables.get(None, [])))
 
     @cached_property
-    def requested(self) -> frozenset[Cell]:
+    def requested(self) -> frozenset[Run]:
         """Runs of the tables, without runs that are only dependencies."""
-        return frozenset(self.cells)
+        return frozenset(self.runs)
 
     @cached_property
-    def _by_id(self) -> dict[tuple[str, str], Cell]:
-        return {(cell.model, cell.id): cell for cell in self.closure}
+    def _by_id(self) -> dict[tuple[str, str], Run]:
+        return {(run.model, run.id): run for run in self.closure}
 
-    def cell(self, model: str, cell_id: str) -> Cell:
+    def run(self, model: str, run_id: str) -> Run:
         """Return the run of a model that has the given id.
 
         Raises:
             InputError: The grid has no such run.
         """
         try:
-            return self._by_id[model, cell_id]
+            return self._by_id[model, run_id]
         except KeyError:
             known = [identifier for name, identifier in self._by_id if name == model]
-            raise InputError(
-                f"the grid has no cell `{cell_id}` of model `{model}`; {suggest(cell_id, known)}"
-            ) from None
+            raise InputError(f"the grid has no run `{run_id}` of model `{model}`; {suggest(run_id, known)}") from None
 
-    def learning(self, cell: Cell) -> Learning:
+    def learning(self, run: Run) -> Learning:
         """Return the learning settings of a run, without those that its method does not use.
 
         Later settings replace earlier ones, in this order: the method's defaults, `common`, the method's settings,
@@ -147,14 +145,14 @@ class Grid:
             InputError: A setting is invalid, or names a corpus, split or prior that does not exist.
         """
         config = self.experiment.learning
-        values = METHOD_DEFAULTS[cell.method] | config.common | config.methods.get(cell.method, {})
+        values = METHOD_DEFAULTS[run.method] | config.common | config.methods.get(run.method, {})
         for override in config.overrides:
             wanted = {"method": override.method, "model": override.model, "sparsity": override.sparsity}
-            if all(value is None or value == getattr(cell, key) for key, value in wanted.items()):
+            if all(value is None or value == getattr(run, key) for key, value in wanted.items()):
                 values = values | override.set
         # The value that an ablation varies replaces all others.
-        values = values | self._variants.get(cell.variant, {})
-        learning = validate(Learning, values, where=f"learning.methods.{cell.method}")
+        values = values | self._variants.get(run.variant, {})
+        learning = validate(Learning, values, where=f"learning.methods.{run.method}")
         if learning.use is None:
             raise InputError("`learning.common.use` is missing: name the corpus and part that masks are learned on")
         if learning.use.corpus not in self.experiment.corpora:
@@ -163,18 +161,18 @@ class Grid:
                 f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}"
             )
         self._check_split("learning.common.use", learning.use)
-        learning = used_by(cell.method, learning)
+        learning = used_by(run.method, learning)
         self._check_priors(learning)
-        learning.micro_batches(processes=self.processes(cell)[0] * self.processes(cell)[1])
+        learning.micro_batches(processes=self.processes(run)[0] * self.processes(run)[1])
         return learning
 
-    def processes(self, cell: Cell) -> tuple[int, int]:
+    def processes(self, run: Run) -> tuple[int, int]:
         """Return the processes on each node and the nodes of a learning run.
 
         ProxSparse has a batch size of one, which cannot be divided, so it always uses one process.
         """
         resources = self.experiment.resources
-        return (1, 1) if cell.method == "proxsparse" else (resources.learn_gpus, resources.learn_nodes)
+        return (1, 1) if run.method == "proxsparse" else (resources.learn_gpus, resources.learn_nodes)
 
     def _check_priors(self, learning: Learning) -> None:
         one_shot = {name: method for name, method in METHODS.items() if method.stage == "prune"}
@@ -189,35 +187,33 @@ class Grid:
             if value not in names:
                 raise InputError(f"`learning.{key}` is {value!r}; {suggest(value, names)}")
 
-    def priors(self, cell: Cell) -> dict[str, Cell]:
+    def priors(self, run: Run) -> dict[str, Run]:
         """Return the runs whose masks initialize a learning run, with the keys `pattern` or `frozen`, and `tile`."""
-        if cell.spec.stage != "learn":
+        if run.definition.stage != "learn":
             return {}
-        learning = self.learning(cell)
-        priors: dict[str, Cell] = {}
-        if cell.method == "patch-tile":
-            priors["frozen"] = self._prior(cell, learning.frozen_mask, "2:4", 0.5)
-        elif cell.method != "proxsparse" and learning.pattern_prior != "none":
-            pattern = cell.pattern if NM_TEXT.match(cell.pattern) else "2:4"
-            priors["pattern"] = self._prior(cell, learning.pattern_prior, pattern, nm_sparsity(pattern))
-        if cell.pattern == "hybrid" and learning.tile_prior not in ("none", "random"):
-            priors["tile"] = self._prior(cell, learning.tile_prior, "unstructured", cell.sparsity)
+        learning = self.learning(run)
+        priors: dict[str, Run] = {}
+        if run.method == "patch-tile":
+            priors["frozen"] = self._prior(run, learning.frozen_mask, "2:4", 0.5)
+        elif run.method != "proxsparse" and learning.pattern_prior != "none":
+            pattern = run.pattern if NM_TEXT.match(run.pattern) else "2:4"
+            priors["pattern"] = self._prior(run, learning.pattern_prior, pattern, nm_sparsity(pattern))
+        if run.pattern == "hybrid" and learning.tile_prior not in ("none", "random"):
+            priors["tile"] = self._prior(run, learning.tile_prior, "unstructured", run.sparsity)
         return priors
 
-    def _prior(self, cell: Cell, method: str, pattern: str, sparsity: float) -> Cell:
+    def _prior(self, run: Run, method: str, pattern: str, sparsity: float) -> Run:
         if method == "import":
-            return self._imported_prior(cell.model, pattern)
-        seed = cell.seed if get_method(method).seeded else 0
-        return Cell(cell.model, method, pattern, sparsity, None, seed)
+            return self._imported_prior(run.model, pattern)
+        seed = run.seed if get_method(method).seeded else 0
+        return Run(run.model, method, pattern, sparsity, None, seed)
 
-    def _imported_prior(self, model: str, pattern: str) -> Cell:
+    def _imported_prior(self, model: str, pattern: str) -> Run:
         imports = self.experiment.imports
-        cells = [
-            cell for name in imports if imports[name].model == model for cell in import_cells(self.experiment, name)
-        ]
-        found = [cell for cell in cells if cell.pattern == pattern]
+        runs = [run for name in imports if imports[name].model == model for run in import_runs(self.experiment, name)]
+        found = [run for run in runs if run.pattern == pattern]
         if len(found) != 1:
-            names = ", ".join(cell.imported for cell in found) or "none"
+            names = ", ".join(run.imported for run in found) or "none"
             raise InputError(
                 f"a prior of model `{model}` is `import`, for which `imports` must have one {pattern} mask of it; "
                 f"it has: {names}"

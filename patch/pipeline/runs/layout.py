@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from patch.errors import InputError
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 from patch.settings import Section
 
 STORE = "work"
@@ -18,9 +18,9 @@ def digest(value: Any, length: int = 8) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
-def spec_digest(spec: Section) -> str:
+def settings_digest(settings: Section) -> str:
     """Return a short hash of a stage's settings."""
-    return digest(spec.model_dump(mode="json"))
+    return digest(settings.model_dump(mode="json"))
 
 
 def input_path(path: str, key: str) -> str:
@@ -47,51 +47,51 @@ class Layout:
         self.root = f"results/{experiment}"
         self.scratch = f"{STORE}/{experiment}"
 
-    def mask(self, cell: Cell) -> str:
+    def mask(self, run: Run) -> str:
         """Return the path of the bit-packed mask; a quantized run uses the mask of its pruned run."""
-        return f"{self.root}/masks/{cell.model}/{cell.pruned.id}.safetensors"
+        return f"{self.root}/masks/{run.model}/{run.pruned.id}.safetensors"
 
-    def weights(self, cell: Cell) -> str:
+    def weights(self, run: Run) -> str:
         """Return the path of the updated weights, which are removed after the last job that reads them."""
-        return f"{self.scratch}/weights/{cell.model}/{cell.pruned.id}.safetensors"
+        return f"{self.scratch}/weights/{run.model}/{run.pruned.id}.safetensors"
 
-    def spare_weights(self, cell: Cell) -> str:
+    def spare_weights(self, run: Run) -> str:
         """Return the path of the cached updated weights between pruning and evaluation.
 
         The file is not an output of a rule; the stage `update` moves it to `weights`.
         """
-        return f"{self.scratch}/spare/{cell.model}/{cell.id}.safetensors"
+        return f"{self.scratch}/spare/{run.model}/{run.id}.safetensors"
 
-    def quantized(self, cell: Cell) -> str:
+    def quantized(self, run: Run) -> str:
         """Return the path of the low-bit weights and adapters, which are removed after the evaluation."""
-        return f"{self.scratch}/quantized/{cell.model}/{cell.id}.safetensors"
+        return f"{self.scratch}/quantized/{run.model}/{run.id}.safetensors"
 
-    def curve(self, cell: Cell) -> str:
+    def curve(self, run: Run) -> str:
         """Return the path of the training curve, a JSON Lines file with one line for each step."""
-        return f"{self.root}/curves/{cell.model}/{cell.id}.jsonl"
+        return f"{self.root}/curves/{run.model}/{run.id}.jsonl"
 
-    def checkpoints(self, cell: Cell) -> str:
+    def checkpoints(self, run: Run) -> str:
         """Return the folder of a learning run's checkpoints.
 
         It is not an output of a rule, because Snakemake removes the outputs of a failed job.
         """
-        return f"{self.scratch}/checkpoints/{cell.model}/{cell.id}"
+        return f"{self.scratch}/checkpoints/{run.model}/{run.id}"
 
-    def record(self, cell: Cell) -> str:
+    def record(self, run: Run) -> str:
         """Return the path of the record, which has the metrics of a run."""
-        return f"{self.root}/records/{cell.model}/{cell.id}.json"
+        return f"{self.root}/records/{run.model}/{run.id}.json"
 
-    def samples(self, cell: Cell) -> str:
+    def samples(self, run: Run) -> str:
         """Return the path of the metrics of each sequence and question."""
-        return f"{self.root}/samples/{cell.model}/{cell.id}.json"
+        return f"{self.root}/samples/{run.model}/{run.id}.json"
 
     def speedup(self, model: str) -> str:
         """Return the path of the speed measurements of a model and its runs."""
         return f"{self.root}/speedup/{model}.json"
 
-    def partial_record(self, cell: Cell) -> str:
+    def partial_record(self, run: Run) -> str:
         """Return the path of the metrics that an unfinished evaluation has measured so far.
 
         It is not an output of a rule, because Snakemake removes the outputs of a failed job.
         """
-        return f"{self.scratch}/evaluations/{cell.model}/{cell.id}.json"
+        return f"{self.scratch}/evaluations/{run.model}/{run.id}.json"

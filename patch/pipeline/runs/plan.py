@@ -11,23 +11,23 @@ from typing import Any
 from patch.errors import InputError, suggest
 from patch.files.io import read_json
 from patch.pipeline.config.experiment import Experiment
-from patch.pipeline.runs.cell import Cell, format_tile
 from patch.pipeline.runs.grid import Grid
-from patch.pipeline.runs.layout import Layout, digest, input_path, spec_digest
+from patch.pipeline.runs.layout import Layout, digest, input_path, settings_digest
+from patch.pipeline.runs.run import Run, format_tile
 from patch.pipeline.runs.shared_masks import SharedMasks
-from patch.pipeline.runs.specs import (
-    CellInfo,
-    CompareSpec,
-    EvaluateSpec,
+from patch.pipeline.runs.stage_settings import (
+    CompareSettings,
+    EvaluateSettings,
     ExpectedMask,
-    ExportSpec,
-    FigureSpec,
-    ImportSpec,
-    LearnSpec,
-    PruneSpec,
-    QuantizeSpec,
-    SpeedupSpec,
-    TabulateSpec,
+    ExportSettings,
+    FigureSettings,
+    ImportSettings,
+    LearnSettings,
+    PruneSettings,
+    QuantizeSettings,
+    RunInfo,
+    SpeedupSettings,
+    TabulateSettings,
 )
 from patch.pipeline.runs.store import Statistics, Store, Windows, calibrated
 from patch.pruning.settings import Pruning
@@ -52,9 +52,9 @@ class Plan:
         self.store = Store(experiment)
         self.grid = Grid(experiment)
         self.layout = Layout(experiment.experiment)
-        self._mask_digests: dict[Cell, str] = {}
-        self._record_digests: dict[Cell, str] = {}
-        masked = [cell for cell in self.grid.closure if cell.spec.stage != "none" and not cell.quantization]
+        self._mask_digests: dict[Run, str] = {}
+        self._record_digests: dict[Run, str] = {}
+        masked = [run for run in self.grid.closure if run.definition.stage != "none" and not run.quantization]
         self.masks = SharedMasks(masked, self.mask_digest, self.layout, experiment.reuse)
         self._check_published()
         self._check_tables()
@@ -84,255 +84,255 @@ class Plan:
         trained = [name for name, model in self.experiment.models.items() if model.source.kind == "train"]
         needed = [self.store.training_windows(name) for name in trained]
         needed += [self.store.perplexity_windows(name) for name in self.experiment.models]
-        needed += [
-            self.store.calibration_windows(cell.model, cell.seed) for cell in self.grid.closure if calibrated(cell)
-        ]
-        learned = [cell for cell in self.grid.closure if cell.spec.stage == "learn" and not cell.quantization]
-        needed += [self.learning_windows(cell) for cell in learned]
+        needed += [self.store.calibration_windows(run.model, run.seed) for run in self.grid.closure if calibrated(run)]
+        learned = [run for run in self.grid.closure if run.definition.stage == "learn" and not run.quantization]
+        needed += [self.learning_windows(run) for run in learned]
         return {windows.key: windows for windows in needed}
 
     @cached_property
     def statistics(self) -> dict[str, Statistics]:
         """Folders of dense-model statistics that the experiment needs, by name."""
-        needed = [self.dense_statistics(cell) for cell in self.grid.closure]
+        needed = [self.dense_statistics(run) for run in self.grid.closure]
         return {statistics.key: statistics for statistics in needed if statistics}
 
     @cached_property
     def _needing_gram(self) -> set[tuple[str, int]]:
-        return {(cell.model, cell.seed) for cell in self.grid.closure if cell.spec.statistics == "gram"}
+        return {(run.model, run.seed) for run in self.grid.closure if run.definition.statistics == "gram"}
 
-    def dense_statistics(self, cell: Cell) -> Statistics | None:
+    def dense_statistics(self, run: Run) -> Statistics | None:
         """Return the dense-model statistics that a run reads with `propagate: dense`, else None.
 
         All runs of a model and seed share one folder. It has Gram matrices if one of these runs needs them.
         """
-        if cell.quantization or not calibrated(cell) or self.experiment.calibration.propagate == "pruned":
+        if run.quantization or not calibrated(run) or self.experiment.calibration.propagate == "pruned":
             return None
-        return self.store.statistics(cell.model, cell.seed, (cell.model, cell.seed) in self._needing_gram)
+        return self.store.statistics(run.model, run.seed, (run.model, run.seed) in self._needing_gram)
 
-    def learning_windows(self, cell: Cell) -> Windows:
+    def learning_windows(self, run: Run) -> Windows:
         """Return the sequences that a run learns its masks on, limited to the number that the run can read."""
-        settings = self.grid.learning(cell)
-        trained_on = self.experiment.models[cell.model].source.kind == "train"
+        settings = self.grid.learning(run)
+        trained_on = self.experiment.models[run.model].source.kind == "train"
         limit = None if trained_on else settings.steps * settings.batch_size
-        return self.store.windows(cell.model, settings.use, "packed", settings.seqlen, limit)
+        return self.store.windows(run.model, settings.use, "packed", settings.seqlen, limit)
 
     # -- settings of jobs ---------------------------------------------------------------------
 
-    def _run(self, cell: Cell) -> dict[str, Any]:
+    def _run(self, run: Run) -> dict[str, Any]:
         """Return the settings that identify a run, with its dtype and device."""
         names = ("model", "method", "pattern", "sparsity", "seed")
-        return {name: getattr(cell, name) for name in names} | self._machine(cell)
+        return {name: getattr(run, name) for name in names} | self._machine(run)
 
-    def _machine(self, cell: Cell) -> dict[str, str]:
-        return {"dtype": self.experiment.models[cell.model].dtype, "device": self.experiment.resources.device}
+    def _machine(self, run: Run) -> dict[str, str]:
+        return {"dtype": self.experiment.models[run.model].dtype, "device": self.experiment.resources.device}
 
-    def prune_spec(self, cell: Cell) -> PruneSpec:
+    def prune_settings(self, run: Run) -> PruneSettings:
         """Return the settings of a one-shot pruning job."""
-        inputs = self.prune_inputs(cell)
-        own = getattr(self.experiment.pruning, cell.method, None)
-        return PruneSpec(
+        inputs = self.prune_inputs(run)
+        own = getattr(self.experiment.pruning, run.method, None)
+        return PruneSettings(
             upstream=" ".join(inputs.values()),
             batch_size=self.experiment.calibration.batch_size if "windows" in inputs else 1,
-            settings=Pruning(**{cell.method: own}) if own else Pruning(),
-            **self._run(cell),
+            pruning=Pruning(**{run.method: own}) if own else Pruning(),
+            **self._run(run),
         )
 
-    def quantize_spec(self, cell: Cell) -> QuantizeSpec:
+    def quantize_settings(self, run: Run) -> QuantizeSettings:
         """Return the settings of a job that quantizes a pruned run."""
-        calibration = self.store.calibration_windows(cell.model, cell.seed).path if calibrated(cell) else ""
-        sources = [self.store.model_path(cell.model), self.mask_digest(cell.pruned), calibration]
-        return QuantizeSpec(
+        calibration = self.store.calibration_windows(run.model, run.seed).path if calibrated(run) else ""
+        sources = [self.store.model_path(run.model), self.mask_digest(run.pruned), calibration]
+        return QuantizeSettings(
             upstream=digest(sources),
-            method=cell.quantization,
-            mask=self._expected_mask(cell),
+            method=run.quantization,
+            mask=self._expected_mask(run),
             batch_size=self.experiment.calibration.batch_size if calibration else 1,
-            settings=self.experiment.quantization,
-            **self._machine(cell),
+            quantization=self.experiment.quantization,
+            **self._machine(run),
         )
 
-    def learn_spec(self, cell: Cell) -> LearnSpec:
+    def learn_settings(self, run: Run) -> LearnSettings:
         """Return the settings of a learning job."""
-        priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(cell).items()}
-        sources = [self.store.model_path(cell.model), self.learning_windows(cell).path, priors]
-        expected = {f"{name}_mask": self._expected_mask(prior) for name, prior in self.grid.priors(cell).items()}
-        settings = self.grid.learning(cell)
-        return LearnSpec(upstream=digest(sources), tile=cell.tile, masks=expected, settings=settings, **self._run(cell))
+        priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(run).items()}
+        sources = [self.store.model_path(run.model), self.learning_windows(run).path, priors]
+        expected = {f"{name}_mask": self._expected_mask(prior) for name, prior in self.grid.priors(run).items()}
+        settings = self.grid.learning(run)
+        return LearnSettings(
+            upstream=digest(sources), tile=run.tile, masks=expected, learning=settings, **self._run(run)
+        )
 
-    def export_spec(self, cell: Cell) -> ExportSpec:
+    def export_settings(self, run: Run) -> ExportSettings:
         """Return the settings of a job that exports the model of a run."""
-        sources = [self.store.model_path(cell.model), self.mask_digest(cell)]
-        mask, dtype = self._expected_mask(cell), self.experiment.models[cell.model].dtype
-        return ExportSpec(upstream=digest(sources), mask=mask, dtype=dtype)
+        sources = [self.store.model_path(run.model), self.mask_digest(run)]
+        mask, dtype = self._expected_mask(run), self.experiment.models[run.model].dtype
+        return ExportSettings(upstream=digest(sources), mask=mask, dtype=dtype)
 
-    def _expected_mask(self, cell: Cell) -> ExpectedMask | None:
+    def _expected_mask(self, run: Run) -> ExpectedMask | None:
         """Return the description that a job checks a run's mask against, or None for a dense run."""
-        if cell.pruned.spec.stage == "none":
+        if run.pruned.definition.stage == "none":
             return None
         names = ("method", "pattern", "sparsity", "tile")
-        return ExpectedMask(digest=self.mask_digest(cell.pruned), **{name: getattr(cell, name) for name in names})
+        return ExpectedMask(digest=self.mask_digest(run.pruned), **{name: getattr(run, name) for name in names})
 
-    def mask_digest(self, cell: Cell) -> str:
+    def mask_digest(self, run: Run) -> str:
         """Return the digest of everything that a run's mask or low-bit weights depend on; empty for a dense run."""
-        if cell not in self._mask_digests:
-            self._mask_digests[cell] = self._mask_digest(cell)
-        return self._mask_digests[cell]
+        if run not in self._mask_digests:
+            self._mask_digests[run] = self._mask_digest(run)
+        return self._mask_digests[run]
 
-    def _mask_digest(self, cell: Cell) -> str:
-        if cell.quantization:
-            return spec_digest(self.quantize_spec(cell))
-        specs = {"prune": self.prune_spec, "learn": self.learn_spec, "import": self.import_spec}
-        return spec_digest(specs[cell.spec.stage](cell)) if cell.spec.stage in specs else ""
+    def _mask_digest(self, run: Run) -> str:
+        if run.quantization:
+            return settings_digest(self.quantize_settings(run))
+        by_stage = {"prune": self.prune_settings, "learn": self.learn_settings, "import": self.import_settings}
+        return settings_digest(by_stage[run.definition.stage](run)) if run.definition.stage in by_stage else ""
 
-    def import_spec(self, cell: Cell) -> ImportSpec:
+    def import_settings(self, run: Run) -> ImportSettings:
         """Return the settings of a job that checks an imported mask."""
-        sources = [self.store.model_path(cell.model), self.store.mask_contents(cell.imported)]
-        source = self.experiment.imports[cell.imported].source
-        return ImportSpec(
-            upstream=digest(sources), source=source, method=cell.method, pattern=cell.pattern, tile=cell.tile
+        sources = [self.store.model_path(run.model), self.store.mask_contents(run.imported)]
+        source = self.experiment.imports[run.imported].source
+        return ImportSettings(
+            upstream=digest(sources), source=source, method=run.method, pattern=run.pattern, tile=run.tile
         )
 
-    def evaluate_spec(self, cell: Cell) -> EvaluateSpec:
+    def evaluate_settings(self, run: Run) -> EvaluateSettings:
         """Return the settings of an evaluation job."""
         store = self.store
         sources = [
-            store.model_path(cell.model),
-            self.mask_digest(cell),
-            store.perplexity_windows(cell.model).path,
+            store.model_path(run.model),
+            self.mask_digest(run),
+            store.perplexity_windows(run.model).path,
             store.tasks_path(),
         ]
-        return EvaluateSpec(
+        return EvaluateSettings(
             upstream=digest(sources),
             experiment=self.experiment.experiment,
-            cell=_info(cell),
-            mask=self._expected_mask(cell),
-            quantized=self.mask_digest(cell) if cell.quantization else None,
+            run=_info(run),
+            mask=self._expected_mask(run),
+            quantized=self.mask_digest(run) if run.quantization else None,
             evaluation=self.experiment.evaluation,
-            **self._machine(cell),
+            **self._machine(run),
         )
 
-    def speedup_spec(self, model: str) -> SpeedupSpec:
+    def speedup_settings(self, model: str) -> SpeedupSettings:
         """Return the settings of the job that measures the speed of a model's runs."""
-        cells = self.timed_cells(model)
-        return SpeedupSpec(
-            upstream=digest([self.store.model_path(model), *(self.mask_digest(cell) for cell in cells)]),
+        runs = self.timed_runs(model)
+        return SpeedupSettings(
+            upstream=digest([self.store.model_path(model), *(self.mask_digest(run) for run in runs)]),
             experiment=self.experiment.experiment,
             model=model,
-            cells=[_info(cell) for cell in cells],
-            masks=[self._expected_mask(cell) for cell in cells],
-            settings=self.experiment.speedup,
-            **self._machine(cells[0]),
+            runs=[_info(run) for run in runs],
+            masks=[self._expected_mask(run) for run in runs],
+            speedup=self.experiment.speedup,
+            **self._machine(runs[0]),
         )
 
     @cached_property
     def models(self) -> list[str]:
         """Names of the models that have a run, in the order of the configuration."""
-        used = {cell.model for cell in self.grid.cells}
+        used = {run.model for run in self.grid.runs}
         return [name for name in self.experiment.models if name in used]
 
     def _model_info(self, name: str) -> dict[str, str | int | bool | None]:
         shown = {"title", "variant", "published", "comparable"}
         return {"name": name, **self.experiment.models[name].model_dump(include=shown), "tile": self.experiment.tile}
 
-    def tabulate_spec(self, speed: bool = False) -> TabulateSpec:
+    def tabulate_settings(self, speed: bool = False) -> TabulateSettings:
         """Return the settings of tables.
 
         With ``speed`` they include the digests of the speed measurements, which only the speed table depends on.
         """
         tables = {
-            name: list(dict.fromkeys(f"{cell.model}/{cell.row}" for cell in cells))
-            for name, cells in self.grid.tables.items()
+            name: list(dict.fromkeys(f"{run.model}/{run.row}" for run in runs))
+            for name, runs in self.grid.tables.items()
         }
-        return TabulateSpec(
-            digests=self.digests(self.grid.cells, self.timed_models if speed else ()),
+        return TabulateSettings(
+            digests=self.digests(self.grid.runs, self.timed_models if speed else ()),
             models=[self._model_info(name) for name in self.models],
-            cells=[_info(cell) for cell in self.grid.cells],
+            runs=[_info(run) for run in self.grid.runs],
             standard=tables.pop(None, []),
             tables=tables,
             published=self.experiment.published,
         )
 
-    def compare_spec(self) -> CompareSpec:
+    def compare_settings(self) -> CompareSettings:
         """Return the settings of the job that computes differences from the samples."""
-        return CompareSpec(digests=self.digests(self.grid.cells))
+        return CompareSettings(digests=self.digests(self.grid.runs))
 
-    def record_digest(self, cell: Cell) -> str:
+    def record_digest(self, run: Run) -> str:
         """Return the digest of the settings of a run's evaluation."""
-        if cell not in self._record_digests:
-            self._record_digests[cell] = spec_digest(self.evaluate_spec(cell))
-        return self._record_digests[cell]
+        if run not in self._record_digests:
+            self._record_digests[run] = settings_digest(self.evaluate_settings(run))
+        return self._record_digests[run]
 
     def speed_digest(self, model: str) -> str:
         """Return the digest of the settings of a model's speed measurement."""
-        return spec_digest(self.speedup_spec(model))
+        return settings_digest(self.speedup_settings(model))
 
-    def digests(self, cells: Iterable[Cell], speeds: Iterable[str] = ()) -> dict[str, str]:
-        """Return settings digests: of evaluations by `model/cell`, and of speed measurements by `speedup/model`."""
-        found = {f"{cell.model}/{cell.id}": self.record_digest(cell) for cell in cells}
+    def digests(self, runs: Iterable[Run], speeds: Iterable[str] = ()) -> dict[str, str]:
+        """Return settings digests: of evaluations by `model/run`, and of speed measurements by `speedup/model`."""
+        found = {f"{run.model}/{run.id}": self.record_digest(run) for run in runs}
         return found | {f"speedup/{model}": self.speed_digest(model) for model in speeds}
 
-    def density_spec(self, model: str) -> FigureSpec:
+    def density_settings(self, model: str) -> FigureSettings:
         """Return the settings of the density figure."""
-        return FigureSpec(model=self._model_info(model), digests=self.digests(self.hybrid_cells(model)))
+        return FigureSettings(model=self._model_info(model), digests=self.digests(self.hybrid_runs(model)))
 
-    def pareto_spec(self, model: str) -> FigureSpec:
+    def pareto_settings(self, model: str) -> FigureSettings:
         """Return the settings of the Pareto figure, whose points are the rows of the standard tables."""
-        rows = dict.fromkeys(f"{model}/{cell.row}" for cell in self.grid.standard if cell.model == model)
-        digests = self.digests(self.grid.cells)
-        return FigureSpec(model=self._model_info(model), digests=digests, rows=list(rows))
+        rows = dict.fromkeys(f"{model}/{run.row}" for run in self.grid.standard if run.model == model)
+        digests = self.digests(self.grid.runs)
+        return FigureSettings(model=self._model_info(model), digests=digests, rows=list(rows))
 
-    def speedup_figure_spec(self, model: str) -> FigureSpec:
+    def speedup_figure_settings(self, model: str) -> FigureSettings:
         """Return the settings of the figure of the same points against their measured speed."""
-        spec = self.pareto_spec(model)
-        return spec.model_copy(update={"digests": spec.digests | self.digests([], [model])})
+        settings = self.pareto_settings(model)
+        return settings.model_copy(update={"digests": settings.digests | self.digests([], [model])})
 
-    def curves_spec(self, model: str) -> FigureSpec:
+    def curves_settings(self, model: str) -> FigureSettings:
         """Return the settings of the figure of training curves, with a label for each curve."""
-        return FigureSpec(model=self._model_info(model), labels=[_label(cell) for cell in self.learned_cells(model)])
+        return FigureSettings(model=self._model_info(model), labels=[_label(run) for run in self.learned_runs(model)])
 
-    def learned_cells(self, model: str) -> list[Cell]:
+    def learned_runs(self, model: str) -> list[Run]:
         """Return the learned runs whose curves are drawn: the first seed of each row of the standard tables."""
-        first: dict[str, Cell] = {}
-        for cell in self.grid.standard:
-            if cell.model == model and cell.spec.stage == "learn" and not cell.quantization:
-                first.setdefault(cell.row, cell)
+        first: dict[str, Run] = {}
+        for run in self.grid.standard:
+            if run.model == model and run.definition.stage == "learn" and not run.quantization:
+                first.setdefault(run.row, run)
         return list(first.values())
 
-    def hybrid_cells(self, model: str) -> list[Cell]:
+    def hybrid_runs(self, model: str) -> list[Run]:
         """Return the hybrid runs of a model in the standard tables, without quantized ones."""
-        cells = (cell for cell in self.grid.standard if cell.model == model)
-        return [cell for cell in cells if cell.pattern == "hybrid" and not cell.quantization]
+        runs = (run for run in self.grid.standard if run.model == model)
+        return [run for run in runs if run.pattern == "hybrid" and not run.quantization]
 
-    def timed_cells(self, model: str) -> list[Cell]:
+    def timed_runs(self, model: str) -> list[Run]:
         """Return the runs of a model whose speed is measured: the first 2:4 run, and the first run of each hybrid row.
 
         The speed does not depend on which weights of a group are kept, nor on the seed. It may depend on the positions
         of the dense tiles. The list is empty if the configuration has no section `speedup`.
         """
-        first: dict[str, Cell] = {}
-        for cell in self.grid.standard:
-            plain = cell.model == model and not cell.quantization and not cell.variant
-            if plain and cell.pattern in ("2:4", "hybrid"):
-                first.setdefault(cell.row if cell.pattern == "hybrid" else "2:4", cell)
+        first: dict[str, Run] = {}
+        for run in self.grid.standard:
+            plain = run.model == model and not run.quantization and not run.variant
+            if plain and run.pattern in ("2:4", "hybrid"):
+                first.setdefault(run.row if run.pattern == "hybrid" else "2:4", run)
         return list(first.values()) if self.experiment.speedup else []
 
     @cached_property
     def timed_models(self) -> list[str]:
         """Names of the models whose speed is measured."""
-        return [name for name in self.models if self.timed_cells(name)]
+        return [name for name in self.models if self.timed_runs(name)]
 
     def tables(self) -> list[str]:
         """Return the names of the tables that have at least one row: standard tables, then those of the grid."""
-        sparse = [cell for cell in self.grid.standard if cell.pattern != "dense"]
-        variants = {self.experiment.models[cell.model].variant for cell in sparse if not cell.quantization}
+        sparse = [run for run in self.grid.standard if run.pattern != "dense"]
+        variants = {self.experiment.models[run.model].variant for run in sparse if not run.quantization}
         wanted = {
             "joint": "joint" in variants,
             "tile": "tile" in variants,
-            "unstructured": any(cell.pattern == "unstructured" for cell in sparse),
-            "quantized": any(cell.quantization for cell in sparse),
+            "unstructured": any(run.pattern == "unstructured" for run in sparse),
+            "quantized": any(run.quantization for run in sparse),
             "tasks": bool(self.grid.standard),
-            "density": any(cell.pattern == "hybrid" and not cell.quantization for cell in sparse),
-            "seeds": len({(cell.model, cell.row) for cell in sparse}) < len(sparse),
+            "density": any(run.pattern == "hybrid" and not run.quantization for run in sparse),
+            "seeds": len({(run.model, run.row) for run in sparse}) < len(sparse),
             "speedup": bool(self.timed_models),
         }
         assert tuple(wanted) == STANDARD_TABLES
@@ -340,85 +340,85 @@ class Plan:
 
     def figures(self, model: str) -> list[str]:
         """Return the names of the figures of a model that have data."""
-        sparse = any(cell.model == model and cell.pattern != "dense" for cell in self.grid.standard)
+        sparse = any(run.model == model and run.pattern != "dense" for run in self.grid.standard)
         wanted = {
             "pareto": sparse,
-            "density": self.hybrid_cells(model),
-            "curves": self.learned_cells(model),
-            "speedup": self.timed_cells(model),
+            "density": self.hybrid_runs(model),
+            "curves": self.learned_runs(model),
+            "speedup": self.timed_runs(model),
         }
         return [name for name, there in wanted.items() if there]
 
     # -- input files of jobs ------------------------------------------------------------------
 
-    def prune_inputs(self, cell: Cell) -> dict[str, str]:
+    def prune_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a one-shot pruning job."""
-        inputs = {"model": self.store.model_path(cell.model)}
-        if statistics := self.dense_statistics(cell):
+        inputs = {"model": self.store.model_path(run.model)}
+        if statistics := self.dense_statistics(run):
             inputs["statistics"] = statistics.path
-        elif calibrated(cell):
-            inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
+        elif calibrated(run):
+            inputs["windows"] = self.store.calibration_windows(run.model, run.seed).path
         return inputs
 
     @cached_property
-    def updated_cells(self) -> dict[Cell, None]:
+    def updated_runs(self) -> dict[Run, None]:
         """Pruned runs whose updated weights an evaluation or a quantization reads."""
-        return dict.fromkeys(cell.pruned for cell in self.grid.cells if cell.spec.updates_weights)
+        return dict.fromkeys(run.pruned for run in self.grid.runs if run.definition.updates_weights)
 
-    def import_inputs(self, cell: Cell) -> dict[str, str]:
+    def import_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a job that checks an imported mask."""
-        return {"model": self.store.model_path(cell.model), "source": self.store.mask_source(cell.imported)}
+        return {"model": self.store.model_path(run.model), "source": self.store.mask_source(run.imported)}
 
-    def quantize_inputs(self, cell: Cell) -> dict[str, str]:
+    def quantize_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a quantization job."""
-        inputs = {"model": self.store.model_path(cell.model)} | self._pruned_inputs(cell)
-        if calibrated(cell):
-            inputs["windows"] = self.store.calibration_windows(cell.model, cell.seed).path
+        inputs = {"model": self.store.model_path(run.model)} | self._pruned_inputs(run)
+        if calibrated(run):
+            inputs["windows"] = self.store.calibration_windows(run.model, run.seed).path
         return inputs
 
-    def export_inputs(self, cell: Cell) -> dict[str, str]:
+    def export_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a job that exports the model of a run."""
-        return {"model": self.store.model_path(cell.model)} | self._pruned_inputs(cell)
+        return {"model": self.store.model_path(run.model)} | self._pruned_inputs(run)
 
-    def _pruned_inputs(self, cell: Cell) -> dict[str, str]:
+    def _pruned_inputs(self, run: Run) -> dict[str, str]:
         inputs = {}
-        if cell.spec.stage != "none":
-            inputs["mask"] = self.masks.mask(cell)
-        if cell.spec.updates_weights:
-            inputs["weights"] = self.layout.weights(cell)
+        if run.definition.stage != "none":
+            inputs["mask"] = self.masks.mask(run)
+        if run.definition.updates_weights:
+            inputs["weights"] = self.layout.weights(run)
         return inputs
 
     def speedup_inputs(self, model: str) -> dict[str, str | list[str]]:
         """Return the named input files of the job that measures speed."""
-        masks = [self.masks.mask(cell) for cell in self.timed_cells(model)]
+        masks = [self.masks.mask(run) for run in self.timed_runs(model)]
         return {"model": self.store.model_path(model), "masks": masks}
 
-    def learn_inputs(self, cell: Cell) -> dict[str, str]:
+    def learn_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a learning job, without its initial masks."""
-        return {"model": self.store.model_path(cell.model), "windows": self.learning_windows(cell).path}
+        return {"model": self.store.model_path(run.model), "windows": self.learning_windows(run).path}
 
-    def prior_inputs(self, cell: Cell) -> dict[str, str]:
+    def prior_inputs(self, run: Run) -> dict[str, str]:
         """Return the named mask files that initialize a learning job."""
-        return {f"{name}_mask": self.masks.mask(prior) for name, prior in self.grid.priors(cell).items()}
+        return {f"{name}_mask": self.masks.mask(prior) for name, prior in self.grid.priors(run).items()}
 
-    def evaluate_inputs(self, cell: Cell) -> dict[str, str]:
+    def evaluate_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of an evaluation job."""
         inputs = {
-            "model": self.store.model_path(cell.model),
-            "windows": self.store.perplexity_windows(cell.model).path,
+            "model": self.store.model_path(run.model),
+            "windows": self.store.perplexity_windows(run.model).path,
             "tasks": self.store.tasks_path(),
         }
-        inputs |= self._pruned_inputs(cell)
-        if cell.quantization:
+        inputs |= self._pruned_inputs(run)
+        if run.quantization:
             inputs.pop("weights", None)
-            inputs["quantized"] = self.layout.quantized(cell)
+            inputs["quantized"] = self.layout.quantized(run)
         return inputs
 
 
-def _info(cell: Cell) -> CellInfo:
-    return CellInfo(id=cell.id, **asdict(cell))
+def _info(run: Run) -> RunInfo:
+    return RunInfo(id=run.id, **asdict(run))
 
 
-def _label(cell: Cell) -> str:
-    tile = f", tile {format_tile(cell.tile)}" if cell.tile else ""
-    return f"{cell.spec.title} {100 * cell.sparsity:g} %{tile}"
+def _label(run: Run) -> str:
+    tile = f", tile {format_tile(run.tile)}" if run.tile else ""
+    return f"{run.definition.title} {100 * run.sparsity:g} %{tile}"

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from patch.masks.header import read_header
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.layout import Layout
+from patch.pipeline.runs.run import Run
 
 
 class SharedMasks:
@@ -19,50 +19,50 @@ class SharedMasks:
     have the same mask. Such masks are made only once.
 
     Args:
-        cells: Runs that have a mask, before quantization.
+        runs: Runs that have a mask, before quantization.
         digest: Function that returns the digest of everything that a run's mask depends on.
         layout: Path layout of the experiment.
         reuse: Names of experiments whose masks are reused; the first one that has a mask is used.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], digest: Callable[[Cell], str], layout: Layout, reuse: Sequence[str] = ()
+        self, runs: Sequence[Run], digest: Callable[[Run], str], layout: Layout, reuse: Sequence[str] = ()
     ) -> None:
-        self._cells, self._digest, self._layout = cells, digest, layout
+        self._runs, self._digest, self._layout = runs, digest, layout
         self._others = [Layout(name) for name in reuse]
 
     @cached_property
-    def _owners(self) -> dict[str, Cell]:
-        plain_first = sorted(self._cells, key=lambda cell: cell.variant is not None)
-        owners: dict[str, Cell] = {}
-        for cell in plain_first:
-            owners.setdefault(self._digest(cell), cell)
+    def _owners(self) -> dict[str, Run]:
+        plain_first = sorted(self._runs, key=lambda run: run.variant is not None)
+        owners: dict[str, Run] = {}
+        for run in plain_first:
+            owners.setdefault(self._digest(run), run)
         return owners
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Layout, Cell]]:
-        return {digest: self._place(digest, cell) for digest, cell in self._owners.items()}
+    def _places(self) -> dict[str, tuple[Layout, Run]]:
+        return {digest: self._place(digest, run) for digest, run in self._owners.items()}
 
-    def _place(self, digest: str, cell: Cell) -> tuple[Layout, Cell]:
+    def _place(self, digest: str, run: Run) -> tuple[Layout, Run]:
         for other in self._others:
-            for candidate in (cell, replace(cell, variant=None)):
+            for candidate in (run, replace(run, variant=None)):
                 header = read_header(other.mask(candidate)) or {}
-                curve = cell.spec.stage != "learn" or Path(other.curve(candidate)).is_file()
+                curve = run.definition.stage != "learn" or Path(other.curve(candidate)).is_file()
                 if header.get("digest") == digest and curve:
                     return other, candidate
-        return self._layout, cell
+        return self._layout, run
 
     @cached_property
-    def made(self) -> list[Cell]:
+    def made(self) -> list[Run]:
         """Runs whose masks the experiment makes, dependencies first."""
-        return [cell for cell in self._cells if self._places[self._digest(cell)] == (self._layout, cell)]
+        return [run for run in self._runs if self._places[self._digest(run)] == (self._layout, run)]
 
-    def mask(self, cell: Cell) -> str:
+    def mask(self, run: Run) -> str:
         """Return the path of a run's mask."""
-        layout, owner = self._places[self._digest(cell.pruned)]
+        layout, owner = self._places[self._digest(run.pruned)]
         return layout.mask(owner)
 
-    def curve(self, cell: Cell) -> str:
+    def curve(self, run: Run) -> str:
         """Return the path of a learning run's training curve."""
-        layout, owner = self._places[self._digest(cell.pruned)]
+        layout, owner = self._places[self._digest(run.pruned)]
         return layout.curve(owner)

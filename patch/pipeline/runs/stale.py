@@ -28,12 +28,12 @@ def stale_outputs(plan: Plan) -> list[str]:
 
 def _expected(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yield the path and the expected settings digest of every output that contains a digest."""
-    for cell in plan.masks.made:
-        yield plan.layout.mask(cell), plan.mask_digest(cell)
-    for cell in plan.grid.cells:
-        digest = plan.record_digest(cell)
-        yield plan.layout.record(cell), digest
-        yield plan.layout.samples(cell), digest
+    for run in plan.masks.made:
+        yield plan.layout.mask(run), plan.mask_digest(run)
+    for run in plan.grid.runs:
+        digest = plan.record_digest(run)
+        yield plan.layout.record(run), digest
+        yield plan.layout.samples(run), digest
     for model in plan.timed_models:
         yield plan.layout.speedup(model), plan.speed_digest(model)
 

@@ -16,16 +16,16 @@ from patch.errors import InputError, suggest
 from patch.evaluation.tasks import task_files, task_names
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.config.imports import FileMask
-from patch.pipeline.runs.cell import Cell
-from patch.pipeline.runs.layout import STORE, digest, input_path, spec_digest
-from patch.pipeline.runs.specs import (
-    CorpusSpec,
-    MaskSpec,
-    ModelSpec,
-    StatisticsSpec,
-    TasksSpec,
-    TokenizerSpec,
-    WindowsSpec,
+from patch.pipeline.runs.layout import STORE, digest, input_path, settings_digest
+from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.stage_settings import (
+    CorpusSettings,
+    MaskSettings,
+    ModelSettings,
+    StatisticsSettings,
+    TasksSettings,
+    TokenizerSettings,
+    WindowsSettings,
 )
 
 
@@ -47,14 +47,14 @@ def _text(path: Path) -> str:
 class Windows:
     """A file of token sequences: its settings, the tokenizer's folder and the corpus' folder."""
 
-    spec: WindowsSpec
+    settings: WindowsSettings
     tokenizer: str
     corpus: str
 
     @property
     def key(self) -> str:
         """Name of the file, without folder and suffix."""
-        return f"{self.spec.kind}-{Path(self.tokenizer).name}-{spec_digest(self.spec)}"
+        return f"{self.settings.kind}-{Path(self.tokenizer).name}-{settings_digest(self.settings)}"
 
     @property
     def path(self) -> str:
@@ -66,14 +66,14 @@ class Windows:
 class Statistics:
     """A folder with statistics of the inputs of a dense model's layers."""
 
-    spec: StatisticsSpec
+    settings: StatisticsSettings
     model: str
     windows: Windows
 
     @property
     def key(self) -> str:
         """Name of the folder."""
-        return f"{self.model}-{spec_digest(self.spec)}"
+        return f"{self.model}-{settings_digest(self.settings)}"
 
     @property
     def path(self) -> str:
@@ -104,13 +104,13 @@ class Store:
             if name not in known:
                 raise InputError(f"`evaluation.tasks` names {name!r}; {suggest(name, known)}")
 
-    def corpus_spec(self, name: str) -> CorpusSpec:
+    def corpus_settings(self, name: str) -> CorpusSettings:
         """Return the settings of the stage that makes a corpus."""
-        return CorpusSpec(corpus=self.experiment.corpora[name])
+        return CorpusSettings(corpus=self.experiment.corpora[name])
 
     def corpus_path(self, name: str) -> str:
         """Return the folder of a corpus."""
-        return f"{STORE}/corpora/{name}-{spec_digest(self.corpus_spec(name))}"
+        return f"{STORE}/corpora/{name}-{settings_digest(self.corpus_settings(name))}"
 
     def corpus_files(self, name: str) -> list[str]:
         """Return the local files of a corpus, or an empty list if its source is not local files.
@@ -129,21 +129,21 @@ class Store:
         except (InputError, ValueError, IndexError) as error:
             raise InputError(f"`corpora.{name}.source.files`: {error}") from None
 
-    def tokenizer_spec(self, model: str) -> TokenizerSpec:
+    def tokenizer_settings(self, model: str) -> TokenizerSettings:
         """Return the settings of the stage that makes the tokenizer of a trained model."""
         source = self.models[model].source
-        return TokenizerSpec(upstream=self.corpus_path(source.corpus), vocab_size=source.tokenizer.vocab_size)
+        return TokenizerSettings(upstream=self.corpus_path(source.corpus), vocab_size=source.tokenizer.vocab_size)
 
     def tokenizer_path(self, model: str) -> str:
         """Return the folder of a model's tokenizer, which is the model's folder unless the model is trained here."""
         source = self.models[model].source
         if source.kind != "train":
             return self.model_path(model)
-        key = spec_digest(self.tokenizer_spec(model))
+        key = settings_digest(self.tokenizer_settings(model))
         return f"{STORE}/tokenizers/{source.corpus}-{source.tokenizer.vocab_size}-{key}"
 
     @cache  # noqa: B019 - one store a process; lists a local model's files
-    def model_spec(self, model: str) -> ModelSpec:
+    def model_settings(self, model: str) -> ModelSettings:
         """Return the settings of the stage that makes a model's folder."""
         source = self.models[model].source
         upstream = ""
@@ -152,11 +152,11 @@ class Store:
         elif source.kind == "local":
             files = [path for path in Path(source.path).rglob("*") if path.is_file()]
             upstream = digest(sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-        return ModelSpec(upstream=upstream, source=source)
+        return ModelSettings(upstream=upstream, source=source)
 
     def model_path(self, model: str) -> str:
         """Return the folder of a model."""
-        return f"{STORE}/models/{model}-{spec_digest(self.model_spec(model))}"
+        return f"{STORE}/models/{model}-{settings_digest(self.model_settings(model))}"
 
     def windows(
         self, model: str, use: Use, kind: str, seqlen: int, samples: int | None = None, seed: int | None = None
@@ -164,8 +164,10 @@ class Store:
         """Return the sequences of a split of a corpus in a model's tokens."""
         tokenizer, corpus = self.tokenizer_path(model), self.corpus_path(use.corpus)
         upstream = f"{tokenizer} {corpus}"
-        spec = WindowsSpec(upstream=upstream, kind=kind, split=use.split, seqlen=seqlen, samples=samples, seed=seed)
-        return Windows(spec, tokenizer, corpus)
+        settings = WindowsSettings(
+            upstream=upstream, kind=kind, split=use.split, seqlen=seqlen, samples=samples, seed=seed
+        )
+        return Windows(settings, tokenizer, corpus)
 
     def training_windows(self, model: str) -> Windows:
         """Return the sequences that a small model is trained on."""
@@ -180,18 +182,18 @@ class Store:
     def statistics(self, model: str, seed: int, gram: bool) -> Statistics:
         """Return the statistics of the dense model's layer inputs on the calibration sequences."""
         windows = self.calibration_windows(model, seed)
-        spec = StatisticsSpec(
+        settings = StatisticsSettings(
             upstream=f"{self.model_path(model)} {windows.path}",
             gram=gram,
             batch_size=self.experiment.calibration.batch_size,
             dtype=self.models[model].dtype,
             device=self.experiment.resources.device,
         )
-        return Statistics(spec, model, windows)
+        return Statistics(settings, model, windows)
 
-    def mask_spec(self, name: str) -> MaskSpec:
+    def mask_settings(self, name: str) -> MaskSettings:
         """Return the settings of the stage that downloads an imported mask."""
-        return MaskSpec(source=self.experiment.imports[name].source)
+        return MaskSettings(source=self.experiment.imports[name].source)
 
     def mask_source(self, name: str) -> str:
         """Return the local file of an imported mask, or the folder of a downloaded one."""
@@ -199,7 +201,7 @@ class Store:
         return (
             input_path(source.path, f"imports.{name}.source.path")
             if isinstance(source, FileMask)
-            else f"{STORE}/imports/{name}-{spec_digest(self.mask_spec(name))}"
+            else f"{STORE}/imports/{name}-{settings_digest(self.mask_settings(name))}"
         )
 
     def mask_contents(self, name: str) -> str:
@@ -221,11 +223,11 @@ class Store:
         return self.windows(model, settings.use, "joined", settings.seqlen)
 
     @cache  # noqa: B019 - one store a process; reads the task files
-    def tasks_spec(self) -> TasksSpec:
+    def tasks_settings(self) -> TasksSettings:
         """Return the settings of the stage that makes or downloads the data of the zero-shot tasks."""
         evaluation = self.experiment.evaluation
         made = evaluation.include_path is not None
-        return TasksSpec(
+        return TasksSettings(
             upstream=f"{self.corpus_path(evaluation.task_use.corpus)} {_contents(evaluation.include_path)}"
             if made
             else "",
@@ -237,11 +239,11 @@ class Store:
 
     def tasks_path(self) -> str:
         """Return the folder of the tasks' data."""
-        return f"{STORE}/tasks/{spec_digest(self.tasks_spec())}"
+        return f"{STORE}/tasks/{settings_digest(self.tasks_settings())}"
 
 
-def calibrated(cell: Cell) -> bool:
+def calibrated(run: Run) -> bool:
     """Return whether a run needs calibration sequences."""
-    if cell.quantization:
-        return cell.quantization == "slim-lora"
-    return cell.spec.stage == "prune" and cell.spec.statistics != "none"
+    if run.quantization:
+        return run.quantization == "slim-lora"
+    return run.definition.stage == "prune" and run.definition.statistics != "none"

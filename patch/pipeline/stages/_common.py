@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from patch.errors import InputError
 from patch.masks.packed import MaskSet, load_masks
-from patch.pipeline.runs.specs import ExpectedMask
+from patch.pipeline.runs.stage_settings import ExpectedMask
 
 
 def prepare_device(device: str) -> str:

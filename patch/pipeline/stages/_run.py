@@ -1,7 +1,7 @@
 """Execution of a stage.
 
-A stage is a module with a function `run(spec, *, name: Path, ...)`. Job files provide its settings and inputs. Options
-of the command line, which have the names of the function's keyword arguments, provide its outputs and other arguments.
+A stage is a module with a function `run(settings, *, name: Path, ...)`. Job files provide its settings and inputs.
+Options of the command line, named like the function's keyword arguments, provide its outputs and other arguments.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def stage_names() -> list[str]:
 def _parameters(run: typing.Callable) -> dict[str, inspect.Parameter]:
     """Return the parameters of a stage without its settings."""
     parameters = dict(inspect.signature(run).parameters)
-    del parameters["spec"]
+    del parameters["settings"]
     return parameters
 
 
@@ -100,16 +100,16 @@ def _run_stage(stage: str, *arguments: str) -> int:
     run = importlib.import_module(f"patch.pipeline.stages.{stage}").run
     parser, parameters = _parser(stage, run), _parameters(run)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    settings, inputs = read_settings(given.pop("settings"), stage), given.pop("inputs", None)
+    content, inputs = read_settings(given.pop("settings"), stage), given.pop("inputs", None)
     options = (_inputs(inputs, parameters) if inputs else {}) | given
     required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     if missing := [_option(name) for name in required if name not in options]:
         parser.error(f"neither among the inputs nor on the command line: {', '.join(missing)}")
-    spec = validate(typing.get_type_hints(run)["spec"], settings, where="settings")
+    settings = validate(typing.get_type_hints(run)["settings"], content, where="settings")
     processes, nodes = options.get("processes", 1), options.get("nodes", 1)
     if processes * nodes > 1 and not is_launched():
         return launch([stage, *arguments], processes, nodes)
-    run(spec, **options)
+    run(settings, **options)
     return 0
 
 

@@ -9,12 +9,12 @@ from patch.pipeline.results.collect import collect
 from patch.pipeline.results.current import read_records
 from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.specs import TabulateSpec
+from patch.pipeline.runs.stage_settings import TabulateSettings
 
 
-def run(spec: TabulateSpec, *, records: list[Path], published: Path, out: Path) -> None:
+def run(settings: TabulateSettings, *, records: list[Path], published: Path, out: Path) -> None:
     """Write results.csv."""
-    models = [ModelInfo(**model) for model in spec.models]
-    frame = collect(read_records(records, spec.digests), models, load_published(published))
+    models = [ModelInfo(**model) for model in settings.models]
+    frame = collect(read_records(records, settings.digests), models, load_published(published))
     with atomic_file(out) as temporary:
         frame.to_csv(temporary, index=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from patch.pipeline.reporting.figures import curves, save
 from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.specs import FigureSpec
+from patch.pipeline.runs.stage_settings import FigureSettings
 
 
-def run(spec: FigureSpec, *, curves_of: list[Path], out: Path) -> None:
-    """Draw loss, density and temperature; ``curves_of`` are the curve files in the order of the labels in ``spec``."""
-    save(curves(dict(zip(spec.labels, curves_of, strict=True)), ModelInfo(**spec.model)), out)
+def run(settings: FigureSettings, *, curves_of: list[Path], out: Path) -> None:
+    """Draw loss, density and temperature; ``curves_of`` are the curve files in the order of ``settings.labels``."""
+    save(curves(dict(zip(settings.labels, curves_of, strict=True)), ModelInfo(**settings.model)), out)

@@ -21,9 +21,9 @@ from patch.models.loading import load_model, load_tokenizer, prunable_linears
 from patch.pipeline.results.environment import describe_environment
 from patch.pipeline.results.record import write_record
 from patch.pipeline.results.samples import write_samples
-from patch.pipeline.runs.cell import Cell
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import EvaluateSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.stage_settings import EvaluateSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 from patch.pruning.weights import load_weights
 from patch.quantization.files import load_layers
@@ -31,7 +31,7 @@ from patch.quantization.model import apply_layers
 
 
 def run(
-    spec: EvaluateSpec,
+    settings: EvaluateSettings,
     *,
     model: Path,
     windows: Path,
@@ -47,24 +47,24 @@ def run(
 
     With the file ``partial``, an interrupted evaluation resumes after its last finished metric.
     """
-    device = prepare_device(spec.device)
-    masks = load_expected(mask, spec.mask)
-    network = load_model(model, spec.dtype, device)
+    device = prepare_device(settings.device)
+    masks = load_expected(mask, settings.mask)
+    network = load_model(model, settings.dtype, device)
     stages: dict[str, Any] = {}
     if weights:
-        load_weights(weights, prunable_linears(network), spec.mask.digest if spec.mask else "")
+        load_weights(weights, prunable_linears(network), settings.mask.digest if settings.mask else "")
     if quantized:
-        layers, stages["quantize"] = load_layers(quantized, spec.quantized)
+        layers, stages["quantize"] = load_layers(quantized, settings.quantized)
         apply_layers(network, layers)
     if masks:
         apply_masks(network, masks)
-        stages[Cell.of(spec.cell).spec.stage] = masks.header["cost"]
-    done = PartialRecord(partial, spec_digest(spec))
+        stages[Run.of(settings.run).definition.stage] = masks.header["cost"]
+    done = PartialRecord(partial, settings_digest(settings))
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)
     with leave_when_asked("stopped by a signal; run again to go on") if partial else nullcontext():
-        _measure(spec, network, model, windows, tasks, done)
-    accuracies = {name: done.parts[name].metric for name in spec.evaluation.tasks}
+        _measure(settings, network, model, windows, tasks, done)
+    accuracies = {name: done.parts[name].metric for name in settings.evaluation.tasks}
     found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}
     linears = prunable_linears(network)
     sizes = {name: linear.weight.numel() for name, linear in linears.items()}
@@ -74,24 +74,24 @@ def run(
         # Quantization rounds some weights to zero, which do not count as pruned.
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
-    write_samples(samples, spec.experiment, spec.cell.model_dump(), _values(found), spec_digest(spec))
+    write_samples(samples, settings.experiment, settings.run.model_dump(), _values(found), settings_digest(settings))
     write_record(
         record,
         {
             "schema": 1,
-            "experiment": spec.experiment,
-            "cell": spec.cell.model_dump(),
+            "experiment": settings.experiment,
+            "run": settings.run.model_dump(),
             "metrics": {name: _summary(metric) for name, metric in found.items()},
             "achieved_sparsity": sparsity,
             "density": {name: weights_left[name] / size for name, size in sizes.items()},
-            "config_digest": spec_digest(spec),
+            "config_digest": settings_digest(settings),
             "stages": {**stages, "evaluate": done.cost()},
             "environment": describe_environment(device),
         },
     )
     done.remove()
     print(
-        f"{spec.cell.model} {spec.cell.id}: perplexity {found['perplexity'].value:.3f}, "
+        f"{settings.run.model} {settings.run.id}: perplexity {found['perplexity'].value:.3f}, "
         f"accuracy {100 * found['accuracy'].value:.2f} %, sparsity {sparsity:.4f}"
     )
 
@@ -107,10 +107,10 @@ def _values(found: dict[str, Metric]) -> dict[str, tuple[float, ...]]:
 
 
 def _measure(
-    spec: EvaluateSpec, network: nn.Module, model: Path, windows: Path, tasks: Path, partial: PartialRecord
+    settings: EvaluateSettings, network: nn.Module, model: Path, windows: Path, tasks: Path, partial: PartialRecord
 ) -> None:
     """Measure the metrics that ``partial`` does not have yet, and add each one to it."""
-    evaluation = spec.evaluation
+    evaluation = settings.evaluation
     include_path = Path(evaluation.include_path) if evaluation.include_path else None
     todo = [name for name in evaluation.tasks if name not in partial.parts]
 
@@ -120,14 +120,14 @@ def _measure(
         return TaskEvaluator(network, load_tokenizer(model), todo, include_path, data, evaluation.batch_size, limit)
 
     if "perplexity" not in partial.parts:
-        with measured(cost := {}, spec.device):
+        with measured(cost := {}, settings.device):
             metric = perplexity(network, load_windows(windows), evaluation.perplexity.batch_size)
         partial.add("perplexity", metric, cost)
         print(f"perplexity {metric.value:.3f}", flush=True)
     for name in todo:
         number = f"task {evaluation.tasks.index(name) + 1} of {len(evaluation.tasks)}"
         print(f"{number}: {name}", flush=True)
-        with measured(cost := {}, spec.device):
+        with measured(cost := {}, settings.device):
             metric = evaluator().measure(name)
         partial.add(name, metric, cost)
         print(f"{number}: {name} {100 * metric.value:.2f} %, in {cost['seconds']:.1f} s", flush=True)

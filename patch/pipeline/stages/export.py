@@ -6,17 +6,17 @@ from pathlib import Path
 
 from patch.inference.export import export_model
 from patch.models.loading import load_model, load_tokenizer, prunable_linears
-from patch.pipeline.runs.specs import ExportSpec
+from patch.pipeline.runs.stage_settings import ExportSettings
 from patch.pipeline.stages._common import load_expected, prepare_device
 from patch.pruning.weights import load_weights
 
 
-def run(spec: ExportSpec, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
+def run(settings: ExportSettings, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
     """Save the sparse model of a run and its `mask.npz`; ``weights`` are the updated weights, if the method has any."""
     prepare_device("cpu")
-    masks, network = load_expected(mask, spec.mask), load_model(model, spec.dtype)
+    masks, network = load_expected(mask, settings.mask), load_model(model, settings.dtype)
     if weights:
-        load_weights(weights, prunable_linears(network), spec.mask.digest)
+        load_weights(weights, prunable_linears(network), settings.mask.digest)
     meta = {key: masks.header[key] for key in ("settings", "digest")}
     report = export_model(network, load_tokenizer(model), masks, out, meta)
     print(f"sparsity {report.sparsity:.4f} in {report.layers} layers: {out}")

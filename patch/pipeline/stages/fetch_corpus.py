@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.data.corpus import fetch_corpus
-from patch.pipeline.runs.specs import CorpusSpec
+from patch.pipeline.runs.stage_settings import CorpusSettings
 
 
-def run(spec: CorpusSpec, *, out: Path) -> None:
+def run(settings: CorpusSettings, *, out: Path) -> None:
     """Make the folder of a corpus."""
-    fetch_corpus(spec.corpus, out)
+    fetch_corpus(settings.corpus, out)

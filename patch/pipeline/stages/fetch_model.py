@@ -13,16 +13,16 @@ from patch.files.io import atomic_directory
 from patch.hub.errors import hub_errors, library_errors
 from patch.models.files import check_weights
 from patch.models.settings import GgufModel, HubModel, LocalModel
-from patch.pipeline.runs.specs import ModelSpec
+from patch.pipeline.runs.stage_settings import ModelSettings
 
 
-def run(spec: ModelSpec, *, out: Path) -> None:
+def run(settings: ModelSettings, *, out: Path) -> None:
     """Make the folder of a pretrained model: weights as safetensors, configuration, tokenizer.
 
     Raises:
         InputError: The model cannot be downloaded, is damaged, or needs custom code.
     """
-    source = spec.source
+    source = settings.source
     with atomic_directory(out) as folder:
         if isinstance(source, HubModel):
             _from_hub(source, folder)
@@ -74,7 +74,7 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     for module in (source.package, "gguf"):
-        if importlib.util.find_spec(module) is None:
+        if importlib.util.find_settings(module) is None:
             raise InputError(
                 f"package `{module}` is missing; install {source.distribution} and its reader: pip install '.[gguf]'"
             )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from patch.evaluation.harness import fetch_task_data
 from patch.files.io import atomic_directory
-from patch.pipeline.runs.specs import TasksSpec
+from patch.pipeline.runs.stage_settings import TasksSettings
 
 
-def run(spec: TasksSpec, *, out: Path) -> None:
+def run(settings: TasksSettings, *, out: Path) -> None:
     """Download the data sets to the cache of `datasets` and write a receipt."""
     with atomic_directory(out) as folder:
-        fetch_task_data(spec.tasks, None, folder / "receipt.json")
+        fetch_task_data(settings.tasks, None, folder / "receipt.json")

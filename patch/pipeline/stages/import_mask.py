@@ -10,28 +10,28 @@ from patch.masks.packed import MaskSet, check_masks, load_masks, save_masks
 from patch.masks.published import read_published
 from patch.models.loading import load_skeleton
 from patch.pipeline.config.imports import HubMask
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import ImportSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.stage_settings import ImportSettings
 from patch.pipeline.stages._common import measured, prepare_device
 
 
-def run(spec: ImportSpec, *, model: Path, source: Path, mask: Path) -> None:
+def run(settings: ImportSettings, *, model: Path, source: Path, mask: Path) -> None:
     """Read a mask in a published format or this package's format, check it against the model, and write it."""
     network = load_skeleton(model)
-    fetched = isinstance(spec.source, HubMask)
-    file = source / spec.source.file if fetched else source
+    fetched = isinstance(settings.source, HubMask)
+    file = source / settings.source.file if fetched else source
     prepare_device("cpu")
     cost: dict[str, float] = {}
     with measured(cost, "cpu"):
         if file.suffix == ".safetensors":
-            masks = _own(file, spec)
+            masks = _own(file, settings)
             check_masks(network, masks)
         else:
-            masks = read_published(file, network, spec.pattern, spec.tile)
+            masks = read_published(file, network, settings.pattern, settings.tile)
     origin = read_json(source / "receipt.json") if fetched else {"path": str(source)}
     masks.header = {
-        "settings": spec.model_dump(mode="json"),
-        "digest": spec_digest(spec),
+        "settings": settings.model_dump(mode="json"),
+        "digest": settings_digest(settings),
         "cost": cost,
         "imported": origin | masks.header,
     }
@@ -39,10 +39,11 @@ def run(spec: ImportSpec, *, model: Path, source: Path, mask: Path) -> None:
     print(f"{file}: {len(masks.masks)} layers, sparsity {masks.sparsity:.4f}, {masks.pattern}")
 
 
-def _own(file: Path, spec: ImportSpec) -> MaskSet:
+def _own(file: Path, settings: ImportSettings) -> MaskSet:
     masks = load_masks(file)
-    if (masks.pattern, masks.tile) != (spec.pattern, spec.tile):
+    if (masks.pattern, masks.tile) != (settings.pattern, settings.tile):
         raise InputError(
-            f"{file}: pattern {masks.pattern}, tile {masks.tile}; the configuration says {spec.pattern}, {spec.tile}"
+            f"{file}: pattern {masks.pattern}, tile {masks.tile}; "
+            f"the configuration has {settings.pattern}, {settings.tile}"
         )
     return masks

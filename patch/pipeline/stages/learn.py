@@ -14,8 +14,8 @@ from patch.learning.proxsparse import proxsparse
 from patch.learning.watch import Watch
 from patch.masks.packed import check_masks, save_masks
 from patch.models.loading import load_model, load_tokenizer
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import LearnSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.stage_settings import LearnSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 
 # Mapping of the stage's inputs to the arguments of `learn`.
@@ -23,7 +23,7 @@ START = {"pattern_mask": "pattern_prior", "tile_mask": "tile_prior", "frozen_mas
 
 
 def run(
-    spec: LearnSpec,
+    settings: LearnSettings,
     *,
     model: Path,
     windows: Path,
@@ -44,42 +44,49 @@ def run(
     With several ``processes`` on a node this function runs in each of them; the command line starts all of them.
     ``report_to`` is `none` or a comma-separated list of names in `patch.learning.watch.REPORTERS`.
     """
-    device = prepare_device(spec.device)
+    device = prepare_device(settings.device)
     names = () if report_to == "none" else tuple(report_to.split(","))
-    watch = Watch(names, watch_folder, run_name, spec.model_dump(mode="json"))
+    watch = Watch(names, watch_folder, run_name, settings.model_dump(mode="json"))
     with process_group(device, processes * nodes):
         on_first(watch.check)
-        network = load_model(model, spec.dtype, device)
+        network = load_model(model, settings.dtype, device)
         paths = {"pattern_mask": pattern_mask, "tile_mask": tile_mask, "frozen_mask": frozen_mask}
-        found = {name: load_expected(path, spec.masks.get(name), name) for name, path in paths.items()}
+        found = {name: load_expected(path, settings.masks.get(name), name) for name, path in paths.items()}
         start = {START[name]: masks for name, masks in found.items() if masks}
         for masks in start.values():
             check_masks(network, masks)
-        if spec.method == "patch-tile" and "frozen" not in start:
+        if settings.method == "patch-tile" and "frozen" not in start:
             raise InputError("patch-tile needs the 2:4 masks of its sparse tiles: give --frozen-mask")
         cost: dict[str, float] = {}
-        files = {"folder": checkpoints, "curve": curve, "upstream": spec.upstream, "watch": watch}
+        files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "watch": watch}
         with measured(cost, device):
-            if spec.method == "proxsparse":
-                masks = proxsparse(network, load_windows(windows), spec.settings, spec.seed, **files)
+            if settings.method == "proxsparse":
+                masks = proxsparse(network, load_windows(windows), settings.learning, settings.seed, **files)
             else:
                 masks = learn(
                     network,
-                    spec.method,
+                    settings.method,
                     load_windows(windows),
-                    spec.settings,
-                    spec.sparsity,
-                    spec.tile,
-                    spec.seed,
-                    separator=_separator(model) if spec.settings.cut_attention else None,
+                    settings.learning,
+                    settings.sparsity,
+                    settings.tile,
+                    settings.seed,
+                    separator=_separator(model) if settings.learning.cut_attention else None,
                     **files,
                     **{name: masks.masks for name, masks in start.items()},
                 )
         if is_first():
-            masks.header = {"settings": spec.model_dump(mode="json"), "digest": spec_digest(spec), "cost": cost}
+            masks.header = {
+                "settings": settings.model_dump(mode="json"),
+                "digest": settings_digest(settings),
+                "cost": cost,
+            }
             save_masks(mask, masks)
             shutil.rmtree(checkpoints, ignore_errors=True)
-            print(f"{spec.method}: sparsity {masks.sparsity:.4f}, target {spec.sparsity:g}, in {cost['seconds']:.1f} s")
+            print(
+                f"{settings.method}: sparsity {masks.sparsity:.4f}, target {settings.sparsity:g}, "
+                f"in {cost['seconds']:.1f} s"
+            )
 
 
 def _separator(model: Path) -> Separator | None:

@@ -8,15 +8,15 @@ from patch.files.io import atomic_file
 from patch.pipeline.reporting.overview import cost_page, environment_page
 from patch.pipeline.resources.forecast import read_forecast
 from patch.pipeline.results.current import read_records
-from patch.pipeline.runs.specs import OverviewSpec
+from patch.pipeline.runs.stage_settings import OverviewSettings
 
 
-def run(spec: OverviewSpec, *, records: list[Path], forecast: str, cost: Path, environment: Path) -> None:
+def run(settings: OverviewSettings, *, records: list[Path], forecast: str, cost: Path, environment: Path) -> None:
     """Write both pages; ``forecast`` is JSON of `patch.pipeline.resources.forecast.Numbers`."""
-    found = read_records(records, spec.digests)
+    found = read_records(records, settings.digests)
     pages = {
-        cost: cost_page(spec.experiment, found, read_forecast(forecast)),
-        environment: environment_page(spec.experiment, found),
+        cost: cost_page(settings.experiment, found, read_forecast(forecast)),
+        environment: environment_page(settings.experiment, found),
     }
     for path, text in pages.items():
         with atomic_file(path) as temporary:

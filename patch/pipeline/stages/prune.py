@@ -10,15 +10,15 @@ from patch.data.windows import load_windows
 from patch.masks.nm import parse_pattern
 from patch.masks.packed import MaskSet, save_masks
 from patch.models.loading import load_model, prunable_linears
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import PruneSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.stage_settings import PruneSettings
 from patch.pipeline.stages._common import measured, prepare_device, show_blocks
 from patch.pruning.prune import prune
 from patch.pruning.weights import save_weights
 
 
 def run(
-    spec: PruneSpec,
+    settings: PruneSettings,
     *,
     model: Path,
     mask: Path,
@@ -30,36 +30,36 @@ def run(
 
     Methods that need the layers' inputs use ``windows``, or ``statistics`` of the dense model.
     """
-    network, masks = prune_model(spec, model, windows, statistics)
+    network, masks = prune_model(settings, model, windows, statistics)
     if spare:
         save_weights(spare, prunable_linears(network), masks.header["digest"])
     save_masks(mask, masks)
     seconds = masks.header["cost"]["seconds"]
-    print(f"{spec.method} {spec.pattern}: sparsity {masks.sparsity:.4f} in {seconds:.1f} s")
+    print(f"{settings.method} {settings.pattern}: sparsity {masks.sparsity:.4f} in {seconds:.1f} s")
 
 
 def prune_model(
-    spec: PruneSpec, model: Path, windows: Path | None, statistics: Path | None = None
+    settings: PruneSettings, model: Path, windows: Path | None, statistics: Path | None = None
 ) -> tuple[nn.Module, MaskSet]:
     """Load and prune a model, and return it with its masks, whose header has their settings, digest and cost."""
-    device = prepare_device(spec.device)
+    device = prepare_device(settings.device)
     # The model stays in host memory; pruning moves its blocks to the device one by one.
-    network = load_model(model, spec.dtype)
+    network = load_model(model, settings.dtype)
     calibration = load_windows(windows) if windows else None
-    pattern = parse_pattern(spec.pattern, spec.sparsity)
+    pattern = parse_pattern(settings.pattern, settings.sparsity)
     cost: dict[str, float] = {}
     with measured(cost, device):
-        progress = show_blocks(spec.method)
+        progress = show_blocks(settings.method)
         masks = prune(
             network,
-            spec.method,
+            settings.method,
             pattern,
             calibration,
-            spec.batch_size,
-            spec.settings,
+            settings.batch_size,
+            settings.pruning,
             progress,
             statistics=statistics,
             device=device,
         )
-    masks.header = {"settings": spec.model_dump(mode="json"), "digest": spec_digest(spec), "cost": cost}
+    masks.header = {"settings": settings.model_dump(mode="json"), "digest": settings_digest(settings), "cost": cost}
     return network, masks

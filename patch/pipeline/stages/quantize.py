@@ -13,8 +13,8 @@ from patch.data.windows import load_windows
 from patch.errors import InputError
 from patch.masks.packed import MaskSet, apply_masks, check_masks
 from patch.models.loading import load_model, prunable_linears
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import QuantizeSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.stage_settings import QuantizeSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device, show_blocks
 from patch.pruning.weights import load_weights, read_weights
 from patch.quantization.files import save_layers
@@ -22,7 +22,7 @@ from patch.quantization.model import QuantizedLayer, compensate_block, quantize_
 
 
 def run(
-    spec: QuantizeSpec,
+    settings: QuantizeSettings,
     *,
     model: Path,
     layers: Path,
@@ -31,27 +31,27 @@ def run(
     windows: Path | None = None,
 ) -> None:
     """Quantize a pruned model and write its layers; `slim-lora` fits its adapters on ``windows``."""
-    device = prepare_device(spec.device)
-    masks = load_expected(mask, spec.mask)
-    network = load_model(model, spec.dtype)
-    linears, made_by = prunable_linears(network), spec.mask.digest if spec.mask else ""
+    device = prepare_device(settings.device)
+    masks = load_expected(mask, settings.mask)
+    network = load_model(model, settings.dtype)
+    linears, made_by = prunable_linears(network), settings.mask.digest if settings.mask else ""
     cost: dict[str, float] = {}
     with measured(cost, device):
-        if spec.method == "slim-lora":
+        if settings.method == "slim-lora":
             updated = read_weights(weights, linears, made_by) if weights else {}
-            found = _compensated(spec, network, device, masks, updated, windows)
+            found = _compensated(settings, network, device, masks, updated, windows)
         else:
             if weights:
                 load_weights(weights, linears, made_by)
             if masks:
                 apply_masks(network, masks)
-            found = quantize_model(network, spec.settings.bits, spec.settings.group_size)
-    save_layers(layers, found, spec_digest(spec), cost)
-    print(f"{spec.method}: {len(found)} layers of {spec.settings.bits} bits in {cost['seconds']:.1f} s")
+            found = quantize_model(network, settings.quantization.bits, settings.quantization.group_size)
+    save_layers(layers, found, settings_digest(settings), cost)
+    print(f"{settings.method}: {len(found)} layers of {settings.quantization.bits} bits in {cost['seconds']:.1f} s")
 
 
 def _compensated(
-    spec: QuantizeSpec,
+    settings: QuantizeSettings,
     network: nn.Module,
     device: str,
     masks: MaskSet | None,
@@ -69,9 +69,9 @@ def _compensated(
         return value * masks.masks[name].to(weight.device) if masks else value
 
     def visit(linears: dict[str, nn.Module], statistics: dict[str, InputStatistics]) -> None:
-        found.update(compensate_block(linears, statistics, pruned, spec.settings))
+        found.update(compensate_block(linears, statistics, pruned, settings.quantization))
 
     with torch.no_grad():
-        progress = show_blocks(spec.method)
-        walk_blocks(network, load_windows(windows), visit, spec.batch_size, device=device, on_block=progress)
+        progress = show_blocks(settings.method)
+        walk_blocks(network, load_windows(windows), visit, settings.batch_size, device=device, on_block=progress)
     return found

@@ -16,30 +16,30 @@ from patch.masks.packed import MaskSet
 from patch.models.loading import load_model
 from patch.pipeline.results.environment import describe_environment, hardware
 from patch.pipeline.results.speed import write_speed
-from patch.pipeline.runs.cell import Cell
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import CellInfo, SpeedupSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.stage_settings import RunInfo, SpeedupSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 
 WARMUP = 2
 
 
-def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> None:
-    """Measure the speed of the dense model and of the runs in ``spec``, and write one record.
+def run(settings: SpeedupSettings, *, model: Path, masks: list[Path], record: Path) -> None:
+    """Measure the speed of the dense model and of the runs in ``settings``, and write one record.
 
     ``masks`` are in the order of the runs. Other work on the same hardware would distort the times.
     """
-    if len(masks) != len(spec.cells):
-        raise InputError(f"{len(masks)} masks of {len(spec.cells)} cells; give one of each, in their order")
-    device = prepare_device(spec.device)
+    if len(masks) != len(settings.runs):
+        raise InputError(f"{len(masks)} masks of {len(settings.runs)} runs; give one of each, in their order")
+    device = prepare_device(settings.device)
     with measured(cost := {}, device):
-        network = load_model(model, spec.dtype, device)
-        tokens = random_prompt(network, spec.settings.batch_size, spec.settings.prompt)
-        candidates = _Candidates(spec, network, tokens)
-        for cell, mask, expected in zip(spec.cells, masks, spec.masks, strict=True):
-            candidates.add(cell, load_expected(mask, expected))
-        found = interleaved(candidates.generations, spec.settings.repeats, WARMUP)
-    times = {name: _times(spec, seconds, found[candidates.dense]) for name, seconds in found.items()}
+        network = load_model(model, settings.dtype, device)
+        tokens = random_prompt(network, settings.speedup.batch_size, settings.speedup.prompt)
+        candidates = _Candidates(settings, network, tokens)
+        for run, mask, expected in zip(settings.runs, masks, settings.masks, strict=True):
+            candidates.add(run, load_expected(mask, expected))
+        found = interleaved(candidates.generations, settings.speedup.repeats, WARMUP)
+    times = {name: _times(settings, seconds, found[candidates.dense]) for name, seconds in found.items()}
     for name, numbers in times.items():
         speed, gain = numbers["tokens_per_second"], numbers["speedup"]
         print(f"{name}: {speed['median']:.1f} tokens/s, {gain['median']:.3f} of dense", flush=True)
@@ -47,14 +47,14 @@ def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> N
         record,
         {
             "schema": 1,
-            "experiment": spec.experiment,
-            "model": spec.model,
-            "settings": spec.settings.model_dump(),
-            "dtype": spec.dtype,
+            "experiment": settings.experiment,
+            "model": settings.model,
+            "settings": settings.speedup.model_dump(),
+            "dtype": settings.dtype,
             "device": device,
             "hardware": hardware(device),
             "timed": [candidates.facts[name] | numbers for name, numbers in times.items()],
-            "config_digest": spec_digest(spec),
+            "config_digest": settings_digest(settings),
             "cost": cost,
             "environment": describe_environment(device),
         },
@@ -64,26 +64,26 @@ def run(spec: SpeedupSpec, *, model: Path, masks: list[Path], record: Path) -> N
 class _Candidates:
     """Dense model and its converted runs, all in memory, with one copy of the tensors that they share."""
 
-    def __init__(self, spec: SpeedupSpec, network: nn.Module, tokens: Tensor) -> None:
-        self.spec, self.network, self.tokens = spec, network, tokens
+    def __init__(self, settings: SpeedupSettings, network: nn.Module, tokens: Tensor) -> None:
+        self.settings, self.network, self.tokens = settings, network, tokens
         self.generations: dict[str, Generation] = {}
         self.facts: dict[str, dict[str, Any]] = {}
-        cell = Cell(spec.model, "dense", "dense", 0.0, None, 0)
-        self.dense = cell.id
-        self._add(CellInfo(id=cell.id, **asdict(cell)), network, 0.0, Agreement(0.0, 0.0))
+        run = Run(settings.model, "dense", "dense", 0.0, None, 0)
+        self.dense = run.id
+        self._add(RunInfo(id=run.id, **asdict(run)), network, 0.0, Agreement(0.0, 0.0))
 
-    def add(self, cell: CellInfo, masks: MaskSet) -> None:
+    def add(self, run: RunInfo, masks: MaskSet) -> None:
         """Convert the model by a mask, and check that its logits agree with those of the masked model."""
         other = converted(self.network, masks)
-        same = agreement(self.network, masks, other, self.tokens, cell.id)
-        self._add(cell, other, masks.sparsity, same)
-        print(f"{cell.id}: converted; logits differ by {same.difference:.2g} of {same.largest:.2g}", flush=True)
+        same = agreement(self.network, masks, other, self.tokens, run.id)
+        self._add(run, other, masks.sparsity, same)
+        print(f"{run.id}: converted; logits differ by {same.difference:.2g} of {same.largest:.2g}", flush=True)
 
-    def _add(self, cell: CellInfo, model: nn.Module, sparsity: float, same: Agreement) -> None:
-        rows, new = len(self.tokens), self.spec.settings.new_tokens
+    def _add(self, run: RunInfo, model: nn.Module, sparsity: float, same: Agreement) -> None:
+        rows, new = len(self.tokens), self.settings.speedup.new_tokens
         once = Generation(model, self.tokens, new, graph=False)
-        self.facts[cell.id] = {
-            "cell": cell.model_dump(),
+        self.facts[run.id] = {
+            "run": run.model_dump(),
             "achieved_sparsity": sparsity,
             "linear_bytes": asdict(weights(self.network, model)),
             "peak_memory_mb": round(peak_bytes(model, once) / 1e6, 3),
@@ -96,12 +96,12 @@ class _Candidates:
         }
         # All candidates share one cache, which has gigabytes at 7B. Their generations do not overlap.
         cache = self.generations[self.dense].cache if self.generations else None
-        self.generations[cell.id] = Generation(model, self.tokens, new, cell.id, cache=cache)
+        self.generations[run.id] = Generation(model, self.tokens, new, run.id, cache=cache)
 
 
-def _times(spec: SpeedupSpec, seconds: list[Seconds], dense: list[Seconds]) -> dict[str, dict[str, float]]:
+def _times(settings: SpeedupSettings, seconds: list[Seconds], dense: list[Seconds]) -> dict[str, dict[str, float]]:
     """Return the statistics of one candidate; each repeat is compared with the dense repeat of the same turn."""
-    tokens = spec.settings.batch_size * spec.settings.new_tokens
+    tokens = settings.speedup.batch_size * settings.speedup.new_tokens
     values = {
         "tokens_per_second": [tokens / run.total for run in seconds],
         "prefill_seconds": [run.prefill for run in seconds],

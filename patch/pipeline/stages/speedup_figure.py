@@ -9,11 +9,11 @@ from patch.pipeline.reporting.figures import speedup as draw
 from patch.pipeline.results.collect import read_results, row_names
 from patch.pipeline.results.current import read_speeds
 from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.specs import FigureSpec
+from patch.pipeline.runs.stage_settings import FigureSettings
 
 
-def run(spec: FigureSpec, *, results: Path, speedup: Path, out: Path) -> None:
-    """Draw the rows in ``spec`` that have a measured speed."""
-    frame, model = read_results(results, spec.digests), ModelInfo(**spec.model)
-    (speed,) = read_speeds([speedup], spec.digests)
-    save(draw(frame[row_names(frame).isin(spec.rows)], speed, model), out)
+def run(settings: FigureSettings, *, results: Path, speedup: Path, out: Path) -> None:
+    """Draw the rows in ``settings`` that have a measured speed."""
+    frame, model = read_results(results, settings.digests), ModelInfo(**settings.model)
+    (speed,) = read_speeds([speedup], settings.digests)
+    save(draw(frame[row_names(frame).isin(settings.rows)], speed, model), out)

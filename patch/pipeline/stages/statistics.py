@@ -11,14 +11,14 @@ from patch.calibration.walk import walk_blocks
 from patch.data.windows import load_windows
 from patch.files.io import atomic_directory
 from patch.models.loading import load_model
-from patch.pipeline.runs.specs import StatisticsSpec
+from patch.pipeline.runs.stage_settings import StatisticsSettings
 from patch.pipeline.stages._common import prepare_device, show_blocks
 
 
-def run(spec: StatisticsSpec, *, model: Path, windows: Path, out: Path) -> None:
+def run(settings: StatisticsSettings, *, model: Path, windows: Path, out: Path) -> None:
     """Collect the dense-model statistics that one-shot methods need, and write them to the folder ``out``."""
-    device = prepare_device(spec.device)
-    network, calibration = load_model(model, spec.dtype), load_windows(windows)
+    device = prepare_device(settings.device)
+    network, calibration = load_model(model, settings.dtype), load_windows(windows)
     with atomic_directory(out) as folder:
         paths = block_files(folder)
 
@@ -26,4 +26,4 @@ def run(spec: StatisticsSpec, *, model: Path, windows: Path, out: Path) -> None:
             save_statistics(next(paths), statistics)
 
         progress = show_blocks("statistics")
-        walk_blocks(network, calibration, save, spec.batch_size, spec.gram, "dense", device, progress)
+        walk_blocks(network, calibration, save, settings.batch_size, settings.gram, "dense", device, progress)

@@ -13,12 +13,12 @@ from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
-from patch.pipeline.runs.cell import Cell
-from patch.pipeline.runs.specs import SummarySpec
+from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.stage_settings import SummarySettings
 
 
 def run(
-    spec: SummarySpec,
+    settings: SummarySettings,
     *,
     records: list[Path],
     results: Path,
@@ -29,19 +29,19 @@ def run(
 ) -> None:
     """Write the README; ``command`` is the command that reproduces the experiment."""
     tabulate, frame, paired = (
-        spec.tabulate,
-        read_results(results, spec.tabulate.digests),
-        Differences.read(differences, spec.tabulate.row_digests),
+        settings.tabulate,
+        read_results(results, settings.tabulate.digests),
+        Differences.read(differences, settings.tabulate.row_digests),
     )
     models = [ModelInfo(**model) for model in tabulate.models]
-    expected = [Cell.of(cell) for cell in tabulate.cells]
+    expected = [Run.of(run) for run in tabulate.runs]
     arrangement, published = Arrangement(tabulate.standard, tabulate.tables), load_published(tabulate.published)
     speeds = Speeds(read_speeds(speedups or [], tabulate.digests), published)
     text = summary(
         Results(
-            experiment=spec.experiment,
-            run=spec.run,
-            tables=[build_table(name, frame, models, expected, arrangement, paired, speeds) for name in spec.shown],
+            experiment=settings.experiment,
+            run=settings.run,
+            tables=[build_table(name, frame, models, expected, arrangement, paired, speeds) for name in settings.shown],
             records=read_records(records, tabulate.digests),
             differences=paired.frame,
             models=models,
@@ -49,7 +49,7 @@ def run(
             published=published,
             speeds=speeds.records,
             command=command,
-            figures=spec.figures,
+            figures=settings.figures,
         )
     )
     with atomic_file(out) as temporary:

@@ -11,19 +11,25 @@ from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
-from patch.pipeline.runs.cell import Cell
-from patch.pipeline.runs.specs import TabulateSpec
+from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.stage_settings import TabulateSettings
 
 
-def run(spec: TabulateSpec, *, results: Path, differences: Path, out: Path, speedups: list[Path] | None = None) -> None:
+def run(
+    settings: TabulateSettings, *, results: Path, differences: Path, out: Path, speedups: list[Path] | None = None
+) -> None:
     """Write the table whose name is the last part of ``out``, a path without a suffix.
 
     The speed table needs ``speedups``, the records of speed measurements.
     """
-    models = [ModelInfo(**model) for model in spec.models]
-    expected = [Cell.of(cell) for cell in spec.cells]
-    arrangement, errors = Arrangement(spec.standard, spec.tables), Differences.read(differences, spec.row_digests)
-    speeds = Speeds(read_speeds(speedups or [], spec.digests), load_published(spec.published))
+    models = [ModelInfo(**model) for model in settings.models]
+    expected = [Run.of(run) for run in settings.runs]
+    arrangement, errors = (
+        Arrangement(settings.standard, settings.tables),
+        Differences.read(differences, settings.row_digests),
+    )
+    speeds = Speeds(read_speeds(speedups or [], settings.digests), load_published(settings.published))
     write_table(
-        build_table(out.name, read_results(results, spec.digests), models, expected, arrangement, errors, speeds), out
+        build_table(out.name, read_results(results, settings.digests), models, expected, arrangement, errors, speeds),
+        out,
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from patch.data.corpus import read_documents
 from patch.evaluation.tasks import make_task_data
-from patch.pipeline.runs.specs import TasksSpec
+from patch.pipeline.runs.stage_settings import TasksSettings
 
 
-def run(spec: TasksSpec, *, corpus: Path, out: Path) -> None:
+def run(settings: TasksSettings, *, corpus: Path, out: Path) -> None:
     """Make the data of every task in the include path."""
-    make_task_data(list(read_documents(corpus, spec.split)), spec.samples, 0, out)
+    make_task_data(list(read_documents(corpus, settings.split)), settings.samples, 0, out)

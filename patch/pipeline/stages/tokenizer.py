@@ -7,11 +7,11 @@ from pathlib import Path
 from patch.data.corpus import read_documents
 from patch.data.tokenizer import train_tokenizer
 from patch.files.io import atomic_directory
-from patch.pipeline.runs.specs import TokenizerSpec
+from patch.pipeline.runs.stage_settings import TokenizerSettings
 
 
-def run(spec: TokenizerSpec, *, corpus: Path, out: Path) -> None:
+def run(settings: TokenizerSettings, *, corpus: Path, out: Path) -> None:
     """Train a tokenizer and write its folder."""
-    tokenizer = train_tokenizer(read_documents(corpus, "train"), spec.vocab_size)
+    tokenizer = train_tokenizer(read_documents(corpus, "train"), settings.vocab_size)
     with atomic_directory(out) as folder:
         tokenizer.save_pretrained(folder)

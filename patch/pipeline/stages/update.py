@@ -12,14 +12,14 @@ from pathlib import Path
 from patch.errors import InputError
 from patch.masks.packed import check_masks, load_masks
 from patch.models.loading import prunable_linears
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import PruneSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.stage_settings import PruneSettings
 from patch.pipeline.stages.prune import prune_model
 from patch.pruning.weights import save_weights, weights_digest
 
 
 def run(
-    spec: PruneSpec,
+    settings: PruneSettings,
     *,
     model: Path,
     mask: Path,
@@ -33,7 +33,7 @@ def run(
     Raises:
         InputError: The mask has other settings, or pruning again gives another mask.
     """
-    wanted = spec_digest(spec)
+    wanted = settings_digest(settings)
     if weights_digest(spare) == wanted:
         weights.parent.mkdir(parents=True, exist_ok=True)
         spare.replace(weights)
@@ -41,7 +41,7 @@ def run(
     stored = load_masks(mask)
     if stored.header.get("digest") != wanted:
         raise InputError(f"mask {mask} was made with other settings or for another model; remove it to make it again")
-    network, masks = prune_model(spec, model, windows, statistics)
+    network, masks = prune_model(settings, model, windows, statistics)
     check_masks(network, stored)
     if any(not stored.masks[name].equal(made) for name, made in masks.masks.items()):
         raise InputError(f"{mask}: pruning again gives another mask; remove it, so that all that depends on it follows")

@@ -11,31 +11,31 @@ from patch.data.windows import joined_windows, sample_windows, save_windows
 from patch.distributed.signals import leave_when_asked
 from patch.models.loading import load_tokenizer
 from patch.pipeline.runs.layout import digest
-from patch.pipeline.runs.specs import WindowsSpec
+from patch.pipeline.runs.stage_settings import WindowsSettings
 
 
-def run(spec: WindowsSpec, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
+def run(settings: WindowsSettings, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
     """Make one file of token sequences.
 
     Packed sequences are made by ``workers`` processes, and an interrupted run resumes.
     """
     with leave_when_asked("stopped by a signal; run again to go on"):
-        count = _make(spec, corpus, tokenizer, out, workers)
-    print(f"{out}: {count} windows of {spec.seqlen} tokens")
+        count = _make(settings, corpus, tokenizer, out, workers)
+    print(f"{out}: {count} windows of {settings.seqlen} tokens")
 
 
-def _make(spec: WindowsSpec, corpus: Path, tokenizer: Path, out: Path, workers: int) -> int:
-    documents, encoder = read_documents(corpus, spec.split), load_tokenizer(tokenizer)
-    if spec.kind == "packed":
+def _make(settings: WindowsSettings, corpus: Path, tokenizer: Path, out: Path, workers: int) -> int:
+    documents, encoder = read_documents(corpus, settings.split), load_tokenizer(tokenizer)
+    if settings.kind == "packed":
         # A job may have fewer CPUs than it requested.
         workers = min(workers, len(os.sched_getaffinity(0)))
-        identity = digest([spec.model_dump(mode="json"), _files(corpus), _files(tokenizer)])
-        return pack_file(out, documents, encoder, spec.seqlen, spec.samples, workers, identity)
-    if spec.kind == "calibration":
-        windows, way = sample_windows(documents, encoder, spec.samples, spec.seqlen, spec.seed)
+        identity = digest([settings.model_dump(mode="json"), _files(corpus), _files(tokenizer)])
+        return pack_file(out, documents, encoder, settings.seqlen, settings.samples, workers, identity)
+    if settings.kind == "calibration":
+        windows, way = sample_windows(documents, encoder, settings.samples, settings.seqlen, settings.seed)
         print(f"calibration windows from {'crops of documents' if way == 'documents' else 'the packed stream'}")
     else:
-        windows = joined_windows(documents, encoder, spec.seqlen)
+        windows = joined_windows(documents, encoder, settings.seqlen)
     return save_windows(out, [windows])
 
 

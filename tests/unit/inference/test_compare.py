@@ -45,7 +45,7 @@ def test_a_converted_model_agrees_and_leaves_the_dense_one_alone(model: nn.Modul
     masks, tokens = hybrid(model), random_prompt(model, 2, 5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     other = converted(model, masks)
-    found = agreement(model, masks, other, tokens, "a cell")
+    found = agreement(model, masks, other, tokens, "a run")
     assert found.difference < 1e-4 * found.largest
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     dense = Generation(model, tokens, 2).first_logits()
@@ -67,12 +67,12 @@ def test_what_is_not_masked_is_there_once(model: nn.Module) -> None:
 
 def test_a_model_that_differs_is_refused(model: nn.Module) -> None:
     masks, tokens = hybrid(model), random_prompt(model, 2, 5)
-    with pytest.raises(RuntimeError, match="a cell: the converted model's logits differ by"):
-        agreement(model, masks, model, tokens, "a cell")
+    with pytest.raises(RuntimeError, match="a run: the converted model's logits differ by"):
+        agreement(model, masks, model, tokens, "a run")
     broken = converted(model, masks)
     next(m for m in broken.modules() if isinstance(m, HybridLinear)).values.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="differ by nan"):
-        agreement(model, masks, broken, tokens, "a cell")
+        agreement(model, masks, broken, tokens, "a run")
 
 
 def test_bytes_of_the_layers(model: nn.Module) -> None:

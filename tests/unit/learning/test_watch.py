@@ -241,14 +241,14 @@ def test_only_the_first_process_reports(
     assert in_processes(2, run) == [(3, 5), (0, 0)]
 
 
-def test_what_is_watched_changes_no_spec(raw_config: dict[str, Any]) -> None:
+def test_what_is_watched_changes_no_settings(raw_config: dict[str, Any]) -> None:
     plain = Plan(validate_experiment(raw_config))
     raw_config["resources"] = {"report_to": ["wandb", "tensorboard"]}
     other = Plan(validate_experiment(raw_config))
-    cells = [cell for cell in plain.grid.closure if cell.spec.stage == "learn"]
-    assert cells
-    for cell in cells:
-        assert plain.learn_spec(cell) == other.learn_spec(cell)
+    runs = [run for run in plain.grid.closure if run.definition.stage == "learn"]
+    assert runs
+    for run in runs:
+        assert plain.learn_settings(run) == other.learn_settings(run)
     raw_config["resources"] = {"report_to": ["mlflow"]}
     with pytest.raises(InputError, match="report_to"):
         validate_experiment(raw_config)

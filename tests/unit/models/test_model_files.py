@@ -131,7 +131,7 @@ def test_weights_that_are_stored_as_integers(folder: Path) -> None:
 
 
 def test_damaged_folders_are_refused_or_the_same(tmp_path: Path) -> None:
-    path = Path(__file__).parents[3] / "fuzz/models.py"
+    path = Path(__file__).parents[2] / "fuzz/models.py"
     specification = importlib.util.spec_from_file_location("fuzz_models", path)
     fuzz = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(fuzz)

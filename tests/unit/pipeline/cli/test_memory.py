@@ -19,7 +19,7 @@ PAPER = Path(__file__).parents[4] / "config/paper.yaml"
 def test_what_fits_one_gpu_and_what_takes_four() -> None:
     head, *rows = table(load_experiment(PAPER))
     assert head == ["model", "joint, 1 x fp32", "joint, 1 x bf16", "joint, 4 x fp32", "joint, 4 x bf16", "tile, 1"]
-    fits = {row[0]: ["*" not in cell for cell in row[1:]] for row in rows}
+    fits = {row[0]: ["*" not in run for run in row[1:]] for row in rows}
     assert len(fits) == 5 and {tuple(fit) for name, fit in fits.items() if name in ("Llama-2-7B", "Llama-3.1-8B")} == {
         (False, False, True, True, True)
     }
@@ -31,13 +31,13 @@ def test_as_the_plan_has_it(raw_config: dict) -> None:
     raw = copy.deepcopy(raw_config)
     raw["resources"] = {"device": "cuda", "gpu_memory_gb": 0.001}
     plan = Plan(validate_experiment(raw))
-    joint = next(cell for cell in plan.grid.closure if cell.method == "patch-joint")
+    joint = next(run for run in plan.grid.closure if run.method == "patch-joint")
     need = CostModel(plan.experiment, plan.grid).learn(joint).gpu_mem_mb / 1000
     for limit, star in ((1.01 * need, False), (0.99 * need, True)):
         raw["resources"]["gpu_memory_gb"] = limit
         plan = Plan(validate_experiment(raw))
-        cells = {row[0]: row[1] for row in table(plan.experiment)[1:]}
-        assert ("*" in cells[plan.experiment.models[joint.model].title]) == star
+        runs = {row[0]: row[1] for row in table(plan.experiment)[1:]}
+        assert ("*" in runs[plan.experiment.models[joint.model].title]) == star
         assert (
             any("patch-joint" in line for line in too_large(CostModel(plan.experiment, plan.grid), plan.grid)) == star
         )
@@ -56,4 +56,4 @@ def test_documents_have_the_numbers() -> None:
     """`docs/performance.md` has the table of the paper's models."""
     text = (PAPER.parents[1] / "docs/performance.md").read_text().replace(" \\*", "*")
     for row in table(load_experiment(PAPER))[1:]:
-        assert "| " + " | ".join(cell.strip() for cell in row) + " |" in text, row
+        assert "| " + " | ".join(run.strip() for run in row) + " |" in text, row

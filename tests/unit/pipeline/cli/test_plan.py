@@ -71,7 +71,7 @@ def test_what_is_done_is_counted_apart(config: Path) -> None:
     record.touch()
     after = budget(plan_of(config))
     assert after["total"]["jobs"] == before["total"]["jobs"]
-    # It was of a cell whose model is needed by others, which then are made again with all that follows.
+    # It was of a run whose model is needed by others, which then are made again with all that follows.
     assert after["stages"]["evaluate"]["jobs_to_come"] <= before["stages"]["evaluate"]["jobs_to_come"]
     for path in (path for node in JobGraph(plan_of(config)).nodes for path in node.outputs):
         Path(path).parent.mkdir(parents=True, exist_ok=True)

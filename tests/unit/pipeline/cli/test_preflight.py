@@ -87,7 +87,7 @@ def test_only_what_is_still_to_come_is_fetched(with_hub: dict) -> None:
     Path(plan.store.model_path("hub")).mkdir(parents=True)
     Path(plan.store.tasks_path()).mkdir(parents=True)
     assert to_fetch(JobGraph(plan)) == ([corpus], False)
-    record = plan.layout.record(plan.grid.cells[0])
+    record = plan.layout.record(plan.grid.runs[0])
     assert to_fetch(JobGraph(plan, {record})) == ([], False)
 
 

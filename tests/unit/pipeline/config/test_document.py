@@ -56,4 +56,4 @@ def test_each_snippet_is_a_change_of_the_demo_that_can_be_planned(snippet, tmp_p
     update_config(changed, yaml.safe_load(snippet))  # what Snakemake does with a second --configfile
     changed["published"] = str(ROOT / "config/published.json")
     assert changed != DEMO
-    assert Plan(validate_experiment(changed)).grid.cells
+    assert Plan(validate_experiment(changed)).grid.runs

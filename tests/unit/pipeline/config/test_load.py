@@ -175,8 +175,8 @@ def test_message_names_key_value_and_cure(fault: str, raw_config: dict) -> None:
     change(raw_config)
     with pytest.raises(InputError) as error:
         plan = Plan(validate_experiment(raw_config))
-        for cell in plan.grid.closure:
-            plan.mask_digest(cell)
+        for run in plan.grid.closure:
+            plan.mask_digest(run)
     for part in expected:
         assert part in str(error.value), str(error.value)
 
@@ -236,6 +236,6 @@ def test_folder_instead_of_configuration(tmp_path: Path) -> None:
 def test_configurations_of_the_repository_plan(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan = Plan(load_experiment(path))
-    assert plan.grid.cells
-    names = [plan.layout.record(cell) for cell in plan.grid.cells]
+    assert plan.grid.runs
+    names = [plan.layout.record(run) for run in plan.grid.runs]
     assert len(set(names)) == len(names)

@@ -23,7 +23,7 @@ from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[4]
 STEP = "maskllm 120/2000  loss 3.1000  0.500 s/step  940 s left"
-NAMES = ["stage", "rule", "model", "cell", "state", "reason", "job", "node", "started", "expected"]
+NAMES = ["stage", "rule", "model", "run", "state", "reason", "job", "node", "started", "expected"]
 KEYS = [*NAMES, "step", "steps", "eta_seconds", "restarts", "time_limits", "log", "outputs", "tail"]
 
 
@@ -209,7 +209,7 @@ def test_a_job_that_runs_on_slurm(place: Place) -> None:
         "stage": "learn",
         "rule": "learn",
         "model": "qwen",
-        "cell": "maskllm_2of4_0.5_s0",
+        "run": "maskllm_2of4_0.5_s0",
         "state": "running",
         "reason": "",
         "job": "41",
@@ -427,7 +427,7 @@ def test_long_lists_are_cut(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     assert "more" not in place.text("--all")
 
 
-def test_logs_of_a_cell_are_found_by_a_part_of_its_name(place: Place) -> None:
+def test_logs_of_a_run_are_found_by_a_part_of_its_name(place: Place) -> None:
     node = place.node("learn", "qwen/maskllm")
     own = place.log(node, STEP)
     entry = place.submit(node, job="41")
@@ -441,10 +441,10 @@ def test_logs_of_a_cell_are_found_by_a_part_of_its_name(place: Place) -> None:
     assert set(place.run("--logs", "learn/")[1].split()) == {str(own), slurm, str(other)}
 
 
-def test_a_cell_that_is_not_there(place: Place) -> None:
+def test_a_run_that_is_not_there(place: Place) -> None:
     code, out, err = place.run("--logs", "maskllm_2of4_0.5_s1")
     assert (code, out) == (2, "")
-    assert "no cell `maskllm_2of4_0.5_s1`; did you mean `maskllm_2of4_0.5_s0`?" in err
+    assert "no run `maskllm_2of4_0.5_s1`; did you mean `maskllm_2of4_0.5_s0`?" in err
     code, _, err = place.run("--logs", "dense")
     assert code == 2 and "has no log" in err
 

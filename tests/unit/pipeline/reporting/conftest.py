@@ -15,7 +15,7 @@ import pytest
 from patch.pipeline.results.collect import collect
 from patch.pipeline.results.published import Published, load_published
 from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 ROOT = Path(__file__).parents[4]
 TASKS = {"cloze_words": 0.25, "next_verse": 0.25, "who_speaks": 0.25, "order": 0.5, "grammar": 0.5, "rhyme": 0.25}
@@ -36,7 +36,7 @@ class Experiment:
 
     records: list[Record]
     models: list[ModelInfo]
-    expected: list[Cell]
+    expected: list[Run]
     published: Published
 
     @property
@@ -45,20 +45,20 @@ class Experiment:
         return collect(self.records, self.models, self.published)
 
 
-def grid(models: list[ModelInfo], seeds: int) -> list[Cell]:
-    """The demo's cells."""
-    cells = []
+def grid(models: list[ModelInfo], seeds: int) -> list[Run]:
+    """The demo's runs."""
+    runs = []
     for model, seed in itertools.product(models, range(seeds)):
-        one_shot = [Cell(model.name, m, "2:4", 0.5, None, seed) for m in ("wanda", "sparsegpt", "maskllm")]
+        one_shot = [Run(model.name, m, "2:4", 0.5, None, seed) for m in ("wanda", "sparsegpt", "maskllm")]
         levels, tile = (0.45, 0.35, 0.25), 128 if model.comparable else 16
-        free = [Cell(model.name, m, "unstructured", s, None, seed) for m in ("wanda", "sparsegpt") for s in levels]
-        hybrid = [Cell(model.name, f"patch-{model.variant}", "hybrid", s, tile, seed) for s in levels]
-        fixed = [Cell(model.name, "dense", "dense", 0.0, None, 0), Cell(model.name, "magnitude", "2:4", 0.5, None, 0)]
-        cells += [*(fixed if seed == 0 else []), *one_shot, *free, *hybrid]
+        free = [Run(model.name, m, "unstructured", s, None, seed) for m in ("wanda", "sparsegpt") for s in levels]
+        hybrid = [Run(model.name, f"patch-{model.variant}", "hybrid", s, tile, seed) for s in levels]
+        fixed = [Run(model.name, "dense", "dense", 0.0, None, 0), Run(model.name, "magnitude", "2:4", 0.5, None, 0)]
+        runs += [*(fixed if seed == 0 else []), *one_shot, *free, *hybrid]
         if model.variant == "tile":
-            cells += [replace(cell, quantization="absmax") for cell in (*one_shot[2:], *hybrid)]
-            cells += [replace(cell, quantization="slim-lora") for cell in hybrid]
-    return cells
+            runs += [replace(run, quantization="absmax") for run in (*one_shot[2:], *hybrid)]
+            runs += [replace(run, quantization="slim-lora") for run in hybrid]
+    return runs
 
 
 def density(model: str, sparsity: float, rng: np.random.Generator) -> dict[str, float]:
@@ -73,11 +73,11 @@ def density(model: str, sparsity: float, rng: np.random.Generator) -> dict[str, 
     }
 
 
-def make_record(cell: Cell, tasks: dict[str, float], rng: np.random.Generator) -> Record:
+def make_record(run: Run, tasks: dict[str, float], rng: np.random.Generator) -> Record:
     """A record whose numbers fall with sparsity as real ones do."""
-    dense = {"qwen": 28.5, "gemma": 11.7, "llama": 36.0}[cell.model]
-    strength = (cell.sparsity / 0.5) ** (3 if cell.pattern == "unstructured" else 1.5)
-    perplexity = dense * (1 + GROWTH.get(cell.method, 0.2) * strength) * math.exp(rng.normal(0, 0.004))
+    dense = {"qwen": 28.5, "gemma": 11.7, "llama": 36.0}[run.model]
+    strength = (run.sparsity / 0.5) ** (3 if run.pattern == "unstructured" else 1.5)
+    perplexity = dense * (1 + GROWTH.get(run.method, 0.2) * strength) * math.exp(rng.normal(0, 0.004))
     metrics = {"perplexity": {"value": perplexity, "stderr": 0.008 * perplexity, "samples": 400}}
     values = []
     for task, chance in tasks.items():
@@ -91,13 +91,13 @@ def make_record(cell: Cell, tasks: dict[str, float], rng: np.random.Generator) -
     raw = {
         "schema": 1,
         "experiment": "demo",
-        "cell": {"id": cell.id, **{key: getattr(cell, key) for key in ("model", "method", "pattern", "sparsity")}}
-        | {"tile": cell.tile, "seed": cell.seed, "quantization": cell.quantization},
+        "run": {"id": run.id, **{key: getattr(run, key) for key in ("model", "method", "pattern", "sparsity")}}
+        | {"tile": run.tile, "seed": run.seed, "quantization": run.quantization},
         "metrics": metrics,
-        "achieved_sparsity": cell.sparsity * 0.9998,
-        "density": density(cell.model, cell.sparsity, rng) if cell.pattern == "hybrid" else {},
+        "achieved_sparsity": run.sparsity * 0.9998,
+        "density": density(run.model, run.sparsity, rng) if run.pattern == "hybrid" else {},
         "config_digest": "abc",
-        "stages": seconds if cell.method != "dense" else {"evaluate": seconds["evaluate"]},
+        "stages": seconds if run.method != "dense" else {"evaluate": seconds["evaluate"]},
         "environment": environment | {"threads": 1, "time": "2026-01-01T00:00:00+00:00"},
     }
     return Record.model_validate(raw)
@@ -106,9 +106,9 @@ def make_record(cell: Cell, tasks: dict[str, float], rng: np.random.Generator) -
 def make_experiment(seeds: int = 1) -> Experiment:
     """The three models with so many seeds."""
     rng = np.random.default_rng(0)
-    cells = grid(MODELS, seeds)
-    records = [make_record(c, PAPER_TASKS if c.model == "gemma" else TASKS, rng) for c in cells]
-    return Experiment(records, MODELS, cells, load_published(ROOT / "config/published.json"))
+    runs = grid(MODELS, seeds)
+    records = [make_record(c, PAPER_TASKS if c.model == "gemma" else TASKS, rng) for c in runs]
+    return Experiment(records, MODELS, runs, load_published(ROOT / "config/published.json"))
 
 
 @pytest.fixture(params=[1, 3], ids=["one-seed", "three-seeds"])

@@ -13,28 +13,28 @@ from patch.pipeline.results.collect import collect
 from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 QWEN = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B", tile=128)
 GEMMA = ModelInfo("gemma", "Gemma mini", "joint", "google/gemma-3-1b-pt", comparable=False, tile=16)
 VALUES = {"tile_prior=none": 14.9, "tile_prior=sparsegpt": 14.6, "tile_prior=wanda": 14.5, None: 14.6}
 
 
-def record(cell: Cell, perplexity: float, accuracy: float = 0.4) -> Record:
+def record(run: Run, perplexity: float, accuracy: float = 0.4) -> Record:
     environment = {"git_commit": None, "python": "3", "packages": {}, "device": "cpu", "threads": 1, "time": "t"}
     names = ("id", "model", "method", "pattern", "sparsity", "tile", "seed", "quantization", "variant")
     return Record.model_validate(
         {
             "schema": 1,
             "experiment": "e",
-            "cell": {name: getattr(cell, name) for name in names},
+            "run": {name: getattr(run, name) for name in names},
             "metrics": {
                 "perplexity": {"value": perplexity, "stderr": 0.2},
                 "accuracy": {"value": accuracy, "stderr": 0.01},
                 "cloze": {"value": accuracy, "stderr": 0.01},
             },
-            "achieved_sparsity": cell.sparsity,
-            "density": {"a.0.k_proj": 1.0, "a.1.k_proj": 0.5, "a.0.up_proj": 0.5} if cell.tile else {},
+            "achieved_sparsity": run.sparsity,
+            "density": {"a.0.k_proj": 1.0, "a.1.k_proj": 0.5, "a.0.up_proj": 0.5} if run.tile else {},
             "config_digest": "d",
             "stages": {},
             "environment": environment,
@@ -42,19 +42,19 @@ def record(cell: Cell, perplexity: float, accuracy: float = 0.4) -> Record:
     )
 
 
-def cells(model: ModelInfo = QWEN, seeds: int = 1) -> list[Cell]:
+def runs(model: ModelInfo = QWEN, seeds: int = 1) -> list[Run]:
     tile = model.tile
-    one = Cell(model.name, "patch-joint", "hybrid", 0.45, tile, 0)
+    one = Run(model.name, "patch-joint", "hybrid", 0.45, tile, 0)
     varied = [replace(one, variant=variant, seed=seed) for variant in VALUES for seed in range(seeds)]
-    return [Cell(model.name, "dense", "dense", 0.0, None, 0), *varied]
+    return [Run(model.name, "dense", "dense", 0.0, None, 0), *varied]
 
 
-def frame_of(chosen: list[Cell], models: list[ModelInfo]) -> pd.DataFrame:
-    records = [record(cell, VALUES.get(cell.variant, 12) + 0.1 * cell.seed if cell.tile else 12.0) for cell in chosen]
+def frame_of(chosen: list[Run], models: list[ModelInfo]) -> pd.DataFrame:
+    records = [record(run, VALUES.get(run.variant, 12) + 0.1 * run.seed if run.tile else 12.0) for run in chosen]
     return collect(records, models, load_published("config/published.json"))
 
 
-def rows_of(chosen: list[Cell], *variants: str | None) -> list[str]:
+def rows_of(chosen: list[Run], *variants: str | None) -> list[str]:
     return [f"{c.model}/{c.row}" for variant in variants for c in chosen if c.tile and c.variant == variant]
 
 
@@ -64,7 +64,7 @@ def _root(monkeypatch, request):
 
 
 def test_a_table_of_the_grids_own_has_its_rows_in_the_order_of_the_grid():
-    chosen = cells()
+    chosen = runs()
     order = ("tile_prior=wanda", "tile_prior=none", "tile_prior=sparsegpt")
     arrangement = Arrangement(rows_of(chosen, None), {"tile_prior": rows_of(chosen, *order)})
     table = build_table("tile_prior", frame_of(chosen, [QWEN]), [QWEN], chosen, arrangement)
@@ -77,17 +77,17 @@ def test_a_table_of_the_grids_own_has_its_rows_in_the_order_of_the_grid():
     assert standard.rows[0].measures[1].published == 14.57
 
 
-def test_missing_cells_of_a_table_are_its_own():
-    chosen = cells()
+def test_missing_runs_of_a_table_are_its_own():
+    chosen = runs()
     arrangement = Arrangement([], {"tile_prior": rows_of(chosen, "tile_prior=none", "tile_prior=wanda")})
-    there = [cell for cell in chosen if cell.variant != "tile_prior=none" and cell.variant is not None]
+    there = [run for run in chosen if run.variant != "tile_prior=none" and run.variant is not None]
     table = build_table("tile_prior", frame_of(there, [QWEN]), [QWEN], chosen, arrangement)
     assert [row.measures for row in table.rows if "none" in row.setting] == [(None, None)]
-    assert table.notes[-1] == "1 cell missing: qwen/patch-joint_hybrid_0.45_t128_tile_prior=none_s0."
+    assert table.notes[-1] == "1 run missing: qwen/patch-joint_hybrid_0.45_t128_tile_prior=none_s0."
 
 
 def test_a_setting_is_a_column_only_where_rows_have_one(tmp_path):
-    chosen = cells()
+    chosen = runs()
     frame = frame_of(chosen, [QWEN])
     arrangement = Arrangement(rows_of(chosen, None), {"tile_prior": rows_of(chosen, "tile_prior=none")})
     for name, there in (("tile_prior", True), ("joint", False)):
@@ -101,13 +101,13 @@ def test_a_setting_is_a_column_only_where_rows_have_one(tmp_path):
 
 
 def test_imported_rows_say_where_they_are_from():
-    cell = Cell("qwen", "maskllm", "2:4", 0.5, None, 0, variant="import=theirs")
-    (row,) = build_table("joint", frame_of([cell], [QWEN]), [QWEN], [cell]).rows
+    run = Run("qwen", "maskllm", "2:4", 0.5, None, 0, variant="import=theirs")
+    (row,) = build_table("joint", frame_of([run], [QWEN]), [QWEN], [run]).rows
     assert (row.method, row.setting, row.measures[1].published) == ("MaskLLM", "imported: theirs", 15.22)
 
 
 def test_seeds_are_printed_as_deviations():
-    chosen = cells(seeds=3)
+    chosen = runs(seeds=3)
     frame = frame_of(chosen, [QWEN])
     table = build_table("seeds", frame, [QWEN], chosen)
     assert {row.sparsity for row in table.rows} == {0.45}, "dense has no seeds"
@@ -118,7 +118,7 @@ def test_seeds_are_printed_as_deviations():
 
 
 def test_densities_of_projections():
-    chosen = cells()
+    chosen = runs()
     table = build_table("density", frame_of(chosen, [QWEN]), [QWEN], chosen, Arrangement(rows_of(chosen, None)))
     assert [heading.text for heading in table.header] == ["k", "up"]
     (row,) = table.rows
@@ -127,7 +127,7 @@ def test_densities_of_projections():
 
 
 def test_models_share_the_rows_of_a_table_of_the_grids_own():
-    both = [*cells(QWEN), *cells(GEMMA)]
+    both = [*runs(QWEN), *runs(GEMMA)]
     own = {"tile_prior": rows_of(both, "tile_prior=none", "tile_prior=wanda")}
     table = build_table("tile_prior", frame_of(both, [QWEN, GEMMA]), [QWEN, GEMMA], both, Arrangement([], own))
     # Tiles of 128 and 16 are rows of their own.
@@ -137,9 +137,9 @@ def test_models_share_the_rows_of_a_table_of_the_grids_own():
 
 @pytest.mark.parametrize(("paired", "bold"), [(0.05, [True, False, False]), (0.2, [True, False, True])])
 def test_paired_errors_decide_what_is_bold(paired, bold):
-    chosen = cells()
+    chosen = runs()
     order = ("tile_prior=wanda", "tile_prior=none", "tile_prior=sparsegpt")
-    names = {cell.variant: cell.row for cell in chosen}
+    names = {run.variant: run.row for run in chosen}
     lines = [
         ("qwen", "perplexity", 0.45, names["tile_prior=wanda"], names[other], -0.1, paired, 50, 1, "abcd")
         for other in order[1:]
@@ -151,10 +151,10 @@ def test_paired_errors_decide_what_is_bold(paired, bold):
 
 
 def test_a_difference_from_another_models_number_is_not_printed():
-    both = [*cells(QWEN), *cells(GEMMA)]
+    both = [*runs(QWEN), *runs(GEMMA)]
     table = build_table("tasks", frame_of(both, [QWEN, GEMMA]), [QWEN, GEMMA], both)
     (paper,) = [column for column in text_columns(table) if column.name.startswith("Paper")]
     differ = {row.model: "(" in text for row, (text, _) in zip(table.rows, paper.cells, strict=True) if text != "–"}
     assert paper.name == "Paper (Δ)" and differ == {"Qwen2.5-0.5B": True, "Gemma mini": False}
-    alone = build_table("tasks", frame_of(cells(GEMMA), [GEMMA]), [GEMMA], cells(GEMMA))
+    alone = build_table("tasks", frame_of(runs(GEMMA), [GEMMA]), [GEMMA], runs(GEMMA))
     assert "Paper" in [column.name for column in text_columns(alone)]

@@ -95,7 +95,7 @@ def test_a_broken_perplexity_does_not_flatten_the_panel(one_seed):
     assert "On the upper edge: beyond the axis" in texts(figure)
 
 
-def test_a_lone_dense_cell_can_be_drawn(one_seed, tmp_path):
+def test_a_lone_dense_run_can_be_drawn(one_seed, tmp_path):
     frame = one_seed.frame
     assert save(pareto(frame[frame["method"] == "dense"], one_seed.models[0]), tmp_path / "f")
     assert save(pareto(frame[:0], one_seed.models[0]), tmp_path / "f")
@@ -113,7 +113,7 @@ def test_density_shows_every_linear(one_seed, tmp_path, index):
     figure = density(one_seed.records, model)
     maps = [axis for axis in figure.axes if axis.images]
     assert len(maps) == 3
-    first = next(r for r in one_seed.records if r.cell.model == model.name and r.cell.sparsity == 0.45 and r.density)
+    first = next(r for r in one_seed.records if r.run.model == model.name and r.run.sparsity == 0.45 and r.density)
     assert maps[0].images[0].get_array().size == len(first.density)
     assert all(path.stat().st_size for path in save(figure, tmp_path / "density"))
 
@@ -121,14 +121,14 @@ def test_density_shows_every_linear(one_seed, tmp_path, index):
 def test_density_values_are_means_over_seeds(experiment):
     model = experiment.models[0]
     name = "model.layers.1.self_attn.k_proj"
-    shares = [r.density[name] for r in experiment.records if r.cell.model == "qwen" and name in r.density]
+    shares = [r.density[name] for r in experiment.records if r.run.model == "qwen" and name in r.density]
     per_level = np.reshape(shares, (-1, 3)).mean(axis=0)
     images = [axis.images[0].get_array() for axis in density(experiment.records, model).axes if axis.images]
     assert [float(image[1, 1]) for image in images] == pytest.approx(list(per_level))
 
 
 def test_density_without_hybrid_runs_says_so(one_seed, tmp_path):
-    dense = [record for record in one_seed.records if record.cell.method == "dense"]
+    dense = [record for record in one_seed.records if record.run.method == "dense"]
     figure = density(dense, one_seed.models[0])
     assert "no hybrid run" in figure.axes[0].get_title(loc="left")
     assert save(figure, tmp_path / "density")

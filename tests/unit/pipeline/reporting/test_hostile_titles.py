@@ -69,19 +69,19 @@ class Page(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.tags: set[str] = set()
-        self.cells: list[str] = [""]
+        self.runs: list[str] = [""]
         self.feed(page)
-        self.text = "".join(self.cells)
+        self.text = "".join(self.runs)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.add(tag)
-        self.cells.append("")
+        self.runs.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        self.cells.append("")
+        self.runs.append("")
 
     def handle_data(self, data: str) -> None:
-        self.cells[-1] += data
+        self.runs[-1] += data
 
     def handle_comment(self, data: str) -> None:
         raise AssertionError(f"a comment {data!r}")
@@ -176,7 +176,7 @@ def test_every_kind_of_table_prints_the_title(
         rendered = markdown(Path(f"{stem}.md").read_text())
         rows = Path(f"{stem}.md").read_text().splitlines()
         assert not rendered.tags & {"script", "img", "a", "em", "code", "s"}, table.name
-        assert rendered.cells.count("") and "table" in rendered.tags
+        assert rendered.runs.count("") and "table" in rendered.tags
         if any(title in (row.model, *(h.model.title for h in table.header if h.model)) for row in table.rows):
             named.add(table.name)
             assert title in page.text and title in rendered.text and title in to_text(table)
@@ -193,7 +193,7 @@ def test_the_summary_prints_the_title(
     title: str, one_seed: Any, tables: Callable[[list[ModelInfo]], list[Table]]
 ) -> None:
     models = titled(title, one_seed)
-    rows = list(dict.fromkeys(cell.row for cell in one_seed.expected if cell.model == "qwen" and cell.sparsity == 0.5))
+    rows = list(dict.fromkeys(run.row for run in one_seed.expected if run.model == "qwen" and run.sparsity == 0.5))
     line = ("qwen", "perplexity", 0.5, rows[0], rows[1], 0.1, 1.0, 100, 1, "abcd")
     page = summary(
         Results(

@@ -20,7 +20,7 @@ def lines(page):
     """Rows of a page's tables as lists of texts."""
     rows = [row.split("</tr>")[0] for row in page.split("<tr")[1:]]
     return [
-        [cell.split("<")[0] for part in ("<td>", '<td class="number">') for cell in row.split(part)[1:]] for row in rows
+        [run.split("<")[0] for part in ("<td>", '<td class="number">') for run in row.split(part)[1:]] for row in rows
     ]
 
 
@@ -33,7 +33,7 @@ def test_measured_stands_beside_planned(one_seed):
     assert found["evaluate", "Dense"][3:] == ["–", "–", "–"]
     assert found["all", "4"] == ["0.2", "900 MB"]
     models = len(one_seed.models)
-    assert f"{models} models, {len(one_seed.records)} cells, 1 seed; 4 jobs." in page
+    assert f"{models} models, {len(one_seed.records)} runs, 1 seed; 4 jobs." in page
     assert "Core-hours" in page and "GPU-hours" in cost_page("demo", one_seed.records, numbers(device="cuda"))
 
 
@@ -62,6 +62,6 @@ def test_the_demos_forecast_is_the_plans():
     found = Forecast(plan).numbers
     assert read_forecast(Forecast(plan).json) == found
     evaluate = [line for line in found.recorded if line.stage == "evaluate"]
-    assert sum(line.jobs for line in evaluate) == len(plan.grid.cells)
-    assert next(line for line in found.stages if line.stage == "evaluate").jobs == len(plan.grid.cells)
+    assert sum(line.jobs for line in evaluate) == len(plan.grid.runs)
+    assert next(line for line in found.stages if line.stage == "evaluate").jobs == len(plan.grid.runs)
     assert {line.of for line in found.recorded if line.stage == "quantize"} == {"absmax", "slim-lora"}

@@ -38,14 +38,14 @@ def build(one_seed: Any, speeds: Speeds, *more: ModelInfo) -> Table:
     return build_table("speedup", one_seed.frame, [*one_seed.models, *more], one_seed.expected, speeds=speeds)
 
 
-def cells(table: Table) -> list[list[str]]:
+def runs(table: Table) -> list[list[str]]:
     """Of the Markdown, without the rule under the head."""
     lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+    return [[run.strip() for run in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
 
 
 def test_measured_stands_beside_published(one_seed: Any, speeds: Callable) -> None:
-    head, *rows = cells(build(one_seed, speeds("big"), PAPERS))
+    head, *rows = runs(build(one_seed, speeds("big"), PAPERS))
     assert head[0] == "Model" and head[5:] == [
         "Tokens/s ↑",
         "Speedup ↑",
@@ -63,9 +63,9 @@ def test_measured_stands_beside_published(one_seed: Any, speeds: Callable) -> No
 
 def test_other_models_have_dashes(one_seed: Any, speeds: Callable) -> None:
     table = build(one_seed, speeds("gemma", "big"), PAPERS)
-    _, *rows = cells(table)
+    _, *rows = runs(table)
     assert [row[0] for row in rows] == ["Gemma-3-1B"] * 4 + ["Llama-2-7B"] * 4, "in the configuration's order"
-    assert {cell for row in rows[:4] for cell in row[7:9]} == {"–"}
+    assert {run for row in rows[:4] for run in row[7:9]} == {"–"}
     alone = build(one_seed, speeds("gemma"))
     assert not any("Paper:" in note for note in alone.notes)
 
@@ -76,7 +76,7 @@ def test_a_model_of_the_family_is_told_apart(one_seed: Any, speeds: Callable) ->
         note == "Llama-mini: another model of the paper's family; the values cannot be compared."
         for note in table.notes
     )
-    assert cells(table)[3][7:9] == ["1.38", "1.16"]
+    assert runs(table)[3][7:9] == ["1.38", "1.16"]
     comparable = build(one_seed, speeds("big"), PAPERS)
     assert not any("another model" in note for note in comparable.notes)
 
@@ -103,7 +103,7 @@ def test_models_of_demo_size_are_called_that(one_seed: Any, speeds: Callable) ->
 def test_the_part_of_the_paper_with_as_many_new_tokens(one_seed: Any, speeds: Callable) -> None:
     sizes = {"batch_size": 16, "prompt": 128, "new_tokens": 1024, "repeats": 20}
     table = build(one_seed, speeds("big", settings=sizes), PAPERS)
-    assert cells(table)[3][7] == "1.25" and any("1024 new tokens; –" in note for note in table.notes)
+    assert runs(table)[3][7] == "1.25" and any("1024 new tokens; –" in note for note in table.notes)
 
 
 def test_what_is_not_measured_is_said(one_seed: Any, speeds: Callable) -> None:
@@ -184,7 +184,7 @@ def test_imported_masks_have_the_speed_of_their_pattern_alone(one_seed: Any, spe
 
 
 def test_variants_and_seeds(experiment: Any, speeds: Callable, tmp_path: Any) -> None:
-    """Means over seeds are points; ablations and quantised cells are not."""
+    """Means over seeds are points; ablations and quantised runs are not."""
     model, (record,) = experiment.models[2], speeds("llama").records
     figure = speedup(experiment.frame, record, model)
     assert len(points(figure.axes[0])) == 6

@@ -13,14 +13,14 @@ from patch.pipeline.reporting.unlisted import not_here
 from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.differences import COLUMNS
 from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 
 def differences(experiment):
     """Of all pairs of the first seed's rows that share a sparsity, and of each with dense."""
     rng, lines = np.random.default_rng(0), []
     for model in experiment.models:
-        rows = list({cell.row: cell for cell in experiment.expected if cell.model == model.name}.values())
+        rows = list({run.row: run for run in experiment.expected if run.model == model.name}.values())
         for index, b in enumerate(rows):
             for a in rows[index + 1 :]:
                 if a.sparsity == b.sparsity or b.pattern == "dense":
@@ -93,7 +93,7 @@ def test_each_comparable_model_is_counted_and_each_other_is_ordered(one_seed):
 
 def test_close_pairs_are_counted_by_sparsity(one_seed):
     frame = differences(one_seed)
-    dense = {cell.row for cell in one_seed.expected if cell.pattern == "dense"}
+    dense = {run.row for run in one_seed.expected if run.pattern == "dense"}
     counts = defaultdict(lambda: [0, 0])
     for line in frame.to_dict("records"):
         known = not np.isnan(line["stderr"]) and line["metric"] != "a_task"
@@ -117,17 +117,17 @@ def test_close_pairs_are_counted_by_sparsity(one_seed):
 
 
 def test_seeds_are_in_the_errors(experiment):
-    seeds = {record.cell.seed for record in experiment.records}
+    seeds = {record.run.seed for record in experiment.records}
     text = section(summary(results(experiment)), "How sure")
     assert ("mean of up to 3 seeds" in text) == (len(seeds) == 3)
 
 
-def test_a_missing_cell_is_named(one_seed):
+def test_a_missing_run_is_named(one_seed):
     gone = one_seed.records[3]
     kept = [record for record in one_seed.records if record is not gone]
     whole, partial = (section(summary(results(one_seed, records=r)), "Missing") for r in (one_seed.records, kept))
-    assert whole.startswith(f"All {len(one_seed.expected)} cells have a record.")
-    name = f"{gone.cell.model}/{gone.cell.id}".replace("_", "\\_")
+    assert whole.startswith(f"All {len(one_seed.expected)} runs have a record.")
+    name = f"{gone.run.model}/{gone.run.id}".replace("_", "\\_")
     assert "no record" not in whole
     assert partial.startswith(f"- {name}: no record; ") and "python -m patch status" in partial
 
@@ -145,25 +145,25 @@ def test_rows_of_the_paper_that_are_not_in_the_grid(one_seed):
 
 def test_ablations_of_the_paper_count_as_rows(one_seed):
     qwen = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B")
-    plain = [Cell("qwen", "patch-joint", "hybrid", level, 128, 0) for level in (0.45, 0.35, 0.25)]
+    plain = [Run("qwen", "patch-joint", "hybrid", level, 128, 0) for level in (0.45, 0.35, 0.25)]
     (before, *_) = not_here(one_seed.published, plain, [qwen])
     assert "PATCH (joint)" not in before and "tile 64×64, 32×32, 16×16, 8×8, 4×4 at 45, 35, 25 %" in before
     # The plain run has the first value of what an ablation varies.
     assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target layer at 45, 35, 25 %" in before
-    varied = [replace(cell, variant="target=layer") for cell in plain] + [replace(cell, tile=4) for cell in plain]
+    varied = [replace(run, variant="target=layer") for run in plain] + [replace(run, tile=4) for run in plain]
     (after, *_) = not_here(one_seed.published, [*plain, *varied], [qwen])
     assert "target" not in after and "4×4" not in after
-    imported = [Cell("qwen", "maskllm", "2:4", 0.5, None, 0, None, "import=theirs")]
+    imported = [Run("qwen", "maskllm", "2:4", 0.5, None, 0, None, "import=theirs")]
     assert "; MaskLLM 2:4" in before
     assert "; MaskLLM 2:4" not in not_here(one_seed.published, [*plain, *imported], [qwen])[0]
 
 
 def test_a_mask_is_paid_once(one_seed):
     costs = measured_costs(one_seed.records)
-    masks = {(r.cell.model, r.cell.pattern, r.cell.sparsity) for r in one_seed.records if r.cell.method == "patch-tile"}
-    cells = sum(record.cell.method == "patch-tile" for record in one_seed.records)
-    assert (costs["prune", "patch-tile"].jobs, costs["evaluate", "patch-tile"].jobs) == (len(masks), cells)
-    assert cells > len(masks)
+    masks = {(r.run.model, r.run.pattern, r.run.sparsity) for r in one_seed.records if r.run.method == "patch-tile"}
+    runs = sum(record.run.method == "patch-tile" for record in one_seed.records)
+    assert (costs["prune", "patch-tile"].jobs, costs["evaluate", "patch-tile"].jobs) == (len(masks), runs)
+    assert runs > len(masks)
     assert costs["prune", "patch-tile"].seconds == pytest.approx(3.0 * len(masks))
     assert costs["evaluate", "dense"].peak_memory_mb == 800
     assert "at most 800 MB" in cost_line(one_seed.records)

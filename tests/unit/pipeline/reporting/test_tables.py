@@ -39,7 +39,7 @@ def test_tables_show_the_models_of_their_variant(experiment):
 
 def test_unstructured_stands_beside_patch_at_equal_sparsity(experiment):
     experiment.models = [model for model in experiment.models if model.name != "gemma"]
-    experiment.records = [record for record in experiment.records if record.cell.model != "gemma"]
+    experiment.records = [record for record in experiment.records if record.run.model != "gemma"]
     table = build("unstructured", experiment)
     assert labels(table) == [
         row
@@ -63,32 +63,32 @@ def test_numbers_come_from_the_frame(experiment):
     assert row.measures[1].seeds == len(expected)
 
 
-def test_a_missing_cell_is_a_dash_and_counted(experiment, tmp_path):
-    masked = [r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "maskllm"]
-    gone = [record for record in masked if not record.cell.quantization]
+def test_a_missing_run_is_a_dash_and_counted(experiment, tmp_path):
+    masked = [r for r in experiment.records if r.run.model == "llama" and r.run.method == "maskllm"]
+    gone = [record for record in masked if not record.run.quantization]
     experiment.records = [record for record in experiment.records if record not in gone]
     table = build("tile", experiment)
     row = next(row for row in table.rows if row.method == "MaskLLM")
     assert row.measures == (None, None)
     plural = "s" if len(gone) > 1 else ""
-    assert table.notes[-1].startswith(f"{len(gone)} cell{plural} missing: llama/maskllm_2of4_0.5_s0")
+    assert table.notes[-1].startswith(f"{len(gone)} run{plural} missing: llama/maskllm_2of4_0.5_s0")
     _, markdown, *_ = write_table(table, tmp_path / "t")
     line = next(line for line in markdown.read_text().splitlines() if "MaskLLM" in line)
     assert line.count("–") == len(line.split("|")) - 5
 
 
 def test_a_missing_seed_is_counted_too(experiment):
-    gone = next(r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "wanda")
+    gone = next(r for r in experiment.records if r.run.model == "llama" and r.run.method == "wanda")
     experiment.records.remove(gone)
-    assert f"llama/{gone.cell.id}" in build("tile", experiment).notes[-1]
+    assert f"llama/{gone.run.id}" in build("tile", experiment).notes[-1]
 
 
-def test_long_lists_of_missing_cells_are_cut(experiment):
-    experiment.records = [record for record in experiment.records if record.cell.method == "dense"]
+def test_long_lists_of_missing_runs_are_cut(experiment):
+    experiment.records = [record for record in experiment.records if record.run.method == "dense"]
     table = build("tile", experiment)
     assert len(table.rows) == 8
-    llama = [cell for cell in experiment.expected if cell.model == "llama" and cell.pattern != "unstructured"]
-    assert f"and {len([cell for cell in llama if not cell.quantization]) - 7} more" in table.notes[-1]
+    llama = [run for run in experiment.expected if run.model == "llama" and run.pattern != "unstructured"]
+    assert f"and {len([run for run in llama if not run.quantization]) - 7} more" in table.notes[-1]
 
 
 def test_the_note_on_other_models_names_them(experiment):
@@ -98,17 +98,17 @@ def test_the_note_on_other_models_names_them(experiment):
 
 
 def test_a_method_of_others_comes_last_of_its_sparsity(experiment):
-    first = next(r for r in experiment.records if r.cell.model == "llama" and r.cell.method == "wanda")
-    cell = first.cell.model_copy(update={"method": "my_method", "id": "my_method_2of4"})
-    experiment.records.append(first.model_copy(update={"cell": cell}))
+    first = next(r for r in experiment.records if r.run.model == "llama" and r.run.method == "wanda")
+    run = first.run.model_copy(update={"method": "my_method", "id": "my_method_2of4"})
+    experiment.records.append(first.model_copy(update={"run": run}))
     methods = [row.method for row in build("tile", experiment).rows]
     assert methods.index("my_method") == methods.index("MaskLLM") + 1
 
 
-def test_tasks_has_a_row_for_each_model_and_cell(experiment):
+def test_tasks_has_a_row_for_each_model_and_run(experiment):
     table = build("tasks", experiment)
-    cells = {(c.model, c.method, c.pattern, c.sparsity, c.quantization) for c in experiment.expected}
-    assert len(table.rows) == len(cells)
+    runs = {(c.model, c.method, c.pattern, c.sparsity, c.quantization) for c in experiment.expected}
+    assert len(table.rows) == len(runs)
     assert table.header[-1].text == "Mean ↑"
 
 
@@ -117,12 +117,12 @@ def test_an_unknown_table_is_refused(experiment):
         build("ablation", experiment)
 
 
-def test_a_table_without_cells_says_so(experiment, tmp_path):
+def test_a_table_without_runs_says_so(experiment, tmp_path):
     experiment.models = [model for model in experiment.models if model.variant == "joint"]
-    experiment.records = [record for record in experiment.records if record.cell.model != "llama"]
+    experiment.records = [record for record in experiment.records if record.run.model != "llama"]
     table = build("tile", experiment)
     assert table.rows == ()
-    assert "No cell" in to_text(table)
+    assert "No run" in to_text(table)
     assert len(write_table(table, tmp_path / "t")) == 4
 
 
@@ -137,7 +137,7 @@ def test_csv_is_rectangular_and_numeric(experiment, tmp_path, name):
     assert rows or name == "seeds"
     start = header.index(f"{table.header[0].key}")
     for row in rows:
-        assert all(cell in ("", "true", "false") or float(cell) is not None for cell in row[start:])
+        assert all(run in ("", "true", "false") or float(run) is not None for run in row[start:])
 
 
 @pytest.mark.parametrize("name", TABLES)

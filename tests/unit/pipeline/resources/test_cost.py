@@ -9,8 +9,8 @@ import pytest
 
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.resources.cost import CostModel, Job, too_large
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run
 
 SHAPES = {
     # hidden, intermediate, layers, heads, key heads, head size, vocabulary, tied
@@ -47,7 +47,7 @@ def paper(raw: dict, **resources: Any) -> tuple[Plan, CostModel]:
     return plan, CostModel(plan.experiment, plan.grid)
 
 
-def cell(plan: Plan, model: str, method: str) -> Cell:
+def run(plan: Plan, model: str, method: str) -> Run:
     return next(c for c in plan.grid.closure if (c.model, c.method) == (model, method))
 
 
@@ -56,7 +56,7 @@ def cell(plan: Plan, model: str, method: str) -> Cell:
 )
 def test_wall_clock_of_the_paper(model: str, method: str, hours: float, raw_config: dict) -> None:
     plan, cost = paper(raw_config)
-    job = cost.learn(cell(plan, model, method))
+    job = cost.learn(run(plan, model, method))
     assert job.gpus == 4
     assert hours <= job.minutes / 60 <= 3 * hours, "a scheduler that kills the job early is worse than a long queue"
 
@@ -64,17 +64,17 @@ def test_wall_clock_of_the_paper(model: str, method: str, hours: float, raw_conf
 def test_one_gpu_holds_what_fits_and_the_estimate_says_so(raw_config: dict) -> None:
     plan, cost = paper(raw_config, learn_gpus=1)
     # Weights in bf16, and six fp32 logits a group of four with gradient and two moments.
-    job = cost.learn(cell(plan, "qwen-0.5b", "patch-joint"))
+    job = cost.learn(run(plan, "qwen-0.5b", "patch-joint"))
     floor = 2 * 0.494e9 + 4 * 4 * 1.5 * 0.358e9
     assert floor / 1e6 < job.gpu_mem_mb < 80_000
-    tile = cost.learn(cell(plan, "llama-7b", "patch-tile"))
+    tile = cost.learn(run(plan, "llama-7b", "patch-tile"))
     assert 13_500 < tile.gpu_mem_mb < 80_000
 
 
 def test_several_gpus_share_out_the_logits(raw_config: dict) -> None:
     """With gradient and moments; the weights are on each, and so are tiles' few logits."""
     plan, cost = paper(raw_config, learn_gpus=4)
-    wanted, weights, logits = cell(plan, "llama-7b", "maskllm"), 2 * 6.74e9 / 1e6, 4 * 4 * 1.5 * 6.48e9 / 1e6
+    wanted, weights, logits = run(plan, "llama-7b", "maskllm"), 2 * 6.74e9 / 1e6, 4 * 4 * 1.5 * 6.48e9 / 1e6
     assert weights + logits / 4 < cost.learn(wanted).gpu_mem_mb < 1.1 * (weights + logits / 4) + 5000 < 80_000
     assert "llama-7b maskllm" not in " ".join(too_large(cost, plan.grid))
     plan, one = paper(raw_config, learn_gpus=1)
@@ -89,7 +89,7 @@ def test_several_gpus_share_out_the_logits(raw_config: dict) -> None:
 def test_grows_with_the_model(raw_config: dict) -> None:
     plan, cost = paper(raw_config)
     for estimate, method in ((cost.prune, "sparsegpt"), (cost.learn, "maskllm"), (cost.evaluate, "dense")):
-        jobs = [estimate(cell(plan, model, method)) for model in SHAPES]
+        jobs = [estimate(run(plan, model, method)) for model in SHAPES]
         for small, large in zip(jobs, jobs[1:], strict=False):
             assert small.minutes <= large.minutes and small.gpu_mem_mb < large.gpu_mem_mb
             assert small.mem_mb < large.mem_mb
@@ -101,7 +101,7 @@ def jobs_with(raw: dict, **changes: Any) -> Job:
     raw = copy.deepcopy(raw)
     raw["learning"]["common"] |= {"steps": 100_000, "batch_size": 64} | changes
     plan = Plan(validate_experiment(raw))
-    return CostModel(plan.experiment, plan.grid).learn(cell(plan, "qwen", "patch-joint"))
+    return CostModel(plan.experiment, plan.grid).learn(run(plan, "qwen", "patch-joint"))
 
 
 def test_grows_with_the_run(raw_config: dict) -> None:
@@ -122,7 +122,7 @@ def test_more_threads_less_time(raw_config: dict) -> None:
 def test_nodes_and_processes_of_a_learn_job(raw_config: dict) -> None:
     """GPUs and memory are of each node, the time is of them all."""
     plan, one = paper(raw_config, learn_gpus=1)
-    wanted = cell(plan, "llama-7b", "patch-tile")
+    wanted = run(plan, "llama-7b", "patch-tile")
     many = paper(raw_config, learn_gpus=4, learn_nodes=2)[1]
     single, several = one.learn(wanted), many.learn(wanted)
     assert (single.nodes, single.processes, single.gpus) == (1, 1, 1)
@@ -149,9 +149,9 @@ def test_cpu_jobs_ask_for_no_gpu_and_enough_memory(raw_config: dict) -> None:
     jobs = [cost.train("qwen")]
     for one in plan.grid.closure:
         jobs.append(cost.evaluate(one))
-        if one.spec.stage == "prune":
+        if one.definition.stage == "prune":
             jobs.append(cost.prune(one))
-        elif one.spec.stage == "learn":
+        elif one.definition.stage == "learn":
             jobs.append(cost.learn(one))
     for job in jobs:
         assert job.gpus == 0 and job.gpu_mem_mb == 0
@@ -169,7 +169,7 @@ def test_training_is_on_the_cpu_whatever_the_device(raw_config: dict) -> None:
 
 def test_statistics_cost(raw_config: dict) -> None:
     plan, cost = paper(raw_config)
-    magnitude, wanda, sparsegpt = (cost.prune(cell(plan, "llama-7b", m)) for m in ("magnitude", "wanda", "sparsegpt"))
+    magnitude, wanda, sparsegpt = (cost.prune(run(plan, "llama-7b", m)) for m in ("magnitude", "wanda", "sparsegpt"))
     assert magnitude.minutes <= wanda.minutes <= sparsegpt.minutes
     assert magnitude.gpu_mem_mb < wanda.gpu_mem_mb < sparsegpt.gpu_mem_mb
 
@@ -177,12 +177,12 @@ def test_statistics_cost(raw_config: dict) -> None:
 def test_speed_is_measured_with_all_candidates_in_memory(raw_config: dict) -> None:
     raw_config["speedup"] = {}
     plan, cost = paper(raw_config)
-    cells = plan.timed_cells("llama-7b")
-    job = cost.speedup("llama-7b", cells)
+    runs = plan.timed_runs("llama-7b")
+    job = cost.speedup("llama-7b", runs)
     # In bf16: the dense model, one masked, 2:4 in 9/16, and the two hybrid ones between that and dense.
     floor = 2 * (6.74e9 + 6.48e9 * (1 + 9 / 16 + 0.6 + 0.78))
     assert floor / 1e6 < job.gpu_mem_mb < 80_000
     assert (job.gpus, job.nodes, job.processes) == (1, 1, 1) and 10 <= job.minutes <= 60
-    assert cost.speedup("llama-7b", cells[:1]).gpu_mem_mb < job.gpu_mem_mb
-    jobs = [cost.speedup(model, plan.timed_cells(model)) for model in SHAPES]
+    assert cost.speedup("llama-7b", runs[:1]).gpu_mem_mb < job.gpu_mem_mb
+    jobs = [cost.speedup(model, plan.timed_runs(model)) for model in SHAPES]
     assert jobs == sorted(jobs, key=lambda one: one.gpu_mem_mb) and jobs[0].minutes <= jobs[-1].minutes

@@ -15,8 +15,8 @@ from patch.learning.masks import build_masks
 from patch.masks.packed import MaskSet, save_masks
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.resources.disk import CHECKPOINTS, DiskModel, folder_size
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run
 
 MB = 1e6
 # Of one block of the tests' models: q, k, v, o, gate, up, down.
@@ -28,9 +28,9 @@ def disk_of(raw: dict) -> DiskModel:
     return DiskModel(Plan(validate_experiment(copy.deepcopy(raw))))
 
 
-def cell(disk: DiskModel, model: str, method: str, pattern: str | None = None) -> Cell:
-    cells = disk.plan.grid.closure
-    return next(c for c in cells if (c.model, c.method) == (model, method) and pattern in (None, c.pattern))
+def run(disk: DiskModel, model: str, method: str, pattern: str | None = None) -> Run:
+    runs = disk.plan.grid.closure
+    return next(c for c in runs if (c.model, c.method) == (model, method) and pattern in (None, c.pattern))
 
 
 def hub_model(dtype: str, **sizes: Any) -> dict:
@@ -49,15 +49,15 @@ def hub_model(dtype: str, **sizes: Any) -> dict:
 
 def test_masks(raw_config: dict) -> None:
     disk = disk_of(raw_config)
-    assert disk.mask(cell(disk, "qwen", "magnitude")) == QWEN / 8 / MB
-    assert disk.mask(cell(disk, "qwen", "patch-joint")) == (QWEN / 8 + QWEN / 16 / 8) / MB
+    assert disk.mask(run(disk, "qwen", "magnitude")) == QWEN / 8 / MB
+    assert disk.mask(run(disk, "qwen", "patch-joint")) == (QWEN / 8 + QWEN / 16 / 8) / MB
 
 
 def test_a_mask_file_is_as_large(raw_config: dict, tmp_path: Path) -> None:
     disk = disk_of(raw_config)
     path = tmp_path / "mask.safetensors"
     save_masks(path, MaskSet({"layer": torch.ones(96, QWEN // 96, dtype=torch.bool)}, "unstructured"))
-    estimate = MB * disk.mask(cell(disk, "qwen", "wanda", "unstructured"))
+    estimate = MB * disk.mask(run(disk, "qwen", "wanda", "unstructured"))
     assert estimate <= path.stat().st_size <= estimate + 500  # and a header
 
 
@@ -66,7 +66,7 @@ def test_checkpoints_are_what_learning_holds(
     family: str, method: str, raw_config: dict, tiny_model: Callable[..., torch.nn.Module]
 ) -> None:
     disk = disk_of(raw_config)
-    one = cell(disk, family, method)
+    one = run(disk, family, method)
     model = tiny_model({"qwen": "qwen2"}.get(family, family))
     frozen = {name: torch.ones_like(layer.weight).bool() for name, layer in model.named_modules() if "proj" in name}
     masks = build_masks(model, method, disk.plan.grid.learning(one), 0.45, one.tile, 0, frozen=frozen)
@@ -82,10 +82,10 @@ def test_checkpoints_are_what_learning_holds(
 
 def test_updated_weights_are_of_the_models_type(raw_config: dict) -> None:
     disk = disk_of(raw_config)
-    assert disk.weights(cell(disk, "llama", "sparsegpt")) == 4 * LLAMA / MB
+    assert disk.weights(run(disk, "llama", "sparsegpt")) == 4 * LLAMA / MB
     raw_config["models"]["llama"]["dtype"] = "bfloat16"
     disk = disk_of(raw_config)
-    assert disk.weights(cell(disk, "llama", "sparsegpt")) == 2 * LLAMA / MB
+    assert disk.weights(run(disk, "llama", "sparsegpt")) == 2 * LLAMA / MB
 
 
 def test_models(raw_config: dict, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def windows_of(disk: DiskModel, model: str, kind: str) -> float:
     windows = next(
         w
         for w in disk.plan.windows.values()
-        if w.spec.kind == kind and w.tokenizer == disk.plan.store.tokenizer_path(model)
+        if w.settings.kind == kind and w.tokenizer == disk.plan.store.tokenizer_path(model)
     )
     return disk.windows(windows, model).kept
 

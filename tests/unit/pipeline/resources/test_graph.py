@@ -74,7 +74,7 @@ def test_jobs_of_the_tests_configuration(raw_config: dict) -> None:
     }
 
 
-def test_a_model_without_a_cell_is_not_made(raw_config: dict) -> None:
+def test_a_model_without_a_run_is_not_made(raw_config: dict) -> None:
     raw_config["grid"] = [{"methods": ["dense"], "models": ["qwen"]}]
     graph = graph_of(raw_config)
     assert [node.name for node in graph.nodes if node.rule == "train_model"] == ["qwen"]
@@ -127,7 +127,7 @@ def test_what_follows_from_a_job_that_runs_runs(raw_config: dict) -> None:
     }
 
 
-def test_speed_is_measured_of_each_model_with_sparse_cells(raw_config: dict) -> None:
+def test_speed_is_measured_of_each_model_with_sparse_runs(raw_config: dict) -> None:
     raw_config["grid"].append({"methods": ["dense"], "models": ["qwen", "llama"]})
     raw_config["grid"][0]["models"] = raw_config["grid"][1]["models"] = raw_config["grid"][2]["models"] = ["qwen"]
     before = graph_of(raw_config)
@@ -166,7 +166,7 @@ def test_cores_and_gpus(raw_config: dict) -> None:
 
 def test_weights_are_held_from_pruning_to_evaluation(raw_config: dict) -> None:
     graph = graph_of(raw_config)
-    weights = graph.disk.weights(find(graph, "prune", "sparsegpt", "qwen").cell)
+    weights = graph.disk.weights(find(graph, "prune", "sparsegpt", "qwen").run)
 
     def held(graph: JobGraph, rule: str) -> tuple[float, float]:
         node = find(graph, rule, "sparsegpt_2of4", "qwen")
@@ -193,7 +193,7 @@ def test_checkpoints_that_are_there_take_no_room_again(raw_config: dict) -> None
         return graph.tasks()[graph.nodes.index(find(graph, "learn", "maskllm", "qwen"))]
 
     assert task(graph).claims == pytest.approx(node.space.kept + node.space.scratch)
-    folder = Path(graph.plan.layout.checkpoints(node.cell))
+    folder = Path(graph.plan.layout.checkpoints(node.run))
     folder.mkdir(parents=True)
     (folder / "step-00000001.pt").write_bytes(bytes(1000))
     assert task(graph_of(raw_config)).claims == pytest.approx(node.space.kept + node.space.scratch - 1e-3)

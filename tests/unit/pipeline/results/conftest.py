@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from patch.pipeline.results.published import Published, load_published
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
 RAW: dict[str, Any] = {
     "schema": 1,
     "experiment": "demo",
-    "cell": {
+    "run": {
         "id": "wanda_2of4_0.5_s0",
         "model": "qwen",
         "method": "wanda",
@@ -50,13 +50,13 @@ RAW: dict[str, Any] = {
 
 @pytest.fixture
 def raw() -> Callable[..., dict[str, Any]]:
-    """A function: a raw record whose cell has the given keys changed."""
+    """A function: a raw record whose run has the given keys changed."""
 
-    def make(**cell: Any) -> dict[str, Any]:
+    def make(**run: Any) -> dict[str, Any]:
         record = copy.deepcopy(RAW)
-        record["cell"] |= cell
-        fields = {"quantization": None, "variant": None} | record["cell"]
-        record["cell"]["id"] = Cell(**{name: value for name, value in fields.items() if name != "id"}).id
+        record["run"] |= run
+        fields = {"quantization": None, "variant": None} | record["run"]
+        record["run"]["id"] = Run(**{name: value for name, value in fields.items() if name != "id"}).id
         return record
 
     return make

@@ -32,7 +32,7 @@ def test_columns_units_and_costs(raw, published):
 
 def test_rows_stand_in_the_papers_order(raw, published):
     hybrid = {"pattern": "hybrid", "tile": 16, "method": "patch-joint"}
-    cells = [
+    runs = [
         {"method": "zeta"},
         {"method": "alpha"},
         hybrid | {"sparsity": 0.25},
@@ -43,7 +43,7 @@ def test_rows_stand_in_the_papers_order(raw, published):
         {"method": "magnitude"},
         {"method": "dense", "pattern": "dense", "sparsity": 0.0},
     ]
-    frame = collect([Record.model_validate(raw(**cell)) for cell in cells], [LLAMA, QWEN], published)
+    frame = collect([Record.model_validate(raw(**run)) for run in runs], [LLAMA, QWEN], published)
     found = frame[frame["metric"] == "accuracy"]
     assert list(zip(found["model"], found["method"], found["sparsity"], found["seed"], strict=True)) == [
         ("llama", "magnitude", 0.5, 0),
@@ -64,15 +64,15 @@ def test_the_order_of_records_does_not_matter(raw, published):
 
 
 def test_the_papers_tile_matters_only_where_models_are_comparable(raw, published):
-    cell = {"method": "patch-tile", "pattern": "hybrid", "sparsity": 0.45, "tile": 16, "model": "llama"}
-    record = Record.model_validate(raw(**cell))
+    run = {"method": "patch-tile", "pattern": "hybrid", "sparsity": 0.45, "tile": 16, "model": "llama"}
+    record = Record.model_validate(raw(**run))
     other = ModelInfo("llama", "Llama mini", "tile", LLAMA.published, comparable=False, tile=16)
     assert collect([record], [LLAMA], published)["published"].isna().all()
     assert collect([record], [other], published)["published"].notna().sum() == 2
     assert collect([record], [replace(other, tile=32)], published)["published"].isna().all()
 
 
-def test_density_of_hybrid_cells_is_a_mean_over_layers(raw, published):
+def test_density_of_hybrid_runs_is_a_mean_over_layers(raw, published):
     record = raw(method="patch-joint", pattern="hybrid", sparsity=0.25, tile=128)
     record["density"] = {"a.0.q_proj": 0.5, "a.1.q_proj": 0.75, "a.0.down_proj": 1.0}
     frame = collect([Record.model_validate(record)], [QWEN], published)
@@ -83,8 +83,8 @@ def test_density_of_hybrid_cells_is_a_mean_over_layers(raw, published):
 
 
 def test_an_imported_mask_stands_beside_the_method_that_made_it(raw, published):
-    cell = {"method": "patch-joint", "pattern": "hybrid", "sparsity": 0.45, "tile": 128, "variant": "import=theirs"}
-    frame = collect([Record.model_validate(raw(**cell))], [QWEN], published).set_index("metric")
+    run = {"method": "patch-joint", "pattern": "hybrid", "sparsity": 0.45, "tile": 128, "variant": "import=theirs"}
+    frame = collect([Record.model_validate(raw(**run))], [QWEN], published).set_index("metric")
     assert frame.loc["perplexity", "published"] == 14.57
     assert set(frame["variant"]) == {"import=theirs"}
 
@@ -97,7 +97,7 @@ def test_refuses_what_cannot_be_right(raw, published):
     record = Record.model_validate(raw())
     with pytest.raises(InputError, match="of model `qwen`; known: llama"):
         collect([record], [LLAMA], published)
-    with pytest.raises(InputError, match="2 records of cell"):
+    with pytest.raises(InputError, match="2 records of run"):
         collect([record, record], [QWEN], published)
     with pytest.raises(InputError, match=r"`models.qwen.published` is 'Qwen/Qwen2.5'; did you mean"):
         collect([record], [ModelInfo("qwen", "Qwen", "joint", "Qwen/Qwen2.5")], published)
@@ -115,10 +115,10 @@ def test_mean_chance_needs_every_task(raw):
 def written(raw, published, tmp_path):
     """`results.csv` of a few runs, and the frame that it was made from."""
     hybrid = {"method": "patch-joint", "pattern": "hybrid", "tile": 16, "sparsity": 0.45}
-    cells = [{}, {"seed": 1}, hybrid, hybrid | {"quantization": "absmax"}, hybrid | {"variant": "tile_prior=none"}]
+    runs = [{}, {"seed": 1}, hybrid, hybrid | {"quantization": "absmax"}, hybrid | {"variant": "tile_prior=none"}]
     records = []
-    for cell in cells:
-        record = raw(**cell)
+    for run in runs:
+        record = raw(**run)
         record["density"] = {"a.0.q_proj": 0.5, "a.0.v_proj": 0.5}
         record["metrics"]["accuracy"]["value"] = 0.5
         records.append(Record.model_validate(record))

@@ -14,16 +14,16 @@ from patch.errors import InputError
 from patch.evaluation.metric import LARGEST_LOSS
 from patch.pipeline.results.differences import COLUMNS, Differences, paired_differences
 from patch.pipeline.results.samples import Samples
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
-DENSE = Cell("qwen", "dense", "dense", 0.0, None, 0)
-WANDA = Cell("qwen", "wanda", "2:4", 0.5, None, 0)
-SPARSEGPT = Cell("qwen", "sparsegpt", "2:4", 0.5, None, 0)
-PATCH = Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
+DENSE = Run("qwen", "dense", "dense", 0.0, None, 0)
+WANDA = Run("qwen", "wanda", "2:4", 0.5, None, 0)
+SPARSEGPT = Run("qwen", "sparsegpt", "2:4", 0.5, None, 0)
+PATCH = Run("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
 
 
-def of(cell: Cell, **values: np.ndarray) -> Samples:
-    return Samples("demo", cell, {name: np.asarray(found, dtype=np.float64) for name, found in values.items()}, "abcd")
+def of(run: Run, **values: np.ndarray) -> Samples:
+    return Samples("demo", run, {name: np.asarray(found, dtype=np.float64) for name, found in values.items()}, "abcd")
 
 
 def losses(seed: int, count: int = 400) -> np.ndarray:
@@ -95,8 +95,8 @@ def test_tasks_of_one_size_are_resampled_apart() -> None:
     assert error == pytest.approx(100 * sd_of_mean(a - b) / math.sqrt(2), rel=0.06)
 
 
-def seeds(cell: Cell, values: list[np.ndarray], metric: str) -> list[Samples]:
-    return [of(replace(cell, seed=seed), **{metric: found}) for seed, found in enumerate(values)]
+def seeds(run: Run, values: list[np.ndarray], metric: str) -> list[Samples]:
+    return [of(replace(run, seed=seed), **{metric: found}) for seed, found in enumerate(values)]
 
 
 def test_several_seeds_of_an_accuracy() -> None:
@@ -123,15 +123,15 @@ def test_several_seeds_of_a_perplexity() -> None:
 
 
 def test_which_rows_are_compared() -> None:
-    cells = [DENSE, WANDA, SPARSEGPT, PATCH, replace(PATCH, variant="lr=1.0"), replace(PATCH, quantization="absmax")]
-    other = [replace(cell, model="llama") for cell in (DENSE, WANDA)]
-    frame = paired_differences([of(cell, cloze=answers(0), perplexity=losses(0)) for cell in [*cells, *other]][::-1])
+    runs = [DENSE, WANDA, SPARSEGPT, PATCH, replace(PATCH, variant="lr=1.0"), replace(PATCH, quantization="absmax")]
+    other = [replace(run, model="llama") for run in (DENSE, WANDA)]
+    frame = paired_differences([of(run, cloze=answers(0), perplexity=losses(0)) for run in [*runs, *other]][::-1])
     assert list(frame.columns) == COLUMNS
     assert set(frame["metric"]) == {"perplexity", "accuracy", "cloze"}
     pairs = {(m, frozenset((a, b))): s for m, a, b, s in frame[["model", "a", "b", "sparsity"]].itertuples(index=False)}
-    alike = [(WANDA, SPARSEGPT, 0.5), (cells[3], cells[4], 0.45), (cells[3], cells[5], 0.45), (*cells[4:], 0.45)]
+    alike = [(WANDA, SPARSEGPT, 0.5), (runs[3], runs[4], 0.45), (runs[3], runs[5], 0.45), (*runs[4:], 0.45)]
     expected = {("qwen", frozenset((a.row, b.row))): s for a, b, s in alike}
-    expected |= {("qwen", frozenset((cell.row, DENSE.row))): cell.sparsity for cell in cells[1:]}
+    expected |= {("qwen", frozenset((run.row, DENSE.row))): run.sparsity for run in runs[1:]}
     assert pairs == expected | {("llama", frozenset((WANDA.row, DENSE.row))): 0.5}
     assert len(frame) == 3 * len(pairs)
     assert DENSE.row not in set(frame["a"])
@@ -173,7 +173,7 @@ def test_the_largest_losses_can_be_read_again(tmp_path: Path) -> None:
 
 
 def test_the_same_again_in_any_order() -> None:
-    samples = [of(cell, cloze=answers(i), perplexity=losses(i)) for i, cell in enumerate((DENSE, WANDA, PATCH))]
+    samples = [of(run, cloze=answers(i), perplexity=losses(i)) for i, run in enumerate((DENSE, WANDA, PATCH))]
     samples.append(of(replace(PATCH, seed=1), cloze=answers(5), perplexity=losses(5)))
     frame = paired_differences(samples)
     assert frame.equals(paired_differences(samples))
@@ -186,7 +186,7 @@ def test_the_same_again_in_any_order() -> None:
 
 
 def test_lookup_and_file(tmp_path: Path) -> None:
-    samples = [of(replace(cell, model="7"), cloze=answers(i)) for i, cell in enumerate((DENSE, WANDA, PATCH))]
+    samples = [of(replace(run, model="7"), cloze=answers(i)) for i, run in enumerate((DENSE, WANDA, PATCH))]
     frame = paired_differences(samples)
     frame.to_csv(tmp_path / "d.csv", index=False)
     found = Differences.read(tmp_path / "d.csv")
@@ -206,7 +206,7 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="two sets of samples of cell `wanda_2of4_0.5_s0` of model `qwen`"):
+    with pytest.raises(InputError, match="two sets of samples of run `wanda_2of4_0.5_s0` of model `qwen`"):
         paired_differences([of(WANDA), of(WANDA)])
     with pytest.raises(InputError, match=r"none\.csv: cannot be read as differences"):
         Differences.read(tmp_path / "none.csv")

@@ -17,7 +17,7 @@ QWEN, GEMMA, LLAMA2, LLAMA31 = (
 
 # Read off the paper's tables by hand.
 @pytest.mark.parametrize(
-    ("cell", "expected"),
+    ("run", "expected"),
     [
         ((LLAMA2, "dense", "dense", 0.0, "accuracy"), 54.61),
         ((LLAMA2, "dense", "dense", 0.0, "hellaswag"), 57.13),
@@ -33,12 +33,12 @@ QWEN, GEMMA, LLAMA2, LLAMA31 = (
         ((LLAMA31, "sparsegpt", "unstructured", 0.25, "accuracy"), 59.52),
     ],
 )
-def test_hand_checked_numbers(published, cell, expected):
-    assert published_value(published, *cell) == expected
+def test_hand_checked_numbers(published, run, expected):
+    assert published_value(published, *run) == expected
 
 
 @pytest.mark.parametrize(
-    "cell",
+    "run",
     [
         (QWEN, "patch-tile", "hybrid", 0.45, "perplexity"),  # the rows of Qwen are the joint variant's
         (LLAMA2, "patch-joint", "hybrid", 0.45, "perplexity"),
@@ -54,17 +54,17 @@ def test_hand_checked_numbers(published, cell, expected):
         ("nobody/nothing", "dense", "dense", 0.0, "accuracy"),
     ],
 )
-def test_none_where_the_paper_prints_nothing(published, cell):
-    assert published_value(published, *cell) is None
+def test_none_where_the_paper_prints_nothing(published, run):
+    assert published_value(published, *run) is None
 
 
 def test_other_tile_sizes_have_a_table_of_one_model(published):
-    cell = ("patch-joint", "hybrid", 0.45, "perplexity")
-    assert published_value(published, QWEN, *cell, tile=128) == 14.57
-    assert [published_value(published, QWEN, *cell, tile=tile) for tile in (64, 4, 12)] == [14.66, 14.55, None]
-    assert published_value(published, "google/gemma-3-1b-pt", *cell, tile=64) is None
-    assert published_value(published, QWEN, *cell[:3], "accuracy", tile=64) is None
-    assert published_value(published, QWEN, *cell, tile=64, quantization="absmax") is None
+    run = ("patch-joint", "hybrid", 0.45, "perplexity")
+    assert published_value(published, QWEN, *run, tile=128) == 14.57
+    assert [published_value(published, QWEN, *run, tile=tile) for tile in (64, 4, 12)] == [14.66, 14.55, None]
+    assert published_value(published, "google/gemma-3-1b-pt", *run, tile=64) is None
+    assert published_value(published, QWEN, *run[:3], "accuracy", tile=64) is None
+    assert published_value(published, QWEN, *run, tile=64, quantization="absmax") is None
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_other_tile_sizes_have_a_table_of_one_model(published):
     ],
 )
 def test_ablations(published, method, sparsity, variant, value):
-    cell = (QWEN, method, "hybrid", sparsity, "perplexity")
-    assert published_value(published, *cell, tile=128, variant=variant) == value
-    assert published_value(published, *cell, tile=64, variant=variant) is None
+    run = (QWEN, method, "hybrid", sparsity, "perplexity")
+    assert published_value(published, *run, tile=128, variant=variant) == value
+    assert published_value(published, *run, tile=64, variant=variant) is None
 
 
 def test_each_mean_is_the_mean_of_its_tasks(published):

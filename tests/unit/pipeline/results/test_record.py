@@ -11,7 +11,7 @@ def test_reads_a_record(tmp_path, raw):
     write_record(tmp_path / "r.json", raw())
     record = read_record(tmp_path / "r.json")
     assert record == Record.model_validate(raw())
-    assert record.cell.method == "wanda"
+    assert record.run.method == "wanda"
     assert record.metrics["order"].stderr is None
     assert record.stages["prune"].seconds == 2.0
 
@@ -65,13 +65,13 @@ FAULTS = [
     ("stages/prune/seconds", -1, "`stages.prune.seconds`"),
     ("stages/prune/peak_memory_mb", "900", "`stages.prune.peak_memory_mb`"),
     ("environment/threads", 0, "`environment.threads`"),
-    ("cell/id", "wanda_2of4_0.5_s1", "`cell`: `id` is 'wanda_2of4_0.5_s1'; expected 'wanda_2of4_0.5_s0'"),
-    ("cell/method", "magnitude", "`id` is 'wanda_2of4_0.5_s0'; expected 'magnitude_2of4_0.5_s0'"),
-    ("cell/seed", -1, "`cell.seed`"),
-    ("cell/seed", "0", "`cell.seed`"),
-    ("cell/tile", 16, "`cell`: `tile` is 16 for the pattern '2:4'"),
-    ("cell/sparsity", 0.25, "`sparsity` is 0.25; the pattern '2:4' has 0.5"),
-    ("cell/model", "", "`cell.model`"),
+    ("run/id", "wanda_2of4_0.5_s1", "`run`: `id` is 'wanda_2of4_0.5_s1'; expected 'wanda_2of4_0.5_s0'"),
+    ("run/method", "magnitude", "`id` is 'wanda_2of4_0.5_s0'; expected 'magnitude_2of4_0.5_s0'"),
+    ("run/seed", -1, "`run.seed`"),
+    ("run/seed", "0", "`run.seed`"),
+    ("run/tile", 16, "`run`: `tile` is 16 for the pattern '2:4'"),
+    ("run/sparsity", 0.25, "`sparsity` is 0.25; the pattern '2:4' has 0.5"),
+    ("run/model", "", "`run.model`"),
 ]
 
 
@@ -93,7 +93,7 @@ def test_names_the_fault_in_one_line(tmp_path, raw, key, value, fault):
 def test_refuses_an_unknown_pattern(tmp_path, raw, pattern):
     path = tmp_path / "r.json"
     write_checked_json(path, raw(pattern=pattern))
-    with pytest.raises(InputError, match="`cell`: pattern .* is not N:M with 0 < N <= M") as caught:
+    with pytest.raises(InputError, match="`run`: pattern .* is not N:M with 0 < N <= M") as caught:
         read_record(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 

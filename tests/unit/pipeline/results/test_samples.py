@@ -1,4 +1,4 @@
-"""The file of a cell's samples, written and read."""
+"""The file of a run's samples, written and read."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import pytest
 from patch.errors import InputError
 from patch.files.io import read_checked_json, write_checked_json
 from patch.pipeline.results.samples import read_samples, write_samples
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 
-CELL = Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 2, "absmax", "lr=0.1")
+RUN = Run("qwen", "patch-joint", "hybrid", 0.45, 16, 2, "absmax", "lr=0.1")
 
 
-def raw_cell(cell: Cell = CELL) -> dict:
-    return {"id": cell.id} | {name: getattr(cell, name) for name in cell.__dataclass_fields__}
+def raw_run(run: Run = RUN) -> dict:
+    return {"id": run.id} | {name: getattr(run, name) for name in run.__dataclass_fields__}
 
 
 def write(path: Path) -> Path:
     values = {"perplexity": (math.pi, 10.123456789, 2e-9), "cloze": (1.0, 0.0, 1.0), "group": ()}
-    write_samples(path, "demo", raw_cell(), values, "abcd")
+    write_samples(path, "demo", raw_run(), values, "abcd")
     return path
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     found = read_samples(write(tmp_path / "sub/s.json"))
-    assert (found.experiment, found.cell) == ("demo", CELL)
+    assert (found.experiment, found.run) == ("demo", RUN)
     assert list(found.samples) == ["perplexity", "cloze", "group"]
     assert found.samples["perplexity"].tolist() == [3.141593, 10.12346, 2e-9]
     assert found.samples["cloze"].tolist() == [1, 0, 1] and found.samples["group"].shape == (0,)
@@ -41,7 +41,7 @@ def test_the_file_is_small(tmp_path: Path) -> None:
     assert read_checked_json(tmp_path / "s.json") | {"samples": None} == {
         "schema": 1,
         "experiment": "demo",
-        "cell": raw_cell(),
+        "run": raw_run(),
         "samples": None,
         "config_digest": "abcd",
     }
@@ -60,8 +60,8 @@ def test_the_file_is_small(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_not_written(samples: dict, fault: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"s\.json: not the samples of a cell: .*{fault}"):
-        write_samples(tmp_path / "s.json", "demo", raw_cell(), samples, "abcd")
+    with pytest.raises(InputError, match=rf"s\.json: not the samples of a run: .*{fault}"):
+        write_samples(tmp_path / "s.json", "demo", raw_run(), samples, "abcd")
     assert not (tmp_path / "s.json").exists()
 
 
@@ -73,15 +73,15 @@ def test_what_cannot_be_is_not_written(samples: dict, fault: str, tmp_path: Path
         ({"samples": {"perplexity": [3], "cloze": ["1"]}}, r"`samples\.cloze\.0`"),
         ({"samples": {"perplexity": [3], "cloze": [True]}}, r"`samples\.cloze\.0`"),
         ({"samples": [1]}, "`samples`"),
-        ({"cell": {"id": "x"}}, r"`cell\.model`: Field required \(and"),
-        ({"cell": raw_cell() | {"id": "other"}}, f"`cell`: `id` is 'other'; expected '{CELL.id}'"),
+        ({"run": {"id": "x"}}, r"`run\.model`: Field required \(and"),
+        ({"run": raw_run() | {"id": "other"}}, f"`run`: `id` is 'other'; expected '{RUN.id}'"),
         ({"metrics": {}}, "`metrics`: Extra inputs"),
     ],
 )
 def test_names_the_fault_in_one_line(change: dict, fault: str, tmp_path: Path) -> None:
     path = write(tmp_path / "s.json")
     write_checked_json(path, read_checked_json(path) | change)
-    with pytest.raises(InputError, match=rf"s\.json: not the samples of a cell: {fault}") as caught:
+    with pytest.raises(InputError, match=rf"s\.json: not the samples of a run: {fault}") as caught:
         read_samples(path)
     assert "\n" not in str(caught.value)
 

@@ -37,7 +37,7 @@ def written(tmp_path: Path, speed_record: Callable) -> Callable[..., Path]:
 
 def test_a_record_is_read(written: Callable) -> None:
     record = read_speed(written())
-    assert record.dense.cell.method == "dense" and [timed.cell.sparsity for timed in record.timed] == [
+    assert record.dense.run.method == "dense" and [timed.run.sparsity for timed in record.timed] == [
         0,
         0.5,
         0.45,
@@ -73,9 +73,9 @@ def test_the_dense_model_stands_first(written: Callable, speed_record: Callable)
             read_speed(written(timed=wrong))
 
 
-def test_quartiles_out_of_order_and_cells_there_twice(written: Callable, speed_record: Callable) -> None:
+def test_quartiles_out_of_order_and_runs_there_twice(written: Callable, speed_record: Callable) -> None:
     timed = speed_record()["timed"]
-    with pytest.raises(InputError, match="`timed` must have each cell once"):
+    with pytest.raises(InputError, match="`timed` must have each run once"):
         read_speed(written(timed=[*timed, timed[1]]))
     timed[1]["speedup"] = {"median": 1.0, "low": 1.1, "high": 1.2}
     with pytest.raises(InputError, match=r"`timed.1.speedup`: the quartiles 1.1, 1.0, 1.2 are not in order"):

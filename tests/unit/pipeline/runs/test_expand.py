@@ -8,8 +8,8 @@ import yaml
 
 from patch.errors import InputError
 from patch.pipeline.config.load import load_experiment, validate_experiment
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.grid import Grid
+from patch.pipeline.runs.run import Run
 
 PATCH = {"methods": ["patch-joint"], "models": ["qwen"], "sparsity": [0.45]}
 THEIRS = {"model": "qwen", "method": "patch", "sparsity": 0.45, "source": {"kind": "file", "path": "mask.npz"}}
@@ -20,27 +20,27 @@ def grid_of(raw: dict, *entries: dict, **changes: object) -> Grid:
     return Grid(validate_experiment(copy.deepcopy(raw) | {"grid": list(entries)} | changes))
 
 
-def test_a_varied_setting_makes_a_cell_for_each_value(raw_config):
+def test_a_varied_setting_makes_a_run_for_each_value(raw_config):
     grid = grid_of(raw_config, PATCH | {"vary": {"tile_prior": ["none", "wanda"], "target": ["global", "layer"]}})
-    assert [cell.variant for cell in grid.cells] == [
+    assert [run.variant for run in grid.runs] == [
         "tile_prior=none,target=global",
         "tile_prior=none,target=layer",
         "tile_prior=wanda,target=global",
         "tile_prior=wanda,target=layer",
     ]
-    settings = [grid.learning(cell) for cell in grid.cells]
+    settings = [grid.learning(run) for run in grid.runs]
     assert [(s.tile_prior, s.target) for s in settings] == [
         (prior, target) for prior in ("none", "wanda") for target in ("global", "layer")
     ]
-    assert [sorted(grid.priors(cell)) for cell in grid.cells] == [["pattern"]] * 2 + [["pattern", "tile"]] * 2
-    assert grid.cells[0].id == "patch-joint_hybrid_0.45_t4_tile_prior=none,target=global_s0"
+    assert [sorted(grid.priors(run)) for run in grid.runs] == [["pattern"]] * 2 + [["pattern", "tile"]] * 2
+    assert grid.runs[0].id == "patch-joint_hybrid_0.45_t4_tile_prior=none,target=global_s0"
 
 
 def test_a_varied_value_is_the_last_word(raw_config):
     raw_config["learning"]["overrides"] = [{"method": "patch-joint", "set": {"lr": 0.5}}]
     grid = grid_of(raw_config, PATCH | {"vary": {"lr": [0.25, 1]}}, PATCH)
-    assert [grid.learning(cell).lr for cell in grid.cells] == [0.25, 1.0, 0.5]
-    assert [cell.variant for cell in grid.cells] == ["lr=0.25", "lr=1", None]
+    assert [grid.learning(run).lr for run in grid.runs] == [0.25, 1.0, 0.5]
+    assert [run.variant for run in grid.runs] == ["lr=0.25", "lr=1", None]
 
 
 @pytest.mark.parametrize(
@@ -61,33 +61,33 @@ def test_what_cannot_be_varied(raw_config, change, message):
         grid_of(raw_config, PATCH | change)
 
 
-def test_blocks_of_more_cells_than_anyone_means(raw_config):
+def test_blocks_of_more_runs_than_anyone_means(raw_config):
     wanda = {"methods": ["wanda"], "pattern": "unstructured"}
     many = [index / 1000 for index in range(1, 1000)]
-    assert len(grid_of(raw_config, wanda | {"sparsity": many}).cells) >= 999
-    with pytest.raises(InputError, match=r"19,980 cells; use at most 10,000"):
+    assert len(grid_of(raw_config, wanda | {"sparsity": many}).runs) >= 999
+    with pytest.raises(InputError, match=r"19,980 runs; use at most 10,000"):
         grid_of(raw_config, wanda | {"sparsity": many, "seeds": list(range(10))})
     ablation = {"methods": ["patch-joint"], "sparsity": [0.4]}
     lengths = {
         key: [index / 100 for index in range(1, 100)] for key in ("lr", "weight_reg", "sparsity_reg", "tile_std")
     }
-    with pytest.raises(InputError, match="96,059,601 cells"):
+    with pytest.raises(InputError, match="96,059,601 runs"):
         grid_of(raw_config, ablation | {"vary": lengths})
     names = {key: ["a" * 60] for key in ("tile_prior", "pattern_prior")}
     with pytest.raises(InputError, match="too long for a file"):
         grid_of(raw_config, ablation | {"vary": names})
 
 
-def test_cells_of_tables_of_their_own(raw_config):
+def test_runs_of_tables_of_their_own(raw_config):
     grid = grid_of(raw_config, PATCH, PATCH | {"sparsity": [0.45, 0.25], "table": "mine"}, {"methods": ["dense"]})
     assert [(c.method, c.sparsity) for c in grid.tables["mine"]] == [("patch-joint", 0.45), ("patch-joint", 0.25)]
     assert [c.method for c in grid.tables[None]] == ["patch-joint", "dense", "dense"]
-    assert len(grid.cells) == 4
+    assert len(grid.runs) == 4
 
 
 def test_seeds_of_a_block(raw_config):
     grid = grid_of(raw_config, PATCH | {"seeds": [3, 1]}, {"methods": ["magnitude"], "seeds": [3, 1]}, PATCH)
-    assert [(c.method, c.seed) for c in grid.cells if c.model == "qwen"] == [
+    assert [(c.method, c.seed) for c in grid.runs if c.model == "qwen"] == [
         ("patch-joint", 3),
         ("patch-joint", 1),
         ("magnitude", 0),
@@ -98,31 +98,36 @@ def test_seeds_of_a_block(raw_config):
 def test_imported_masks_keep_the_method_that_made_them(raw_config):
     imports = {"theirs": THEIRS, "llm": MASKLLM}
     grid = grid_of(raw_config, {"methods": ["import"]}, imports=imports)
-    assert grid.cells == [
-        Cell("qwen", "patch-joint", "hybrid", 0.45, 4, 0, variant="import=theirs"),
-        Cell("llama", "maskllm", "2:4", 0.5, None, 0, variant="import=llm"),
+    assert grid.runs == [
+        Run("qwen", "patch-joint", "hybrid", 0.45, 4, 0, variant="import=theirs"),
+        Run("llama", "maskllm", "2:4", 0.5, None, 0, variant="import=llm"),
     ]
-    one = grid.cells[0]
-    assert (one.imported, one.spec.stage, one.spec.seeded, grid.priors(one)) == ("theirs", "import", False, {})
-    assert grid.closure == grid.cells
+    one = grid.runs[0]
+    assert (one.imported, one.definition.stage, one.definition.seeded, grid.priors(one)) == (
+        "theirs",
+        "import",
+        False,
+        {},
+    )
+    assert grid.closure == grid.runs
     chosen = grid_of(raw_config, {"methods": ["import"], "imports": ["llm"], "quantization": "absmax"}, imports=imports)
-    assert [cell.id for cell in chosen.cells] == ["maskllm_2of4_0.5_import=llm_s0_absmax"]
-    assert chosen.closure[0] == grid.cells[1]
+    assert [run.id for run in chosen.runs] == ["maskllm_2of4_0.5_import=llm_s0_absmax"]
+    assert chosen.closure[0] == grid.runs[1]
     seeds = {"methods": ["import"], "models": ["qwen"], "quantization": "slim-lora", "seeds": [0, 1]}
-    assert [cell.seed for cell in grid_of(raw_config, seeds, imports=imports).cells] == [0, 1]
+    assert [run.seed for run in grid_of(raw_config, seeds, imports=imports).runs] == [0, 1]
 
 
 def test_an_imported_updating_method_has_no_weights(raw_config):
     imports = {"one": {"model": "qwen", "method": "sparsegpt", "source": {"kind": "file", "path": "m.npz"}}}
-    (cell,) = grid_of(raw_config, {"methods": ["import"]}, imports=imports).cells
-    assert not cell.spec.updates_weights and cell.spec.statistics == "none"
+    (run,) = grid_of(raw_config, {"methods": ["import"]}, imports=imports).runs
+    assert not run.definition.updates_weights and run.definition.statistics == "none"
 
 
 def test_learning_starts_from_an_imported_mask(raw_config):
     raw_config["learning"]["methods"] = {"patch-tile": {"frozen_mask": "import"}}
     entry = {"methods": ["patch-tile"], "models": ["llama"], "sparsity": [0.25]}
     grid = grid_of(raw_config, entry, imports={"llm": MASKLLM})
-    assert grid.priors(grid.cells[0])["frozen"].imported == "llm"
+    assert grid.priors(grid.runs[0])["frozen"].imported == "llm"
     with pytest.raises(InputError, match=r"must have one 2:4 mask of it; it has: none"):
         grid_of(raw_config, entry, imports={"theirs": THEIRS})
     with pytest.raises(InputError, match="it has: llm, more"):

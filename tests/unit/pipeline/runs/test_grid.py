@@ -1,4 +1,4 @@
-"""Which cells exist, what they are called, and what they need."""
+"""Which runs exist, what they are called, and what they need."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from patch.errors import InputError
 from patch.masks.tile_size import WHOLE_MATRIX
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.runs.cell import Cell, format_sparsity, nm_sparsity
 from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run, format_sparsity, nm_sparsity
 
 ONE_SHOT = ["magnitude", "wanda", "sparsegpt"]
 
@@ -54,31 +54,31 @@ def test_properties(raw_config: dict, chosen: list[dict], seeds: list[int], froz
     raw = copy.deepcopy(raw_config)
     raw["learning"]["methods"] = {"patch-tile": {"frozen_mask": frozen}}
     grid = grid_of(raw, grid=chosen, seeds=seeds)
-    assert len(set(grid.cells)) == len(grid.cells) and set(grid.cells) <= set(grid.closure)
-    names = [(cell.model, cell.id) for cell in grid.closure]
+    assert len(set(grid.runs)) == len(grid.runs) and set(grid.runs) <= set(grid.closure)
+    names = [(run.model, run.id) for run in grid.closure]
     assert len(set(names)) == len(names)
-    done: set[Cell] = set()
-    for cell in grid.closure:
-        assert re.fullmatch(r"[a-z0-9._-]+", cell.id), cell.id
-        assert grid.cell(cell.model, cell.id) == cell
-        priors = set(grid.priors(cell).values())
+    done: set[Run] = set()
+    for run in grid.closure:
+        assert re.fullmatch(r"[a-z0-9._-]+", run.id), run.id
+        assert grid.run(run.model, run.id) == run
+        priors = set(grid.priors(run).values())
         assert priors <= done, "a prior comes after what needs it"
-        done.add(cell)
-        if cell.method in ("dense", "magnitude"):
-            assert cell.seed == 0
+        done.add(run)
+        if run.method in ("dense", "magnitude"):
+            assert run.seed == 0
         else:
-            assert cell.seed in seeds
-        assert all(prior.model == cell.model for prior in priors)
-    needed = set(grid.cells)
-    for cell in reversed(grid.closure):
-        if cell in needed:
-            needed |= set(grid.priors(cell).values())
-    assert needed == set(grid.closure), "the closure holds a cell that nobody needs"
+            assert run.seed in seeds
+        assert all(prior.model == run.model for prior in priors)
+    needed = set(grid.runs)
+    for run in reversed(grid.closure):
+        if run in needed:
+            needed |= set(grid.priors(run).values())
+    assert needed == set(grid.closure), "the closure holds a run that nobody needs"
 
 
-def test_cells_of_the_small_grid(raw_config: dict) -> None:
+def test_runs_of_the_small_grid(raw_config: dict) -> None:
     grid = grid_of(raw_config)
-    assert [cell.id for cell in grid.cells if cell.model == "qwen"] == [
+    assert [run.id for run in grid.runs if run.model == "qwen"] == [
         "dense_dense_0_s0",
         "magnitude_2of4_0.5_s0",
         "wanda_2of4_0.5_s0",
@@ -88,9 +88,9 @@ def test_cells_of_the_small_grid(raw_config: dict) -> None:
         "patch-joint_hybrid_0.25_t4_s0",
         "wanda_unstructured_0.25_s0",
     ]
-    llama = [cell.id for cell in grid.cells if cell.model == "llama"]
+    llama = [run.id for run in grid.runs if run.model == "llama"]
     assert llama[5:7] == ["patch-tile_hybrid_0.45_t4_s0", "patch-tile_hybrid_0.25_t4_s0"]
-    extra = [(cell.model, cell.id) for cell in grid.closure if cell not in grid.cells]
+    extra = [(run.model, run.id) for run in grid.closure if run not in grid.runs]
     assert sorted(extra) == [
         (model, f"sparsegpt_unstructured_{sparsity}_s0") for model in ("llama", "qwen") for sparsity in ("0.25", "0.45")
     ]
@@ -99,19 +99,19 @@ def test_cells_of_the_small_grid(raw_config: dict) -> None:
 def test_priors(raw_config: dict) -> None:
     grid = grid_of(raw_config, seeds=[3])
 
-    def cell(model: str, method: str, sparsity: float) -> Cell:
-        return next(c for c in grid.cells if (c.model, c.method, c.sparsity) == (model, method, sparsity))
+    def run(model: str, method: str, sparsity: float) -> Run:
+        return next(c for c in grid.runs if (c.model, c.method, c.sparsity) == (model, method, sparsity))
 
-    assert grid.priors(cell("qwen", "patch-joint", 0.45)) == {
-        "pattern": Cell("qwen", "sparsegpt", "2:4", 0.5, None, 3),
-        "tile": Cell("qwen", "sparsegpt", "unstructured", 0.45, None, 3),
+    assert grid.priors(run("qwen", "patch-joint", 0.45)) == {
+        "pattern": Run("qwen", "sparsegpt", "2:4", 0.5, None, 3),
+        "tile": Run("qwen", "sparsegpt", "unstructured", 0.45, None, 3),
     }
-    assert grid.priors(cell("llama", "patch-tile", 0.25)) == {
-        "frozen": Cell("llama", "maskllm", "2:4", 0.5, None, 3),
-        "tile": Cell("llama", "sparsegpt", "unstructured", 0.25, None, 3),
+    assert grid.priors(run("llama", "patch-tile", 0.25)) == {
+        "frozen": Run("llama", "maskllm", "2:4", 0.5, None, 3),
+        "tile": Run("llama", "sparsegpt", "unstructured", 0.25, None, 3),
     }
-    assert grid.priors(cell("qwen", "maskllm", 0.5)) == {"pattern": Cell("qwen", "sparsegpt", "2:4", 0.5, None, 3)}
-    assert grid.priors(cell("qwen", "wanda", 0.5)) == {}
+    assert grid.priors(run("qwen", "maskllm", 0.5)) == {"pattern": Run("qwen", "sparsegpt", "2:4", 0.5, None, 3)}
+    assert grid.priors(run("qwen", "wanda", 0.5)) == {}
 
 
 @pytest.mark.parametrize(
@@ -126,17 +126,17 @@ def test_priors(raw_config: dict) -> None:
 def test_choice_of_priors(keys: dict, expected: set, raw_config: dict) -> None:
     raw_config["learning"]["methods"] = {"patch-joint": keys}
     grid = grid_of(raw_config, grid=[{"methods": ["patch-joint"], "sparsity": [0.4], "models": ["qwen"]}], seeds=[2])
-    assert {(prior.method, prior.seed) for prior in grid.priors(grid.cells[0]).values()} == expected
+    assert {(prior.method, prior.seed) for prior in grid.priors(grid.runs[0]).values()} == expected
 
 
 def added(raw: dict, changed: dict) -> set[str]:
-    before = {f"{cell.model}/{cell.id}" for cell in grid_of(raw).closure}
-    after = {f"{cell.model}/{cell.id}" for cell in grid_of(changed).closure}
+    before = {f"{run.model}/{run.id}" for run in grid_of(raw).closure}
+    after = {f"{run.model}/{run.id}" for run in grid_of(changed).closure}
     assert before <= after
     return after - before
 
 
-def test_a_new_ratio_adds_its_cells(raw_config: dict) -> None:
+def test_a_new_ratio_adds_its_runs(raw_config: dict) -> None:
     changed = copy.deepcopy(raw_config)
     changed["grid"][1]["sparsity"] = [0.45, 0.25, 0.35]
     assert added(raw_config, changed) == {
@@ -147,23 +147,23 @@ def test_a_new_ratio_adds_its_cells(raw_config: dict) -> None:
     }
 
 
-def test_a_new_model_adds_its_cells(raw_config: dict) -> None:
+def test_a_new_model_adds_its_runs(raw_config: dict) -> None:
     changed = copy.deepcopy(raw_config)
     changed["models"]["other"] = copy.deepcopy(changed["models"]["qwen"])
     assert added(raw_config, changed) == {
-        f"other/{cell.id}" for cell in grid_of(raw_config).closure if cell.model == "qwen"
+        f"other/{run.id}" for run in grid_of(raw_config).closure if run.model == "qwen"
     }
 
 
 def test_a_new_seed_adds_what_a_seed_changes(raw_config: dict) -> None:
     names = added(raw_config, raw_config | {"seeds": [0, 1]})
-    unseeded = {cell for cell in grid_of(raw_config).closure if cell.method in ("dense", "magnitude")}
+    unseeded = {run for run in grid_of(raw_config).closure if run.method in ("dense", "magnitude")}
     assert names == {
-        f"{cell.model}/{cell.id.removesuffix('_s0')}_s1" for cell in grid_of(raw_config).closure if cell not in unseeded
+        f"{run.model}/{run.id.removesuffix('_s0')}_s1" for run in grid_of(raw_config).closure if run not in unseeded
     }
 
 
-def test_a_new_method_adds_its_cells(raw_config: dict) -> None:
+def test_a_new_method_adds_its_runs(raw_config: dict) -> None:
     raw_config["grid"][0]["methods"].remove("maskllm")
     changed = copy.deepcopy(raw_config)
     changed["grid"].append({"methods": ["magnitude"], "pattern": "4:8"})
@@ -173,27 +173,27 @@ def test_a_new_method_adds_its_cells(raw_config: dict) -> None:
     assert added(raw_config, changed) == {"qwen/maskllm_2of4_0.5_s0"}
 
 
-def test_new_tiles_are_cells_of_their_own(raw_config: dict) -> None:
+def test_new_tiles_are_runs_of_their_own(raw_config: dict) -> None:
     changed = copy.deepcopy(raw_config)
     changed["grid"].append({"methods": ["patch"], "sparsity": [0.45], "tiles": [4, 8], "models": ["llama"]})
     assert added(raw_config, changed) == {"llama/patch-tile_hybrid_0.45_t8_s0"}
 
 
-def test_repeated_entries_are_one_cell(raw_config: dict) -> None:
+def test_repeated_entries_are_one_run(raw_config: dict) -> None:
     twice = raw_config | {"grid": raw_config["grid"] * 2, "seeds": [0, 0]}
-    assert grid_of(twice).cells == grid_of(raw_config).cells
+    assert grid_of(twice).runs == grid_of(raw_config).runs
 
 
 @pytest.mark.parametrize("sparsities", [[0.45, 0.45000000001], [0.0, -0.0], [0.3, 0.1 + 0.2], [1e-12, 2e-12]])
-def test_sparsities_that_print_alike_are_one_cell(sparsities: list[float], raw_config: dict) -> None:
+def test_sparsities_that_print_alike_are_one_run(sparsities: list[float], raw_config: dict) -> None:
     grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": sparsities, "models": ["qwen"]}])
-    assert len({cell.id for cell in grid.cells}) == len(grid.cells)
-    assert all(cell.id == grid.cell("qwen", cell.id).id for cell in grid.cells)
+    assert len({run.id for run in grid.runs}) == len(grid.runs)
+    assert all(run.id == grid.run("qwen", run.id).id for run in grid.runs)
 
 
-def test_unknown_cell_suggests_the_closest(raw_config: dict) -> None:
+def test_unknown_run_suggests_the_closest(raw_config: dict) -> None:
     with pytest.raises(InputError, match="did you mean `wanda_2of4_0.5_s0`?"):
-        grid_of(raw_config).cell("qwen", "wanda_2of4_0.5_s7")
+        grid_of(raw_config).run("qwen", "wanda_2of4_0.5_s7")
 
 
 def test_learning_settings_in_order(raw_config: dict) -> None:
@@ -206,7 +206,7 @@ def test_learning_settings_in_order(raw_config: dict) -> None:
         ],
     }
     grid = grid_of(raw_config)
-    settings = {(c.model, c.method, c.sparsity): grid.learning(c) for c in grid.cells if c.spec.stage == "learn"}
+    settings = {(c.model, c.method, c.sparsity): grid.learning(c) for c in grid.runs if c.definition.stage == "learn"}
     assert settings["llama", "patch-tile", 0.45].lr == 0.6
     assert settings["llama", "patch-tile", 0.25].lr == 0.7
     assert settings["llama", "patch-tile", 0.25].sparsity_reg == 1.0
@@ -221,7 +221,7 @@ def test_published_hyper_parameters(raw_config: dict) -> None:
     """The paper's table, with nothing in the configuration but the text."""
     raw_config["learning"]["common"] = {"use": {"corpus": "text", "split": "train"}}
     grid = grid_of(raw_config)
-    joint, tile = (grid.learning(next(c for c in grid.cells if c.method == m)) for m in ("patch-joint", "patch-tile"))
+    joint, tile = (grid.learning(next(c for c in grid.runs if c.method == m)) for m in ("patch-joint", "patch-tile"))
     assert (joint.lr, joint.tile_scale, joint.tile_temperature) == (1e-3, (25.0, 350.0), (2.0, 0.05))
     assert (joint.sparsity_reg, joint.weight_reg, joint.weight_reg_decay) == (7.0, 10.0, False)
     assert (joint.pattern_scale, joint.pattern_temperature, joint.pattern_prior_strength) == ((100, 500), (4, 0.05), 3)
@@ -282,12 +282,12 @@ def test_batches_that_the_processes_cannot_share(resources: dict, message: str, 
 
 def test_one_tile_a_layer_has_a_name(raw_config: dict) -> None:
     grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": [0.4], "tiles": ["matrix", 4]}])
-    assert [cell.id for cell in grid.cells if cell.model == "qwen"] == [
+    assert [run.id for run in grid.runs if run.model == "qwen"] == [
         "patch-joint_hybrid_0.4_tmatrix_s0",
         "patch-joint_hybrid_0.4_t4_s0",
     ]
     by_default = grid_of(raw_config, tile="matrix")
-    assert any(cell.tile == WHOLE_MATRIX for cell in by_default.cells)
+    assert any(run.tile == WHOLE_MATRIX for run in by_default.runs)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_prior_that_cannot_be_one(key: str, value: str, right: str, raw_config
 def test_any_one_shot_mask_is_a_prior(method: str, raw_config: dict) -> None:
     raw_config["learning"]["common"] |= {"pattern_prior": method, "tile_prior": method, "frozen_mask": method}
     grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": [0.4]}])
-    assert {cell.method for cell in grid.closure} == {method, "patch-joint", "patch-tile"}
+    assert {run.method for run in grid.closure} == {method, "patch-joint", "patch-tile"}
 
 
 def test_proxsparse_may_be_frozen_and_runs_in_one_process(raw_config: dict) -> None:
@@ -317,7 +317,7 @@ def test_proxsparse_may_be_frozen_and_runs_in_one_process(raw_config: dict) -> N
     raw_config["learning"]["common"].pop("batch_size")
     resources = {"learn_gpus": 4, "learn_nodes": 2}
     grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": [0.4]}], resources=resources)
-    cells = {cell.method: cell for cell in grid.closure if cell.model == "llama"}
-    assert grid.processes(cells["proxsparse"]) == (1, 1) and grid.processes(cells["patch-tile"]) == (4, 2)
-    assert grid.priors(cells["patch-tile"])["frozen"] == cells["proxsparse"]
-    assert grid.priors(cells["proxsparse"]) == {}
+    runs = {run.method: run for run in grid.closure if run.model == "llama"}
+    assert grid.processes(runs["proxsparse"]) == (1, 1) and grid.processes(runs["patch-tile"]) == (4, 2)
+    assert grid.priors(runs["patch-tile"])["frozen"] == runs["proxsparse"]
+    assert grid.priors(runs["proxsparse"]) == {}

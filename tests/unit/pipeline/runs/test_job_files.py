@@ -9,9 +9,9 @@ import pytest
 
 from patch.errors import InputError
 from patch.pipeline.runs.job_files import JobFiles, read_inputs, read_settings
-from patch.pipeline.runs.specs import TokenizerSpec
+from patch.pipeline.runs.stage_settings import TokenizerSettings
 
-SETTINGS = TokenizerSpec(upstream="a", vocab_size=300)
+SETTINGS = TokenizerSettings(upstream="a", vocab_size=300)
 INPUTS = {"corpus": "it's; $(touch X)", "records": ["a b", "c"]}
 
 
@@ -32,7 +32,7 @@ def test_round_trip() -> None:
 
 def test_path_changes_with_every_part() -> None:
     files = JobFiles()
-    changed = TokenizerSpec(upstream="a", vocab_size=301)
+    changed = TokenizerSettings(upstream="a", vocab_size=301)
     settings = [files.settings(*one) for one in (("tokenizer", SETTINGS), ("train", SETTINGS), ("tokenizer", changed))]
     inputs = [files.inputs(INPUTS), files.inputs(INPUTS | {"corpus": "b"}), files.inputs({"corpus": INPUTS["corpus"]})]
     assert len(set(settings + inputs)) == 6

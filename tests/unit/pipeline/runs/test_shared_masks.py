@@ -34,22 +34,22 @@ def write(path: str, provenance: dict | None) -> None:
 
 
 def learned(plan: Plan) -> list[str]:
-    return [cell.id for cell in plan.masks.made if cell.spec.stage == "learn"]
+    return [run.id for run in plan.masks.made if run.definition.stage == "learn"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_default_value_is_the_plain_run(raw_config, order):
     plan = plan_of(raw_config, *[PATCH, VARIED][::order])
-    paths = {cell.variant: plan.masks.mask(cell) for cell in plan.grid.cells}
-    assert paths[None] == paths["tile_prior=sparsegpt"] == plan.layout.mask(plan.grid.cells[0 if order == 1 else 2])
+    paths = {run.variant: plan.masks.mask(run) for run in plan.grid.runs}
+    assert paths[None] == paths["tile_prior=sparsegpt"] == plan.layout.mask(plan.grid.runs[0 if order == 1 else 2])
     assert paths["tile_prior=none"] != paths[None]
     assert sorted(learned(plan)) == ["patch-joint_hybrid_0.45_t4_s0", "patch-joint_hybrid_0.45_t4_tile_prior=none_s0"]
-    assert len({plan.layout.record(cell) for cell in plan.grid.cells}) == 3
+    assert len({plan.layout.record(run) for run in plan.grid.runs}) == 3
 
 
 def test_alone_a_default_value_owns_its_mask(raw_config):
     plan = plan_of(raw_config, VARIED)
-    assert all(plan.masks.mask(cell) == plan.layout.mask(cell) for cell in plan.grid.cells)
+    assert all(plan.masks.mask(run) == plan.layout.mask(run) for run in plan.grid.runs)
     assert len(learned(plan)) == 2
 
 
@@ -57,7 +57,7 @@ def test_masks_of_another_experiment_are_taken_where_they_are_the_same(raw_confi
     monkeypatch.chdir(tmp_path)
     first = plan_of(raw_config, PATCH)
     second = plan_of(raw_config, VARIED, experiment="second", reuse=["tiny"])
-    (plain,) = first.grid.cells
+    (plain,) = first.grid.runs
     digest, path = first.mask_digest(plain), first.layout.mask(plain)
     assert len(learned(second)) == 2, "there is nothing yet"
     curve = Path(first.layout.curve(plain))
@@ -72,7 +72,7 @@ def test_masks_of_another_experiment_are_taken_where_they_are_the_same(raw_confi
         curve.touch() if present else curve.unlink(missing_ok=True)
         again = plan_of(raw_config, VARIED, experiment="second", reuse=["tiny"])
         assert len(learned(again)) == count, header
-        taken = {cell.variant: again.masks.mask(cell) for cell in again.grid.cells}
+        taken = {run.variant: again.masks.mask(run) for run in again.grid.runs}
         assert (taken["tile_prior=sparsegpt"] == path) == (count == 1)
         assert taken["tile_prior=none"].startswith("results/second/")
     one_shot = first.grid.priors(plain)["pattern"]
@@ -123,7 +123,7 @@ def test_imported_masks_are_jobs(raw_config, tmp_path, monkeypatch):
     local = {"model": "qwen", "method": "patch", "sparsity": 0.45, "source": {"kind": "file", "path": "mask.npz"}}
     hub = {"model": "llama", "method": "maskllm", "source": {"kind": "hub", "repo": "a/b"}}
     plan = plan_of(raw_config, {"methods": ["import"]}, imports={"here": local, "there": hub})
-    here, there = plan.grid.cells
+    here, there = plan.grid.runs
     assert plan.import_inputs(here)["source"] == "mask.npz"
     assert plan.import_inputs(there)["source"].startswith("work/imports/there-")
     before = plan.mask_digest(here)

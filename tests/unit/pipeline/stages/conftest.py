@@ -1,4 +1,4 @@
-"""A model, windows and specs on disk, as the workflow would hand them to a stage."""
+"""A model, windows and settings on disk, as the workflow would hand them to a stage."""
 
 from __future__ import annotations
 
@@ -74,26 +74,26 @@ def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, job_fil
 
 @dataclass
 class Files:
-    """Inputs on disk and the specs that go with them."""
+    """Inputs on disk and the settings that go with them."""
 
     folder: Path
     model: Path
     windows: Path
     plan: Plan
 
-    def spec(self, method: str, **changes: Any) -> dict[str, Any]:
+    def settings(self, method: str, **changes: Any) -> dict[str, Any]:
         """Settings of the first run of a method of `qwen`, with some keys changed; learning without priors."""
-        cell = next(c for c in self.plan.grid.closure if c.model == "qwen" and c.method == method)
-        make = {"prune": self.plan.prune_spec, "learn": self.plan.learn_spec}.get(
-            cell.spec.stage, self.plan.evaluate_spec
+        run = next(c for c in self.plan.grid.closure if c.model == "qwen" and c.method == method)
+        make = {"prune": self.plan.prune_settings, "learn": self.plan.learn_settings}.get(
+            run.definition.stage, self.plan.evaluate_settings
         )
-        no_priors = {"masks": {}} if cell.spec.stage == "learn" else {}
-        return make(cell).model_dump(mode="json") | no_priors | changes
+        no_priors = {"masks": {}} if run.definition.stage == "learn" else {}
+        return make(run).model_dump(mode="json") | no_priors | changes
 
     def evaluation(self, method: str, **changes: Any) -> dict[str, Any]:
         """Settings of the evaluation of the first run of a method of `qwen`, with some keys changed."""
-        cell = next(c for c in self.plan.grid.cells if c.model == "qwen" and c.method == method)
-        return self.plan.evaluate_spec(cell).model_dump(mode="json") | changes
+        run = next(c for c in self.plan.grid.runs if c.model == "qwen" and c.method == method)
+        return self.plan.evaluate_settings(run).model_dump(mode="json") | changes
 
     def expected(self, mask: Path) -> dict[str, Any]:
         """What the settings of a job say of the mask in a file."""

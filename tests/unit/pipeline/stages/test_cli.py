@@ -63,12 +63,12 @@ def test_every_stage_explains_itself(name: str, stage: Callable, capfd: pytest.C
 def test_missing_and_unknown_options(files: Any, stage: Callable) -> None:
     for options in ({}, {"model": "m", "mask": "m", "what": "x"}):
         with pytest.raises(SystemExit) as end:
-            stage("prune", files.spec("magnitude"), **options)
+            stage("prune", files.settings("magnitude"), **options)
         assert end.value.code == 2
 
 
 @pytest.mark.parametrize(
-    ("spec", "expected"),
+    ("settings", "expected"),
     [
         ([], "`settings` is \\[\\]"),
         (3, "`settings` is 3"),
@@ -76,21 +76,21 @@ def test_missing_and_unknown_options(files: Any, stage: Callable) -> None:
         ({"sedd": 1}, "unknown key `settings.sedd`; did you mean `seed`"),
         ({"seed": "x"}, "`settings.seed` is 'x'"),
         (
-            {"settings": {"sparsegpt": {"dmap": 1}}},
-            "unknown key `settings.settings.sparsegpt.dmap`; did you mean `damp`",
+            {"pruning": {"sparsegpt": {"dmap": 1}}},
+            "unknown key `settings.pruning.sparsegpt.dmap`; did you mean `damp`",
         ),
-        ({"settings": {"sparsegpt": {"damp": -1}}}, "`settings.settings.sparsegpt.damp` is -1: .*greater than 0"),
+        ({"pruning": {"sparsegpt": {"damp": -1}}}, "`settings.pruning.sparsegpt.damp` is -1: .*greater than 0"),
     ],
 )
-def test_bad_specs(spec: Any, expected: str, files: Any, stage: Callable) -> None:
-    whole = files.spec("magnitude", **spec) if isinstance(spec, dict) else spec
+def test_bad_settings(settings: Any, expected: str, files: Any, stage: Callable) -> None:
+    whole = files.settings("magnitude", **settings) if isinstance(settings, dict) else settings
     one_message(stage("prune", whole, model=files.model, mask=files.folder / "m"), expected)
     assert not (files.folder / "m").exists()
 
 
 def test_model_folders(files: Any, stage: Callable, tmp_path: Path) -> None:
     def prune(model: Path) -> Any:
-        return stage("prune", files.spec("magnitude"), model=model, mask=tmp_path / "m")
+        return stage("prune", files.settings("magnitude"), model=model, mask=tmp_path / "m")
 
     one_message(prune(tmp_path / "none"), "none: no config.json in it")
     weights = files.model / "model.safetensors"
@@ -109,7 +109,7 @@ def test_model_folders(files: Any, stage: Callable, tmp_path: Path) -> None:
 
 def test_windows(files: Any, stage: Callable, tmp_path: Path) -> None:
     def prune(**options: Any) -> Any:
-        return stage("prune", files.spec("wanda"), model=files.model, mask=tmp_path / "m", **options)
+        return stage("prune", files.settings("wanda"), model=files.model, mask=tmp_path / "m", **options)
 
     one_message(prune(), "wanda needs calibration windows")
     one_message(prune(windows=tmp_path / "none.npy"), "none.npy: no such file")
@@ -122,8 +122,10 @@ def test_windows(files: Any, stage: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(files: Any, stage: Callable, tmp_path: Path) -> None:
-    spec = files.spec("magnitude", device="cuda")
-    one_message(stage("prune", spec, model=files.model, mask=tmp_path / "m"), "`resources.device` is 'cuda'", "'cpu'")
+    settings = files.settings("magnitude", device="cuda")
+    one_message(
+        stage("prune", settings, model=files.model, mask=tmp_path / "m"), "`resources.device` is 'cuda'", "'cpu'"
+    )
     assert not (tmp_path / "m").exists()
 
 
@@ -132,8 +134,8 @@ def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, 
     import numpy as np
 
     np.save(files.windows, np.zeros((1, 12), dtype=np.uint16))
-    spec = files.spec("sparsegpt", settings={"sparsegpt": {"damp": 1e-12}})
-    ended = stage("prune", spec, model=files.model, windows=files.windows, mask=tmp_path / "m")
+    settings = files.settings("sparsegpt", pruning={"sparsegpt": {"damp": 1e-12}})
+    ended = stage("prune", settings, model=files.model, windows=files.windows, mask=tmp_path / "m")
     one_message(ended, "raise `pruning.sparsegpt.damp`")
     assert not (tmp_path / "m").exists()
 
@@ -143,8 +145,8 @@ def test_priors_of_learning(files: Any, stage: Callable, tmp_path: Path, tiny_mo
 
     def learn(method: str, **masks: Path) -> Any:
         outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
-        spec = files.spec(method, masks=dict.fromkeys(masks, expected))
-        return stage("learn", spec, model=files.model, windows=files.windows, **outputs, **masks)
+        settings = files.settings(method, masks=dict.fromkeys(masks, expected))
+        return stage("learn", settings, model=files.model, windows=files.windows, **outputs, **masks)
 
     other = tmp_path / "other.safetensors"
     expected |= files.save(other, two_four(tiny_model(num_hidden_layers=1)))
@@ -165,10 +167,10 @@ def test_a_run_that_diverges(files: Any, stage: Callable, tmp_path: Path, tiny_m
     model = tiny_model()
     model.model.embed_tokens.weight.data.fill_(float("nan"))
     model.save_pretrained(files.model)
-    spec = files.spec("maskllm")
+    settings = files.settings("maskllm")
     outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
     one_message(
-        stage("learn", spec, model=files.model, windows=files.windows, **outputs), "at step 0 of 5", "learning rate"
+        stage("learn", settings, model=files.model, windows=files.windows, **outputs), "at step 0 of 5", "learning rate"
     )
     assert not (tmp_path / "m").exists() and not (tmp_path / "c").exists()
 
@@ -181,22 +183,22 @@ def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_
             "tasks": tmp_path,
             "windows": files.windows,
         }
-        return stage("evaluate", spec, model=files.model, **outputs | options)
+        return stage("evaluate", settings, model=files.model, **outputs | options)
 
     mask, weights = tmp_path / "m.safetensors", tmp_path / "w.safetensors"
-    spec = files.evaluation("magnitude", mask=files.save(mask, two_four(tiny_model(num_hidden_layers=1))))
+    settings = files.evaluation("magnitude", mask=files.save(mask, two_four(tiny_model(num_hidden_layers=1))))
     one_message(evaluate(mask=mask), "masks are of another model")
     mask.unlink()
     one_message(evaluate(mask=mask), "m.safetensors: no such file")
-    spec = files.evaluation("magnitude", mask=files.save(mask, two_four(tiny_model())))
+    settings = files.evaluation("magnitude", mask=files.save(mask, two_four(tiny_model())))
     one_message(evaluate(mask=mask, weights=weights), "w.safetensors: no such file")
     save_weights(weights, prunable_linears(tiny_model()), "other settings")
     one_message(evaluate(mask=mask, weights=weights), "w.safetensors: made with other settings")
-    save_weights(weights, prunable_linears(tiny_model(intermediate_size=48)), spec["mask"]["digest"])
+    save_weights(weights, prunable_linears(tiny_model(intermediate_size=48)), settings["mask"]["digest"])
     one_message(evaluate(mask=mask, weights=weights), "belong to another one")
     weights.write_bytes(weights.read_bytes()[:-10])
     one_message(evaluate(mask=mask, weights=weights), "w.safetensors: .*truncated")
-    spec = files.spec("dense")
+    settings = files.settings("dense")
     one_message(evaluate(windows=tmp_path / "none.npy"), "none.npy: no such file")
     assert not (tmp_path / "r.json").exists()
 
@@ -204,21 +206,22 @@ def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_
 def test_stages_that_read_a_corpus(stage: Callable, files: Any, tmp_path: Path) -> None:
     store = files.plan.store
     (tmp_path / "corpus").mkdir()
-    spec = store.tokenizer_spec("qwen").model_dump(mode="json")
-    one_message(stage("tokenizer", spec, corpus=tmp_path / "corpus", out=tmp_path / "t"), "part `train`")
+    settings = store.tokenizer_settings("qwen").model_dump(mode="json")
+    one_message(stage("tokenizer", settings, corpus=tmp_path / "corpus", out=tmp_path / "t"), "part `train`")
     assert not (tmp_path / "t").exists()
-    spec = store.perplexity_windows("qwen").spec.model_dump(mode="json")
-    ended = stage("windows", spec, corpus=tmp_path / "corpus", tokenizer=tmp_path / "t", out=tmp_path / "w.npy")
+    settings = store.perplexity_windows("qwen").settings.model_dump(mode="json")
+    ended = stage("windows", settings, corpus=tmp_path / "corpus", tokenizer=tmp_path / "t", out=tmp_path / "w.npy")
     one_message(ended, "part `test`|tokenizer folder")
     one_message(
-        stage("fetch_corpus", store.corpus_spec("text").model_dump(mode="json"), out=tmp_path / "c"), "pip install none"
+        stage("fetch_corpus", store.corpus_settings("text").model_dump(mode="json"), out=tmp_path / "c"),
+        "pip install none",
     )
     assert not (tmp_path / "c").exists() and not (tmp_path / "w.npy").exists()
 
 
 def test_a_local_model_that_is_not_there(stage: Callable, tmp_path: Path) -> None:
-    spec = {"upstream": "", "source": {"kind": "local", "path": str(tmp_path / "none")}}
-    one_message(stage("fetch_model", spec, out=tmp_path / "m"), "none: no config.json in it")
+    settings = {"upstream": "", "source": {"kind": "local", "path": str(tmp_path / "none")}}
+    one_message(stage("fetch_model", settings, out=tmp_path / "m"), "none: no config.json in it")
     assert list(tmp_path.iterdir()) == []
 
 

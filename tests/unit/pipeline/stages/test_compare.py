@@ -1,4 +1,4 @@
-"""Samples of cells -> differences.csv."""
+"""Samples of runs -> differences.csv."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import pytest
 
 from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.samples import write_samples
-from patch.pipeline.runs.cell import Cell
-from patch.pipeline.runs.specs import CellInfo, CompareSpec
+from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.stage_settings import CompareSettings, RunInfo
 from patch.pipeline.stages import compare
 
-CELLS = [
-    CellInfo(id=cell.id, **{name: getattr(cell, name) for name in cell.__dataclass_fields__})
-    for cell in (Cell("qwen", "dense", "dense", 0.0, None, 0), Cell("qwen", "wanda", "2:4", 0.5, None, 0))
+RUNS = [
+    RunInfo(id=run.id, **{name: getattr(run, name) for name in run.__dataclass_fields__})
+    for run in (Run("qwen", "dense", "dense", 0.0, None, 0), Run("qwen", "wanda", "2:4", 0.5, None, 0))
 ]
-DIGESTS = {f"qwen/{cell.id}": f"digest {number}" for number, cell in enumerate(CELLS)}
+DIGESTS = {f"qwen/{run.id}": f"digest {number}" for number, run in enumerate(RUNS)}
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
     rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{cell.id}.json" for cell in CELLS]
-    for cell, path in zip(CELLS, paths, strict=True):
+    paths = [tmp_path / f"{run.id}.json" for run in RUNS]
+    for run, path in zip(RUNS, paths, strict=True):
         samples = {"perplexity": rng.normal(3, 1, 50).tolist(), "cloze": rng.integers(0, 2, 80).tolist()}
-        write_samples(path, "demo", cell.model_dump(), samples, DIGESTS[f"qwen/{cell.id}"])
+        write_samples(path, "demo", run.model_dump(), samples, DIGESTS[f"qwen/{run.id}"])
     return paths
 
 
 def test_writes_the_differences(paths: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "sub/differences.csv"
-    compare.run(CompareSpec(digests=DIGESTS), samples=paths, out=out)
+    compare.run(CompareSettings(digests=DIGESTS), samples=paths, out=out)
     text = out.read_bytes()
     assert text.decode().splitlines()[0].split(",") == COLUMNS
     assert list(Differences.read(out).frame["metric"]) == ["perplexity", "accuracy", "cloze"]
-    compare.run(CompareSpec(digests=DIGESTS), samples=paths[::-1], out=out)
+    compare.run(CompareSettings(digests=DIGESTS), samples=paths[::-1], out=out)
     assert out.read_bytes() == text
 
 
-def test_samples_of_an_unknown_cell(stage: Callable, paths: list[Path], tmp_path: Path) -> None:
-    spec = CompareSpec(digests=dict(list(DIGESTS.items())[:1])).model_dump(mode="json")
-    ended = stage("compare", spec, samples=paths[1], out=tmp_path / "differences.csv")
+def test_samples_of_an_unknown_run(stage: Callable, paths: list[Path], tmp_path: Path) -> None:
+    settings = CompareSettings(digests=dict(list(DIGESTS.items())[:1])).model_dump(mode="json")
+    ended = stage("compare", settings, samples=paths[1], out=tmp_path / "differences.csv")
     assert ended.code == 2
     assert "results of `qwen/wanda_2of4_0.5_s0`, which is not among the 1 to be read" in ended.error
     assert not (tmp_path / "differences.csv").exists()

@@ -42,10 +42,10 @@ def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]
 
 
 @pytest.fixture
-def spec(files: Any) -> dict[str, Any]:
-    """The dense cell, with several tasks."""
-    spec = files.spec("dense")
-    return spec | {"evaluation": spec["evaluation"] | {"tasks": TASKS}}
+def settings(files: Any) -> dict[str, Any]:
+    """The dense run, with several tasks."""
+    settings = files.settings("dense")
+    return settings | {"evaluation": settings["evaluation"] | {"tasks": TASKS}}
 
 
 @pytest.fixture
@@ -71,23 +71,25 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_stopped_evaluation_goes_on(
-    stage: Callable, spec: dict, options: dict, measured: list[str], tmp_path: Path
+    stage: Callable, settings: dict, options: dict, measured: list[str], tmp_path: Path
 ) -> None:
-    whole = stage("evaluate", spec, **options, record=tmp_path / "whole.json", samples=tmp_path / "whole_samples.json")
+    whole = stage(
+        "evaluate", settings, **options, record=tmp_path / "whole.json", samples=tmp_path / "whole_samples.json"
+    )
     assert whole.code == 0, whole.error
     assert "task 2 of 3: next_word" in whole.out and "resumed" not in whole.out
     assert measured == ["perplexity", *TASKS] and not options["partial"].exists()
 
     measured[:] = ["stop"]
     with pytest.raises(SystemExit) as stopped:
-        stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
+        stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     assert stopped.value.code == 75 and measured == ["perplexity", "cloze"]
     assert not (tmp_path / "r.json").exists() and not (tmp_path / "s.json").exists()
     done = json.loads(options["partial"].read_text())["parts"]
     assert list(done) == ["perplexity", "cloze"]
 
     measured.clear()
-    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
+    ended = stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     assert ended.code == 0, ended.error
     assert "resumed: perplexity, cloze\n" in ended.out and measured == ["next_word", "continuation"]
     assert not options["partial"].exists()
@@ -100,15 +102,15 @@ def test_a_stopped_evaluation_goes_on(
 
 
 def test_parts_of_other_inputs_are_measured_again(
-    stage: Callable, spec: dict, options: dict, measured: list[str], tmp_path: Path
+    stage: Callable, settings: dict, options: dict, measured: list[str], tmp_path: Path
 ) -> None:
     measured[:] = ["stop"]
     with pytest.raises(SystemExit):
-        stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
+        stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     measured.clear()
     ended = stage(
         "evaluate",
-        spec | {"upstream": "another mask"},
+        settings | {"upstream": "another mask"},
         **options,
         record=tmp_path / "r.json",
         samples=tmp_path / "s.json",
@@ -118,24 +120,24 @@ def test_parts_of_other_inputs_are_measured_again(
 
 
 def test_nothing_is_measured_when_only_the_record_is_missing(
-    stage: Callable, spec: dict, options: dict, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Callable, settings: dict, options: dict, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(evaluate_stage, "describe_environment", lambda device: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
+            stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     samples = (tmp_path / "s.json").read_bytes()
     measured.clear()
-    ended = stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
+    ended = stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json")
     assert ended.code == 0 and measured == []
     assert (tmp_path / "s.json").read_bytes() == samples
     assert "resumed: perplexity, cloze, next_word, continuation" in ended.out
 
 
-def test_samples_make_the_record(stage: Callable, spec: dict, options: dict, tmp_path: Path) -> None:
-    assert stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "sub/s.json").code == 0
+def test_samples_make_the_record(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> None:
+    assert stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "sub/s.json").code == 0
     record, samples = read_record(tmp_path / "r.json"), read_samples(tmp_path / "sub/s.json")
-    assert samples.experiment == record.experiment and samples.cell.id == record.cell.id
+    assert samples.experiment == record.experiment and samples.run.id == record.run.id
     assert list(samples.samples) == ["perplexity", *TASKS]
     assert math.exp(samples.samples["perplexity"].mean()) == pytest.approx(record.metrics["perplexity"].value)
     for name, values in samples.samples.items():
@@ -143,11 +145,11 @@ def test_samples_make_the_record(stage: Callable, spec: dict, options: dict, tmp
     for task in TASKS:
         assert samples.samples[task].mean() == pytest.approx(record.metrics[task].value)
         assert set(samples.samples[task]) <= {0, 1}
-    # The record alone says that a cell is done.
+    # The record alone says that a run is done.
     assert (tmp_path / "sub/s.json").stat().st_mtime_ns <= (tmp_path / "r.json").stat().st_mtime_ns
     assert "values" not in (tmp_path / "r.json").read_text()
 
 
-def test_without_a_file_it_measures_all(stage: Callable, spec: dict, options: dict, tmp_path: Path) -> None:
+def test_without_a_file_it_measures_all(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> None:
     del options["partial"]
-    assert stage("evaluate", spec, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json").code == 0
+    assert stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json").code == 0

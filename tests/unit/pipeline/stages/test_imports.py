@@ -13,7 +13,7 @@ from patch.errors import InputError
 from patch.masks.packed import MaskSet, load_masks, save_masks
 from patch.models.loading import load_skeleton, prunable_linears, weight_matrix
 from patch.pipeline.config.imports import FileMask, HubMask
-from patch.pipeline.runs.specs import ImportSpec, MaskSpec
+from patch.pipeline.runs.stage_settings import ImportSettings, MaskSettings
 from patch.pipeline.stages.fetch_mask import run as fetch_mask
 from patch.pipeline.stages.import_mask import run as import_mask
 
@@ -28,8 +28,8 @@ def folder(tiny_model, tmp_path):
     return tmp_path / "model"
 
 
-def spec(source, pattern="2:4", tile=None):
-    return ImportSpec(upstream="x", source=source, method="maskllm", pattern=pattern, tile=tile)
+def settings(source, pattern="2:4", tile=None):
+    return ImportSettings(upstream="x", source=source, method="maskllm", pattern=pattern, tile=tile)
 
 
 def test_a_skeleton_has_the_shapes_and_no_weights(folder, tiny_model):
@@ -54,8 +54,8 @@ def test_the_file_and_the_commit_that_it_is_from(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    fetch_mask(MaskSpec(source=HubMask(repo="a/b")), out=tmp_path / "newest")
-    fetch_mask(MaskSpec(source=HubMask(repo="a/b", revision="v1", file="m.npz")), out=tmp_path / "v1")
+    fetch_mask(MaskSettings(source=HubMask(repo="a/b")), out=tmp_path / "newest")
+    fetch_mask(MaskSettings(source=HubMask(repo="a/b", revision="v1", file="m.npz")), out=tmp_path / "v1")
     assert asked == [("a/b", "mask.npz", "c0ffee"), ("a/b", "m.npz", "0ddba11")]
     assert (tmp_path / "v1/m.npz").read_bytes() == b"mask"
     receipt = json.loads((tmp_path / "v1/receipt.json").read_text())
@@ -76,7 +76,7 @@ def test_a_fetch_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch):
 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
         with pytest.raises(InputError, match=message):
-            fetch_mask(MaskSpec(source=HubMask(repo="a/b")), out=tmp_path / "out")
+            fetch_mask(MaskSettings(source=HubMask(repo="a/b")), out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -89,7 +89,7 @@ def test_a_fetched_mask_becomes_one_of_ours(folder, tmp_path):
     np.savez(tmp_path / "fetched/mask_compressed.npz", **stored)
     (tmp_path / "fetched/receipt.json").write_text('{"commit": "c0ffee"}')
     source = HubMask(repo="a/b", file="mask_compressed.npz")
-    import_mask(spec(source), model=folder, source=tmp_path / "fetched", mask=tmp_path / "out.safetensors")
+    import_mask(settings(source), model=folder, source=tmp_path / "fetched", mask=tmp_path / "out.safetensors")
     found = load_masks(tmp_path / "out.safetensors")
     assert all(found.masks[name].equal(mask) for name, mask in masks.items())
     assert (found.pattern, found.sparsity) == ("2:4", 0.5)
@@ -102,10 +102,10 @@ def test_a_mask_of_our_own_is_taken_as_it_is(folder, tmp_path):
     masks = {name: first_two(weight_matrix(linear).shape) for name, linear in linears.items()}
     file, out = tmp_path / "own.safetensors", tmp_path / "out.safetensors"
     save_masks(file, MaskSet(masks, "2:4"))
-    import_mask(spec(FileMask(path=str(file))), model=folder, source=file, mask=out)
+    import_mask(settings(FileMask(path=str(file))), model=folder, source=file, mask=out)
     assert all(load_masks(out).masks[name].equal(mask) for name, mask in masks.items())
-    with pytest.raises(InputError, match="pattern 2:4, tile None; the configuration says hybrid, 4"):
-        import_mask(spec(FileMask(path=str(file)), "hybrid", 4), model=folder, source=file, mask=out)
+    with pytest.raises(InputError, match="pattern 2:4, tile None; the configuration has hybrid, 4"):
+        import_mask(settings(FileMask(path=str(file)), "hybrid", 4), model=folder, source=file, mask=out)
     save_masks(file, MaskSet({"h.0": first_two((4, 8))}, "2:4"))
     with pytest.raises(InputError, match="the masks are of another model"):
-        import_mask(spec(FileMask(path=str(file))), model=folder, source=file, mask=out)
+        import_mask(settings(FileMask(path=str(file))), model=folder, source=file, mask=out)

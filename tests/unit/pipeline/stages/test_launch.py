@@ -43,11 +43,11 @@ sys.exit(max(task.returncode % 256 for task in tasks))
 
 
 @pytest.fixture
-def spec(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
+def settings(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
     """A run of two micro-batches a step; the parameter is its number of steps."""
-    spec = files.spec("patch-joint")
+    settings = files.settings("patch-joint")
     steps = getattr(request, "param", 5)
-    return spec | {"settings": spec["settings"] | {"steps": steps, "batch_size": 4, "micro_batch_size": 2}}
+    return settings | {"learning": settings["learning"] | {"steps": steps, "batch_size": 4, "micro_batch_size": 2}}
 
 
 @pytest.fixture
@@ -58,21 +58,28 @@ def options(files: Any, tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def whole(stage: Callable, spec: dict, options: dict, tmp_path: Path) -> Path:
+def whole(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> Path:
     """The mask of an uninterrupted run in this process."""
     mask = tmp_path / "whole"
-    ended = stage("learn", spec, **options | {"mask": mask, "checkpoints": tmp_path / "whole-run"})
+    ended = stage("learn", settings, **options | {"mask": mask, "checkpoints": tmp_path / "whole-run"})
     assert ended.code == 0, ended.error
     return mask
 
 
 @pytest.fixture
-def start(spec: dict, options: dict, job_file: Callable) -> Callable[..., subprocess.Popen]:
+def start(settings: dict, options: dict, job_file: Callable) -> Callable[..., subprocess.Popen]:
     """A function: start the run on a command line with further options."""
     processes: list[subprocess.Popen] = []
 
     def run(**more: Any) -> subprocess.Popen:
-        command = [sys.executable, "-m", "patch.pipeline.stages", "learn", "--settings", str(job_file("learn", spec))]
+        command = [
+            sys.executable,
+            "-m",
+            "patch.pipeline.stages",
+            "learn",
+            "--settings",
+            str(job_file("learn", settings)),
+        ]
         for name, value in (options | more).items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
@@ -119,9 +126,9 @@ def test_two_nodes_learn_what_one_process_does(
     assert [json.loads(line)["step"] for line in options["curve"].read_text().splitlines()] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("spec", [LONG], indirect=True)
+@pytest.mark.parametrize("settings", [LONG], indirect=True)
 def test_a_stopped_run_goes_on_in_another_number_of_processes(
-    start: Callable, stage: Callable, whole: Path, spec: dict, options: dict
+    start: Callable, stage: Callable, whole: Path, settings: dict, options: dict
 ) -> None:
     process = start(processes=2)
     wait_for_steps(process, options["checkpoints"])
@@ -130,12 +137,12 @@ def test_a_stopped_run_goes_on_in_another_number_of_processes(
     assert process.returncode == 75, error
     assert "Traceback" not in error and out.count("stopped by a signal after step") == 1
     assert not options["mask"].exists()
-    ended = stage("learn", spec, **options)
+    ended = stage("learn", settings, **options)
     assert ended.code == 0 and "resuming at step" in ended.out
     assert same(options["mask"], whole)
 
 
-@pytest.mark.parametrize("spec", [LONG], indirect=True)
+@pytest.mark.parametrize("settings", [LONG], indirect=True)
 def test_a_process_that_is_killed_ends_the_others(start: Callable, options: dict) -> None:
     process = start(processes=2)
     wait_for_steps(process, options["checkpoints"])
@@ -154,25 +161,25 @@ def test_a_mistake_is_one_message(start: Callable, tmp_path: Path) -> None:
     assert (process.returncode, error) == (2, message)
 
 
-def test_nodes_need_slurm(stage: Callable, spec: dict, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_need_slurm(stage: Callable, settings: dict, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    ended = stage("learn", spec, **options, nodes=2)
+    ended = stage("learn", settings, **options, nodes=2)
     assert ended.code == 2 and "`resources.learn_nodes` is 2" in ended.error
 
 
 def test_a_process_of_another_job_is_none_of_this_one(
-    stage: Callable, spec: dict, options: dict, monkeypatch: pytest.MonkeyPatch
+    stage: Callable, settings: dict, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    ended = stage("learn", spec, **options, processes=2)
+    ended = stage("learn", settings, **options, processes=2)
     assert ended.code == 2 and "this is one of 4 processes, not of 2" in ended.error
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two"])
-def test_numbers_of_processes(value: str, stage: Callable, spec: dict, options: dict) -> None:
+def test_numbers_of_processes(value: str, stage: Callable, settings: dict, options: dict) -> None:
     with pytest.raises(SystemExit) as end:
-        stage("learn", spec, **options, processes=value)
+        stage("learn", settings, **options, processes=value)
     assert end.value.code == 2
 
 

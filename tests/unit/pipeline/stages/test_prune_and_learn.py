@@ -21,8 +21,8 @@ from patch.learning.settings import Learning
 from patch.masks.nm import NM
 from patch.masks.packed import load_masks, save_masks
 from patch.models.loading import prunable_linears
-from patch.pipeline.runs.layout import spec_digest
-from patch.pipeline.runs.specs import PruneSpec
+from patch.pipeline.runs.layout import settings_digest
+from patch.pipeline.runs.stage_settings import PruneSettings
 from patch.pruning.prune import prune
 
 learn_module = importlib.import_module("patch.learning.learn")
@@ -33,15 +33,15 @@ def test_prune(method: str, files: Any, stage: Callable, tiny_model: Callable, t
     options = {} if method == "magnitude" else {"windows": files.windows}
     if method == "sparsegpt":
         options["spare"] = tmp_path / "w.safetensors"
-    spec = files.spec(method, pattern="2:4", sparsity=0.5)
-    ended = stage("prune", spec, model=files.model, mask=tmp_path / "m.safetensors", **options)
+    settings = files.settings(method, pattern="2:4", sparsity=0.5)
+    ended = stage("prune", settings, model=files.model, mask=tmp_path / "m.safetensors", **options)
     assert ended.code == 0, ended.error
     assert f"{method} 2:4: sparsity 0.5000" in ended.out
     model = tiny_model()
     expected = prune(model, method, NM(2, 4), np.load(files.windows), 8)
     written = load_masks(tmp_path / "m.safetensors")
     assert all(torch.equal(written.masks[name], mask) for name, mask in expected.masks.items())
-    assert written.header["settings"] == spec and written.header["cost"]["seconds"] >= 0
+    assert written.header["settings"] == settings and written.header["cost"]["seconds"] >= 0
     if method == "sparsegpt":
         weights = load_file(tmp_path / "w.safetensors")
         assert set(weights) == set(expected.masks)
@@ -53,13 +53,13 @@ def test_prune(method: str, files: Any, stage: Callable, tiny_model: Callable, t
 def test_update_takes_the_spare_weights_or_makes_them_again(
     files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path
 ) -> None:
-    spec, mask, spare = files.spec("sparsegpt"), tmp_path / "m.safetensors", tmp_path / "spare.safetensors"
+    settings, mask, spare = files.settings("sparsegpt"), tmp_path / "m.safetensors", tmp_path / "spare.safetensors"
     inputs = {"model": files.model, "windows": files.windows, "mask": mask, "spare": spare}
-    assert stage("prune", spec, **inputs).code == 0
+    assert stage("prune", settings, **inputs).code == 0
     whole, before = load_file(spare), mask.read_bytes()
 
     def update(name: str) -> dict[str, torch.Tensor]:
-        ended = stage("update", spec, **inputs, weights=tmp_path / "sub" / name)
+        ended = stage("update", settings, **inputs, weights=tmp_path / "sub" / name)
         assert ended.code == 0, ended.error
         return load_file(tmp_path / "sub" / name)
 
@@ -81,8 +81,8 @@ def test_update_refuses_a_mask_that_it_cannot_make(
 ) -> None:
     mask = tmp_path / "m.safetensors"
     inputs = {"model": files.model, "windows": files.windows, "mask": mask, "spare": tmp_path / "none"}
-    spec = files.spec("sparsegpt", pattern="2:4")
-    digest = spec_digest(PruneSpec(**spec))
+    settings = files.settings("sparsegpt", pattern="2:4")
+    digest = settings_digest(PruneSettings(**settings))
     for other, made_by, message in (
         (tiny_model(), digest, "another mask"),
         (tiny_model(num_hidden_layers=1), digest, "masks are of another model"),
@@ -91,7 +91,7 @@ def test_update_refuses_a_mask_that_it_cannot_make(
         masks = prune(other, "magnitude", NM(2, 4))
         masks.header = {"digest": made_by}
         save_masks(mask, masks)
-        ended = stage("update", spec, **inputs, weights=tmp_path / "w")
+        ended = stage("update", settings, **inputs, weights=tmp_path / "w")
         assert ended.code == 2 and message in ended.error and "Traceback" not in ended.error
         assert not (tmp_path / "w").exists()
 
@@ -99,22 +99,22 @@ def test_update_refuses_a_mask_that_it_cannot_make(
 @pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile"])
 def test_learn(method: str, files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path) -> None:
     frozen = tmp_path / "frozen.safetensors"
-    assert stage("prune", files.spec("magnitude"), model=files.model, mask=frozen).code == 0
+    assert stage("prune", files.settings("magnitude"), model=files.model, mask=frozen).code == 0
     options = {"mask": tmp_path / "m.safetensors", "curve": tmp_path / "c.jsonl", "checkpoints": tmp_path / "run"}
     name = "frozen_mask" if method == "patch-tile" else "pattern_mask"
     options[name] = frozen
-    spec = files.spec(method, masks={name: files.expected(frozen)})
-    ended = stage("learn", spec, model=files.model, windows=files.windows, **options)
+    settings = files.settings(method, masks={name: files.expected(frozen)})
+    ended = stage("learn", settings, model=files.model, windows=files.windows, **options)
     assert ended.code == 0, ended.error
     masks = load_masks(frozen).masks
     expected = learn(
         tiny_model(),
         method,
         np.load(files.windows),
-        Learning(**spec["settings"]),
-        spec["sparsity"],
-        spec["tile"],
-        spec["seed"],
+        Learning(**settings["learning"]),
+        settings["sparsity"],
+        settings["tile"],
+        settings["seed"],
         folder=tmp_path / "again",
         curve=tmp_path / "again.jsonl",
         **{"frozen" if method == "patch-tile" else "pattern_prior": masks},
@@ -134,7 +134,9 @@ def test_a_learn_stage_that_cannot_be_watched_says_so_at_once(
     monkeypatch.setitem(sys.modules, "wandb", None)
     options = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
     watch = {"report_to": names, "watch_folder": tmp_path / "watch", "run_name": "tiny/qwen/maskllm"}
-    ended = stage("learn", files.spec("maskllm"), model=tmp_path / "none", windows=files.windows, **options, **watch)
+    ended = stage(
+        "learn", files.settings("maskllm"), model=tmp_path / "none", windows=files.windows, **options, **watch
+    )
     assert ended.code == 2 and message in ended.error and "Traceback" not in ended.error
     assert not (tmp_path / "run").exists()
 
@@ -144,7 +146,7 @@ def test_a_stopped_learn_stage_goes_on_and_not_with_another_model_s_checkpoint(
 ) -> None:
     options = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
     options |= {"model": files.model, "windows": files.windows}
-    spec = files.spec("patch-joint")
+    settings = files.settings("patch-joint")
 
     def stop_at(wanted: int) -> None:
         real = learn_module.batch_indices
@@ -159,15 +161,17 @@ def test_a_stopped_learn_stage_goes_on_and_not_with_another_model_s_checkpoint(
     with monkeypatch.context() as monkeypatch:
         stop_at(2)
         with pytest.raises(SystemExit) as stopped:
-            stage("learn", spec, **options)
+            stage("learn", settings, **options)
     assert stopped.value.code == 75 and not (tmp_path / "m").exists()
-    other = stage("learn", spec | {"upstream": "made from something else"}, **options | {"mask": tmp_path / "other"})
+    other = stage(
+        "learn", settings | {"upstream": "made from something else"}, **options | {"mask": tmp_path / "other"}
+    )
     assert other.code == 0 and "resuming" not in other.out
 
     with monkeypatch.context() as monkeypatch:
         stop_at(2)
         with pytest.raises(SystemExit):
-            stage("learn", spec, **options)
-    ended = stage("learn", spec, **options)
+            stage("learn", settings, **options)
+    ended = stage("learn", settings, **options)
     assert ended.code == 0 and "resuming at step 3" in ended.out
     assert [json.loads(line)["step"] for line in (tmp_path / "c").read_text().splitlines()] == [0, 1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""The stage that measures speed: one record of the dense model and its cells; and the table and figure of it."""
+"""The stage that measures speed: one record of the dense model and its runs; and the table and figure of it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.results.collect import COLUMNS
 from patch.pipeline.results.differences import COLUMNS as DIFFERENCES
 from patch.pipeline.results.speed import read_speed
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run
 from patch.pipeline.stages._run import run_stage
 from patch.pruning.prune import prune
 
 
 @pytest.fixture
 def plan(raw_config: dict) -> Plan:
-    """With a section `speedup`, a 2:4 and a hybrid cell of one model."""
+    """With a section `speedup`, a 2:4 and a hybrid run of one model."""
     raw_config |= {
         "speedup": {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4},
         "grid": [
@@ -37,12 +37,12 @@ def plan(raw_config: dict) -> Plan:
 
 @pytest.fixture
 def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
-    """Of its cells, made without the workflow."""
+    """Of its runs, made without the workflow."""
     pattern = prune(tiny_model("qwen2"), "magnitude", NM(2, 4)).masks
     tiles = {n: torch.arange(m.numel() // 16).view(tile_grid(m.shape, 4)) % 2 == 0 for n, m in pattern.items()}
     hybrid = {name: mask | expand_tiles(tiles[name], mask.shape) for name, mask in pattern.items()}
     paths = [tmp_path / "pattern.safetensors", tmp_path / "hybrid.safetensors"]
-    expected = plan.speedup_spec("qwen").masks
+    expected = plan.speedup_settings("qwen").masks
     for path, masks, one in zip(
         paths, (MaskSet(pattern, "2:4"), MaskSet(hybrid, "hybrid", tiles, 4)), expected, strict=True
     ):
@@ -56,9 +56,9 @@ def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_
     """A function: run the stage, and return its exit code."""
 
     def run(*paths: Path, **changes: Any) -> int:
-        spec = plan.speedup_spec("qwen").model_dump(mode="json") | changes
+        settings = plan.speedup_settings("qwen").model_dump(mode="json") | changes
         inputs = {"model": str(files.model), "masks": [*map(str, paths or masks)]}
-        options = ["--settings", job_file("speedup", spec), "--inputs", job_file("inputs", inputs)]
+        options = ["--settings", job_file("speedup", settings), "--inputs", job_file("inputs", inputs)]
         return run_stage(["speedup", *map(str, options), "--record", str(tmp_path / "speed.json")])
 
     return run
@@ -67,8 +67,8 @@ def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_
 def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert measured() == 0
     record = read_speed(tmp_path / "speed.json")
-    cells = [Cell.of(timed.cell) for timed in record.timed]
-    assert cells == [Cell("qwen", "dense", "dense", 0.0, None, 0), *plan.timed_cells("qwen")]
+    runs = [Run.of(timed.run) for timed in record.timed]
+    assert runs == [Run("qwen", "dense", "dense", 0.0, None, 0), *plan.timed_runs("qwen")]
     assert record.settings.model_dump() == {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4}
     assert (record.device, record.dtype, record.experiment) == ("cpu", "float32", "tiny") and record.hardware
     dense, pattern, hybrid = record.timed
@@ -89,14 +89,14 @@ def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.Ca
     assert "magnitude_2of4_0.5_s0: converted; logits differ by" in out and "tokens/s, 1.000 of dense" in out
 
 
-def test_masks_must_be_of_the_cells(measured: Callable, masks: list[Path], capfd: pytest.CaptureFixture) -> None:
+def test_masks_must_be_of_the_runs(measured: Callable, masks: list[Path], capfd: pytest.CaptureFixture) -> None:
     assert measured(masks[0]) == 2
-    assert "error: 1 masks of 2 cells; give one of each, in their order" in capfd.readouterr().err
+    assert "error: 1 masks of 2 runs; give one of each, in their order" in capfd.readouterr().err
 
 
 def test_more_tokens_than_the_model_has_positions(measured: Callable, capfd: pytest.CaptureFixture) -> None:
     sizes = {"batch_size": 1, "prompt": 60, "new_tokens": 10, "repeats": 4}
-    assert measured(settings=sizes) == 2
+    assert measured(speedup=sizes) == 2
     assert "make `speedup.prompt` or `speedup.new_tokens` smaller" in capfd.readouterr().err
 
 
@@ -104,18 +104,18 @@ def test_a_damaged_record_stops_the_table(
     stage: Callable, plan: Plan, measured: Callable, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "speed.json").write_text('{"schema": 1, "experiment": "tiny"')
-    spec = plan.tabulate_spec(speed=True).model_dump(mode="json")
+    settings = plan.tabulate_settings(speed=True).model_dump(mode="json")
     (tmp_path / "results.csv").write_text(",".join(COLUMNS) + "\n")
     (tmp_path / "differences.csv").write_text(",".join(DIFFERENCES) + "\n")
     options = {"results": tmp_path / "results.csv", "differences": tmp_path / "differences.csv"}
     options |= {"speedups": tmp_path / "speed.json", "out": tmp_path / "tables/speedup"}
-    ended = stage("table", spec, **options)
+    ended = stage("table", settings, **options)
     assert ended.code == 2 and "speed.json: not valid JSON" in ended.error
     assert measured() == 0
-    ended = stage("table", spec, **options)
+    ended = stage("table", settings, **options)
     assert ended.code == 0, ended.error
     assert "Speed of greedy generation on" in (tmp_path / "tables/speedup.md").read_text()
-    figure = plan.speedup_figure_spec("qwen").model_dump(mode="json")
+    figure = plan.speedup_figure_settings("qwen").model_dump(mode="json")
     options = {"results": tmp_path / "results.csv", "speedup": tmp_path / "speed.json", "out": tmp_path / "figure"}
     assert stage("speedup_figure", figure, **options).code == 0
     assert (tmp_path / "figure.svg").stat().st_size > 1000

@@ -14,10 +14,10 @@ from patch.data import packing, tokens
 from patch.data.tokenizer import train_tokenizer
 from patch.data.windows import load_windows, pack_windows
 from patch.distributed.signals import EXIT_RESUMABLE
-from patch.pipeline.runs.specs import WindowsSpec
+from patch.pipeline.runs.stage_settings import WindowsSettings
 from patch.pipeline.stages import windows as stage
 
-SPEC = WindowsSpec(upstream="", kind="packed", split="train", seqlen=16)
+SPEC = WindowsSettings(upstream="", kind="packed", split="train", seqlen=16)
 
 
 def write(folder: Path, text: str) -> list[str]:

@@ -23,7 +23,7 @@ def format_tile(tile: int) -> str:
 
 
 @dataclass(frozen=True, order=True)
-class Cell:
+class Run:
     """One run: a model that is pruned by one method with one set of options.
 
     Attributes:
@@ -48,7 +48,7 @@ class Cell:
     variant: str | None = None
 
     @classmethod
-    def of(cls, written: Any) -> Cell:
+    def of(cls, written: Any) -> Run:
         """Return the run that stage settings or a record describe with fields of the same names."""
         return cls(**{field.name: getattr(written, field.name) for field in fields(cls)})
 
@@ -70,9 +70,9 @@ class Cell:
         return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}{variant}{seed}{quantized}"
 
     @property
-    def pruned(self) -> Cell:
+    def pruned(self) -> Run:
         """Run before quantization, whose mask and weights this run uses."""
-        return replace(self, quantization=None, seed=self.seed if self.spec.seeded else 0)
+        return replace(self, quantization=None, seed=self.seed if self.definition.seeded else 0)
 
     @property
     def imported(self) -> str | None:
@@ -80,7 +80,7 @@ class Cell:
         return self.variant.removeprefix(IMPORT) if self.variant and self.variant.startswith(IMPORT) else None
 
     @property
-    def spec(self) -> Method:
+    def definition(self) -> Method:
         """Method of the run; for an imported mask, one that needs no statistics and updates no weights."""
         method = get_method(self.method)
         if self.imported:

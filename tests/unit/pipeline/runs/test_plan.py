@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.runs.cell import Cell
 from patch.pipeline.runs.layout import Layout, digest
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import Run
 
 Specs = dict[tuple[str, str, str], str]
 
@@ -22,24 +22,24 @@ def plan_of(raw: dict) -> Plan:
     return Plan(validate_experiment(copy.deepcopy(raw)))
 
 
-def specs(raw: dict) -> Specs:
-    """(stage, model, cell) -> spec as JSON, for all that a plan runs."""
+def settings(raw: dict) -> Specs:
+    """(stage, model, run) -> settings as JSON, for all that a plan runs."""
     plan = plan_of(raw)
     found: Specs = {}
-    for cell in plan.grid.closure:
-        if cell.spec.stage == "prune":
-            found["prune", cell.model, cell.id] = plan.prune_spec(cell).model_dump_json()
-        if cell.spec.stage == "learn":
-            found["learn", cell.model, cell.id] = plan.learn_spec(cell).model_dump_json()
-    for cell in plan.grid.cells:
-        found["evaluate", cell.model, cell.id] = plan.evaluate_spec(cell).model_dump_json()
+    for run in plan.grid.closure:
+        if run.definition.stage == "prune":
+            found["prune", run.model, run.id] = plan.prune_settings(run).model_dump_json()
+        if run.definition.stage == "learn":
+            found["learn", run.model, run.id] = plan.learn_settings(run).model_dump_json()
+    for run in plan.grid.runs:
+        found["evaluate", run.model, run.id] = plan.evaluate_settings(run).model_dump_json()
     for name in plan.timed_models:
-        found["speedup", name, ""] = plan.speedup_spec(name).model_dump_json()
+        found["speedup", name, ""] = plan.speedup_settings(name).model_dump_json()
     for name in plan.experiment.models:
-        found["model", name, ""] = plan.store.model_spec(name).model_dump_json()
-        found["tokenizer", name, ""] = plan.store.tokenizer_spec(name).model_dump_json()
+        found["model", name, ""] = plan.store.model_settings(name).model_dump_json()
+        found["tokenizer", name, ""] = plan.store.tokenizer_settings(name).model_dump_json()
     for key, windows in plan.windows.items():
-        found["windows", key, ""] = windows.spec.model_dump_json()
+        found["windows", key, ""] = windows.settings.model_dump_json()
     return found
 
 
@@ -47,15 +47,15 @@ def difference(raw: dict, change: Callable[[dict], None]) -> tuple[set, set]:
     """What is new or gone, and what changed under the same name."""
     changed = copy.deepcopy(raw)
     change(changed)
-    before, after = specs(raw), specs(changed)
+    before, after = settings(raw), settings(changed)
     return set(before) ^ set(after), {key for key in set(before) & set(after) if before[key] != after[key]}
 
 
 def learned(raw: dict, *methods: str, model: str | None = None) -> set:
-    """Learn and evaluate jobs of the methods' cells."""
+    """Learn and evaluate jobs of the methods' runs."""
     plan = plan_of(raw)
-    cells = [c for c in plan.grid.cells if c.method in methods and model in (None, c.model)]
-    return {(stage, c.model, c.id) for c in cells for stage in ("learn", "evaluate")}
+    runs = [c for c in plan.grid.runs if c.method in methods and model in (None, c.model)]
+    return {(stage, c.model, c.id) for c in runs for stage in ("learn", "evaluate")}
 
 
 def set_at(*path: Any) -> Callable[[dict], None]:
@@ -103,7 +103,7 @@ def test_learning_rate_of_maskllm_reaches_what_is_built_on_it(raw_config: dict) 
     assert different == set() and changed == learned(raw_config, "maskllm", "patch-tile")
 
 
-def test_learning_rate_of_one_cell(raw_config: dict) -> None:
+def test_learning_rate_of_one_run(raw_config: dict) -> None:
     override = [{"model": "qwen", "sparsity": 0.25, "method": "patch-joint", "set": {"lr": 0.5}}]
     _, changed = difference(raw_config, set_at("learning", "overrides", override))
     name = "patch-joint_hybrid_0.25_t4_s0"
@@ -112,20 +112,20 @@ def test_learning_rate_of_one_cell(raw_config: dict) -> None:
 
 def test_damping_touches_sparsegpt_and_what_starts_from_it(raw_config: dict) -> None:
     _, changed = difference(raw_config, set_at("pruning", {"sparsegpt": {"damp": 0.1}}))
-    methods = {cell_id.split("_")[0] for _, _, cell_id in changed}
+    methods = {run_id.split("_")[0] for _, _, run_id in changed}
     assert methods == {"sparsegpt", "maskllm", "patch-joint", "patch-tile"}
     assert {stage for stage, _, _ in changed} == {"prune", "learn", "evaluate"}
 
 
 def test_batch_size_of_calibration_does_not_touch_magnitude(raw_config: dict) -> None:
     _, changed = difference(raw_config, set_at("calibration", "batch_size", 2))
-    methods = {cell_id.split("_")[0] for stage, _, cell_id in changed if stage == "prune"}
+    methods = {run_id.split("_")[0] for stage, _, run_id in changed if stage == "prune"}
     assert methods == {"wanda", "sparsegpt"}
 
 
 def test_calibration_samples_touch_everything_calibrated(raw_config: dict) -> None:
     _, changed = difference(raw_config, set_at("calibration", "samples", 5))
-    assert {cell_id.split("_")[0] for _, _, cell_id in changed} == {
+    assert {run_id.split("_")[0] for _, _, run_id in changed} == {
         "wanda",
         "sparsegpt",
         "maskllm",
@@ -137,7 +137,7 @@ def test_calibration_samples_touch_everything_calibrated(raw_config: dict) -> No
 def test_evaluation_touches_evaluation_alone(raw_config: dict) -> None:
     _, changed = difference(raw_config, set_at("evaluation", "limit", 3))
     assert {stage for stage, _, _ in changed} == {"evaluate"}
-    assert len(changed) == len(plan_of(raw_config).grid.cells)
+    assert len(changed) == len(plan_of(raw_config).grid.runs)
 
 
 def test_one_model_s_training_touches_that_model_alone(raw_config: dict) -> None:
@@ -176,34 +176,34 @@ def test_experiments_share_what_is_equal(raw_config: dict) -> None:
     assert one.store.corpus_path("text") == other.store.corpus_path("text")
     assert one.store.perplexity_windows("qwen") == other.store.perplexity_windows("qwen")
     assert one.store.calibration_windows("qwen", 0) != other.store.calibration_windows("qwen", 4)
-    cell = one.grid.cells[0]
+    run = one.grid.runs[0]
     assert not set(vars(one.layout).values()) & set(vars(other.layout).values())
-    assert one.layout.record(cell) != other.layout.record(cell)
+    assert one.layout.record(run) != other.layout.record(run)
 
 
 def test_inputs_of_jobs(raw_config: dict) -> None:
     plan = plan_of(raw_config)
-    cells = {(c.model, c.method, c.pattern): c for c in plan.grid.cells}
-    assert set(plan.prune_inputs(cells["qwen", "magnitude", "2:4"])) == {"model"}
-    assert set(plan.prune_inputs(cells["qwen", "wanda", "2:4"])) == {"model", "windows"}
-    assert set(plan.prior_inputs(cells["qwen", "patch-joint", "hybrid"])) == {"pattern_mask", "tile_mask"}
-    assert set(plan.prior_inputs(cells["llama", "patch-tile", "hybrid"])) == {"frozen_mask", "tile_mask"}
-    assert set(plan.evaluate_inputs(cells["qwen", "dense", "dense"])) == {"model", "windows", "tasks"}
-    assert "weights" in plan.evaluate_inputs(cells["qwen", "sparsegpt", "2:4"])
-    assert "weights" not in plan.evaluate_inputs(cells["qwen", "wanda", "2:4"])
-    for cell in plan.grid.closure:
-        if cell.spec.stage == "learn":
-            assert plan.learn_inputs(cell)["windows"] in {windows.path for windows in plan.windows.values()}
-        if cell.spec.stage == "prune" and cell.spec.statistics != "none":
-            assert plan.prune_inputs(cell)["windows"] in {windows.path for windows in plan.windows.values()}
+    runs = {(c.model, c.method, c.pattern): c for c in plan.grid.runs}
+    assert set(plan.prune_inputs(runs["qwen", "magnitude", "2:4"])) == {"model"}
+    assert set(plan.prune_inputs(runs["qwen", "wanda", "2:4"])) == {"model", "windows"}
+    assert set(plan.prior_inputs(runs["qwen", "patch-joint", "hybrid"])) == {"pattern_mask", "tile_mask"}
+    assert set(plan.prior_inputs(runs["llama", "patch-tile", "hybrid"])) == {"frozen_mask", "tile_mask"}
+    assert set(plan.evaluate_inputs(runs["qwen", "dense", "dense"])) == {"model", "windows", "tasks"}
+    assert "weights" in plan.evaluate_inputs(runs["qwen", "sparsegpt", "2:4"])
+    assert "weights" not in plan.evaluate_inputs(runs["qwen", "wanda", "2:4"])
+    for run in plan.grid.closure:
+        if run.definition.stage == "learn":
+            assert plan.learn_inputs(run)["windows"] in {windows.path for windows in plan.windows.values()}
+        if run.definition.stage == "prune" and run.definition.statistics != "none":
+            assert plan.prune_inputs(run)["windows"] in {windows.path for windows in plan.windows.values()}
 
 
 def test_paths_are_distinct(raw_config: dict) -> None:
     plan = plan_of(raw_config | {"seeds": [0, 1]})
     layout, paths = plan.layout, []
-    for cell in plan.grid.closure:
-        paths += [part(cell) for part in (layout.mask, layout.weights, layout.curve, layout.checkpoints)]
-        paths += [layout.record(cell), layout.partial_record(cell)]
+    for run in plan.grid.closure:
+        paths += [part(run) for part in (layout.mask, layout.weights, layout.curve, layout.checkpoints)]
+        paths += [layout.record(run), layout.partial_record(run)]
     assert len(set(paths)) == len(paths)
     assert all(not Path(path).is_absolute() and ".." not in path and " " not in path for path in paths)
 
@@ -213,7 +213,9 @@ def test_learning_windows_are_no_more_than_a_run_can_see(raw_config: dict) -> No
     shape |= {"num_key_value_heads": 2, "head_dim": 6, "vocab_size": 50}
     raw_config["models"]["qwen"]["source"] = {"kind": "hub", "repo": "a/b", "revision": "1234567", "shape": shape}
     plan = plan_of(raw_config)
-    samples = {c.model: plan.learning_windows(c).spec.samples for c in plan.grid.cells if c.spec.stage == "learn"}
+    samples = {
+        c.model: plan.learning_windows(c).settings.samples for c in plan.grid.runs if c.definition.stage == "learn"
+    }
     assert samples == {"qwen": 5 * 4, "llama": None}
 
 
@@ -232,33 +234,36 @@ def test_digest_depends_on_values_and_not_on_their_order() -> None:
 
 
 def test_layout_examples() -> None:
-    layout, cell = Layout("demo"), Cell("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
-    assert layout.mask(cell) == "results/demo/masks/qwen/patch-joint_hybrid_0.45_t16_s0.safetensors"
-    assert layout.checkpoints(cell) == "work/demo/checkpoints/qwen/patch-joint_hybrid_0.45_t16_s0"
+    layout, run = Layout("demo"), Run("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
+    assert layout.mask(run) == "results/demo/masks/qwen/patch-joint_hybrid_0.45_t16_s0.safetensors"
+    assert layout.checkpoints(run) == "work/demo/checkpoints/qwen/patch-joint_hybrid_0.45_t16_s0"
 
 
 def test_specs_survive_the_command_line(raw_config: dict) -> None:
-    """A spec is handed to its job as JSON: what is read there is what was written."""
+    """A settings is handed to its job as JSON: what is read there is what was written."""
     plan = plan_of(raw_config)
-    for cell in plan.grid.cells:
-        spec = plan.evaluate_spec(cell)
-        assert type(spec).model_validate(json.loads(spec.model_dump_json())) == spec
-        if cell.spec.stage == "learn":
-            spec = plan.learn_spec(cell)
-            assert type(spec).model_validate(json.loads(spec.model_dump_json())) == spec
+    for run in plan.grid.runs:
+        settings = plan.evaluate_settings(run)
+        assert type(settings).model_validate(json.loads(settings.model_dump_json())) == settings
+        if run.definition.stage == "learn":
+            settings = plan.learn_settings(run)
+            assert type(settings).model_validate(json.loads(settings.model_dump_json())) == settings
 
 
 def test_dense_statistics_are_one_folder_for_all_methods_and_ratios_of_a_model(raw_config: dict) -> None:
     raw_config["calibration"]["propagate"] = "dense"
     raw_config["grid"].append({"methods": ["wanda", "thanos"], "pattern": "unstructured", "sparsity": [0.4, 0.3]})
     plan = plan_of(raw_config)
-    assert {(each.model, each.spec.gram) for each in plan.statistics.values()} == {("qwen", True), ("llama", True)}
-    for cell in plan.grid.closure:
-        if cell.spec.stage == "prune":
-            inputs = plan.prune_inputs(cell)
+    assert {(each.model, each.settings.gram) for each in plan.statistics.values()} == {
+        ("qwen", True),
+        ("llama", True),
+    }
+    for run in plan.grid.closure:
+        if run.definition.stage == "prune":
+            inputs = plan.prune_inputs(run)
             assert "windows" not in inputs
-            assert ("statistics" in inputs) == (cell.method != "magnitude")
-            folders = {each.path for each in plan.statistics.values() if each.model == cell.model}
+            assert ("statistics" in inputs) == (run.method != "magnitude")
+            folders = {each.path for each in plan.statistics.values() if each.model == run.model}
             assert inputs.get("statistics") in {*folders, None}
     assert plan_of(raw_config | {"seeds": [0, 1]}).statistics.keys() > plan.statistics.keys()
 
@@ -266,38 +271,38 @@ def test_dense_statistics_are_one_folder_for_all_methods_and_ratios_of_a_model(r
 def test_without_a_method_that_needs_them_there_are_no_gram_matrices(raw_config: dict) -> None:
     raw_config["calibration"]["propagate"] = "dense"
     plan = plan_of(raw_config | {"grid": [{"methods": ["wanda", "magnitude"]}]})
-    assert [each.spec.gram for each in plan.statistics.values()] == [False, False]
+    assert [each.settings.gram for each in plan.statistics.values()] == [False, False]
     assert plan_of(raw_config | {"grid": [{"methods": ["magnitude"]}]}).statistics == {}
 
 
 def test_a_way_of_propagation_touches_what_is_calibrated(raw_config: dict) -> None:
     _, changed = difference(raw_config, set_at("calibration", "propagate", "dense"))
-    pruned = {cell_id.split("_")[0] for stage, _, cell_id in changed if stage == "prune"}
+    pruned = {run_id.split("_")[0] for stage, _, run_id in changed if stage == "prune"}
     assert pruned == {"wanda", "sparsegpt"}
 
 
-def test_a_quantised_cell_has_the_mask_of_the_pruned_one(raw_config: dict) -> None:
+def test_a_quantised_run_has_the_mask_of_the_pruned_one(raw_config: dict) -> None:
     for quantization in ("absmax", "slim-lora"):
         raw_config["grid"] += [
             {"methods": ["sparsegpt", "magnitude", "dense"], "quantization": quantization, "models": ["qwen"]},
             {"methods": ["patch"], "sparsity": [0.25], "quantization": quantization, "models": ["qwen"]},
         ]
     plan = plan_of(raw_config)
-    cells = [cell for cell in plan.grid.cells if cell.quantization]
-    assert len({cell.id for cell in cells}) == len({plan.layout.record(cell) for cell in cells}) == 8
-    for cell in cells:
-        inputs = plan.quantize_inputs(cell)
-        assert inputs.get("mask") == (None if cell.method == "dense" else plan.layout.mask(cell.pruned))
-        assert ("weights" in inputs) == (cell.method == "sparsegpt")
-        assert ("windows" in inputs) == (cell.quantization == "slim-lora")
-        assert set(plan.evaluate_inputs(cell)) == {"model", "windows", "tasks", "quantized"} | (set(inputs) & {"mask"})
-        assert plan.mask_digest(cell) != plan.mask_digest(cell.pruned)
-    assert {cell.method for cell in plan.updated_cells} == {"sparsegpt"}
+    runs = [run for run in plan.grid.runs if run.quantization]
+    assert len({run.id for run in runs}) == len({plan.layout.record(run) for run in runs}) == 8
+    for run in runs:
+        inputs = plan.quantize_inputs(run)
+        assert inputs.get("mask") == (None if run.method == "dense" else plan.layout.mask(run.pruned))
+        assert ("weights" in inputs) == (run.method == "sparsegpt")
+        assert ("windows" in inputs) == (run.quantization == "slim-lora")
+        assert set(plan.evaluate_inputs(run)) == {"model", "windows", "tasks", "quantized"} | (set(inputs) & {"mask"})
+        assert plan.mask_digest(run) != plan.mask_digest(run.pruned)
+    assert {run.method for run in plan.updated_runs} == {"sparsegpt"}
 
 
 def test_settings_of_speed_touch_speed_alone(raw_config: dict) -> None:
     raw_config["speedup"] = {}
-    assert plan_of(raw_config).speedup_spec("qwen").settings.model_dump() == {
+    assert plan_of(raw_config).speedup_settings("qwen").speedup.model_dump() == {
         "batch_size": 16,
         "prompt": 128,
         "new_tokens": 128,
@@ -310,7 +315,7 @@ def test_settings_of_speed_touch_speed_alone(raw_config: dict) -> None:
     assert {stage for stage, *_ in different} == {"speedup"}
 
 
-def test_speed_is_that_of_one_2_4_cell_and_of_every_tile_map(raw_config: dict) -> None:
+def test_speed_is_that_of_one_2_4_run_and_of_every_tile_map(raw_config: dict) -> None:
     raw_config |= {"speedup": {}, "seeds": [0, 1]}
     raw_config["grid"] += [
         {"methods": ["patch-tile"], "models": ["qwen"], "sparsity": [0.45]},
@@ -318,8 +323,8 @@ def test_speed_is_that_of_one_2_4_cell_and_of_every_tile_map(raw_config: dict) -
         {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25], "vary": {"target": ["layer"]}, "table": "own"},
     ]
     plan = plan_of(raw_config)
-    cells = plan.timed_cells("qwen")
-    assert [cell.id for cell in cells] == [
+    runs = plan.timed_runs("qwen")
+    assert [run.id for run in runs] == [
         "magnitude_2of4_0.5_s0",
         "patch-joint_hybrid_0.45_t4_s0",
         "patch-joint_hybrid_0.25_t4_s0",
@@ -327,27 +332,27 @@ def test_speed_is_that_of_one_2_4_cell_and_of_every_tile_map(raw_config: dict) -
     ]
     assert plan.speedup_inputs("qwen") == {
         "model": plan.store.model_path("qwen"),
-        "masks": [plan.layout.mask(cell) for cell in cells],
+        "masks": [plan.layout.mask(run) for run in runs],
     }
-    assert [cell.id for cell in plan.speedup_spec("qwen").cells] == [cell.id for cell in cells]
+    assert [run.id for run in plan.speedup_settings("qwen").runs] == [run.id for run in runs]
 
 
-def test_without_sparse_cells_there_is_no_speed(raw_config: dict) -> None:
+def test_without_sparse_runs_there_is_no_speed(raw_config: dict) -> None:
     raw_config |= {"speedup": {}, "grid": [{"methods": ["dense"]}, {"methods": ["wanda"], "pattern": "1:4"}]}
     plan = plan_of(raw_config)
     assert plan.timed_models == [] and "speedup" not in plan.tables() and "speedup" not in plan.figures("qwen")
 
 
-def test_settings_of_quantisation_touch_quantised_cells_alone(raw_config: dict) -> None:
+def test_settings_of_quantisation_touch_quantised_runs_alone(raw_config: dict) -> None:
     raw_config["grid"].append({"methods": ["wanda"], "quantization": "absmax"})
     _, changed = difference(raw_config, set_at("quantization", {"bits": 3}))
     assert changed == {("evaluate", model, "wanda_2of4_0.5_s0_absmax") for model in ("qwen", "llama")}
 
 
-def test_the_pruned_cell_of_one_that_is_not_in_the_grid_is_made(raw_config: dict) -> None:
+def test_the_pruned_run_of_one_that_is_not_in_the_grid_is_made(raw_config: dict) -> None:
     raw_config["grid"] = [{"methods": ["magnitude"], "pattern": "4:8", "quantization": "slim-lora"}]
     plan = plan_of(raw_config | {"seeds": [3, 4]})
-    assert {(cell.method, cell.seed, cell.quantization) for cell in plan.grid.closure} == {
+    assert {(run.method, run.seed, run.quantization) for run in plan.grid.closure} == {
         ("magnitude", 0, None),
         ("magnitude", 3, "slim-lora"),
         ("magnitude", 4, "slim-lora"),

@@ -14,7 +14,7 @@ from patch.learning.settings import Learning
 from patch.models.settings import GgufModel, HubModel, LocalModel, TrainedModel
 from patch.pipeline.config.experiment import Evaluation, Speedup
 from patch.pipeline.config.imports import FileMask, HubMask
-from patch.pipeline.runs.cell import Cell
+from patch.pipeline.runs.run import Run
 from patch.pruning.settings import Pruning
 from patch.quantization.settings import Quantization
 from patch.settings import Section
@@ -49,14 +49,14 @@ class ExpectedMask(Section):
     digest: str
 
 
-class CorpusSpec(Section):
+class CorpusSettings(Section):
     """Settings of the stage that divides a text into splits."""
 
     version: int = VERSIONS["corpus"]
     corpus: Corpus
 
 
-class TokenizerSpec(Section):
+class TokenizerSettings(Section):
     """Settings of the stage that trains a byte-level BPE tokenizer on the train split."""
 
     version: int = VERSIONS["tokenizer"]
@@ -64,7 +64,7 @@ class TokenizerSpec(Section):
     vocab_size: int
 
 
-class ModelSpec(Section):
+class ModelSettings(Section):
     """Settings of the stages that download, copy or train a model."""
 
     version: int = VERSIONS["model"]
@@ -72,7 +72,7 @@ class ModelSpec(Section):
     source: TrainedModel | HubModel | LocalModel | GgufModel
 
 
-class WindowsSpec(Section):
+class WindowsSettings(Section):
     """Settings of the stage that makes token sequences of a text."""
 
     version: int = VERSIONS["windows"]
@@ -84,7 +84,7 @@ class WindowsSpec(Section):
     seed: int | None = None
 
 
-class TasksSpec(Section):
+class TasksSettings(Section):
     """Settings of the stages that make or download the data of the zero-shot tasks."""
 
     version: int = VERSIONS["tasks"]
@@ -95,14 +95,14 @@ class TasksSpec(Section):
     samples: int
 
 
-class MaskSpec(Section):
+class MaskSettings(Section):
     """Settings of the stage that downloads a mask file from a hub."""
 
     version: int = VERSIONS["mask"]
     source: HubMask
 
 
-class ImportSpec(Section):
+class ImportSettings(Section):
     """Settings of the stage that checks an imported mask; ``upstream`` is a digest of the file and the model."""
 
     version: int = VERSIONS["import"]
@@ -113,7 +113,7 @@ class ImportSpec(Section):
     tile: int | None
 
 
-class StatisticsSpec(Section):
+class StatisticsSettings(Section):
     """Settings of the stage that collects statistics of the inputs of a dense model's layers."""
 
     version: int = VERSIONS["statistics"]
@@ -124,7 +124,7 @@ class StatisticsSpec(Section):
     device: str
 
 
-class PruneSpec(Section):
+class PruneSettings(Section):
     """Settings of one-shot pruning."""
 
     version: int = VERSIONS["prune"]
@@ -135,12 +135,12 @@ class PruneSpec(Section):
     sparsity: float
     seed: int
     batch_size: int
-    settings: Pruning
+    pruning: Pruning
     dtype: str
     device: str
 
 
-class LearnSpec(Section):
+class LearnSettings(Section):
     """Settings of mask learning."""
 
     version: int = VERSIONS["learn"]
@@ -152,12 +152,12 @@ class LearnSpec(Section):
     tile: int | None
     seed: int
     masks: dict[str, ExpectedMask] = {}
-    settings: Learning
+    learning: Learning
     dtype: str
     device: str
 
 
-class QuantizeSpec(Section):
+class QuantizeSettings(Section):
     """Settings of the quantization of a pruned run; ``method`` is `absmax` or `slim-lora`."""
 
     version: int = VERSIONS["quantize"]
@@ -165,12 +165,12 @@ class QuantizeSpec(Section):
     method: str
     mask: ExpectedMask | None
     batch_size: int
-    settings: Quantization
+    quantization: Quantization
     dtype: str
     device: str
 
 
-class ExportSpec(Section):
+class ExportSettings(Section):
     """Settings of the export of a run to a folder that transformers loads."""
 
     version: int = VERSIONS["export"]
@@ -179,7 +179,7 @@ class ExportSpec(Section):
     dtype: str
 
 
-class CellInfo(Section):
+class RunInfo(Section):
     """Description of a run in a record."""
 
     id: str
@@ -193,13 +193,13 @@ class CellInfo(Section):
     variant: str | None = None
 
 
-class EvaluateSpec(Section):
+class EvaluateSettings(Section):
     """Settings of the evaluation of a run; ``quantized`` is the digest of its low-bit weights."""
 
     version: int = VERSIONS["evaluate"]
     upstream: str
     experiment: str
-    cell: CellInfo
+    run: RunInfo
     mask: ExpectedMask | None
     quantized: str | None
     evaluation: Evaluation
@@ -207,42 +207,42 @@ class EvaluateSpec(Section):
     device: str
 
 
-class SpeedupSpec(Section):
-    """Settings of the speed measurement of a model; ``masks`` and the mask files have the order of ``cells``."""
+class SpeedupSettings(Section):
+    """Settings of the speed measurement of a model; ``masks`` and the mask files have the order of ``runs``."""
 
     version: int = VERSIONS["speedup"]
     upstream: str
     experiment: str
     model: str
-    cells: list[CellInfo]
+    runs: list[RunInfo]
     masks: list[ExpectedMask]
-    settings: Speedup
+    speedup: Speedup
     dtype: str
     device: str
 
 
-class CompareSpec(Section):
+class CompareSettings(Section):
     """Settings of the stage that writes differences.csv from the results of each sample.
 
-    ``digests`` maps `model/cell` to the digest of the settings of the run's evaluation.
+    ``digests`` maps `model/run` to the digest of the settings of the run's evaluation.
     """
 
     version: int = VERSIONS["compare"]
     digests: dict[str, str]
 
 
-class TabulateSpec(Section):
+class TabulateSettings(Section):
     """Settings of the stages that write results.csv and tables from records.
 
-    ``cells`` are the expected runs. ``standard`` and ``tables`` list the rows, as `model/row`, of the standard tables
-    and of the grid's additional tables. ``digests`` maps `model/cell` to the digest of the settings of the run's
+    ``runs`` are the expected runs. ``standard`` and ``tables`` list the rows, as `model/row`, of the standard tables
+    and of the grid's additional tables. ``digests`` maps `model/run` to the digest of the settings of the run's
     evaluation, and `speedup/model` to the digest of the settings of the speed measurement.
     """
 
     version: int = VERSIONS["tabulate"]
     digests: dict[str, str]
     models: list[dict[str, str | int | bool | None]]
-    cells: list[CellInfo]
+    runs: list[RunInfo]
     standard: list[str]
     tables: dict[str, list[str]]
     published: str
@@ -251,17 +251,17 @@ class TabulateSpec(Section):
     def row_digests(self) -> dict[str, list[str]]:
         """Mapping of `model/row` to the digests of the settings of the evaluations of its runs."""
         found: dict[str, list[str]] = {}
-        for cell in self.cells:
-            row = f"{cell.model}/{Cell.of(cell).row}"
-            found.setdefault(row, []).append(self.digests[f"{cell.model}/{cell.id}"])
+        for run in self.runs:
+            row = f"{run.model}/{Run.of(run).row}"
+            found.setdefault(row, []).append(self.digests[f"{run.model}/{run.id}"])
         return found
 
 
-class FigureSpec(Section):
+class FigureSettings(Section):
     """Settings of a figure of one model.
 
     ``labels`` are the names of its curves, in order. ``rows`` are its points, as `model/row`. ``digests`` is as in
-    `TabulateSpec`, for the runs that the figure shows.
+    `TabulateSettings`, for the runs that the figure shows.
     """
 
     version: int = VERSIONS["tabulate"]
@@ -271,15 +271,15 @@ class FigureSpec(Section):
     rows: list[str] = []
 
 
-class OverviewSpec(Section):
-    """Settings of the pages on cost and environment; ``digests`` is as in `TabulateSpec`."""
+class OverviewSettings(Section):
+    """Settings of the pages on cost and environment; ``digests`` is as in `TabulateSettings`."""
 
     version: int = VERSIONS["tabulate"]
     digests: dict[str, str]
     experiment: str
 
 
-class SummarySpec(Section):
+class SummarySettings(Section):
     """Settings of the stage that writes README.md from records, results.csv and differences.csv.
 
     ``shown`` are the names of the tables. ``figures`` maps a model's title and a figure's name to the figure's path,
@@ -288,7 +288,7 @@ class SummarySpec(Section):
 
     version: int = VERSIONS["tabulate"]
     experiment: str
-    tabulate: TabulateSpec
+    tabulate: TabulateSettings
     shown: list[str]
     figures: dict[str, dict[str, str]]
     run: dict[str, str]
