@@ -12,6 +12,8 @@ from patch.errors import InputError
 from patch.files.plain import read_yaml
 from patch.pipeline.config.load import DEFAULT_CONFIG, extended, validate_experiment
 from patch.pipeline.resources.cost import CostModel, too_large
+from patch.pipeline.resources.forecast import write_forecast
+from patch.pipeline.resources.jobs import JobGraph
 from patch.pipeline.runs.layout import STORE
 from patch.pipeline.reporting.escape import escape_label, escape_rst
 from patch.pipeline.runs.plan import Plan
@@ -40,10 +42,12 @@ report: "workflow/report/overview.rst"
 
 onstart:
     # Not in the processes that the jobs of a cluster start, which read this file again.
-    if workflow.is_main_process and workflow.non_local_exec:
+    if workflow.is_main_process:
+        graph = JobGraph.read(PLAN, workflow.dag)
         try:
-            outputs = {path for job in workflow.dag.needrun_jobs() for path in job.output}
-            print(preflight(PLAN, workflow.nodes, outputs))
+            if workflow.non_local_exec:
+                print(preflight(graph, workflow.nodes))
+            write_forecast(PLAN.layout.forecast, graph)
         except InputError as error:
             raise WorkflowError(str(error)) from None
     for job in workflow.dag.needrun_jobs():
@@ -56,8 +60,8 @@ onerror:
     print("Tables of the runs that are there: python -m patch show --partial --configfile CONFIG")
 
 
-COST = CostModel(PLAN.experiment, PLAN.grid)
-for line in too_large(COST, PLAN.grid):
+COST = CostModel(PLAN)
+for line in too_large(COST):
     logger.warning(line)
 RESULTS = PLAN.layout.root
 

@@ -93,7 +93,7 @@ def sharing(configfile: Path) -> str:
         calibration = experiment.calibration.model_copy(update={"propagate": mode})
         experiment = experiment.model_copy(update={"calibration": calibration})
         plan = Plan(experiment)
-        costs = CostModel(experiment, plan.grid)
+        costs = CostModel(plan)
         if mode == "pruned":
             for run in plan.grid.runs:
                 alone += _counts(plan, costs, _needed(plan, run))

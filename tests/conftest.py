@@ -112,13 +112,18 @@ def tiny_model() -> Callable[..., torch.nn.Module]:
 
 
 @pytest.fixture
-def windows() -> Callable[..., np.ndarray]:
-    """A function: random token windows `[count, seqlen]`."""
+def sequences() -> Callable[..., np.ndarray]:
+    """A function: random token sequences `[count, seqlen]`."""
 
     def make(count: int = 6, seqlen: int = 12, seed: int = 0) -> np.ndarray:
         return np.random.default_rng(seed).integers(0, VOCABULARY, (count, seqlen)).astype(np.uint16)
 
     return make
+
+
+@pytest.fixture
+def windows(sequences: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    return sequences
 
 
 CONFIG: dict[str, Any] = {

@@ -90,7 +90,7 @@ def prune(
         for linears, of_layer in _with_statistics(model, needs, statistics, device, on_block):
             visit(linears, of_layer)
     elif windows is None:
-        raise InputError(f"{method} needs calibration windows and got none")
+        raise InputError(f"{method} needs calibration sequences and got none")
     else:
         walk_blocks(model, windows, visit, batch_size, needs == "gram", propagate, device, on_block)
     return MaskSet(masks, str(pattern))

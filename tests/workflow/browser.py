@@ -84,7 +84,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 def dump(program: str, address: str, profile: Path, size: str = "1400,1000", budget_s: int = 60) -> str:
     """The document at an address after its scripts ran, with so much of the browser's own time, which passes fast."""
-    own = [f"--user-data-dir={profile}", f"--window-size={size}", f"--virtual-time-budget={1000 * budget_s}"]
+    own = [f"--user-data-dir={profile}", f"--sequence-size={size}", f"--virtual-time-budget={1000 * budget_s}"]
     run = subprocess.run([program, *OPTIONS, *own, "--dump-dom", address], capture_output=True, text=True, timeout=120)
     if run.returncode:
         raise RuntimeError(f"{program} ended with {run.returncode}:\n{run.stderr[-2000:]}")

@@ -135,6 +135,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes))
     model.save_pretrained(folder / "local-model")
     tokenizer.save_pretrained(folder / "local-model")
+    for name in ("Snakefile", "workflow", "profiles"):  # for `python -m patch`
+        (folder / name).symlink_to(ROOT / name)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(_experiment(folder)))
     run = _snakemake(folder)
     assert run.returncode == 0, run.stdout + run.stderr

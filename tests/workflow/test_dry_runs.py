@@ -11,9 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from patch.pipeline.config.load import load_experiment
-from patch.pipeline.resources.graph import JobGraph
 from patch.pipeline.runs.grid import Grid
-from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # a dry run takes one to two on an idle machine
@@ -131,7 +129,7 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
     assert counts(dry_run(tmp_path)) == {
         "fetch_corpus": 1,
         "make_tasks": 1,
-        "make_tokenizer": 1,  # the models share vocabulary and corpus, so also all windows
+        "make_tokenizer": 1,  # the models share vocabulary and corpus, so also all sequences
         "calibrate": 1,
         "tokenize": 2,
         "train_model": models,
@@ -204,15 +202,15 @@ def test_nothing_is_made_twice(paper):
     assert max(Counter((job.rule, job.fields.get("wildcards")) for job in paper).values()) == 1
 
 
-def test_one_shot_methods_of_a_model_share_their_windows(paper):
-    windows = {
+def test_one_shot_methods_of_a_model_share_their_sequences(paper):
+    sequences = {
         (job.fields["wildcards"].partition(",")[0], path)
         for job in paper
         if job.rule in ("prune", "update_weights")
         for path in job.files("input")
-        if path.startswith("work/windows/")
+        if path.startswith("work/sequences/")
     }
-    assert len(windows) == len({model for model, _ in windows}) == 5
+    assert len(sequences) == len({model for model, _ in sequences}) == 5
 
 
 COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate", "speedup")
@@ -232,46 +230,6 @@ def test_jobs_that_do_not_compute_on_a_gpu_ask_for_none(paper):
     cpu_only = [job for job in paper if job.rule not in COMPUTING]
     assert {"calibrate", "tokenize", "collect"} <= {job.rule for job in cpu_only}
     assert not any(job.resource("gpus") for job in cpu_only)
-
-
-def test_the_plan_has_the_jobs_of_the_dry_run(paper, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    nodes = JobGraph(Plan(load_experiment("config/paper.yaml"))).nodes
-    jobs = [job for job in paper if job.rule != "all"]
-    assert Counter(node.rule for node in nodes) == Counter(job.rule for job in jobs)
-    assert {frozenset(node.outputs) for node in nodes} == {frozenset(job.files("output")) for job in jobs}
-    limits = {frozenset(job.files("output")): job for job in jobs}
-    for node in nodes:
-        if node.stage in ("tokenize", "prune", "update", "learn", "evaluate", "speedup"):
-            job = limits[frozenset(node.outputs)]
-            assert (job.resource("runtime"), job.resource("mem_mb")) == (node.cost.minutes, node.cost.mem_mb)
-
-
-def test_the_plan_sees_what_a_run_would_still_do(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    link(tmp_path)
-    plan = Plan(load_experiment("config/demo.yaml"))
-    for node in JobGraph(plan).nodes:  # in the order in which they would be made
-        for path in (Path(path) for path in node.outputs if node.rule not in ("update_weights", "quantize")):
-            (path if node.stage in ("fetch", "train") else path.parent).mkdir(parents=True, exist_ok=True)
-            path.touch()
-    assert JobGraph(plan).remaining == []
-    runs = {
-        run.method: run
-        for run in plan.grid.runs
-        if run.model == "llama" and run.pattern != "unstructured" and not run.quantization
-    }
-    for method, where in (
-        ("sparsegpt", plan.layout.record),
-        ("maskllm", plan.layout.mask),
-        ("dense", plan.layout.record),
-    ):
-        Path(where(runs[method])).unlink()
-    planned = {frozenset(node.outputs) for node in JobGraph(plan).remaining}
-    # The files are empty, so that by their digests all of them are of other settings.
-    jobs = dry_run(tmp_path, "--rerun-triggers", "mtime", "input")
-    made = {frozenset(job.files("output")) for job in jobs if job.rule != "all"}
-    assert planned == made and len(planned) < 25
 
 
 def test_speed_is_measured_alone_on_this_machine(tmp_path):

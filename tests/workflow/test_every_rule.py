@@ -21,7 +21,7 @@ def test_every_file_is_there(finished: Path) -> None:
             assert (root / f"tables/{table}.{kind}").stat().st_size > 100
     assert len(list((root / "records").rglob("*.json"))) == 18
     assert not list((finished / "work").rglob("weights/**/*.safetensors")), "updated weights are temporary"
-    assert not list((finished / "work").rglob("spare/**/*.safetensors"))
+    assert not list((finished / "work").rglob("updated/**/*.safetensors"))
     assert not list((finished / "work").rglob("quantized/**/*.safetensors"))
 
 

@@ -64,7 +64,7 @@ def test_no_rule_hands_an_unquoted_path_to_the_shell() -> None:
         for place in re.findall(r"\{\{?((?:input|output|log|params|resources|wildcards)[^{}]*)\}", path.read_text()):
             name, _, how = place.partition(":")
             # Numbers, and an option that common.smk has quoted.
-            assert how == "q" or name in ("resources.processes", "resources.nodes", "params.spare"), (path.name, place)
+            assert how == "q" or name in ("resources.processes", "resources.nodes"), (path.name, place)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,8 @@ def test_nothing_starts_when_a_check_fails(folder: Path) -> None:
 
 def test_jobs_are_submitted_and_light_ones_are_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    windows = Plan(load_experiment("tiny.yaml")).store.calibration_windows("qwen", seed=0).path
-    done = run(folder, windows, HF_HUB_OFFLINE="1")
+    sequences = Plan(load_experiment("tiny.yaml")).store.calibration_sequences("qwen", seed=0).path
+    done = run(folder, sequences, HF_HUB_OFFLINE="1")
     message = done.stdout + done.stderr
     assert done.returncode == 0, message
     assert "plan: 3 of " in done.stdout and done.stdout.count("plan: ") == 1, "the hub's model is not for this"
@@ -98,4 +98,4 @@ def test_jobs_are_submitted_and_light_ones_are_not(folder: Path, monkeypatch: py
     assert (folder / "submitted.txt").read_text().splitlines() == ["calibrate"]
     for rule in ("fetch_corpus", "make_tokenizer"):
         assert f"localrule {rule}:" in message
-    assert (folder / windows).exists()
+    assert (folder / sequences).exists()

@@ -56,7 +56,7 @@ def test_the_overview_says_what_it_is(seen: dict) -> None:
     config = (
         "Local (local folder local-model), Trained (trained here).",
         "3 steps",
-        "windows of 32 tokens",
+        "sequences of 32 tokens",
         "continuation, word_order",
     )
     for words in (*config, "standard error", "Paper (Δ)", "results/tiny/README.md"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,8 +32,8 @@ def change(folder: Path, section: str, key: str, value: object) -> None:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
 
 
-def show(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "patch", "show", *options, "--configfile", "tiny.yaml"]
+def command(folder: Path, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "patch", name, *options, "--configfile", "tiny.yaml"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -47,24 +48,27 @@ def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable)
     assert jobs["evaluate"] == 18 and jobs["collect"] == jobs["compare"] == 1
     assert not {"prune", "learn", "train_model"} & set(jobs)
     change(forgotten, "learning", "methods", {"maskllm": {"lr": 0.002}})
-    assert planned(forgotten)["learn"] > 0
+    jobs = planned(forgotten)
+    assert jobs["learn"] > 0
+    numbers = json.loads(command(forgotten, "plan", "--json").stdout)
+    assert numbers["total"]["jobs_to_come"] == jobs.total() - jobs["all"]
 
 
 def test_show_names_what_other_settings_made(forgotten: Path) -> None:
-    assert show(forgotten).returncode == 0
-    whole = show(forgotten, "--partial")
+    assert command(forgotten, "show").returncode == 0
+    whole = command(forgotten, "show", "--partial")
     assert "18 of 18 runs" in whole.stdout and "Left out" not in whole.stdout
     change(forgotten, "evaluation", "limit", 5)
-    refused = show(forgotten)
+    refused = command(forgotten, "show")
     assert refused.returncode == 2 and "18 of 18 results were measured with other settings" in refused.stderr
-    refused = show(forgotten, "--partial")
+    refused = command(forgotten, "show", "--partial")
     assert refused.returncode == 2 and "no record with the settings of this configuration yet" in refused.stderr
 
 
 def test_show_partial_leaves_stale_records_out(forgotten: Path) -> None:
     record = forgotten / "results/tiny/records/local/dense_dense_0_s0.json"
     write_checked_json(record, read_checked_json(record) | {"config_digest": "00000000"})
-    shown = show(forgotten, "--partial")
+    shown = command(forgotten, "show", "--partial")
     assert shown.returncode == 0, shown.stderr
     assert "17 of 18 runs" in shown.stdout
     assert "Left out, since they were made with other settings" in shown.stdout

@@ -1,16 +1,16 @@
-"""Token windows, made once for each tokenizer and use and shared by all that read them.
+"""Token sequences, made once for each tokenizer and use and shared by all that read them.
 
-Inputs: a corpus, a tokenizer. Outputs: work/windows/*.npy.
+Inputs: a corpus, a tokenizer. Outputs: work/sequences/*.npy.
 """
 
 
 rule calibrate:
-    """Windows of one text in one tokenizer's tokens; for calibration, shared by every method."""
+    """Sequences of one text in one tokenizer's tokens; for calibration, shared by every method."""
     input:
-        corpus=lambda wildcards: PLAN.windows[wildcards.calibration].corpus,
-        tokenizer=lambda wildcards: PLAN.windows[wildcards.calibration].tokenizer,
+        corpus=lambda wildcards: PLAN.sequences[wildcards.calibration].corpus,
+        tokenizer=lambda wildcards: PLAN.sequences[wildcards.calibration].tokenizer,
     output:
-        f"{STORE}/windows/{{calibration}}.npy",
+        f"{STORE}/sequences/{{calibration}}.npy",
     log:
         f"{LOGS}/calibrate/{{calibration}}.log",
     benchmark:
@@ -18,33 +18,29 @@ rule calibrate:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].settings).mem_mb,
-        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.calibration].settings).minutes,
+        **needs(lambda wildcards: PLAN.sequences[wildcards.calibration], COST.sequences, DISK.sequences),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.calibration].settings),
-        inputs=inputs_file,
+        **job_files("sequences", lambda wildcards: PLAN.sequences[wildcards.calibration].settings),
     shell:
         # Threads, not parameters: the result does not depend on them.
-        f"{STAGE} windows {JOB} --out {{output:q}} --workers {{threads}} &> {{log:q}}"
+        f"{STAGE} sequences {JOB} --out {{output:q}} --workers {{threads}} &> {{log:q}}"
 
 
 use rule calibrate as tokenize with:
     input:
-        corpus=lambda wildcards: PLAN.windows[wildcards.windows].corpus,
-        tokenizer=lambda wildcards: PLAN.windows[wildcards.windows].tokenizer,
+        corpus=lambda wildcards: PLAN.sequences[wildcards.sequences].corpus,
+        tokenizer=lambda wildcards: PLAN.sequences[wildcards.sequences].tokenizer,
     output:
-        f"{STORE}/windows/{{windows}}.npy",
+        f"{STORE}/sequences/{{sequences}}.npy",
     log:
-        f"{LOGS}/tokenize/{{windows}}.log",
+        f"{LOGS}/tokenize/{{sequences}}.log",
     benchmark:
-        f"{BENCHMARKS}/tokenize/{{windows}}.tsv"
+        f"{BENCHMARKS}/tokenize/{{sequences}}.tsv"
     conda:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
+        **needs(lambda wildcards: PLAN.sequences[wildcards.sequences], COST.sequences, DISK.sequences),
         resumable=1,
-        mem_mb=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].settings).mem_mb,
-        runtime=lambda wildcards: COST.windows(PLAN.windows[wildcards.windows].settings).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("windows", PLAN.windows[wildcards.windows].settings),
-        inputs=inputs_file,
+        **job_files("sequences", lambda wildcards: PLAN.sequences[wildcards.sequences].settings),

@@ -1,27 +1,28 @@
-"""What all rules share: the stages' command, constraints on wildcards, look-ups in the plan.
+"""Definitions that all rules share: the command of a stage, constraints on wildcards, resources and job files.
 
 The environment that the rules name is made before Snakemake starts, by conda or by `make` (see README.md).
 """
 
 import re
-import shlex
 
+from patch.pipeline.resources.disk import DiskModel, Space
+from patch.pipeline.resources.jobs import JOB_RESOURCES, download, job_resources
 from patch.pipeline.runs.job_files import JobFiles
 
 STAGE = "python -m patch.pipeline.stages"
-# What a job is to do and reads; the rest of its command line are outputs.
-JOB = "--settings {params.settings:q} --inputs {params.inputs:q}"
+# The files with settings and inputs; the rest of a command line names outputs.
+JOB = "--settings {params.settings:q} --inputs {params.inputs:q} --log {log:q}"
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 
 
 def one_of(names):
-    """Regular expression of exactly these names; matches nothing when there are none."""
+    """Return a regular expression that matches exactly these names."""
     return "|".join(map(re.escape, sorted(set(names)))) or "(?!)"
 
 
 def stored(folder, path_of, names):
-    """Name in the store -> name in the configuration."""
+    """Return a map from names in the store to names in the configuration."""
     return {path_of(name).removeprefix(f"{STORE}/{folder}/"): name for name in names}
 
 
@@ -36,6 +37,7 @@ TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: PLAN.experiment.evaluation.
 RUNS = PLAN.grid.closure
 MADE = PLAN.masks.made
 JOB_FILES = JobFiles()
+DISK = DiskModel(PLAN)
 
 
 wildcard_constraints:
@@ -43,8 +45,8 @@ wildcard_constraints:
     fetched=one_of(FETCHED),
     corpus=one_of(CORPORA),
     tokenizer=one_of(TOKENIZERS),
-    calibration=one_of(key for key, windows in PLAN.windows.items() if windows.settings.kind == "calibration"),
-    windows=one_of(key for key, windows in PLAN.windows.items() if windows.settings.kind != "calibration"),
+    calibration=one_of(key for key, sequences in PLAN.sequences.items() if sequences.settings.kind == "calibration"),
+    sequences=one_of(key for key, sequences in PLAN.sequences.items() if sequences.settings.kind != "calibration"),
     made_tasks=one_of(name for name, path in TASKS.items() if path),
     hub_tasks=one_of(name for name, path in TASKS.items() if not path),
     model=one_of(MODELS),
@@ -61,29 +63,41 @@ wildcard_constraints:
 
 
 def run_of(wildcards):
-    """The run that a job's wildcards name."""
+    """Return the run that a job's wildcards name."""
     names = [
         wildcards.get(key) for key in ("run", "imported", "pruned", "updating", "learned", "quantized", "exported")
     ]
     return PLAN.grid.run(wildcards.model, next(name for name in names if name))
 
 
-def statistics_cost(wildcards):
-    """What a job needs that takes statistics of a dense model."""
-    statistics = PLAN.statistics[wildcards.statistics]
-    return COST.statistics(statistics.model, statistics.settings.gram)
+def needs(subject, cost=None, space=None):
+    """Return the resources of a rule: functions of the wildcards, which estimate the job of ``subject(wildcards)``."""
+
+    def estimate(wildcards):
+        made = subject(wildcards)
+        used = space(made) if space else Space()
+        return job_resources(cost(made) if cost else download(used), used)
+
+    return {name: lambda wildcards, name=name: estimate(wildcards)[name] for name in JOB_RESOURCES}
 
 
-def inputs_file(wildcards, input):
-    """Return the path of the file with a job's named inputs."""
-    return JOB_FILES.inputs(dict(input.items()))
+def job_files(stage, settings, **options):
+    """Return the parameters of a rule: files with a job's settings, and with its named inputs and ``options``.
 
+    A changed setting reruns the job. Options, which may be functions of the wildcards, do not: the result does not
+    depend on them, and Snakemake compares no parameter that is a function of the input.
+    """
 
-def spare_option(run):
-    """Return the option for the weights of a pruned run, if an evaluation or a quantization reads them."""
-    return f"--spare {shlex.quote(PLAN.layout.spare_weights(run))}" if run in PLAN.updated_runs else ""
+    def inputs(wildcards, input):
+        chosen = {name: value(wildcards) if callable(value) else value for name, value in options.items()}
+        return JOB_FILES.inputs(dict(input.items()) | chosen)
+
+    def content(wildcards):
+        return JOB_FILES.settings(stage, settings(wildcards))
+
+    return {"settings": content if callable(settings) else JOB_FILES.settings(stage, settings), "inputs": inputs}
 
 
 def figure_labels(model, figure):
-    """How the report lists a figure."""
+    """Return the labels of a figure in the report."""
     return {"model": escape_label(MODELS[model].title), "figure": figure}

@@ -1,7 +1,7 @@
 """Evaluation.
 
-Inputs: a model, perplexity windows, task data, and the run's mask and weights. Outputs: for each run one
-record and what it is the mean of, the results of each window and question.
+Inputs: a model, perplexity sequences, task data, and the run's mask and weights. Outputs: for each run one
+record and what it is the mean of, the results of each sequence and question.
 """
 
 
@@ -20,14 +20,13 @@ rule evaluate:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
+        **needs(run_of, COST.evaluate),
         resumable=1,
-        gpus=lambda wildcards: COST.evaluate(run_of(wildcards)).gpus,
-        mem_mb=lambda wildcards: COST.evaluate(run_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.evaluate(run_of(wildcards)).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("evaluate", PLAN.evaluate_settings(run_of(wildcards))),
-        inputs=inputs_file,
-        partial=lambda wildcards: PLAN.layout.partial_record(run_of(wildcards)),
+        **job_files(
+            "evaluate",
+            lambda wildcards: PLAN.evaluate_settings(run_of(wildcards)),
+            partial=lambda wildcards: PLAN.layout.partial_record(run_of(wildcards)),
+        ),
     shell:
-        f"{STAGE} evaluate {JOB} --partial {{params.partial:q}}"
-        " --samples {output.samples:q} --record {output.record:q} &> {log:q}"
+        f"{STAGE} evaluate {JOB} --samples {{output.samples:q}} --record {{output.record:q}} &> {{log:q}}"

@@ -18,10 +18,8 @@ rule export:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards: COST.export(run_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.export(run_of(wildcards)).minutes,
+        **needs(run_of, COST.export, DISK.export),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("export", PLAN.export_settings(run_of(wildcards))),
-        inputs=inputs_file,
+        **job_files("export", lambda wildcards: PLAN.export_settings(run_of(wildcards))),
     shell:
         f"{STAGE} export {JOB} --out {{output.folder:q}} &> {{log:q}}"

@@ -26,9 +26,10 @@ rule fetch_corpus:
         f"{BENCHMARKS}/fetch_corpus/{{corpus}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **needs(lambda wildcards: CORPORA[wildcards.corpus], space=DISK.corpus),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("fetch_corpus", PLAN.store.corpus_settings(CORPORA[wildcards.corpus])),
-        inputs=inputs_file,
+        **job_files("fetch_corpus", lambda wildcards: PLAN.store.corpus_settings(CORPORA[wildcards.corpus])),
     shell:
         f"{STAGE} fetch_corpus {JOB} --out {{output:q}} &> {{log:q}}"
 
@@ -43,9 +44,10 @@ rule fetch_model:
         f"{BENCHMARKS}/fetch_model/{{fetched}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **needs(lambda wildcards: FETCHED[wildcards.fetched], space=DISK.model),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("fetch_model", PLAN.store.model_settings(FETCHED[wildcards.fetched])),
-        inputs=inputs_file,
+        **job_files("fetch_model", lambda wildcards: PLAN.store.model_settings(FETCHED[wildcards.fetched])),
     shell:
         f"{STAGE} fetch_model {JOB} --out {{output:q}} &> {{log:q}}"
 
@@ -60,9 +62,10 @@ rule fetch_mask:
         f"{BENCHMARKS}/fetch_mask/{{fetched_mask}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **needs(lambda wildcards: MASKS[wildcards.fetched_mask], space=DISK.fetched_mask),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("fetch_mask", PLAN.store.mask_settings(MASKS[wildcards.fetched_mask])),
-        inputs=inputs_file,
+        **job_files("fetch_mask", lambda wildcards: PLAN.store.mask_settings(MASKS[wildcards.fetched_mask])),
     shell:
         f"{STAGE} fetch_mask {JOB} --out {{output:q}} &> {{log:q}}"
 
@@ -77,9 +80,10 @@ rule fetch_tasks:
         f"{BENCHMARKS}/fetch_tasks/{{hub_tasks}}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **needs(lambda wildcards: None, space=DISK.fetched_tasks),
     params:
-        settings=JOB_FILES.settings("fetch_tasks", PLAN.store.tasks_settings()),
-        inputs=inputs_file,
+        **job_files("fetch_tasks", PLAN.store.tasks_settings()),
     shell:
         f"{STAGE} fetch_tasks {JOB} --out {{output:q}} &> {{log:q}}"
 
@@ -97,8 +101,7 @@ rule make_tasks:
     conda:
         "../../environment.yml"
     params:
-        settings=JOB_FILES.settings("tasks", PLAN.store.tasks_settings()),
-        inputs=inputs_file,
+        **job_files("tasks", PLAN.store.tasks_settings()),
     shell:
         f"{STAGE} tasks {JOB} --out {{output:q}} &> {{log:q}}"
 
@@ -116,8 +119,7 @@ rule make_tokenizer:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda w: JOB_FILES.settings("tokenizer", PLAN.store.tokenizer_settings(TOKENIZERS[w.tokenizer])),
-        inputs=inputs_file,
+        **job_files("tokenizer", lambda wildcards: PLAN.store.tokenizer_settings(TOKENIZERS[wildcards.tokenizer])),
     shell:
         f"{STAGE} tokenizer {JOB} --out {{output:q}} &> {{log:q}}"
 
@@ -126,7 +128,7 @@ rule train_model:
     """A small model of a known family, trained from scratch."""
     input:
         tokenizer=lambda wildcards: PLAN.store.tokenizer_path(TRAINED[wildcards.trained]),
-        windows=lambda wildcards: PLAN.store.training_windows(TRAINED[wildcards.trained]).path,
+        sequences=lambda wildcards: PLAN.store.training_sequences(TRAINED[wildcards.trained]).path,
     output:
         directory(f"{STORE}/models/{{trained}}"),
     log:
@@ -137,11 +139,9 @@ rule train_model:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
+        **needs(lambda wildcards: TRAINED[wildcards.trained], COST.train, DISK.model),
         resumable=1,
-        mem_mb=lambda wildcards: COST.train(TRAINED[wildcards.trained]).mem_mb,
-        runtime=lambda wildcards: COST.train(TRAINED[wildcards.trained]).minutes,
     params:
-        settings=lambda wildcards: JOB_FILES.settings("train", PLAN.store.model_settings(TRAINED[wildcards.trained])),
-        inputs=inputs_file,
+        **job_files("train", lambda wildcards: PLAN.store.model_settings(TRAINED[wildcards.trained])),
     shell:
         f"{STAGE} train {JOB} --out {{output:q}} &> {{log:q}}"

@@ -1,6 +1,6 @@
 """One-shot pruning, and masks that were made elsewhere.
 
-Inputs: a model, calibration windows or statistics of the dense model. Outputs:
+Inputs: a model, calibration sequences or statistics of the dense model. Outputs:
 results/<experiment>/masks/<model>/<run>.safetensors, and the updated weights of methods that update, kept only
 until their run is evaluated.
 """
@@ -10,7 +10,7 @@ rule statistics:
     """Inputs of a dense model's layers, for all methods and ratios, with `calibration.propagate: dense`."""
     input:
         model=lambda wildcards: PLAN.store.model_path(PLAN.statistics[wildcards.statistics].model),
-        windows=lambda wildcards: PLAN.statistics[wildcards.statistics].windows.path,
+        sequences=lambda wildcards: PLAN.statistics[wildcards.statistics].sequences.path,
     output:
         directory(f"{STORE}/statistics/{{statistics}}"),
     log:
@@ -21,12 +21,9 @@ rule statistics:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
-        gpus=lambda wildcards: statistics_cost(wildcards).gpus,
-        mem_mb=lambda wildcards: statistics_cost(wildcards).mem_mb,
-        runtime=lambda wildcards: statistics_cost(wildcards).minutes,
+        **needs(lambda wildcards: PLAN.statistics[wildcards.statistics], COST.statistics, DISK.statistics),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("statistics", PLAN.statistics[wildcards.statistics].settings),
-        inputs=inputs_file,
+        **job_files("statistics", lambda wildcards: PLAN.statistics[wildcards.statistics].settings),
     shell:
         f"{STAGE} statistics {JOB} --out {{output:q}} &> {{log:q}}"
 
@@ -44,11 +41,9 @@ rule import_mask:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=lambda wildcards: COST.import_mask(run_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.import_mask(run_of(wildcards)).minutes,
+        **needs(run_of, COST.import_mask, DISK.mask),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("import_mask", PLAN.import_settings(run_of(wildcards))),
-        inputs=inputs_file,
+        **job_files("import_mask", lambda wildcards: PLAN.import_settings(run_of(wildcards))),
     shell:
         f"{STAGE} import_mask {JOB} --mask {{output.mask:q}} &> {{log:q}}"
 
@@ -67,15 +62,15 @@ rule prune:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
-        gpus=lambda wildcards: COST.prune(run_of(wildcards)).gpus,
-        mem_mb=lambda wildcards: COST.prune(run_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.prune(run_of(wildcards)).minutes,
+        **needs(run_of, COST.prune, DISK.prune),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("prune", PLAN.prune_settings(run_of(wildcards))),
-        inputs=inputs_file,
-        spare=lambda wildcards: spare_option(run_of(wildcards)),
+        **job_files(
+            "prune",
+            lambda wildcards: PLAN.prune_settings(run_of(wildcards)),
+            cache=lambda wildcards: PLAN.cached_weights(run_of(wildcards)),
+        ),
     shell:
-        f"{STAGE} prune {JOB} {{params.spare}} --mask {{output.mask:q}} &> {{log:q}}"
+        f"{STAGE} prune {JOB} --mask {{output.mask:q}} &> {{log:q}}"
 
 
 rule update_weights:
@@ -97,12 +92,12 @@ rule update_weights:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
-        gpus=lambda wildcards: COST.prune(run_of(wildcards)).gpus,
-        mem_mb=lambda wildcards: COST.prune(run_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.prune(run_of(wildcards)).minutes,
+        **needs(run_of, COST.prune, DISK.weights),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("update", PLAN.prune_settings(run_of(wildcards))),
-        inputs=inputs_file,
-        spare=lambda wildcards: PLAN.layout.spare_weights(run_of(wildcards)),
+        **job_files(
+            "update",
+            lambda wildcards: PLAN.prune_settings(run_of(wildcards)),
+            cache=lambda wildcards: PLAN.cached_weights(run_of(wildcards)),
+        ),
     shell:
-        f"{STAGE} update {JOB} --spare {{params.spare:q}} --weights {{output.weights:q}} &> {{log:q}}"
+        f"{STAGE} update {JOB} --weights {{output.weights:q}} &> {{log:q}}"

@@ -1,6 +1,6 @@
 """Low-bit weights after pruning.
 
-Inputs: a model, the mask and weights of a pruned run, calibration windows for low-rank adapters. Outputs: packed
+Inputs: a model, the mask and weights of a pruned run, calibration sequences for low-rank adapters. Outputs: packed
 weights and adapters, kept only until their run is evaluated.
 """
 
@@ -19,11 +19,8 @@ rule quantize:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
-        gpus=lambda wildcards: COST.quantize(run_of(wildcards)).gpus,
-        mem_mb=lambda wildcards: COST.quantize(run_of(wildcards)).mem_mb,
-        runtime=lambda wildcards: COST.quantize(run_of(wildcards)).minutes,
+        **needs(run_of, COST.quantize, DISK.quantize),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("quantize", PLAN.quantize_settings(run_of(wildcards))),
-        inputs=inputs_file,
+        **job_files("quantize", lambda wildcards: PLAN.quantize_settings(run_of(wildcards))),
     shell:
         f"{STAGE} quantize {JOB} --layers {{output.layers:q}} &> {{log:q}}"

@@ -23,11 +23,8 @@ rule speedup:
     # Alone on this machine; on a cluster it has an allocation of its own.
     threads: PLAN.experiment.resources.threads if workflow.non_local_exec else EVERY_CORE
     resources:
-        gpus=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_runs(wildcards.timed)).gpus,
-        mem_mb=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_runs(wildcards.timed)).mem_mb,
-        runtime=lambda wildcards: COST.speedup(wildcards.timed, PLAN.timed_runs(wildcards.timed)).minutes,
+        **needs(lambda wildcards: wildcards.timed, COST.speedup),
     params:
-        settings=lambda wildcards: JOB_FILES.settings("speedup", PLAN.speedup_settings(wildcards.timed)),
-        inputs=inputs_file,
+        **job_files("speedup", lambda wildcards: PLAN.speedup_settings(wildcards.timed)),
     shell:
         f"{STAGE} speedup {JOB} --record {{output.record:q}} &> {{log:q}}"

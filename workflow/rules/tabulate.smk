@@ -5,7 +5,6 @@ tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overvi
 `snakemake --report` shows is marked with report(); the captions are in workflow/report/.
 """
 
-from patch.pipeline.resources.forecast import Forecast
 from patch.pipeline.reporting.experiment import command, overview_settings, summary_settings
 
 TABLE_KINDS = ["csv", "md", "tex", "html"]
@@ -13,7 +12,6 @@ FIGURE_KINDS = ["svg", "pdf", "png"]
 RECORDS = [PLAN.layout.record(run) for run in PLAN.grid.runs]
 SAMPLES = [PLAN.layout.samples(run) for run in PLAN.grid.runs]
 SPEEDUPS = [PLAN.layout.speedup(model) for model in PLAN.timed_models]
-FORECAST = Forecast(PLAN)
 
 
 localrules:
@@ -69,8 +67,7 @@ rule collect:
     conda:
         "../../environment.yml"
     params:
-        settings=JOB_FILES.settings("collect", PLAN.tabulate_settings()),
-        inputs=inputs_file,
+        **job_files("collect", PLAN.tabulate_settings()),
     shell:
         f"{STAGE} collect {JOB} --out {{output.results:q}} &> {{log:q}}"
 
@@ -88,8 +85,7 @@ rule compare:
     conda:
         "../../environment.yml"
     params:
-        settings=JOB_FILES.settings("compare", PLAN.compare_settings()),
-        inputs=inputs_file,
+        **job_files("compare", PLAN.compare_settings()),
     shell:
         f"{STAGE} compare {JOB} --out {{output.differences:q}} &> {{log:q}}"
 
@@ -115,8 +111,7 @@ rule table:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("table", PLAN.tabulate_settings(wildcards.table == "speedup")),
-        inputs=inputs_file,
+        **job_files("table", lambda wildcards: PLAN.tabulate_settings(wildcards.table == "speedup")),
         out=f"{RESULTS}/tables/{{table}}",
     shell:
         f"{STAGE} table {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -142,8 +137,7 @@ rule pareto:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("pareto", PLAN.pareto_settings(wildcards.model)),
-        inputs=inputs_file,
+        **job_files("pareto", lambda wildcards: PLAN.pareto_settings(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/pareto",
     shell:
         f"{STAGE} pareto {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -168,8 +162,7 @@ rule density:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("density", PLAN.density_settings(wildcards.model)),
-        inputs=inputs_file,
+        **job_files("density", lambda wildcards: PLAN.density_settings(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/density",
     shell:
         f"{STAGE} density {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -194,8 +187,7 @@ rule curves:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("curves", PLAN.curves_settings(wildcards.model)),
-        inputs=inputs_file,
+        **job_files("curves", lambda wildcards: PLAN.curves_settings(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/curves",
     shell:
         f"{STAGE} curves {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -221,8 +213,7 @@ rule speedup_figure:
     conda:
         "../../environment.yml"
     params:
-        settings=lambda wildcards: JOB_FILES.settings("speedup_figure", PLAN.speedup_figure_settings(wildcards.timed)),
-        inputs=inputs_file,
+        **job_files("speedup_figure", lambda wildcards: PLAN.speedup_figure_settings(wildcards.timed)),
         out=f"{RESULTS}/figures/{{timed}}/speedup",
     shell:
         f"{STAGE} speedup_figure {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -251,15 +242,10 @@ rule overview:
         f"{BENCHMARKS}/overview.tsv"
     conda:
         "../../environment.yml"
-    resources:
-        # Not a parameter: it changes with the number of processes, and then nothing is measured anew.
-        forecast=lambda wildcards: FORECAST.json,
     params:
-        settings=JOB_FILES.settings("overview", overview_settings(PLAN)),
-        inputs=inputs_file,
+        **job_files("overview", overview_settings(PLAN), forecast=PLAN.layout.forecast),
     shell:
-        f"{STAGE} overview {JOB} --forecast {{resources.forecast:q}}"
-        " --cost {output.cost:q} --environment {output.environment:q} &> {log:q}"
+        f"{STAGE} overview {JOB} --cost {{output.cost:q}} --environment {{output.environment:q}} &> {{log:q}}"
 
 
 rule summary:
@@ -277,11 +263,7 @@ rule summary:
         f"{BENCHMARKS}/summary.tsv"
     conda:
         "../../environment.yml"
-    resources:
-        # Not a parameter: a configuration may move.
-        command=command(workflow.configfiles),
     params:
-        settings=JOB_FILES.settings("summary", summary_settings(PLAN)),
-        inputs=inputs_file,
+        **job_files("summary", summary_settings(PLAN), command=command(workflow.configfiles)),
     shell:
-        f"{STAGE} summary {JOB} --command {{resources.command:q}}" " --out {output.readme:q} &> {log:q}"
+        f"{STAGE} summary {JOB} --out {{output.readme:q}} &> {{log:q}}"

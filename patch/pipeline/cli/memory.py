@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from patch.errors import InputError, print_result
 from patch.learning.settings import METHOD_DEFAULTS, Learning
 from patch.models.shapes import Shape, model_shape
-from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.cli.workflow import add_config_options, read_plan
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.reporting.units import align
 from patch.pipeline.resources.cost import BYTES, GPU_SLACK, learning_mb
@@ -71,4 +71,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> str:
     if min(options.gpus) < 1:
         raise InputError(f"--gpus is {min(options.gpus)}; it must be 1 or more")
-    return to_text(read_experiment(options), options.gpus)
+    return to_text(read_plan(options).experiment, options.gpus)

@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from patch.errors import InputError, print_result
-from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.cli.workflow import add_config_options, read_graph
 from patch.pipeline.reporting.units import align, duration, hours, size
-from patch.pipeline.resources.cost import SLACK, too_large
-from patch.pipeline.resources.graph import JobGraph
-from patch.pipeline.resources.jobs import STAGES, Node
+from patch.pipeline.resources.cost import SLACK, CostModel, too_large
+from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
 from patch.pipeline.resources.schedule import simulate
-from patch.pipeline.runs.plan import Plan
 
 GPUS = (1, 4, 8, 32)
 SHARED = "(shared)"
@@ -23,11 +21,11 @@ SHARED = "(shared)"
 SHOWN = 10
 
 
-def budget(plan: Plan, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
+def budget(graph: JobGraph, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
     """Return all numbers of the plan as values that JSON can represent.
 
     Args:
-        plan: Plan of the experiment.
+        graph: Jobs of the experiment.
         gpus: Numbers of GPUs, or of cores on a `cpu` device, to estimate the wall time for.
 
     Returns:
@@ -36,51 +34,45 @@ def budget(plan: Plan, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
         The last entry of `wall` has no limit and `gpus` None. `minutes` and `peak_disk_mb` are None if a job needs
         more GPUs.
     """
-    graph = JobGraph(plan)
-    tasks = graph.tasks()
+    plan, jobs, tasks = graph.plan, graph.jobs, graph.tasks()
     wall = []
     for count in [*gpus, None]:
-        run = simulate(tasks, math.inf if count is None else count)
-        outcome = {"minutes": run and run.minutes, "peak_disk_mb": run and round(run.peak_mb)}
-        wall.append({"gpus": count, **outcome})
-    models = {name: [n for n in graph.nodes if n.model == name] for name in plan.models}
-    groups = models | {SHARED: [node for node in graph.nodes if node.model is None]}
+        outcome = simulate(tasks, math.inf if count is None else count)
+        minutes, peak = (outcome.minutes, round(outcome.peak_mb)) if outcome else (None, None)
+        wall.append({"gpus": count, "minutes": minutes, "peak_disk_mb": peak})
+    models = {name: [job for job in jobs if job.model == name] for name in plan.models}
+    models[SHARED] = [job for job in jobs if job.model is None]
     return {
         "experiment": plan.experiment.experiment,
         "device": plan.experiment.resources.device,
-        "total": _sums(graph, graph.nodes),
-        "stages": {stage: _sums(graph, [n for n in graph.nodes if n.stage == stage]) for stage in STAGES},
-        "models": {name: _sums(graph, nodes) for name, nodes in groups.items()},
+        "total": _sums(jobs),
+        "stages": {stage: _sums([job for job in jobs if job.stage == stage]) for stage in STAGES},
+        "models": {name: _sums(some) for name, some in models.items()},
         "disk": {
-            "kept_mb": round(sum(node.space.kept for node in graph.nodes)),
-            "kept_to_come_mb": round(sum(node.space.kept for node in graph.remaining)),
-            "cache_to_come_mb": round(sum(node.space.cache for node in graph.remaining)),
+            "kept_mb": round(sum(job.kept_mb for job in jobs)),
+            "kept_to_come_mb": round(sum(job.kept_mb for job in graph.remaining)),
+            "cache_to_come_mb": round(sum(job.cache_mb for job in graph.remaining)),
         },
         "wall": wall,
-        "too_large": too_large(graph.costs, plan.grid),
+        "too_large": too_large(CostModel(plan)),
     }
 
 
-def _sums(graph: JobGraph, nodes: list[Node]) -> dict[str, Any]:
-    """Return the jobs, device hours, disk space and largest requirements of ``nodes``.
+def _sums(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the number, device hours, disk space and largest requirements of ``jobs``.
 
-    Keys that end in `to_come` count only the remaining jobs.
+    Keys that end in `to_come` count only the jobs that are still to run.
     """
-    left = set(graph.remaining)
-
-    def device_hours(some: list[Node]) -> float:
-        return sum(graph.slots(node) * node.cost.minutes for node in some) / 60
-
-    to_come = [node for node in nodes if node in left]
+    to_come = [job for job in jobs if job.to_run]
     return {
-        "jobs": len(nodes),
+        "jobs": len(jobs),
         "jobs_to_come": len(to_come),
-        "hours": round(device_hours(nodes), 2),
-        "hours_to_come": round(device_hours(to_come), 2),
-        "longest_minutes": max((node.cost.minutes for node in nodes), default=0),
-        "mem_mb": max((node.cost.mem_mb for node in nodes), default=0),
-        "gpu_mem_mb": max((node.cost.gpu_mem_mb for node in nodes), default=0),
-        "kept_mb": round(sum(node.space.kept for node in nodes)),
+        "hours": round(sum(job.slots * job.minutes for job in jobs) / 60, 2),
+        "hours_to_come": round(sum(job.slots * job.minutes for job in to_come) / 60, 2),
+        "longest_minutes": max((job.minutes for job in jobs), default=0),
+        "mem_mb": max((job.mem_mb for job in jobs), default=0),
+        "gpu_mem_mb": max((job.gpu_mem_mb for job in jobs), default=0),
+        "kept_mb": round(sum(job.kept_mb for job in jobs)),
     }
 
 
@@ -148,5 +140,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> str:
     if min(options.gpus) < 1:
         raise InputError(f"--gpus is {min(options.gpus)}; it must be 1 or more")
-    numbers = budget(Plan(read_experiment(options)), options.gpus)
+    numbers = budget(read_graph(options), options.gpus)
     return json.dumps(numbers, indent=1) if options.json else to_text(numbers)

@@ -9,18 +9,16 @@ import argparse
 import math
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patch.data.settings import HubSource
 from patch.errors import InputError, print_result
 from patch.hub.access import Wanted, fetches, hub_problems
-from patch.models.settings import HubModel
-from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.cli.workflow import add_config_options, read_graph
 from patch.pipeline.reporting.units import hours, size
-from patch.pipeline.resources.cost import too_large
-from patch.pipeline.resources.graph import JobGraph
+from patch.pipeline.resources.cost import CostModel, too_large
+from patch.pipeline.resources.jobs import JobGraph
 from patch.pipeline.resources.schedule import simulate
 from patch.pipeline.runs.layout import STORE
 from patch.pipeline.runs.plan import Plan
@@ -31,18 +29,16 @@ MOUNTS = Path("/proc/mounts")
 
 
 def preflight(
-    plan: Plan,
+    graph: JobGraph,
     jobs: float = math.inf,
-    outputs: Collection[str] | None = None,
     api: Any = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
     """Check disk space, hub access and folders before a run starts.
 
     Args:
-        plan: Plan of the experiment; paths are relative to the current folder.
+        graph: Jobs of the experiment; paths are relative to the current folder.
         jobs: Maximum number of jobs at the same time, as in Snakemake's `--jobs`.
-        outputs: Paths that the run will make, or None for all missing outputs.
         api: A `huggingface_hub.HfApi` or a substitute for it.
         environment: Environment variables, or None for those of the process.
 
@@ -53,17 +49,16 @@ def preflight(
         InputError: A job would fail; the message has one line for each problem.
     """
     environment = os.environ if environment is None else environment
-    graph = JobGraph(plan, outputs)
-    wanted, tasks = to_fetch(graph)
+    plan, (wanted, tasks) = graph.plan, to_fetch(graph)
     problems, disk = _disk(graph, jobs, environment)
     problems = [*_folders(plan), *problems, *hub_problems(wanted, tasks, environment, api)]
     if problems:
         problems.append("(`snakemake --no-hooks` starts without these checks)")
         raise InputError("preflight: " + "\n  ".join(problems))
-    work = sum(graph.slots(node) * node.cost.minutes for node in graph.remaining) / 60
+    work = sum(job.slots * job.minutes for job in graph.remaining) / 60
     unit = "GPU" if plan.experiment.resources.device == "cuda" else "CPU"
     lines = [
-        f"plan: {len(graph.remaining)} of {len(graph.nodes)} jobs to come, up to {hours(work)} {unit}-hours",
+        f"plan: {len(graph.remaining)} of {len(graph.jobs)} jobs to come, up to {hours(work)} {unit}-hours",
         f"disk: {disk}",
         f"hub: {fetches(wanted, tasks)} within reach" if wanted or tasks else "hub: nothing to fetch",
     ]
@@ -72,16 +67,20 @@ def preflight(
 
 def to_fetch(graph: JobGraph) -> tuple[list[Wanted], bool]:
     """Return the hub repositories that the remaining jobs download, and whether they download lm-eval's data sets."""
-    experiment, wanted = graph.plan.experiment, []
-    for node in graph.remaining:
-        if node.rule == "fetch_model" and isinstance(source := experiment.models[node.name].source, HubModel):
-            wanted.append(Wanted(f"models.{node.name}.source", "model", source.repo, source.revision))
-        if node.rule == "fetch_corpus" and isinstance(source := experiment.corpora[node.name].source, HubSource):
-            wanted.append(Wanted(f"corpora.{node.name}.source", "dataset", source.repo, source.revision))
-        if node.rule == "fetch_mask":
-            source = experiment.imports[node.name].source
-            wanted.append(Wanted(f"imports.{node.name}.source", "mask", source.repo, source.revision))
-    return wanted, any(node.rule == "fetch_tasks" for node in graph.remaining)
+    experiment, store = graph.plan.experiment, graph.plan.store
+    made = {path for job in graph.remaining for path in job.outputs}
+    sources = [
+        (f"{section}.{name}.source", kind, entries[name].source)
+        for section, kind, entries, path_of in (
+            ("models", "model", experiment.models, store.model_path),
+            ("corpora", "dataset", experiment.corpora, store.corpus_path),
+            ("imports", "mask", experiment.imports, store.mask_source),
+        )
+        for name in entries
+        if path_of(name) in made
+    ]
+    wanted = [Wanted(key, kind, source.repo, source.revision) for key, kind, source in sources if source.kind == "hub"]
+    return wanted, any(job.rule == "fetch_tasks" for job in graph.remaining)
 
 
 def _folders(plan: Plan) -> list[str]:
@@ -98,12 +97,12 @@ def _folders(plan: Plan) -> list[str]:
 def _disk(graph: JobGraph, jobs: float, environment: Mapping[str, str]) -> tuple[list[str], str]:
     """Return the disk space problems, and a summary of needed and free space."""
     tasks, results = graph.tasks(), graph.plan.layout.root
-    kept = sum(node.space.kept for node in graph.remaining if node.outputs[0].startswith(f"{results}/"))
+    kept = sum(job.kept_mb for job in graph.remaining if job.outputs[0].startswith(f"{results}/"))
     cache = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     needs = {
         "work/": (Path(STORE), simulate(tasks, jobs=jobs).peak_mb),
         "results/": (Path(results), kept),
-        "HF_HOME": (Path(cache).expanduser(), sum(node.space.cache for node in graph.remaining)),
+        "HF_HOME": (Path(cache).expanduser(), sum(job.cache_mb for job in graph.remaining)),
     }
     devices = {name: _existing(folder).stat().st_dev for name, (folder, _) in needs.items()}
     if devices["results/"] == devices["work/"]:  # the peak of all jobs includes it
@@ -136,7 +135,7 @@ def _warnings(graph: JobGraph) -> list[str]:
         kind = filesystem(folder)
         if kind in NODE_LOCAL:
             warnings.append(f"warning: {folder}/ is on {kind}, which the machines that jobs run on do not see")
-    large = len(too_large(graph.costs, plan.grid))
+    large = len(too_large(CostModel(plan)))
     if large:
         warnings.append(
             f"warning: {large} learn jobs need more memory than a GPU has; `python -m patch plan` names them"
@@ -169,4 +168,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", metavar="N", type=int, help="jobs at the same time, as in `snakemake --jobs N`")
     options = parser.parse_args(arguments)
     jobs = math.inf if options.jobs is None else max(1, options.jobs)
-    return print_result(lambda: preflight(Plan(read_experiment(options)), jobs))
+    return print_result(lambda: preflight(read_graph(options), jobs))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from patch.errors import InputError, print_result
 from patch.files.io import atomic_file
-from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.cli.workflow import add_config_options, read_plan
 from patch.pipeline.reporting.experiment import command, what_was_run
 from patch.pipeline.reporting.summary import Results, summary
 from patch.pipeline.reporting.tables import Arrangement, Table, build_table, to_text, write_table
@@ -125,4 +125,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--partial", action="store_true", help="make tables of the runs that are there")
     options = parser.parse_args(arguments)
     run = show_partial if options.partial else show
-    return print_result(lambda: run(Plan(read_experiment(options)), command(options.configfile, options.config)))
+    return print_result(lambda: run(read_plan(options), command(options.configfile, options.config)))

@@ -13,21 +13,19 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from patch.errors import InputError, print_result, suggest
-from patch.pipeline.cli.options import add_config_options, read_experiment
+from patch.pipeline.cli.workflow import add_config_options, read_graph
 from patch.pipeline.monitor.jobs import Monitor
 from patch.pipeline.monitor.logs import logs_of
 from patch.pipeline.monitor.queue import Queue
 from patch.pipeline.monitor.text import to_text
-from patch.pipeline.resources.graph import JobGraph
-from patch.pipeline.resources.jobs import Node
-from patch.pipeline.runs.plan import Plan
+from patch.pipeline.resources.jobs import Job
 
 SUBMIT_FOLDER = "work/submit"
 # Maximum number of run names in a message.
 NAMED = 20
 
 
-def find(nodes: Sequence[Node], name: str) -> list[Node]:
+def find(jobs: Sequence[Job], name: str) -> list[Job]:
     """Return the jobs that match a name.
 
     The name is compared with `<run>` and `<model>/<run>` exactly. If no run matches, a part of `<model>/<run>` is
@@ -36,26 +34,26 @@ def find(nodes: Sequence[Node], name: str) -> list[Node]:
     Raises:
         InputError: No job matches.
     """
-    runs = [node for node in nodes if node.run]
-    found = [node for node in runs if name in (node.name, f"{node.model}/{node.name}")]
-    found = found or [node for node in runs if name in f"{node.model}/{node.name}"]
-    found = found or [node for node in nodes if name in f"{node.rule}/{node.model}/{node.name}"]
+    of_runs = [job for job in jobs if job.of_run]
+    found = [job for job in of_runs if name in (job.name, f"{job.model}/{job.name}")]
+    found = found or [job for job in of_runs if name in f"{job.model}/{job.name}"]
+    found = found or [job for job in jobs if name in f"{job.rule}/{job.model}/{job.name}"]
     if not found:
-        names = list(dict.fromkeys(node.name for node in runs))
+        names = list(dict.fromkeys(job.name for job in of_runs))
         near = names if len(names) <= NAMED else get_close_matches(name, names, NAMED, cutoff=0)
         raise InputError(f"no run `{name}`; {suggest(name, near)}")
     return found
 
 
 def _report(options: argparse.Namespace) -> str:
-    plan = Plan(read_experiment(options))
+    # Before the graph is read, so that jobs absent from the queue have their outputs.
     queue = Queue(Path(options.folder))
-    graph = JobGraph(plan)
+    graph = read_graph(options)
     if options.logs is not None:
-        nodes = find(graph.nodes, options.logs)
-        paths = logs_of(queue, nodes, plan.layout.root)
+        jobs = find(graph.jobs, options.logs)
+        paths = logs_of(queue, jobs)
         if not paths:
-            raise InputError(f"`{options.logs}` has no log: none of its {len(nodes)} jobs has started")
+            raise InputError(f"`{options.logs}` has no log: none of its {len(jobs)} jobs has started")
         return "\n".join(paths)
     statuses = Monitor(graph, queue).statuses()
     if options.json:

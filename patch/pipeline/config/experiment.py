@@ -25,11 +25,11 @@ Value = bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", 
 
 
 class Perplexity(Section):
-    """Perplexity over non-overlapping windows of one tokenised text; the tail is dropped."""
+    """Perplexity over non-overlapping sequences of one tokenised text; the tail is dropped."""
 
     use: Use = Field(description="Corpus and part.")
-    seqlen: int = Field(4096, ge=4, description="Tokens per window.")
-    batch_size: int = Field(1, ge=1, description="Windows per forward pass.")
+    seqlen: int = Field(4096, ge=4, description="Tokens per sequence.")
+    batch_size: int = Field(1, ge=1, description="Sequences per forward pass.")
 
 
 class Evaluation(Section):

@@ -9,18 +9,19 @@ from pathlib import Path
 
 from snakemake_executor_plugin_submitit.history import Entry
 
-from patch.pipeline.monitor.here import file_time, printing_processes
-from patch.pipeline.monitor.logs import ended_well, rule_log
-from patch.pipeline.monitor.progress import Log, Progress, read_log, read_progress
+from patch.pipeline.monitor.local_processes import file_time, printing_processes
+from patch.pipeline.monitor.logs import last_lines
 from patch.pipeline.monitor.queue import Events, Queue, read_events
 from patch.pipeline.reporting.units import duration
-from patch.pipeline.resources.graph import JobGraph
-from patch.pipeline.resources.jobs import Node
+from patch.pipeline.resources.jobs import Job, JobGraph
+from patch.pipeline.runs.progress import Written, read_progress
 
-# Printed in this order. `started`: Snakemake runs and the job has a log, but no outputs and no process on this
-# machine; it runs elsewhere or was killed. `ready`: the job can run but is not submitted to SLURM.
+# Printed in this order. `started`: Snakemake runs and the job has started, but it has no outputs and no process on
+# this machine; it runs elsewhere or was killed. `ready`: the job can run but is not submitted to SLURM.
 STATES = ("done", "running", "pending", "failed", "started", "ready", "waiting")
 TAIL_LINES = 5
+# Seconds without a report after which a job that estimates its remaining time counts as silent.
+SILENCE = 900
 BLOCKED = "behind a failed job"
 
 
@@ -39,7 +40,7 @@ class JobStatus:
         node: name of the node that the job runs on.
         started: local start time, such as `2030-01-02T03:04:05`, by the clock of SLURM or of the node.
         expected: local start time that SLURM expects.
-        step: completed steps, blocks or tasks according to the log.
+        step: completed steps, blocks or tasks.
         steps: total number of steps, blocks or tasks.
         eta_seconds: estimated seconds left for the remaining steps.
         restarts: number of returns to the queue, None if the job has no SLURM job.
@@ -73,56 +74,50 @@ class Monitor:
     """Snapshot of the jobs of an experiment.
 
     Args:
-        graph: the jobs. It must be built after ``queue``, so that jobs absent from the queue have their outputs.
+        graph: the jobs. It must be read after ``queue``, so that jobs absent from the queue have their outputs.
         queue: SLURM submissions of the jobs.
     """
 
     def __init__(self, graph: JobGraph, queue: Queue) -> None:
         self.graph, self.queue = graph, queue
-        self.root = graph.plan.layout.root
-        self._remaining = set(graph.remaining)
         self._printing = printing_processes()
         # Snakemake's lock exists while Snakemake runs, and remains after a `kill -9`.
         self._locked = any(Path(".snakemake/locks").glob("*.lock"))
-        self._now = file_time(self.root)
+        self._now = file_time(graph.plan.layout.root)
 
-    def statuses(self) -> dict[Node, JobStatus]:
+    def statuses(self) -> dict[Job, JobStatus]:
         """Return the status of every job in the order of the graph, each job after its dependencies."""
-        statuses: dict[Node, JobStatus] = {}
-        for node in self.graph.nodes:
-            status = self._status(node)
-            if status.state in ("waiting", "ready") and self._blocked(node, statuses):
+        statuses: dict[Job, JobStatus] = {}
+        for job in self.graph.jobs:
+            status = self._status(job)
+            if status.state in ("waiting", "ready") and self._blocked(job, statuses):
                 status = replace(status, state="waiting", reason=BLOCKED)
-            statuses[node] = status
+            statuses[job] = status
         return statuses
 
-    def _blocked(self, node: Node, statuses: dict[Node, JobStatus]) -> bool:
-        needs = (statuses[need] for need in self.graph.needs(node))
+    def _blocked(self, job: Job, statuses: dict[Job, JobStatus]) -> bool:
+        needs = (statuses[need] for need in job.needs)
         return any(need.state == "failed" or need.reason == BLOCKED for need in needs)
 
-    def _status(self, node: Node) -> JobStatus:
-        status = JobStatus(
-            node.stage, node.rule, node.model, node.name, "done", log=rule_log(node, self.root), outputs=node.outputs
-        )
-        entry = self.queue.newest(node.outputs)
+    def _status(self, job: Job) -> JobStatus:
+        status = JobStatus(job.stage, job.rule, job.model, job.name, "done", log=job.log, outputs=job.outputs)
+        entry = self.queue.newest(job.outputs)
         # An entry without an id is about to be submitted, or its Snakemake was killed before the submission.
         if entry is not None and entry.outcome is None and (entry.id or self._locked):
-            return self._submitted(status, entry, self._made(node))
-        if node not in self._remaining:
+            made = not job.to_run or all(Path(path).exists() for path in job.outputs)
+            return self._submitted(status, entry, made)
+        if not job.to_run:
             return status
-        age = self._printing.get(os.path.abspath(status.log))
+        age = self._printing.get(os.path.abspath(job.log))
         if age is not None:
             return self._local(status, age)
         if entry is not None and entry.outcome == "failed":
             return _failed(replace(status, reason=entry.reason), entry, read_events(entry))
-        if self.graph.needs(node) & self._remaining:
+        if any(need.to_run for need in job.needs):
             return replace(status, state="waiting")
         if entry is not None and entry.outcome == "cancelled":
             return replace(status, state="ready", reason="cancelled")
-        return self._by_log(status)
-
-    def _made(self, node: Node) -> bool:
-        return node not in self._remaining or all(Path(path).exists() for path in node.outputs)
+        return self._by_progress(status)
 
     def _submitted(self, status: JobStatus, entry: Entry, made: bool) -> JobStatus:
         """Return the status of a job that has no outcome in the ledger."""
@@ -134,31 +129,43 @@ class Monitor:
         if verdict.state == "failed":
             return _failed(status, entry, events)
         started = events.written if events.kind == "start" else None
-        log = read_log(status.log) if events.starts else None
-        if log and started and log.written < started:  # The log is from the previous start.
-            log = None
-        return _with_progress(_with_job(status, entry, events), log, self._now, started)
+        written = read_progress(status.log) if events.starts else None
+        if written and started and written.time < started:  # by the previous start
+            written = None
+        return self._with_progress(_with_job(status, entry, events), written)
 
     def _local(self, status: JobStatus, age: float) -> JobStatus:
         """Return the status of a job that runs on this machine."""
         started = (datetime.now() - timedelta(seconds=age)).isoformat(timespec="seconds")
         status = replace(status, state="running", node=os.uname().nodename, started=started)
-        return _with_progress(status, read_log(status.log), self._now, self._now - age)
+        return self._with_progress(status, read_progress(status.log))
 
-    def _by_log(self, status: JobStatus) -> JobStatus:
+    def _by_progress(self, status: JobStatus) -> JobStatus:
         """Return the status of a job that can run but is known neither to SLURM nor to this machine."""
-        log = read_log(status.log)
-        if log is None or ended_well(status.log, log):
+        written = read_progress(status.log)
+        if written is None or written.progress.state == "done":  # the outputs of a job that is done were removed
             return replace(status, state="ready")
-        if log.stopped:
-            return _with_progress(replace(status, state="ready", reason="stopped"), log, self._now)
-        if log.error:
-            return replace(status, state="failed", reason=log.error, tail=log.lines[-TAIL_LINES:])
+        progress = written.progress
+        if progress.state == "stopped":
+            return self._with_progress(replace(status, state="ready", reason="stopped"), written)
+        if progress.state == "failed":
+            tail = last_lines(status.log, TAIL_LINES)
+            return self._with_progress(replace(status, state="failed", reason=progress.error, tail=tail), written)
         if not self._locked:
-            return replace(status, state="ready", reason="interrupted")
-        silence = duration(max(0.0, self._now - log.written) / 60)
-        status = _with_progress(replace(status, state="started"), log, self._now)
-        return replace(status, reason=f"its log was last written {silence} ago")
+            return self._with_progress(replace(status, state="ready", reason="interrupted"), written)
+        reason = f"its last report was {duration(max(0.0, self._now - written.time) / 60)} ago"
+        return self._with_progress(replace(status, state="started", reason=reason), written)
+
+    def _with_progress(self, status: JobStatus, written: Written | None) -> JobStatus:
+        if written is None:
+            return status
+        progress, age = written.progress, max(0.0, self._now - written.time)
+        status = replace(status, step=progress.done, steps=progress.total)
+        if status.state != "running" or progress.seconds_left is None:
+            return status
+        if age > SILENCE:
+            return replace(status, reason=f"silent for {duration(age / 60)}")
+        return replace(status, eta_seconds=round(max(0.0, progress.seconds_left - age)))
 
 
 def _with_job(status: JobStatus, entry: Entry, events: Events) -> JobStatus:
@@ -167,19 +174,11 @@ def _with_job(status: JobStatus, entry: Entry, events: Events) -> JobStatus:
     return replace(status, job=entry.id, restarts=restarts, time_limits=events.time_limits)
 
 
-def _with_progress(status: JobStatus, log: Log | None, now: float, started: float | None = None) -> JobStatus:
-    progress = read_progress(log, now, started) if log else Progress()
-    left = progress.seconds_left if status.state == "running" else None
-    if status.state == "running" and progress.silent:
-        status = replace(status, reason=f"silent for {duration(progress.silent / 60)}")
-    return replace(status, step=progress.step, steps=progress.steps, eta_seconds=None if left is None else round(left))
-
-
 def _failed(status: JobStatus, entry: Entry, events: Events) -> JobStatus:
     """Mark a job as failed and add the end of the rule's log, or of the job's standard error or output."""
     status = replace(status, state="failed", node=status.node or events.last.get("node"))
-    logs = [log for path in (status.log, entry.log("err"), entry.log("out")) if (log := read_log(path)) and log.lines]
-    if logs:
-        progress = read_progress(logs[0], logs[0].written)
-        status = replace(status, tail=logs[0].lines[-TAIL_LINES:], step=progress.step, steps=progress.steps)
+    tails = (last_lines(path, TAIL_LINES) for path in (status.log, entry.log("err"), entry.log("out")))
+    status = replace(status, tail=next(filter(None, tails), ()))
+    if written := read_progress(status.log):
+        status = replace(status, step=written.progress.done, steps=written.progress.total)
     return _with_job(status, entry, events)

@@ -9,8 +9,7 @@ from textwrap import wrap
 from patch.pipeline.monitor.jobs import BLOCKED, STATES, JobStatus
 from patch.pipeline.reporting.units import duration
 from patch.pipeline.resources.cost import SLACK
-from patch.pipeline.resources.graph import JobGraph
-from patch.pipeline.resources.jobs import STAGES, Node
+from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
 from patch.pipeline.resources.schedule import Task, simulate
 
 WIDTH = 120
@@ -38,7 +37,7 @@ _RIGHT = ("step", "left")
 _NARROWEST = 12
 
 
-def to_text(graph: JobGraph, statuses: dict[Node, JobStatus], note: str = "", everything: bool = False) -> str:
+def to_text(graph: JobGraph, statuses: dict[Job, JobStatus], note: str = "", everything: bool = False) -> str:
     """Return a report with the stages, the active and failed jobs, and a forecast of the remaining time.
 
     Args:
@@ -92,40 +91,40 @@ def _section(state: str, statuses: list[JobStatus], everything: bool) -> list[st
     return text
 
 
-def _outlook(graph: JobGraph, statuses: dict[Node, JobStatus]) -> list[str]:
+def _outlook(graph: JobGraph, statuses: dict[Job, JobStatus]) -> list[str]:
     """Return a forecast of the remaining time, assuming that the slots of the running jobs stay available."""
     lines = []
     blocked = sum(status.reason == BLOCKED for status in statuses.values())
     if blocked:
         lines.append(f"{blocked} jobs wait for one that failed: they run once it has succeeded.")
-    to_come = [n for n, s in statuses.items() if s.state not in ("done", "failed") and s.reason != BLOCKED]
+    to_come = [job for job, s in statuses.items() if s.state not in ("done", "failed") and s.reason != BLOCKED]
     # Running jobs come first so that they occupy their slots from the start of the simulation.
-    to_come.sort(key=lambda node: statuses[node].state != "running")
-    running = [node for node in to_come if statuses[node].state == "running"]
-    slots = sum(graph.slots(node) for node in running)
-    index = {node: number for number, node in enumerate(to_come)}
+    to_come.sort(key=lambda job: statuses[job].state != "running")
+    running = [job for job in to_come if statuses[job].state == "running"]
+    slots = sum(job.slots for job in running)
+    index = {job: number for number, job in enumerate(to_come)}
     tasks = [
         Task(
-            _minutes(node, statuses[node]),
-            graph.slots(node),
-            () if node in running else tuple(index[need] for need in graph.needs(node) if need in index),
+            _minutes(job, statuses[job]),
+            job.slots,
+            () if job in running else tuple(index[need] for need in job.needs if need in index),
         )
-        for node in to_come
+        for job in to_come
     ]
     outcome = simulate(tasks, slots) if running else None
     if outcome is not None:
         unit = "GPU" if graph.plan.experiment.resources.device == "cuda" else "core"
         held = f" on the {slots} {unit}{'s' * (slots != 1)} that jobs hold now" if slots else ""
         lines += [
-            f"To come: {len(to_come)} jobs, up to {duration(outcome.minutes)}{held},",
-            f"by the logs of those that run and the cost model's limits for the others (with a factor of {SLACK:g}).",
+            f"To come: {len(to_come)} jobs, up to {duration(outcome.minutes)}{held}, by the progress of the running",
+            f"jobs and the cost model's limits for the others (with a factor of {SLACK:g}).",
         ]
     return lines
 
 
-def _minutes(node: Node, status: JobStatus) -> float:
-    """Return the minutes left according to the job's log, or else the cost model's limit."""
-    return node.cost.minutes if status.eta_seconds is None else status.eta_seconds / 60
+def _minutes(job: Job, status: JobStatus) -> float:
+    """Return the minutes left according to the job's report, or else the cost model's limit."""
+    return job.minutes if status.eta_seconds is None else status.eta_seconds / 60
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

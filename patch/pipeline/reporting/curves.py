@@ -82,8 +82,8 @@ def _smoothed(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict],
         values = _values(run, key)
         if values is None:
             continue
-        window = max(1, round(SMOOTHING * len(values)))
-        smooth = values.rolling(window, center=True, min_periods=1).mean()
+        sequence = max(1, round(SMOOTHING * len(values)))
+        smooth = values.rolling(sequence, center=True, min_periods=1).mean()
         axis.plot(values.index, values, color=looks[label]["color"], linewidth=0.5, alpha=0.25)
         axis.plot(smooth.index, smooth, **looks[label])
         bounds += list(np.nanpercentile(values, [0.5, 99.5]))

@@ -45,7 +45,7 @@ def what_was_run(plan: Plan) -> dict[str, str]:
         "Target sparsities": _listed(f"{percent(level)} %" for level in sorted({run.sparsity for run in runs})),
         "Tiles": _listed(format_tile(tile) for tile in sorted({run.tile for run in runs if run.tile})),
         "Seeds": _listed(f"{seed}" for seed in sorted({run.seed for run in runs if _seeded(run)})),
-        "Perplexity": f"{_text(perplexity.use)}, in windows of {perplexity.seqlen} tokens",
+        "Perplexity": f"{_text(perplexity.use)}, in sequences of {perplexity.seqlen} tokens",
         "Tasks": f"{_listed(experiment.evaluation.tasks)}{questions}",
         "Speed": _speed(plan),
         "Calibration": f"{_text(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",

@@ -9,7 +9,7 @@ from patch.pipeline.reporting.columns import Column
 from patch.pipeline.reporting.html import html_page, html_table
 from patch.pipeline.reporting.table import DASH
 from patch.pipeline.reporting.units import hours, size
-from patch.pipeline.resources.forecast import Line, Numbers
+from patch.pipeline.resources.forecast import Forecast, Line
 from patch.pipeline.results.costs import Cost, measured_costs
 from patch.pipeline.results.order import QUANTIZATIONS, method_title
 from patch.pipeline.results.record import Record
@@ -23,7 +23,7 @@ LIMITS = (
 )
 
 
-def cost_page(experiment: str, records: Sequence[Record], forecast: Numbers) -> str:
+def cost_page(experiment: str, records: Sequence[Record], forecast: Forecast) -> str:
     """Return a page with the plan by stage, and the measured and planned cost by stage and method.
 
     Args:
@@ -47,7 +47,7 @@ def cost_page(experiment: str, records: Sequence[Record], forecast: Numbers) -> 
     return html_page(f"{experiment}: plan and cost", parts, notes)
 
 
-def _costs(records: Sequence[Record], forecast: Numbers) -> str:
+def _costs(records: Sequence[Record], forecast: Forecast) -> str:
     measured = measured_costs(records)
     planned = {(line.stage, line.of): line for line in forecast.recorded}
     keys = [*measured, *(key for key in planned if key not in measured)]

@@ -44,7 +44,7 @@ def how_sure(
 
 
 def _errors(records: Sequence[Record]) -> str:
-    windows = {record.metrics["perplexity"].samples for record in records if "perplexity" in record.metrics}
+    sequences = {record.metrics["perplexity"].samples for record in records if "perplexity" in record.metrics}
     questions: dict[str, set[int | None]] = {}
     for record in records:
         for name, metric in record.metrics.items():
@@ -59,8 +59,8 @@ def _errors(records: Sequence[Record]) -> str:
     tasks = ", ".join(f"{escape_markdown(name)} {_range(counts)}" for name, counts in questions.items())
     return (
         "The standard errors say how much a number would change on other samples: perplexity is over "
-        f"{_range(windows)} windows, accuracy over questions ({tasks}). {over} Rows are measured on the same windows "
-        "and questions, so the error of a difference is a paired one, often much smaller than those of the two rows. "
+        f"{_range(sequences)} sequences, accuracy over questions ({tasks}). {over} Rows are measured on the same "
+        "sequences and questions, so the error of a difference is a paired one, often much smaller than those of the two rows. "
         f"Below: of the pairs of rows with one sparsity, those whose difference is within {ERRORS} paired errors, "
         "which cannot be told apart."
     )

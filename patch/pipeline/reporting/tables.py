@@ -28,7 +28,7 @@ SPEEDUP = "speedup"
 NAMED_MISSING = 6
 BOLD_NOTE = (
     "Bold: the best of its sparsity and what ties with it within the standard error of the difference, "
-    "taken on the same windows and questions."
+    "taken on the same sequences and questions."
 )
 Found = dict[tuple[str, Key, str], tuple]
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patch.masks.blocks import block
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
-from patch.pipeline.config.experiment import Experiment
-from patch.pipeline.runs.grid import Grid
+from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
-from patch.pipeline.runs.stage_settings import WindowsSettings
+from patch.pipeline.runs.store import Sequences, Statistics
 
 GB = 1000
 # Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), and of Snakemake and
@@ -43,8 +41,8 @@ GPU_SLACK = 1.1
 
 
 @dataclass(frozen=True)
-class Job:
-    """Resources of a job.
+class Estimate:
+    """Estimated resources of a job, without its disk space.
 
     Attributes:
         gpus: Number of GPUs on each node.
@@ -66,13 +64,13 @@ class Job:
 class CostModel:
     """Resource estimates of the jobs of an experiment."""
 
-    def __init__(self, experiment: Experiment, grid: Grid) -> None:
-        self.experiment, self.grid = experiment, grid
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.experiment, self.grid = plan, plan.experiment, plan.grid
 
     def _shape(self, model: str) -> Shape:
         return model_shape(model, self.experiment.models[model])
 
-    def _job(
+    def _estimate(
         self,
         flops: float,
         efficiency: float,
@@ -80,7 +78,7 @@ class CostModel:
         gpus: int = 1,
         nodes: int = 1,
         host_mb: float | None = None,
-    ) -> Job:
+    ) -> Estimate:
         """Return the resources of a job that does ``flops`` with one process for each GPU.
 
         On a `cpu` device the job has the same number of processes and no GPUs.
@@ -102,29 +100,31 @@ class CostModel:
         through_host = work_mb if host_mb is None else host_mb
         host = BASE_MB + SLACK * work_mb if not on_gpu else 8 * GB + 1.2 * through_host
         gpu_mem_mb = math.ceil(GPU_SLACK * work_mb) if on_gpu else 0
-        return Job(processes if on_gpu else 0, math.ceil(processes * host), gpu_mem_mb, minutes, nodes, processes)
+        return Estimate(processes if on_gpu else 0, math.ceil(processes * host), gpu_mem_mb, minutes, nodes, processes)
 
-    def windows(self, settings: WindowsSettings) -> Job:
+    def sequences(self, sequences: Sequences) -> Estimate:
         """Return the resources of tokenization; the time grows with the tokens only if their number is known."""
+        settings = sequences.settings
         tokens = (settings.samples or 0) * settings.seqlen
         workers = self.experiment.resources.threads if settings.kind == "packed" else 1
         # Each worker holds a batch of text and its tokens, in the tokenizer's form and as a list (measured: 0.2 GB).
         memory = 4 * GB + (workers - 1) * GB // 2
-        return Job(0, memory, 0, 10 + math.ceil(tokens / TOKENIZED_PER_MINUTE / workers))
+        return Estimate(0, memory, 0, 10 + math.ceil(tokens / TOKENIZED_PER_MINUTE / workers))
 
-    def train(self, model: str) -> Job:
+    def train(self, model: str) -> Estimate:
         """Return the resources of training a small model, always on the CPU."""
         shape, run = self._shape(model), self.experiment.models[model].source.training
         tokens = run.steps * run.batch_size * run.seqlen
         work = (16 * parameters(shape) + run.batch_size * run.seqlen * _activation_bytes(shape, 4)) / 1e6
-        return self._job(6 * parameters(shape) * tokens, EFFICIENCY["train"], work, gpus=0)
+        return self._estimate(6 * parameters(shape) * tokens, EFFICIENCY["train"], work, gpus=0)
 
-    def statistics(self, model: str, gram: bool) -> Job:
+    def statistics(self, statistics: Statistics) -> Estimate:
         """Return the resources of input statistics: one forward pass over the calibration set, and Gram matrices."""
+        model, gram = statistics.model, statistics.settings.gram
         flops = self._calibration_flops(model, 1, gram)
-        return self._block_job(model, flops, self._block_mb(model, gram, calibrating=True))
+        return self._block_estimate(model, flops, self._block_mb(model, gram, calibrating=True))
 
-    def prune(self, run: Run) -> Job:
+    def prune(self, run: Run) -> Estimate:
         """Return the resources of one-shot pruning.
 
         It takes two forward passes over the calibration set or none, and solves linear systems of Gram matrices.
@@ -136,20 +136,20 @@ class CostModel:
             shape = self._shape(run.model)
             layers = linear_shapes(shape).values()
             flops += shape.num_hidden_layers * sum(2 * columns**2 * (rows + columns) for rows, columns in layers)
-        return self._block_job(run.model, flops, self._block_mb(run.model, gram, calibrating))
+        return self._block_estimate(run.model, flops, self._block_mb(run.model, gram, calibrating))
 
-    def import_mask(self, run: Run) -> Job:
+    def import_mask(self, run: Run) -> Estimate:
         """Return the resources of checking an imported mask, which unpacks one layer at a time and loads no weights."""
         shape = self._shape(run.model)
         largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
-        return self._job(0.0, 1.0, (prunable_parameters(shape) / 8 + 16 * largest) / 1e6, gpus=0)
+        return self._estimate(0.0, 1.0, (prunable_parameters(shape) / 8 + 16 * largest) / 1e6, gpus=0)
 
-    def export(self, run: Run) -> Job:
+    def export(self, run: Run) -> Estimate:
         """Return the resources of an export, which holds the model twice: to save it, and to check the saved one."""
         held = BYTES[self.experiment.models[run.model].dtype] * parameters(self._shape(run.model)) / 1e6
-        return self._job(0.0, 1.0, 2 * held, gpus=0, host_mb=2 * held)
+        return self._estimate(0.0, 1.0, 2 * held, gpus=0, host_mb=2 * held)
 
-    def quantize(self, run: Run) -> Job:
+    def quantize(self, run: Run) -> Estimate:
         """Return the resources of quantization.
 
         With adapters it takes two forward passes over the calibration set and a decomposition of each layer.
@@ -162,7 +162,7 @@ class CostModel:
             flops += shape.num_hidden_layers * sum(
                 20.0 * min(layer) ** 2 * sum(layer) for layer in linear_shapes(shape).values()
             )
-        return self._block_job(run.model, flops, self._block_mb(run.model, False, calibrating=low_rank))
+        return self._block_estimate(run.model, flops, self._block_mb(run.model, False, calibrating=low_rank))
 
     def _calibration_flops(self, model: str, passes: int, gram: bool) -> float:
         shape, settings = self._shape(model), self.experiment.calibration
@@ -187,14 +187,14 @@ class CostModel:
             work += 4 * sum(columns**2 for _, columns in layers) + 24 * max(columns**2 for _, columns in layers)
         return work / 1e6
 
-    def _block_job(self, model: str, flops: float, device_mb: float) -> Job:
+    def _block_estimate(self, model: str, flops: float, device_mb: float) -> Estimate:
         """Return the resources of a job that holds a model in host memory and one of its blocks on the device."""
         held = BYTES[self.experiment.models[model].dtype] * parameters(self._shape(model)) / 1e6
         on_gpu = self.experiment.resources.device == "cuda"
         # On a GPU, bit masks and the batches that are read and written are small compared with the model.
-        return self._job(flops, EFFICIENCY["prune"], device_mb if on_gpu else held + device_mb, host_mb=1.1 * held)
+        return self._estimate(flops, EFFICIENCY["prune"], device_mb if on_gpu else held + device_mb, host_mb=1.1 * held)
 
-    def learn(self, run: Run) -> Job:
+    def learn(self, run: Run) -> Estimate:
         """Return the resources of mask learning: forward and backward passes, and logits with two Adam moments.
 
         The weights are frozen, except that ProxSparse learns all weights in fp32 and keeps the original ones.
@@ -210,22 +210,22 @@ class CostModel:
         work = learning_mb(shape, run.method, size, held, settings.gradient_checkpointing, device, moments, count)
         # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
         host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, run.method) / count) / 1e6
-        return self._job(6.0 * parameters(shape) * tokens, EFFICIENCY[run.method], work, gpus, nodes, host)
+        return self._estimate(6.0 * parameters(shape) * tokens, EFFICIENCY[run.method], work, gpus, nodes, host)
 
-    def evaluate(self, run: Run) -> Job:
+    def evaluate(self, run: Run) -> Estimate:
         """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
         shape, evaluation = self._shape(run.model), self.experiment.evaluation
         size = BYTES[self.experiment.models[run.model].dtype]
         tokens = EVALUATION_TOKENS if not evaluation.include_path else evaluation.task_samples * 1000
         work = size * parameters(shape) + evaluation.batch_size * 256 * _activation_bytes(shape, size, True)
-        return self._job(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
+        return self._estimate(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
 
-    def speedup(self, model: str, runs: Sequence[Run]) -> Job:
+    def speedup(self, model: str) -> Estimate:
         """Return the resources of a speed measurement.
 
         The dense model and its runs generate in turn. All of them are in memory, with one masked model to compare.
         """
-        shape, settings = self._shape(model), self.experiment.speedup
+        shape, settings, runs = self._shape(model), self.experiment.speedup, self.plan.timed_runs(model)
         size = BYTES[self.experiment.models[model].dtype]
         generations = (settings.repeats + UNCOUNTED) * (1 + len(runs))
         length = settings.prompt + settings.new_tokens
@@ -236,7 +236,7 @@ class CostModel:
         held += sum(prunable_parameters(shape) * (1 - 0.875 * run.sparsity) for run in runs)
         work = size * held + settings.batch_size * settings.prompt * _activation_bytes(shape, size, True)
         flops = 2.0 * parameters(shape) * generations * settings.batch_size * length
-        return self._job(flops, EFFICIENCY["speedup"], work / 1e6, host_mb=2 * size * parameters(shape) / 1e6)
+        return self._estimate(flops, EFFICIENCY["speedup"], work / 1e6, host_mb=2 * size * parameters(shape) / 1e6)
 
 
 def learning_mb(
@@ -286,10 +286,10 @@ def _learned(shape: Shape, method: str) -> float:
     return {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(method, 1.5 * prunable_parameters(shape))
 
 
-def too_large(costs: CostModel, grid: Grid) -> list[str]:
+def too_large(costs: CostModel) -> list[str]:
     """Return one line for each learning job that needs more memory than a GPU has."""
     limit = 1000 * costs.experiment.resources.gpu_memory_gb
-    needs = {run: costs.learn(run).gpu_mem_mb for run in grid.closure if run.definition.stage == "learn"}
+    needs = {run: costs.learn(run).gpu_mem_mb for run in costs.grid.closure if run.definition.stage == "learn"}
     return [
         f"{run.model} {run.id} needs about {need / 1000:.0f} GB of GPU memory; "
         f"`resources.gpu_memory_gb` is {limit / 1000:g}"

@@ -13,7 +13,7 @@ from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, p
 from patch.pipeline.resources.cost import BYTES
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
-from patch.pipeline.runs.store import Windows
+from patch.pipeline.runs.store import Sequences, Statistics
 
 MB = 1e6
 # Sizes of a hub data set as multiples of its download: the text in arrow files of `datasets`
@@ -32,7 +32,7 @@ class Space:
     """Disk space of a job in MB.
 
     Attributes:
-        kept: Space that stays in use in `work/` or `results/`.
+        kept: Space of the outputs in `work/` or `results/`.
         scratch: Space that is released when the job ends.
         cache: Space that stays in use in the cache of the hub's libraries.
     """
@@ -40,9 +40,6 @@ class Space:
     kept: float = 0.0
     scratch: float = 0.0
     cache: float = 0.0
-
-
-NOTHING = Space()
 
 
 class DiskModel:
@@ -72,7 +69,7 @@ class DiskModel:
         return Space(kept=self.text(corpus) or 0.0)
 
     def model(self, model: str) -> Space:
-        """Return the space of a model's weights, and of the checkpoints during its training."""
+        """Return the space of a model's weights, and of its training's checkpoints."""
         shape, entry = self._shape(model), self.experiment.models[model]
         if isinstance(entry.source, LocalModel):
             return Space(kept=folder_size(entry.source.path))
@@ -84,25 +81,32 @@ class DiskModel:
         size = BYTES["bfloat16" if isinstance(entry.source, GgufModel) else entry.dtype]
         return Space(kept=size * parameters(shape) / MB)
 
-    def tasks(self) -> Space:
-        """Return the space of the data of the zero-shot tasks; data that is made from text is negligible."""
-        return Space(cache=0.0 if self.experiment.evaluation.include_path else TASKS_MB)
+    def fetched_tasks(self, _: None = None) -> Space:
+        """Return the space of the data sets of lm-eval's tasks."""
+        return Space(cache=TASKS_MB)
 
-    def windows(self, windows: Windows, model: str) -> Space:
-        """Return the space of token ids: two bytes each, or four if the vocabulary of ``model`` needs more than two."""
+    def sequences(self, sequences: Sequences) -> Space:
+        """Return the space of token ids: two bytes each, or four if the vocabulary needs more than two."""
+        store = self.plan.store
+        model = next(name for name in self.experiment.models if store.tokenizer_path(name) == sequences.tokenizer)
         size = 2 if self._shape(model).vocab_size <= 1 << 16 else 4
-        settings = windows.settings
+        settings = sequences.settings
         bounds = [settings.samples * settings.seqlen] if settings.samples else []
-        corpus = next(name for name in self.experiment.corpora if self.plan.store.corpus_path(name) == windows.corpus)
+        corpus = next(name for name in self.experiment.corpora if store.corpus_path(name) == sequences.corpus)
         text = self.text(corpus)
         if text is not None:
             bounds.append(text * MB / CHARACTERS_PER_TOKEN)
         return Space(kept=size * min(bounds, default=0.0) / MB)
 
-    def mask(self, run: Run) -> float:
-        """Return the size of a mask in MB: one bit for each weight and one for each tile."""
+    def mask(self, run: Run) -> Space:
+        """Return the space of a mask: one bit for each weight and one for each tile."""
         shape = self._shape(run.model)
-        return (prunable_parameters(shape) + _tiles(shape, run)) / 8 / MB
+        return Space(kept=(prunable_parameters(shape) + _tiles(shape, run)) / 8 / MB)
+
+    def prune(self, run: Run) -> Space:
+        """Return the space of a mask, and of the updated weights that the job caches if they are read."""
+        weights = self.weights(run).kept if run in self.plan.updated_runs else 0.0
+        return Space(kept=self.mask(run).kept, scratch=weights)
 
     def fetched_mask(self, name: str) -> Space:
         """Return the space of a downloaded mask: one bit for each weight, which hardly compresses."""
@@ -110,33 +114,42 @@ class DiskModel:
         return Space(kept=size, cache=size)
 
     def learn(self, run: Run) -> Space:
-        """Return the space of a mask and of its learning checkpoints: parameters and two Adam moments in fp32."""
+        """Return the space of a mask, and of the checkpoints that are still to be written.
+
+        A checkpoint has the learned parameters and two Adam moments in fp32.
+        """
         shape = self._shape(run.model)
         logits = 0 if run.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
         learned = parameters(shape) if run.method == "proxsparse" else logits + _tiles(shape, run)
-        state = 4 * 3 * learned
-        return Space(kept=self.mask(run), scratch=CHECKPOINTS * state / MB)
+        checkpoints = CHECKPOINTS * 4 * 3 * learned / MB - folder_size(self.plan.layout.checkpoints(run))
+        return Space(kept=self.mask(run).kept, scratch=max(0.0, checkpoints))
 
-    def statistics(self, model: str, gram: bool) -> float:
-        """Return the size in MB of a dense model's input statistics, in fp32 for each distinct input tensor."""
-        shape = self._shape(model)
+    def statistics(self, statistics: Statistics) -> Space:
+        """Return the space of a dense model's input statistics, in fp32 for each distinct input tensor."""
+        shape, gram = self._shape(statistics.model), statistics.settings.gram
         # A block has four input tensors: hidden states before attention and MLP, and inputs of their last layers.
         layers = linear_shapes(shape)
         widths = [shape.hidden_size] * 2 + [layers[name][1] for name in ("o_proj", "down_proj")]
-        return 4 * shape.num_hidden_layers * sum(n * n + n if gram else n for n in widths) / MB
+        return Space(kept=4 * shape.num_hidden_layers * sum(n * n + n if gram else n for n in widths) / MB)
 
-    def quantized(self, run: Run) -> float:
-        """Return the size in MB of low-bit weights, scales and adapters, kept from quantization to evaluation."""
+    def quantize(self, run: Run) -> Space:
+        """Return the space of low-bit weights, scales and adapters."""
         shape, settings = self._shape(run.model), self.experiment.quantization
         size = prunable_parameters(shape) * (settings.bits / 8 + 4 / settings.group_size)
         if run.quantization == "slim-lora":
             ranks = [(settings.rank_ratio * min(layer), sum(layer)) for layer in linear_shapes(shape).values()]
             size += 4 * shape.num_hidden_layers * sum(rank * sides for rank, sides in ranks)
-        return size / MB
+        return Space(kept=size / MB)
 
-    def weights(self, run: Run) -> float:
-        """Return the size in MB of the updated weights, kept from pruning to evaluation."""
-        return BYTES[self.experiment.models[run.model].dtype] * prunable_parameters(self._shape(run.model)) / MB
+    def weights(self, run: Run) -> Space:
+        """Return the space of updated weights."""
+        size = BYTES[self.experiment.models[run.model].dtype]
+        return Space(kept=size * prunable_parameters(self._shape(run.model)) / MB)
+
+    def export(self, run: Run) -> Space:
+        """Return the space of an exported model and its mask of one bit for each weight."""
+        shape, size = self._shape(run.model), BYTES[self.experiment.models[run.model].dtype]
+        return Space(kept=(size * parameters(shape) + prunable_parameters(shape) / 8) / MB)
 
 
 def folder_size(folder: Path | str) -> float:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from patch.errors import InputError
-from patch.pipeline.resources.cost import Job
-from patch.pipeline.resources.graph import JobGraph
-from patch.pipeline.resources.jobs import STAGES, Node
-from patch.pipeline.runs.plan import Plan
+from patch.files.io import atomic_file
+from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
 from patch.settings import Section
 
 # Rule -> stage of a record that has the measured cost of the rule's job.
@@ -38,7 +36,7 @@ class Line(Section):
     memory_mb: int
 
 
-class Numbers(Section):
+class Forecast(Section):
     """Forecast by stage.
 
     ``stages`` has all jobs, as `python -m patch plan` counts them. ``recorded`` has the jobs whose cost is in records.
@@ -49,59 +47,50 @@ class Numbers(Section):
     recorded: list[Line]
 
 
-class Forecast:
-    """Forecast of a plan, computed on first use."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    @cached_property
-    def json(self) -> str:
-        """Forecast as JSON, for the command line of a job."""
-        return self.numbers.model_dump_json()
-
-    @cached_property
-    def numbers(self) -> Numbers:
-        """Forecast, which depends on the configuration but not on the existing outputs."""
-        graph = JobGraph(self.plan)
-        evaluated = {(run.model, run.pruned.id) for run in self.plan.grid.runs}
-        stages = {stage: [node for node in graph.nodes if node.stage == stage] for stage in STAGES}
-        recorded: dict[tuple[str, str], list[Node]] = {}
-        for node in graph.nodes:
-            run = node.run
-            if node.rule in RECORDED and run and (run.model, run.pruned.id) in evaluated:
-                of = run.quantization or run.method if node.rule == "quantize" else run.method
-                recorded.setdefault((RECORDED[node.rule], of), []).append(node)
-        return Numbers(
-            device=self.plan.experiment.resources.device,
-            stages=[_line(graph, stage, "", nodes) for stage, nodes in stages.items() if nodes],
-            recorded=[_line(graph, stage, of, nodes) for (stage, of), nodes in recorded.items()],
-        )
-
-
-def _line(graph: JobGraph, stage: str, of: str, nodes: list[Node]) -> Line:
-    on_gpu = graph.plan.experiment.resources.device == "cuda"
-
-    def memory(cost: Job) -> int:
-        return cost.gpu_mem_mb if on_gpu else cost.mem_mb
-
-    return Line(
-        stage=stage,
-        of=of,
-        jobs=len(nodes),
-        minutes=sum(node.cost.minutes for node in nodes),
-        device_hours=round(sum(graph.slots(node) * node.cost.minutes for node in nodes) / 60, 3),
-        memory_mb=max(memory(node.cost) for node in nodes),
+def forecast(graph: JobGraph) -> Forecast:
+    """Return the forecast of all jobs of a graph, finished or not."""
+    grid, device = graph.plan.grid, graph.plan.experiment.resources.device
+    evaluated = {(run.model, run.pruned.id) for run in grid.runs}
+    stages = {stage: [job for job in graph.jobs if job.stage == stage] for stage in STAGES}
+    recorded: dict[tuple[str, str], list[Job]] = {}
+    for job in graph.jobs:
+        if job.rule in RECORDED:
+            run = grid.run(job.model, job.name)
+            if (run.model, run.pruned.id) in evaluated:
+                of = run.quantization or run.method if job.rule == "quantize" else run.method
+                recorded.setdefault((RECORDED[job.rule], of), []).append(job)
+    return Forecast(
+        device=device,
+        stages=[_line(stage, "", jobs, device) for stage, jobs in stages.items() if jobs],
+        recorded=[_line(stage, of, jobs, device) for (stage, of), jobs in recorded.items()],
     )
 
 
-def read_forecast(text: str) -> Numbers:
-    """Read a forecast from JSON.
+def _line(stage: str, of: str, jobs: list[Job], device: str) -> Line:
+    return Line(
+        stage=stage,
+        of=of,
+        jobs=len(jobs),
+        minutes=sum(job.minutes for job in jobs),
+        device_hours=round(sum(job.slots * job.minutes for job in jobs) / 60, 3),
+        memory_mb=max(job.gpu_mem_mb if device == "cuda" else job.mem_mb for job in jobs),
+    )
+
+
+def write_forecast(path: Path | str, graph: JobGraph) -> None:
+    """Write the forecast of a graph as JSON, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(forecast(graph).model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_forecast(path: Path | str) -> Forecast:
+    """Read a forecast.
 
     Raises:
-        InputError: The text is not a forecast.
+        InputError: The file is missing or is not a forecast.
     """
     try:
-        return Numbers.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"--forecast: {error.errors()[0]['msg']}") from None
+        return Forecast.model_validate_json(Path(path).read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise InputError(f"{path}: not a forecast ({reason}); `snakemake` writes it when a run starts") from None

@@ -1,16 +1,22 @@
-"""Jobs of an experiment, with their outputs, inputs and resources, as the rules of the workflow define them."""
+"""Jobs of an experiment, with their dependencies and resources, read from Snakemake's job graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from patch.pipeline.resources.cost import CostModel, Job
-from patch.pipeline.resources.disk import NOTHING, DiskModel, Space
+from patch.pipeline.resources.cost import Estimate
+from patch.pipeline.resources.disk import Space
+from patch.pipeline.resources.schedule import Task
 from patch.pipeline.runs.plan import Plan
-from patch.pipeline.runs.run import Run
-from patch.pipeline.runs.store import Statistics, Windows
+
+if TYPE_CHECKING:
+    from snakemake.dag import DAG
+    from snakemake.jobs import Job as SnakemakeJob
 
 # Rows of the printed plan and the rules of each row.
 STAGES = {
@@ -25,6 +31,7 @@ STAGES = {
     "quantize": ("quantize",),
     "evaluate": ("evaluate",),
     "speedup": ("speedup",),
+    "export": ("export",),
     "tabulate": (
         "collect",
         "compare",
@@ -37,167 +44,148 @@ STAGES = {
         "summary",
     ),
 }
+# Memory in MB of a job that needs little more than its libraries.
+LIGHT_MB = 1000
 # Assumes a download at 50 MB/s.
 DOWNLOADED_MB_PER_MINUTE = 3000
-# Memory of a job without its own estimate: libraries and little data.
-LIGHT_MB = 1000
+# Resources of the rules that compute or download.
+JOB_RESOURCES = ("gpus", "mem_mb", "gpu_mem_mb", "runtime", "disk_mb", "scratch_mb", "cache_mb")
+
+
+def download(space: Space) -> Estimate:
+    """Return the resources of a job that downloads or copies files."""
+    return Estimate(0, LIGHT_MB, 0, 1 + int(max(space.kept, space.cache) / DOWNLOADED_MB_PER_MINUTE))
+
+
+def job_resources(cost: Estimate, space: Space) -> dict[str, int]:
+    """Return the values of ``JOB_RESOURCES``; disk space is rounded up to whole MB."""
+    disk = map(math.ceil, (space.kept + space.scratch, space.scratch, space.cache))
+    return dict(zip(JOB_RESOURCES, (cost.gpus, cost.mem_mb, cost.gpu_mem_mb, cost.minutes, *disk), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
+class Job:
     """One job.
 
     Attributes:
         rule: Rule of the workflow.
-        name: Name of the artifact that the rule makes, such as a corpus, a model or a run.
         model: Model that the job belongs to, or None if models share it.
+        name: Run of the job, or the name of the artifact that it makes.
+        of_run: True if ``name`` is a run of ``model``.
         outputs: Paths that the job writes.
-        inputs: Paths that the job reads.
-        cost: GPUs, memory and minutes.
-        space: Disk space.
-        run: Run that the job belongs to, else None.
+        log: Path of the log.
+        benchmark: Path of the file that Snakemake writes after the job succeeds.
+        needs: Jobs whose outputs the job reads.
+        to_run: True if Snakemake would run the job now.
+        temporary: True if the outputs are removed after the last job that reads them.
+        gpus: GPUs on each node.
+        slots: GPUs on all nodes, or cores if the device is `cpu`.
+        mem_mb: Host memory on each node in MB.
+        gpu_mem_mb: Memory on each GPU in MB, or 0 on the CPU.
+        minutes: Limit of the wall time in minutes.
+        disk_mb: Disk space in MB that the job allocates in `work/` and `results/`.
+        scratch_mb: Part of ``disk_mb`` that the job releases when it ends.
+        cache_mb: Disk space in MB that the job allocates in the cache of the hub's libraries.
     """
 
     rule: str
-    name: str
     model: str | None
+    name: str
+    of_run: bool
     outputs: tuple[str, ...]
-    inputs: tuple[str, ...]
-    cost: Job
-    space: Space = NOTHING
-    run: Run | None = None
+    log: str
+    benchmark: str
+    needs: frozenset[Job]
+    to_run: bool
+    temporary: bool
+    gpus: int
+    slots: int
+    mem_mb: int
+    gpu_mem_mb: int
+    minutes: int
+    disk_mb: float
+    scratch_mb: float
+    cache_mb: float
 
     @property
     def stage(self) -> str:
         """Row of the printed plan."""
         return next(stage for stage, rules in STAGES.items() if self.rule in rules)
 
+    @property
+    def kept_mb(self) -> float:
+        """Disk space in MB that stays in use."""
+        return 0.0 if self.temporary else self.disk_mb - self.scratch_mb
 
-class JobList:
-    """List of all jobs of an experiment, each after the jobs that it depends on."""
 
-    def __init__(self, plan: Plan, costs: CostModel, disk: DiskModel) -> None:
-        self.plan, self.costs, self.disk = plan, costs, disk
+@dataclass(frozen=True)
+class JobGraph:
+    """Jobs that the requested files of an experiment need.
 
-    def nodes(self) -> list[Node]:
-        """Return the jobs of shared artifacts, of runs, and of tables and figures."""
-        return [*self._store_nodes(), *self._run_nodes(), *self._speedup_nodes(), *self._table_nodes()]
+    Attributes:
+        plan: Plan of the experiment.
+        jobs: All jobs, each after those that it depends on.
+    """
 
-    def _light(self, minutes: int = 1) -> Job:
-        return Job(gpus=0, mem_mb=LIGHT_MB, gpu_mem_mb=0, minutes=minutes)
+    plan: Plan
+    jobs: Sequence[Job]
 
-    def _fetching(self, space: Space) -> Job:
-        return self._light(1 + int(max(space.kept, space.cache) / DOWNLOADED_MB_PER_MINUTE))
+    @classmethod
+    def read(cls, plan: Plan, dag: DAG) -> JobGraph:
+        """Read the jobs of a graph that Snakemake has built."""
+        to_run, jobs = set(dag.needrun_jobs()), {}
+        for level in dag.toposorted():
+            for job in sorted(level, key=lambda job: (job.rule.name, *job.output)):
+                if job.output:  # a target such as `all` has none
+                    needs = frozenset(jobs[need] for need in dag.dependencies[job])
+                    jobs[job] = _job(plan, job, needs, job in to_run)
+        return cls(plan, list(jobs.values()))
 
-    def _store_nodes(self) -> Iterable[Node]:
-        store, experiment = self.plan.store, self.plan.experiment
-        trained = [name for name, model in experiment.models.items() if model.source.kind == "train"]
-        for name in experiment.corpora:
-            space = self.disk.corpus(name)
-            yield Node("fetch_corpus", name, None, (store.corpus_path(name),), (), self._fetching(space), space)
-        tokenizers = {store.tokenizer_path(name): experiment.models[name].source.corpus for name in trained}
-        for path, corpus in tokenizers.items():
-            yield Node("make_tokenizer", Path(path).name, None, (path,), (store.corpus_path(corpus),), self._light())
-        for name in experiment.models:
-            if name not in trained:
-                space = self.disk.model(name)
-                yield Node("fetch_model", name, name, (store.model_path(name),), (), self._fetching(space), space)
-        for windows in self.plan.windows.values():
-            yield self._windows_node(windows)
-        for name in trained:
-            inputs = (store.tokenizer_path(name), store.training_windows(name).path)
-            cost, space = self.costs.train(name), self.disk.model(name)
-            yield Node("train_model", name, name, (store.model_path(name),), inputs, cost, space)
-        for statistics in self.plan.statistics.values():
-            yield self._statistics_node(statistics)
-        for name in self._fetched_masks():
-            space = self.disk.fetched_mask(name)
-            yield Node("fetch_mask", name, None, (store.mask_source(name),), (), self._fetching(space), space)
-        space, made = self.disk.tasks(), experiment.evaluation.include_path is not None
-        inputs = (store.corpus_path(experiment.evaluation.task_use.corpus),) if made else ()
-        rule = "make_tasks" if made else "fetch_tasks"
-        yield Node(rule, "tasks", None, (store.tasks_path(),), inputs, self._fetching(space), space)
+    @cached_property
+    def remaining(self) -> list[Job]:
+        """Jobs that Snakemake would run now."""
+        return [job for job in self.jobs if job.to_run]
 
-    def _fetched_masks(self) -> list[str]:
-        used = {run.imported for run in self.plan.masks.made if run.imported}
-        return sorted(name for name in used if self.plan.experiment.imports[name].source.kind == "hub")
+    def tasks(self) -> list[Task]:
+        """Return the remaining jobs as tasks of the simulation."""
+        index = {job: number for number, job in enumerate(self.remaining)}
+        claims = [job.disk_mb for job in self.remaining]
+        frees = [job.scratch_mb for job in self.remaining]
+        for number, job in enumerate(self.remaining):
+            if job.rule == "update_weights":
+                # The pruning job caches the weights, and this job moves them.
+                for pruning in (index[need] for need in job.needs if need in index and need.rule == "prune"):
+                    claims[number], frees[pruning] = 0.0, 0.0
+            if job.temporary and (readers := [index[other] for other in self.remaining if job in other.needs]):
+                frees[max(readers)] += job.disk_mb
+        return [
+            Task(job.minutes, job.slots, tuple(sorted(index[n] for n in job.needs if n in index)), claim, free)
+            for job, claim, free in zip(self.remaining, claims, frees, strict=True)
+        ]
 
-    def _windows_node(self, windows: Windows) -> Node:
-        store, experiment = self.plan.store, self.plan.experiment
-        models = [name for name in experiment.models if store.tokenizer_path(name) == windows.tokenizer]
-        rule = "calibrate" if windows.settings.kind == "calibration" else "tokenize"
-        model = models[0] if len(models) == 1 else None
-        inputs = (windows.corpus, windows.tokenizer)
-        cost, space = self.costs.windows(windows.settings), self.disk.windows(windows, models[0])
-        return Node(rule, windows.key, model, (windows.path,), inputs, cost, space)
 
-    def _statistics_node(self, statistics: Statistics) -> Node:
-        model, gram = statistics.model, statistics.settings.gram
-        inputs = (self.plan.store.model_path(model), statistics.windows.path)
-        cost, space = self.costs.statistics(model, gram), Space(kept=self.disk.statistics(model, gram))
-        return Node("statistics", statistics.key, model, (statistics.path,), inputs, cost, space)
-
-    def _run_nodes(self) -> Iterable[Node]:
-        plan, layout = self.plan, self.plan.layout
-        for run in plan.masks.made:
-            mask, space = plan.masks.mask(run), Space(kept=self.disk.mask(run))
-            if run.definition.stage == "prune":
-                yield self._run_node("prune", run, [mask], plan.prune_inputs(run), self.costs.prune(run), space)
-            elif run.definition.stage == "import":
-                inputs, cost = plan.import_inputs(run), self.costs.import_mask(run)
-                yield self._run_node("import_mask", run, [mask], inputs, cost, space)
-            else:
-                inputs = plan.learn_inputs(run) | plan.prior_inputs(run)
-                outputs = [mask, plan.masks.curve(run)]
-                yield self._run_node("learn", run, outputs, inputs, self.costs.learn(run), self.disk.learn(run))
-        for run in plan.updated_runs:
-            inputs = plan.prune_inputs(run) | {"mask": plan.masks.mask(run)}
-            yield self._run_node("update_weights", run, [layout.weights(run)], inputs, self.costs.prune(run))
-        for run in plan.grid.runs:
-            if run.quantization:
-                inputs, outputs = plan.quantize_inputs(run), [layout.quantized(run)]
-                yield self._run_node("quantize", run, outputs, inputs, self.costs.quantize(run))
-            inputs = plan.evaluate_inputs(run)
-            outputs = [layout.record(run), layout.samples(run)]
-            yield self._run_node("evaluate", run, outputs, inputs, self.costs.evaluate(run))
-
-    def _run_node(
-        self, rule: str, run: Run, outputs: list[str], inputs: dict[str, str], cost: Job, space: Space = NOTHING
-    ) -> Node:
-        return Node(rule, run.id, run.model, tuple(outputs), tuple(inputs.values()), cost, space, run)
-
-    def _speedup_nodes(self) -> Iterable[Node]:
-        plan = self.plan
-        for model in plan.timed_models:
-            inputs = (plan.store.model_path(model), *plan.speedup_inputs(model)["masks"])
-            cost = self.costs.speedup(model, plan.timed_runs(model))
-            yield Node("speedup", model, model, (plan.layout.speedup(model),), inputs, cost)
-
-    def _table_nodes(self) -> Iterable[Node]:
-        plan, root = self.plan, self.plan.layout.root
-        records = tuple(plan.layout.record(run) for run in plan.grid.runs)
-        samples = tuple(plan.layout.samples(run) for run in plan.grid.runs)
-        results, differences = f"{root}/results.csv", f"{root}/differences.csv"
-        yield Node("collect", "results", None, (results,), records, self._light())
-        yield Node("compare", "differences", None, (differences,), samples, self._light())
-        speedups = tuple(plan.layout.speedup(model) for model in plan.timed_models)
-        for table in plan.tables():
-            paths = tuple(f"{root}/tables/{table}.{kind}" for kind in ("csv", "md", "tex", "html"))
-            inputs = (results, differences, *(speedups if table == "speedup" else ()))
-            yield Node("table", table, None, paths, inputs, self._light())
-        for model in plan.models:
-            inputs = {
-                "pareto": (results,),
-                "density": tuple(plan.layout.record(run) for run in plan.hybrid_runs(model)),
-                "curves": tuple(plan.masks.curve(run) for run in plan.learned_runs(model)),
-                "speedup": (results, plan.layout.speedup(model)),
-            }
-            for figure in plan.figures(model):
-                paths = tuple(f"{root}/figures/{model}/{figure}.{kind}" for kind in ("svg", "pdf", "png"))
-                # The rule `speedup` measures the speed; another rule draws the figure.
-                rule = "speedup_figure" if figure == "speedup" else figure
-                yield Node(rule, model, model, paths, inputs[figure], self._light())
-        pages = tuple(f"{root}/overview/{page}.html" for page in ("cost", "environment"))
-        yield Node("overview", "pages", None, pages, records, self._light())
-        told = (*records, results, differences, *speedups)
-        yield Node("summary", "README.md", None, (f"{root}/README.md",), told, self._light())
+def _job(plan: Plan, job: SnakemakeJob, needs: frozenset[Job], to_run: bool) -> Job:
+    wildcards, resources = dict(job.wildcards_dict), job.resources
+    model = wildcards.pop("model", None) or wildcards.pop("timed", None)
+    gpus, nodes = resources.get("gpus", 0), resources.get("nodes", 1)
+    cores = min(job.threads, plan.experiment.resources.threads * resources.get("processes", 1)) * nodes
+    return Job(
+        rule=job.rule.name,
+        model=model or plan.model_of(job.output[0]),
+        name=next(iter(wildcards.values()), None) or model or Path(job.output[0]).stem,
+        of_run=bool(model and wildcards),
+        outputs=tuple(map(str, job.output)),
+        log=str(job.log[0]),
+        benchmark=str(job.benchmark),
+        needs=needs,
+        to_run=to_run,
+        temporary=bool(job.temp_output),
+        gpus=gpus,
+        slots=gpus * nodes if plan.experiment.resources.device == "cuda" else cores,
+        mem_mb=resources.get("mem_mb", LIGHT_MB),
+        gpu_mem_mb=resources.get("gpu_mem_mb", 0),
+        minutes=resources.get("runtime", 1),
+        disk_mb=resources.get("disk_mb", 0),
+        scratch_mb=resources.get("scratch_mb", 0),
+        cache_mb=resources.get("cache_mb", 0),
+    )

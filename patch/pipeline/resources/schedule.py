@@ -28,14 +28,14 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Run:
+class Outcome:
     """Result of a simulation: wall time in minutes, and peak disk space in MB."""
 
     minutes: float
     peak_mb: float
 
 
-def simulate(tasks: Sequence[Task], slots: float = math.inf, jobs: float = math.inf) -> Run | None:
+def simulate(tasks: Sequence[Task], slots: float = math.inf, jobs: float = math.inf) -> Outcome | None:
     """Simulate ``tasks`` with a first-come, first-served scheduler.
 
     Among the ready tasks that fit in the free slots, the task that has waited longest starts. A task that does not fit
@@ -79,7 +79,7 @@ def simulate(tasks: Sequence[Task], slots: float = math.inf, jobs: float = math.
             heapq.heappush(running, (now + task.minutes, index))
         peak = max(peak, disk)
         if not running:
-            return Run(now, peak)
+            return Outcome(now, peak)
         now = running[0][0]
         while running and running[0][0] == now:
             _, index = heapq.heappop(running)

@@ -34,10 +34,11 @@ class JobFiles:
         """Return the path of the file with a stage's settings, which `write` will create."""
         return self._path(stage, settings.model_dump(mode="json"))
 
-    def inputs(self, paths: Mapping[str, str | Sequence[str]]) -> str:
-        """Return the path of the file with a job's inputs, a mapping of the stage's option to a path or paths."""
-        values = {name: str(value) if isinstance(value, str) else [*map(str, value)] for name, value in paths.items()}
-        return self._path(INPUTS, values)
+    def inputs(self, values: Mapping[str, str | Sequence[str] | None]) -> str:
+        """Return the path of the file with a job's inputs and options, a mapping of the stage's arguments to values."""
+        given = {name: value for name, value in values.items() if value is not None}
+        texts = {name: str(value) if isinstance(value, str) else [*map(str, value)] for name, value in given.items()}
+        return self._path(INPUTS, texts)
 
     def _path(self, kind: str, content: dict[str, Any]) -> str:
         path = f"{FOLDER}/{_name(kind, content)}"

@@ -55,12 +55,12 @@ class Layout:
         """Return the path of the updated weights, which are removed after the last job that reads them."""
         return f"{self.scratch}/weights/{run.model}/{run.pruned.id}.safetensors"
 
-    def spare_weights(self, run: Run) -> str:
+    def cached_weights(self, run: Run) -> str:
         """Return the path of the cached updated weights between pruning and evaluation.
 
         The file is not an output of a rule; the stage `update` moves it to `weights`.
         """
-        return f"{self.scratch}/spare/{run.model}/{run.id}.safetensors"
+        return f"{self.scratch}/updated/{run.model}/{run.id}.safetensors"
 
     def quantized(self, run: Run) -> str:
         """Return the path of the low-bit weights and adapters, which are removed after the evaluation."""
@@ -88,6 +88,11 @@ class Layout:
     def speedup(self, model: str) -> str:
         """Return the path of the speed measurements of a model and its runs."""
         return f"{self.root}/speedup/{model}.json"
+
+    @property
+    def forecast(self) -> str:
+        """Path of the resource forecast that `snakemake` writes when a run starts."""
+        return f"{self.scratch}/forecast.json"
 
     def partial_record(self, run: Run) -> str:
         """Return the path of the metrics that an unfinished evaluation has measured so far.

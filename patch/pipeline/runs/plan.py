@@ -29,7 +29,7 @@ from patch.pipeline.runs.stage_settings import (
     SpeedupSettings,
     TabulateSettings,
 )
-from patch.pipeline.runs.store import Statistics, Store, Windows, calibrated
+from patch.pipeline.runs.store import Sequences, Statistics, Store, calibrated
 from patch.pruning.settings import Pruning
 
 STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "density", "seeds", "speedup")
@@ -79,15 +79,16 @@ class Plan:
                 )
 
     @cached_property
-    def windows(self) -> dict[str, Windows]:
+    def sequences(self) -> dict[str, Sequences]:
         """Token sequence files that the experiment needs, by name."""
         trained = [name for name, model in self.experiment.models.items() if model.source.kind == "train"]
-        needed = [self.store.training_windows(name) for name in trained]
-        needed += [self.store.perplexity_windows(name) for name in self.experiment.models]
-        needed += [self.store.calibration_windows(run.model, run.seed) for run in self.grid.closure if calibrated(run)]
+        needed = [self.store.training_sequences(name) for name in trained]
+        needed += [self.store.perplexity_sequences(name) for name in self.experiment.models]
+        runs = self.grid.closure
+        needed += [self.store.calibration_sequences(run.model, run.seed) for run in runs if calibrated(run)]
         learned = [run for run in self.grid.closure if run.definition.stage == "learn" and not run.quantization]
-        needed += [self.learning_windows(run) for run in learned]
-        return {windows.key: windows for windows in needed}
+        needed += [self.learning_sequences(run) for run in learned]
+        return {sequences.key: sequences for sequences in needed}
 
     @cached_property
     def statistics(self) -> dict[str, Statistics]:
@@ -108,12 +109,12 @@ class Plan:
             return None
         return self.store.statistics(run.model, run.seed, (run.model, run.seed) in self._needing_gram)
 
-    def learning_windows(self, run: Run) -> Windows:
+    def learning_sequences(self, run: Run) -> Sequences:
         """Return the sequences that a run learns its masks on, limited to the number that the run can read."""
         settings = self.grid.learning(run)
         trained_on = self.experiment.models[run.model].source.kind == "train"
         limit = None if trained_on else settings.steps * settings.batch_size
-        return self.store.windows(run.model, settings.use, "packed", settings.seqlen, limit)
+        return self.store.sequences(run.model, settings.use, "packed", settings.seqlen, limit)
 
     # -- settings of jobs ---------------------------------------------------------------------
 
@@ -131,14 +132,14 @@ class Plan:
         own = getattr(self.experiment.pruning, run.method, None)
         return PruneSettings(
             upstream=" ".join(inputs.values()),
-            batch_size=self.experiment.calibration.batch_size if "windows" in inputs else 1,
+            batch_size=self.experiment.calibration.batch_size if "sequences" in inputs else 1,
             pruning=Pruning(**{run.method: own}) if own else Pruning(),
             **self._run(run),
         )
 
     def quantize_settings(self, run: Run) -> QuantizeSettings:
         """Return the settings of a job that quantizes a pruned run."""
-        calibration = self.store.calibration_windows(run.model, run.seed).path if calibrated(run) else ""
+        calibration = self.store.calibration_sequences(run.model, run.seed).path if calibrated(run) else ""
         sources = [self.store.model_path(run.model), self.mask_digest(run.pruned), calibration]
         return QuantizeSettings(
             upstream=digest(sources),
@@ -152,7 +153,7 @@ class Plan:
     def learn_settings(self, run: Run) -> LearnSettings:
         """Return the settings of a learning job."""
         priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(run).items()}
-        sources = [self.store.model_path(run.model), self.learning_windows(run).path, priors]
+        sources = [self.store.model_path(run.model), self.learning_sequences(run).path, priors]
         expected = {f"{name}_mask": self._expected_mask(prior) for name, prior in self.grid.priors(run).items()}
         settings = self.grid.learning(run)
         return LearnSettings(
@@ -198,7 +199,7 @@ class Plan:
         sources = [
             store.model_path(run.model),
             self.mask_digest(run),
-            store.perplexity_windows(run.model).path,
+            store.perplexity_sequences(run.model).path,
             store.tasks_path(),
         ]
         return EvaluateSettings(
@@ -229,6 +230,12 @@ class Plan:
         """Names of the models that have a run, in the order of the configuration."""
         used = {run.model for run in self.grid.runs}
         return [name for name in self.experiment.models if name in used]
+
+    def model_of(self, path: str) -> str | None:
+        """Return the model that a folder in the store belongs to, or None if models share it."""
+        owners = {self.store.model_path(name): name for name in self.experiment.models}
+        owners |= {statistics.path: statistics.model for statistics in self.statistics.values()}
+        return owners.get(path)
 
     def _model_info(self, name: str) -> dict[str, str | int | bool | None]:
         shown = {"title", "variant", "published", "comparable"}
@@ -357,13 +364,17 @@ class Plan:
         if statistics := self.dense_statistics(run):
             inputs["statistics"] = statistics.path
         elif calibrated(run):
-            inputs["windows"] = self.store.calibration_windows(run.model, run.seed).path
+            inputs["sequences"] = self.store.calibration_sequences(run.model, run.seed).path
         return inputs
 
     @cached_property
     def updated_runs(self) -> dict[Run, None]:
         """Pruned runs whose updated weights an evaluation or a quantization reads."""
         return dict.fromkeys(run.pruned for run in self.grid.runs if run.definition.updates_weights)
+
+    def cached_weights(self, run: Run) -> str | None:
+        """Return the path of a pruned run's cached updated weights, or None if no job reads them."""
+        return self.layout.cached_weights(run) if run in self.updated_runs else None
 
     def import_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a job that checks an imported mask."""
@@ -373,7 +384,7 @@ class Plan:
         """Return the named input files of a quantization job."""
         inputs = {"model": self.store.model_path(run.model)} | self._pruned_inputs(run)
         if calibrated(run):
-            inputs["windows"] = self.store.calibration_windows(run.model, run.seed).path
+            inputs["sequences"] = self.store.calibration_sequences(run.model, run.seed).path
         return inputs
 
     def export_inputs(self, run: Run) -> dict[str, str]:
@@ -395,7 +406,7 @@ class Plan:
 
     def learn_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a learning job, without its initial masks."""
-        return {"model": self.store.model_path(run.model), "windows": self.learning_windows(run).path}
+        return {"model": self.store.model_path(run.model), "sequences": self.learning_sequences(run).path}
 
     def prior_inputs(self, run: Run) -> dict[str, str]:
         """Return the named mask files that initialize a learning job."""
@@ -405,7 +416,7 @@ class Plan:
         """Return the named input files of an evaluation job."""
         inputs = {
             "model": self.store.model_path(run.model),
-            "windows": self.store.perplexity_windows(run.model).path,
+            "sequences": self.store.perplexity_sequences(run.model).path,
             "tasks": self.store.tasks_path(),
         }
         inputs |= self._pruned_inputs(run)

@@ -23,7 +23,7 @@ VERSIONS = {
     "corpus": 1,
     "tokenizer": 1,
     "model": 1,
-    "windows": 1,
+    "sequences": 1,
     "tasks": 1,
     "statistics": 2,
     "mask": 1,
@@ -72,10 +72,10 @@ class ModelSettings(Section):
     source: TrainedModel | HubModel | LocalModel | GgufModel
 
 
-class WindowsSettings(Section):
+class SequencesSettings(Section):
     """Settings of the stage that makes token sequences of a text."""
 
-    version: int = VERSIONS["windows"]
+    version: int = VERSIONS["sequences"]
     upstream: str
     kind: Literal["calibration", "packed", "joined"]
     split: Split

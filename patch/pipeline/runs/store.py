@@ -22,10 +22,10 @@ from patch.pipeline.runs.stage_settings import (
     CorpusSettings,
     MaskSettings,
     ModelSettings,
+    SequencesSettings,
     StatisticsSettings,
     TasksSettings,
     TokenizerSettings,
-    WindowsSettings,
 )
 
 
@@ -44,10 +44,10 @@ def _text(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Sequences:
     """A file of token sequences: its settings, the tokenizer's folder and the corpus' folder."""
 
-    settings: WindowsSettings
+    settings: SequencesSettings
     tokenizer: str
     corpus: str
 
@@ -59,7 +59,7 @@ class Windows:
     @property
     def path(self) -> str:
         """Path of the file."""
-        return f"{STORE}/windows/{self.key}.npy"
+        return f"{STORE}/sequences/{self.key}.npy"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Statistics:
 
     settings: StatisticsSettings
     model: str
-    windows: Windows
+    sequences: Sequences
 
     @property
     def key(self) -> str:
@@ -148,7 +148,7 @@ class Store:
         source = self.models[model].source
         upstream = ""
         if source.kind == "train":
-            upstream = self.training_windows(model).path
+            upstream = self.training_sequences(model).path
         elif source.kind == "local":
             files = [path for path in Path(source.path).rglob("*") if path.is_file()]
             upstream = digest(sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
@@ -158,38 +158,38 @@ class Store:
         """Return the folder of a model."""
         return f"{STORE}/models/{model}-{settings_digest(self.model_settings(model))}"
 
-    def windows(
+    def sequences(
         self, model: str, use: Use, kind: str, seqlen: int, samples: int | None = None, seed: int | None = None
-    ) -> Windows:
+    ) -> Sequences:
         """Return the sequences of a split of a corpus in a model's tokens."""
         tokenizer, corpus = self.tokenizer_path(model), self.corpus_path(use.corpus)
         upstream = f"{tokenizer} {corpus}"
-        settings = WindowsSettings(
+        settings = SequencesSettings(
             upstream=upstream, kind=kind, split=use.split, seqlen=seqlen, samples=samples, seed=seed
         )
-        return Windows(settings, tokenizer, corpus)
+        return Sequences(settings, tokenizer, corpus)
 
-    def training_windows(self, model: str) -> Windows:
+    def training_sequences(self, model: str) -> Sequences:
         """Return the sequences that a small model is trained on."""
         source = self.models[model].source
-        return self.windows(model, Use(corpus=source.corpus, split="train"), "packed", source.training.seqlen)
+        return self.sequences(model, Use(corpus=source.corpus, split="train"), "packed", source.training.seqlen)
 
-    def calibration_windows(self, model: str, seed: int) -> Windows:
+    def calibration_sequences(self, model: str, seed: int) -> Sequences:
         """Return the calibration sequences of the one-shot methods."""
         settings = self.experiment.calibration
-        return self.windows(model, settings.use, "calibration", settings.seqlen, settings.samples, seed)
+        return self.sequences(model, settings.use, "calibration", settings.seqlen, settings.samples, seed)
 
     def statistics(self, model: str, seed: int, gram: bool) -> Statistics:
         """Return the statistics of the dense model's layer inputs on the calibration sequences."""
-        windows = self.calibration_windows(model, seed)
+        sequences = self.calibration_sequences(model, seed)
         settings = StatisticsSettings(
-            upstream=f"{self.model_path(model)} {windows.path}",
+            upstream=f"{self.model_path(model)} {sequences.path}",
             gram=gram,
             batch_size=self.experiment.calibration.batch_size,
             dtype=self.models[model].dtype,
             device=self.experiment.resources.device,
         )
-        return Statistics(settings, model, windows)
+        return Statistics(settings, model, sequences)
 
     def mask_settings(self, name: str) -> MaskSettings:
         """Return the settings of the stage that downloads an imported mask."""
@@ -217,10 +217,10 @@ class Store:
             raise InputError(f"`imports.{name}.source.path` is {source.path!r}: no such file")
         return digest([path.name, path.stat().st_size, path.stat().st_mtime_ns])
 
-    def perplexity_windows(self, model: str) -> Windows:
+    def perplexity_sequences(self, model: str) -> Sequences:
         """Return the sequences that perplexity is measured on."""
         settings = self.experiment.evaluation.perplexity
-        return self.windows(model, settings.use, "joined", settings.seqlen)
+        return self.sequences(model, settings.use, "joined", settings.seqlen)
 
     @cache  # noqa: B019 - one store a process; reads the task files
     def tasks_settings(self) -> TasksSettings:

@@ -94,8 +94,3 @@ def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = 
             f"mask {path} is not the one that this job needs: {'; '.join(wrong)}; remove it to make it again"
         )
     return masks
-
-
-def show_blocks(name: str):  # noqa: ANN201 - a progress callback
-    """Return a callback that prints the number of finished blocks."""
-    return lambda done, total: print(f"{name}: block {done}/{total}", flush=True)

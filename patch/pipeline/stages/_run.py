@@ -1,7 +1,7 @@
 """Execution of a stage.
 
 A stage is a module with a function `run(settings, *, name: Path, ...)`. Job files provide its settings and inputs.
-Options of the command line, named like the function's keyword arguments, provide its outputs and other arguments.
+Options of the command line, named like the function's keyword arguments, provide its outputs and the other arguments.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from patch.distributed.launch import is_launched, launch, report_end
 from patch.distributed.signals import EXIT_RESUMABLE, hold_signals, ignore_signals
 from patch.errors import InputError
 from patch.pipeline.runs.job_files import read_inputs, read_settings
+from patch.pipeline.stages import _progress
 from patch.settings import validate
 
 
@@ -47,20 +48,25 @@ def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:
     parser.add_argument(
         "--settings", required=True, type=Path, metavar="FILE", help=f"job file with the settings, {about}"
     )
-    parser.add_argument("--inputs", type=Path, metavar="FILE", help=f"job file with paths of inputs, {about}")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="log of the job, beside which its progress is written")
+    parser.add_argument("--inputs", type=Path, metavar="FILE", help=f"job file with inputs and options, {about}")
     for name, parameter in _parameters(run).items():
         option = _option(name)
         if parameter.annotation in ("int", int):
             parser.add_argument(option, type=_positive, metavar="NUMBER")
-        elif parameter.annotation in ("str", str):
-            parser.add_argument(option, metavar="TEXT")
         else:
-            parser.add_argument(option, type=Path, nargs="*" if _is_list(parameter) else None, metavar="PATH")
+            kind = _kind(parameter)
+            several = "*" if _is_list(parameter) else None
+            parser.add_argument(option, type=kind, nargs=several, metavar="PATH" if kind is Path else "TEXT")
     return parser
 
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _kind(parameter: inspect.Parameter) -> type[Path] | type[str]:
+    return Path if "Path" in str(parameter.annotation) else str
 
 
 def _is_list(parameter: inspect.Parameter) -> bool:
@@ -82,24 +88,39 @@ def run_stage(arguments: Sequence[str]) -> int:
     hold_signals()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return _run_stage(*arguments)
+        code = _run_stage(*arguments)
+        _end("done" if code == 0 else "stopped" if code == EXIT_RESUMABLE else "failed", f"exit code {code}")
+        return code
     except InputError as error:
+        _end("failed", str(error))
         if not report_end(2, str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except SystemExit as stop:
+        _end("stopped" if stop.code == EXIT_RESUMABLE else "failed", f"exit code {stop.code}")
         if stop.code == EXIT_RESUMABLE:
             ignore_signals()
             # A failing process ends the others, on other nodes too, so each process exits with 0 after its report.
             if report_end(EXIT_RESUMABLE):
                 return 0
         raise
+    except BaseException as error:
+        _end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _end(state: str, error: str) -> None:
+    """Report how the job ends; of several processes, only the one that launched the others knows."""
+    if not is_launched():
+        _progress.report_end(state, error if state == "failed" else "")
 
 
 def _run_stage(stage: str, *arguments: str) -> int:
     run = importlib.import_module(f"patch.pipeline.stages.{stage}").run
     parser, parameters = _parser(stage, run), _parameters(run)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    log, first = given.pop("log", None), os.environ.get("RANK", "0") == "0"
+    _progress.start_reports(log if first else None, begun=is_launched())
     content, inputs = read_settings(given.pop("settings"), stage), given.pop("inputs", None)
     options = (_inputs(inputs, parameters) if inputs else {}) | given
     required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
@@ -114,15 +135,16 @@ def _run_stage(stage: str, *arguments: str) -> int:
 
 
 def _inputs(file: Path, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """Return the inputs in a job file as arguments of the stage.
+    """Return the inputs and options in a job file as arguments of the stage.
 
     Raises:
-        InputError: The stage has no such input, or the number of paths (one or a list) is wrong.
+        InputError: The stage has no such argument, or it takes one value in the place of a list or the reverse.
     """
     found: dict[str, Any] = {}
     for name, value in read_inputs(file).items():
         several = isinstance(value, list)
         if name not in parameters or several != _is_list(parameters[name]):
             raise InputError(f"{file}: `{name}` is {value!r}, which is no input of this stage")
-        found[name] = [Path(path) for path in value] if several else Path(value)
+        kind = _kind(parameters[name])
+        found[name] = [kind(one) for one in value] if several else kind(value)
     return found

@@ -25,6 +25,7 @@ from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.stage_settings import EvaluateSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
+from patch.pipeline.stages._progress import report
 from patch.pruning.weights import load_weights
 from patch.quantization.files import load_layers
 from patch.quantization.model import apply_layers
@@ -34,7 +35,7 @@ def run(
     settings: EvaluateSettings,
     *,
     model: Path,
-    windows: Path,
+    sequences: Path,
     tasks: Path,
     record: Path,
     samples: Path,
@@ -63,7 +64,7 @@ def run(
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)
     with leave_when_asked("stopped by a signal; run again to go on") if partial else nullcontext():
-        _measure(settings, network, model, windows, tasks, done)
+        _measure(settings, network, model, sequences, tasks, done)
     accuracies = {name: done.parts[name].metric for name in settings.evaluation.tasks}
     found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}
     linears = prunable_linears(network)
@@ -107,7 +108,7 @@ def _values(found: dict[str, Metric]) -> dict[str, tuple[float, ...]]:
 
 
 def _measure(
-    settings: EvaluateSettings, network: nn.Module, model: Path, windows: Path, tasks: Path, partial: PartialRecord
+    settings: EvaluateSettings, network: nn.Module, model: Path, sequences: Path, tasks: Path, partial: PartialRecord
 ) -> None:
     """Measure the metrics that ``partial`` does not have yet, and add each one to it."""
     evaluation = settings.evaluation
@@ -121,13 +122,17 @@ def _measure(
 
     if "perplexity" not in partial.parts:
         with measured(cost := {}, settings.device):
-            metric = perplexity(network, load_windows(windows), evaluation.perplexity.batch_size)
+            metric = perplexity(network, load_windows(sequences), evaluation.perplexity.batch_size)
         partial.add("perplexity", metric, cost)
         print(f"perplexity {metric.value:.3f}", flush=True)
+    count = len(evaluation.tasks)
     for name in todo:
-        number = f"task {evaluation.tasks.index(name) + 1} of {len(evaluation.tasks)}"
+        position = evaluation.tasks.index(name)
+        number = f"task {position + 1} of {count}"
         print(f"{number}: {name}", flush=True)
+        report(position, count)
         with measured(cost := {}, settings.device):
             metric = evaluator().measure(name)
         partial.add(name, metric, cost)
         print(f"{number}: {name} {100 * metric.value:.2f} %, in {cost['seconds']:.1f} s", flush=True)
+        report(position + 1, count)

@@ -26,7 +26,7 @@ def run(
     settings: LearnSettings,
     *,
     model: Path,
-    windows: Path,
+    sequences: Path,
     mask: Path,
     curve: Path,
     checkpoints: Path,
@@ -35,18 +35,17 @@ def run(
     frozen_mask: Path | None = None,
     processes: int = 1,
     nodes: int = 1,
-    report_to: str = "none",
-    watch_folder: Path = Path("watch"),
+    report_to: list[str] | None = None,
+    tracker_folder: Path = Path("watch"),
     run_name: str = "learn",
 ) -> None:
     """Learn a model's mask and write it with its training curve.
 
     With several ``processes`` on a node this function runs in each of them; the command line starts all of them.
-    ``report_to`` is `none` or a comma-separated list of names in `patch.learning.watch.REPORTERS`.
+    ``report_to`` are names in `patch.learning.watch.REPORTERS`.
     """
     device = prepare_device(settings.device)
-    names = () if report_to == "none" else tuple(report_to.split(","))
-    watch = Watch(names, watch_folder, run_name, settings.model_dump(mode="json"))
+    watch = Watch(tuple(report_to or ()), tracker_folder, run_name, settings.model_dump(mode="json"))
     with process_group(device, processes * nodes):
         on_first(watch.check)
         network = load_model(model, settings.dtype, device)
@@ -61,12 +60,12 @@ def run(
         files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "watch": watch}
         with measured(cost, device):
             if settings.method == "proxsparse":
-                masks = proxsparse(network, load_windows(windows), settings.learning, settings.seed, **files)
+                masks = proxsparse(network, load_windows(sequences), settings.learning, settings.seed, **files)
             else:
                 masks = learn(
                     network,
                     settings.method,
-                    load_windows(windows),
+                    load_windows(sequences),
                     settings.learning,
                     settings.sparsity,
                     settings.tile,

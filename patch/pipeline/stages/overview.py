@@ -11,8 +11,8 @@ from patch.pipeline.results.current import read_records
 from patch.pipeline.runs.stage_settings import OverviewSettings
 
 
-def run(settings: OverviewSettings, *, records: list[Path], forecast: str, cost: Path, environment: Path) -> None:
-    """Write both pages; ``forecast`` is JSON of `patch.pipeline.resources.forecast.Numbers`."""
+def run(settings: OverviewSettings, *, records: list[Path], forecast: Path, cost: Path, environment: Path) -> None:
+    """Write both pages; ``forecast`` is a file of `patch.pipeline.resources.forecast`."""
     found = read_records(records, settings.digests)
     pages = {
         cost: cost_page(settings.experiment, found, read_forecast(forecast)),

@@ -12,7 +12,8 @@ from patch.masks.packed import MaskSet, save_masks
 from patch.models.loading import load_model, prunable_linears
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import PruneSettings
-from patch.pipeline.stages._common import measured, prepare_device, show_blocks
+from patch.pipeline.stages._common import measured, prepare_device
+from patch.pipeline.stages._progress import show_blocks
 from patch.pruning.prune import prune
 from patch.pruning.weights import save_weights
 
@@ -22,30 +23,30 @@ def run(
     *,
     model: Path,
     mask: Path,
-    windows: Path | None = None,
+    sequences: Path | None = None,
     statistics: Path | None = None,
-    spare: Path | None = None,
+    cache: Path | None = None,
 ) -> None:
-    """Prune a model by one method and write its mask; cache the weights in ``spare`` for the stage `update`.
+    """Prune a model by one method and write its mask; save the updated weights in ``cache`` for the stage `update`.
 
-    Methods that need the layers' inputs use ``windows``, or ``statistics`` of the dense model.
+    Methods that need the layers' inputs use ``sequences``, or ``statistics`` of the dense model.
     """
-    network, masks = prune_model(settings, model, windows, statistics)
-    if spare:
-        save_weights(spare, prunable_linears(network), masks.header["digest"])
+    network, masks = prune_model(settings, model, sequences, statistics)
+    if cache:
+        save_weights(cache, prunable_linears(network), masks.header["digest"])
     save_masks(mask, masks)
     seconds = masks.header["cost"]["seconds"]
     print(f"{settings.method} {settings.pattern}: sparsity {masks.sparsity:.4f} in {seconds:.1f} s")
 
 
 def prune_model(
-    settings: PruneSettings, model: Path, windows: Path | None, statistics: Path | None = None
+    settings: PruneSettings, model: Path, sequences: Path | None, statistics: Path | None = None
 ) -> tuple[nn.Module, MaskSet]:
     """Load and prune a model, and return it with its masks, whose header has their settings, digest and cost."""
     device = prepare_device(settings.device)
     # The model stays in host memory; pruning moves its blocks to the device one by one.
     network = load_model(model, settings.dtype)
-    calibration = load_windows(windows) if windows else None
+    calibration = load_windows(sequences) if sequences else None
     pattern = parse_pattern(settings.pattern, settings.sparsity)
     cost: dict[str, float] = {}
     with measured(cost, device):

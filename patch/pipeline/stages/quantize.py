@@ -15,7 +15,8 @@ from patch.masks.packed import MaskSet, apply_masks, check_masks
 from patch.models.loading import load_model, prunable_linears
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import QuantizeSettings
-from patch.pipeline.stages._common import load_expected, measured, prepare_device, show_blocks
+from patch.pipeline.stages._common import load_expected, measured, prepare_device
+from patch.pipeline.stages._progress import show_blocks
 from patch.pruning.weights import load_weights, read_weights
 from patch.quantization.files import save_layers
 from patch.quantization.model import QuantizedLayer, compensate_block, quantize_model
@@ -28,9 +29,9 @@ def run(
     layers: Path,
     mask: Path | None = None,
     weights: Path | None = None,
-    windows: Path | None = None,
+    sequences: Path | None = None,
 ) -> None:
-    """Quantize a pruned model and write its layers; `slim-lora` fits its adapters on ``windows``."""
+    """Quantize a pruned model and write its layers; `slim-lora` fits its adapters on ``sequences``."""
     device = prepare_device(settings.device)
     masks = load_expected(mask, settings.mask)
     network = load_model(model, settings.dtype)
@@ -39,7 +40,7 @@ def run(
     with measured(cost, device):
         if settings.method == "slim-lora":
             updated = read_weights(weights, linears, made_by) if weights else {}
-            found = _compensated(settings, network, device, masks, updated, windows)
+            found = _compensated(settings, network, device, masks, updated, sequences)
         else:
             if weights:
                 load_weights(weights, linears, made_by)
@@ -56,10 +57,10 @@ def _compensated(
     device: str,
     masks: MaskSet | None,
     updated: dict[str, Tensor],
-    windows: Path | None,
+    sequences: Path | None,
 ) -> dict[str, QuantizedLayer]:
-    if windows is None:
-        raise InputError("slim-lora needs calibration windows: give --windows")
+    if sequences is None:
+        raise InputError("slim-lora needs calibration sequences: give --sequences")
     if masks:
         check_masks(network, masks)
     found: dict[str, QuantizedLayer] = {}
@@ -73,5 +74,5 @@ def _compensated(
 
     with torch.no_grad():
         progress = show_blocks(settings.method)
-        walk_blocks(network, load_windows(windows), visit, settings.batch_size, device=device, on_block=progress)
+        walk_blocks(network, load_windows(sequences), visit, settings.batch_size, device=device, on_block=progress)
     return found

@@ -12,13 +12,14 @@ from patch.data.windows import load_windows
 from patch.files.io import atomic_directory
 from patch.models.loading import load_model
 from patch.pipeline.runs.stage_settings import StatisticsSettings
-from patch.pipeline.stages._common import prepare_device, show_blocks
+from patch.pipeline.stages._common import prepare_device
+from patch.pipeline.stages._progress import show_blocks
 
 
-def run(settings: StatisticsSettings, *, model: Path, windows: Path, out: Path) -> None:
+def run(settings: StatisticsSettings, *, model: Path, sequences: Path, out: Path) -> None:
     """Collect the dense-model statistics that one-shot methods need, and write them to the folder ``out``."""
     device = prepare_device(settings.device)
-    network, calibration = load_model(model, settings.dtype), load_windows(windows)
+    network, calibration = load_model(model, settings.dtype), load_windows(sequences)
     with atomic_directory(out) as folder:
         paths = block_files(folder)
 

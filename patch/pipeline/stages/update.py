@@ -23,25 +23,25 @@ def run(
     *,
     model: Path,
     mask: Path,
-    spare: Path,
+    cache: Path,
     weights: Path,
-    windows: Path | None = None,
+    sequences: Path | None = None,
     statistics: Path | None = None,
 ) -> None:
-    """Move the cached updated weights from ``spare`` to ``weights``, or compute them again.
+    """Move the cached updated weights from ``cache`` to ``weights``, or compute them again.
 
     Raises:
         InputError: The mask has other settings, or pruning again gives another mask.
     """
     wanted = settings_digest(settings)
-    if weights_digest(spare) == wanted:
+    if weights_digest(cache) == wanted:
         weights.parent.mkdir(parents=True, exist_ok=True)
-        spare.replace(weights)
+        cache.replace(weights)
         return
     stored = load_masks(mask)
     if stored.header.get("digest") != wanted:
         raise InputError(f"mask {mask} was made with other settings or for another model; remove it to make it again")
-    network, masks = prune_model(settings, model, windows, statistics)
+    network, masks = prune_model(settings, model, sequences, statistics)
     check_masks(network, stored)
     if any(not stored.masks[name].equal(made) for name, made in masks.masks.items()):
         raise InputError(f"{mask}: pruning again gives another mask; remove it, so that all that depends on it follows")

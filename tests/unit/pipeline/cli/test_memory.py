@@ -32,15 +32,13 @@ def test_as_the_plan_has_it(raw_config: dict) -> None:
     raw["resources"] = {"device": "cuda", "gpu_memory_gb": 0.001}
     plan = Plan(validate_experiment(raw))
     joint = next(run for run in plan.grid.closure if run.method == "patch-joint")
-    need = CostModel(plan.experiment, plan.grid).learn(joint).gpu_mem_mb / 1000
+    need = CostModel(plan).learn(joint).gpu_mem_mb / 1000
     for limit, star in ((1.01 * need, False), (0.99 * need, True)):
         raw["resources"]["gpu_memory_gb"] = limit
         plan = Plan(validate_experiment(raw))
         runs = {row[0]: row[1] for row in table(plan.experiment)[1:]}
         assert ("*" in runs[plan.experiment.models[joint.model].title]) == star
-        assert (
-            any("patch-joint" in line for line in too_large(CostModel(plan.experiment, plan.grid), plan.grid)) == star
-        )
+        assert any("patch-joint" in line for line in too_large(CostModel(plan))) == star
 
 
 def test_command_line(raw_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

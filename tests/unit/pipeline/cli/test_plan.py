@@ -8,83 +8,43 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from patch.pipeline.cli.options import read_config
 from patch.pipeline.cli.plan import budget, main, to_text
-from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.graph import JobGraph
-from patch.pipeline.runs.plan import Plan
+
+from ..conftest import Project
 
 ROOT = Path(__file__).parents[4]
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict) -> Path:
-    """The tests' configuration as a file, in an empty folder that is the current one."""
-    raw_config["published"] = str(ROOT / "config/published.json")
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(raw_config))
-    monkeypatch.chdir(tmp_path)
-    return path
-
-
-def plan_of(path: Path, *changes: str) -> Plan:
-    return Plan(validate_experiment(read_config([str(path)], changes)))
-
-
-def test_sums(config: Path) -> None:
-    plan = plan_of(config)
-    nodes = JobGraph(plan).nodes
-    numbers = budget(plan)
-    assert numbers["total"]["jobs"] == numbers["total"]["jobs_to_come"] == len(nodes)
+def test_sums(project: Project) -> None:
+    graph = project.graph()
+    jobs, numbers = graph.jobs, budget(graph)
+    assert numbers["total"]["jobs"] == numbers["total"]["jobs_to_come"] == len(jobs)
     for name in ("stages", "models"):
-        assert sum(sums["jobs"] for sums in numbers[name].values()) == len(nodes)
+        assert sum(sums["jobs"] for sums in numbers[name].values()) == len(jobs)
         hours = sum(sums["hours"] for sums in numbers[name].values())
         assert hours == pytest.approx(numbers["total"]["hours"], abs=0.1)
-    assert numbers["total"]["hours"] == pytest.approx(sum(n.cost.minutes for n in nodes) / 60, abs=0.01)
-    assert numbers["total"]["longest_minutes"] == max(node.cost.minutes for node in nodes)
-    assert list(numbers["stages"]) == [
-        "fetch",
-        "tokenize",
-        "train",
-        "statistics",
-        "import",
-        "prune",
-        "update",
-        "learn",
-        "quantize",
-        "evaluate",
-        "speedup",
-        "tabulate",
-    ]
+    assert numbers["total"]["hours"] == pytest.approx(sum(job.minutes for job in jobs) / 60, abs=0.01)
+    assert numbers["total"]["longest_minutes"] == max(job.minutes for job in jobs)
     walls = {wall["gpus"]: wall["minutes"] for wall in numbers["wall"]}
     assert list(walls) == [1, 4, 8, 32, None]
-    assert walls[1] == sum(node.cost.minutes for node in nodes), "on one core, one after the other"
+    assert walls[1] == sum(job.minutes for job in jobs), "on one core, one after the other"
     assert sorted(walls.values(), reverse=True) == list(walls.values())
 
 
-def test_what_is_done_is_counted_apart(config: Path) -> None:
-    before = budget(plan_of(config))
-    record = Path(next(n for n in JobGraph(plan_of(config)).nodes if n.rule == "evaluate").outputs[0])
-    record.parent.mkdir(parents=True)
-    record.touch()
-    after = budget(plan_of(config))
-    assert after["total"]["jobs"] == before["total"]["jobs"]
-    # It was of a run whose model is needed by others, which then are made again with all that follows.
-    assert after["stages"]["evaluate"]["jobs_to_come"] <= before["stages"]["evaluate"]["jobs_to_come"]
-    for path in (path for node in JobGraph(plan_of(config)).nodes for path in node.outputs):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).touch()
-    done = budget(plan_of(config))
+def test_finished_jobs_are_counted_apart(project: Project) -> None:
+    before = budget(project.graph())
+    project.finish(project.graph())
+    done = budget(project.graph())
     assert done["total"]["jobs_to_come"] == done["total"]["hours_to_come"] == 0
     assert done["total"]["hours"] == before["total"]["hours"]
     assert {wall["minutes"] for wall in done["wall"]} == {0}
     assert f"{done['total']['jobs']} done, 0 to come" in to_text(done)
 
 
-def test_text_is_aligned_and_says_what_the_numbers_are(config: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--configfile", str(config), "--gpus", "2", "6"]) == 0
+def test_text_is_aligned_and_says_what_the_numbers_are(project: Project, capsys: pytest.CaptureFixture) -> None:
+    project.write()
+    assert main(["--configfile", "tiny.yaml", "--gpus", "2", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     heads = [line for line in lines if line.startswith(("stage ", "model "))]
     for head in heads:
@@ -95,9 +55,9 @@ def test_text_is_aligned_and_says_what_the_numbers_are(config: Path, capsys: pyt
     assert "CPU-hours" in heads[0] and not any("nan" in line or "None" in line for line in lines)
 
 
-def test_gpus_that_are_too_few_or_too_small(config: Path, capsys: pytest.CaptureFixture) -> None:
+def test_gpus_that_are_too_few_or_too_small(project: Project, capsys: pytest.CaptureFixture) -> None:
     resources = ["resources={device: cuda, learn_gpus: 2, learn_nodes: 2, gpu_memory_gb: 0.0001}"]
-    numbers = budget(plan_of(config, *resources), [2, 4])
+    numbers = budget(project.graph(*resources), [2, 4])
     assert [wall["minutes"] is None for wall in numbers["wall"]] == [True, False, False]
     assert len(numbers["too_large"]) == 6
     text = to_text(numbers)
@@ -106,21 +66,20 @@ def test_gpus_that_are_too_few_or_too_small(config: Path, capsys: pytest.Capture
     assert numbers["stages"]["train"]["hours"] == numbers["stages"]["tokenize"]["hours"] == 0
 
 
-def test_many_jobs_that_do_not_fit_are_counted(config: Path) -> None:
-    numbers = budget(plan_of(config, "resources={device: cuda, gpu_memory_gb: 0.0001}", "seeds=[0,1,2]"))
+def test_many_jobs_that_do_not_fit_are_counted(project: Project) -> None:
+    numbers = budget(project.graph("resources={device: cuda, gpu_memory_gb: 0.0001}", "seeds=[0,1,2]"))
     text = to_text(numbers)
     assert text.count("Does not fit: ") == 11 and "Does not fit: 8 more (--json has all)" in text
 
 
-def test_json(config: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["--configfile", str(config), "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads(json.dumps(budget(plan_of(config))))
+def test_json(project: Project, capsys: pytest.CaptureFixture) -> None:
+    expected = budget(project.graph())
+    assert main(["--configfile", "tiny.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected))
 
 
-def test_changes_are_merged_as_snakemake_merges_them(config: Path) -> None:
-    changed = read_config([str(config)], ["seeds=[0,1]", "evaluation={perplexity: {seqlen: 24}}"])
-    experiment = validate_experiment(changed)
+def test_changes_are_merged_into_the_configuration(project: Project) -> None:
+    experiment = project.graph("seeds=[0,1]", "evaluation={perplexity: {seqlen: 24}}").plan.experiment
     assert experiment.seeds == [0, 1]
     assert (experiment.evaluation.perplexity.seqlen, experiment.evaluation.tasks) == (24, ["cloze"])
 
@@ -128,17 +87,26 @@ def test_changes_are_merged_as_snakemake_merges_them(config: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--configfile", "none.yaml"], "configuration none.yaml: no such file"),
+        (["--configfile", "none.yaml"], "none.yaml: no such file"),
         (["--config", "seeds"], "name=value"),
         (["--config", "seeds=[a]"], "`seeds.0` is 'a'"),
         (["--gpus", "0"], "--gpus is 0; it must be 1 or more"),
     ],
 )
-def test_mistakes(options: list[str], message: str, config: Path, capsys: pytest.CaptureFixture) -> None:
-    options = options if "--configfile" in options else ["--configfile", str(config), *options]
+def test_mistakes(options: list[str], message: str, project: Project, capsys: pytest.CaptureFixture) -> None:
+    project.write()
+    options = options if "--configfile" in options else ["--configfile", "tiny.yaml", *options]
     assert main(options) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and message in errors and "Traceback" not in errors
+
+
+def test_a_folder_without_the_workflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 2
+    assert "Snakefile: no such file; start the command in the folder of the project" in capsys.readouterr().err
 
 
 def test_the_demo_is_the_default_and_nothing_heavy_is_imported() -> None:
@@ -146,6 +114,6 @@ def test_the_demo_is_the_default_and_nothing_heavy_is_imported() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and run.stdout.startswith("demo: "), run.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "patch.pipeline.cli.options" in imported
-    assert not {"torch", "transformers", "datasets", "lm_eval", "huggingface_hub", "snakemake", "pandas"} & imported
+    assert "patch.pipeline.cli.workflow" in imported
+    assert not {"torch", "transformers", "datasets", "lm_eval", "huggingface_hub", "pandas"} & imported
     assert "RuntimeWarning" not in run.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import shutil
@@ -10,16 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 import patch.pipeline.cli.preflight
 from patch.errors import InputError
 from patch.hub.access import Wanted
 from patch.pipeline.cli.preflight import filesystem, main, preflight, to_fetch
-from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.graph import JobGraph
 from patch.pipeline.resources.schedule import simulate
-from patch.pipeline.runs.plan import Plan
+
+from ..conftest import Project, find
 
 SHAPE = {
     "hidden_size": 64,
@@ -41,89 +38,75 @@ class Hub:
     dataset_info = model_info
 
 
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict) -> None:
-    raw_config["published"] = str(Path("config/published.json").resolve())
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
-def with_hub(raw_config: dict) -> dict:
-    """A model, a corpus and tasks of the hub beside the trained models."""
+def with_hub(project: Project) -> Project:
+    """A project with a model, a corpus and tasks of the hub beside the trained models."""
+    raw_config = project.raw
     model = {"kind": "hub", "repo": "a/model", "revision": "1234567", "shape": SHAPE}
     corpus = {"kind": "hub", "repo": "a/text", "revision": "89abcde", "splits": {"test": "test"}, "size_gb": 10}
     raw_config["models"]["hub"] = {"title": "Hub", "source": model}
     raw_config["corpora"]["read"] = {"source": corpus}
     raw_config["evaluation"] |= {"include_path": None, "task_use": None, "tasks": ["piqa"]}
     raw_config["evaluation"]["perplexity"]["use"] = {"corpus": "read", "split": "test"}
-    return raw_config
-
-
-def plan_of(raw: dict) -> Plan:
-    return Plan(validate_experiment(copy.deepcopy(raw)))
+    return project
 
 
 def disk_with(monkeypatch: pytest.MonkeyPatch, free_mb: float) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_mb * 1e6))
 
 
-def test_three_lines_when_all_is_well(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_lines_when_all_is_well(with_hub: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_with(monkeypatch, 10_000_000)
-    plan, disk, hub = preflight(plan_of(with_hub), api=Hub(), environment={}).splitlines()
+    plan, disk, hub = preflight(with_hub.graph(), api=Hub(), environment={}).splitlines()
     assert plan.startswith("plan: ") and plan.endswith("CPU-hours")
     assert disk.startswith("disk: ") and disk.endswith("10,000 GB free")
     assert hub == "hub: 1 model, 1 data set, the tasks' data within reach"
 
 
-def test_without_the_hub_nobody_asks_it(raw_config: dict) -> None:
-    assert "hub: nothing to fetch" in preflight(plan_of(raw_config), api=None, environment={"HF_HUB_OFFLINE": "1"})
+def test_without_the_hub_nobody_asks_it(project: Project) -> None:
+    assert "hub: nothing to fetch" in preflight(project.graph(), api=None, environment={"HF_HUB_OFFLINE": "1"})
 
 
-def test_only_what_is_still_to_come_is_fetched(with_hub: dict) -> None:
-    plan = plan_of(with_hub)
+def test_only_remaining_downloads_are_named(with_hub: Project) -> None:
     model = Wanted("models.hub.source", "model", "a/model", "1234567")
     corpus = Wanted("corpora.read.source", "dataset", "a/text", "89abcde")
-    assert to_fetch(JobGraph(plan)) == ([corpus, model], True)
-    Path(plan.store.model_path("hub")).mkdir(parents=True)
-    Path(plan.store.tasks_path()).mkdir(parents=True)
-    assert to_fetch(JobGraph(plan)) == ([corpus], False)
-    record = plan.layout.record(plan.grid.runs[0])
-    assert to_fetch(JobGraph(plan, {record})) == ([], False)
+    graph = with_hub.graph()
+    assert to_fetch(graph) == ([model, corpus], True)
+    with_hub.make(find(graph, "fetch_model"), find(graph, "fetch_tasks"))
+    assert to_fetch(with_hub.graph()) == ([corpus], False)
 
 
-def test_published_masks_are_fetched_too(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_masks_are_fetched_too(with_hub: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_with(monkeypatch, 10_000_000)
     source = {"kind": "hub", "repo": "a/mask", "revision": "main"}
-    with_hub["imports"] = {"theirs": {"model": "qwen", "method": "maskllm", "source": source}}
-    with_hub["grid"] = [{"methods": ["import"]}]
-    plan = plan_of(with_hub)
-    mask = Wanted("imports.theirs.source", "mask", "a/mask", "main")
-    assert mask in to_fetch(JobGraph(plan))[0]
-    assert "1 data set, 1 mask, the tasks' data within reach" in preflight(plan, api=Hub(), environment={})
-    Path(plan.store.mask_source("theirs")).mkdir(parents=True)
-    assert mask not in to_fetch(JobGraph(plan))[0]
+    with_hub.raw["imports"] = {"theirs": {"model": "qwen", "method": "maskllm", "source": source}}
+    with_hub.raw["grid"] = [{"methods": ["import"]}]
+    graph, mask = with_hub.graph(), Wanted("imports.theirs.source", "mask", "a/mask", "main")
+    assert mask in to_fetch(graph)[0]
+    assert "1 data set, 1 mask, the tasks' data within reach" in preflight(graph, api=Hub(), environment={})
+    with_hub.make(find(graph, "fetch_mask"))
+    assert mask not in to_fetch(with_hub.graph())[0]
 
 
-def test_a_disk_that_is_too_small(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, home = plan_of(with_hub), {"HF_HOME": "hub"}
-    graph = JobGraph(plan)
-    cache = sum(node.space.cache for node in graph.nodes)
+def test_a_disk_that_is_too_small(with_hub: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, home = with_hub.graph(), {"HF_HOME": "hub"}
+    cache = sum(job.cache_mb for job in graph.jobs)
     assert cache == pytest.approx(10_000 * 3.8 + 1000)
-    kept = sum(node.space.kept for node in graph.nodes)
+    kept = sum(job.kept_mb for job in graph.jobs)
     one, all_at_once = (simulate(graph.tasks(), jobs=jobs).peak_mb for jobs in (1, math.inf))
     assert kept < one < all_at_once
     for free, hint in ((cache + kept, "even --jobs 1 needs"), (cache + one, "run fewer jobs at once: --jobs 1 needs")):
         disk_with(monkeypatch, free)
         with pytest.raises(InputError) as error:
-            preflight(plan, api=Hub(), environment=home)
+            preflight(graph, api=Hub(), environment=home)
         (line,) = [line for line in str(error.value).splitlines() if "disk: " in line]
         assert "work/, results/, HF_HOME" in line and hint in line
-    preflight(plan, jobs=1, api=Hub(), environment=home)
+    preflight(graph, jobs=1, api=Hub(), environment=home)
     disk_with(monkeypatch, cache + all_at_once)
-    preflight(plan, api=Hub(), environment=home)
+    preflight(graph, api=Hub(), environment=home)
 
 
-def test_file_systems_are_counted_apart(with_hub: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_file_systems_are_counted_apart(with_hub: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free = {"work": 1e6, "results": 1e6, "hub": 100.0}
     for name in free:
         (tmp_path / name).mkdir()
@@ -138,32 +121,35 @@ def test_file_systems_are_counted_apart(with_hub: dict, monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "stat", another_device)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e6 * free[path.name]))
     with pytest.raises(InputError) as error:
-        preflight(plan_of(with_hub), api=Hub(), environment={"HF_HOME": "hub"})
+        preflight(with_hub.graph(), api=Hub(), environment={"HF_HOME": "hub"})
     (line,) = [line for line in str(error.value).splitlines() if "disk: " in line]
     assert "39.0 GB needed at most in HF_HOME, 100 MB free; free some or put it elsewhere" in line
     free["hub"] = 1e6
-    disk = preflight(plan_of(with_hub), api=Hub(), environment={"HF_HOME": "hub"}).splitlines()[1]
+    disk = preflight(with_hub.graph(), api=Hub(), environment={"HF_HOME": "hub"}).splitlines()[1]
     assert [part.split(" in ")[1].split(",")[0] for part in disk.split("; ")] == ["work/", "results/", "HF_HOME"]
 
 
-def test_every_problem_in_one_message(with_hub: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_problem_in_one_message(with_hub: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_with(monkeypatch, 1)
+    graph = with_hub.graph()
     Path("results").write_text("in the way")
     with pytest.raises(InputError) as error:
-        preflight(plan_of(with_hub), environment={"HF_HUB_OFFLINE": "1"})
+        preflight(graph, environment={"HF_HUB_OFFLINE": "1"})
     folders, disk, offline, hint = str(error.value).splitlines()
+    with pytest.raises(InputError, match="results: Not a directory"):
+        with_hub.graph()
     assert folders.startswith("preflight: results/tiny/ cannot be made: ") and "is not a folder" in folders
     assert disk.startswith("  disk: ") and offline.startswith("  HF_HUB_OFFLINE is '1'")
     assert hint == "  (`snakemake --no-hooks` starts without these checks)"
 
 
-def test_a_folder_that_cannot_be_written(raw_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(InputError, match="work/ cannot be written: .* is not writable"):
-        preflight(plan_of(raw_config), environment={})
+        preflight(project.graph(), environment={})
 
 
-def test_file_system_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict) -> None:
+def test_file_system_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Project) -> None:
     mounts = tmp_path / "mounts"
     monkeypatch.setattr(patch.pipeline.cli.preflight, "MOUNTS", mounts)
     assert filesystem("work") is None
@@ -172,20 +158,20 @@ def test_file_system_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     escaped = str(spaced).replace(" ", "\\040")
     mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/b {tmp_path} nfs4 rw 0 0\ntmpfs {escaped} tmpfs rw 0 0\n")
     assert (filesystem("/"), filesystem("work/not/yet"), filesystem(spaced / "x")) == ("ext4", "nfs4", "tmpfs")
-    assert "warning" not in preflight(plan_of(raw_config), environment={})
+    assert "warning" not in preflight(project.graph(), environment={})
     Path("work").symlink_to(spaced)
-    *_, warning = preflight(plan_of(raw_config), environment={}).splitlines()
+    *_, warning = preflight(project.graph(), environment={}).splitlines()
     assert warning == "warning: work/ is on tmpfs, which the machines that jobs run on do not see"
 
 
-def test_jobs_that_do_not_fit_are_a_warning(raw_config: dict) -> None:
-    raw_config["resources"] = {"device": "cuda", "gpu_memory_gb": 0.0001}
-    *_, warning = preflight(plan_of(raw_config), environment={}).splitlines()
+def test_jobs_that_do_not_fit_are_a_warning(project: Project) -> None:
+    project.raw["resources"] = {"device": "cuda", "gpu_memory_gb": 0.0001}
+    *_, warning = preflight(project.graph(), environment={}).splitlines()
     assert warning.startswith("warning: 6 learn jobs need more memory than a GPU has")
 
 
-def test_command_line(raw_config: dict, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("tiny.yaml").write_text(yaml.safe_dump(raw_config))
+def test_command_line(project: Project, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write()
     assert main(["--configfile", "tiny.yaml", "--config", "seeds=[0,1]", "--jobs", "3"]) == 0
     assert capsys.readouterr().out.startswith("plan: ")
     disk_with(monkeypatch, 0)

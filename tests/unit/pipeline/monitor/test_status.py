@@ -11,31 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.ledger import Ledger
 
 from patch.pipeline.cli.status import main
-from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.graph import JobGraph
-from patch.pipeline.resources.jobs import Node
-from patch.pipeline.runs.plan import Plan
+from patch.pipeline.resources.jobs import Job
+from patch.pipeline.runs.progress import Progress, progress_path, write_progress
+
+from ..conftest import Project
 
 ROOT = Path(__file__).parents[4]
-STEP = "maskllm 120/2000  loss 3.1000  0.500 s/step  940 s left"
+STEP = {"done": 120, "total": 2000, "seconds_left": 940.0}
 NAMES = ["stage", "rule", "model", "run", "state", "reason", "job", "node", "started", "expected"]
 KEYS = [*NAMES, "step", "steps", "eta_seconds", "restarts", "time_limits", "log", "outputs", "tail"]
 
 
 class Place:
-    """A folder in which an experiment is under way."""
+    """A project in which an experiment is under way."""
 
-    def __init__(self, folder: Path, raw: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
-        self.folder, self._capsys = folder, capsys
-        raw["published"] = str(ROOT / "config/published.json")
-        (folder / "tiny.yaml").write_text(yaml.safe_dump(raw))
-        self.nodes = JobGraph(Plan(validate_experiment(raw))).nodes
-        self.ledger = Ledger(folder / "work/submit")
+    def __init__(self, project: Project, capsys: pytest.CaptureFixture) -> None:
+        self.project, self.folder, self._capsys = project, project.folder, capsys
+        self.jobs = project.graph().jobs
+        self.ledger = Ledger(self.folder / "work/submit")
         self._queue: list[str] = []
         self.answer(0)
 
@@ -47,44 +44,41 @@ class Place:
         squeue.chmod(0o755)
         (self.folder / "queue").write_text("".join(f"{line}\n" for line in self._queue))
 
-    def node(self, rule: str, name: str = "") -> Node:
-        return next(n for n in self.nodes if n.rule == rule and name in f"{n.model}/{n.name}")
+    def job(self, rule: str, name: str = "") -> Job:
+        return next(job for job in self.jobs if job.rule == rule and name in f"{job.model}/{job.name}")
 
-    def make(self, *nodes: Node) -> None:
-        """Make a job's outputs, and all that it needs."""
-        maker = {path: node for node in self.nodes for path in node.outputs}
-        for node in nodes:
-            self.make(*(maker[path] for path in node.inputs))
-            for path in map(Path, node.outputs):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-
-    def make_inputs(self, node: Node) -> None:
-        self.make(*(n for n in self.nodes if set(n.outputs) & set(node.inputs)))
+    def make_inputs(self, job: Job) -> None:
+        self.project.make(*job.needs)
 
     def lock(self) -> None:
-        """As a Snakemake does that goes on."""
+        """Leave the lock of a running Snakemake."""
         lock = self.folder / ".snakemake/locks/0.output.lock"
-        lock.parent.mkdir(parents=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         lock.touch()
 
-    def log(self, node: Node, *lines: str, age: float = 0.0) -> Path:
-        path = Path(f"results/tiny/logs/{node.rule}/{node.model}/{node.name}.log")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines))
+    def report(self, job: Job, age: float = 0.0, **progress: Any) -> Path:
+        """Write the progress of a job, ``age`` seconds ago, and its log; return the path of the log."""
+        write_progress(job.log, Progress(**progress))
+        path = progress_path(job.log)
         written = path.stat().st_mtime - age
         os.utime(path, (written, written))
+        return self.log(job, "a line")
+
+    def log(self, job: Job, *lines: str) -> Path:
+        path = Path(job.log)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines))
         return path
 
-    def submit(self, *nodes: Node, job: str | None = None, squeue: str = "", events: list[dict] | None = None) -> Entry:
-        """Note jobs in the ledger as one array, and as ``squeue`` (state|reason|node|start) in the queue."""
+    def submit(self, *jobs: Job, job: str | None = None, squeue: str = "", events: list[dict] | None = None) -> Entry:
+        """Note jobs in the ledger as one array, and as ``squeue`` (state|reason|job|start) in the queue."""
         batch = f"batch-{job}-{time.monotonic()}"
         entries = [
-            Entry(f"{node.rule}-{node.model}-{node.name}", node.rule, list(node.outputs), [], batch, index, Path())
-            for index, node in enumerate(nodes)
+            Entry(f"{job.rule}-{job.model}-{job.name}", job.rule, list(job.outputs), [], batch, index, Path())
+            for index, job in enumerate(jobs)
         ]
         self.ledger.submit(batch, entries)
-        ids = [job] if len(nodes) == 1 else [f"{job}_{index}" for index in range(len(nodes))]
+        ids = [job] if len(jobs) == 1 else [f"{job}_{index}" for index in range(len(jobs))]
         if job:
             self.ledger.accept(batch, ids)
         for entry, number in zip(entries, ids, strict=True):
@@ -107,52 +101,51 @@ class Place:
         assert max(map(len, out.splitlines())) <= 120
         return out
 
-    def json(self, node: Node) -> dict[str, Any]:
+    def json(self, job: Job) -> dict[str, Any]:
         code, out, _ = self.run("--json")
         assert code == 0
-        (found,) = (job for job in json.loads(out) if job["outputs"] == list(node.outputs))
+        (found,) = (status for status in json.loads(out) if status["outputs"] == list(job.outputs))
         assert list(found) == KEYS
         return found
 
 
 @pytest.fixture
-def place(tmp_path: Path, raw_config: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Place:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    return Place(tmp_path, raw_config, capsys)
+def place(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Place:
+    monkeypatch.setenv("PATH", f"{project.folder}/bin:{os.environ['PATH']}")
+    return Place(project, capsys)
 
 
 # -- without SLURM ------------------------------------------------------------------------------
 
 
 def test_what_is_made_is_done_and_what_it_allows_is_ready(place: Place) -> None:
-    corpus = place.node("fetch_corpus")
+    corpus = place.job("fetch_corpus")
     assert place.json(corpus)["state"] == "ready"
-    place.make(corpus)
+    place.project.make(corpus)
     assert place.json(corpus)["state"] == "done"
-    assert place.json(place.node("make_tokenizer"))["state"] == "ready"
-    assert place.json(place.node("train_model"))["state"] == "waiting"
+    assert place.json(place.job("make_tokenizer"))["state"] == "ready"
+    assert place.json(place.job("train_model"))["state"] == "waiting"
     assert not (place.folder / "calls").exists(), "nothing is submitted: squeue has nothing to tell"
 
 
 def test_an_experiment_that_is_finished(place: Place) -> None:
-    place.make(*(n for n in place.nodes if n.stage in ("evaluate", "tabulate")))
-    for node in place.nodes:
-        if node.rule == "update_weights":  # temporary
-            Path(node.outputs[0]).unlink()
+    place.project.make(*(n for n in place.jobs if n.stage in ("evaluate", "tabulate")))
+    for job in place.jobs:
+        if job.rule == "update_weights":  # temporary
+            Path(job.outputs[0]).unlink()
     text = place.text()
-    assert text.startswith(f"tiny: {len(place.nodes)} jobs: {len(place.nodes)} done\n")
+    assert text.startswith(f"tiny: {len(place.jobs)} jobs: {len(place.jobs)} done\n")
     assert "To come" not in text
 
 
 def test_a_job_of_this_machine_runs_while_a_process_prints_into_its_log(place: Place) -> None:
-    node = place.node("learn", "qwen/maskllm")
-    place.make_inputs(node)
-    path = place.log(node, STEP, age=40)
+    job = place.job("learn", "qwen/maskllm")
+    place.make_inputs(job)
+    path = place.report(job, age=40, **STEP)
     with path.open("a") as log:
         process = subprocess.Popen(["sleep", "60"], stdout=log)
     try:
-        found = place.json(node)
+        found = place.json(job)
         text = place.text()
     finally:
         process.kill()
@@ -160,50 +153,50 @@ def test_a_job_of_this_machine_runs_while_a_process_prints_into_its_log(place: P
     assert (found["state"], found["node"], found["step"], found["steps"]) == ("running", os.uname().nodename, 120, 2000)
     assert 890 < found["eta_seconds"] <= 900
     assert "120/2000  15 min" in text
-    assert (place.json(node)["state"], place.json(node)["reason"]) == ("ready", "interrupted")
+    assert (place.json(job)["state"], place.json(job)["reason"]) == ("ready", "interrupted")
     place.lock()
-    found = place.json(node)
+    found = place.json(job)
     assert (found["state"], found["step"], found["eta_seconds"]) == ("started", 120, None)
-    assert found["reason"] == "its log was last written 1 min ago"
+    assert found["reason"] == "its last report was 1 min ago"
 
 
 @pytest.mark.parametrize(
-    ("last", "state", "reason"),
+    ("progress", "state", "reason"),
     [
-        ("error: the loss is nan at step 3 of 5", "failed", "the loss is nan at step 3 of 5"),
-        ("stopped by a signal after step 3 of 5; run again to go on", "ready", "stopped"),
+        ({"state": "failed", "error": "the loss is nan at step 3 of 5"}, "failed", "the loss is nan at step 3 of 5"),
+        ({"state": "stopped"}, "ready", "stopped"),
     ],
 )
-def test_a_log_says_how_a_job_of_this_machine_ended(place: Place, last: str, state: str, reason: str) -> None:
-    node = place.node("learn", "qwen/maskllm")
-    place.make_inputs(node)
-    place.log(node, *"abcdef", last)
-    found = place.json(node)
-    assert (found["state"], found["reason"]) == (state, reason)
-    assert found["tail"] == ([*"cdef", last] if state == "failed" else [])
+def test_a_report_says_how_a_job_of_this_machine_ended(
+    place: Place, progress: dict[str, str], state: str, reason: str
+) -> None:
+    job = place.job("learn", "qwen/maskllm")
+    place.make_inputs(job)
+    place.report(job, done=3, total=5, **progress)
+    place.log(job, *"abcdef")
+    found = place.json(job)
+    assert (found["state"], found["reason"], found["step"], found["steps"]) == (state, reason, 3, 5)
+    assert found["tail"] == ([*"bcdef"] if state == "failed" else [])
 
 
 def test_an_output_that_was_deleted_can_be_made_again(place: Place) -> None:
-    node = place.node("learn", "qwen/maskllm")
-    place.make_inputs(node)
-    place.log(node, STEP, age=10)
-    benchmark = Path(f"results/tiny/benchmarks/learn/{node.model}/{node.name}.tsv")
-    benchmark.parent.mkdir(parents=True)
-    benchmark.touch()
-    assert place.json(node)["state"] == "ready"
+    job = place.job("learn", "qwen/maskllm")
+    place.make_inputs(job)
+    place.report(job, age=10, **STEP, state="done")
+    assert place.json(job)["state"] == "ready"
 
 
 # -- with SLURM ---------------------------------------------------------------------------------
 
 
 def test_a_job_that_runs_on_slurm(place: Place) -> None:
-    node = place.node("learn", "qwen/maskllm")
-    place.make_inputs(node)
+    job = place.job("learn", "qwen/maskllm")
+    place.make_inputs(job)
     events = [{"event": "start", "restarts": 0}, {"event": "time limit"}, {"event": "start", "restarts": 1}]
-    entry = place.submit(node, job="41", squeue="RUNNING|None|n1|2030-01-02T03:04:05", events=events)
+    entry = place.submit(job, job="41", squeue="RUNNING|None|n1|2030-01-02T03:04:05", events=events)
     os.utime(entry.events, (1, 1))
-    place.log(node, "resuming at step 100", STEP, age=40)
-    found = place.json(node)
+    place.report(job, age=40, **STEP)
+    found = place.json(job)
     assert 890 < found.pop("eta_seconds") <= 900
     assert found == {
         "stage": "learn",
@@ -221,7 +214,7 @@ def test_a_job_that_runs_on_slurm(place: Place) -> None:
         "restarts": 1,
         "time_limits": 1,
         "log": "results/tiny/logs/learn/qwen/maskllm_2of4_0.5_s0.log",
-        "outputs": list(node.outputs),
+        "outputs": list(job.outputs),
         "tail": [],
     }
     text = place.text()
@@ -229,29 +222,27 @@ def test_a_job_that_runs_on_slurm(place: Place) -> None:
     assert "To come: " in text and "on the 1 core that jobs hold now" in text
 
 
-def test_blocks_tell_the_time_by_the_files_alone(place: Place) -> None:
-    node = place.node("prune", "qwen/sparsegpt")
-    place.make_inputs(node)
-    entry = place.submit(node, job="41", squeue="RUNNING|None|n1|x", events=[{"event": "start", "restarts": 0}])
-    path = place.log(node, "sparsegpt: block 2/4")
-    started = path.stat().st_mtime - 600
-    os.utime(entry.events, (started, started))
-    found = place.json(node)
-    assert (found["step"], found["steps"]) == (2, 4)
-    assert 590 < found["eta_seconds"] <= 600
+def test_a_job_without_reports_for_long_is_silent(place: Place) -> None:
+    job = place.job("learn", "qwen/maskllm")
+    place.make_inputs(job)
+    entry = place.submit(job, job="41", squeue="RUNNING|None|n1|x", events=[{"event": "start"}])
+    place.report(job, age=3600, **STEP)
+    os.utime(entry.events, (1, 1))
+    found = place.json(job)
+    assert (found["step"], found["eta_seconds"], found["reason"]) == (120, None, "silent for 1 h 00 min")
 
 
 def test_jobs_of_an_array_wait_with_slurms_words(place: Place) -> None:
-    nodes = [place.node("learn", f"{model}/maskllm") for model in ("qwen", "llama")]
-    for node in nodes:
-        place.make_inputs(node)
-    place.submit(*nodes, job="41", squeue="PENDING|Priority||2030-01-02T03:04:05")
-    late = place.node("prune", "magnitude")
+    jobs = [place.job("learn", f"{model}/maskllm") for model in ("qwen", "llama")]
+    for job in jobs:
+        place.make_inputs(job)
+    place.submit(*jobs, job="41", squeue="PENDING|Priority||2030-01-02T03:04:05")
+    late = place.job("prune", "magnitude")
     place.submit(late)
     assert place.json(late)["state"] == "ready"
     place.lock()
-    assert [place.json(node)["job"] for node in nodes] == ["41_0", "41_1"]
-    found = place.json(nodes[1])
+    assert [place.json(job)["job"] for job in jobs] == ["41_0", "41_1"]
+    found = place.json(jobs[1])
     assert (found["state"], found["reason"], found["expected"], found["started"]) == (
         "pending",
         "Priority",
@@ -263,33 +254,33 @@ def test_jobs_of_an_array_wait_with_slurms_words(place: Place) -> None:
 
 
 def test_a_job_that_went_back_to_the_queue(place: Place) -> None:
-    node = place.node("learn", "qwen/maskllm")
-    place.make_inputs(node)
+    job = place.job("learn", "qwen/maskllm")
+    place.make_inputs(job)
     events = [{"event": "start", "restarts": 0}, {"event": "time limit"}]
-    place.submit(node, job="41", squeue="PENDING|BeginTime||N/A", events=events)
-    place.log(node, "stopped by a signal after step 120 of 2000; run again to go on")
-    found = place.json(node)
+    place.submit(job, job="41", squeue="PENDING|BeginTime||N/A", events=events)
+    place.report(job, state="stopped", done=120, total=2000)
+    found = place.json(job)
     assert (found["state"], found["reason"], found["restarts"], found["time_limits"]) == ("pending", "BeginTime", 1, 1)
     assert (found["step"], found["steps"], found["eta_seconds"], found["expected"]) == (120, 2000, None, None)
 
 
-def test_a_log_of_the_start_before_tells_nothing(place: Place) -> None:
-    node = place.node("learn", "qwen/maskllm")
-    place.make_inputs(node)
-    place.log(node, "stopped by a signal after step 120 of 2000; run again to go on", age=3600)
+def test_a_report_of_the_previous_start_is_ignored(place: Place) -> None:
+    job = place.job("learn", "qwen/maskllm")
+    place.make_inputs(job)
+    place.report(job, age=3600, state="stopped", done=120, total=2000)
     events = [{"event": "start"}, {"event": "time limit"}, {"event": "start"}]
-    place.submit(node, job="41", squeue="RUNNING|None|n1|2030-01-02T03:04:05", events=events)
-    found = place.json(node)
+    place.submit(job, job="41", squeue="RUNNING|None|n1|2030-01-02T03:04:05", events=events)
+    found = place.json(job)
     assert (found["state"], found["step"], found["reason"], found["restarts"]) == ("running", None, "", 1)
 
 
 def test_a_failure_is_shown_with_the_end_of_its_log_and_holds_up_what_follows(place: Place) -> None:
-    node = place.node("prune", "qwen/sparsegpt")
-    place.make_inputs(node)
-    entry = place.submit(node, job="41", events=[{"event": "start", "restarts": 0}, {"event": "end", "exit": 1}])
+    job = place.job("prune", "qwen/sparsegpt")
+    place.make_inputs(job)
+    entry = place.submit(job, job="41", events=[{"event": "start", "restarts": 0}, {"event": "end", "exit": 1}])
     place.ledger.end(entry, "failed", "exit code 1, on n9")
-    place.log(node, *(f"line {number}" for number in range(8)), "error: the matrix is singular")
-    found = place.json(node)
+    place.log(job, *(f"line {number}" for number in range(8)), "error: the matrix is singular")
+    found = place.json(job)
     assert (found["state"], found["reason"], found["node"]) == ("failed", "exit code 1, on n9", "n9")
     assert found["tail"] == [*(f"line {number}" for number in (4, 5, 6, 7)), "error: the matrix is singular"]
     text = place.text()
@@ -298,9 +289,9 @@ def test_a_failure_is_shown_with_the_end_of_its_log_and_holds_up_what_follows(pl
         "\n      exit code 1, on n9\n      | line 4\n" in text and "\n      | error: the matrix is singular\n" in text
     )
     assert not (place.folder / "calls").exists(), "no job is open"
-    for follower in (place.node("update_weights", "qwen/sparsegpt"), place.node("collect")):
+    for follower in (place.job("update_weights", "qwen/sparsegpt"), place.job("collect")):
         assert (place.json(follower)["state"], place.json(follower)["reason"]) == ("waiting", "behind a failed job")
-    assert place.json(place.node("evaluate", "llama/dense"))["reason"] == ""
+    assert place.json(place.job("evaluate", "llama/dense"))["reason"] == ""
 
 
 @pytest.mark.parametrize(
@@ -313,44 +304,44 @@ def test_a_failure_is_shown_with_the_end_of_its_log_and_holds_up_what_follows(pl
     ],
 )
 def test_an_end_that_no_snakemake_saw(place: Place, squeue: str, events: list[dict], reason: str) -> None:
-    node = place.node("prune", "qwen/wanda_2of4")
-    place.make_inputs(node)
-    entry = place.submit(node, job="41", squeue=squeue, events=events)
+    job = place.job("prune", "qwen/wanda_2of4")
+    place.make_inputs(job)
+    entry = place.submit(job, job="41", squeue=squeue, events=events)
     entry.log("err").write_text("slurmstepd: error: gone\n")
-    found = place.json(node)
+    found = place.json(job)
     assert (found["state"], found["reason"]) == ("failed", reason)
     assert found["tail"] == ["slurmstepd: error: gone"]
-    place.make(node)
-    assert place.json(node)["state"] == "done"
+    place.project.make(job)
+    assert place.json(job)["state"] == "done"
 
 
 def test_the_words_of_a_refusal_are_shown_in_full(place: Place) -> None:
-    node = place.node("prune", "qwen/wanda_2of4")
-    place.make_inputs(node)
+    job = place.job("prune", "qwen/wanda_2of4")
+    place.make_inputs(job)
     words = f"sbatch: error: {'a reason that is long ' * 10}"
-    place.ledger.end(place.submit(node), "failed", words)
-    assert place.json(node)["reason"] == words
+    place.ledger.end(place.submit(job), "failed", words)
+    assert place.json(job)["reason"] == words
     assert " ".join(words.split()) in " ".join(place.text().split())
 
 
 def test_what_was_cancelled_can_run_again_and_a_newer_submission_counts(place: Place) -> None:
-    node = place.node("prune", "qwen/wanda_2of4")
-    place.make_inputs(node)
-    place.ledger.end(place.submit(node, job="41"), "cancelled")
-    assert (place.json(node)["state"], place.json(node)["reason"]) == ("ready", "cancelled")
+    job = place.job("prune", "qwen/wanda_2of4")
+    place.make_inputs(job)
+    place.ledger.end(place.submit(job, job="41"), "cancelled")
+    assert (place.json(job)["state"], place.json(job)["reason"]) == ("ready", "cancelled")
     place.ledger = Ledger(place.folder / "work/submit")
-    place.submit(node, job="42", squeue="RUNNING|None|n1|2030-01-02T03:04:05")
-    assert (place.json(node)["state"], place.json(node)["job"]) == ("running", "42")
+    place.submit(job, job="42", squeue="RUNNING|None|n1|2030-01-02T03:04:05")
+    assert (place.json(job)["state"], place.json(job)["job"]) == ("running", "42")
 
 
 def test_without_an_answer_from_squeue_the_files_tell(place: Place) -> None:
-    runs, waits, ended = (place.node("prune", f"qwen/{name}") for name in ("magnitude", "wanda_2of4", "sparsegpt"))
-    place.make(place.node("train_model", "qwen"), place.node("calibrate"))
+    runs, waits, ended = (place.job("prune", f"qwen/{name}") for name in ("magnitude", "wanda_2of4", "sparsegpt"))
+    place.project.make(place.job("train_model", "qwen"), place.job("calibrate"))
     place.submit(runs, job="41", events=[{"event": "start", "restarts": 0}])
     place.submit(waits, job="42")
     place.submit(ended, job="43", events=[{"event": "start"}, {"event": "end", "exit": 1}])
     place.answer(1, "slurm_load_jobs error: Unable to contact slurm controller")
-    states = {node: place.json(node) for node in (runs, waits, ended)}
+    states = {job: place.json(job) for job in (runs, waits, ended)}
     assert [found["state"] for found in states.values()] == ["running", "pending", "failed"]
     assert states[runs]["node"] == "n9" and states[runs]["started"].startswith("2030-03-1")
     text = place.text()
@@ -374,14 +365,14 @@ def test_without_an_answer_from_squeue_the_files_tell(place: Place) -> None:
     ids=["zeros", "UTF-8", "cut off", "list", "null", "jobs", "batch", "event", "deep"],
 )
 def test_bad_lines_are_passed_over_with_a_warning(place: Place, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    node = place.node("prune", "qwen/magnitude")
-    place.make_inputs(node)
-    entry = place.submit(node, job="41", events=[{"event": "start", "restarts": 0}])
+    job = place.job("prune", "qwen/magnitude")
+    place.make_inputs(job)
+    entry = place.submit(job, job="41", events=[{"event": "start", "restarts": 0}])
     place.answer(1, "no contact")
     ledger = place.ledger.run / "ledger.jsonl"
     for path in (ledger, entry.events):
         path.write_bytes(line + b"\n" + path.read_bytes() + line + b"\n")
-    found = place.json(node)
+    found = place.json(job)
     assert (found["state"], found["job"], found["node"], found["restarts"]) == ("running", "41", "n9", 0)
     for path in (ledger, entry.events):
         relative = path.relative_to(place.folder)
@@ -390,10 +381,10 @@ def test_bad_lines_are_passed_over_with_a_warning(place: Place, line: bytes, cap
 
 
 def test_a_submit_folder_that_others_can_write_to_is_not_read(place: Place) -> None:
-    node = place.node("prune", "qwen/magnitude")
-    place.submit(node, job="41", squeue="RUNNING|None|n1|x")
+    job = place.job("prune", "qwen/magnitude")
+    place.submit(job, job="41", squeue="RUNNING|None|n1|x")
     (place.folder / "work/submit").chmod(0o777)
-    assert place.json(node)["job"] is None
+    assert place.json(job)["job"] is None
     assert "what SLURM does is not known: work/submit belongs to " in place.text()
 
 
@@ -401,39 +392,39 @@ def test_a_submit_folder_that_others_can_write_to_is_not_read(place: Place) -> N
 
 
 def test_the_lines_of_stages_add_up(place: Place) -> None:
-    place.make(place.node("train_model", "qwen"))
+    place.project.make(place.job("train_model", "qwen"))
     head, _, columns, *lines = place.text().splitlines()
     assert columns.split() == ["stage", "jobs", "done", "running", "pending", "failed", "ready", "waiting"]
     rows = [[0 if word == "-" else int(word) for word in line.split()[1:]] for line in lines[:8]]
     assert all(row[0] == sum(row[1:]) for row in rows)
-    assert sum(row[0] for row in rows) == len(place.nodes)
+    assert sum(row[0] for row in rows) == len(place.jobs)
     assert f"{sum(row[1] for row in rows)} done" in head
 
 
 def test_done_jobs_are_listed_when_asked_for(place: Place) -> None:
-    place.make(place.node("fetch_corpus"))
+    place.project.make(place.job("fetch_corpus"))
     assert "done (1)" not in place.text()
     text = place.text("--all")
     assert "done (1)" in text
-    assert sum(line.startswith("  ") for line in text.splitlines()) == len(place.nodes) + text.count("  rule ")
+    assert sum(line.startswith("  ") for line in text.splitlines()) == len(place.jobs) + text.count("  rule ")
 
 
 def test_long_lists_are_cut(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patch.pipeline.monitor.text.ROWS", 2)
-    nodes = [node for node in place.nodes if node.rule == "prune"]
-    place.make(*(place.node("train_model", model) for model in ("qwen", "llama")), place.node("calibrate"))
-    place.submit(*nodes, job="41", squeue="PENDING|Resources||N/A")
-    assert f"... and {len(nodes) - 2} more: --all" in place.text()
+    jobs = [job for job in place.jobs if job.rule == "prune"]
+    place.project.make(*(place.job("train_model", model) for model in ("qwen", "llama")), place.job("calibrate"))
+    place.submit(*jobs, job="41", squeue="PENDING|Resources||N/A")
+    assert f"... and {len(jobs) - 2} more: --all" in place.text()
     assert "more" not in place.text("--all")
 
 
 def test_logs_of_a_run_are_found_by_a_part_of_its_name(place: Place) -> None:
-    node = place.node("learn", "qwen/maskllm")
-    own = place.log(node, STEP)
-    entry = place.submit(node, job="41")
+    job = place.job("learn", "qwen/maskllm")
+    own = place.log(job, "x")
+    entry = place.submit(job, job="41")
     entry.log("out").write_text("x")
-    evaluation = place.log(place.node("evaluate", "qwen/maskllm"), "x")
-    other = place.log(place.node("learn", "llama/maskllm"), "x")
+    evaluation = place.log(place.job("evaluate", "qwen/maskllm"), "x")
+    other = place.log(place.job("learn", "llama/maskllm"), "x")
     slurm = os.path.relpath(entry.log("out"))
     assert place.run("--logs", "qwen/maskllm_2of4_0.5_s0")[1].split() == [str(own), slurm, str(evaluation)]
     for name in ("maskllm_2of4_0.5_s0", "maskllm"):
@@ -451,12 +442,12 @@ def test_a_run_that_is_not_there(place: Place) -> None:
 
 def test_a_wrong_configuration_is_one_message(capsys: pytest.CaptureFixture) -> None:
     assert main(["--configfile", "nowhere.yaml"]) == 2
-    assert capsys.readouterr().err == "error: configuration nowhere.yaml: no such file\n"
+    assert capsys.readouterr().err == "error: nowhere.yaml: no such file\n"
 
 
 def test_keys_can_be_given(place: Place) -> None:
-    assert f"tiny: {len(place.nodes)} jobs" in place.text()
-    assert f"tiny: {len(place.nodes)} jobs" not in place.text("--config", "seeds=[0,1]")
+    assert f"tiny: {len(place.jobs)} jobs" in place.text()
+    assert f"tiny: {len(place.jobs)} jobs" not in place.text("--config", "seeds=[0,1]")
 
 
 def test_nothing_heavy_is_imported() -> None:

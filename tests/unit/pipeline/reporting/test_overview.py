@@ -1,11 +1,6 @@
-import pytest
-
-from patch.errors import InputError
-from patch.pipeline.config.load import load_experiment
 from patch.pipeline.reporting.overview import cost_page, environment_page
-from patch.pipeline.resources.forecast import Forecast, Numbers, read_forecast
+from patch.pipeline.resources.forecast import Forecast
 from patch.pipeline.results.costs import measured_costs
-from patch.pipeline.runs.plan import Plan
 
 LINE = {"jobs": 2, "minutes": 3, "device_hours": 0.1, "memory_mb": 900}
 
@@ -13,7 +8,7 @@ LINE = {"jobs": 2, "minutes": 3, "device_hours": 0.1, "memory_mb": 900}
 def numbers(**changes):
     stages = [{"stage": stage, "of": "", **LINE} for stage in ("prune", "evaluate")]
     recorded = [{"stage": "prune", "of": "wanda", **LINE}, {"stage": "learn", "of": "maskllm", **LINE}]
-    return Numbers.model_validate({"device": "cpu", "stages": stages, "recorded": recorded} | changes)
+    return Forecast.model_validate({"device": "cpu", "stages": stages, "recorded": recorded} | changes)
 
 
 def lines(page):
@@ -49,19 +44,3 @@ def test_the_environment_is_said_once_or_to_differ(one_seed):
     assert ["torch", "2.6", "1"] in lines(page) and ["torch", "2.5", f"{count - 1}"] in lines(page)
     assert ["numpy", "–", f"{count - 1}"] in lines(page)
     assert "<gpu>" not in page and "&lt;gpu&gt;" in page
-
-
-def test_a_forecast_is_read_back():
-    assert read_forecast(numbers().model_dump_json()) == numbers()
-    with pytest.raises(InputError, match="--forecast"):
-        read_forecast("{}")
-
-
-def test_the_demos_forecast_is_the_plans():
-    plan = Plan(load_experiment("config/demo.yaml"))
-    found = Forecast(plan).numbers
-    assert read_forecast(Forecast(plan).json) == found
-    evaluate = [line for line in found.recorded if line.stage == "evaluate"]
-    assert sum(line.jobs for line in evaluate) == len(plan.grid.runs)
-    assert next(line for line in found.stages if line.stage == "evaluate").jobs == len(plan.grid.runs)
-    assert {line.of for line in found.recorded if line.stage == "quantize"} == {"absmax", "slim-lora"}

@@ -113,7 +113,7 @@ def test_close_pairs_are_counted_by_sparsity(one_seed):
     text = section(summary(results(one_seed)), "How sure")
     close, count = found["qwen", 0.5]["perplexity"]
     assert f"| Qwen2-mini | 50 | {len(close)} of {count} pairs" in text
-    assert "over 400 windows" in text and "cloze\\_words 200" in text and "There is one seed" in text
+    assert "over 400 sequences" in text and "cloze\\_words 200" in text and "There is one seed" in text
 
 
 def test_seeds_are_in_the_errors(experiment):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.cost import CostModel, Job, too_large
+from patch.pipeline.resources.cost import CostModel, Estimate, too_large
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 
@@ -44,7 +44,7 @@ def paper(raw: dict, **resources: Any) -> tuple[Plan, CostModel]:
     raw["evaluation"] |= {"include_path": None, "task_use": None}
     raw["resources"] = {"device": "cuda", "learn_gpus": 4} | resources
     plan = Plan(validate_experiment(raw))
-    return plan, CostModel(plan.experiment, plan.grid)
+    return plan, CostModel(plan)
 
 
 def run(plan: Plan, model: str, method: str) -> Run:
@@ -76,10 +76,10 @@ def test_several_gpus_share_out_the_logits(raw_config: dict) -> None:
     plan, cost = paper(raw_config, learn_gpus=4)
     wanted, weights, logits = run(plan, "llama-7b", "maskllm"), 2 * 6.74e9 / 1e6, 4 * 4 * 1.5 * 6.48e9 / 1e6
     assert weights + logits / 4 < cost.learn(wanted).gpu_mem_mb < 1.1 * (weights + logits / 4) + 5000 < 80_000
-    assert "llama-7b maskllm" not in " ".join(too_large(cost, plan.grid))
+    assert "llama-7b maskllm" not in " ".join(too_large(cost))
     plan, one = paper(raw_config, learn_gpus=1)
     assert one.learn(wanted).gpu_mem_mb > weights + logits
-    assert "llama-7b maskllm" in " ".join(too_large(one, plan.grid))
+    assert "llama-7b maskllm" in " ".join(too_large(one))
     nodes = paper(raw_config, learn_gpus=2, learn_nodes=2)[1]
     assert nodes.learn(wanted).gpu_mem_mb == cost.learn(wanted).gpu_mem_mb
     # Each process reads its part of a checkpoint.
@@ -97,11 +97,11 @@ def test_grows_with_the_model(raw_config: dict) -> None:
         assert jobs[0].minutes < jobs[-1].minutes or estimate == cost.prune
 
 
-def jobs_with(raw: dict, **changes: Any) -> Job:
+def jobs_with(raw: dict, **changes: Any) -> Estimate:
     raw = copy.deepcopy(raw)
     raw["learning"]["common"] |= {"steps": 100_000, "batch_size": 64} | changes
     plan = Plan(validate_experiment(raw))
-    return CostModel(plan.experiment, plan.grid).learn(run(plan, "qwen", "patch-joint"))
+    return CostModel(plan).learn(run(plan, "qwen", "patch-joint"))
 
 
 def test_grows_with_the_run(raw_config: dict) -> None:
@@ -145,7 +145,7 @@ def test_processes_of_a_learn_job_without_gpus(raw_config: dict) -> None:
 
 def test_cpu_jobs_ask_for_no_gpu_and_enough_memory(raw_config: dict) -> None:
     plan = Plan(validate_experiment(raw_config))
-    cost = CostModel(plan.experiment, plan.grid)
+    cost = CostModel(plan)
     jobs = [cost.train("qwen")]
     for one in plan.grid.closure:
         jobs.append(cost.evaluate(one))
@@ -163,7 +163,7 @@ def test_training_is_on_the_cpu_whatever_the_device(raw_config: dict) -> None:
     jobs = []
     for device in ("cpu", "cuda"):
         plan = Plan(validate_experiment(raw_config | {"resources": {"device": device, "threads": 2}}))
-        jobs.append(CostModel(plan.experiment, plan.grid).train("qwen"))
+        jobs.append(CostModel(plan).train("qwen"))
     assert jobs[0] == jobs[1] and jobs[1].gpus == 0
 
 
@@ -177,12 +177,12 @@ def test_statistics_cost(raw_config: dict) -> None:
 def test_speed_is_measured_with_all_candidates_in_memory(raw_config: dict) -> None:
     raw_config["speedup"] = {}
     plan, cost = paper(raw_config)
-    runs = plan.timed_runs("llama-7b")
-    job = cost.speedup("llama-7b", runs)
+    job = cost.speedup("llama-7b")
     # In bf16: the dense model, one masked, 2:4 in 9/16, and the two hybrid ones between that and dense.
     floor = 2 * (6.74e9 + 6.48e9 * (1 + 9 / 16 + 0.6 + 0.78))
     assert floor / 1e6 < job.gpu_mem_mb < 80_000
     assert (job.gpus, job.nodes, job.processes) == (1, 1, 1) and 10 <= job.minutes <= 60
-    assert cost.speedup("llama-7b", runs[:1]).gpu_mem_mb < job.gpu_mem_mb
-    jobs = [cost.speedup(model, plan.timed_runs(model)) for model in SHAPES]
+    raw_config["grid"] = [{"methods": ["magnitude"]}]
+    assert paper(raw_config)[1].speedup("llama-7b").gpu_mem_mb < job.gpu_mem_mb
+    jobs = [cost.speedup(model) for model in SHAPES]
     assert jobs == sorted(jobs, key=lambda one: one.gpu_mem_mb) and jobs[0].minutes <= jobs[-1].minutes

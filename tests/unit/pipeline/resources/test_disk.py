@@ -49,15 +49,15 @@ def hub_model(dtype: str, **sizes: Any) -> dict:
 
 def test_masks(raw_config: dict) -> None:
     disk = disk_of(raw_config)
-    assert disk.mask(run(disk, "qwen", "magnitude")) == QWEN / 8 / MB
-    assert disk.mask(run(disk, "qwen", "patch-joint")) == (QWEN / 8 + QWEN / 16 / 8) / MB
+    assert disk.mask(run(disk, "qwen", "magnitude")).kept == QWEN / 8 / MB
+    assert disk.mask(run(disk, "qwen", "patch-joint")).kept == (QWEN / 8 + QWEN / 16 / 8) / MB
 
 
 def test_a_mask_file_is_as_large(raw_config: dict, tmp_path: Path) -> None:
     disk = disk_of(raw_config)
     path = tmp_path / "mask.safetensors"
     save_masks(path, MaskSet({"layer": torch.ones(96, QWEN // 96, dtype=torch.bool)}, "unstructured"))
-    estimate = MB * disk.mask(run(disk, "qwen", "wanda", "unstructured"))
+    estimate = MB * disk.mask(run(disk, "qwen", "wanda", "unstructured")).kept
     assert estimate <= path.stat().st_size <= estimate + 500  # and a header
 
 
@@ -82,10 +82,10 @@ def test_checkpoints_are_what_learning_holds(
 
 def test_updated_weights_are_of_the_models_type(raw_config: dict) -> None:
     disk = disk_of(raw_config)
-    assert disk.weights(run(disk, "llama", "sparsegpt")) == 4 * LLAMA / MB
+    assert disk.weights(run(disk, "llama", "sparsegpt")).kept == 4 * LLAMA / MB
     raw_config["models"]["llama"]["dtype"] = "bfloat16"
     disk = disk_of(raw_config)
-    assert disk.weights(run(disk, "llama", "sparsegpt")) == 2 * LLAMA / MB
+    assert disk.weights(run(disk, "llama", "sparsegpt")).kept == 2 * LLAMA / MB
 
 
 def test_models(raw_config: dict, tmp_path: Path) -> None:
@@ -103,38 +103,38 @@ def test_models(raw_config: dict, tmp_path: Path) -> None:
     assert trained.scratch == 3 * 4 * (2 * QWEN + 3 * 300 * 24) / MB
 
 
-def windows_of(disk: DiskModel, model: str, kind: str) -> float:
-    windows = next(
+def sequences_of(disk: DiskModel, model: str, kind: str) -> float:
+    sequences = next(
         w
-        for w in disk.plan.windows.values()
+        for w in disk.plan.sequences.values()
         if w.settings.kind == kind and w.tokenizer == disk.plan.store.tokenizer_path(model)
     )
-    return disk.windows(windows, model).kept
+    return disk.sequences(sequences).kept
 
 
-def test_windows_of_a_known_number(raw_config: dict) -> None:
-    assert windows_of(disk_of(raw_config), "qwen", "calibration") == 4 * 12 * 2 / MB
+def test_sequences_of_a_known_number(raw_config: dict) -> None:
+    assert sequences_of(disk_of(raw_config), "qwen", "calibration") == 4 * 12 * 2 / MB
     for vocabulary, size in ((65536, 2), (65537, 4)):
         raw = raw_config | {"models": {"hub": hub_model("bfloat16", vocab_size=vocabulary)}}
         raw["grid"] = [{"methods": ["maskllm"]}]
-        # As many windows as 5 steps of 4 can see; the text of an unknown package bounds nothing.
-        assert windows_of(disk_of(raw), "hub", "packed") == 5 * 4 * 12 * size / MB
+        # As many sequences as 5 steps of 4 can see; the text of an unknown package bounds nothing.
+        assert sequences_of(disk_of(raw), "hub", "packed") == 5 * 4 * 12 * size / MB
 
 
-def test_windows_of_all_text(raw_config: dict, tmp_path: Path) -> None:
-    assert windows_of(disk_of(raw_config), "qwen", "packed") == 0, "nothing is known of a package that is not there"
+def test_sequences_of_all_text(raw_config: dict, tmp_path: Path) -> None:
+    assert sequences_of(disk_of(raw_config), "qwen", "packed") == 0, "nothing is known of a package that is not there"
     (tmp_path / "a.txt").write_text("x" * 1000)
     (tmp_path / "b.txt").write_text("x" * 250)
     source = {"kind": "files", "files": [str(tmp_path / "*.txt")]}
     raw_config["corpora"]["text"] = {"source": source}
     disk = disk_of(raw_config)
     assert disk.corpus("text").kept == disk.text("text") == 1250 / MB
-    assert windows_of(disk, "qwen", "packed") == 2 * 500 / MB
+    assert sequences_of(disk, "qwen", "packed") == 2 * 500 / MB
 
 
-def test_token_files_are_not_larger(raw_config: dict, tmp_path: Path, windows: Callable[..., np.ndarray]) -> None:
-    np.save(tmp_path / "windows.npy", windows(4, 12))
-    assert (tmp_path / "windows.npy").stat().st_size - 128 == MB * windows_of(
+def test_token_files_are_not_larger(raw_config: dict, tmp_path: Path, sequences: Callable[..., np.ndarray]) -> None:
+    np.save(tmp_path / "sequences.npy", sequences(4, 12))
+    assert (tmp_path / "sequences.npy").stat().st_size - 128 == MB * sequences_of(
         disk_of(raw_config), "qwen", "calibration"
     )
 
@@ -154,7 +154,5 @@ def test_text_of_an_installed_package(raw_config: dict) -> None:
     assert disk_of(raw_config).text("other") == Path(pydantic.main.__file__).stat().st_size / MB
 
 
-def test_only_lm_evals_own_tasks_fill_the_cache(raw_config: dict) -> None:
-    assert disk_of(raw_config).tasks().cache == 0
-    raw_config["evaluation"] |= {"include_path": None, "task_use": None, "tasks": ["piqa"]}
-    assert disk_of(raw_config).tasks().cache == 1000
+def test_data_sets_of_lm_evals_tasks_fill_the_cache(raw_config: dict) -> None:
+    assert disk_of(raw_config).fetched_tasks().cache == 1000

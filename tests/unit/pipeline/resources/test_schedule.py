@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from patch.pipeline.resources.schedule import Run, Task, simulate
+from patch.pipeline.resources.schedule import Outcome, Task, simulate
 
 
 def random_tasks(seed: int) -> list[Task]:
@@ -21,7 +21,7 @@ def random_tasks(seed: int) -> list[Task]:
     return tasks
 
 
-def minute_by_minute(tasks: list[Task], slots: float, jobs: float) -> Run:
+def minute_by_minute(tasks: list[Task], slots: float, jobs: float) -> Outcome:
     waiting = set(range(len(tasks)))
     since: dict[int, int] = {}
     ends: dict[int, int] = {}
@@ -40,7 +40,7 @@ def minute_by_minute(tasks: list[Task], slots: float, jobs: float) -> Run:
                 disk += tasks[index].claims
         peak = max(peak, disk)
         minute += 1
-    return Run(max(ends.values(), default=0), peak)
+    return Outcome(max(ends.values(), default=0), peak)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -72,7 +72,7 @@ def test_by_hand() -> None:
 
 
 def test_nothing_to_do_takes_no_time() -> None:
-    assert simulate([], 1) == Run(0, 0)
+    assert simulate([], 1) == Outcome(0, 0)
 
 
 def test_a_task_that_never_fits() -> None:

@@ -38,8 +38,8 @@ def settings(raw: dict) -> Specs:
     for name in plan.experiment.models:
         found["model", name, ""] = plan.store.model_settings(name).model_dump_json()
         found["tokenizer", name, ""] = plan.store.tokenizer_settings(name).model_dump_json()
-    for key, windows in plan.windows.items():
-        found["windows", key, ""] = windows.settings.model_dump_json()
+    for key, sequences in plan.sequences.items():
+        found["sequences", key, ""] = sequences.settings.model_dump_json()
     return found
 
 
@@ -166,7 +166,7 @@ def test_titles_run_no_stage_again(path: tuple, raw_config: dict) -> None:
 def test_split_seed_of_the_corpus_touches_everything(raw_config: dict) -> None:
     different, changed = difference(raw_config, set_at("corpora", "text", "source", "split", {"seed": 1}))
     assert {stage for stage, _, _ in changed} == {"tokenizer", "model", "prune", "learn", "evaluate"}
-    assert {stage for stage, _, _ in different} == {"windows"}, "windows have their content in their names"
+    assert {stage for stage, _, _ in different} == {"sequences"}, "sequences have their content in their names"
 
 
 def test_experiments_share_what_is_equal(raw_config: dict) -> None:
@@ -174,8 +174,8 @@ def test_experiments_share_what_is_equal(raw_config: dict) -> None:
     assert one.store.model_path("qwen") == other.store.model_path("qwen")
     assert one.store.tokenizer_path("qwen") == other.store.tokenizer_path("qwen")
     assert one.store.corpus_path("text") == other.store.corpus_path("text")
-    assert one.store.perplexity_windows("qwen") == other.store.perplexity_windows("qwen")
-    assert one.store.calibration_windows("qwen", 0) != other.store.calibration_windows("qwen", 4)
+    assert one.store.perplexity_sequences("qwen") == other.store.perplexity_sequences("qwen")
+    assert one.store.calibration_sequences("qwen", 0) != other.store.calibration_sequences("qwen", 4)
     run = one.grid.runs[0]
     assert not set(vars(one.layout).values()) & set(vars(other.layout).values())
     assert one.layout.record(run) != other.layout.record(run)
@@ -185,17 +185,17 @@ def test_inputs_of_jobs(raw_config: dict) -> None:
     plan = plan_of(raw_config)
     runs = {(c.model, c.method, c.pattern): c for c in plan.grid.runs}
     assert set(plan.prune_inputs(runs["qwen", "magnitude", "2:4"])) == {"model"}
-    assert set(plan.prune_inputs(runs["qwen", "wanda", "2:4"])) == {"model", "windows"}
+    assert set(plan.prune_inputs(runs["qwen", "wanda", "2:4"])) == {"model", "sequences"}
     assert set(plan.prior_inputs(runs["qwen", "patch-joint", "hybrid"])) == {"pattern_mask", "tile_mask"}
     assert set(plan.prior_inputs(runs["llama", "patch-tile", "hybrid"])) == {"frozen_mask", "tile_mask"}
-    assert set(plan.evaluate_inputs(runs["qwen", "dense", "dense"])) == {"model", "windows", "tasks"}
+    assert set(plan.evaluate_inputs(runs["qwen", "dense", "dense"])) == {"model", "sequences", "tasks"}
     assert "weights" in plan.evaluate_inputs(runs["qwen", "sparsegpt", "2:4"])
     assert "weights" not in plan.evaluate_inputs(runs["qwen", "wanda", "2:4"])
     for run in plan.grid.closure:
         if run.definition.stage == "learn":
-            assert plan.learn_inputs(run)["windows"] in {windows.path for windows in plan.windows.values()}
+            assert plan.learn_inputs(run)["sequences"] in {sequences.path for sequences in plan.sequences.values()}
         if run.definition.stage == "prune" and run.definition.statistics != "none":
-            assert plan.prune_inputs(run)["windows"] in {windows.path for windows in plan.windows.values()}
+            assert plan.prune_inputs(run)["sequences"] in {sequences.path for sequences in plan.sequences.values()}
 
 
 def test_paths_are_distinct(raw_config: dict) -> None:
@@ -208,13 +208,13 @@ def test_paths_are_distinct(raw_config: dict) -> None:
     assert all(not Path(path).is_absolute() and ".." not in path and " " not in path for path in paths)
 
 
-def test_learning_windows_are_no_more_than_a_run_can_see(raw_config: dict) -> None:
+def test_learning_sequences_are_no_more_than_a_run_can_see(raw_config: dict) -> None:
     shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 2, "head_dim": 6, "vocab_size": 50}
     raw_config["models"]["qwen"]["source"] = {"kind": "hub", "repo": "a/b", "revision": "1234567", "shape": shape}
     plan = plan_of(raw_config)
     samples = {
-        c.model: plan.learning_windows(c).settings.samples for c in plan.grid.runs if c.definition.stage == "learn"
+        c.model: plan.learning_sequences(c).settings.samples for c in plan.grid.runs if c.definition.stage == "learn"
     }
     assert samples == {"qwen": 5 * 4, "llama": None}
 
@@ -261,7 +261,7 @@ def test_dense_statistics_are_one_folder_for_all_methods_and_ratios_of_a_model(r
     for run in plan.grid.closure:
         if run.definition.stage == "prune":
             inputs = plan.prune_inputs(run)
-            assert "windows" not in inputs
+            assert "sequences" not in inputs
             assert ("statistics" in inputs) == (run.method != "magnitude")
             folders = {each.path for each in plan.statistics.values() if each.model == run.model}
             assert inputs.get("statistics") in {*folders, None}
@@ -294,8 +294,8 @@ def test_a_quantised_run_has_the_mask_of_the_pruned_one(raw_config: dict) -> Non
         inputs = plan.quantize_inputs(run)
         assert inputs.get("mask") == (None if run.method == "dense" else plan.layout.mask(run.pruned))
         assert ("weights" in inputs) == (run.method == "sparsegpt")
-        assert ("windows" in inputs) == (run.quantization == "slim-lora")
-        assert set(plan.evaluate_inputs(run)) == {"model", "windows", "tasks", "quantized"} | (set(inputs) & {"mask"})
+        assert ("sequences" in inputs) == (run.quantization == "slim-lora")
+        assert set(plan.evaluate_inputs(run)) == {"model", "sequences", "tasks", "quantized"} | (set(inputs) & {"mask"})
         assert plan.mask_digest(run) != plan.mask_digest(run.pruned)
     assert {run.method for run in plan.updated_runs} == {"sparsegpt"}
 

@@ -1,4 +1,4 @@
-"""A model, windows and settings on disk, as the workflow would hand them to a stage."""
+"""A model, sequences and settings on disk, as the workflow would hand them to a stage."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Files:
 
     folder: Path
     model: Path
-    windows: Path
+    sequences: Path
     plan: Plan
 
     def settings(self, method: str, **changes: Any) -> dict[str, Any]:
@@ -110,11 +110,11 @@ class Files:
 
 
 @pytest.fixture
-def files(tmp_path: Path, tiny_model: Callable, windows: Callable, raw_config: dict) -> Files:
-    """A tiny Qwen2 with its windows; `patch-tile` is in its grid as well, on a frozen magnitude mask."""
+def files(tmp_path: Path, tiny_model: Callable, sequences: Callable, raw_config: dict) -> Files:
+    """A tiny Qwen2 with its sequences; `patch-tile` is in its grid as well, on a frozen magnitude mask."""
     model = tmp_path / "model"
     tiny_model("qwen2").save_pretrained(model)
-    np.save(tmp_path / "windows.npy", windows(8))
+    np.save(tmp_path / "sequences.npy", sequences(8))
     raw_config["grid"].append({"methods": ["patch-tile"], "sparsity": [0.45]})
     raw_config["learning"]["methods"] = {"patch-tile": {"frozen_mask": "magnitude"}}
-    return Files(tmp_path, model, tmp_path / "windows.npy", Plan(validate_experiment(raw_config)))
+    return Files(tmp_path, model, tmp_path / "sequences.npy", Plan(validate_experiment(raw_config)))

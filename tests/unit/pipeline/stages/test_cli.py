@@ -48,7 +48,7 @@ def test_usage_names_the_stages(arguments: list[str], code: int, capsys: pytest.
 
 
 def test_stages() -> None:
-    assert {"prune", "learn", "evaluate", "train", "windows", "fetch_model", "fetch_corpus"} <= set(stage_names())
+    assert {"prune", "learn", "evaluate", "train", "sequences", "fetch_model", "fetch_corpus"} <= set(stage_names())
     assert not any(name.startswith("_") for name in stage_names())
 
 
@@ -107,16 +107,16 @@ def test_model_folders(files: Any, stage: Callable, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-def test_windows(files: Any, stage: Callable, tmp_path: Path) -> None:
+def test_sequences(files: Any, stage: Callable, tmp_path: Path) -> None:
     def prune(**options: Any) -> Any:
         return stage("prune", files.settings("wanda"), model=files.model, mask=tmp_path / "m", **options)
 
-    one_message(prune(), "wanda needs calibration windows")
-    one_message(prune(windows=tmp_path / "none.npy"), "none.npy: no such file")
-    files.windows.write_bytes(files.windows.read_bytes()[:-3])
-    one_message(prune(windows=files.windows), "windows.npy: truncated")
-    files.windows.write_bytes(b"")
-    one_message(prune(windows=files.windows), "windows.npy")
+    one_message(prune(), "wanda needs calibration sequences")
+    one_message(prune(sequences=tmp_path / "none.npy"), "none.npy: no such file")
+    files.sequences.write_bytes(files.sequences.read_bytes()[:-3])
+    one_message(prune(sequences=files.sequences), "sequences.npy: truncated")
+    files.sequences.write_bytes(b"")
+    one_message(prune(sequences=files.sequences), "sequences.npy")
     assert not (tmp_path / "m").exists()
 
 
@@ -129,13 +129,13 @@ def test_no_gpu(files: Any, stage: Callable, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, windows: Callable) -> None:
-    """One window of one repeated token: a Hessian of rank one."""
+def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, sequences: Callable) -> None:
+    """One sequence of one repeated token: a Hessian of rank one."""
     import numpy as np
 
-    np.save(files.windows, np.zeros((1, 12), dtype=np.uint16))
+    np.save(files.sequences, np.zeros((1, 12), dtype=np.uint16))
     settings = files.settings("sparsegpt", pruning={"sparsegpt": {"damp": 1e-12}})
-    ended = stage("prune", settings, model=files.model, windows=files.windows, mask=tmp_path / "m")
+    ended = stage("prune", settings, model=files.model, sequences=files.sequences, mask=tmp_path / "m")
     one_message(ended, "raise `pruning.sparsegpt.damp`")
     assert not (tmp_path / "m").exists()
 
@@ -146,7 +146,7 @@ def test_priors_of_learning(files: Any, stage: Callable, tmp_path: Path, tiny_mo
     def learn(method: str, **masks: Path) -> Any:
         outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
         settings = files.settings(method, masks=dict.fromkeys(masks, expected))
-        return stage("learn", settings, model=files.model, windows=files.windows, **outputs, **masks)
+        return stage("learn", settings, model=files.model, sequences=files.sequences, **outputs, **masks)
 
     other = tmp_path / "other.safetensors"
     expected |= files.save(other, two_four(tiny_model(num_hidden_layers=1)))
@@ -170,7 +170,9 @@ def test_a_run_that_diverges(files: Any, stage: Callable, tmp_path: Path, tiny_m
     settings = files.settings("maskllm")
     outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
     one_message(
-        stage("learn", settings, model=files.model, windows=files.windows, **outputs), "at step 0 of 5", "learning rate"
+        stage("learn", settings, model=files.model, sequences=files.sequences, **outputs),
+        "at step 0 of 5",
+        "learning rate",
     )
     assert not (tmp_path / "m").exists() and not (tmp_path / "c").exists()
 
@@ -181,7 +183,7 @@ def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_
             "record": tmp_path / "r.json",
             "samples": tmp_path / "s.json",
             "tasks": tmp_path,
-            "windows": files.windows,
+            "sequences": files.sequences,
         }
         return stage("evaluate", settings, model=files.model, **outputs | options)
 
@@ -199,7 +201,7 @@ def test_inputs_of_evaluation(files: Any, stage: Callable, tmp_path: Path, tiny_
     weights.write_bytes(weights.read_bytes()[:-10])
     one_message(evaluate(mask=mask, weights=weights), "w.safetensors: .*truncated")
     settings = files.settings("dense")
-    one_message(evaluate(windows=tmp_path / "none.npy"), "none.npy: no such file")
+    one_message(evaluate(sequences=tmp_path / "none.npy"), "none.npy: no such file")
     assert not (tmp_path / "r.json").exists()
 
 
@@ -209,8 +211,8 @@ def test_stages_that_read_a_corpus(stage: Callable, files: Any, tmp_path: Path) 
     settings = store.tokenizer_settings("qwen").model_dump(mode="json")
     one_message(stage("tokenizer", settings, corpus=tmp_path / "corpus", out=tmp_path / "t"), "part `train`")
     assert not (tmp_path / "t").exists()
-    settings = store.perplexity_windows("qwen").settings.model_dump(mode="json")
-    ended = stage("windows", settings, corpus=tmp_path / "corpus", tokenizer=tmp_path / "t", out=tmp_path / "w.npy")
+    settings = store.perplexity_sequences("qwen").settings.model_dump(mode="json")
+    ended = stage("sequences", settings, corpus=tmp_path / "corpus", tokenizer=tmp_path / "t", out=tmp_path / "w.npy")
     one_message(ended, "part `test`|tokenizer folder")
     one_message(
         stage("fetch_corpus", store.corpus_settings("text").model_dump(mode="json"), out=tmp_path / "c"),

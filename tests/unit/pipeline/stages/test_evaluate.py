@@ -25,7 +25,7 @@ WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed",
 
 @pytest.fixture
 def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]:
-    """A model with a tokenizer, windows and task data."""
+    """A model with a tokenizer, sequences and task data."""
     tokenizer = train_tokenizer([" ".join(WORDS)], 320)
     tiny_model("qwen2", vocab_size=len(tokenizer)).save_pretrained(files.model)
     tokenizer.save_pretrained(files.model)
@@ -38,7 +38,7 @@ def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]
             rows.append(json.dumps({"query": query, "choices": choices, "gold": rng.randrange(4)}))
         (data / f"{task}.jsonl").write_text("\n".join(rows))
     partial = tmp_path / "work/partial.json"
-    return {"model": files.model, "windows": files.windows, "tasks": data, "partial": partial}
+    return {"model": files.model, "sequences": files.sequences, "tasks": data, "partial": partial}
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def settings(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
 def options(files: Any, tmp_path: Path) -> dict[str, Path]:
     """Inputs and outputs of the run."""
     outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
-    return {"model": files.model, "windows": files.windows} | outputs
+    return {"model": files.model, "sequences": files.sequences} | outputs
 
 
 @pytest.fixture

@@ -30,15 +30,15 @@ learn_module = importlib.import_module("patch.learning.learn")
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_prune(method: str, files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path) -> None:
-    options = {} if method == "magnitude" else {"windows": files.windows}
+    options = {} if method == "magnitude" else {"sequences": files.sequences}
     if method == "sparsegpt":
-        options["spare"] = tmp_path / "w.safetensors"
+        options["cache"] = tmp_path / "w.safetensors"
     settings = files.settings(method, pattern="2:4", sparsity=0.5)
     ended = stage("prune", settings, model=files.model, mask=tmp_path / "m.safetensors", **options)
     assert ended.code == 0, ended.error
     assert f"{method} 2:4: sparsity 0.5000" in ended.out
     model = tiny_model()
-    expected = prune(model, method, NM(2, 4), np.load(files.windows), 8)
+    expected = prune(model, method, NM(2, 4), np.load(files.sequences), 8)
     written = load_masks(tmp_path / "m.safetensors")
     assert all(torch.equal(written.masks[name], mask) for name, mask in expected.masks.items())
     assert written.header["settings"] == settings and written.header["cost"]["seconds"] >= 0
@@ -50,13 +50,13 @@ def test_prune(method: str, files: Any, stage: Callable, tiny_model: Callable, t
             assert (weights[name][~expected.masks[name]] == 0).all()
 
 
-def test_update_takes_the_spare_weights_or_makes_them_again(
+def test_update_takes_the_cached_weights_or_makes_them_again(
     files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path
 ) -> None:
-    settings, mask, spare = files.settings("sparsegpt"), tmp_path / "m.safetensors", tmp_path / "spare.safetensors"
-    inputs = {"model": files.model, "windows": files.windows, "mask": mask, "spare": spare}
+    settings, mask, cache = files.settings("sparsegpt"), tmp_path / "m.safetensors", tmp_path / "cache.safetensors"
+    inputs = {"model": files.model, "sequences": files.sequences, "mask": mask, "cache": cache}
     assert stage("prune", settings, **inputs).code == 0
-    whole, before = load_file(spare), mask.read_bytes()
+    whole, before = load_file(cache), mask.read_bytes()
 
     def update(name: str) -> dict[str, torch.Tensor]:
         ended = stage("update", settings, **inputs, weights=tmp_path / "sub" / name)
@@ -64,11 +64,11 @@ def test_update_takes_the_spare_weights_or_makes_them_again(
         return load_file(tmp_path / "sub" / name)
 
     moved = update("moved")
-    assert not spare.exists(), "the spare file is moved, not copied"
+    assert not cache.exists(), "the cached file is moved, not copied"
     again = update("again")
-    spare.write_bytes((tmp_path / "sub" / "again").read_bytes()[:-20])
+    cache.write_bytes((tmp_path / "sub" / "again").read_bytes()[:-20])
     truncated = update("truncated")
-    save_file(whole, spare, metadata={"digest": "of other settings"})
+    save_file(whole, cache, metadata={"digest": "of other settings"})
     other = update("other")
     for weights in (moved, again, truncated, other):
         assert set(weights) == set(whole)
@@ -80,7 +80,7 @@ def test_update_refuses_a_mask_that_it_cannot_make(
     files: Any, stage: Callable, tiny_model: Callable, tmp_path: Path
 ) -> None:
     mask = tmp_path / "m.safetensors"
-    inputs = {"model": files.model, "windows": files.windows, "mask": mask, "spare": tmp_path / "none"}
+    inputs = {"model": files.model, "sequences": files.sequences, "mask": mask, "cache": tmp_path / "none"}
     settings = files.settings("sparsegpt", pattern="2:4")
     digest = settings_digest(PruneSettings(**settings))
     for other, made_by, message in (
@@ -104,13 +104,13 @@ def test_learn(method: str, files: Any, stage: Callable, tiny_model: Callable, t
     name = "frozen_mask" if method == "patch-tile" else "pattern_mask"
     options[name] = frozen
     settings = files.settings(method, masks={name: files.expected(frozen)})
-    ended = stage("learn", settings, model=files.model, windows=files.windows, **options)
+    ended = stage("learn", settings, model=files.model, sequences=files.sequences, **options)
     assert ended.code == 0, ended.error
     masks = load_masks(frozen).masks
     expected = learn(
         tiny_model(),
         method,
-        np.load(files.windows),
+        np.load(files.sequences),
         Learning(**settings["learning"]),
         settings["sparsity"],
         settings["tile"],
@@ -133,9 +133,9 @@ def test_a_learn_stage_that_cannot_be_watched_says_so_at_once(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     options = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
-    watch = {"report_to": names, "watch_folder": tmp_path / "watch", "run_name": "tiny/qwen/maskllm"}
+    watch = {"report_to": names, "tracker_folder": tmp_path / "watch", "run_name": "tiny/qwen/maskllm"}
     ended = stage(
-        "learn", files.settings("maskllm"), model=tmp_path / "none", windows=files.windows, **options, **watch
+        "learn", files.settings("maskllm"), model=tmp_path / "none", sequences=files.sequences, **options, **watch
     )
     assert ended.code == 2 and message in ended.error and "Traceback" not in ended.error
     assert not (tmp_path / "run").exists()
@@ -145,7 +145,7 @@ def test_a_stopped_learn_stage_goes_on_and_not_with_another_model_s_checkpoint(
     files: Any, stage: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
-    options |= {"model": files.model, "windows": files.windows}
+    options |= {"model": files.model, "sequences": files.sequences}
     settings = files.settings("patch-joint")
 
     def stop_at(wanted: int) -> None:

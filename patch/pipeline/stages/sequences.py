@@ -11,20 +11,20 @@ from patch.data.windows import joined_windows, sample_windows, save_windows
 from patch.distributed.signals import leave_when_asked
 from patch.models.loading import load_tokenizer
 from patch.pipeline.runs.layout import digest
-from patch.pipeline.runs.stage_settings import WindowsSettings
+from patch.pipeline.runs.stage_settings import SequencesSettings
 
 
-def run(settings: WindowsSettings, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
+def run(settings: SequencesSettings, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
     """Make one file of token sequences.
 
     Packed sequences are made by ``workers`` processes, and an interrupted run resumes.
     """
     with leave_when_asked("stopped by a signal; run again to go on"):
         count = _make(settings, corpus, tokenizer, out, workers)
-    print(f"{out}: {count} windows of {settings.seqlen} tokens")
+    print(f"{out}: {count} sequences of {settings.seqlen} tokens")
 
 
-def _make(settings: WindowsSettings, corpus: Path, tokenizer: Path, out: Path, workers: int) -> int:
+def _make(settings: SequencesSettings, corpus: Path, tokenizer: Path, out: Path, workers: int) -> int:
     documents, encoder = read_documents(corpus, settings.split), load_tokenizer(tokenizer)
     if settings.kind == "packed":
         # A job may have fewer CPUs than it requested.
@@ -32,11 +32,11 @@ def _make(settings: WindowsSettings, corpus: Path, tokenizer: Path, out: Path, w
         identity = digest([settings.model_dump(mode="json"), _files(corpus), _files(tokenizer)])
         return pack_file(out, documents, encoder, settings.seqlen, settings.samples, workers, identity)
     if settings.kind == "calibration":
-        windows, way = sample_windows(documents, encoder, settings.samples, settings.seqlen, settings.seed)
-        print(f"calibration windows from {'crops of documents' if way == 'documents' else 'the packed stream'}")
+        sequences, way = sample_windows(documents, encoder, settings.samples, settings.seqlen, settings.seed)
+        print(f"calibration sequences from {'crops of documents' if way == 'documents' else 'the packed stream'}")
     else:
-        windows = joined_windows(documents, encoder, settings.seqlen)
-    return save_windows(out, [windows])
+        sequences = joined_windows(documents, encoder, settings.seqlen)
+    return save_windows(out, [sequences])
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:

@@ -1,4 +1,4 @@
-"""The stage that makes packed windows: it stops when it is told to, and does not mix two texts."""
+"""The stage that makes packed sequences: it stops when it is told to, and does not mix two texts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from patch.data import packing, tokens
 from patch.data.tokenizer import train_tokenizer
 from patch.data.windows import load_windows, pack_windows
 from patch.distributed.signals import EXIT_RESUMABLE
-from patch.pipeline.runs.stage_settings import WindowsSettings
-from patch.pipeline.stages import windows as stage
+from patch.pipeline.runs.stage_settings import SequencesSettings
+from patch.pipeline.stages import sequences as stage
 
-SPEC = WindowsSettings(upstream="", kind="packed", split="train", seqlen=16)
+SPEC = SequencesSettings(upstream="", kind="packed", split="train", seqlen=16)
 
 
 def write(folder: Path, text: str) -> list[str]:

@@ -1,0 +1,123 @@
+"""Jobs that are read from Snakemake: their order, their resources, and those that are still to run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from patch.pipeline.resources.jobs import Job
+
+from ..conftest import Project, find
+
+
+def rules(jobs: Iterable[Job]) -> dict[str, int]:
+    return dict(Counter(job.rule for job in jobs))
+
+
+def test_each_job_follows_those_that_it_needs(project: Project) -> None:
+    graph = project.graph()
+    place = {job: index for index, job in enumerate(graph.jobs)}
+    assert all(place[need] < place[job] for job in graph.jobs for need in job.needs)
+    assert graph.remaining == graph.jobs
+    assert rules(graph.jobs) == {
+        "fetch_corpus": 1,
+        "make_tokenizer": 1,
+        "make_tasks": 1,
+        "calibrate": 1,  # two models of one vocabulary
+        "tokenize": 3,  # to train on, to learn masks on, for perplexity: three lengths or parts
+        "train_model": 2,
+        # magnitude, wanda and sparsegpt at 2:4, wanda at 25 %, and sparsegpt at 45 and 25 % to rank tiles
+        "prune": 2 * 6,
+        "update_weights": 2,
+        "learn": 2 * 3,
+        "evaluate": 2 * 8,
+        "collect": 1,
+        "compare": 1,
+        "table": 5,
+        "overview": 1,
+        "summary": 1,
+        "pareto": 2,
+        "density": 2,
+        "curves": 2,
+    }
+
+
+def test_a_job_has_the_names_and_files_of_its_rule(project: Project) -> None:
+    graph = project.graph()
+    learn = find(graph, "learn", "qwen/maskllm")
+    name = "maskllm_2of4_0.5_s0"
+    assert (learn.model, learn.name, learn.of_run, learn.stage) == ("qwen", name, True, "learn")
+    assert learn.outputs == (f"results/tiny/masks/qwen/{name}.safetensors", f"results/tiny/curves/qwen/{name}.jsonl")
+    assert learn.log == f"results/tiny/logs/learn/qwen/{name}.log"
+    train = find(graph, "train_model", "llama")
+    assert (train.model, train.of_run) == ("llama", False)
+    assert (find(graph, "pareto", "qwen").of_run, find(graph, "collect").model) == (False, None)
+    # The figure shows the chance accuracy, which it reads from a record.
+    assert {need.rule for need in find(graph, "pareto").needs} == {"collect", "evaluate"}
+
+
+def test_nothing_remains_of_a_finished_run(project: Project) -> None:
+    project.finish(project.graph())
+    graph = project.graph()
+    assert graph.remaining == [] and graph.tasks() == []
+
+
+def test_another_seed_trains_no_model_again(project: Project) -> None:
+    project.finish(project.graph())
+    remaining = rules(project.graph("seeds=[1]").remaining)
+    assert remaining["calibrate"] == 1 and remaining["prune"] > 0 and "train_model" not in remaining
+
+
+def test_a_deleted_record_makes_weights_but_no_mask_again(project: Project) -> None:
+    graph = project.graph()
+    project.finish(graph)
+    Path(find(graph, "evaluate", "qwen/sparsegpt").outputs[0]).unlink()
+    after = {"collect": 1, "compare": 1, "table": 5, "pareto": 2, "overview": 1, "summary": 1}
+    assert rules(project.graph().remaining) == {"update_weights": 1, "evaluate": 1, **after}
+
+
+def test_cores_and_gpus(project: Project) -> None:
+    slots = {}
+    for device in ("cpu", "cuda"):
+        project.raw["resources"] = {"device": device, "threads": 3, "learn_gpus": 2, "learn_nodes": 2}
+        slots[device] = {job.stage: job.slots for job in project.graph().jobs}
+    light, computing = ("fetch", "tabulate"), ("prune", "update", "evaluate")
+    cores = dict.fromkeys(light, 1) | dict.fromkeys((*computing, "train", "tokenize"), 3) | {"learn": 3 * 2 * 2}
+    gpus = dict.fromkeys((*light, "train", "tokenize"), 0) | dict.fromkeys(computing, 1) | {"learn": 2 * 2}
+    assert slots == {"cpu": cores, "cuda": gpus}
+
+
+def test_weights_are_held_from_pruning_to_evaluation(project: Project) -> None:
+    # Large enough to be more than one MB.
+    project.raw["models"]["qwen"]["source"]["config"] |= {"hidden_size": 512, "intermediate_size": 1024}
+    graph = project.graph()
+    weights = find(graph, "update_weights", "qwen/sparsegpt").disk_mb
+    assert weights > 1
+
+    def held(rule: str) -> tuple[float, float]:
+        graph = project.graph()
+        job = find(graph, rule, "qwen/sparsegpt_2of4")
+        task = graph.tasks()[graph.remaining.index(job)]
+        return task.claims - job.kept_mb, task.frees
+
+    assert held("prune") == (weights, 0)
+    assert held("update_weights") == (0, 0)
+    assert held("evaluate") == (0, weights)
+    project.make(find(graph, "prune", "qwen/sparsegpt_2of4"))
+    assert held("update_weights") == (weights, 0)
+    assert held("evaluate") == (0, weights)
+
+
+def test_existing_checkpoints_need_no_space_again(project: Project) -> None:
+    graph = project.graph()
+    before = find(graph, "learn", "qwen/maskllm")
+    run = graph.plan.grid.run("qwen", before.name)
+    folder = Path(graph.plan.layout.checkpoints(run))
+    folder.mkdir(parents=True)
+    (folder / "step-00000001.pt").write_bytes(bytes(100_000_000))
+    after = find(project.graph(), "learn", "qwen/maskllm")
+    assert (before.scratch_mb, after.scratch_mb) == (pytest.approx(1), 0)
+    assert before.kept_mb - after.kept_mb == pytest.approx(0, abs=1)
