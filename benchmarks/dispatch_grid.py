@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_submitit.history import History
+from snakemake_executor_plugin_submitit.ledger import History
 
 from benchmarks import dispatch_compare as compare
 from benchmarks.processes import Finished, RunFailed, finish, process_seconds, run_process, running

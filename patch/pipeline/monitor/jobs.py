@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from snakemake_executor_plugin_submitit.history import Entry
+from snakemake_executor_plugin_submitit.ledger import Entry
 
 from patch.pipeline.monitor.local_processes import file_time, printing_processes
 from patch.pipeline.monitor.logs import last_lines

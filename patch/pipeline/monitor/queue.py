@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from snakemake_executor_plugin_submitit import events, slurm
-from snakemake_executor_plugin_submitit.history import Entry, History
+from snakemake_executor_plugin_submitit import records, slurm
+from snakemake_executor_plugin_submitit.ledger import Entry, History
 from snakemake_interface_common.exceptions import WorkflowError
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Queue:
 def read_events(entry: Entry) -> Events:
     """Return the events of a job; unusable lines are skipped with a warning."""
     try:
-        noted, damage = events.read_events(entry.events)
+        noted, damage = records.read_events(entry.events)
         written = entry.events.stat().st_mtime
     except OSError:
         return Events()

@@ -11,10 +11,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Loaded lazily: a job on a compute node needs the module `job` alone, without Snakemake and its interfaces.
-_PLACES = {"Executor": "executor", "ExecutorSettings": "settings", "common_settings": "settings"}
+_MODULES = {"Executor": "executor", "ExecutorSettings": "settings", "common_settings": "settings"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Checks on the login node before the first job is submitted."""
+"""Checks of the cluster and the environment before the first job is submitted."""
 
 from __future__ import annotations
 
@@ -6,17 +6,9 @@ import getpass
 import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
-
-from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_submitit import slurm
-from snakemake_executor_plugin_submitit.private import make_private
 from snakemake_executor_plugin_submitit.resources import Request
-
-# Filesystems that compute nodes cannot share.
-LOCAL_FILESYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
-LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def partition_minutes() -> dict[str, int]:
@@ -35,37 +27,10 @@ def partition_minutes() -> dict[str, int]:
     return limits
 
 
-def check_folder(folder: Path) -> list[str]:
-    """Create the submit folder and return warnings about its location.
-
-    Raises:
-        WorkflowError: the folder cannot be created, belongs to another user, or is writable by other users.
-    """
-    try:
-        make_private(folder)
-    except OSError as error:
-        raise WorkflowError(
-            f"The submit folder {folder} cannot be used ({error.strerror}). It holds pickles that jobs execute and "
-            "must be yours alone: name another with --submitit-folder."
-        ) from None
-    kind = _filesystem(folder)
-    if kind in LOCAL_FILESYSTEMS or any(folder.is_relative_to(place) for place in LOCAL_FOLDERS):
-        place = kind if kind in LOCAL_FILESYSTEMS else "a local folder"
-        return [f"The submit folder {folder} is on {place}; compute nodes must see it."]
-    return []
-
-
 def check_environment(environment: Mapping[str, str]) -> list[str]:
     """Return warnings about variables that override a job's own sbatch options."""
     names = sorted(name for name in environment if name.startswith("SBATCH_"))
-    return [f"{', '.join(names)} in the environment: sbatch prefers it to what jobs ask for."] if names else []
-
-
-def _filesystem(folder: Path) -> str:
-    """Return the type of the filesystem that holds a folder."""
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    fitting = [(len(place), kind) for place, kind in mounts if folder.is_relative_to(place)]
-    return max(fitting)[1] if fitting else ""
+    return [f"{', '.join(names)} in the environment: sbatch prefers it to the jobs' resources."] if names else []
 
 
 def check_cluster(requests: dict[str, list[Request] | str]) -> list[str]:
@@ -93,28 +58,24 @@ def check_cluster(requests: dict[str, list[Request] | str]) -> list[str]:
 def _check(
     request: Request, partitions: dict[str, dict[str, str]], nodes: list[dict[str, str]], accounts: set[str]
 ) -> list[str]:
-    parameters = request.parameters
-    names = str(parameters.get("partition") or "").split(",")
+    default = ",".join(name for name, record in partitions.items() if record.get("Default") == "YES")
+    names = str(request.parameters.get("partition") or default).split(",")
     if names == [""]:
-        names = [name for name, record in partitions.items() if record.get("Default") == "YES"]
-        if not names:
-            return [f"the cluster has no default partition; give `slurm_partition`, one of {_listed(partitions)}"]
-    unknown = [name for name in names if name not in partitions]
-    if unknown:
+        return [f"the cluster has no default partition; give `slurm_partition`, one of {_listed(partitions)}"]
+    if unknown := [name for name in names if name not in partitions]:
         return [f"`slurm_partition` is {unknown[0]!r}; the cluster has {_listed(partitions)}"]
-    account = parameters.get("account")
+    account = request.parameters.get("account")
     if account and accounts and account.lower() not in accounts:
         return [f"`slurm_account` is {account!r}; yours are {_listed(accounts)}"]
     inside = [node for node in nodes if set(node.get("Partitions", "").split(",")) & set(names)]
-    return _check_size(parameters, inside, ", ".join(names)) if inside else []
+    return _check_size(request, inside, ", ".join(names)) if inside else []
 
 
-def _check_size(parameters: dict, nodes: list[dict[str, str]], partition: str) -> list[str]:
+def _check_size(request: Request, nodes: list[dict[str, str]], partition: str) -> list[str]:
     """Return a line for each per-node resource that exceeds every node of the partition."""
-    cpus = parameters["cpus_per_task"] * parameters["ntasks_per_node"]
-    memory = int(str(parameters.get("mem", "0")).rstrip("M"))
-    memory = memory or cpus * int(str(parameters.get("mem_per_cpu", "0")).rstrip("M"))
-    model, count = _gpus(parameters)
+    cpus = request.parameters["cpus_per_task"] * request.parameters["ntasks_per_node"]
+    memory = int(request.memory.rstrip("M") or 0) * (cpus if "mem_per_cpu" in request.parameters else 1)
+    model, count = request.gpus
     largest = {
         "threads": (cpus, max(int(node.get("CPUTot", 0)) for node in nodes), ""),
         "mem_mb": (memory, max(int(node.get("RealMemory", 0)) for node in nodes), " MB"),
@@ -125,16 +86,6 @@ def _check_size(parameters: dict, nodes: list[dict[str, str]], partition: str) -
         for name, (asked, there, unit) in largest.items()
         if asked > there
     ]
-
-
-def _gpus(parameters: dict) -> tuple[str, int]:
-    """Return the model (empty for any) and the number of GPUs on each node."""
-    text = parameters.get("gpus_per_node") or str(parameters.get("gres", "")).removeprefix("gpu:")
-    total = parameters["additional_parameters"].get("gpus")
-    if not text and not re.fullmatch(r"([^:,]+:)?\d+", str(total)):  # an option of the user's own, or none
-        return "", 0
-    model, _, count = str(text or total).rpartition(":")
-    return model, -(-int(count) // parameters["nodes"]) if total and not text else int(count)
 
 
 def _gpus_of(node: dict[str, str], model: str) -> int:
@@ -148,9 +99,7 @@ def _accounts() -> set[str]:
     if shutil.which("sacctmgr") is None:
         return set()
     try:
-        text = slurm.run(
-            ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account"], timeout=10
-        )
+        text = slurm.run(["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=account"])
     except slurm.SlurmError:
         return set()
     return set(text.lower().split())

@@ -1,4 +1,4 @@
-"""The executor: it submits Snakemake's ready jobs to SLURM and reports their outcomes."""
+"""Snakemake executor that submits ready jobs to SLURM and reports their outcomes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,17 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 from snakemake_executor_plugin_submitit import slurm
-from snakemake_executor_plugin_submitit.checks import check_cluster, check_environment, check_folder, partition_minutes
-from snakemake_executor_plugin_submitit.history import Entry
+from snakemake_executor_plugin_submitit.adoption import EarlierJobs
+from snakemake_executor_plugin_submitit.checks import check_cluster, check_environment, partition_minutes
 from snakemake_executor_plugin_submitit.job import ClusterJob
-from snakemake_executor_plugin_submitit.job_requests import request_of, requests_of
-from snakemake_executor_plugin_submitit.ledger import Ledger
-from snakemake_executor_plugin_submitit.outcome import Verdict
-from snakemake_executor_plugin_submitit.resources import Request, ResourceError
-from snakemake_executor_plugin_submitit.settings import GPU_REQUESTS
-from snakemake_executor_plugin_submitit.submission import Batch, Waiting
-from snakemake_executor_plugin_submitit.survivors import Survivors
-from snakemake_executor_plugin_submitit.tracking import Tracked, make_entry, size, tail
+from snakemake_executor_plugin_submitit.ledger import Ledger, make_entry
+from snakemake_executor_plugin_submitit.resources import Request, ResourceError, request_of, requests_by_rule
+from snakemake_executor_plugin_submitit.status import TrackedJob, Verdict, has_content, log_tail
+from snakemake_executor_plugin_submitit.submission import Batch, SubmissionQueue
+from snakemake_executor_plugin_submitit.submit_folder import check_folder
 
 # Resubmissions of a job that SLURM did not requeue after its node failed.
 NODE_RETRIES = 3
-INNER = " -m snakemake_executor_plugin_submitit.inner "
 
 
 class Executor(RemoteExecutor):
@@ -41,16 +38,11 @@ class Executor(RemoteExecutor):
     _ready = False
 
     def __post_init__(self) -> None:
-        settings = self.workflow.executor_settings
-        if settings.gpu_request not in GPU_REQUESTS:
-            raise WorkflowError(f"--submitit-gpu-request is {settings.gpu_request!r}; use {', '.join(GPU_REQUESTS)}")
-        self.settings = settings
-        self.next_seconds_between_status_checks = settings.poll_seconds
+        self.settings = self.workflow.executor_settings
+        self.next_seconds_between_status_checks = self.settings.poll_seconds
         self._limits: dict[str, int] = {}
         self._submitting = threading.Lock()
-        self._tracked: dict[JobExecutorInterface, Tracked] = {}
-        self._by_tag: dict[str, JobExecutorInterface] = {}
-        self._told: dict[str, str] = {}
+        self._tracked: dict[str, TrackedJob] = {}  # by tag
         self._squeue_error = ""
         if any(not job.is_local and not job.is_norun for job in self.dag.needrun_jobs()):
             self._start()
@@ -61,25 +53,23 @@ class Executor(RemoteExecutor):
         Raises:
             WorkflowError: the cluster cannot run the jobs or does not answer, or the submit folder cannot be used.
         """
-        settings, folder = self.settings, Path(self.settings.folder).absolute()
+        settings, folder, warn = self.settings, Path(self.settings.folder).absolute(), self.logger.warning
         for warning in [*check_folder(folder), *check_environment(os.environ)]:
-            self.logger.warning(warning)
+            warn(warning)
         try:
             self._limits = partition_minutes()
             self._array_size = slurm.max_array_size()
-            if problems := check_cluster(requests_of(self.dag.needrun_jobs(), settings, self._limits)):
+            if problems := check_cluster(requests_by_rule(self.dag.needrun_jobs(), settings, self._limits)):
                 raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
-            self._ledger = Ledger(folder, self.logger.warning)
+            self._ledger = Ledger(folder, warn)
             self._refuse_taken()
-            self._survivors = Survivors(self._ledger, self.logger.warning)
+            self._earlier = EarlierJobs(self._ledger, warn)
         except slurm.SlurmError as error:
             raise WorkflowError(f"SLURM does not answer: {error}") from None
         except OSError as error:
             raise WorkflowError(f"The submit folder {folder} cannot be used: {error}") from None
         self._watch = slurm.QueueWatch(settings.squeue_seconds)
-        self._waiting = Waiting(
-            self._ledger, settings.submit_minutes, self._accepted, self._refused, self.logger.warning
-        )
+        self._queue = SubmissionQueue(self._ledger, settings.submit_minutes, self._accepted, self._refused, warn)
         self._ready = True
 
     def _refuse_taken(self) -> None:
@@ -115,82 +105,66 @@ class Executor(RemoteExecutor):
         """Submit jobs, with equal ones as job arrays, and adopt jobs that an earlier run left in the queue."""
         if not self._ready:  # jobs that a checkpoint added to the plan
             self._start()
-        groups: dict[tuple[str, str], list[tuple[JobExecutorInterface, Request, Entry]]] = defaultdict(list)
+        groups: dict[tuple[str, str], list[tuple[TrackedJob, Request]]] = defaultdict(list)
         with self._submitting:
             for job in jobs:
                 self.run_job_pre(job)
-                entry = make_entry(job, self._ledger.run)
+                tracked = TrackedJob(job, make_entry(job, self._ledger.run))
                 try:
-                    if old := self._survivors.claim(entry):
-                        self._adopt(job, old)
-                        continue
-                    request = request_of(job, self.settings, self._limits)
+                    if adopted := self._earlier.claim(tracked.entry):
+                        self._ledger.adopt(adopted)
+                        tracked.entry = adopted
+                        self._report_submitted(tracked)
+                        self.logger.info(f"Adopted SLURM job {adopted.id} of an earlier run; not submitted again.")
+                    else:
+                        request = self._request(tracked)
+                        groups[job.name, request.key].append((tracked, request))
                 except (ResourceError, slurm.SlurmError) as error:
                     self._fail_unsubmitted(job, str(error))
                     continue
-                groups[job.name, request.key].append((job, request, entry))
-            for (name, _), members in groups.items():
-                size_of_chunk = self._chunk(len(members))
-                for first in range(0, len(members), size_of_chunk):
-                    chunk = members[first : first + size_of_chunk]
-                    self._send(name, [(job, entry) for job, _, entry in chunk], chunk[0][1])
+                self._tracked[tracked.entry.tag] = tracked
+            for members in groups.values():
+                least = self.settings.array_from
+                size = min(len(members), self._array_size) if 0 < least <= len(members) else 1
+                for first in range(0, len(members), size):
+                    self._send([tracked for tracked, _ in members[first : first + size]], members[first][1])
 
-    def _chunk(self, count: int) -> int:
-        least = self.settings.array_from
-        return min(count, self._array_size) if 0 < least <= count else 1
-
-    def _send(self, name: str, members: list[tuple[JobExecutorInterface, Entry]], request: Request) -> None:
-        for job, entry in members:
-            tracked = self._tracked.setdefault(job, Tracked(entry))
-            tracked.entry = entry
-            if tracked.limits is None:
-                tracked.limits = request.time_limits - 1 if request.signal_delay else 0
-            self._by_tag[entry.tag] = job
-        commands = [self._cluster_job(job, entry, request) for job, entry in members]
-        prologue = self.settings.prologue.splitlines()
-        self._waiting.send(Batch(commands, [entry for _, entry in members], request, name, prologue))
-
-    def _cluster_job(self, job: JobExecutorInterface, entry: Entry, request: Request) -> ClusterJob:
-        command = self.format_job_exec(job).replace(
-            " -m snakemake ", " -m snakemake_executor_plugin_submitit.inner ", 1
-        )
-        if self.settings.container:
-            command = f"{self.settings.container} bash -c {shlex.quote(command)}"
-        return ClusterJob(command, entry.tag, str(entry.events), request.time_limits, request.signal_delay)
+    def _send(self, members: list[TrackedJob], request: Request) -> None:
+        commands = []
+        for tracked in members:
+            command = self.format_job_exec(tracked.job)
+            command = command.replace(" -m snakemake ", " -m snakemake_executor_plugin_submitit ", 1)
+            if self.settings.container:
+                command = f"{self.settings.container} bash -c {shlex.quote(command)}"
+            tag, events = tracked.entry.tag, str(tracked.entry.events)
+            commands.append(ClusterJob(command, tag, events, request.time_limits, request.signal_delay))
+        entries, prologue = [tracked.entry for tracked in members], self.settings.prologue.splitlines()
+        self._queue.send(Batch(commands, entries, request, members[0].job.name, prologue))
 
     def _accepted(self, batch: Batch) -> None:
         for entry in batch.entries:
-            job = self._by_tag[entry.tag]
-            tracked = self._tracked[job]
+            tracked = self._tracked[entry.tag]
             tracked.restart()
-            if tracked.info is None:
-                tracked.info = SubmittedJobInfo(job, external_jobid=entry.id)
-                self.report_job_submission(tracked.info)
-            else:
-                tracked.info.external_jobid = entry.id
+            self._report_submitted(tracked)
         what = f"array of {len(batch.jobs)}" if len(batch.jobs) > 1 else "job"
         self.logger.info(f"Submitted {batch.name} as SLURM {what} {batch.entries[0].id.partition('_')[0]}.")
+
+    def _report_submitted(self, tracked: TrackedJob) -> None:
+        if tracked.info is None:
+            tracked.info = SubmittedJobInfo(tracked.job, tracked.entry.id, aux={"tracked": tracked})
+            self.report_job_submission(tracked.info)
+        tracked.info.external_jobid = tracked.entry.id
 
     def _refused(self, batch: Batch, words: str) -> None:
         for entry in batch.entries:
             self._ledger.end(entry, "failed", words)
-            job = self._by_tag.pop(entry.tag)
-            tracked = self._tracked.pop(job)
-            if tracked.info is None:
-                self._fail_unsubmitted(job, words)
-            else:  # it ran before: the next status check removes it
-                tracked.info.aux = {"refused": words}
+            tracked = self._tracked.pop(entry.tag)
+            tracked.refusal = words
+            if tracked.info is None:  # otherwise the next status check reports it
+                self._fail_unsubmitted(tracked.job, words)
 
     def _fail_unsubmitted(self, job: JobExecutorInterface, words: str) -> None:
-        self.report_job_error(SubmittedJobInfo(job), msg=f"SLURM does not take the job: {words}")
-
-    def _adopt(self, job: JobExecutorInterface, old: Entry) -> None:
-        self._ledger.adopt(old)
-        info = SubmittedJobInfo(job, external_jobid=old.id)
-        self._tracked[job] = Tracked(old, info=info)
-        self._by_tag[old.tag] = job
-        self.report_job_submission(info)
-        self.logger.info(f"SLURM job {old.id} of an earlier run is this job; not submitted again.")
+        self.report_job_error(SubmittedJobInfo(job), msg=f"SLURM refused the job: {words}")
 
     # -- status ---------------------------------------------------------------------------------
 
@@ -199,101 +173,87 @@ class Executor(RemoteExecutor):
         if not self._ready:
             return
         with self._submitting:
-            self._waiting.retry()
+            self._queue.retry()
         started = time.monotonic()
         if active_jobs:
             self._watch.poll()
-            self._tell_squeue_error()
+            self._report_squeue_error()
         for info in active_jobs:
             try:
-                under_way = self._check(info)
+                unfinished = self._check(info.aux["tracked"])
             except OSError as error:  # a temporary filesystem failure must not end the run
-                self.logger.warning(f"SLURM job {info.external_jobid}: {error}; looking again")
-                under_way = True
-            if under_way:
+                self.logger.warning(f"SLURM job {info.external_jobid}: {error}; checking again")
+                unfinished = True
+            if unfinished:
                 yield info
         # A slow filesystem is polled less often.
         pause = max(self.settings.poll_seconds, 4 * (time.monotonic() - started))
         self.next_seconds_between_status_checks = pause
 
-    def _check(self, info: SubmittedJobInfo) -> bool:
+    def _check(self, tracked: TrackedJob) -> bool:
         """Check one job and return whether it is unfinished."""
-        if info.aux and "refused" in info.aux:
-            self.report_job_error(info, msg=f"SLURM does not take the job again: {info.aux['refused']}")
+        if tracked.refusal:
+            self.report_job_error(tracked.info, msg=f"SLURM refused the resubmission: {tracked.refusal}")
             return False
-        tracked = self._tracked[info.job]
-        verdict = tracked.look(self._watch, self.settings.lost_seconds)
-        self._tell_held(tracked.state)
-        return self._settle(tracked, verdict)
-
-    def _settle(self, tracked: Tracked, verdict: Verdict) -> bool:
-        """Act on a verdict and return whether the job is unfinished."""
-        info, entry = tracked.info, tracked.entry
-        match verdict.kind:
-            case "wait":
-                return True
-            case "success":
-                self._forget(tracked, "success")
-                self.report_job_success(info)
-                return False
-            case "memory" if tracked.out_of_memory < self.settings.oom_retries:
-                tracked.out_of_memory += 1
-                tracked.memory_factor *= self.settings.oom_factor
-                self._resubmit(tracked, verdict.reason)
-                return True
-            case "limit" if tracked.limits:
-                # It missed the warning or could not be requeued; its last checkpoint remains.
-                tracked.limits -= 1
-                self._resubmit(tracked, "its time limit was reached")
-                return True
-            case "again" if tracked.lost < NODE_RETRIES:
-                tracked.lost += 1
-                self._resubmit(tracked, verdict.reason)
-                return True
-        reason = verdict.reason
-        if verdict.kind == "memory":
-            limit = request_of(info.job, self.settings, self._limits, tracked.memory_factor).parameters
-            asked = limit.get("mem") or limit.get("mem_per_cpu")
-            reason += f" with {asked} after {tracked.out_of_memory + 1} tries; raise `mem_mb`"
-        elif entry.id and verdict.reason.startswith("SLURM no longer knows"):
-            final = slurm.read_sacct([entry.id]).get(entry.id)
-            reason += f" (sacct says {final})" if final else ""
-        self._forget(tracked, "failed", reason)
-        shown = bool(getattr(self.workflow.output_settings, "show_failed_logs", False))
-        printed = [str(path) for path in (entry.log("err"), entry.log("out")) if size(path)]
-        self.report_job_error(info, msg=f"SLURM job {entry.id}: {reason}.{tail(entry, shown)}", aux_logs=printed)
+        verdict = tracked.check(self._watch, self.settings.lost_seconds)
+        state = tracked.state
+        if state and state.state == "PENDING" and "held" in state.reason.lower() and state.reason != tracked.held:
+            tracked.held = state.reason
+            self.logger.warning(f"SLURM job {state.id} waits: {state.reason}; `scontrol release {state.id}` frees it.")
+        if verdict.kind == "wait":
+            return True
+        if verdict.kind == "success":
+            self._finish(tracked, "success")
+            self.report_job_success(tracked.info)
+            return False
+        # A job at its time limit missed the warning or could not be requeued; its last checkpoint remains.
+        request, count = self._request(tracked), tracked.resubmissions
+        limits = request.time_limits - 1 if request.signal_delay else 0
+        allowed = {"memory": self.settings.oom_retries, "limit": limits, "again": NODE_RETRIES}
+        if count[verdict.kind] < allowed.get(verdict.kind, 0):
+            count[verdict.kind] += 1
+            self._resubmit(tracked, verdict.reason)
+            return True
+        self._fail(tracked, verdict, request)
         return False
 
-    def _resubmit(self, tracked: Tracked, why: str) -> None:
-        job, old = tracked.info.job, tracked.entry
-        self._ledger.end(old, "failed", why)
-        request = request_of(job, self.settings, self._limits, tracked.memory_factor)
-        asked = request.parameters.get("mem") or request.parameters.get("mem_per_cpu") or "what it had"
-        self.logger.warning(f"SLURM job {old.id} ({job.name}): {why}; submitted again with {asked} of memory.")
+    def _request(self, tracked: TrackedJob) -> Request:
+        memory_factor = self.settings.oom_factor ** tracked.resubmissions["memory"]
+        return request_of(tracked.job, self.settings, self._limits, memory_factor)
+
+    def _resubmit(self, tracked: TrackedJob, reason: str) -> None:
+        old, name, request = tracked.entry, tracked.job.name, self._request(tracked)
+        self._ledger.end(old, "failed", reason)
+        memory = request.memory or "the same amount"
+        self.logger.warning(f"SLURM job {old.id} ({name}): {reason}; submitted again with {memory} of memory.")
         with self._submitting:
-            self._send(job.name, [(job, make_entry(job, self._ledger.run))], request)
+            run = self._ledger.run
+            tracked.entry = replace(old, run=run, id=None, outcome=None, reason="", keeper=None)
+            self._send([tracked], request)
 
-    def _forget(self, tracked: Tracked, outcome: str, reason: str = "") -> None:
+    def _fail(self, tracked: TrackedJob, verdict: Verdict, request: Request) -> None:
+        entry, reason = tracked.entry, verdict.reason
+        if verdict.kind == "memory":
+            reason += f" with {request.memory} after {tracked.resubmissions['memory'] + 1} tries; raise `mem_mb`"
+        elif verdict.kind == "limit":
+            reason += "; raise `runtime`"
+        elif verdict.kind == "lost":
+            final = slurm.read_sacct([entry.id]).get(entry.id)
+            reason += f" (sacct reports {final})" if final else ""
+        self._finish(tracked, "failed", reason)
+        shown = bool(getattr(self.workflow.output_settings, "show_failed_logs", False))
+        printed = [str(path) for path in (entry.log("err"), entry.log("out")) if has_content(path)]
+        message = f"SLURM job {entry.id}: {reason}.{log_tail(entry, shown)}"
+        self.report_job_error(tracked.info, msg=message, aux_logs=printed)
+
+    def _finish(self, tracked: TrackedJob, outcome: str, reason: str = "") -> None:
         self._ledger.end(tracked.entry, outcome, reason)
-        self._tracked.pop(tracked.info.job)
-        self._by_tag.pop(tracked.entry.tag, None)
+        del self._tracked[tracked.entry.tag]
 
-    def _tell_held(self, state: slurm.JobState | None) -> None:
-        """Log once that a job is held, with its reason."""
-        if state is None or state.state != "PENDING" or "held" not in state.reason.lower():
-            return
-        if self._told.get(state.id) != state.reason:
-            self._told[state.id] = state.reason
-            self.logger.warning(f"SLURM job {state.id} waits: {state.reason}; `scontrol release {state.id}` frees it.")
-
-    def _tell_squeue_error(self) -> None:
+    def _report_squeue_error(self) -> None:
         if self._watch.error != self._squeue_error:
-            self._squeue_error = self._watch.error
-            self.logger.warning(
-                f"squeue: {self._squeue_error} (no job is given up for that)"
-                if self._squeue_error
-                else "squeue answers."
-            )
+            self._squeue_error = error = self._watch.error
+            self.logger.warning(f"squeue: {error} (no job is given up for that)" if error else "squeue answers.")
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
         """Log the error of a job with its complete message."""
@@ -308,22 +268,16 @@ class Executor(RemoteExecutor):
         if not self._ready:
             return
         with self._submitting:
-            self._waiting.batches.clear()
-            tracked = list(self._tracked.values())
-        ids = [part.entry.id for part in tracked if part.entry.id]
-        if not ids:
+            self._queue.waiting.clear()
+            entries = [tracked.entry for tracked in self._tracked.values() if tracked.entry.id]
+        if not entries:
             return
+        ids = [entry.id for entry in entries]
         self.logger.info(f"Cancelling {len(ids)} SLURM jobs.")
         try:
             slurm.cancel(ids)
         except slurm.SlurmError as error:
             self.logger.error(f"scancel: {error}\nThese may still run: {' '.join(ids)}")
             return
-        for part in tracked:
-            self._ledger.end(part.entry, "cancelled")
-
-    def shutdown(self) -> None:
-        """Stop the status checks."""
-        super().shutdown()
-        if self._ready:
-            self._watch.close()
+        for entry in entries:
+            self._ledger.end(entry, "cancelled")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-import json
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from snakemake_executor_plugin_submitit.events import append_event, read_events
+from snakemake_executor_plugin_submitit.records import Result, append_event, read_events, write_result
 
 # Exit code of a payload that saved a checkpoint and asks for a rerun: EX_TEMPFAIL of sysexits.h.
 RESUMABLE_EXIT = 75
@@ -58,33 +57,33 @@ class ClusterJob:
             # SLURM may requeue a job after its success; a second run would delete its outputs.
             os._exit(0)
         try:
-            code, reason = self._run_to_end()
+            write_result(result, self._run_to_end())
         except Exception as error:
-            _write_result(result, 1, f"{type(error).__name__}: {error}")
+            write_result(result, Result(1, f"{type(error).__name__}: {error}"))
             raise
-        _write_result(result, code, reason)
 
-    def _run_to_end(self) -> tuple[int, str]:
-        """Run the job and return its exit code, and the reason if it is not requeued."""
+    def _run_to_end(self) -> Result:
+        """Run the job and return its result, unless it is terminated or requeued."""
         # Signals are read with `sigtimedwait`, so that none interrupts other work.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        _adopt_orphans()
-        self._note("start", restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+        # Orphaned descendants become children of this process.
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+        self._record("start", restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)))
         code, warned, terminated = self._run()
         if code == 0:
-            self._note("end", exit=0)
-            return 0, ""
+            self._record("end", exit=0)
+            return Result(0)
         if terminated:
-            self._note("terminated")
+            self._record("terminated")
             _wait_for_orphans()
             _leave(TERMINATED)
         if warned and self.signal_delay:
-            used = self._note("time limit")
+            used = self._record("time limit")
             if used < self.time_limits:
                 self._requeue()
-            return code, f"its time limit was reached {used} times; the job is not queued again"
-        self._note("end", exit=code)
-        return code, ""
+            return Result(code, f"its time limit was reached {used} times; the job is not queued again")
+        self._record("end", exit=code)
+        return Result(code)
 
     def _run(self) -> tuple[int, bool, bool]:
         """Run the command and return its exit code, and whether SIGUSR2 and SIGTERM arrived."""
@@ -106,19 +105,19 @@ class ClusterJob:
                 terminated = terminated or bool(code and _terminated_within(1))
                 return code, warned or signal.SIGUSR2 in signal.sigpending(), terminated
             if deadline is not None and time.monotonic() >= deadline:
-                print("the job did not leave in time and is killed; it will go on from what it saved", flush=True)
-                _kill_family()
+                print("the job did not exit in time and is killed; it resumes from its last checkpoint", flush=True)
+                _kill_descendants()
                 deadline = None
 
-    def _note(self, event: str, **details: int | str) -> int:
+    def _record(self, event: str, **details: int | str) -> int:
         """Append an event and return the number of events of its kind."""
         path = Path(self.events)
-        now = round(time.time(), 3)
-        append_event(path, {"event": event, "tag": self.tag, "node": _node(), "time": now, **details})
-        noted, damage = read_events(path)
+        node, now = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), round(time.time(), 3)
+        append_event(path, {"event": event, "tag": self.tag, "node": node, "time": now, **details})
+        events, damage = read_events(path)
         if damage:
             print(f"{damage}; passed over", flush=True)
-        return sum(kept["event"] == event and kept["tag"] == self.tag for kept in noted)
+        return sum(other["event"] == event and other["tag"] == self.tag for other in events)
 
     def _requeue(self) -> None:
         """Requeue the job as soon as the controller answers; does not return."""
@@ -126,7 +125,7 @@ class ClusterJob:
         for pause in itertools.chain((0, 2, 5), itertools.repeat(10)):
             if _terminated_within(pause):
                 # After scancel or a node shutdown, a requeue would revive the job.
-                self._note("terminated")
+                self._record("terminated")
                 _leave(TERMINATED)
             try:
                 answer = subprocess.run(
@@ -136,7 +135,7 @@ class ClusterJob:
                 print(f"scontrol requeue: {error}", flush=True)
                 continue
             if answer.returncode == 0:
-                print("back to the queue: the time limit was near", flush=True)
+                print("requeued before the time limit", flush=True)
                 _terminated_within(60)
                 _leave(RESUMABLE_EXIT)
             print(f"scontrol requeue: {answer.stderr.strip()}", flush=True)
@@ -151,28 +150,9 @@ def _result_file() -> Path:
     return environment.paths.result_pickle.with_suffix(".json")
 
 
-def _write_result(path: Path, code: int, reason: str) -> None:
-    """Write a result atomically."""
-    part = path.with_suffix(".part")
-    with part.open("w") as file:
-        file.write(json.dumps({"exit": code, "reason": reason[:1000]}))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _node() -> str:
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
 def _terminated_within(seconds: float) -> bool:
     """Wait for SIGTERM and return whether it arrived."""
     return signal.sigtimedwait([signal.SIGTERM], seconds) is not None
-
-
-def _adopt_orphans() -> None:
-    """Make orphaned descendants children of this process."""
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def _wait_for_orphans() -> None:
@@ -194,19 +174,10 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _kill_family() -> None:
+def _kill_descendants() -> None:
     """Kill all descendants of this process, parents first, so that no parent starts new ones."""
-    for member in _family(os.getpid())[1:]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(member, signal.SIGKILL)
+    import psutil
 
-
-def _family(pid: int) -> list[int]:
-    """Return a process and its descendants; threads and processes may end during the search."""
-    family = [pid]
-    with contextlib.suppress(OSError):
-        for thread in list(Path(f"/proc/{pid}/task").iterdir()):
-            with contextlib.suppress(OSError):
-                for child in (thread / "children").read_text().split():
-                    family += _family(int(child))
-    return family
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

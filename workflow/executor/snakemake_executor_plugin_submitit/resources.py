@@ -1,30 +1,22 @@
-"""Translation of a job's resources to sbatch parameters."""
+"""SLURM requests: translation of the jobs' resources to sbatch parameters."""
 
 from __future__ import annotations
 
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
+
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
+
 # Options of sbatch that the plugin sets itself; `slurm_extra` must not set them.
-RESERVED = (
-    "array",
-    "comment",
-    "error",
-    "job-name",
-    "no-requeue",
-    "open-mode",
-    "output",
-    "parsable",
-    "requeue",
-    "signal",
-    "time",
-    "wait",
-    "wrap",
-)
+RESERVED = {"array", "comment", "error", "job-name", "no-requeue", "open-mode", "output", "parsable", "requeue"}
+RESERVED |= {"signal", "time", "wait", "wrap"}
 
 
 class ResourceError(ValueError):
@@ -37,13 +29,13 @@ class Request:
 
     Attributes:
         parameters: arguments of `submitit.SlurmExecutor.update_parameters`.
-        minutes: time limit in minutes: the job's `runtime`, or the partition's limit if that is shorter.
+        gpus: GPU model, empty for any, and number of GPUs per node.
         time_limits: maximum number of time limits that the job may reach, including the first.
         signal_delay: seconds between the warning signal and the limit; 0 for a job that cannot resume.
     """
 
     parameters: dict[str, Any]
-    minutes: int
+    gpus: tuple[str, int]
     time_limits: int
     signal_delay: int
 
@@ -52,6 +44,58 @@ class Request:
         """Key that is equal for jobs that can share a job array."""
         parts = {**self.parameters, "additional_parameters": sorted(self.parameters["additional_parameters"].items())}
         return repr((sorted(parts.items()), self.time_limits, self.signal_delay))
+
+    @property
+    def memory(self) -> str:
+        """Requested memory per node or per CPU, empty for the partition's default."""
+        return self.parameters.get("mem") or self.parameters.get("mem_per_cpu") or ""
+
+
+def request_of(
+    job: JobExecutorInterface, settings: ExecutorSettings, limits: Mapping[str, int], memory_factor: float = 1.0
+) -> Request:
+    """Return the request of one job.
+
+    Args:
+        job: a Snakemake job.
+        settings: the executor's settings.
+        limits: partition -> its time limit in minutes; the default partition is ``""``.
+        memory_factor: factor on the memory of a job that ran out of memory before.
+
+    Raises:
+        ResourceError: see `make_request`.
+    """
+    partitions = str(job.resources.get("slurm_partition") or "").split(",")
+    return make_request(
+        job.resources,
+        job.threads,
+        settings.gpu_request,
+        settings.signal_delay,
+        settings.time_limits,
+        min((limits[name] for name in partitions if name in limits), default=None),
+        memory_factor,
+    )
+
+
+def requests_by_rule(
+    jobs: Iterable[JobExecutorInterface], settings: ExecutorSettings, limits: Mapping[str, int]
+) -> dict[str, list[Request] | str]:
+    """Return the requests of each rule's jobs, or its error message; jobs with unknown resources are skipped."""
+    requests: dict[str, dict[str, Request] | str] = defaultdict(dict)
+    for job in jobs:
+        if job.is_local or job.is_norun or isinstance(requests[job.name], str):
+            continue
+        # Snakemake's placeholder for a value that depends on a missing input.
+        if any(str(value) == "<TBD>" for name, value in job.resources.items() if name != "tmpdir"):
+            continue
+        try:
+            request = request_of(job, settings, limits)
+            requests[job.name][request.key] = request
+        except ResourceError as error:
+            requests[job.name] = str(error)
+        except Exception:  # noqa: BLE001, S112 - a user function that needs a missing input
+            continue
+    return {name: asked if isinstance(asked, str) else list(asked.values()) for name, asked in requests.items()}
 
 
 def make_request(
@@ -95,29 +139,30 @@ def make_request(
         useful = max(minutes - 2, minutes / 4)
         allowed = max(time_limits, 2 * math.ceil(runtime / useful) + 1)
     delay = min(signal_delay, 60 * minutes // 3) if resumable else 0
+    # SLURM requeues the job after a node failure or a preemption.
+    additional = {"requeue": True, "open_mode": "append", **_extra(str(resources.get("slurm_extra") or ""))}
     parameters: dict[str, Any] = {
         "time": minutes,
         "nodes": nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": max(1, threads),
         **_memory(resources, memory_factor),
+        # Only resumable jobs need a warning; 1 s is the minimum for the others.
+        "signal_delay_s": max(1, delay),
+        "additional_parameters": additional,
     }
-    for resource, name in (("slurm_partition", "partition"), ("slurm_account", "account"), ("slurm_qos", "qos")):
-        if resources.get(resource):
-            parameters[name] = str(resources[resource])
-    for name in ("constraint", "exclude"):
+    for name in ("slurm_partition", "slurm_account", "slurm_qos", "constraint", "exclude"):
         if resources.get(name):
-            parameters[name] = str(resources[name])
-    extra = _extra(str(resources.get("slurm_extra") or ""))
-    gpus = _gpus(resources, gpu_request, nodes)
-    if "gpus" in gpus:  # submitit has no such parameter
-        extra["gpus"] = gpus.pop("gpus")
-    parameters |= gpus
-    # SLURM requeues the job after a node failure or a preemption.
-    parameters["additional_parameters"] = {"requeue": True, "open_mode": "append", **extra}
-    # Only resumable jobs need a warning; 1 s is the minimum for the others.
-    parameters["signal_delay_s"] = max(1, delay)
-    return Request(parameters, minutes, allowed, delay)
+            parameters[name.removeprefix("slurm_")] = str(resources[name])
+    model, count = gpus = _gpus(resources)
+    text = f"{model}:" if model else ""
+    if count and gpu_request == "gpus-per-node":
+        parameters["gpus_per_node"] = f"{text}{count}"
+    elif count and gpu_request == "gres":
+        parameters["gres"] = f"gpu:{text}{count}"
+    elif count:  # submitit has no parameter for --gpus
+        additional["gpus"] = f"{text}{count * nodes}"
+    return Request(parameters, gpus, allowed, delay)
 
 
 def _integer(resources: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int | None:
@@ -140,7 +185,8 @@ def _memory(resources: Mapping[str, Any], factor: float) -> dict[str, str]:
     return {} if per_node is None else {"mem": f"{math.ceil(per_node * factor)}M"}
 
 
-def _gpus(resources: Mapping[str, Any], how: str, nodes: int) -> dict[str, Any]:
+def _gpus(resources: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the GPU model, empty for any, and the number of GPUs per node."""
     asked, named = resources.get("gpus") or 0, str(resources.get("gpu_model") or "")
     model, _, number = str(asked).rpartition(":")
     if not re.fullmatch(r"\d+", number):
@@ -148,18 +194,9 @@ def _gpus(resources: Mapping[str, Any], how: str, nodes: int) -> dict[str, Any]:
     if named and model not in ("", named):
         raise ResourceError(f"`gpu_model` is {named!r} but `gpus` is {asked!r}; give the model once")
     model, count = named or model, int(number)
-    if not count:
-        if model:
-            raise ResourceError(f"`gpu_model` is {model!r} but `gpus` is 0; ask for one or more")
-        return {}
-    prefix = f"{model}:" if model else ""
-    if how == "gpus-per-node":
-        return {"gpus_per_node": f"{prefix}{count}"}
-    if how == "gres":
-        return {"gres": f"gpu:{prefix}{count}"}
-    if how == "gpus":
-        return {"gpus": f"{prefix}{count * nodes}"}
-    raise ResourceError(f"gpu request {how!r} is none of gpus-per-node, gres, gpus")
+    if model and not count:
+        raise ResourceError(f"`gpu_model` is {model!r} but `gpus` is 0; ask for one or more")
+    return model, count
 
 
 def _extra(text: str) -> dict[str, Any]:

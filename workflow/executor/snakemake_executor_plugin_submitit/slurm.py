@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 # Final job states; in any other state a job may still run.
@@ -76,11 +75,6 @@ class JobState:
         return self.state not in FINAL
 
 
-def squeue_command() -> list[str]:
-    """Return the squeue command: one line for each job and array task of this user, including recently ended ones."""
-    return ["squeue", "--me", "--array", "--states=all", "--noheader", f"--format={_FORMAT}"]
-
-
 def parse_squeue(text: str) -> dict[str, JobState]:
     """Return the job states by job id."""
     states = {}
@@ -92,16 +86,16 @@ def parse_squeue(text: str) -> dict[str, JobState]:
 
 
 def read_squeue() -> dict[str, JobState]:
-    """Return the states of this user's jobs by job id.
+    """Return the states of this user's jobs by job id, array tasks one by one, including recently ended ones.
 
     Raises:
         SlurmError: squeue fails or does not answer.
     """
-    return parse_squeue(run(squeue_command()))
+    return parse_squeue(run(["squeue", "--me", "--array", "--states=all", "--noheader", f"--format={_FORMAT}"]))
 
 
 class QueueWatch:
-    """Periodic squeue calls in the background, so that a hanging controller does not block.
+    """Periodic squeue calls in a thread, so that a hanging controller does not block.
 
     Attributes:
         states: job id -> state, from the last answer.
@@ -112,81 +106,58 @@ class QueueWatch:
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self.states: dict[str, JobState] = {}
-        self.asked = float("-inf")
+        self.asked = self._due = self._started = float("-inf")
         self.error = ""
-        self._started = self._due = float("-inf")
-        self._process: subprocess.Popen | None = None
+        self._pool = ThreadPoolExecutor(1)
+        self._call: Future[dict[str, JobState]] | None = None
 
     def poll(self) -> bool:
         """Start a due call or collect its answer; return whether there is a new answer."""
-        now = time.monotonic()
-        if self._process is None:
-            if now >= self._due:
-                self._start(now)
+        if self._call is None:
+            if (now := time.monotonic()) >= self._due:
+                self._started, self._due = now, now + self.interval
+                self._call = self._pool.submit(read_squeue)
             return False
-        if self._process.poll() is None:
-            if now - self._started > TIMEOUT_SECONDS:
-                self.close()
-                self.error = f"no answer within {TIMEOUT_SECONDS} s"
+        if not self._call.done():
             return False
-        return self._collect()
+        call, self._call = self._call, None
+        try:
+            self.states, self.asked, self.error = call.result(), self._started, ""
+        except SlurmError as error:
+            self.error = str(error).removeprefix("squeue: ")
+        return not self.error
 
     def hurry(self) -> None:
         """Make the next call due immediately."""
         self._due = float("-inf")
 
-    def close(self) -> None:
-        """Kill a running call."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
-    def _start(self, now: float) -> None:
-        # Files instead of pipes: thousands of lines would fill an unread pipe.
-        self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        self._started, self._due = now, now + self.interval
-        try:
-            self._process = subprocess.Popen(
-                squeue_command(),
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._errors,
-                start_new_session=True,
-            )
-        except OSError as error:
-            self.error = str(error)
-
-    def _collect(self) -> bool:
-        code, self._process = self._process.returncode, None
-        self._output.seek(0)
-        self._errors.seek(0)
-        if code:
-            self.error = self._errors.read().decode(errors="replace").strip() or f"exit code {code}"
-            return False
-        text = self._output.read().decode(errors="replace")
-        self.states, self.asked, self.error = parse_squeue(text), self._started, ""
-        return True
-
-
-def run(command: list[str], timeout: float = TIMEOUT_SECONDS) -> str:
-    """Run a command and return its standard output.
+def run(command: list[str]) -> str:
+    """Run a command and return its standard output; after `TIMEOUT_SECONDS` it is killed with its children.
 
     Raises:
         SlurmError: the command fails, is missing, or times out.
     """
     try:
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, stdin=subprocess.DEVNULL
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
         )
-    except FileNotFoundError:
-        raise SlurmError(f"{command[0]}: no such command; is this a login node of a SLURM cluster?") from None
+        output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+    except OSError as error:
+        raise SlurmError(f"{command[0]}: {error.strerror}; is this a login node of a SLURM cluster?") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]}: no answer within {timeout:g} s") from None
-    if done.returncode:
-        raise SlurmError((done.stderr or done.stdout).strip() or f"{command[0]}: exit code {done.returncode}")
-    return done.stdout
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise SlurmError(f"{command[0]}: no answer within {TIMEOUT_SECONDS:g} s") from None
+    if process.returncode:
+        raise SlurmError((errors or output).strip() or f"{command[0]}: exit code {process.returncode}")
+    return output
 
 
 def cancel(ids: Iterable[str]) -> None:

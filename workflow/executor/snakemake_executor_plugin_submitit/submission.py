@@ -13,11 +13,10 @@ from pathlib import Path
 from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_submitit import slurm
-from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.job import ClusterJob
-from snakemake_executor_plugin_submitit.ledger import Ledger
-from snakemake_executor_plugin_submitit.private import check_private
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 from snakemake_executor_plugin_submitit.resources import Request
+from snakemake_executor_plugin_submitit.submit_folder import check_private
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 # Messages about too many jobs at once: a smaller array may be accepted.
@@ -35,6 +34,8 @@ class Batch:
         name: job name.
         prologue: shell lines that run before each job.
         id: SLURM's comment, which identifies a submission whose answer was lost.
+        tried: true after the first attempt.
+        waiting_since: monotonic time of the first attempt.
     """
 
     jobs: list[ClusterJob]
@@ -53,51 +54,45 @@ class Batch:
         return [Batch(self.jobs[p], self.entries[p], self.request, self.name, self.prologue) for p in parts]
 
 
-class Refused(RuntimeError):
+class SubmissionRefused(RuntimeError):
     """Refusal of a batch, with sbatch's message."""
 
 
-class Later(RuntimeError):
-    """Transient failure: the controller is unreachable, and the batch can be resubmitted."""
+class ControllerUnreachable(RuntimeError):
+    """Transient failure: the controller is unreachable or busy, and the batch can be resubmitted."""
 
 
 def submit(batch: Batch, ledger: Ledger) -> None:
     """Submit a batch and set the job ids of its entries.
 
     Raises:
-        Refused: sbatch refuses, or other users can write to the folder of the job's pickle.
-        Later: the controller is unreachable or busy.
+        SubmissionRefused: sbatch refuses, or other users can write to the folder of the job's pickle.
+        ControllerUnreachable: the controller is unreachable or busy.
     """
+    try:
+        if batch.tried:  # cancel jobs of an earlier attempt whose answer was lost
+            submitted = [job.id for job in slurm.read_squeue().values() if job.comment == batch.id and job.alive]
+            slurm.cancel(submitted)
+    except slurm.SlurmError as error:
+        raise ControllerUnreachable(str(error)) from None
     if not batch.tried:
         batch.tried = True
-        for index, entry in enumerate(batch.entries):
-            entry.batch, entry.index, entry.run, entry.id = batch.id, index, ledger.run, None
+        for entry in batch.entries:
+            entry.batch, entry.run, entry.id = batch.id, ledger.run, None
         ledger.submit(batch.id, batch.entries)
-    else:
-        _withdraw(batch)
     try:
         # The job executes the pickle in this folder, so that only this user may write there.
         check_private(ledger.run.parent)
         check_private(ledger.run)
         ids = _sbatch(batch, ledger.run)
     except (WorkflowError, OSError) as error:
-        raise Refused(str(error)) from None
+        raise SubmissionRefused(str(error)) from None
     except slurm.SlurmError as error:
-        if slurm.is_transient(str(error)):
-            raise Later(str(error)) from None
-        raise Refused(str(error)) from None
+        refused = ControllerUnreachable if slurm.is_transient(str(error)) else SubmissionRefused
+        raise refused(str(error)) from None
     for entry, job in zip(batch.entries, ids, strict=True):
-        entry.id, entry.submitted = job, time.time()
+        entry.id = job
     ledger.accept(batch.id, ids)
-
-
-def _withdraw(batch: Batch) -> None:
-    """Cancel jobs of an earlier attempt whose answer was lost."""
-    try:
-        known = slurm.read_squeue()
-        slurm.cancel([job.id for job in known.values() if job.comment == batch.id and job.alive])
-    except slurm.SlurmError as error:
-        raise Later(str(error)) from None
 
 
 def _sbatch(batch: Batch, folder: Path) -> list[str]:
@@ -125,7 +120,7 @@ def _sbatch(batch: Batch, folder: Path) -> list[str]:
     except (OSError, RuntimeError) as error:  # submitit's errors are RuntimeErrors
         _clean(folder)
         words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        raise slurm.SlurmError("\n".join(words) or str(error) or "sbatch failed without a word") from None
+        raise slurm.SlurmError("\n".join(words) or str(error) or "sbatch failed without a message") from None
 
 
 def _clean(folder: Path) -> None:
@@ -136,15 +131,15 @@ def _clean(folder: Path) -> None:
                 path.unlink()
 
 
-class Waiting:
-    """Batches that wait until the controller answers.
+class SubmissionQueue:
+    """Submission of batches, with those that wait for the controller.
 
     Args:
         ledger: ledger of the run.
         minutes: minutes of retries for a batch.
         accepted: function that gets each submitted batch.
         refused: function that gets each refused batch and sbatch's message.
-        say: function that prints a message.
+        warn: function that prints a message.
     """
 
     def __init__(
@@ -153,11 +148,11 @@ class Waiting:
         minutes: float,
         accepted: Callable[[Batch], None],
         refused: Callable[[Batch, str], None],
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        self.ledger, self.minutes, self.say = ledger, minutes, say
+        self.ledger, self.minutes, self.warn = ledger, minutes, warn
         self.accepted, self.refused = accepted, refused
-        self.batches: list[Batch] = []
+        self.waiting: list[Batch] = []
         self._pause, self._next_try = FIRST_PAUSE, 0.0
 
     def send(self, batch: Batch) -> None:
@@ -165,31 +160,31 @@ class Waiting:
         batch.waiting_since = batch.waiting_since or time.monotonic()
         # Only one batch probes the controller, since an attempt can take half a minute.
         if time.monotonic() < self._next_try:
-            self.batches.append(batch)
+            self.waiting.append(batch)
             return
         try:
             submit(batch, self.ledger)
-        except Refused as error:
+        except SubmissionRefused as error:
             if len(batch.jobs) > 1 and _TOO_MANY.search(str(error)):
                 for half in batch.halves():
                     self.send(half)
             else:
                 self.refused(batch, str(error))
-        except Later as error:
+        except ControllerUnreachable as error:
             pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
             self._next_try = time.monotonic() + pause
             waited = time.monotonic() - batch.waiting_since
             if waited > 60 * self.minutes:
                 self.refused(batch, f"{error}\n(tried for {waited / 60:.0f} minutes)")
             else:
-                self.say(f"{str(error).splitlines()[-1]}; trying again in {pause:.0f} s")
-                self.batches.append(batch)
+                self.warn(f"{str(error).splitlines()[-1]}; trying again in {pause:.0f} s")
+                self.waiting.append(batch)
         else:
             self._pause = FIRST_PAUSE
             self.accepted(batch)
 
     def retry(self) -> None:
         """Resubmit the waiting batches."""
-        due, self.batches = self.batches, []
+        due, self.waiting = self.waiting, []
         for batch in due:
             self.send(batch)

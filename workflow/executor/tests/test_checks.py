@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from snakemake_executor_plugin_submitit import checks
-from snakemake_executor_plugin_submitit.checks import check_cluster, check_folder, partition_minutes
+from snakemake_executor_plugin_submitit.checks import check_cluster, partition_minutes
 from snakemake_executor_plugin_submitit.resources import make_request
 from snakemake_executor_plugin_submitit.slurm import SlurmError
-from snakemake_interface_common.exceptions import WorkflowError
 
 PARTITIONS = """\
 PartitionName=cpu AllowGroups=ALL Default=YES MaxTime=1-00:00:00 Nodes=c[1-2] State=UP
@@ -167,36 +165,3 @@ def test_gpus_of_a_node(parts: list[tuple[str, int, str]], model: str) -> None:
     gres = ",".join(["shard:16", *(":".join(filter(None, ["gpu", kind, f"{n}{where}"])) for kind, n, where in parts)])
     there = sum(n for kind, n, _ in parts if model in ("", kind))
     assert checks._gpus_of({"Gres": gres}, model) == there
-
-
-def test_a_submit_folder_that_cannot_be_used(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(
-        WorkflowError, match=r"The submit folder .*/file/a cannot be used \(Not a directory\).*--submitit-folder"
-    ):
-        check_folder(tmp_path / "file" / "a")
-
-
-@pytest.mark.parametrize(
-    ("folder", "kind", "warning"),
-    [
-        ("/home/me/submit", "nfs4", None),
-        ("/home/me/submit", "ext4", None),
-        ("/scratch/submit", "tmpfs", "The submit folder /scratch/submit is on tmpfs; compute nodes must see it."),
-        ("/tmp/submit", "ext4", "The submit folder /tmp/submit is on a local folder; compute nodes must see it."),
-        ("/tmpfiles/submit", "nfs", None),
-    ],
-)
-def test_a_folder_that_nodes_may_not_see_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, folder: str, kind: str, warning: str | None
-) -> None:
-    monkeypatch.setattr(checks, "make_private", lambda _: None)
-    monkeypatch.setattr(checks, "_filesystem", lambda _: kind)
-    assert check_folder(Path(folder)) == ([warning] if warning else [])
-
-
-def test_the_filesystem_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts = "/dev/a / ext4 rw 0 0\nhost:/home /home nfs4 rw 0 0\ntmpfs /home/ram tmpfs rw 0 0\n"
-    monkeypatch.setattr(Path, "read_text", lambda _: mounts)
-    found = [checks._filesystem(Path(folder)) for folder in ("/a", "/home/a", "/home/ram/a", "/home/ramses")]
-    assert found == ["ext4", "nfs4", "tmpfs", "nfs4"]

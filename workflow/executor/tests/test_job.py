@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 import snakemake_executor_plugin_submitit
 from snakemake_executor_plugin_submitit import job as module
-from snakemake_executor_plugin_submitit.events import read_events
-from snakemake_executor_plugin_submitit.history import Entry
 from snakemake_executor_plugin_submitit.job import RESUMABLE_EXIT, TERMINATED, ClusterJob
-from snakemake_executor_plugin_submitit.ledger import Ledger
-from snakemake_executor_plugin_submitit.outcome import Result, read_result
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.records import Result, read_events, read_result
 from snakemake_executor_plugin_submitit.resources import make_request
 from snakemake_executor_plugin_submitit.submission import Batch, submit
 from submitit.core.submission import process_job
@@ -123,7 +121,7 @@ def test_the_script_that_sbatch_gets_runs_the_job(node: Node) -> None:
     node.commands.add("sbatch", "echo Submitted batch job 7")
     ledger = Ledger(node.folder / "submit")
     job = ClusterJob("echo $LINE $SRUN_CPUS_PER_TASK > said", "tag", str(ledger.run / "events"))
-    entry = Entry("tag", "rule", [], [], "", 0, ledger.run)
+    entry = Entry("tag", "rule", [], [], "", ledger.run)
     submit(Batch([job], [entry], make_request({"runtime": 1}, 2), "rule", ["export LINE=prologue"]), ledger)
     environment = node.environment() | {"SLURM_CPUS_PER_TASK": "2"}
     subprocess.run(["/bin/bash", ledger.run / "7_submission.sh"], env=environment, cwd=node.folder, check=True)
@@ -179,7 +177,7 @@ def test_a_job_that_does_not_leave_in_time_is_killed_and_goes_back(node: Node, r
     assert node.commands.calls("scontrol") == ["requeue 7"] and node.result() is None
     pids = [int(pid) for pid in (node.folder / "pids").read_text().split()]
     assert len(pids) == 3 and not any(map(running, pids))
-    assert "did not leave in time" in (node.folder / "out").read_text()
+    assert "did not exit in time" in (node.folder / "out").read_text()
 
 
 def test_a_job_that_ends_well_after_the_warning_has_ended_well(node: Node) -> None:
@@ -281,5 +279,5 @@ def test_a_job_loads_neither_snakemake_nor_its_interfaces() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": PACKAGES}, check=True
     )
     loaded = {name for name in done.stdout.split() if name.startswith(("snakemake", "submitit", "numpy"))}
-    modules = {f"snakemake_executor_plugin_submitit.{name}" for name in ("job", "events", "records")}
+    modules = {f"snakemake_executor_plugin_submitit.{name}" for name in ("job", "records")}
     assert loaded == {"snakemake_executor_plugin_submitit", *modules}

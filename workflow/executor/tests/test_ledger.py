@@ -8,11 +8,12 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from snakemake_executor_plugin_submitit import ledger as module
-from snakemake_executor_plugin_submitit.history import Entry, History
-from snakemake_executor_plugin_submitit.ledger import KEPT_RUNS, Ledger
+from snakemake_executor_plugin_submitit.ledger import KEPT_RUNS, Entry, History, Ledger, make_entry
 from snakemake_interface_common.exceptions import WorkflowError
 
 
@@ -23,7 +24,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def entry(tag: str, run: Path = Path()) -> Entry:
-    return Entry(tag, "rule", [f"{tag}.out"], [f"{tag}.log"], "", 0, run, wildcards={"x": tag})
+    return Entry(tag, "rule", [f"{tag}.out"], [f"{tag}.log"], "", run)
 
 
 def put(ledger: Ledger, batch: str, tags: str, ids: list[str] | None = None) -> list[Entry]:
@@ -44,9 +45,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "new" / "folder")
     before = time.time()
     a, b = put(ledger, "batch", "ab", ["7_0", "7_1"])
-    assert (a.tag, a.rule, a.outputs, a.logs, a.wildcards) == ("a", "rule", ["a.out"], ["a.log"], {"x": "a"})
-    assert (a.batch, a.index, a.run, a.id) == ("batch", 0, ledger.run, "7_0")
-    assert (b.index, b.id, b.outcome) == (1, "7_1", None)
+    assert (a.tag, a.rule, a.outputs, a.logs) == ("a", "rule", ["a.out"], ["a.log"])
+    assert (a.batch, a.run, a.id) == ("batch", ledger.run, "7_0")
+    assert (b.id, b.outcome) == ("7_1", None)
     assert abs(a.submitted - before) < 10
     assert (a.result, b.log("out")) == (ledger.run / "7_0_0_result.json", ledger.run / "7_1_0_log.out")
     assert (b.log(), a.events) == (ledger.run / "7_1_0_log.err", ledger.run / "a_events.jsonl")
@@ -248,9 +249,7 @@ def test_a_run_whose_job_ended_later_is_cleaned_away(tmp_path: Path) -> None:
 def test_ten_thousand_jobs_are_read_quickly(batches: int, jobs: int, tmp_path: Path) -> None:
     lines = []
     for batch in range(batches):
-        parts = [
-            {"tag": f"{batch}-{i}", "rule": "r", "wildcards": {}, "outputs": [f"{i}"], "logs": []} for i in range(jobs)
-        ]
+        parts = [{"tag": f"{batch}-{i}", "rule": "r", "outputs": [f"{i}"], "logs": []} for i in range(jobs)]
         ids = [f"{batch}_{i}" for i in range(jobs)]
         lines.append({"event": "submit", "batch": f"b{batch}", "jobs": parts, "time": 1.0})
         lines.append({"event": "accept", "batch": f"b{batch}", "ids": ids, "time": 1.0})
@@ -278,11 +277,9 @@ BAD = {
     "no jobs": b'{"event": "submit", "batch": "x", "time": 1.0}',
     "jobs that are a number": b'{"event": "submit", "batch": "x", "jobs": 5, "time": 1.0}',
     "a job without a tag": b'{"event": "submit", "batch": "x", "jobs": [{}], "time": 1.0}',
-    "a job with another key": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "z", "rule": "r", "wildcards": {}, '
-    b'"outputs": [], "logs": [], "run": "/tmp"}], "time": 1.0}',
     "a tag that leads out of the folder": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "../z", "rule": "r", '
     b'"wildcards": {}, "outputs": [], "logs": []}], "time": 1.0}',
-    "a path with a NUL": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "z", "rule": "r", "wildcards": {}, '
+    "a path with a NUL": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "z", "rule": "r", '
     b'"outputs": ["\\u0000"], "logs": []}], "time": 1.0}',
     "a path that no file can have": b'{"event": "submit", "batch": "x", "jobs": [{"tag": "z", "rule": "r", '
     b'"wildcards": {}, "outputs": ["\\ud800"], "logs": []}], "time": 1.0}',
@@ -318,6 +315,14 @@ def test_a_bad_line_is_passed_over_with_a_warning(
     assert found == {"a": found["a"], "b": b} and found["a"].id == "7"
     (warning,) = caplog.messages
     assert warning.startswith(f"{path}: line {place + 1} cannot be used (") and "passed over" in warning
+
+
+def test_another_key_of_a_job_is_ignored(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    put(ledger, "one", "a", ["7"])
+    path = ledger.run / "ledger.jsonl"
+    path.write_text(path.read_text().replace('"tag": "a"', '"tag": "a", "run": "/tmp"'))
+    assert History(tmp_path).entries["a"].run == ledger.run
 
 
 def test_several_bad_lines_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -371,3 +376,46 @@ def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path, caplog: pytes
     with (ledger.run / "ledger.jsonl").open("ab") as file:
         file.write(b'{"event": "submit", "batch": "tw')
     assert [part.tag for part in Ledger(tmp_path).taken] == ["a"] and caplog.messages == []
+
+
+def make_job(folder: Path, **changes: Any) -> Any:
+    """A job of Snakemake, as far as an entry looks at it."""
+    parts = {"x": "1", "alpha": 2, "output": "out", "input": "in"} | changes
+    return SimpleNamespace(
+        name="rule",
+        rule=SimpleNamespace(name="rule"),
+        wildcards_dict={"x": parts["x"]},
+        params={"alpha": parts["alpha"]},
+        output=[parts["output"]],
+        input=[folder / parts["input"]],
+        log=["log"],
+        is_group=lambda: False,
+    )
+
+
+def test_an_entry_of_a_job(tmp_path: Path) -> None:
+    entry = make_entry(make_job(tmp_path), tmp_path)
+    assert (entry.rule, entry.outputs, entry.logs) == ("rule", ["out"], ["log"])
+    assert (entry.run, entry.id, entry.outcome) == (tmp_path, None, None)
+
+
+@pytest.mark.parametrize("change", [{"x": "2"}, {"alpha": 3}, {"output": "other"}, {"input": "another"}])
+def test_a_tag_changes_with_what_the_job_is_made_of(change: dict[str, Any], tmp_path: Path) -> None:
+    tag = make_entry(make_job(tmp_path), tmp_path).tag
+    assert make_entry(make_job(tmp_path), tmp_path / "elsewhere").tag == tag
+    assert make_entry(make_job(tmp_path, **change), tmp_path).tag != tag
+
+
+def test_a_tag_changes_with_an_input(tmp_path: Path) -> None:
+    tags = [make_entry(make_job(tmp_path), tmp_path).tag]
+    (tmp_path / "in").touch()
+    for seconds in (1, 2):
+        os.utime(tmp_path / "in", (seconds, seconds))
+        tags.append(make_entry(make_job(tmp_path), tmp_path).tag)
+    assert len(set(tags)) == 3
+
+
+def test_a_group_is_one_entry(tmp_path: Path) -> None:
+    jobs = [make_job(tmp_path, output="a"), make_job(tmp_path, output="b")]
+    entry = make_entry(SimpleNamespace(name="group", jobs=jobs, is_group=lambda: True), tmp_path)
+    assert (entry.rule, entry.outputs, entry.logs) == ("group", ["a", "b"], ["log", "log"])

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields
 
 import pytest
 import snakemake_executor_plugin_submitit as plugin
-from snakemake_executor_plugin_submitit.settings import GPU_REQUESTS, ExecutorSettings, common_settings
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings, common_settings
 
 FIELDS = fields(ExecutorSettings)
 
@@ -23,7 +23,6 @@ def test_an_option_has_help_and_a_default(field: Field) -> None:
 
 def test_defaults_make_sense() -> None:
     settings = ExecutorSettings()
-    assert settings.gpu_request in GPU_REQUESTS
     assert settings.oom_factor > 1 and settings.poll_seconds < settings.squeue_seconds < settings.lost_seconds
 
 
@@ -45,3 +44,9 @@ def test_snakemake_shows_every_option() -> None:
     for field in FIELDS:
         assert f"--submitit-{field.name.replace('_', '-')} " in text
         assert " ".join(field.metadata["help"].split())[:20] in text
+
+
+def test_an_unknown_option_of_sbatch_for_gpus_is_refused() -> None:
+    command = [sys.executable, "-m", "snakemake", "--submitit-gpu-request", "tres"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "gpus-per-node" in done.stderr

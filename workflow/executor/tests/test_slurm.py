@@ -53,8 +53,10 @@ def test_no_text_breaks_the_parser(text: str) -> None:
     parse_squeue(text)
 
 
-def test_squeue_is_asked_about_all_of_it() -> None:
-    assert {"--me", "--array", "--states=all", "--noheader"} <= set(slurm.squeue_command())
+def test_squeue_is_asked_about_all_of_it(commands: Any) -> None:
+    commands.add("squeue")
+    slurm.read_squeue()
+    assert {"--me", "--array", "--states=all", "--noheader"} <= set(commands.calls("squeue")[0].split())
     assert "PENDING" not in FINAL and "COMPLETING" not in FINAL and "REQUEUED" not in FINAL
 
 
@@ -202,7 +204,7 @@ def test_a_failed_call_keeps_the_last_answer(commands: Any, until: Callable) -> 
     until(watch.poll)
     states, asked = watch.states, watch.asked
     until(lambda: watch.poll() or watch.error != "")
-    assert (watch.error, watch.states, watch.asked) == ("squeue: error: no", states, asked)
+    assert (watch.error, watch.states, watch.asked) == ("error: no", states, asked)
     until(watch.poll)
     assert watch.error == "" and watch.asked > asked
 
@@ -213,12 +215,13 @@ def test_a_failure_without_words(commands: Any, until: Callable) -> None:
     assert watch.error == "exit code 3"
 
 
-def test_no_squeue_is_an_error(commands: Any) -> None:
+def test_no_squeue_is_an_error(commands: Any, until: Callable) -> None:
     watch = QueueWatch(0)
-    assert not watch.poll() and "squeue" in watch.error
+    until(lambda: watch.poll() or watch.error != "")
+    assert "No such file or directory" in watch.error
     commands.print("squeue", LINE)
-    assert not watch.poll()
-    watch.close()
+    until(watch.poll)
+    assert watch.error == ""
 
 
 def test_a_squeue_that_hangs_is_killed_with_its_children(
@@ -234,11 +237,14 @@ def test_a_squeue_that_hangs_is_killed_with_its_children(
     assert watch.error == "" and len(commands.calls("squeue")) == 2
 
 
-def test_looking_at_a_squeue_that_hangs_takes_no_time(commands: Any) -> None:
+def test_looking_at_a_squeue_that_hangs_takes_no_time(
+    commands: Any, monkeypatch: pytest.MonkeyPatch, until: Callable
+) -> None:
+    monkeypatch.setattr(slurm, "TIMEOUT_SECONDS", 2)
     watch, started = watch_with(commands, "sleep 60"), time.monotonic()
     assert not any(watch.poll() for _ in range(100))
     assert time.monotonic() - started < 1
-    watch.close()
+    until(lambda: watch.error != "" or watch.poll())
 
 
 def test_squeue_is_called_once_an_interval(commands: Any, until: Callable) -> None:
@@ -289,11 +295,12 @@ def test_a_command_that_fails(commands: Any, script: str, words: str) -> None:
         slurm.run(["scontrol"])
 
 
-def test_a_command_that_hangs_or_is_not_there(commands: Any) -> None:
+def test_a_command_that_hangs_or_is_not_there(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "TIMEOUT_SECONDS", 0.1)
     commands.add("scontrol", "exec sleep 60")
     with pytest.raises(SlurmError, match=r"scontrol: no answer within 0\.1 s"):
-        slurm.run(["scontrol"], timeout=0.1)
-    with pytest.raises(SlurmError, match="sinfo: no such command; is this a login node"):
+        slurm.run(["scontrol"])
+    with pytest.raises(SlurmError, match="sinfo: No such file or directory; is this a login node"):
         slurm.run(["sinfo"])
 
 

@@ -10,11 +10,16 @@ from typing import Any
 
 import pytest
 from snakemake_executor_plugin_submitit import submission
-from snakemake_executor_plugin_submitit.history import Entry, History
 from snakemake_executor_plugin_submitit.job import ClusterJob
-from snakemake_executor_plugin_submitit.ledger import Ledger
+from snakemake_executor_plugin_submitit.ledger import Entry, History, Ledger
 from snakemake_executor_plugin_submitit.resources import make_request
-from snakemake_executor_plugin_submitit.submission import Batch, Later, Refused, Waiting, submit
+from snakemake_executor_plugin_submitit.submission import (
+    Batch,
+    ControllerUnreachable,
+    SubmissionQueue,
+    SubmissionRefused,
+    submit,
+)
 from submitit.core.utils import DelayedSubmission
 
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
@@ -38,7 +43,7 @@ def ledger(tmp_path: Path, commands: Any) -> Ledger:
 
 def make_batch(ledger: Ledger, count: int = 1, prologue: tuple[str, ...] = ()) -> Batch:
     jobs = [ClusterJob(f"echo {i}", f"tag{i}", str(ledger.run / f"tag{i}_events.jsonl")) for i in range(count)]
-    entries = [Entry(f"tag{i}", "rule", [f"{i}.out"], [], "", 0, Path()) for i in range(count)]
+    entries = [Entry(f"tag{i}", "rule", [f"{i}.out"], [], "", Path()) for i in range(count)]
     return Batch(jobs, entries, make_request({"runtime": 10, "mem_mb": 100}, 2), "rule", list(prologue))
 
 
@@ -87,9 +92,9 @@ def test_the_ledger_knows_of_a_batch_before_sbatch_does(ledger: Ledger, commands
     submit(batch, ledger)
     assert (commands.folder / "seen").read_text().count(batch.id) == 1
     entries = History(ledger.run.parent).entries
-    assert {tag: (e.id, e.batch, e.index) for tag, e in entries.items()} == {
-        "tag0": ("71_0", batch.id, 0),
-        "tag1": ("71_1", batch.id, 1),
+    assert {tag: (e.id, e.batch) for tag, e in entries.items()} == {
+        "tag0": ("71_0", batch.id),
+        "tag1": ("71_1", batch.id),
     }
 
 
@@ -103,7 +108,7 @@ def test_batches_have_names_of_their_own(ledger: Ledger) -> None:
 def test_a_refusal_has_the_words_of_sbatch_alone(ledger: Ledger, commands: Any) -> None:
     commands.fail("sbatch", f"module: loaded\n{PARTITION}\n")
     batch = make_batch(ledger)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(SubmissionRefused) as refused:
         submit(batch, ledger)
     assert str(refused.value) == PARTITION and batch.entries[0].id is None
 
@@ -114,7 +119,7 @@ def test_a_refusal_has_the_words_of_sbatch_alone(ledger: Ledger, commands: Any) 
 )
 def test_other_failures_have_words_too(ledger: Ledger, commands: Any, script: str, words: str) -> None:
     commands.add("sbatch", script)
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(SubmissionRefused, match=words):
         submit(make_batch(ledger), ledger)
 
 
@@ -122,14 +127,14 @@ def test_other_failures_have_words_too(ledger: Ledger, commands: Any, script: st
 def test_nothing_is_submitted_where_others_can_write(ledger: Ledger, commands: Any, part: str) -> None:
     folder = ledger.run if part == "run" else ledger.run.parent
     folder.chmod(0o770)
-    with pytest.raises(Refused, match=f"{folder} belongs to .* and has mode 0770; "):
+    with pytest.raises(SubmissionRefused, match=f"{folder} belongs to .* and has mode 0770; "):
         submit(make_batch(ledger), ledger)
     assert commands.calls("sbatch") == [] and not list(ledger.run.glob("*.pkl"))
 
 
 def test_a_run_whose_folder_is_gone_is_not_made_again(ledger: Ledger, commands: Any) -> None:
     shutil.rmtree(ledger.run)
-    with pytest.raises(Refused, match="No such file or directory"):
+    with pytest.raises(SubmissionRefused, match="No such file or directory"):
         submit(make_batch(ledger), ledger)
     assert commands.calls("sbatch") == [] and not ledger.run.exists()
 
@@ -139,7 +144,7 @@ def test_a_try_that_failed_leaves_no_files(ledger: Ledger, commands: Any, count:
     submit(make_batch(ledger), ledger)
     files = sorted(ledger.run.iterdir())
     commands.fail("sbatch", AWAY)
-    with pytest.raises(Later):
+    with pytest.raises(ControllerUnreachable):
         submit(make_batch(ledger, count), ledger)
     assert sorted(ledger.run.iterdir()) == files
 
@@ -147,14 +152,14 @@ def test_a_try_that_failed_leaves_no_files(ledger: Ledger, commands: Any, count:
 @pytest.mark.parametrize("missing", ["sbatch", "srun"])
 def test_a_command_that_is_not_there_refuses_a_job(ledger: Ledger, commands: Any, missing: str) -> None:
     (commands.folder / missing).unlink()
-    with pytest.raises(Refused, match=missing):
+    with pytest.raises(SubmissionRefused, match=missing):
         submit(make_batch(ledger), ledger)
 
 
 def test_a_controller_that_is_away_is_tried_later(ledger: Ledger, commands: Any) -> None:
     commands.fail("sbatch", AWAY)
     batch = make_batch(ledger, 2)
-    with pytest.raises(Later, match="connect failure"):
+    with pytest.raises(ControllerUnreachable, match="connect failure"):
         submit(batch, ledger)
     commands.add("sbatch", TAKE)
     submit(batch, ledger)
@@ -166,7 +171,7 @@ def test_a_controller_that_is_away_is_tried_later(ledger: Ledger, commands: Any)
 def test_what_an_unanswered_try_submitted_is_withdrawn(ledger: Ledger, commands: Any) -> None:
     commands.fail("sbatch", AWAY)
     batch = make_batch(ledger)
-    with pytest.raises(Later):
+    with pytest.raises(ControllerUnreachable):
         submit(batch, ledger)
     states = {"5": "PENDING", "6_0": "RUNNING", "6_1": "COMPLETED"}
     lines = [f"{job}|{state}|None||N/A|{batch.id}" for job, state in states.items()]
@@ -183,17 +188,17 @@ def test_what_cannot_be_withdrawn_is_not_submitted_twice(
     monkeypatch.setattr(submission.slurm, "time", SimpleNamespace(sleep=lambda _: None))
     commands.fail("sbatch", AWAY)
     batch = make_batch(ledger)
-    with pytest.raises(Later):
+    with pytest.raises(ControllerUnreachable):
         submit(batch, ledger)
     commands.print("squeue", f"5|PENDING|None||N/A|{batch.id}")
     commands.fail(command, f"{command}: error: no contact")
-    with pytest.raises(Later, match="no contact"):
+    with pytest.raises(ControllerUnreachable, match="no contact"):
         submit(batch, ledger)
     assert len(commands.calls("sbatch")) == 1
 
 
 class Cluster:
-    """`Waiting` with a clock that is set, and what it reported."""
+    """`SubmissionQueue` with a clock that is set, and what it reported."""
 
     def __init__(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.ledger = 0.0, ledger
@@ -202,11 +207,11 @@ class Cluster:
         self.said: list[str] = []
         monkeypatch.setattr(submission, "time", SimpleNamespace(monotonic=lambda: self.now, time=time.time))
         refuse = lambda batch, words: self.refused.append((batch, words))  # noqa: E731
-        self.waiting = Waiting(ledger, 10, self.accepted.append, refuse, self.said.append)
+        self.queue = SubmissionQueue(ledger, 10, self.accepted.append, refuse, self.said.append)
 
     def send(self, count: int = 1) -> Batch:
         batch = make_batch(self.ledger, count)
-        self.waiting.send(batch)
+        self.queue.send(batch)
         return batch
 
     def ids(self) -> list[str]:
@@ -220,13 +225,13 @@ def cluster(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_an_accepted_batch_is_reported(cluster: Cluster) -> None:
     assert cluster.accepted == [cluster.send()]
-    assert cluster.refused == cluster.said == cluster.waiting.batches == []
+    assert cluster.refused == cluster.said == cluster.queue.waiting == []
 
 
 def test_a_refused_batch_is_reported(cluster: Cluster, commands: Any) -> None:
     commands.fail("sbatch", PARTITION)
     assert cluster.refused == [(cluster.send(3), PARTITION)]
-    assert cluster.accepted == cluster.waiting.batches == [] and len(commands.calls("sbatch")) == 1
+    assert cluster.accepted == cluster.queue.waiting == [] and len(commands.calls("sbatch")) == 1
 
 
 def test_a_batch_is_tried_again_after_growing_pauses(cluster: Cluster, commands: Any) -> None:
@@ -236,14 +241,14 @@ def test_a_batch_is_tried_again_after_growing_pauses(cluster: Cluster, commands:
     pauses = []
     for second in range(1, 300):
         calls, cluster.now = len(commands.calls("sbatch")), float(second)
-        cluster.waiting.retry()
+        cluster.queue.retry()
         if len(commands.calls("sbatch")) > calls:
             pauses.append(second)
     assert pauses == [5, 15, 35, 75, 135, 195, 255]
     commands.add("sbatch", TAKE)
     cluster.now = 315
-    cluster.waiting.retry()
-    assert cluster.accepted == [batch] and cluster.waiting.batches == [] and batch.entries[0].id is not None
+    cluster.queue.retry()
+    assert cluster.accepted == [batch] and cluster.queue.waiting == [] and batch.entries[0].id is not None
 
 
 def test_patience_ends(cluster: Cluster, commands: Any) -> None:
@@ -251,10 +256,10 @@ def test_patience_ends(cluster: Cluster, commands: Any) -> None:
     batch = cluster.send()
     for second in range(0, 700, 5):
         cluster.now = float(second)
-        cluster.waiting.retry()
+        cluster.queue.retry()
     ((refused, words),) = cluster.refused
     assert refused is batch and words == f"{AWAY}\n(tried for 10 minutes)"
-    assert cluster.waiting.batches == cluster.accepted == []
+    assert cluster.queue.waiting == cluster.accepted == []
 
 
 def test_one_batch_asks_for_all_whether_the_controller_is_back(cluster: Cluster, commands: Any) -> None:
@@ -262,10 +267,10 @@ def test_one_batch_asks_for_all_whether_the_controller_is_back(cluster: Cluster,
     first = cluster.send()
     second = cluster.send()
     third = cluster.send()
-    assert len(commands.calls("sbatch")) == 1 and cluster.waiting.batches == [first, second, third]
+    assert len(commands.calls("sbatch")) == 1 and cluster.queue.waiting == [first, second, third]
     commands.add("sbatch", f"[ $CALLS = 3 ] && echo '{PARTITION}' >&2 && exit 1; {TAKE}")
     cluster.now = 5
-    cluster.waiting.retry()
+    cluster.queue.retry()
     assert cluster.accepted == [first, third] and [batch for batch, _ in cluster.refused] == [second]
 
 
@@ -294,4 +299,4 @@ def test_a_limit_of_time_takes_no_array_apart(cluster: Cluster, commands: Any) -
 def test_a_limit_of_the_rate_of_calls_takes_no_array_apart(cluster: Cluster, commands: Any) -> None:
     commands.fail("sbatch", "sbatch: error: Batch job submission failed: Rate limit exceeded, please retry later")
     batch = cluster.send(8)
-    assert cluster.waiting.batches == [batch] and len(commands.calls("sbatch")) == 1 and cluster.refused == []
+    assert cluster.queue.waiting == [batch] and len(commands.calls("sbatch")) == 1 and cluster.refused == []

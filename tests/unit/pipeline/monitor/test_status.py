@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from snakemake_executor_plugin_submitit.history import Entry
-from snakemake_executor_plugin_submitit.ledger import Ledger
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 
 from patch.pipeline.cli.status import main
 from patch.pipeline.resources.jobs import Job
@@ -74,8 +73,7 @@ class Place:
         """Note jobs in the ledger as one array, and as ``squeue`` (state|reason|job|start) in the queue."""
         batch = f"batch-{job}-{time.monotonic()}"
         entries = [
-            Entry(f"{job.rule}-{job.model}-{job.name}", job.rule, list(job.outputs), [], batch, index, Path())
-            for index, job in enumerate(jobs)
+            Entry(f"{one.rule}-{one.model}-{one.name}", one.rule, list(one.outputs), [], batch, Path()) for one in jobs
         ]
         self.ledger.submit(batch, entries)
         ids = [job] if len(jobs) == 1 else [f"{job}_{index}" for index in range(len(jobs))]

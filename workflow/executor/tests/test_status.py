@@ -1,19 +1,23 @@
-"""Verdicts about jobs, case by case."""
+"""Verdicts about jobs, and the results and states of one job over time."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from snakemake_executor_plugin_submitit.outcome import Result, Verdict, judge, ran_out_of_memory, read_result
+from snakemake_executor_plugin_submitit import status
+from snakemake_executor_plugin_submitit.ledger import Entry
+from snakemake_executor_plugin_submitit.records import Result
 from snakemake_executor_plugin_submitit.slurm import FINAL, JobState
+from snakemake_executor_plugin_submitit.status import TrackedJob, Verdict, judge, log_tail, ran_out_of_memory
 
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "A NEW ONE")
-DAMAGED = Result(None, "the result file cannot be read", damaged=True)
+DAMAGED = Result(None, "the result file cannot be read")
 
 
 def state(name: str, reason: str = "None", node: str = "n1") -> JobState:
@@ -21,7 +25,7 @@ def state(name: str, reason: str = "None", node: str = "n1") -> JobState:
 
 
 def verdict(result: Result | None = None, slurm: str | JobState | None = None, **facts: Any) -> Verdict:
-    """Of a job that squeue answered about long ago, unless the facts are others."""
+    """Return the verdict about a job whose state is old, with other facts as given."""
     usual = {"result_age": 0.0, "state_age": 1000.0, "answered": True, "missing": 0.0, "patience": 60.0}
     return judge(result, state=state(slurm) if isinstance(slurm, str) else slurm, **(usual | facts))
 
@@ -58,7 +62,7 @@ def verdict(result: Result | None = None, slurm: str | JobState | None = None, *
         # No result: SLURM's state decides.
         (None, None, {"answered": False}, "wait"),
         (None, None, {"missing": 59}, "wait"),
-        (None, None, {"missing": 61}, "failed"),
+        (None, None, {"missing": 61}, "lost"),
         (None, "COMPLETED", {"state_age": 59}, "wait"),
         (None, "COMPLETED", {"state_age": 61}, "failed"),
         (None, "FAILED", {"state_age": 1}, "wait"),
@@ -91,10 +95,10 @@ def test_verdict(result: Result | None, slurm: str | None, facts: dict[str, Any]
             state("COMPLETED"),
             "its time limit was reached 3 times, on n1",
         ),
-        (Result(None, "ValueError: no"), state("FAILED"), "ValueError: no, on n1"),
-        (None, state("TIMEOUT"), "its time limit was reached on n1; raise `runtime`"),
+        (Result(1, "ValueError: no"), state("FAILED"), "ValueError: no, on n1"),
+        (None, state("TIMEOUT"), "its time limit was reached on n1"),
         (None, state("CANCELLED", node=""), "cancelled from outside"),
-        (None, state("COMPLETED"), "SLURM says COMPLETED on n1, but there is no result file"),
+        (None, state("COMPLETED"), "SLURM reports COMPLETED on n1, but there is no result file"),
         (None, state("OUT_OF_MEMORY"), "out of memory on n1"),
         (None, state("NODE_FAIL"), "SLURM ended it: NODE_FAIL on n1"),
         (None, state("FAILED", "NonZeroExitCode"), "SLURM ended it: FAILED, NonZeroExitCode on n1, without a result"),
@@ -120,11 +124,11 @@ def test_without_an_answer_and_a_result_a_job_waits(
 
 @settings(max_examples=100)
 @given(RESULTS, AGES, STATES, AGES, st.booleans(), AGES, st.floats(1, 600))
-def test_every_verdict_is_one_of_five_and_says_why(
+def test_every_verdict_is_of_a_known_kind_and_has_a_reason(
     result: Result | None, age: float, slurm: JobState | None, state_age: float, answer: bool, gone: float, wait: float
 ) -> None:
     found = judge(result, age, slurm, state_age, answer, gone, wait)
-    assert found.kind in {"wait", "success", "failed", "memory", "again"}
+    assert found.kind in {"wait", "success", "failed", "lost", "memory", "limit", "again"}
     assert (found.kind in {"wait", "success"}) == (found.reason == "")
     assert (found.kind == "success") == (result is not None and result.exit == 0)
 
@@ -135,56 +139,134 @@ def test_a_job_that_lives_and_left_no_result_waits(age: float, name: str, seen: 
     assert judge(None, age, state(name), seen, True, 0, 60) == Verdict("wait")
 
 
-def write(path: Path, code: int, reason: str = "") -> Path:
-    path.write_text(json.dumps({"exit": code, "reason": reason}))
-    return path
+class Clock:
+    """A job that was submitted at 100 s, and a squeue whose answers are set."""
+
+    def __init__(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.hurries = 100.0, 0
+        self.watch = SimpleNamespace(asked=float("-inf"), states={}, hurry=self.hurry)
+        monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.entry = Entry("tag", "rule", [], [], "batch", run, "7")
+        self.tracked = TrackedJob(SimpleNamespace(), self.entry, submitted=100.0)
+
+    def hurry(self) -> None:
+        self.hurries += 1
+
+    def answer(self, asked: float, state: str = "") -> None:
+        """squeue lists the job in a state, or not at all."""
+        self.watch.asked = asked
+        self.watch.states = {"7": JobState("7", state, "None", "n1", "N/A", "batch")} if state else {}
+
+    def write(self, code: int) -> None:
+        self.entry.result.write_text(json.dumps({"exit": code, "reason": ""}))
+
+    def check(self, now: float) -> str:
+        self.now = now
+        return self.tracked.check(self.watch, 60).kind
 
 
-def test_results_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    assert read_result(path) is None
-    assert read_result(write(path, 0)) == Result(0)
-    assert read_result(write(path, 2, "why \u00e9")) == Result(2, "why \u00e9")
-    assert read_result(write(path, -9)) == Result(-9)
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"garbage",
-        b'{"exit": 0, "reason": "',
-        b"\0" * 30,
-        b"\x80\x04\x95.",
-        b"{}",
-        b"0",
-        b"null",
-        b'{"exit": 0}',
-        b'{"exit": "0", "reason": ""}',
-        b'{"exit": 0.0, "reason": ""}',
-        b'{"exit": false, "reason": ""}',
-        b'{"exit": null, "reason": ""}',
-        b'{"exit": NaN, "reason": ""}',
-        b'{"exit": 1000, "reason": ""}',
-        b'{"exit": 0, "reason": null}',
-        b'{"exit": 0, "reason": "\\ud800"}',
-        b'{"exit": 0, "reason": "\xff"}',
-        b'{"exit": 0, "reason": "' + b" " * 100_000 + b'"}',
-        b"[" * 90_000,
-        b'{"exit": ' + b"1" * 5000 + b', "reason": ""}',
-    ],
-)
-def test_a_result_that_cannot_be_read_is_damaged(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    path.write_bytes(content)
-    result = read_result(path)
-    assert result.damaged and result.exit is None
-    assert f"the result file {path} cannot be read (" in result.reason and "\n" not in result.reason
+def test_a_result_is_seen_without_squeue(clock: Clock) -> None:
+    assert clock.check(101) == "wait"
+    clock.write(0)
+    assert clock.check(102) == "success" and clock.hurries == 0
 
 
-def test_a_filesystem_that_is_away_is_no_result(tmp_path: Path) -> None:
-    with pytest.raises(OSError):
-        read_result(tmp_path)  # a folder stands for what cannot be read
+def test_a_job_whose_next_submission_is_put_off_waits(clock: Clock) -> None:
+    clock.entry.id = None
+    clock.answer(1000)
+    assert clock.check(2000) == "wait"
+
+
+def test_an_answer_from_before_the_submission_says_nothing(clock: Clock) -> None:
+    clock.answer(99)
+    assert clock.check(1000) == "wait"
+
+
+def test_a_failure_waits_for_an_answer_that_is_asked_for_at_once(clock: Clock) -> None:
+    clock.answer(110, "RUNNING")
+    clock.write(1)
+    assert clock.check(111) == clock.check(112) == "wait" and clock.hurries == 1
+    clock.answer(113, "FAILED")
+    assert clock.check(114) == "failed"
+
+
+def test_memory_is_the_reason_by_state_or_log(clock: Clock) -> None:
+    clock.write(1)
+    assert clock.check(101) == "wait"
+    clock.answer(102, "OUT_OF_MEMORY")
+    assert clock.check(103) == "memory"
+    clock.answer(104, "FAILED")
+    assert clock.check(105) == "failed"
+    clock.entry.log("err").write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
+    assert clock.check(106) == "memory"
+
+
+def test_a_job_is_lost_when_answers_do_not_list_it_for_long(clock: Clock) -> None:
+    clock.answer(110)
+    assert clock.check(111) == "wait"
+    clock.answer(150)
+    assert clock.check(151) == "wait"
+    clock.answer(180)
+    assert clock.check(181) == "lost"
+
+
+def test_a_squeue_that_stops_answering_loses_no_job(clock: Clock) -> None:
+    clock.answer(110)
+    assert clock.check(111) == clock.check(10_000) == "wait"
+
+
+def test_a_job_that_is_listed_again_is_not_lost(clock: Clock) -> None:
+    clock.answer(110)
+    assert clock.check(111) == "wait"
+    clock.answer(150, "RUNNING")
+    assert clock.check(151) == "wait"
+    clock.answer(190)
+    assert clock.check(191) == "wait"
+
+
+def test_a_state_that_ends_a_job_has_a_moment_for_the_result(clock: Clock) -> None:
+    clock.answer(110, "NODE_FAIL")
+    assert clock.check(111) == "wait"
+    clock.answer(117, "NODE_FAIL")
+    assert clock.check(118) == "again"
+
+
+def test_a_damaged_result_may_become_whole(clock: Clock) -> None:
+    clock.entry.result.write_bytes(b"half of")
+    assert clock.check(101) == clock.check(150) == "wait"
+    clock.write(0)
+    assert clock.check(151) == "success"
+
+
+def test_a_new_submission_begins_anew(clock: Clock) -> None:
+    clock.answer(110, "OUT_OF_MEMORY")
+    assert clock.check(111) == "wait" and clock.check(120) == "memory"
+    clock.tracked.entry = Entry("tag", "rule", [], [], "second", clock.entry.run, "8")
+    clock.tracked.restart()
+    assert clock.check(121) == "wait" and clock.tracked.state is None
+
+
+def test_the_end_of_the_first_log_that_says_something(tmp_path: Path) -> None:
+    entry = Entry("tag", "rule", [], [str(tmp_path / "own")], "batch", tmp_path, "7")
+    assert log_tail(entry, False) == ""
+    entry.log("out").write_text("printed\n")
+    assert log_tail(entry, False) == f"\nThe end of {entry.log('out')}:\n    printed\n"
+    entry.log("err").write_bytes(b"an error \xff\n")
+    assert "    an error" in log_tail(entry, True)
+    (tmp_path / "own").write_text("".join(f"line {i}\n" for i in range(100)))
+    assert log_tail(entry, False).count("line") == status.TAIL_LINES and "line 99" in log_tail(entry, False)
+    assert log_tail(entry, True) == ""
+
+
+def test_a_log_that_cannot_be_read_has_no_end(tmp_path: Path) -> None:
+    entry = Entry("tag", "rule", [], [str(tmp_path)], "batch", tmp_path, "7")  # a folder has a size
+    entry.log("err").write_text("an error\n")
+    assert "    an error" in log_tail(entry, False)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Faster `python -m snakemake` for one job; start and exit otherwise take a third of a trivial job's processor time."""
+"""Faster `python -m snakemake` for one job: cheaper start and exit, a third of a trivial job's processor time."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Jobs that a killed Snakemake left in the queue."""
+"""Adoption of jobs that a killed Snakemake left in the queue."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import time
 from collections.abc import Callable
 
 from snakemake_executor_plugin_submitit import slurm
-from snakemake_executor_plugin_submitit.history import Entry
-from snakemake_executor_plugin_submitit.ledger import Ledger
-from snakemake_executor_plugin_submitit.outcome import read_result
+from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
+from snakemake_executor_plugin_submitit.records import read_result
 
+# Seconds between attempts of squeue.
 PAUSES = (5, 10, 20, 40)
 CANCEL_SECONDS = 120
 
 
-class Survivors:
+class EarlierJobs:
     """Live jobs of earlier runs, to adopt or to cancel.
 
     Args:
         ledger: ledger of this run; it records the outcomes of jobs that ended meanwhile.
-        say: function that prints a message.
+        warn: function that prints a message.
 
     Raises:
         SlurmError: squeue does not answer for more than a minute, or jobs do not end.
     """
 
-    def __init__(self, ledger: Ledger, say: Callable[[str], None]) -> None:
-        self._say, entries = say, ledger.left
-        self._taken = {path: entry for entry in ledger.taken for path in entry.outputs}
+    def __init__(self, ledger: Ledger, warn: Callable[[str], None]) -> None:
+        self._warn, entries = warn, ledger.left
         # By output path, for a fast lookup among thousands.
+        self._taken = {path: entry for entry in ledger.taken for path in entry.outputs}
         self._living: dict[str, Entry] = {}
         # A batch without a recorded acceptance may lack its pickles.
         lost = ledger.lost | {entry.batch for entry in entries if entry.id is None}
@@ -66,7 +66,7 @@ class Survivors:
         """Cancel jobs and wait for their end."""
         if not ids:
             return
-        self._say(f"Cancelling SLURM jobs of an earlier run {which}: {', '.join(ids)}")
+        self._warn(f"Cancelling SLURM jobs of an earlier run {which}: {', '.join(ids)}")
         slurm.cancel(ids)
         deadline = time.monotonic() + CANCEL_SECONDS
         while any(state.alive for state in map(self._squeue().get, ids) if state):
@@ -79,6 +79,6 @@ class Survivors:
             try:
                 return slurm.read_squeue()
             except slurm.SlurmError as error:
-                self._say(f"squeue: {error}; trying again in {pause} s")
+                self._warn(f"squeue: {error}; trying again in {pause} s")
                 time.sleep(pause)
         return slurm.read_squeue()

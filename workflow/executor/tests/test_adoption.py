@@ -9,15 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from snakemake_executor_plugin_submitit import survivors
-from snakemake_executor_plugin_submitit.history import Entry, History
-from snakemake_executor_plugin_submitit.ledger import Ledger
+from snakemake_executor_plugin_submitit import adoption
+from snakemake_executor_plugin_submitit.adoption import EarlierJobs
+from snakemake_executor_plugin_submitit.ledger import Entry, History, Ledger
 from snakemake_executor_plugin_submitit.slurm import SlurmError
-from snakemake_executor_plugin_submitit.survivors import Survivors
 
 
 def entry(tag: str, *outputs: str) -> Entry:
-    return Entry(tag, "rule", list(outputs), [], "", 0, Path())
+    return Entry(tag, "rule", list(outputs), [], "", Path())
 
 
 class Site:
@@ -26,7 +25,7 @@ class Site:
     def __init__(self, folder: Path, commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.commands = folder, commands
         self.now, self.said = 0.0, []
-        monkeypatch.setattr(survivors, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.nap))
+        monkeypatch.setattr(adoption, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.nap))
         self.old = Ledger(folder)
         commands.add("squeue")
         commands.add("scancel")
@@ -44,10 +43,10 @@ class Site:
         """squeue lists jobs: id, state, comment."""
         self.commands.print("squeue", "".join(f"{job}|{state}|None|n1|N/A|{batch}\n" for job, state, batch in jobs))
 
-    def start(self) -> Survivors:
+    def start(self) -> EarlierJobs:
         """A new run."""
         self.old._file.close()
-        return Survivors(Ledger(self.folder), self.said.append)
+        return EarlierJobs(Ledger(self.folder), self.said.append)
 
     def outcomes(self) -> dict[str, str | None]:
         return {tag: part.outcome for tag, part in History(self.folder).entries.items()}
@@ -119,7 +118,7 @@ def test_another_job_of_the_same_number_is_left_alone(site: Site, commands: Any)
 
 def test_a_job_of_a_snakemake_that_still_runs_is_refused(site: Site) -> None:
     site.left("one", "7", "a", "x")
-    found = Survivors(Ledger(site.folder), site.said.append)
+    found = EarlierJobs(Ledger(site.folder), site.said.append)
     assert found.claim(entry("b", "y")) is None
     with pytest.raises(SlurmError, match="another Snakemake that still runs has it in the queue as job 7"):
         found.claim(entry("a", "x"))

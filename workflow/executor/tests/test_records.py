@@ -1,11 +1,11 @@
-"""Events of a job, in files that may be damaged."""
+"""Event logs and result files of jobs, whole and damaged."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from snakemake_executor_plugin_submitit.events import append_event, read_events
+from snakemake_executor_plugin_submitit.records import Result, append_event, read_events, read_result, write_result
 
 EVENT = {"event": "start", "tag": "tag", "node": "n1", "time": 1.0, "restarts": 0}
 END = {"event": "end", "tag": "tag", "node": "n1", "time": 2.0, "exit": 0}
@@ -50,3 +50,50 @@ def test_what_follows_a_line_that_was_cut_off_is_not_lost(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes() + b'{"event": "sta')
     append_event(path, END)
     assert read_events(path)[0] == [EVENT, END] and path.read_bytes().count(b"\n") == 3
+
+
+def test_results_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert read_result(path) is None
+    for result in (Result(0), Result(2, "why \u00e9"), Result(-9)):
+        write_result(path, result)
+        assert read_result(path) == result
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b'{"exit": 0, "reason": "',
+        b"\0" * 30,
+        b"\x80\x04\x95.",
+        b"{}",
+        b"0",
+        b"null",
+        b'{"exit": 0}',
+        b'{"exit": "0", "reason": ""}',
+        b'{"exit": 0.0, "reason": ""}',
+        b'{"exit": false, "reason": ""}',
+        b'{"exit": null, "reason": ""}',
+        b'{"exit": NaN, "reason": ""}',
+        b'{"exit": 1000, "reason": ""}',
+        b'{"exit": 0, "reason": null}',
+        b'{"exit": 0, "reason": "\\ud800"}',
+        b'{"exit": 0, "reason": "\xff"}',
+        b'{"exit": 0, "reason": "' + b" " * 100_000 + b'"}',
+        b"[" * 90_000,
+        b'{"exit": ' + b"1" * 5000 + b', "reason": ""}',
+    ],
+)
+def test_a_result_that_cannot_be_read_is_damaged(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content)
+    result = read_result(path)
+    assert result.exit is None
+    assert f"the result file {path} cannot be read (" in result.reason and "\n" not in result.reason
+
+
+def test_a_filesystem_that_is_away_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        read_result(tmp_path)  # a folder stands for what cannot be read

@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from snakemake_executor_plugin_submitit.checks import check_folder
+from snakemake_executor_plugin_submitit import submit_folder
 from snakemake_executor_plugin_submitit.ledger import Ledger
+from snakemake_executor_plugin_submitit.submit_folder import check_folder
 from snakemake_interface_common.exceptions import WorkflowError
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -76,3 +77,36 @@ def test_links_and_odd_names_are_no_runs(tmp_path: Path) -> None:
     for name in ("1²", "9" * 250):
         (submit / name).mkdir()
     assert Ledger(submit).run.name == "000001"
+
+
+def test_a_submit_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        WorkflowError, match=r"The submit folder .*/file/a cannot be used \(Not a directory\).*--submitit-folder"
+    ):
+        check_folder(tmp_path / "file" / "a")
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "warning"),
+    [
+        ("/home/me/submit", "nfs4", None),
+        ("/home/me/submit", "ext4", None),
+        ("/scratch/submit", "tmpfs", "The submit folder /scratch/submit is on tmpfs; compute nodes must see it."),
+        ("/tmp/submit", "ext4", "The submit folder /tmp/submit is on a local folder; compute nodes must see it."),
+        ("/tmpfiles/submit", "nfs", None),
+    ],
+)
+def test_a_folder_that_nodes_may_not_see_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, folder: str, kind: str, warning: str | None
+) -> None:
+    monkeypatch.setattr(submit_folder, "make_private", lambda _: None)
+    monkeypatch.setattr(submit_folder, "_filesystem", lambda _: kind)
+    assert check_folder(Path(folder)) == ([warning] if warning else [])
+
+
+def test_the_filesystem_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = "/dev/a / ext4 rw 0 0\nhost:/home /home nfs4 rw 0 0\ntmpfs /home/ram tmpfs rw 0 0\n"
+    monkeypatch.setattr(Path, "read_text", lambda _: mounts)
+    found = [submit_folder._filesystem(Path(folder)) for folder in ("/a", "/home/a", "/home/ram/a", "/home/ramses")]
+    assert found == ["ext4", "nfs4", "tmpfs", "nfs4"]
