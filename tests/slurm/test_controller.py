@@ -143,9 +143,9 @@ def test_a_squeue_that_fails_or_hangs_is_told_once_and_so_is_its_return(squeue: 
     told = re.findall("^squeue.*", squeue.runs[0].output, re.MULTILINE)
     assert [re.sub(r"[\d.]+ s", "some s", line) for line in told] == [
         "squeue: slurm_load_jobs error: Unable to contact slurm controller (connect failure) "
-        "(no job is given up for that)",
+        "(running jobs are not affected)",
         "squeue answers.",
-        "squeue: no answer within some s (no job is given up for that)",
+        "squeue: no answer within some s (running jobs are not affected)",
         "squeue answers.",
     ]
 
@@ -227,7 +227,7 @@ def gone(project: Project) -> None:
 
 def test_a_controller_that_does_not_come_back_fails_the_job_in_its_words(gone: Project) -> None:
     assert gone.runs[0].code == 1
-    words = f"SLURM does not take the job: sbatch: error: Batch job submission failed: {AWAY}"
+    words = f"SLURM refused the job: sbatch: error: Batch job submission failed: {AWAY}"
     assert _count(words, gone) == 1 and _count(r"\(tried for 0 minutes\)", gone) == 1
     assert "Traceback" not in gone.runs[0].output
 

@@ -226,7 +226,7 @@ def test_a_job_killed_as_a_whole_is_told_as_such(mishaps: Project) -> None:
 
 def test_a_refusal_of_sbatch_fails_that_job_alone_with_its_words(mishaps: Project) -> None:
     words = LIMIT.replace("\\n", "\n")
-    assert f"SLURM does not take the job: {words}\n" in _said(mishaps, "refused")
+    assert f"SLURM refused the job: {words}\n" in _said(mishaps, "refused")
     assert not mishaps.ids("refused")
 
 

@@ -93,7 +93,7 @@ def test_a_job_that_does_not_leave_is_killed_in_time_and_goes_on_from_its_own_sa
     assert limits.cluster.job(job).state == "COMPLETED" and limits.cluster.job(job).restarts >= 1
     assert (limits.folder / "stubborn.txt").exists()
     printed = next(limits.folder.glob(f".snakemake/submitit/*/{job}_0_log.out")).read_text()
-    assert "the job did not leave in time and is killed" in printed
+    assert "the job did not exit in time and is killed" in printed
 
 
 @scene(

@@ -92,7 +92,7 @@ def killed(project: Project) -> None:
     project.cluster.wait_for(lambda: project.cluster.job(meanwhile).state == "COMPLETED", 120, "the end of a job")
     _again(project)
     for job in project.ids("lives") + project.ids("held"):
-        project.runs[-1].wait_for(f"SLURM job {job} of an earlier run is this job")
+        project.runs[-1].wait_for(f"Adopted SLURM job {job} of an earlier run")
     project.touch("go")
     project.cluster.run("scontrol", "release", *project.ids("held"))
     project.runs[-1].wait()

@@ -22,7 +22,7 @@ from snakemake_executor_plugin_submitit.adoption import EarlierJobs
 from snakemake_executor_plugin_submitit.checks import check_cluster, check_environment, partition_minutes
 from snakemake_executor_plugin_submitit.job import ClusterJob
 from snakemake_executor_plugin_submitit.ledger import Ledger, make_entry
-from snakemake_executor_plugin_submitit.resources import Request, ResourceError, request_of, requests_by_rule
+from snakemake_executor_plugin_submitit.resources import Request, ResourceError, make_request, requests_by_rule
 from snakemake_executor_plugin_submitit.status import TrackedJob, Verdict, has_content, log_tail
 from snakemake_executor_plugin_submitit.submission import Batch, SubmissionQueue
 from snakemake_executor_plugin_submitit.submit_folder import check_folder
@@ -51,7 +51,8 @@ class Executor(RemoteExecutor):
         """Check the cluster and the submit folder, and prepare the first submission.
 
         Raises:
-            WorkflowError: the cluster cannot run the jobs or does not answer, or the submit folder cannot be used.
+            WorkflowError: the cluster cannot run the jobs or does not answer, the submit folder cannot be used, or
+                another Snakemake has submitted jobs for the same files.
         """
         settings, folder, warn = self.settings, Path(self.settings.folder).absolute(), self.logger.warning
         for warning in [*check_folder(folder), *check_environment(os.environ)]:
@@ -62,7 +63,14 @@ class Executor(RemoteExecutor):
             if problems := check_cluster(requests_by_rule(self.dag.needrun_jobs(), settings, self._limits)):
                 raise WorkflowError("The cluster cannot run this workflow:\n" + "\n".join(f"- {p}" for p in problems))
             self._ledger = Ledger(folder, warn)
-            self._refuse_taken()
+            # After a failure, this Snakemake would delete the outputs of the other one.
+            wanted = {str(path) for job in self.dag.needrun_jobs() for path in job.output}
+            taken = [entry.id or entry.rule for entry in self._ledger.taken if wanted & set(entry.outputs)]
+            if taken:
+                raise WorkflowError(
+                    f"Another Snakemake that still runs has SLURM jobs for the same files: {', '.join(taken)}. "
+                    "Wait for it, or stop it."
+                )
             self._earlier = EarlierJobs(self._ledger, warn)
         except slurm.SlurmError as error:
             raise WorkflowError(f"SLURM does not answer: {error}") from None
@@ -71,20 +79,6 @@ class Executor(RemoteExecutor):
         self._watch = slurm.QueueWatch(settings.squeue_seconds)
         self._queue = SubmissionQueue(self._ledger, settings.submit_minutes, self._accepted, self._refused, warn)
         self._ready = True
-
-    def _refuse_taken(self) -> None:
-        """Refuse jobs of another running Snakemake: after a failure, this one would delete the other one's outputs.
-
-        Raises:
-            WorkflowError: another Snakemake has submitted jobs for the same files.
-        """
-        wanted = {str(path) for job in self.dag.needrun_jobs() for path in job.output}
-        taken = [entry.id or entry.rule for entry in self._ledger.taken if wanted & set(entry.outputs)]
-        if taken:
-            raise WorkflowError(
-                f"Another Snakemake that still runs has SLURM jobs for the same files: {', '.join(taken)}. "
-                "Wait for it, or stop it."
-            )
 
     # -- submission -----------------------------------------------------------------------------
 
@@ -111,18 +105,19 @@ class Executor(RemoteExecutor):
                 self.run_job_pre(job)
                 tracked = TrackedJob(job, make_entry(job, self._ledger.run))
                 try:
-                    if adopted := self._earlier.claim(tracked.entry):
-                        self._ledger.adopt(adopted)
-                        tracked.entry = adopted
-                        self._report_submitted(tracked)
-                        self.logger.info(f"Adopted SLURM job {adopted.id} of an earlier run; not submitted again.")
-                    else:
-                        request = self._request(tracked)
-                        groups[job.name, request.key].append((tracked, request))
+                    adopted = self._earlier.claim(tracked.entry)
+                    request = None if adopted else self._request(tracked)
                 except (ResourceError, slurm.SlurmError) as error:
                     self._fail_unsubmitted(job, str(error))
                     continue
                 self._tracked[tracked.entry.tag] = tracked
+                if adopted:
+                    self._ledger.adopt(adopted)
+                    tracked.entry = adopted
+                    self._report_submitted(tracked)
+                    self.logger.info(f"Adopted SLURM job {adopted.id} of an earlier run; not submitted again.")
+                else:
+                    groups[job.name, request.key].append((tracked, request))
             for members in groups.values():
                 least = self.settings.array_from
                 size = min(len(members), self._array_size) if 0 < least <= len(members) else 1
@@ -218,8 +213,8 @@ class Executor(RemoteExecutor):
         return False
 
     def _request(self, tracked: TrackedJob) -> Request:
-        memory_factor = self.settings.oom_factor ** tracked.resubmissions["memory"]
-        return request_of(tracked.job, self.settings, self._limits, memory_factor)
+        job, memory_factor = tracked.job, self.settings.oom_factor ** tracked.resubmissions["memory"]
+        return make_request(job.resources, job.threads, self.settings, self._limits, memory_factor)
 
     def _resubmit(self, tracked: TrackedJob, reason: str) -> None:
         old, name, request = tracked.entry, tracked.job.name, self._request(tracked)
@@ -253,7 +248,7 @@ class Executor(RemoteExecutor):
     def _report_squeue_error(self) -> None:
         if self._watch.error != self._squeue_error:
             self._squeue_error = error = self._watch.error
-            self.logger.warning(f"squeue: {error} (no job is given up for that)" if error else "squeue answers.")
+            self.logger.warning(f"squeue: {error} (running jobs are not affected)" if error else "squeue answers.")
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
         """Log the error of a job with its complete message."""

@@ -51,32 +51,6 @@ class Request:
         return self.parameters.get("mem") or self.parameters.get("mem_per_cpu") or ""
 
 
-def request_of(
-    job: JobExecutorInterface, settings: ExecutorSettings, limits: Mapping[str, int], memory_factor: float = 1.0
-) -> Request:
-    """Return the request of one job.
-
-    Args:
-        job: a Snakemake job.
-        settings: the executor's settings.
-        limits: partition -> its time limit in minutes; the default partition is ``""``.
-        memory_factor: factor on the memory of a job that ran out of memory before.
-
-    Raises:
-        ResourceError: see `make_request`.
-    """
-    partitions = str(job.resources.get("slurm_partition") or "").split(",")
-    return make_request(
-        job.resources,
-        job.threads,
-        settings.gpu_request,
-        settings.signal_delay,
-        settings.time_limits,
-        min((limits[name] for name in partitions if name in limits), default=None),
-        memory_factor,
-    )
-
-
 def requests_by_rule(
     jobs: Iterable[JobExecutorInterface], settings: ExecutorSettings, limits: Mapping[str, int]
 ) -> dict[str, list[Request] | str]:
@@ -89,7 +63,7 @@ def requests_by_rule(
         if any(str(value) == "<TBD>" for name, value in job.resources.items() if name != "tmpdir"):
             continue
         try:
-            request = request_of(job, settings, limits)
+            request = make_request(job.resources, job.threads, settings, limits)
             requests[job.name][request.key] = request
         except ResourceError as error:
             requests[job.name] = str(error)
@@ -101,10 +75,8 @@ def requests_by_rule(
 def make_request(
     resources: Mapping[str, Any],
     threads: int,
-    gpu_request: str = "gpus-per-node",
-    signal_delay: int = 90,
-    time_limits: int = 3,
-    partition_minutes: int | None = None,
+    settings: ExecutorSettings,
+    limits: Mapping[str, int],
     memory_factor: float = 1.0,
 ) -> Request:
     """Return the request of one job.
@@ -113,10 +85,8 @@ def make_request(
         resources: resources of the Snakemake job. `runtime` (minutes) is required; `mem_mb` and `gpus` are per node.
             A job with `resumable` saves and exits on SIGUSR2 and resumes on a restart.
         threads: threads of the job.
-        gpu_request: `gpus-per-node`, `gres` or `gpus`.
-        signal_delay: seconds between the warning of a resumable job and its time limit; at most a third of the limit.
-        time_limits: maximum number of time limits that a resumable job may reach.
-        partition_minutes: the partition's limit; None for no limit.
+        settings: the executor's settings. The warning of a resumable job comes in the last third of its time limit.
+        limits: partition -> its time limit in minutes; the default partition is ``""``.
         memory_factor: factor on the memory of a job that ran out of memory before.
 
     Raises:
@@ -127,8 +97,10 @@ def make_request(
     if runtime is None:
         raise ResourceError("no `runtime`: give its minutes in the rule or in `default-resources`")
     resumable = bool(_integer(resources, "resumable", 0, least=0))
-    minutes, allowed = runtime, time_limits if resumable else 1
-    if partition_minutes is not None and runtime > partition_minutes:
+    minutes, time_limits = runtime, settings.time_limits if resumable else 1
+    partitions = str(resources.get("slurm_partition") or "").split(",")
+    partition_minutes = min((limits[name] for name in partitions if name in limits), default=runtime)
+    if runtime > partition_minutes:
         if not resumable:
             raise ResourceError(
                 f"`runtime` is {runtime} minutes, the partition allows {partition_minutes}; "
@@ -137,8 +109,8 @@ def make_request(
         minutes = partition_minutes
         # Reserve for early warnings (up to a minute), startup time and an underestimated runtime.
         useful = max(minutes - 2, minutes / 4)
-        allowed = max(time_limits, 2 * math.ceil(runtime / useful) + 1)
-    delay = min(signal_delay, 60 * minutes // 3) if resumable else 0
+        time_limits = max(time_limits, 2 * math.ceil(runtime / useful) + 1)
+    delay = min(settings.signal_delay, 60 * minutes // 3) if resumable else 0
     # SLURM requeues the job after a node failure or a preemption.
     additional = {"requeue": True, "open_mode": "append", **_extra(str(resources.get("slurm_extra") or ""))}
     parameters: dict[str, Any] = {
@@ -156,13 +128,13 @@ def make_request(
             parameters[name.removeprefix("slurm_")] = str(resources[name])
     model, count = gpus = _gpus(resources)
     text = f"{model}:" if model else ""
-    if count and gpu_request == "gpus-per-node":
+    if count and settings.gpu_request == "gpus-per-node":
         parameters["gpus_per_node"] = f"{text}{count}"
-    elif count and gpu_request == "gres":
+    elif count and settings.gpu_request == "gres":
         parameters["gres"] = f"gpu:{text}{count}"
     elif count:  # submitit has no parameter for --gpus
         additional["gpus"] = f"{text}{count * nodes}"
-    return Request(parameters, gpus, allowed, delay)
+    return Request(parameters, gpus, time_limits, delay)
 
 
 def _integer(resources: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int | None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from snakemake_executor_plugin_submitit import checks
 from snakemake_executor_plugin_submitit.checks import check_cluster, partition_minutes
 from snakemake_executor_plugin_submitit.resources import make_request
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.slurm import SlurmError
 
 PARTITIONS = """\
@@ -37,7 +38,9 @@ def cluster(commands: Any) -> Any:
 
 def problems(how: str = "gpus-per-node", threads: int = 1, **resources: Any) -> list[str]:
     """Of a rule `r` whose jobs ask for this."""
-    return check_cluster({"r": [make_request({"runtime": 1, **resources}, threads, how)]})
+    return check_cluster(
+        {"r": [make_request({"runtime": 1, **resources}, threads, ExecutorSettings(gpu_request=how), {})]}
+    )
 
 
 def test_limits_of_partitions(cluster: Any) -> None:
@@ -105,7 +108,7 @@ def test_what_there_is_not_is_named(cluster: Any, asked: dict[str, Any], problem
 
 
 def test_each_problem_of_a_rule_is_named_once(cluster: Any) -> None:
-    jobs = [make_request({"runtime": minutes, "mem_mb": 10**6}, 100) for minutes in (1, 2, 3)]
+    jobs = [make_request({"runtime": minutes, "mem_mb": 10**6}, 100, ExecutorSettings(), {}) for minutes in (1, 2, 3)]
     assert check_cluster({"a": jobs, "b": "`runtime` is 0", "c": []}) == [
         "rule b: `runtime` is 0",
         "rule a: `threads` is 100, a node of partition cpu has at most 64",

@@ -20,6 +20,7 @@ from snakemake_executor_plugin_submitit.job import RESUMABLE_EXIT, TERMINATED, C
 from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 from snakemake_executor_plugin_submitit.records import Result, read_events, read_result
 from snakemake_executor_plugin_submitit.resources import make_request
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.submission import Batch, submit
 from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission
@@ -122,7 +123,12 @@ def test_the_script_that_sbatch_gets_runs_the_job(node: Node) -> None:
     ledger = Ledger(node.folder / "submit")
     job = ClusterJob("echo $LINE $SRUN_CPUS_PER_TASK > said", "tag", str(ledger.run / "events"))
     entry = Entry("tag", "rule", [], [], "", ledger.run)
-    submit(Batch([job], [entry], make_request({"runtime": 1}, 2), "rule", ["export LINE=prologue"]), ledger)
+    submit(
+        Batch(
+            [job], [entry], make_request({"runtime": 1}, 2, ExecutorSettings(), {}), "rule", ["export LINE=prologue"]
+        ),
+        ledger,
+    )
     environment = node.environment() | {"SLURM_CPUS_PER_TASK": "2"}
     subprocess.run(["/bin/bash", ledger.run / "7_submission.sh"], env=environment, cwd=node.folder, check=True)
     assert read_result(entry.result) == Result(0)

@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from snakemake_executor_plugin_submitit.resources import RESERVED, Request, ResourceError, make_request
+from snakemake_executor_plugin_submitit.resources import RESERVED, Request, ResourceError
+from snakemake_executor_plugin_submitit.resources import make_request as make
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from submitit import SlurmExecutor
+
+
+def make_request(
+    resources: dict, threads: int, gpu_request: str = "gpus-per-node", limit: int | None = None, **options: Any
+) -> Request:
+    """Return a request with these settings, on a cluster whose default partition has a time limit in minutes."""
+    factor = options.pop("memory_factor", 1.0)
+    settings = ExecutorSettings(gpu_request=gpu_request, **options)
+    return make(resources, threads, settings, {} if limit is None else {"": limit}, factor)
 
 
 def request_of(threads: int = 1, **resources: Any) -> Request:
@@ -148,26 +159,26 @@ def test_the_warning_comes_in_the_last_third_at_the_earliest(minutes: int, delay
     [(60, None, 60, 3), (60, 60, 60, 3), (60, 600, 60, 3), (61, 60, 60, 5)],
 )
 def test_a_resumable_job_fits_its_partition(runtime: int, limit: int | None, minutes: int, time_limits: int) -> None:
-    request = make_request({"runtime": runtime, "resumable": 1}, 1, time_limits=3, partition_minutes=limit)
+    request = make_request({"runtime": runtime, "resumable": 1}, 1, time_limits=3, limit=limit)
     assert (request.parameters["time"], request.time_limits) == (minutes, time_limits)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(1, 5))
 def test_as_many_time_limits_are_allowed_as_the_work_needs(runtime: int, limit: int, least: int) -> None:
-    request = make_request({"runtime": runtime, "resumable": 1}, 1, time_limits=least, partition_minutes=limit)
+    request = make_request({"runtime": runtime, "resumable": 1}, 1, time_limits=least, limit=limit)
     assert request.parameters["time"] == min(runtime, limit)
     assert request.time_limits >= least
     assert runtime <= limit or request.time_limits * limit >= 2 * runtime
 
 
 def test_more_time_limits_than_the_work_needs_stay() -> None:
-    request = make_request({"runtime": 61, "resumable": 1}, 1, time_limits=30, partition_minutes=60)
+    request = make_request({"runtime": 61, "resumable": 1}, 1, time_limits=30, limit=60)
     assert request.time_limits == 30
 
 
 def test_another_job_must_fit_by_itself() -> None:
     with pytest.raises(ResourceError, match="`runtime` is 61 minutes, the partition allows 60; name another"):
-        make_request({"runtime": 61}, 1, partition_minutes=60)
+        make_request({"runtime": 61}, 1, limit=60)
 
 
 @pytest.mark.parametrize(("resource", "name"), [("mem_mb", "mem"), ("mem_mb_per_cpu", "mem_per_cpu")])

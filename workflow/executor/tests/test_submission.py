@@ -13,6 +13,7 @@ from snakemake_executor_plugin_submitit import submission
 from snakemake_executor_plugin_submitit.job import ClusterJob
 from snakemake_executor_plugin_submitit.ledger import Entry, History, Ledger
 from snakemake_executor_plugin_submitit.resources import make_request
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.submission import (
     Batch,
     ControllerUnreachable,
@@ -44,7 +45,9 @@ def ledger(tmp_path: Path, commands: Any) -> Ledger:
 def make_batch(ledger: Ledger, count: int = 1, prologue: tuple[str, ...] = ()) -> Batch:
     jobs = [ClusterJob(f"echo {i}", f"tag{i}", str(ledger.run / f"tag{i}_events.jsonl")) for i in range(count)]
     entries = [Entry(f"tag{i}", "rule", [f"{i}.out"], [], "", Path()) for i in range(count)]
-    return Batch(jobs, entries, make_request({"runtime": 10, "mem_mb": 100}, 2), "rule", list(prologue))
+    return Batch(
+        jobs, entries, make_request({"runtime": 10, "mem_mb": 100}, 2, ExecutorSettings(), {}), "rule", list(prologue)
+    )
 
 
 def options(ledger: Ledger, job: str) -> set[str]:
