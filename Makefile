@@ -1,8 +1,8 @@
-# make demo    the embedded default: set up, run the workflow, print where the tables are
-# make ablations    the paper's other tables in small, on one of the demo's models
-# make test    the tests; PYTEST_ARGS="-k grid" picks some
-# make lint    formatters and linters, changing nothing
-# make clean   remove the environment and caches; results/ and work/ stay
+# make demo         set up, run the default workflow, print the tables
+# make ablations    small versions of the paper's other tables, on one of the demo's models
+# make test         run the tests; PYTEST_ARGS="-k grid" selects some
+# make lint         check formatting and lint, without changing files
+# make clean        remove the environment and caches; results/ and work/ stay
 
 PYTHON ?= python3
 CORES ?= all
@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-# An environment whose interpreter has gone is made anew.
+# An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
 .PHONY: demo ablations test lint clean FORCE
@@ -41,7 +41,7 @@ clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps: set-up is repeated only when what it installs has changed.
+# Stamp files: the set-up is repeated only after a change of the dependencies.
 $(VENV)/.installed: pyproject.toml constraints.txt $(MISSING)
 	$(call environment)
 	@$(INSTALL) -e .
