@@ -1,4 +1,4 @@
-"""A disposable SLURM cluster on this machine, for tests: real daemons, two nodes, made-up GPUs, nothing left behind.
+"""Disposable SLURM cluster on this machine for tests: real daemons, two nodes, simulated GPUs.
 
     with Cluster() as cluster:
         job = cluster.submit("--gpus=2", "--wrap", "echo $CUDA_VISIBLE_DEVICES")
@@ -14,19 +14,19 @@ It needs `slurmctld`, `slurmd`, the clients and `munged` (Debian: slurmctld slur
 installs them as root), but no running service, no systemd, no cgroups, and no file outside its own folder. As root,
 munged runs as the user `munge`; as another user everything runs as that user, jobs too.
 
-What there is: nodes n1 and n2, each with 2 CPUs, 4000 MB and 4 GPUs of type `fake`; partitions `low` (the default) and
-`high`, which preempts it by requeueing, and `short`, with a limit of one minute. No accounting, so `sacct` fails.
-A job that does not ask for memory gets 1000 MB for each CPU.
+It has the nodes n1 and n2, each with 2 CPUs, 4000 MB and 4 GPUs of type `fake`; the partitions `low` (the default),
+`high`, which preempts it by requeueing, and `short`, with a limit of one minute. `sacct` fails, since there is no
+accounting. A job without a memory request gets 1000 MB for each CPU.
 
-How jobs end, as `squeue --states=all` shows it (state and reason), and after how long:
+State and reason of ended jobs, as `squeue --states=all` shows them, and the delay:
 
-| What | State and reason | Seconds |
+| Event | State and reason | Seconds |
 | --- | --- | --- |
 | an exit status that is not 0 | FAILED NonZeroExitCode | at once |
 | a signal on the batch script | FAILED RaisedSignal:9(Killed) | at once |
-| more memory than asked for | FAILED RaisedSignal:9(Killed), never OUT_OF_MEMORY | 1 to 2 |
-| the same in an srun step | the step is killed, srun returns 137, and the script goes on | 1 to 2 |
-| the time limit | TIMEOUT TimeLimit | 60 to 90: SLURM looks every 30 seconds |
+| more memory than requested | FAILED RaisedSignal:9(Killed), never OUT_OF_MEMORY | 1 to 2 |
+| the same in an srun step | the step is killed, srun returns 137, and the script continues | 1 to 2 |
+| the time limit | TIMEOUT TimeLimit | 60 to 90: SLURM checks every 30 seconds |
 | `expire(job)` | the same | up to 30 |
 | `scancel` | CANCELLED None | at once; 5 if SIGTERM is ignored |
 | preemption, `scontrol requeue` | PENDING BeginTime (None for a second), then RUNNING | 6 until it runs again |
@@ -36,12 +36,12 @@ How jobs end, as `squeue --states=all` shows it (state and reason), and after ho
 | `kill_node(node)`, `start_node(node)` | the same as without the start | 40 to 50 until noticed |
 | `set_node(node, "down")` | PENDING BeginTime, then RUNNING | at once, 6 more |
 
-A node that is set down stays down until `start_node` or `set_node(node, "resume")`; one that did not answer comes back
-when it does. Without a controller each call of a client fails after 4 seconds. After a controller's start it may take
-3 to 8 seconds until it hears of jobs that ended meanwhile.
+A node that is set down stays down until `start_node` or `set_node(node, "resume")`; a node that did not answer returns
+when it answers. Without a controller each client call fails after 4 seconds. After its start a controller may take 3
+to 8 seconds to register jobs that ended meanwhile.
 
-Every socket listens on the address that this host's name resolves to, which SLURM gives no choice in: the loopback on
-most machines. Where it is another one, munge's key, made for each cluster, still keeps others out.
+SLURM requires every socket to listen on the address that this host's name resolves to: the loopback on most machines.
+Otherwise munge's key, new for each cluster, still keeps others out.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ from typing import Any, NamedTuple
 NODES = ("n1", "n2")
 CALLS_LOG = "calls.log"
 CLIENTS = ("sbatch", "squeue", "scontrol", "sacct", "scancel", "sinfo", "srun")
-# What to install for each program that is needed.
+# Debian package of each required program.
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 LIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "STOPPED", "SUSPENDED")
-# Sockets of job steps lie in the folder under names of up to 40 characters, and the kernel allows 107.
+# Socket names of job steps in the folder have up to 40 characters, and the kernel allows 107.
 LONGEST_FOLDER = 64
-SECONDS = 30  # for anything that takes two on an idle machine
+SECONDS = 30  # for an operation that takes 2 s on an idle machine
 
 SLURM_CONF = """\
 ClusterName=patch-test
@@ -85,7 +85,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# The smallest that SLURM takes. A requeued job waits a second longer than this, 121 s by default.
+# The minimum that SLURM accepts. A requeued job waits a second longer than this, 121 s by default.
 AuthInfo=socket={folder}/munge/socket,cred_expire={cred_expire}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 MpiDefault=none
@@ -118,7 +118,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 
-# Whatever this machine has, the nodes are as large as this says.
+# The sizes of the nodes do not depend on this machine.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=DEFAULT CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:fake:4
@@ -130,7 +130,7 @@ PartitionName=high PriorityTier=10
 PartitionName=short PriorityTier=1 MaxTime=1
 """
 
-# No process is started on the way to the real command, and no file but the log is written.
+# The shim starts no process before the real command, and writes only the log.
 SHIM = """\
 #!/bin/sh
 read -r now _ < /proc/uptime
@@ -141,25 +141,25 @@ exec {command} "$@"
 
 
 class SlurmMissing(RuntimeError):
-    """SLURM is not installed and cannot be installed here."""
+    """Error for a SLURM that is missing and cannot be installed."""
 
 
 class Job(NamedTuple):
-    """A job, or one task of an array, as squeue knows it."""
+    """A job, or one task of an array, in squeue's output."""
 
     id: str  # 12, or 12_3 for a task
     state: str
     reason: str
-    node: str  # empty while it waits
+    node: str  # empty while the job waits
     restarts: int
     partition: str
     name: str
 
 
 class Cluster:
-    """The cluster in `folder`, which is made at the start and removed at the end; a temporary one by default.
+    """A cluster in `folder`, which is created at the start and removed at the end; a temporary folder by default.
 
-    `cred_expire` is how long the permission to start a job holds, and so how long a requeued job waits.
+    `cred_expire` is the lifetime of a job's credential in seconds, and so the delay of a requeued job.
     """
 
     def __init__(self, folder: Path | str | None = None, *, max_array_size: int = 1001, cred_expire: int = 5) -> None:
@@ -197,13 +197,13 @@ class Cluster:
             signal.signal(*self._handlers.popitem())
 
     def _stop_and_die(self, signum: int, frame: object) -> None:
-        """End as the signal would have ended this process, but without leaving the cluster behind."""
+        """Stop the cluster, then end by the signal."""
         self.stop()
         self._restore_handlers()
         os.kill(os.getpid(), signum)
 
     def start(self) -> None:
-        """Write the configuration, start all daemons, and return when both nodes take jobs."""
+        """Write the configuration, start all daemons, and wait until both nodes accept jobs."""
         missing = [program for program in PACKAGES if not _which(program)]
         if missing:
             raise SlurmMissing(f"not installed: {', '.join(missing)}")
@@ -226,7 +226,7 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_files(self) -> None:
-        # The user munge must get to its socket.
+        # The user munge must be able to reach its socket.
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.folder.chmod(0o755)
         for name in ("munge", "state", "spool/n1", "spool/n2", "log", "pids", "gpus", "shims", "faults"):
@@ -249,12 +249,12 @@ class Cluster:
             )
         )
         for gpu in (f"{node}-{number}" for node in NODES for number in range(4)):
-            # Not plain files: SLURM counts those, but tells jobs of devices only.
+            # Not plain files: SLURM counts those, but sets CUDA_VISIBLE_DEVICES only for devices.
             (self.folder / "gpus" / gpu).symlink_to(os.devnull)
         (self.folder / "gres.conf").write_text(
             "".join(f"NodeName={node} Name=gpu Type=fake File={self.folder}/gpus/{node}-[0-3]\n" for node in NODES)
         )
-        # Else slurmd refuses to start where cgroups are not mounted, as in some containers.
+        # Otherwise slurmd does not start without mounted cgroups, as in some containers.
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         self.calls_log.touch()
         for name in CLIENTS:
@@ -275,7 +275,7 @@ class Cluster:
 
     @staticmethod
     def _munge_user() -> str | None:
-        """The user for munged, or None for the present one."""
+        """Return the user of munged, None for the current user."""
         if os.geteuid() != 0:
             return None
         with contextlib.suppress(KeyError):
@@ -297,7 +297,7 @@ class Cluster:
         self._start(node, ["slurmd", "-D", "-f", str(self.conf), "-N", node])
 
     def _start(self, name: str, command: list[str], user: str | None = None) -> None:
-        """Start a daemon that outlives this process, and record its number."""
+        """Start a daemon that outlives this process, and record its process id."""
         as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
         program = _which(command[0])
         assert program, command
@@ -315,7 +315,7 @@ class Cluster:
         (self.folder / "pids" / name).write_text(str(self._started[name].pid))
 
     def _await(self, ready: Callable[[], bool], name: str) -> None:
-        """Wait until a daemon that was started is ready."""
+        """Wait until a started daemon is ready."""
         deadline = time.monotonic() + SECONDS
         while not ready():
             if self._started[name].poll() is not None or time.monotonic() > deadline:
@@ -323,7 +323,7 @@ class Cluster:
             time.sleep(0.02)
 
     def pid(self, name: str) -> int | None:
-        """The process of the daemon `slurmctld`, `munged`, `n1` or `n2`, if it runs."""
+        """Return the process id of the daemon `slurmctld`, `munged`, `n1` or `n2`, None if it does not run."""
         try:
             pid = int((self.folder / "pids" / name).read_text())
         except (OSError, ValueError):
@@ -331,7 +331,7 @@ class Cluster:
         return pid if self._is_daemon(_arguments(pid)) else None
 
     def _is_daemon(self, arguments: list[str]) -> bool:
-        """Whether a command line is that of a daemon of this cluster."""
+        """Return whether a command line belongs to a daemon of this cluster."""
         program = Path(arguments[0]).name if arguments else ""
         if program == "munged":
             return f"--socket={self.folder}/munge/socket" in arguments
@@ -342,16 +342,16 @@ class Cluster:
             daemon.poll()
 
     def _kill(self, find: Callable[[], set[int]]) -> None:
-        """Kill the processes that `find` names until it names none."""
+        """Kill the processes that `find` returns until it returns none."""
         deadline = time.monotonic() + SECONDS
         quiet = 0
-        # More than once: a process is not to be recognized for a moment when it becomes another program.
+        # Repeated, because a process cannot be recognized while it executes another program.
         while quiet < 3:
             pids = find()
             quiet = 0 if pids else quiet + 1
             if time.monotonic() > deadline:
                 raise RuntimeError(f"these processes do not die: {sorted(pids)}")
-            # All stop before the first dies, so that none tells the controller of another's end.
+            # All stop before the first dies, so that none reports another one's end to the controller.
             for signum in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
@@ -360,7 +360,7 @@ class Cluster:
             time.sleep(0.01)
 
     def processes(self, node: str | None = None) -> set[int]:
-        """All processes of the cluster, or those of a node: daemons, slurmstepd, and what jobs started."""
+        """Return all processes of the cluster or of a node: daemons, slurmstepd, and the processes of jobs."""
         parents, found = {}, set()
         for pid in _pids():
             parent = _parent(pid)
@@ -380,7 +380,7 @@ class Cluster:
         environment = _environment(pid)
         ours = environment.get("SLURM_CONF") == str(self.conf)
         if arguments and Path(arguments[0]).name.startswith("slurmstepd"):
-            # It soon writes its title over its environment; then its log tells whose it is.
+            # It soon overwrites its environment with its title; then its log identifies it.
             logs = {f"{self.folder}/log/{name}.log" for name in nodes}
             return not logs.isdisjoint(open_files(pid)) or (ours and not node)
         return ours and environment.get("SLURMD_NODENAME") in nodes
@@ -388,7 +388,7 @@ class Cluster:
     # --- Faults of daemons ---
 
     def stop_controller(self) -> None:
-        """Stop slurmctld as an administrator would; its state is kept."""
+        """Stop slurmctld with SIGTERM; its state is kept."""
         if pid := self.pid("slurmctld"):
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + SECONDS
@@ -399,18 +399,18 @@ class Cluster:
             time.sleep(0.02)
 
     def start_controller(self) -> None:
-        """Start slurmctld from its state, and return when it answers."""
+        """Start slurmctld from its state, and wait until it answers."""
         self._start_slurmctld()
 
     def kill_node(self, node: str) -> None:
-        """Cut a node's power: slurmd, slurmstepd and all processes of its jobs are gone at once."""
+        """Kill slurmd, slurmstepd and all processes of the jobs of a node at once, as a power failure does."""
         self._kill(lambda: self.processes(node))
 
     def start_node(self, node: str) -> None:
-        """Start a node's slurmd, and return when it takes jobs again, unless it is drained."""
+        """Start a node's slurmd, and wait until it accepts jobs, unless it is drained."""
         self._start_slurmd(node)
         if self.node_states()[node].startswith("down"):
-            # One that was set down would not come back by itself; one that did not answer may be back just now.
+            # A node that was set down does not return by itself; one that did not answer may have returned meanwhile.
             try:
                 self.set_node(node, "resume")
             except RuntimeError:
@@ -423,7 +423,7 @@ class Cluster:
         self._client("scontrol", "update", f"NodeName={node}", f"State={state}", f"Reason={reason}", check=True)
 
     def node_states(self) -> dict[str, str]:
-        """What sinfo says of each node: idle, mixed, allocated, down, drained; with a * when it does not answer."""
+        """Return sinfo's state of each node: idle, mixed, allocated, down, drained; with a * if it does not answer."""
         lines = self._client("sinfo", "--noheader", "--partition=low", "--Node", "--format=%N %T").stdout.splitlines()
         return dict(line.split() for line in lines)
 
@@ -439,23 +439,23 @@ class Cluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a command needs in its environment to use this cluster, by way of the shims."""
+        """Environment variables of a command that uses this cluster through the shims."""
         return {"SLURM_CONF": str(self.conf), "PATH": f"{self.shims}:{os.environ.get('PATH', os.defpath)}"}
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command on this cluster, by way of the shims, and return what it printed."""
+        """Run a command on this cluster through the shims, and return its output."""
         return _run(command, self.env, check)
 
     def _client(self, name: str, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a client past the shims: what the cluster does for itself is neither counted nor hindered."""
+        """Run a client without the shims, so that the cluster's own calls are neither counted nor faulty."""
         return _run((_which(name) or name, *arguments), {"SLURM_CONF": str(self.conf)}, check)
 
     def submit(self, *options: str) -> str:
-        """Give sbatch these options and return the job's number."""
+        """Submit a job with these options of sbatch and return its id."""
         return self.run("sbatch", "--parsable", *options).stdout.strip()
 
     def jobs(self) -> list[Job]:
-        """All jobs that the controller remembers, each task of an array by itself."""
+        """Return all jobs that the controller remembers, array tasks one by one."""
         fields = ("JobArrayID", "State", "Reason", "NodeList", "RestartCnt", "Partition", "Name")
         layout = ",".join(f"{field}:|" for field in fields)
         run = self._client("squeue", "--noheader", "--all", "--array", "--states=all", f"--Format={layout}", check=True)
@@ -463,20 +463,20 @@ class Cluster:
         return [Job(*row[:4], int(row[4]), *row[5:]) for row in rows]
 
     def job(self, job: str) -> Job:
-        """One of the jobs."""
+        """Return a job by its id."""
         return next(known for known in self.jobs() if known.id == job)
 
     def node_of(self, job: str) -> str:
-        """Where a job is, or was; empty while it waits."""
+        """Return the node of a job that runs or ran, empty while it waits."""
         return self.job(job).node
 
     def expire(self, job: str) -> None:
-        """Let the time limit of a running job pass now; the controller looks every 30 seconds."""
+        """Set the end of a running job's time limit to now; the controller checks every 30 seconds."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 1))
         self._client("scontrol", "update", f"JobId={job}", f"EndTime={now}", check=True)
 
     def cancel_all(self) -> None:
-        """Cancel every job that is not over."""
+        """Cancel every unfinished job."""
         if live := [job.id for job in self.jobs() if job.state in LIVE]:
             self._client("scancel", "--quiet", *live)
 
@@ -485,7 +485,7 @@ class Cluster:
         self.wait_for(lambda: not any(job.state in LIVE for job in self.jobs()), timeout, "all jobs to be over")
 
     def wait_for(self, predicate: Callable[[], object], timeout: float = SECONDS, what: str = "") -> None:
-        """Wait until the predicate holds; if it never does, fail with what the cluster knows."""
+        """Wait until a predicate holds; on a timeout, fail with the state of the cluster."""
         deadline = time.monotonic() + timeout
         while not predicate():
             if time.monotonic() > deadline:
@@ -497,7 +497,7 @@ class Cluster:
             time.sleep(0.1)
 
     def reset(self) -> None:
-        """Undo faults, cancel jobs, and return when both nodes are idle."""
+        """Undo faults, cancel jobs, and wait until both nodes are idle."""
         for name in CLIENTS:
             self.heal(name)
         if not self.pid("slurmctld"):
@@ -514,22 +514,22 @@ class Cluster:
     # --- Shims ---
 
     def calls(self, name: str) -> int:
-        """How often a client was called with this cluster's environment, in jobs too."""
+        """Return the number of calls of a client with this cluster's environment, including those in jobs."""
         return len(re.findall(rf"^[\d.]+ {name} ", self.calls_log.read_text(), flags=re.MULTILINE))
 
     def fail(
         self, command: str, message: str, exit_code: int = 1, times: int | None = None, seconds: float | None = None
     ) -> None:
-        """Make a client print a message and fail: so many times, or for so long, or until `heal`."""
+        """Make a client print a message and fail, for a number of calls or seconds, or until `heal`."""
         until = None if seconds is None else time.time() + seconds
         self._set_fault(command, message=message, exit_code=exit_code, times=times, until=until)
 
     def hang(self, command: str, seconds: float) -> None:
-        """Make a client wait before it does anything, until `heal`."""
+        """Make a client wait before each call, until `heal`."""
         self._set_fault(command, hang=seconds)
 
     def heal(self, command: str) -> None:
-        """Let a client work again."""
+        """Undo the faults of a client."""
         self._fault_file(command).unlink(missing_ok=True)
 
     def _fault_file(self, command: str) -> Path:
@@ -543,7 +543,7 @@ class Cluster:
             _write_fault(path, _read_fault(path) | settings)
 
 
-# --- What a shim does when there is a fault ---
+# --- Faults of shims ---
 
 
 def _read_fault(path: Path) -> dict[str, Any]:
@@ -567,7 +567,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _meet_fault(path: Path, command: list[str]) -> None:
-    """Hang and fail as the file says, or else become the command. One process throughout, so that a kill ends it."""
+    """Hang or fail as the file specifies, or execute the command in the same process, so that a kill ends it."""
     time.sleep(_read_fault(path).get("hang", 0))
     with _locked(path):
         fault = _read_fault(path)
@@ -585,14 +585,14 @@ def _meet_fault(path: Path, command: list[str]) -> None:
 
 
 def _which(program: str) -> str | None:
-    """Where a program is; an ordinary user's PATH has no sbin. Shims of a cluster are passed over."""
+    """Return the path of a program, also in sbin folders and without the shims of a cluster."""
     folders = [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/local/sbin", "/usr/sbin", "/sbin"]
     others = [folder for folder in folders if not os.path.exists(f"{folder}/../{CALLS_LOG}")]
     return shutil.which(program, path=os.pathsep.join(others))
 
 
 def _run(command: tuple[str, ...], environment: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
-    """Run a command with these variables and without those that another cluster has left."""
+    """Run a command with these variables and without those of another cluster."""
     run = subprocess.run(command, env=_plain_environment() | environment, capture_output=True, text=True)
     if check and run.returncode:
         raise RuntimeError(f"{shlex.join(command)}: exit status {run.returncode}\n{run.stdout}{run.stderr}")
@@ -600,12 +600,12 @@ def _run(command: tuple[str, ...], environment: dict[str, str], check: bool) -> 
 
 
 def _plain_environment() -> dict[str, str]:
-    """The environment without what SLURM left there, should the tests run in a job of another cluster."""
+    """Return the environment without SLURM's variables, in case the tests run in a job of another cluster."""
     return {key: value for key, value in os.environ.items() if not re.match("S(LURM|BATCH|QUEUE|INFO|RUN|CANCEL)", key)}
 
 
 def _address() -> str:
-    """Where the daemons listen: with NoInAddrAny, on the address of the host's own name."""
+    """Return the daemons' address: with NoInAddrAny, that of the host's own name."""
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError as error:
@@ -613,7 +613,7 @@ def _address() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, below those that the kernel gives to clients."""
+    """Return free ports below those that the kernel assigns to clients."""
     ports: list[int] = []
     for port in random.SystemRandom().sample(range(10_000, 32_000), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -629,7 +629,7 @@ def _pids() -> list[int]:
 
 
 def _strings(path: str) -> list[str]:
-    """The strings of a file of /proc; none when the process is gone or another user's."""
+    """Return the strings of a file of /proc, none if the process ended or belongs to another user."""
     try:
         return Path(path).read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
     except OSError:
@@ -637,17 +637,17 @@ def _strings(path: str) -> list[str]:
 
 
 def _arguments(pid: int) -> list[str]:
-    """A process's command line; empty for a dead one."""
+    """Return a process's command line, empty for a dead process."""
     return [word for word in _strings(f"/proc/{pid}/cmdline") if word]
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """What a process was started with."""
+    """Return the environment at the start of a process."""
     return dict(item.split("=", 1) for item in _strings(f"/proc/{pid}/environ") if "=" in item)
 
 
 def _parent(pid: int) -> int | None:
-    """A process's parent; None for a dead process."""
+    """Return the parent of a process, None for a dead process."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except (OSError, ValueError):
@@ -656,7 +656,7 @@ def _parent(pid: int) -> int | None:
 
 
 def open_files(pid: int) -> list[str]:
-    """What a process has open, as `/proc` names it; of what is closed or ends meanwhile nothing."""
+    """Return the open files of a process as `/proc` names them, without those that are closed meanwhile."""
     folder, found = f"/proc/{pid}/fd", []
     with contextlib.suppress(OSError):
         for number in os.listdir(folder):
@@ -672,7 +672,11 @@ def _tail(path: Path, lines: int = 20) -> str:
 
 
 def require_slurm() -> None:
-    """Return if SLURM is installed, or once apt-get has installed it; else say why not in `SlurmMissing`."""
+    """Install SLURM with apt-get if it is missing.
+
+    Raises:
+        SlurmMissing: SLURM cannot be installed.
+    """
     packages = [package for program, package in PACKAGES.items() if not _which(program)]
     if not packages:
         return
@@ -682,7 +686,7 @@ def require_slurm() -> None:
     policy = Path("/usr/sbin/policy-rc.d")
     makes_policy = not policy.exists()
     if makes_policy:
-        # Debian's packages start their services unless this says no. The tests start their own.
+        # Prevents Debian's packages from starting their services; the tests start their own.
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
@@ -692,7 +696,7 @@ def require_slurm() -> None:
         if makes_policy:
             policy.unlink()
     if shutil.which("systemctl"):
-        # Nor are they to start with the host.
+        # The services must not start with the host either.
         services = [package for package in packages if package != "slurm-client"]
         subprocess.run(["systemctl", "disable", *services], capture_output=True)
 
@@ -705,15 +709,17 @@ def _apt_get(*arguments: str) -> None:
 
 
 def main() -> int:
-    """The command line: up, down, status."""
+    """Run the command line: up, down, status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.slurm.cluster", description="A disposable SLURM cluster on this machine, for tests."
     )
     parser.add_argument(
-        "action", choices=["up", "down", "status"], help="up prints what a shell is to eval; down leaves nothing"
+        "action",
+        choices=["up", "down", "status"],
+        help="up prints shell commands to eval; down removes everything",
     )
     folder = Path(tempfile.gettempdir()) / f"patch-slurm-{os.geteuid()}"
-    parser.add_argument("--folder", type=Path, default=folder, help="where the cluster lives (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=folder, help="folder of the cluster (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.folder.exists() and arguments.folder.stat().st_uid != os.geteuid():
         parser.error(f"{arguments.folder} belongs to another user; give another --folder")
@@ -723,7 +729,7 @@ def main() -> int:
         case "up":
             if not all(daemons.values()):
                 require_slurm()
-                # What a reboot or a kill has left is no use.
+                # Remnants of a reboot or a kill are useless.
                 if cluster.conf.exists():
                     cluster.stop()
                 cluster.start()

@@ -1,4 +1,4 @@
-"""One SLURM cluster for all tests here, as good as new for each."""
+"""One SLURM cluster for all tests here, reset after each."""
 
 from collections.abc import Iterator
 
@@ -9,8 +9,8 @@ from .cluster import Cluster, SlurmMissing, require_slurm
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """The cluster, for which SLURM is installed if it can be."""
-    # What an installation says is to be seen while it goes on.
+    """Return the cluster; SLURM is installed if possible."""
+    # Show the output of an installation while it runs.
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         try:
             require_slurm()
@@ -22,6 +22,6 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def _reset_cluster(cluster: Cluster) -> Iterator[None]:
-    """Leave the next test a cluster without faults and jobs."""
+    """Remove faults and jobs after each test."""
     yield
     cluster.reset()

@@ -1,8 +1,8 @@
-"""The demo on a test cluster, with faults on the way, against the demo run here: `python -m tests.slurm.demo`.
+"""Comparison of the demo on a test cluster, with faults, and the local demo: `python -m tests.slurm.demo`.
 
-Half an hour on two cores, so not part of the test suite. It runs `snakemake` in one copy of this tree and
-`snakemake --profile slurm --configfile config/demo.yaml` in another, preempts a learning job and takes the power from a
-node, and compares the tables of both, byte by byte.
+It takes half an hour on two cores, so it is not part of the test suite. It runs `snakemake` in one copy of this tree
+and `snakemake --profile slurm --configfile config/demo.yaml` in another, preempts a learning job and kills a node, and
+compares the tables of both, byte by byte.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ON_CLUSTER = ["snakemake", "--profile", "slurm", "--configfile", "config/demo.ya
 
 
 class Faults(threading.Thread):
-    """Preempts the first learning job that runs, then takes the power from the node of another."""
+    """Thread that preempts the first learning job that runs, then kills the node of another."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(daemon=True)
         self.cluster, self.told, self.over = cluster, [], threading.Event()
 
     def run(self) -> None:
-        """Wait for a job, hurt it, wait for the next."""
+        """Preempt a job, then kill a node."""
         node = self._node_of_learning()
         if node is None:
             return
@@ -56,7 +56,7 @@ class Faults(threading.Thread):
         self._tell(f"started node {node}")
 
     def _node_of_learning(self) -> str | None:
-        """Where a learning job has run for a while; None when the run is over before."""
+        """Return the node of a learning job that has run for a while, None if the run ends before."""
         while not self.over.wait(5):
             running = [job for job in self.cluster.jobs() if job.name == "learn" and job.state == "RUNNING"]
             if running:
@@ -70,7 +70,7 @@ class Faults(threading.Thread):
 
 
 def copy_tree(target: Path) -> None:
-    """What git knows of this tree, as a clone would have it."""
+    """Copy the files that git tracks to a folder."""
     target.mkdir(parents=True)
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     archive = subprocess.Popen(["tar", "--null", "-cT", "-"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -82,10 +82,10 @@ def copy_tree(target: Path) -> None:
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> float:
-    """Run a command with its output in `run.log`; returns its seconds.
+    """Run a command with its output in `run.log` and return its seconds.
 
     Raises:
-        SystemExit: it fails; the end of its output is printed.
+        SystemExit: the command fails; the end of its output is printed.
     """
     started = time.monotonic()
     with (folder / "run.log").open("w") as log:
@@ -97,7 +97,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> float:
 
 
 def compare(first: Path, second: Path) -> list[str]:
-    """Tables that differ or are only in one of two folders."""
+    """Return the tables that differ or are only in one of two folders."""
     tables = {path.relative_to(folder) for folder in (first, second) for path in folder.glob("*.csv")}
     if not tables:
         return ["there is no table"]
@@ -109,10 +109,10 @@ def compare(first: Path, second: Path) -> list[str]:
 
 
 def main() -> int:
-    """Command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where to work; a new temporary folder, which stays")
-    parser.add_argument("--local", type=Path, help="a folder where the demo has run, to compare with instead")
+    parser.add_argument("--folder", type=Path, help="working folder; by default a new temporary folder, which is kept")
+    parser.add_argument("--local", type=Path, help="folder of a finished local demo, instead of a new run")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="patch-demo-"))
     print(f"working in {folder}", flush=True)

@@ -1,4 +1,4 @@
-"""Snakemake with `--executor submitit` on the test cluster, and a payload that tells what became of it.
+"""Snakemake with `--executor submitit` on the test cluster, and a payload that logs its progress.
 
     project = Project(cluster, tmp_path, '''
     rule a:
@@ -10,9 +10,9 @@
     assert run.code == 0 and "Submitted a" in run.output
     assert [begin.step for begin in project.lines("a", "begin")] == [0]
 
-The payload counts steps in a file that Snakemake does not know of, and goes on from there when it is started again.
-When it gets SIGUSR2 or SIGTERM it saves and ends with code 75. It notes every beginning and end, and whether two of it
-ever worked on one output at once. `PAYLOAD_SCRIPT` has its options.
+The payload counts steps in a file that Snakemake does not know, and resumes from it after a restart. On SIGUSR2 or
+SIGTERM it saves and exits with code 75. It logs each start and end, and overlaps of two payloads of the same output.
+`PAYLOAD_SCRIPT` has its options.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 from .cluster import LIVE, Cluster
 
-SECONDS = 240  # for a whole run, which takes 10 on a quiet machine
-# Later options win: each of these can be given anew.
+SECONDS = 240  # for a whole run, which takes 10 s on an idle machine
+# Later options override these.
 OPTIONS = """
     --executor=submitit --jobs=40 --scheduler=greedy --latency-wait=20 --default-resources mem_mb=500 runtime=10
     --submitit-squeue-seconds=3 --submitit-poll-seconds=1 --submitit-lost-seconds=10 --submitit-signal-delay=20
@@ -84,7 +84,7 @@ def tell(signum, frame):
 
 for signum in (signal.SIGUSR2, signal.SIGTERM):
     signal.signal(signum, signal.SIG_IGN if options.deaf else tell)
-# Held to the end of this process, however it ends.
+# Held until this process ends.
 lock = open(f"payload/{name}.lock", "w")
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,12 +113,12 @@ if options.exit:
 with open(options.output, "w") as file:
     file.write(f"{step} steps\\n")
 """
-# -S and -I: starts in 20 ms. Snakefiles of projects define PAYLOAD as this.
+# With -S and -I it starts in 20 ms. The Snakefile of a project defines PAYLOAD as this command.
 PAYLOAD = f"{sys.executable} -IS payload.py"
 
 
 class Line(NamedTuple):
-    """What a payload noted: begin, end, the name of a signal, or overlap."""
+    """A line of a payload's log: begin, end, the name of a signal, or overlap."""
 
     kind: str
     step: int
@@ -128,7 +128,7 @@ class Line(NamedTuple):
 
 
 class Run:
-    """A Snakemake that was started, in a process group of its own."""
+    """A Snakemake process in its own process group."""
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
         self.log = log
@@ -146,7 +146,7 @@ class Run:
 
     @property
     def output(self) -> str:
-        """What it printed until now, both streams together."""
+        """Its output until now, both streams."""
         return self.log.read_text(errors="replace")
 
     @property
@@ -164,7 +164,7 @@ class Run:
         return self
 
     def wait_for(self, pattern: str, seconds: float = SECONDS) -> re.Match[str]:
-        """Wait until it has printed something that the pattern finds."""
+        """Wait until its output matches a pattern."""
         deadline = time.monotonic() + seconds
         while not (match := re.search(pattern, self.output, re.MULTILINE)):
             assert self.code is None, f"it ended with {self.code} without {pattern!r}:\n{self.output}"
@@ -173,11 +173,11 @@ class Run:
         return match
 
     def interrupt(self) -> None:
-        """What a terminal does at Ctrl-C: SIGINT to the whole process group."""
+        """Send SIGINT to the whole process group, as a terminal does on Ctrl-C."""
         self._signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """SIGKILL to the whole process group; SLURM's jobs live on."""
+        """Send SIGKILL to the whole process group; SLURM's jobs survive."""
         self._signal(signal.SIGKILL)
         self.process.wait()
 
@@ -188,12 +188,12 @@ class Run:
 
 
 class Project:
-    """A folder with a Snakefile and the payload, run on the cluster. As a context, it leaves no Snakemake behind."""
+    """A folder with a Snakefile and the payload, run on the cluster. As a context, it kills its Snakemakes on exit."""
 
     def __init__(self, cluster: Cluster, folder: Path, snakefile: str = "") -> None:
         self.cluster, self.folder = cluster, folder
         self.runs: list[Run] = []
-        self.seen: dict[str, Any] = {}  # what a scene tells its tests
+        self.seen: dict[str, Any] = {}  # observations of a scene for its tests
         self.bin = folder / "bin"
         self.bin.mkdir(parents=True)
         (folder / "payload.py").write_text(PAYLOAD_SCRIPT)
@@ -207,18 +207,18 @@ class Project:
             run.kill()
 
     def write(self, snakefile: str) -> None:
-        """Write the Snakefile, in which PAYLOAD is the command of the payload."""
+        """Write the Snakefile, in which PAYLOAD is the payload's command."""
         (self.folder / "Snakefile").write_text(f"PAYLOAD = {PAYLOAD!r}\n{textwrap.dedent(snakefile)}")
 
     def shim(self, command: str, script: str) -> None:
-        """Put a shell script in the place of a command for this project's Snakemake; `$REAL` is the command."""
+        """Replace a command by a shell script for this project's Snakemake; `$REAL` is the command."""
         real = self.cluster.shims / command
         path = self.bin / command
         path.write_text(f"#!/bin/bash\nREAL={real if real.exists() else command}\n{script}\n")
         path.chmod(0o755)
 
     def start(self, *options: str, wrapper: Path | None = None, env: dict[str, str] | None = None) -> Run:
-        """Start Snakemake; `wrapper` is a Python script that is run in the place of `-m snakemake`."""
+        """Start Snakemake; `wrapper` is a Python script that replaces `-m snakemake`."""
         environment = {key: value for key, value in os.environ.items() if not re.match("S(LURM|BATCH|NAKEMAKE)", key)}
         environment |= self.cluster.env
         environment["PATH"] = f"{self.bin}:{self.cluster.env['PATH']}"
@@ -234,13 +234,13 @@ class Project:
         return self.start(*options, **settings).wait(seconds)
 
     def touch(self, name: str) -> None:
-        """Make a file that something waits for."""
+        """Create a file that a payload or a rule waits for."""
         (self.folder / name).touch()
 
     # --- What happened ---
 
     def wait_for_lines(self, name: str, kind: str, count: int = 1, seconds: float = SECONDS) -> list[Line]:
-        """Wait until payloads have noted something so often about an output."""
+        """Wait until the log of an output has a number of lines of a kind."""
 
         def noted() -> bool:
             enough, run = len(self.lines(name, kind)) >= count, self.runs[-1]
@@ -251,33 +251,33 @@ class Project:
         return self.lines(name, kind)
 
     def lines(self, name: str, kind: str | None = None) -> list[Line]:
-        """What payloads noted about an output, by its name without suffixes."""
+        """Return the log lines of an output, by its name without suffixes."""
         path = self.folder / f"payload/{name}.log"
         lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         made = [Line(what, int(step), int(pid), node, float(when)) for what, step, pid, node, when in lines]
         return [line for line in made if kind in (None, line.kind)]
 
     def saved(self, name: str) -> int:
-        """The step that the payload for an output would go on from."""
+        """Return the step from which the payload of an output would resume."""
         path = self.folder / f"payload/{name}.step"
         return int(path.read_text()) if path.exists() else 0
 
     def overlaps(self) -> list[str]:
-        """Outputs that two payloads worked on at once."""
+        """Return the outputs that two payloads worked on at once."""
         return [log.stem for log in self.folder.glob("payload/*.log") if self.lines(log.stem, "overlap")]
 
     def submissions(self) -> list[str]:
-        """The arguments of every sbatch for this project."""
+        """Return the arguments of every sbatch call for this project."""
         call = rf"^[\d.]+ sbatch (.*{re.escape(str(self.folder))}/.*)$"
         return re.findall(call, self.cluster.calls_log.read_text(), re.MULTILINE)
 
     def ledger(self) -> Iterator[dict[str, Any]]:
-        """All lines of the plugin's ledgers, oldest first."""
+        """Yield all lines of the plugin's ledgers, oldest first."""
         for path in sorted(self.folder.glob(".snakemake/submitit/*/ledger.jsonl")):
             yield from map(json.loads, path.read_text().splitlines())
 
     def ids(self, rule: str | None = None) -> list[str]:
-        """SLURM's ids of this project's jobs, or of those of a rule, in the order of submission."""
+        """Return SLURM's ids of this project's jobs, or of a rule's jobs, in the order of submission."""
         rules: dict[str, list[str]] = {}
         found = []
         for line in self.ledger():
@@ -288,7 +288,7 @@ class Project:
         return [job for name, job in found if rule in (None, name)]
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Starts and stops that the plugin noted for the job that makes an output, by its path in `output:`."""
+        """Return the events of the job that makes an output, by its path in `output:`."""
         tags = {
             job["tag"]
             for line in self.ledger()
@@ -300,6 +300,6 @@ class Project:
         return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
 
     def living(self) -> list[str]:
-        """Ids of this project's jobs that wait or run."""
+        """Return the ids of this project's jobs that wait or run."""
         ids = set(self.ids())
         return [job.id for job in self.cluster.jobs() if job.state in LIVE and job.id in ids]

@@ -1,4 +1,4 @@
-"""Stories of a minute or so, which mostly wait: several go on at the same time, each on its own cluster.
+"""Scenes of about a minute, which mostly wait: several run at the same time, each on its own cluster.
 
     @scene(50, SNAKEFILE)
     def preemption(project: Project) -> None:
@@ -7,8 +7,8 @@
 
     def test_a_preempted_job_runs_again(preemption: Project) -> None: ...
 
-A scene is a fixture of its name: the project after the script has run through. The first one that a test asks for
-starts all that the chosen tests will ask for, the longest ones first. Clusters and files stay until the session's end.
+A scene is a fixture of its name, the project after the script has run. The first requested scene starts all scenes of
+the selected tests, the longest ones first. Clusters and files remain until the session's end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 from .cluster import Cluster
 from .harness import SECONDS, Project
 
-# More would wait for a processor when they start, and some have only a minute then.
+# More would wait for a processor at their start, and some have a time limit of a minute.
 AT_ONCE = 5
 
 Script = Callable[[Project], object]
@@ -32,13 +32,13 @@ _started = pytest.StashKey[dict[str, "Future[Project]"]]()
 
 
 def scene(seconds: int, snakefile: str) -> Callable[[Script], Any]:
-    """Make a fixture of a script that is to run on a project with this Snakefile, and takes about so long."""
+    """Make a fixture of a script that runs on a project with this Snakefile for about this number of seconds."""
 
     def make(script: Script) -> Any:
         name = script.__name__
         _scenes[name] = (seconds, script, snakefile)
 
-        # `cluster` is the one that sees to it that SLURM is there.
+        # The fixture `cluster` ensures that SLURM is installed.
         @pytest.fixture(scope="module", name=name)
         def project(
             request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
@@ -68,6 +68,6 @@ def _start(session: pytest.Session, folders: pytest.TempPathFactory) -> dict[str
 
 def _play(script: Script, project: Project) -> Project:
     script(project)
-    # Snakemake may know that a job is over before SLURM does.
+    # Snakemake may see the end of a job before SLURM does.
     project.cluster.wait_idle(SECONDS)
     return project

@@ -1,4 +1,4 @@
-"""A controller that is restarted, away, slow, or gone; and answers that are lost."""
+"""A controller that restarts, is unreachable or slow, and lost answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def outage(project: Project) -> None:
         project.wait_for_lines(name, "begin")
     cluster.stop_controller()
     cluster.start_controller()
-    # What SLURM sends before the time limit, by the same way.
+    # The signal that SLURM sends before the time limit.
     cluster.run("scancel", "--signal=USR2", *project.ids("limited"))
     for name in ("limited0", "limited1"):
         project.wait_for_lines(name, "SIGUSR2")
@@ -113,7 +113,7 @@ def squeue(project: Project) -> None:
         project.wait_for_lines(name, "begin")
     cluster.fail("squeue", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     failing = cluster.calls("squeue") + 1
-    # Long enough to lose a job that the queue does not know.
+    # Long enough to lose a job that squeue does not list.
     cluster.wait_for(lambda: cluster.calls("squeue") >= failing + 6, SECONDS, "six calls that fail")
     cluster.heal("squeue")
     run.wait_for("squeue answers")
@@ -130,7 +130,7 @@ def squeue(project: Project) -> None:
     run.wait()
 
 
-def test_no_job_is_given_up_while_squeue_fails_or_hangs(squeue: Project) -> None:
+def test_no_job_fails_while_squeue_fails_or_hangs(squeue: Project) -> None:
     assert squeue.runs[0].code == 0
     assert len(squeue.submissions()) == 2 and len(squeue.lines("late", "begin")) == 1
 
@@ -139,7 +139,7 @@ def test_a_result_is_collected_while_squeue_hangs(squeue: Project) -> None:
     assert "(Rule: early)" in squeue.seen["collected"] and "no answer within" not in squeue.seen["collected"]
 
 
-def test_a_squeue_that_fails_or_hangs_is_told_once_and_so_is_its_return(squeue: Project) -> None:
+def test_a_squeue_that_fails_or_hangs_is_reported_once_and_so_is_its_return(squeue: Project) -> None:
     told = re.findall("^squeue.*", squeue.runs[0].output, re.MULTILINE)
     assert [re.sub(r"[\d.]+ s", "some s", line) for line in told] == [
         "squeue: slurm_load_jobs error: Unable to contact slurm controller (connect failure) "
@@ -150,7 +150,7 @@ def test_a_squeue_that_fails_or_hangs_is_told_once_and_so_is_its_return(squeue: 
     ]
 
 
-# The first answer about each script is lost on the way.
+# The first answer to each script is lost.
 LOSES_ANSWERS = """
 [ -e lost-$(grep -c array= "$1") ] && exec $REAL "$@"
 $REAL "$@" || exit
@@ -225,7 +225,7 @@ def gone(project: Project) -> None:
     project.cluster.start_controller()
 
 
-def test_a_controller_that_does_not_come_back_fails_the_job_in_its_words(gone: Project) -> None:
+def test_a_controller_that_does_not_come_back_fails_the_job_with_its_message(gone: Project) -> None:
     assert gone.runs[0].code == 1
     words = f"SLURM refused the job: sbatch: error: Batch job submission failed: {AWAY}"
     assert _count(words, gone) == 1 and _count(r"\(tried for 0 minutes\)", gone) == 1

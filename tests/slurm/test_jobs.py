@@ -1,4 +1,4 @@
-"""What a user sees of jobs, above all of those that go wrong."""
+"""Jobs as the user sees them, especially failed ones."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ rule fails:
     log: "fails.log"
     shell: "{PAYLOAD} {output} --exit 3 2> {log}"
 """
-# Twelve that do not start: what is looked at is how they are submitted.
+# Twelve jobs that do not start, to test their submission.
 EQUAL = """
 rule all:
     input: expand("{n}.txt", n=range(12))
@@ -40,8 +40,8 @@ rule equal:
     resources: slurm_extra="--begin=now+1hour"
     shell: "{PAYLOAD} {output}"
 """
-# For this process alone, what others have written is there HIDDEN seconds later, and results are whole after TORN, as
-# with answers that a network filesystem has cached.
+# For this process alone, files of others appear HIDDEN seconds late and results are whole after TORN seconds, as with
+# the cache of a network filesystem.
 SLOW_FILES = """
 import atexit, builtins, io, os, runpy, time
 
@@ -97,29 +97,29 @@ def _wrapper(project: Project, script: str) -> Path:
 
 
 def _refuse(project: Project, pattern: str) -> None:
-    """Let sbatch refuse the scripts that have a line like this."""
+    """Let sbatch refuse the scripts with a line that matches a pattern."""
     test = f"""grep -Eq -- '{pattern}' "${{@: -1}}" """
     project.shim("sbatch", f"""{test} && {{ echo -e "{LIMIT}" >&2; exit 1; }}; exec $REAL "$@" """)
 
 
 def _said(project: Project, rule: str) -> str:
-    """What Snakemake printed of a rule's error."""
+    """Return Snakemake's message about a rule's error."""
     found = re.findall(rf"^Error in rule {rule}:.*?(?=^\[|^Exiting)", project.runs[0].output, re.MULTILINE | re.DOTALL)
     assert len(found) == 1, project.runs[0].output
     return found[0]
 
 
 def _made(project: Project) -> set[str]:
-    """Outputs that are there."""
+    """Return the names of the existing outputs."""
     return {path.stem for path in project.folder.glob("*.txt") if not path.stem.startswith("run")}
 
 
 def _environment(project: Project, name: str) -> dict[str, str]:
-    """What a job had in its environment, from its output."""
+    """Return a job's environment, from its output."""
     return dict(line.split("=", 1) for line in (project.folder / name).read_text().splitlines() if "=" in line)
 
 
-# Snakemake on the node takes up to 400 MB beside what the payload hoards until SLURM has looked.
+# Snakemake on the node uses up to 400 MB besides the payload's memory until SLURM measures it.
 MISHAPS = """
 rule all:
     input: expand("{name}.txt", name="one two three child grows greedy cancelled killed refused held gpus".split())
@@ -150,7 +150,7 @@ rule cancelled:
     output: "cancelled.txt"
     shell: "{PAYLOAD} {output} --until never"
 
-# The job's whole process group, so that nothing is left to write a result.
+# Kills the job's whole process group, so that no process can write a result.
 rule killed:
     output: "killed.txt"
     shell: "kill -KILL 0"
@@ -189,7 +189,7 @@ def test_the_message_of_a_failed_job_ends_with_its_own_log(mishaps: Project) -> 
     assert f"SLURM job {job}: exit code 1, on {node}.\nThe end of fails.log:\n    the payload fails with 3\n" in said
 
 
-def test_jobs_go_on_beside_those_that_fail(mishaps: Project) -> None:
+def test_jobs_continue_beside_those_that_fail(mishaps: Project) -> None:
     assert mishaps.runs[0].code == 1
     assert _made(mishaps) == {"one", "two", "three", "grows", "held", "gpus"}
     assert not mishaps.lines("child")
@@ -211,26 +211,26 @@ def test_a_job_that_never_fits_says_what_to_raise(mishaps: Project) -> None:
     assert "exceeded memory limit" in said
 
 
-def test_a_job_cancelled_from_outside_is_told_as_such(mishaps: Project) -> None:
+def test_a_job_cancelled_from_outside_is_reported_as_such(mishaps: Project) -> None:
     (job,) = mishaps.ids("cancelled")
     assert f"SLURM job {job}: cancelled from outside on {mishaps.cluster.node_of(job)}." in _said(mishaps, "cancelled")
     assert len(mishaps.lines("cancelled", "begin")) == 1
 
 
-def test_a_job_killed_as_a_whole_is_told_as_such(mishaps: Project) -> None:
+def test_a_job_killed_as_a_whole_is_reported_as_such(mishaps: Project) -> None:
     (job,) = mishaps.ids("killed")
     said = _said(mishaps, "killed")
     assert f"SLURM job {job}: SLURM ended it: FAILED, NonZeroExitCode on {mishaps.cluster.node_of(job)}, with" in said
     assert "task 0: Killed" in said
 
 
-def test_a_refusal_of_sbatch_fails_that_job_alone_with_its_words(mishaps: Project) -> None:
+def test_a_refusal_of_sbatch_fails_that_job_alone_with_its_message(mishaps: Project) -> None:
     words = LIMIT.replace("\\n", "\n")
     assert f"SLURM refused the job: {words}\n" in _said(mishaps, "refused")
     assert not mishaps.ids("refused")
 
 
-def test_a_held_job_is_told_once(mishaps: Project) -> None:
+def test_a_held_job_is_reported_once(mishaps: Project) -> None:
     (job,) = mishaps.ids("held")
     assert mishaps.runs[0].output.count(f"`scontrol release {job}` frees it") == 1
 
@@ -351,7 +351,7 @@ def test_a_result_that_stays_damaged_fails_its_job(torn_results: Project) -> Non
     assert not torn_results.living()
 
 
-def test_what_no_node_can_give_is_told_before_the_first_submission(cluster: Cluster, tmp_path: Path) -> None:
+def test_what_no_node_can_give_is_reported_before_the_first_submission(cluster: Cluster, tmp_path: Path) -> None:
     project = Project(
         cluster,
         tmp_path / "project",
@@ -399,7 +399,7 @@ def test_what_no_node_can_give_is_told_before_the_first_submission(cluster: Clus
     assert not project.submissions()
 
 
-def test_a_folder_that_others_can_write_to_is_told_before_the_first_submission(
+def test_a_folder_that_others_can_write_to_is_reported_before_the_first_submission(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     project = Project(cluster, tmp_path / "project", CHAIN)
@@ -415,7 +415,7 @@ def test_a_folder_that_others_can_write_to_is_told_before_the_first_submission(
 
 
 def _sizes_of_arrays(project: Project, *options: str) -> list[int]:
-    """How many jobs each accepted submission has, for twelve equal jobs."""
+    """Return the number of jobs in each accepted submission of twelve equal jobs."""
     with project:
         run = project.start(*options)
         project.cluster.wait_for(lambda: len(project.ids()) == 12, 120, "twelve jobs")
@@ -432,7 +432,7 @@ def test_equal_jobs_are_submitted_at_once(cluster: Cluster, tmp_path: Path) -> N
     assert len(project.submissions()) == 1
 
 
-def test_arrays_can_be_had_off(cluster: Cluster, tmp_path: Path) -> None:
+def test_arrays_can_be_disabled(cluster: Cluster, tmp_path: Path) -> None:
     project = Project(cluster, tmp_path / "project", EQUAL)
     assert _sizes_of_arrays(project, "--submitit-array-from=0") == [1] * 12
     assert len(project.submissions()) == 12

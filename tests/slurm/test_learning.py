@@ -1,4 +1,4 @@
-"""The project's own learning jobs on the cluster, started as a user does: `snakemake --profile slurm`."""
+"""The project's own learning jobs on the cluster, by `snakemake --profile slurm`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .scenes import scene
 ROOT = Path(__file__).parents[2]
 RUN = "patch-joint_hybrid_0.45_t16_s0"
 SECONDS = 600
-# A limit of a minute lets through 10 to 45 seconds of steps.
+# Within a limit of one minute, 10 to 45 seconds of steps run.
 LEARNING_SECONDS = 100
 PROBE_STEPS = 200
 LIMITS = 2
 
 
 def _lay_out(folder: Path, steps: int) -> None:
-    """A clone with a small model, a text, and a configuration whose learned runs start from random masks."""
+    """Make a clone with a small model, a text, and a configuration whose mask learning starts from random masks."""
     folder.mkdir()
     for name in ("Snakefile", "workflow", "config", "profiles", "slurm", "environment.yml"):
         (folder / name).symlink_to(ROOT / name)
@@ -67,7 +67,7 @@ def _lay_out(folder: Path, steps: int) -> None:
 
 
 def _learn(project: Project, experiment: str, *options: str, changes: str = "") -> None:
-    """Make the mask of one experiment on the cluster."""
+    """Learn the mask of one experiment on the cluster."""
     folder = project.folder / "clone"
     command = [sys.executable, "-m", "snakemake", f"results/{experiment}/masks/local/{RUN}.safetensors"]
     command += ["--profile", "slurm", "--submitit-squeue-seconds", "3"]
@@ -106,13 +106,13 @@ def test_two_processes_learn_what_one_does(processes: Project, experiment: str) 
 
 
 def test_processes_run_where_they_were_asked_for(processes: Project) -> None:
-    # The third learning job had both nodes.
+    # The third learning job ran on both nodes.
     text = processes.cluster.run("squeue", "--states=all", "--noheader", "--format=%j %D").stdout
     assert sorted(line.split()[1] for line in text.splitlines() if line.startswith("learn")) == ["1", "1", "2"]
 
 
 def _steps(project: Project) -> int:
-    """The number of steps that take LEARNING_SECONDS on this machine."""
+    """Return the number of steps that take LEARNING_SECONDS on this machine."""
     _learn(project, "probe")
     curve = project.folder / f"clone/results/probe/curves/local/{RUN}.jsonl"
     seconds = [json.loads(line)["seconds"] for line in curve.read_text().splitlines()]
@@ -123,7 +123,7 @@ def _steps(project: Project) -> int:
 def longer_than_the_limit(project: Project) -> None:
     _lay_out(project.folder / "clone", steps=PROBE_STEPS)
     (project.folder / "steps").write_text(str(_steps(project)))
-    # More minutes than the partition gives; its limit is one.
+    # More minutes than the partition's limit of one.
     options = ["--default-resources", "slurm_partition=short", "--set-resources", "learn:runtime=6"]
     options += ["tokenize:slurm_partition=low"]
     steps = (project.folder / "steps").read_text()
@@ -138,6 +138,6 @@ def test_learning_that_is_longer_than_its_partition_allows_just_works(longer_tha
     ]
     assert events.count("time limit") >= LIMITS
     assert events.count("start") == events.count("time limit") + events.count("end")
-    assert longer_than_the_limit.cluster.calls("sbatch") == 4  # windows and learning, of the probe and of this run
+    assert longer_than_the_limit.cluster.calls("sbatch") == 4  # tokenization and learning, of the probe and of this run
     losses = _losses(longer_than_the_limit, "cut")
     assert len(losses) == int((longer_than_the_limit.folder / "steps").read_text()), "each step was logged once"

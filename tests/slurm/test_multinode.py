@@ -1,4 +1,4 @@
-"""Jobs of several nodes: their command runs once and starts a process on each node itself."""
+"""Jobs on several nodes, whose command runs once and starts a process on each node."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ranks(project: Project) -> None:
     run.wait()
 
 
-# On a busy machine a start takes so long that the warning finds no rank yet, and there is another round.
+# On a busy machine a start can take so long that no rank gets the warning, and the job restarts once more.
 
 
 def test_the_command_of_a_job_of_two_nodes_runs_once_at_each_start(ranks: Project) -> None:

@@ -1,4 +1,4 @@
-"""Jobs that are interrupted: by their time limit, by more urgent jobs, by their nodes, and by their users."""
+"""Jobs that are interrupted by their time limit, by preemption, by node failures and by their users."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _begins(project: Project, name: str) -> list[int]:
 
 
 def _warn(project: Project, job: str) -> None:
-    """Send what SLURM sends before the time limit, by the same way."""
+    """Send the signal that SLURM sends before the time limit."""
     project.cluster.run("scancel", "--signal=USR2", job)
 
 
@@ -53,7 +53,7 @@ def limits(project: Project) -> None:
     run.wait()
 
 
-def test_a_job_longer_than_its_partition_allows_goes_on_after_each_limit(limits: Project) -> None:
+def test_a_job_longer_than_its_partition_allows_resumes_after_each_limit(limits: Project) -> None:
     lines = limits.lines("long")
     assert [line.kind for line in lines if line.kind != "begin"] == ["SIGUSR2", "SIGUSR2", "end"]
     assert all(begin.step == told.step > 0 for told, begin in pairwise(lines) if told.kind == "SIGUSR2")
@@ -86,7 +86,7 @@ def test_a_job_that_reaches_more_limits_than_it_may_fails(limits: Project) -> No
     assert limits.cluster.job(job).restarts == 1
 
 
-def test_a_job_that_does_not_leave_is_killed_in_time_and_goes_on_from_its_own_save(limits: Project) -> None:
+def test_a_job_that_does_not_exit_is_killed_in_time_and_resumes_from_its_own_checkpoint(limits: Project) -> None:
     (job,) = limits.ids("stubborn")
     first, second = _begins(limits, "stubborn")
     assert first == 0 and second > 0 and second % 5 == 0
@@ -160,7 +160,7 @@ def _scancel_while_it_cannot_requeue(project: Project, job: str) -> None:
     project.cluster.heal("scontrol")
 
 
-def test_a_job_preempted_twice_goes_on_each_time(interruptions: Project) -> None:
+def test_a_job_preempted_twice_resumes_each_time(interruptions: Project) -> None:
     (job,) = interruptions.ids("moved")
     assert interruptions.cluster.job(job).state == "COMPLETED" and interruptions.cluster.job(job).restarts == 2
     ends = interruptions.lines("moved", "SIGTERM")
@@ -237,13 +237,13 @@ def test_a_job_on_a_drained_node_ends_there_and_later_ones_go_elsewhere(nodes: P
     assert [line.kind for line in nodes.lines("first")] == ["begin", "end"]
 
 
-def test_a_job_on_a_node_set_down_goes_on_on_the_other(nodes: Project) -> None:
+def test_a_job_on_a_node_set_down_resumes_on_the_other(nodes: Project) -> None:
     assert nodes.seen["places"][2] == OTHER[nodes.seen["places"][1]]
     stopped = nodes.lines("second", "SIGTERM")[0]
     assert _begins(nodes, "second")[1] == stopped.step
 
 
-def test_a_job_on_a_node_without_power_goes_on_on_the_other(nodes: Project) -> None:
+def test_a_job_on_a_node_without_power_resumes_on_the_other(nodes: Project) -> None:
     assert nodes.seen["places"][3] == OTHER[nodes.seen["places"][2]]
     assert _begins(nodes, "second")[2] > _begins(nodes, "second")[1]
     assert set(nodes.cluster.node_states().values()) == {"idle"}, "it came back"

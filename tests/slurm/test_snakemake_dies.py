@@ -1,4 +1,4 @@
-"""Snakemake is interrupted, killed, and started again: no job is lost, and none runs twice."""
+"""Interrupts, kills and restarts of Snakemake: no job is lost, and none runs twice."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from .scenes import scene
 
 
 def _states(project: Project) -> dict[str, str]:
-    """SLURM's states of all jobs of a project's cluster."""
+    """Return SLURM's states of all jobs of a project's cluster."""
     return {job.id: job.state for job in project.cluster.jobs()}
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process runs. One that is dead has no command line, for as long as nobody asks how it ended."""
+    """Return whether a process runs; a zombie has no command line."""
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
@@ -21,7 +21,7 @@ def _lives(pid: int) -> bool:
 
 
 def _again(project: Project, *options: str) -> None:
-    """Start Snakemake after it was killed."""
+    """Start Snakemake again after it was killed."""
     assert project.run("--unlock", *options).code == 0
     project.start("--rerun-incomplete", *options)
 
@@ -98,7 +98,7 @@ def killed(project: Project) -> None:
     project.runs[-1].wait()
 
 
-def test_living_jobs_are_taken_over(killed: Project) -> None:
+def test_live_jobs_are_adopted(killed: Project) -> None:
     assert killed.runs[-1].code == 0, killed.runs[-1].output
     assert [len(killed.ids(rule)) for rule in ("lives", "held")] == [2, 1]
     assert [len(killed.lines(name, "begin")) for name in ("lives_0", "lives_1", "held")] == [1, 1, 1]
@@ -136,7 +136,7 @@ def killed_in_sbatch(project: Project) -> None:
     project.runs[-1].wait()
 
 
-def test_jobs_whose_submission_was_never_noted_are_cancelled(killed_in_sbatch: Project) -> None:
+def test_jobs_whose_submission_was_not_recorded_are_cancelled(killed_in_sbatch: Project) -> None:
     assert [killed_in_sbatch.runs[0].code, killed_in_sbatch.runs[-1].code] == [-9, 0], killed_in_sbatch.runs[-1].output
     states = _states(killed_in_sbatch)
     noted = {job: states.pop(job) for job in killed_in_sbatch.ids()}
@@ -158,7 +158,7 @@ rule a:
 
 @scene(snakefile=OTHER_PARAMETER, seconds=20)
 def other_parameter(project: Project) -> None:
-    # Deaf to SIGTERM: it lives for seconds after scancel.
+    # The payload ignores SIGTERM, so that it lives for seconds after scancel.
     run = project.start("--config", "how=--deaf")
     (old,) = project.wait_for_lines("a", "begin")
     run.kill()

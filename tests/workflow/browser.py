@@ -1,4 +1,4 @@
-"""A browser without a screen, for what only scripts make of a page."""
+"""Headless Chromium, for pages that scripts build."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    # A page that needs anything from elsewhere fails everywhere, not only on a machine without a network.
+    # Pages must not need other hosts, even on a machine with a network.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 
 class BrowserMissing(Exception):
-    """There is no Chromium, and it cannot be installed."""
+    """Error for a Chromium that is missing and cannot be installed."""
 
 
 def require_chromium() -> str:
-    """The program, for which Chromium is installed if it can be; else say why not in `BrowserMissing`."""
+    """Return the path of Chromium, installed if possible.
+
+    Raises:
+        BrowserMissing: Chromium cannot be installed.
+    """
     found = _which()
     if not found:
         if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -52,7 +56,7 @@ def _which() -> str | None:
 
 
 def _runs(path: str) -> bool:
-    """Ubuntu's package is a script that asks for snap."""
+    """Return whether a program starts; Ubuntu's package is only a script that requires snap."""
     return subprocess.run([path, "--version"], capture_output=True).returncode == 0
 
 
@@ -65,7 +69,7 @@ def _apt_get(*arguments: str) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a folder. From one address, a page may look into its frames; from files, it may not."""
+    """Serve a folder and return its address: over HTTP, unlike from files, a page may read its frames."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -79,12 +83,12 @@ def served(folder: Path) -> Iterator[str]:
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class' name
-        """Requests are nothing to see among the tests."""
+        """Log nothing."""
 
 
 def dump(program: str, address: str, profile: Path, size: str = "1400,1000", budget_s: int = 60) -> str:
-    """The document at an address after its scripts ran, with so much of the browser's own time, which passes fast."""
-    own = [f"--user-data-dir={profile}", f"--sequence-size={size}", f"--virtual-time-budget={1000 * budget_s}"]
+    """Return the document at an address after its scripts ran for ``budget_s`` seconds of virtual time."""
+    own = [f"--user-data-dir={profile}", f"--window-size={size}", f"--virtual-time-budget={1000 * budget_s}"]
     run = subprocess.run([program, *OPTIONS, *own, "--dump-dom", address], capture_output=True, text=True, timeout=120)
     if run.returncode:
         raise RuntimeError(f"{program} ended with {run.returncode}:\n{run.stderr[-2000:]}")

@@ -1,4 +1,4 @@
-"""One tiny trained model and one tiny local one, on which every rule that needs no network has run."""
+"""A finished experiment with a tiny trained and a tiny local model, by all rules that need no network."""
 
 import os
 import random
@@ -27,7 +27,7 @@ SIZES = {
 
 
 def _text(seed: int) -> str:
-    """Paragraphs of made-up words with a skewed frequency, in sentences."""
+    """Return paragraphs of sentences of random words with a skewed frequency."""
     rng = random.Random(seed)
     words = ["".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(1, 3))) for _ in range(400)]
     weights = [1 / (rank + 3) for rank in range(len(words))]
@@ -99,7 +99,7 @@ def _snakemake(folder: Path, *arguments: str, config: str = "tiny.yaml") -> subp
 
 
 def _planned(folder: Path, config: str = "tiny.yaml") -> Counter:
-    """Jobs that a run would do, by rule."""
+    """Return the number of jobs of a dry run by rule."""
     run = _snakemake(folder, "--dry-run", "--quiet", "rules", config=config)
     assert run.returncode == 0, run.stdout + run.stderr
     table = re.search(r"^job +count\n[- ]+\n(.*?)^total", run.stdout + run.stderr, re.MULTILINE | re.DOTALL)
@@ -109,19 +109,19 @@ def _planned(folder: Path, config: str = "tiny.yaml") -> Counter:
 
 @pytest.fixture(scope="session")
 def snakemake() -> Callable[..., subprocess.CompletedProcess]:
-    """A function: run Snakemake in a folder with the tiny configuration there, or another."""
+    """Return a function that runs Snakemake in a folder, with the tiny configuration or another one."""
     return _snakemake
 
 
 @pytest.fixture(scope="session")
 def planned() -> Callable[..., Counter]:
-    """A function: jobs that such a run would do, by rule."""
+    """Return a function that returns the number of jobs of a dry run by rule."""
     return _planned
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tiny experiment has run."""
+    """Return a folder with the finished tiny experiment."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from patch.data.tokenizer import train_tokenizer
@@ -130,7 +130,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text").mkdir()
     (folder / "text/made.txt").write_text(_text(0))
     tokenizer = train_tokenizer(_text(0).split("\n\n"), 400)
-    # Transposed weights, one layer for query, key and value, biases: all that the trained one does not have.
+    # Unlike the trained model, GPT-2 has transposed weights, a joint layer for query, key and value, and biases.
     sizes = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 2, "n_positions": 128}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes))
     model.save_pretrained(folder / "local-model")
@@ -145,7 +145,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy to change, with the times of its files."""
+    """Return a copy of the finished experiment that keeps the files' times."""
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder, copy_function=shutil.copy2, symlinks=True)
     return folder

@@ -1,4 +1,4 @@
-"""An experiment on top of the tiny one: ablations, seeds, a mask that was exported there and comes back, and reuse."""
+"""An experiment that extends the tiny one: ablations, seeds, export and import of a mask, and reuse."""
 
 import json
 from collections import Counter
@@ -40,10 +40,10 @@ MORE = {
 
 @pytest.fixture(scope="module")
 def folder(finished: Path, snakemake) -> Path:
-    """The folder of the tiny experiment, in which this one has run too."""
+    """Return the folder of the tiny experiment, prepared for this one."""
     run = snakemake(finished, EXPORTED, UPDATED)
     assert run.returncode == 0, run.stdout + run.stderr
-    # MaskLLM's format: the first two of each four weights of every layer stay.
+    # A mask in MaskLLM's format that keeps the first two of each four weights of every layer.
     masks = np.load(finished / UPDATED / "mask.npz", allow_pickle=False)
     shapes = {key.removesuffix(".__shape__"): masks[key] for key in masks if key.endswith(".__shape__")}
     first_two = {
@@ -56,7 +56,7 @@ def folder(finished: Path, snakemake) -> Path:
 
 @pytest.fixture(scope="module")
 def jobs(folder: Path, snakemake, planned) -> Counter:
-    """What it did."""
+    """Run the experiment and return its jobs by rule."""
     jobs = planned(folder, "more.yaml")
     run = snakemake(folder, config="more.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -68,10 +68,10 @@ def record(folder: Path, experiment: str, model: str, run: str) -> dict:
 
 
 def test_nothing_is_learned_twice(folder: Path, jobs: Counter, planned) -> None:
-    # MaskLLM's other seed, the tiles over the imported mask, no prior, and the smaller tile.
+    # MaskLLM with the other seed, tiles over the imported mask, no tile prior, and the smaller tile.
     assert jobs["learn"] == 4
     assert jobs["import_mask"] == 2
-    # Of the other seed SparseGPT, from which MaskLLM starts; and where the new tiles and ratio start from.
+    # SparseGPT of the other seed, from which MaskLLM starts, and the initialization of the new tiles and ratio.
     assert jobs["prune"] == 2
     assert not {"train_model", "fetch_model"} & set(jobs)
     assert planned(folder, "more.yaml") == Counter(), "a second run does nothing"

@@ -1,4 +1,4 @@
-"""Dry runs of the shipped configurations: how many jobs of each rule, what they ask for, what is imported."""
+"""Dry runs of the shipped configurations: jobs by rule, their resources, and imported modules."""
 
 import os
 import re
@@ -15,12 +15,12 @@ from patch.pipeline.runs.grid import Grid
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # a dry run takes one to two on an idle machine
-# What makes a dry run slow; none of it is needed to plan.
+# Slow imports that planning does not need.
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "matplotlib", "pandas", "accelerate"}
 
 
 class Job(NamedTuple):
-    """A job as the dry run prints it."""
+    """A job in the output of a dry run."""
 
     rule: str
     fields: dict[str, str]
@@ -34,14 +34,14 @@ class Job(NamedTuple):
 
 
 def link(folder: Path) -> None:
-    """Put the repository's files into a folder, without its state."""
+    """Link the repository's files into a folder, without its outputs."""
     for name in ("Snakefile", "workflow", "config", "profiles"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
 
 
 def snakemake(folder: Path, *options: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake where the repository's files are and its state is not."""
+    """Run Snakemake in a folder with the repository's files and without its outputs."""
     link(folder)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, *python, "-m", "snakemake", *options]
@@ -74,13 +74,13 @@ def test_paper_has_each_job_once_and_no_other(paper):
     quantized = large * (maskllm + 2 * patch)  # without and with adapters, of the two models of the paper's table
     assert counts(paper) == {
         "fetch_corpus": 3,  # SlimPajama, C4, WikiText-2
-        "fetch_mask": large,  # MaskLLM's, over which patch-tile learns
+        "fetch_mask": large,  # MaskLLM's mask, over which patch-tile learns
         "fetch_model": models,
         "fetch_tasks": 1,
         "import_mask": large,
         "calibrate": models,  # one seed; shared by all one-shot methods and by SLiM-LoRA
-        "tokenize": models * 3,  # the text that masks are learned on, ProxSparse's, and that of perplexity
-        # Where masks are learned from, SparseGPT at 2:4 and at each ratio, is in the grid already.
+        "tokenize": models * 3,  # the text for mask learning, for ProxSparse, and for perplexity
+        # The mask initializations, SparseGPT at 2:4 and at each ratio, are already in the grid.
         "prune": models * one_shot,  # 5 x 10 = 50
         "update_weights": models * (sparsegpt + thanos),  # 5 x 5 = 25
         "learn": models * (proxsparse + patch) + small * maskllm,  # 5 x 4 + 3 = 23
@@ -109,7 +109,7 @@ def test_gemma_270m_has_each_job_once_and_no_other(tmp_path):
         "calibrate": 1,
         "tokenize": 2,
         "prune": 4,  # the grid's magnitude, wanda and SparseGPT, and unstructured SparseGPT, which ranks the tiles
-        "update_weights": 1,  # of the one that is evaluated
+        "update_weights": 1,  # for the mask that is evaluated
         "learn": 2,  # maskllm, patch-joint
         "evaluate": 6,
         "collect": 1,
@@ -129,7 +129,7 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
     assert counts(dry_run(tmp_path)) == {
         "fetch_corpus": 1,
         "make_tasks": 1,
-        "make_tokenizer": 1,  # the models share vocabulary and corpus, so also all sequences
+        "make_tokenizer": 1,  # the models share vocabulary and corpus, and so all sequences
         "calibrate": 1,
         "tokenize": 2,
         "train_model": models,
@@ -152,11 +152,11 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
     }
 
 
-# Name -> jobs that learn, jobs that evaluate, tables of its own.
+# Name -> number of learning jobs, number of evaluations, additional tables.
 ABLATIONS = {
     "tile-size": (6 * 3, 1 + 6 * 3, ["tile_size"]),
     "target": (2 * 3, 1 + 2 * 3, ["target"]),
-    "frozen-mask": (1 + 4 * 3 + 3, 1 + 4 * 3 + 3, ["frozen_mask"]),  # and MaskLLM, which one of them starts from
+    "frozen-mask": (1 + 4 * 3 + 3, 1 + 4 * 3 + 3, ["frozen_mask"]),  # and MaskLLM, from which one of them starts
     "tile-prior": (5 * 3, 1 + 5 * 3, ["tile_prior"]),
     "unstructured": (5 * 3, 5 * (1 + 3 + 2 * 3), []),
     "quantized": (2 * 3, 2 + 2 * (1 + 2 * 3), []),
@@ -186,7 +186,7 @@ def test_ablations_in_small_learn_nothing_twice(tmp_path):
     jobs = dry_run(tmp_path, "--configfile", "config/ablations/demo.yaml")
     ratios, maskllm, proxsparse = 3, 1, 1
     plain = maskllm + proxsparse + ratios
-    sizes, layer, frozen, priors = 5, 1, 4, 4  # of tiles, targets and priors one each is the default
+    sizes, layer, frozen, priors = 5, 1, 4, 4  # one tile, target and prior each is the default
     assert counts(jobs)["learn"] == plain + ratios * (sizes + layer + frozen + priors)
     written = {path for job in jobs if job.rule == "table" for path in job.files("output")}
     tables = ("unstructured", "quantized", "density", "tile_size", "target", "frozen_mask", "tile_prior")
@@ -219,9 +219,9 @@ COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate", "speedu
 @pytest.mark.parametrize("rule", COMPUTING)
 def test_jobs_that_compute_say_what_they_need(paper, rule):
     for job in (job for job in paper if job.rule == rule):
-        shared = rule == "learn" and "proxsparse" not in job.fields["wildcards"]  # a batch of one cannot be
+        shared = rule == "learn" and "proxsparse" not in job.fields["wildcards"]  # a batch of one cannot be sharded
         assert job.resource("gpus") == (4 if shared else 1)
-        # MaskLLM at 8B, in four processes that each go on from a checkpoint, is far above all others.
+        # MaskLLM at 8B, in four processes that each resume from a checkpoint, is far above all others.
         assert 8_000 <= job.resource("mem_mb") <= 750_000
         assert 10 <= job.resource("runtime") <= (5 if rule == "learn" else 2) * 24 * 60
 

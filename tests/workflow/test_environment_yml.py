@@ -1,4 +1,4 @@
-"""environment.yml, pyproject.toml and constraints.txt say the same thing."""
+"""Consistency of environment.yml, pyproject.toml and constraints.txt."""
 
 import re
 import tomllib
@@ -17,7 +17,7 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 CONDA = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str)]
 PIP = [line for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict) for line in entry["pip"]]
 
-# Nothing with the name of one of these may be pinned: the build depends on the machine's GPU.
+# Packages that must not be pinned, since their build depends on the machine's GPU.
 GPU = re.compile(r"torch.*|triton.*|nvidia-.*|cuda-.*")
 
 

@@ -1,4 +1,4 @@
-"""The whole workflow on a tiny experiment, and what a change of it runs again."""
+"""The whole workflow on a tiny experiment, and the jobs that a change reruns."""
 
 import json
 from collections import Counter
@@ -67,7 +67,7 @@ def test_results_are_tidy(finished: Path) -> None:
         "experiment,model,method,pattern,sparsity,tile,quantization,variant,seed,metric,value,stderr,published,achieved_sparsity,"
         "seconds,peak_memory_mb,config_digest"
     )
-    # Perplexity, the mean and four tasks; densities of the seven projections of Llama's kind, and the four of GPT-2.
+    # Perplexity, the mean and four tasks; densities of Llama's seven projections and GPT-2's four.
     assert len(rows) == 18 * 6 + 7 + 4
 
 
@@ -100,7 +100,7 @@ def test_one_learning_rate_reruns_what_it_touches(copied: Path, planned) -> None
     settings["learning"]["methods"]["maskllm"]["lr"] = 0.002
     (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
     jobs = planned(copied)
-    # maskllm of both models, and patch-tile, whose frozen mask is maskllm's; and what is quantised of them.
+    # MaskLLM of both models, patch-tile with MaskLLM as its frozen mask, and their quantized runs.
     assert jobs["learn"] == 3 and jobs["evaluate"] == 5 and jobs["quantize"] == 2
     assert set(jobs) == {
         "learn",
@@ -119,7 +119,7 @@ def test_one_learning_rate_reruns_what_it_touches(copied: Path, planned) -> None
         "all",
     }
     assert jobs["density"] == 1
-    # Of the model whose patch-tile has another frozen mask.
+    # Runs of the model whose patch-tile has another frozen mask.
     assert jobs["speedup"] == 1
 
 
@@ -128,7 +128,7 @@ def test_dense_statistics_are_taken_once_for_all_methods(copied: Path, snakemake
     settings["calibration"]["propagate"] = "dense"
     (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
     jobs = planned(copied)
-    # Of each model: SparseGPT, Thanos, and unstructured Wanda and SparseGPT, the tile prior; magnitude needs none.
+    # For each model SparseGPT, Thanos, and unstructured Wanda and SparseGPT, the tile prior; magnitude needs none.
     assert jobs["statistics"] == 2 and jobs["prune"] == 8
     run = snakemake(copied, "results/tiny/records/local/thanos_2of4_0.5_s0.json")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -142,7 +142,7 @@ def test_a_new_ratio_adds_its_runs_alone(copied: Path, planned) -> None:
     settings["grid"][2]["sparsity"] = [0.45, 0.25]
     (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
     jobs = planned(copied)
-    # One patch run for each model, with a tile prior of its own.
+    # One PATCH run for each model, with its own tile prior.
     assert (jobs["learn"], jobs["prune"], jobs["evaluate"]) == (2, 2, 2)
     assert not {"train_model", "tokenize", "calibrate", "fetch_corpus"} & set(jobs)
 

@@ -1,4 +1,4 @@
-"""Paths of a user with all that a shell, Snakemake and argparse would interpret, in every rule that takes one."""
+"""Paths with characters that a shell, Snakemake or argparse interprets, in every rule that takes a path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ODD = '-it\'s $(touch PWNED); `touch PWNED` "x" & | %'
 
 @pytest.fixture(scope="module")
 def hostile(finished: Path, snakemake: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which an experiment has run that gives every path of its own: text, tasks, model, mask, numbers."""
+    """Return a folder with a finished experiment that sets every path: text, tasks, model, mask, published numbers."""
     folder = tmp_path_factory.mktemp("hostile") / ODD
     folder.mkdir()
     settings = yaml.safe_load((finished / "tiny.yaml").read_text())
@@ -31,7 +31,7 @@ def hostile(finished: Path, snakemake: Callable, tmp_path_factory: pytest.TempPa
     kept = {"c_attn": (96, 32), "attn.c_proj": (32, 32), "c_fc": (48, 32), "mlp.c_proj": (32, 48)}
     layers = {f"transformer.h.{block}.{name}.weight.mask": shape for block in range(2) for name, shape in kept.items()}
     layers = {name.replace(".c_attn", ".attn.c_attn").replace(".c_fc", ".mlp.c_fc"): s for name, s in layers.items()}
-    # GPT-2 keeps its weights as [in, out].
+    # GPT-2 stores its weights as [in, out].
     masks = {name: np.packbits(np.tile([1, 1, 0, 0], (out, width // 4)).T) for name, (out, width) in layers.items()}
     np.savez_compressed(folder / odd["masks"] / f"{ODD}.npz", **masks)
     settings["corpora"]["made"]["source"]["files"] = [f"{odd['text']}/*.txt"]
@@ -58,12 +58,12 @@ def test_nothing_is_executed(hostile: Path) -> None:
 
 
 def test_no_rule_hands_an_unquoted_path_to_the_shell() -> None:
-    """A path that is quoted by `:q` may hold anything; one that is not is interpreted."""
+    """Check that every path in a shell command is quoted by `:q`."""
     rules = (Path(__file__).parents[2] / "workflow/rules").glob("*.smk")
     for path in rules:
         for place in re.findall(r"\{\{?((?:input|output|log|params|resources|wildcards)[^{}]*)\}", path.read_text()):
             name, _, how = place.partition(":")
-            # Numbers, and an option that common.smk has quoted.
+            # Numbers need no quotes.
             assert how == "q" or name in ("resources.processes", "resources.nodes"), (path.name, place)
 
 

@@ -1,4 +1,4 @@
-"""A grid of 1,000 runs: what its jobs are told exceeds what one argument of a command line may hold."""
+"""A grid of 1,000 runs, whose inputs exceed the maximum length of a command-line argument."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def record(plan: Plan, run: Any, samples: dict[str, list[float]]) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def large(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the records and samples of 1,000 runs."""
+    """Return a folder with the records and samples of 1,000 runs."""
     folder = tmp_path_factory.mktemp("large")
     settings = yaml.safe_load((finished / "tiny.yaml").read_text())
     source = settings["models"]["local"] | {"source": {"kind": "local", "path": str(finished / "local-model")}}

@@ -1,4 +1,4 @@
-"""What the README says from Python runs as it stands, on a tiny model."""
+"""The README's Python example, on a tiny model, and the links of the documentation."""
 
 import re
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
-def test_each_row_of_the_survival_list_names_a_test() -> None:
+def test_each_row_of_the_failure_table_names_a_test() -> None:
     rows = re.findall(r"`(test_\w+\.py)::(test_\w+)` \|$", (ROOT / "docs/slurm.md").read_text(), flags=re.MULTILINE)
     assert len(rows) > 20
     missing = [name for file, name in rows if f"def {name}(" not in (ROOT / "tests/slurm" / file).read_text()]

@@ -1,4 +1,4 @@
-"""A run on a cluster, whose executor here is a few lines: what is checked first, and what is submitted."""
+"""A run with a minimal remote executor: checks before the first job, and submitted jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patch.pipeline.config.load import load_experiment
 from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-# Submits a job by starting it; notes its rule.
+# Submits a job by starting it, and logs its rule.
 EXECUTOR = """
 import subprocess
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
@@ -50,7 +50,7 @@ class Executor(RemoteExecutor):
 
 @pytest.fixture
 def folder(tmp_path: Path, raw_config: dict) -> Path:
-    """A small text, and an experiment on it with a model of the hub beside the trained ones."""
+    """Return a folder with a small text and an experiment with trained models and one of the hub."""
     plugin = tmp_path / "plugins/snakemake_executor_plugin_started/__init__.py"
     plugin.parent.mkdir(parents=True)
     plugin.write_text(EXECUTOR)
@@ -83,7 +83,7 @@ def test_nothing_starts_when_a_check_fails(folder: Path) -> None:
     assert message.count("HF_HUB_OFFLINE is '1', with this still to fetch: 1 model; unset it") == 1
     assert "Traceback" not in message and "Execute " not in message
     assert not (folder / "work").exists() and not (folder / "submitted.txt").exists()
-    # Snakemake's lock is gone, so that the next run can start.
+    # Snakemake has released its lock, so the next run can start.
     assert not list((folder / ".snakemake/locks").glob("*"))
 
 

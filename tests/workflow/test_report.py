@@ -16,8 +16,8 @@ FIGURES = ("curves", "density", "pareto", "speedup")
 
 @pytest.fixture(scope="module")
 def chromium(request: pytest.FixtureRequest) -> str:
-    """The browser, which is installed if it can be."""
-    # What an installation says is to be seen while it goes on.
+    """Return the path of Chromium, installed if possible."""
+    # Show the output of an installation while it runs.
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         try:
             return require_chromium()
@@ -27,7 +27,7 @@ def chromium(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def report(finished: Path, snakemake, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked report of the tiny experiment."""
+    """Return the unpacked report of the tiny experiment."""
     folder = tmp_path_factory.mktemp("report")
     run = snakemake(finished, "--report", str(folder / "report.zip"))
     assert run.returncode == 0, run.stdout + run.stderr
@@ -38,7 +38,7 @@ def report(finished: Path, snakemake, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def seen(report: Path, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What a reader sees who clicks on everything; the walk is `walk.js`."""
+    """Return the visible content after a click on every link, by `walk.js`."""
     page = (report / "report.html").read_text(encoding="utf-8")
     (report / "walked.html").write_text(f"{page}<script>{WALK.read_text()}</script>", encoding="utf-8")
     with served(report) as address:

@@ -1,4 +1,4 @@
-"""Results that other settings have made: they are made again where Snakemake's notes are missing, and never printed."""
+"""Results of other settings: they are made again if Snakemake's metadata is missing, and never printed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASKS = "results/tiny/masks/local"
 
 @pytest.fixture
 def forgotten(copied: Path) -> Path:
-    """A copy without Snakemake's notes, as of results that were moved to another place."""
+    """Return a copy without Snakemake's metadata, as of results that were moved to another place."""
     shutil.rmtree(copied / ".snakemake")
     return copied
 
@@ -85,5 +85,5 @@ def test_a_mask_in_the_place_of_another_is_not_evaluated(copied: Path, snakemake
     run = snakemake(copied, record)
     assert run.returncode != 0 and not (copied / record).exists()
     assert "method is 'patch-joint', expected 'magnitude'" in run.stdout + run.stderr
-    # A run of everything makes the mask again instead.
+    # A full run makes the mask again instead.
     assert "magnitude_2of4_0.5_s0.safetensors" in snakemake(copied, "--dry-run").stdout

@@ -1,4 +1,4 @@
-"""Snakemake reads a configuration with a reader of its own; what that takes without a word is refused all the same."""
+"""Faults in a configuration that Snakemake's own parser accepts are refused."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scripts that stand in for SLURM's commands: no test here needs a cluster."""
+"""Fake SLURM commands as shell scripts, so that no test here needs a cluster."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ settings.load_profile("executor")
 
 
 class Commands:
-    """Shell scripts in a folder, each of which notes how it is called."""
+    """Shell scripts in a folder; each logs its calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
 
     def add(self, name: str, script: str = "") -> None:
-        """A command; `$CALLS` in its script is the number of its calls, this one included."""
+        """Add a command; `$CALLS` in its script is the number of its calls, including this one."""
         log, path = self.folder / f"{name}.calls", self.folder / name
         path.unlink(missing_ok=True)
         path.write_text(
@@ -36,24 +36,24 @@ class Commands:
         path.chmod(0o755)
 
     def print(self, name: str, text: str) -> None:
-        """A command that prints a text."""
+        """Add a command that prints a text."""
         (self.folder / f"{name}.text").write_text(text)
         self.add(name, f"cat {self.folder}/{name}.text")
 
     def fail(self, name: str, words: str) -> None:
-        """A command that fails with these words."""
+        """Add a command that fails with a message."""
         (self.folder / f"{name}.text").write_text(words + "\n")
         self.add(name, f"cat {self.folder}/{name}.text >&2; exit 1")
 
     def calls(self, name: str) -> list[str]:
-        """Arguments of each call."""
+        """Return the arguments of each call."""
         log = self.folder / f"{name}.calls"
         return log.read_text().splitlines() if log.exists() else []
 
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Stand-ins, with nothing else on PATH: a command that a test does not add is not there."""
+    """Fake commands, with nothing else on PATH: a command that a test does not add is missing."""
     made = Commands(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(made.folder))
     return made
@@ -61,7 +61,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 @pytest.fixture
 def running() -> Callable[[int], bool]:
-    """A function: process id -> whether the process still runs."""
+    """Return a function that returns whether a process still runs."""
 
     def look(process: int) -> bool:
         try:
@@ -74,7 +74,7 @@ def running() -> Callable[[int], bool]:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """A function that waits until a condition holds."""
+    """Return a function that waits until a condition holds."""
 
     def wait(holds: Callable[[], bool], seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds

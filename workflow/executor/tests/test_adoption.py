@@ -1,4 +1,4 @@
-"""Jobs that an earlier run left, with stand-ins for squeue and scancel."""
+"""Adoption of jobs of an earlier run, with a fake squeue and scancel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def entry(tag: str, *outputs: str) -> Entry:
 
 
 class Site:
-    """A submit folder with an earlier run that is over, and a clock that naps move on."""
+    """A submit folder with an ended run, and a clock that sleeping advances."""
 
     def __init__(self, folder: Path, commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.commands = folder, commands
@@ -34,17 +34,17 @@ class Site:
         self.now += seconds
 
     def left(self, batch: str, job: str | None, tag: str, *outputs: str) -> None:
-        """A job of the earlier run."""
+        """Record a job of the earlier run."""
         self.old.submit(batch, [entry(tag, *outputs)])
         if job:
             self.old.accept(batch, [job])
 
     def lists(self, *jobs: tuple[str, str, str]) -> None:
-        """squeue lists jobs: id, state, comment."""
+        """Let squeue list jobs, each as id, state and comment."""
         self.commands.print("squeue", "".join(f"{job}|{state}|None|n1|N/A|{batch}\n" for job, state, batch in jobs))
 
     def start(self) -> EarlierJobs:
-        """A new run."""
+        """Start a new run and return the earlier jobs that it finds."""
         self.old._file.close()
         return EarlierJobs(Ledger(self.folder), self.said.append)
 
@@ -136,7 +136,7 @@ def test_a_squeue_that_is_away_is_asked_again(site: Site, commands: Any) -> None
 
 
 class Planted:
-    """A pickle that leaves a trace when it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

@@ -1,4 +1,4 @@
-"""What the login node can tell about a workflow, with a stand-in for scontrol."""
+"""Checks of the cluster before the first submission, with a fake scontrol."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NodeName=o1 CPUTot=8 RealMemory=16000 Gres=gpu:2080ti:8(S:0),gpu:1080:2 Partitio
 
 @pytest.fixture
 def cluster(commands: Any) -> Any:
-    """Four partitions."""
+    """Return fake commands of a cluster with four partitions."""
     (commands.folder / "partition.text").write_text(PARTITIONS)
     (commands.folder / "node.text").write_text(NODES)
     commands.add("scontrol", f"cat {commands.folder}/$3.text")
@@ -37,7 +37,7 @@ def cluster(commands: Any) -> Any:
 
 
 def problems(how: str = "gpus-per-node", threads: int = 1, **resources: Any) -> list[str]:
-    """Of a rule `r` whose jobs ask for this."""
+    """Return the problems of a rule `r` with these resources."""
     return check_cluster(
         {"r": [make_request({"runtime": 1, **resources}, threads, ExecutorSettings(gpu_request=how), {})]}
     )

@@ -1,4 +1,4 @@
-"""Jobs run as SLURM runs them: submitit's process, its environment, and signals to all processes of the job."""
+"""Execution of jobs as SLURM does it: submitit's process, its environment, and signals to all processes of a job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission
 
 PACKAGES = str(Path(snakemake_executor_plugin_submitit.__file__).parents[1])
-# A payload that takes a moment to save; the shell above it would end at once.
+# A payload that takes a moment to save, while its shell ends at once.
 SAVES = f"""
 {sys.executable} -S -c '
 import pathlib, signal, sys, time
@@ -43,7 +43,7 @@ exit $?
 
 
 class Node:
-    """A compute node; its scontrol ends the process that calls it, as SLURM does."""
+    """A compute node, whose scontrol kills the calling process, as SLURM does."""
 
     def __init__(self, folder: Path, commands: Any, until: Callable) -> None:
         self.folder, self.commands, self.until = folder, commands, until
@@ -51,7 +51,7 @@ class Node:
         commands.add("scontrol", "kill -KILL $PPID")
 
     def environment(self, job: str = "7", rank: int = 0) -> dict[str, str]:
-        """What SLURM and submitit set for a job or array task."""
+        """Return the variables that SLURM and submitit set for a job or array task."""
         array, _, task = job.rpartition("_")
         return {
             "PATH": f"{self.commands.folder}:/usr/bin:/bin",
@@ -66,7 +66,7 @@ class Node:
         }
 
     def start(self, command: str, job: str = "7", rank: int = 0, **options: Any) -> Process:
-        """A job whose command runs in the node's folder, in a process group of its own."""
+        """Start a job in the node's folder, in its own process group."""
         payload = ClusterJob(command, "tag", str(self.folder / "events.jsonl"), **options)
         DelayedSubmission(payload).dump(self.folder / f"{job}_submitted.pkl")
 
@@ -78,13 +78,13 @@ class Node:
             with Path("out").open("w") as sys.stdout:
                 process_job(self.folder)
 
-        # Forked, since a new interpreter takes longer than all the rest.
+        # Forked, since a new interpreter takes longer than the whole test.
         self.processes.append(get_context("fork").Process(target=run))
         self.processes[-1].start()
         return self.processes[-1]
 
     def end(self, process: Process) -> int:
-        """Exit code of a job that ends within seconds."""
+        """Return the exit code of a job that ends within seconds."""
         process.join(20)
         return process.exitcode
 
@@ -92,7 +92,7 @@ class Node:
         return self.end(self.start(command, **options))
 
     def signal(self, process: Process, number: int) -> int:
-        """Send a signal to all processes of a job that has said that it is ready; its exit code."""
+        """Send a signal to all processes of a job once it is ready, and return its exit code."""
         self.until((self.folder / "ready").exists)
         os.killpg(process.pid, number)
         (self.folder / "signalled").touch()
@@ -242,7 +242,7 @@ def test_a_job_that_cannot_start_has_a_reason(node: Node) -> None:
 
 @pytest.fixture
 def requeue(commands: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[bool]], tuple]:
-    """A function that goes back to the queue; takes whether SIGTERM comes in each pause, gives exit code and pauses."""
+    """Return a function that requeues a job: whether SIGTERM arrives in each pause -> exit code and pauses."""
 
     def run(terminated: list[bool]) -> tuple[int, list[float]]:
         pauses: list[float] = []

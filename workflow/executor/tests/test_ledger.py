@@ -1,4 +1,4 @@
-"""What a new run learns from the ledgers of earlier ones."""
+"""Writing and reading of ledgers, whole and damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waiting for the disk."""
+    """Skip the waits for the disk."""
     monkeypatch.setattr(module.os, "fsync", lambda _: None)
 
 
@@ -28,7 +28,7 @@ def entry(tag: str, run: Path = Path()) -> Entry:
 
 
 def put(ledger: Ledger, batch: str, tags: str, ids: list[str] | None = None) -> list[Entry]:
-    """A batch of one job for each letter, accepted where there are ids; the entries as they are read."""
+    """Record a batch of one job per letter, accepted if there are ids, and return the entries as read from disk."""
     ledger.submit(batch, [entry(tag) for tag in tags])
     if ids:
         ledger.accept(batch, ids)
@@ -37,7 +37,7 @@ def put(ledger: Ledger, batch: str, tags: str, ids: list[str] | None = None) -> 
 
 
 def close(ledger: Ledger) -> None:
-    """As when its Snakemake ends."""
+    """Release the lock, as the end of the Snakemake process does."""
     ledger._file.close()
 
 
@@ -337,7 +337,7 @@ def test_several_bad_lines_are_one_warning(tmp_path: Path, caplog: pytest.LogCap
 
 
 def script(ledger: Ledger, job: str, batch: str) -> None:
-    """What submitit leaves in the folder of a run for each batch."""
+    """Write the script that submitit leaves in the folder of a run for each batch."""
     path = ledger.run / f"{job}_submission.sh"
     path.write_text(f"#!/bin/bash\n#SBATCH --comment={batch}\n#SBATCH --time=1\nsrun true\n")
     (ledger.run / f".submission_file_{job}.sh").symlink_to(path)
@@ -379,7 +379,7 @@ def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path, caplog: pytes
 
 
 def make_job(folder: Path, **changes: Any) -> Any:
-    """A job of Snakemake, as far as an entry looks at it."""
+    """Return a fake Snakemake job with the attributes that an entry is made of."""
     parts = {"x": "1", "alpha": 2, "output": "out", "input": "in"} | changes
     return SimpleNamespace(
         name="rule",

@@ -96,4 +96,4 @@ def test_a_result_that_cannot_be_read_is_damaged(content: bytes, tmp_path: Path)
 
 def test_a_filesystem_that_is_away_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        read_result(tmp_path)  # a folder stands for what cannot be read
+        read_result(tmp_path)  # a folder cannot be read as a file

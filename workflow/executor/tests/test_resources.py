@@ -1,4 +1,4 @@
-"""From resources to parameters of sbatch, and to the script that submitit writes of them."""
+"""Translation of resources to sbatch parameters and to submitit's script."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def request_of(threads: int = 1, **resources: Any) -> Request:
 
 
 def script(request: Request, folder: Path) -> list[str]:
-    """Lines of the script that sbatch gets."""
+    """Return the lines of the script that sbatch gets."""
     executor = SlurmExecutor(folder=folder)
     executor.update_parameters(**request.parameters, job_name="rule", comment="batch", wckey=None)
     return executor._make_submission_file_text("true", "").splitlines()

@@ -1,4 +1,4 @@
-"""Options of the executor, as Snakemake shows them."""
+"""Options of the executor on Snakemake's command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SLURM's commands print, and commands that are slow, fail or hang."""
+"""Parsing of SLURM's output, and commands that are slow, fail or hang."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_a_command_that_hangs_or_is_not_there(commands: Any, monkeypatch: pytest
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Pauses that would have been made."""
+    """Replace sleeping, and return the list of pauses."""
     made: list[float] = []
     monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=made.append))
     return made

@@ -33,13 +33,13 @@ def verdict(result: Result | None = None, slurm: str | JobState | None = None, *
 @pytest.mark.parametrize(
     ("result", "slurm", "facts", "kind"),
     [
-        # A result that says success is believed, whatever SLURM says.
+        # A successful result decides, whatever SLURM reports.
         (Result(0), None, {}, "success"),
         (Result(0), None, {"answered": False}, "success"),
         (Result(0), "RUNNING", {}, "success"),
         (Result(0), "NODE_FAIL", {}, "success"),
         (Result(0), "OUT_OF_MEMORY", {}, "success"),
-        # Another exit code waits until SLURM has said whether memory was the reason.
+        # Another exit code waits until SLURM's state shows whether memory was the reason.
         (Result(1), None, {"answered": False}, "wait"),
         (Result(1), None, {"answered": False, "result_age": 61}, "failed"),
         (Result(1), "OUT_OF_MEMORY", {}, "memory"),
@@ -51,7 +51,7 @@ def verdict(result: Result | None = None, slurm: str | JobState | None = None, *
         (Result(1), "COMPLETED", {}, "failed"),
         (Result(1), None, {}, "failed"),
         (Result(75), "TIMEOUT", {}, "failed"),
-        # A damaged result may still be on its way.
+        # A damaged result may still become whole.
         (DAMAGED, None, {"answered": False}, "wait"),
         (DAMAGED, "COMPLETED", {"state_age": 0}, "wait"),
         (DAMAGED, "COMPLETED", {"state_age": 61, "result_age": 10}, "wait"),
@@ -140,7 +140,7 @@ def test_a_job_that_lives_and_left_no_result_waits(age: float, name: str, seen: 
 
 
 class Clock:
-    """A job that was submitted at 100 s, and a squeue whose answers are set."""
+    """A job that was submitted at 100 s, and a squeue with given answers."""
 
     def __init__(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.hurries = 100.0, 0
@@ -153,7 +153,7 @@ class Clock:
         self.hurries += 1
 
     def answer(self, asked: float, state: str = "") -> None:
-        """squeue lists the job in a state, or not at all."""
+        """Let squeue list the job in a state, or not at all."""
         self.watch.asked = asked
         self.watch.states = {"7": JobState("7", state, "None", "n1", "N/A", "batch")} if state else {}
 

@@ -1,4 +1,4 @@
-"""Submission with stand-ins for sbatch, squeue and scancel."""
+"""Submission with a fake sbatch, squeue and scancel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TAKE = "echo Submitted batch job 7$CALLS"
 
 @pytest.fixture
 def ledger(tmp_path: Path, commands: Any) -> Ledger:
-    """Of a run on a cluster that takes every job, with ids 71, 72, ..."""
+    """Return the ledger of a run on a cluster that accepts every job, with ids 71, 72, ..."""
     commands.add("srun")
     commands.add("sbatch", TAKE)
     commands.add("squeue")
@@ -51,7 +51,7 @@ def make_batch(ledger: Ledger, count: int = 1, prologue: tuple[str, ...] = ()) -
 
 
 def options(ledger: Ledger, job: str) -> set[str]:
-    """What the script of a job asks sbatch for."""
+    """Return the sbatch options in the script of a job."""
     lines = (ledger.run / f"{job}_submission.sh").read_text().splitlines()
     return {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_withdrawn_is_not_submitted_twice(
 
 
 class Cluster:
-    """`SubmissionQueue` with a clock that is set, and what it reported."""
+    """A `SubmissionQueue` with a fake clock, and its reports."""
 
     def __init__(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.ledger = 0.0, ledger

@@ -1,4 +1,4 @@
-"""Folders that others could have written to are refused before anything in them is read."""
+"""Refusal of folders that other users could have written to."""
 
 from __future__ import annotations
 
