@@ -54,7 +54,7 @@ class EarlierJobs:
         """
         for path in entry.outputs:
             if old := self._taken.get(path):
-                raise slurm.SlurmError(f"another Snakemake that still runs has it in the queue as job {old.id}")
+                raise slurm.SlurmError(f"another running Snakemake has submitted it as job {old.id}")
         same_files = {old.tag: old for path in entry.outputs if (old := self._living.get(path))}
         for path in [path for old in same_files.values() for path in old.outputs]:
             self._living.pop(path, None)

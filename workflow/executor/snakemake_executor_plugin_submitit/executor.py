@@ -233,7 +233,7 @@ class Executor(RemoteExecutor):
         elif verdict.kind == "limit":
             reason += "; raise `runtime`"
         elif verdict.kind == "lost":
-            final = slurm.read_sacct([entry.id]).get(entry.id)
+            final = slurm.read_sacct(entry.id)
             reason += f" (sacct reports {final})" if final else ""
         self._finish(tracked, "failed", reason)
         shown = bool(getattr(self.workflow.output_settings, "show_failed_logs", False))

@@ -116,7 +116,7 @@ class ClusterJob:
         append_event(path, {"event": event, "tag": self.tag, "node": node, "time": now, **details})
         events, damage = read_events(path)
         if damage:
-            print(f"{damage}; passed over", flush=True)
+            print(f"{damage}; skipped", flush=True)
         return sum(other["event"] == event and other["tag"] == self.tag for other in events)
 
     def _requeue(self) -> None:

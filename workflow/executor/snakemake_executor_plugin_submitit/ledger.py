@@ -237,7 +237,7 @@ class Ledger:
         for run, words in history.damage.items():
             if run in living:  # its jobs would be submitted twice and write the same files
                 raise WorkflowError(f"{words}; the Snakemake that writes it still runs: wait for it, or stop it")
-            warn(f"{words}; passed over")
+            warn(f"{words}; skipped")
         self.lost = set[str]().union(*history.lost.values())
         self.left = [entry for entry in open_entries if (entry.keeper or entry.run) not in living]
         self.taken = [entry for entry in open_entries if (entry.keeper or entry.run) in living]

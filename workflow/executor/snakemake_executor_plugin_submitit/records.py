@@ -32,7 +32,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def parse_lines(path: Path, content: bytes, use: Callable[[Any], None]) -> str:
@@ -62,7 +62,7 @@ def check_fields(value: Any, fields: Mapping[str, Callable[[Any], bool]]) -> dic
         ValueError: the value is not an object, or a field is missing or invalid.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{_shortened(value)} is no object")
+        raise ValueError(f"{_shortened(value)} is not an object")
     for name, fits in fields.items():
         if name not in value:
             raise ValueError(f"`{name}` is missing")

@@ -180,16 +180,15 @@ def cancel(ids: Iterable[str]) -> None:
                 time.sleep(2)
 
 
-def read_sacct(ids: list[str]) -> dict[str, str]:
-    """Return final states by job id from the accounting database; empty without such a database."""
-    if not ids or shutil.which("sacct") is None:
-        return {}
+def read_sacct(job: str) -> str:
+    """Return the final state of a job from the accounting database; empty without such a database."""
+    if shutil.which("sacct") is None:
+        return ""
     try:
-        text = run(["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)])
+        words = run(["sacct", "-X", "-n", "-P", "-o", "State", "-j", job]).split()
     except SlurmError:
-        return {}
-    rows = [line.split("|") for line in text.splitlines() if "|" in line]
-    return {row[0]: row[1].split()[0] for row in rows if row[1]}
+        return ""
+    return words[0] if words else ""
 
 
 def scontrol_records(kind: str) -> list[dict[str, str]]:

@@ -75,7 +75,7 @@ def judge(
     if not answered:
         return WAIT
     if state is None:
-        reason = "SLURM no longer knows the job and it left no result"
+        reason = "SLURM no longer lists the job, and it has no result"
         return Verdict("lost", reason) if missing > patience else WAIT
     if state.alive or state_age < FINAL_GRACE:
         return WAIT

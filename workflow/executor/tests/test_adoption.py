@@ -120,7 +120,7 @@ def test_a_job_of_a_snakemake_that_still_runs_is_refused(site: Site) -> None:
     site.left("one", "7", "a", "x")
     found = EarlierJobs(Ledger(site.folder), site.said.append)
     assert found.claim(entry("b", "y")) is None
-    with pytest.raises(SlurmError, match="another Snakemake that still runs has it in the queue as job 7"):
+    with pytest.raises(SlurmError, match="another running Snakemake has submitted it as job 7"):
         found.claim(entry("a", "x"))
 
 

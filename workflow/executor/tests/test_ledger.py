@@ -314,7 +314,7 @@ def test_a_bad_line_is_passed_over_with_a_warning(
     found = {part.tag: part for part in Ledger(tmp_path).left}
     assert found == {"a": found["a"], "b": b} and found["a"].id == "7"
     (warning,) = caplog.messages
-    assert warning.startswith(f"{path}: line {place + 1} cannot be used (") and "passed over" in warning
+    assert warning.startswith(f"{path}: line {place + 1} cannot be used (") and "skipped" in warning
 
 
 def test_another_key_of_a_job_is_ignored(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_several_bad_lines_are_one_warning(tmp_path: Path, caplog: pytest.LogCap
     path.write_bytes(b"\0\n" + path.read_bytes() + b"null\n" * 3 + b'{"event": "end", "ta')
     assert [part.tag for part in Ledger(tmp_path).left] == ["a"]
     (warning,) = caplog.messages
-    assert warning.startswith(f"{path}: line 1 cannot be used (") and warning.endswith("), nor can 4 more; passed over")
+    assert warning.startswith(f"{path}: line 1 cannot be used (") and warning.endswith("), nor can 4 more; skipped")
 
 
 def script(ledger: Ledger, job: str, batch: str) -> None:

@@ -347,12 +347,13 @@ def test_one_job_that_is_over_hides_no_other_error(commands: Any, naps: list[flo
 
 
 def test_sacct(commands: Any) -> None:
-    assert slurm.read_sacct(["7"]) == {}  # there is none
-    commands.print("sacct", "7|CANCELLED by 1000\n8_1|OUT_OF_MEMORY\n9|\n\n")
-    assert slurm.read_sacct(["7", "8_1"]) == {"7": "CANCELLED", "8_1": "OUT_OF_MEMORY"}
-    assert slurm.read_sacct([]) == {} and commands.calls("sacct") == ["-X -n -P -o JobID,State -j 7,8_1"]
+    assert slurm.read_sacct("7") == ""  # there is no sacct
+    commands.print("sacct", "CANCELLED by 1000\n")
+    assert slurm.read_sacct("8_1") == "CANCELLED" and commands.calls("sacct") == ["-X -n -P -o State -j 8_1"]
+    commands.print("sacct", "\n")
+    assert slurm.read_sacct("7") == ""
     commands.fail("sacct", "sacct: error: Slurm accounting storage is disabled")
-    assert slurm.read_sacct(["7"]) == {}
+    assert slurm.read_sacct("7") == ""
 
 
 def test_records_of_scontrol(commands: Any) -> None:
