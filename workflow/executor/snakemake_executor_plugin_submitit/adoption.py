@@ -26,22 +26,22 @@ class EarlierJobs:
     """
 
     def __init__(self, ledger: Ledger, warn: Callable[[str], None]) -> None:
-        self._warn, entries = warn, ledger.left
+        self._warn, entries = warn, ledger.orphaned
         # By output path, for a fast lookup among thousands.
-        self._taken = {path: entry for entry in ledger.taken for path in entry.outputs}
-        self._living: dict[str, Entry] = {}
+        self._foreign = {path: entry for entry in ledger.foreign for path in entry.outputs}
+        self._live: dict[str, Entry] = {}
         # A batch without a recorded acceptance may lack its pickles.
-        lost = ledger.lost | {entry.batch for entry in entries if entry.id is None}
-        if not entries and not lost:
+        unrecorded = ledger.unrecorded | {entry.batch for entry in entries if entry.id is None}
+        if not entries and not unrecorded:
             return
         states = self._squeue()
-        ids = [state.id for state in states.values() if state.comment in lost and state.alive]
+        ids = [state.id for state in states.values() if state.comment in unrecorded and state.alive]
         self._cancel(ids, "that its ledger does not name")
         for entry in entries:
             state = states.get(entry.id)
             # The comment must match too: job ids may restart or belong to another cluster.
             if state is not None and state.alive and state.comment == entry.batch:
-                self._living |= dict.fromkeys(entry.outputs, entry)
+                self._live |= dict.fromkeys(entry.outputs, entry)
             else:
                 result = read_result(entry.result) if entry.id else None
                 ledger.end(entry, "success" if result and result.exit == 0 else "failed", "ended unseen")
@@ -53,14 +53,14 @@ class EarlierJobs:
             SlurmError: those jobs do not end, or belong to another running Snakemake.
         """
         for path in entry.outputs:
-            if old := self._taken.get(path):
+            if old := self._foreign.get(path):
                 raise slurm.SlurmError(f"another running Snakemake has submitted it as job {old.id}")
-        same_files = {old.tag: old for path in entry.outputs if (old := self._living.get(path))}
+        same_files = {old.tag: old for path in entry.outputs if (old := self._live.get(path))}
         for path in [path for old in same_files.values() for path in old.outputs]:
-            self._living.pop(path, None)
-        twin = same_files.pop(entry.tag, None)
+            self._live.pop(path, None)
+        equal = same_files.pop(entry.tag, None)
         self._cancel([old.id for old in same_files.values()], "that write the same files")
-        return twin
+        return equal
 
     def _cancel(self, ids: list[str], which: str) -> None:
         """Cancel jobs and wait for their end."""

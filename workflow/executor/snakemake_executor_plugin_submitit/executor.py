@@ -23,7 +23,7 @@ from snakemake_executor_plugin_submitit.checks import check_cluster, check_envir
 from snakemake_executor_plugin_submitit.job import ClusterJob
 from snakemake_executor_plugin_submitit.ledger import Ledger, make_entry
 from snakemake_executor_plugin_submitit.resources import Request, ResourceError, make_request, requests_by_rule
-from snakemake_executor_plugin_submitit.status import TrackedJob, Verdict, has_content, log_tail
+from snakemake_executor_plugin_submitit.status import Decision, TrackedJob, has_content, log_tail
 from snakemake_executor_plugin_submitit.submission import Batch, SubmissionQueue
 from snakemake_executor_plugin_submitit.submit_folder import check_folder
 
@@ -65,10 +65,10 @@ class Executor(RemoteExecutor):
             self._ledger = Ledger(folder, warn)
             # After a failure, this Snakemake would delete the outputs of the other one.
             wanted = {str(path) for job in self.dag.needrun_jobs() for path in job.output}
-            taken = [entry.id or entry.rule for entry in self._ledger.taken if wanted & set(entry.outputs)]
-            if taken:
+            foreign = [entry.id or entry.rule for entry in self._ledger.foreign if wanted & set(entry.outputs)]
+            if foreign:
                 raise WorkflowError(
-                    f"Another Snakemake that still runs has SLURM jobs for the same files: {', '.join(taken)}. "
+                    f"Another Snakemake that still runs has SLURM jobs for the same files: {', '.join(foreign)}. "
                     "Wait for it, or stop it."
                 )
             self._earlier = EarlierJobs(self._ledger, warn)
@@ -150,16 +150,16 @@ class Executor(RemoteExecutor):
             self.report_job_submission(tracked.info)
         tracked.info.external_jobid = tracked.entry.id
 
-    def _refused(self, batch: Batch, words: str) -> None:
+    def _refused(self, batch: Batch, message: str) -> None:
         for entry in batch.entries:
-            self._ledger.end(entry, "failed", words)
+            self._ledger.end(entry, "failed", message)
             tracked = self._tracked.pop(entry.tag)
-            tracked.refusal = words
+            tracked.refusal = message
             if tracked.info is None:  # otherwise the next status check reports it
-                self._fail_unsubmitted(tracked.job, words)
+                self._fail_unsubmitted(tracked.job, message)
 
-    def _fail_unsubmitted(self, job: JobExecutorInterface, words: str) -> None:
-        self.report_job_error(SubmittedJobInfo(job), msg=f"SLURM refused the job: {words}")
+    def _fail_unsubmitted(self, job: JobExecutorInterface, message: str) -> None:
+        self.report_job_error(SubmittedJobInfo(job), msg=f"SLURM refused the job: {message}")
 
     # -- status ---------------------------------------------------------------------------------
 
@@ -190,14 +190,14 @@ class Executor(RemoteExecutor):
         if tracked.refusal:
             self.report_job_error(tracked.info, msg=f"SLURM refused the resubmission: {tracked.refusal}")
             return False
-        verdict = tracked.check(self._watch, self.settings.lost_seconds)
+        decision = tracked.check(self._watch, self.settings.lost_seconds)
         state = tracked.state
         if state and state.state == "PENDING" and "held" in state.reason.lower() and state.reason != tracked.held:
             tracked.held = state.reason
             self.logger.warning(f"SLURM job {state.id} waits: {state.reason}; `scontrol release {state.id}` frees it.")
-        if verdict.kind == "wait":
+        if decision.kind == "wait":
             return True
-        if verdict.kind == "success":
+        if decision.kind == "success":
             self._finish(tracked, "success")
             self.report_job_success(tracked.info)
             return False
@@ -205,11 +205,11 @@ class Executor(RemoteExecutor):
         request, count = self._request(tracked), tracked.resubmissions
         limits = request.time_limits - 1 if request.signal_delay else 0
         allowed = {"memory": self.settings.oom_retries, "limit": limits, "again": NODE_RETRIES}
-        if count[verdict.kind] < allowed.get(verdict.kind, 0):
-            count[verdict.kind] += 1
-            self._resubmit(tracked, verdict.reason)
+        if count[decision.kind] < allowed.get(decision.kind, 0):
+            count[decision.kind] += 1
+            self._resubmit(tracked, decision.reason)
             return True
-        self._fail(tracked, verdict, request)
+        self._fail(tracked, decision, request)
         return False
 
     def _request(self, tracked: TrackedJob) -> Request:
@@ -223,16 +223,16 @@ class Executor(RemoteExecutor):
         self.logger.warning(f"SLURM job {old.id} ({name}): {reason}; submitted again with {memory} of memory.")
         with self._submitting:
             run = self._ledger.run
-            tracked.entry = replace(old, run=run, id=None, outcome=None, reason="", keeper=None)
+            tracked.entry = replace(old, run=run, id=None, outcome=None, reason="", adopted_by=None)
             self._send([tracked], request)
 
-    def _fail(self, tracked: TrackedJob, verdict: Verdict, request: Request) -> None:
-        entry, reason = tracked.entry, verdict.reason
-        if verdict.kind == "memory":
+    def _fail(self, tracked: TrackedJob, decision: Decision, request: Request) -> None:
+        entry, reason = tracked.entry, decision.reason
+        if decision.kind == "memory":
             reason += f" with {request.memory} after {tracked.resubmissions['memory'] + 1} tries; raise `mem_mb`"
-        elif verdict.kind == "limit":
+        elif decision.kind == "limit":
             reason += "; raise `runtime`"
-        elif verdict.kind == "lost":
+        elif decision.kind == "lost":
             final = slurm.read_sacct(entry.id)
             reason += f" (sacct reports {final})" if final else ""
         self._finish(tracked, "failed", reason)

@@ -48,7 +48,7 @@ class Entry:
         submitted: seconds since the epoch, on the clock of the login node.
         outcome: `success`, `failed`, `cancelled`, or None while the job is open.
         reason: reason for a failure.
-        keeper: folder of the run that adopted the job; None while `run` manages it.
+        adopted_by: folder of the run that adopted the job; None while `run` manages it.
     """
 
     tag: str
@@ -61,7 +61,12 @@ class Entry:
     submitted: float = 0.0
     outcome: str | None = None
     reason: str = ""
-    keeper: Path | None = None
+    adopted_by: Path | None = None
+
+    @property
+    def manager(self) -> Path:
+        """Folder of the run that waits for the job."""
+        return self.adopted_by or self.run
 
     @property
     def result(self) -> Path:
@@ -145,7 +150,7 @@ class History:
     Attributes:
         entries: tag -> newest entry.
         damage: run -> a message about skipped lines of its ledger.
-        lost: run -> batches that it submitted and that no valid line of its ledger names.
+        unrecorded: run -> batches that it submitted without a valid line in its ledger.
 
     Raises:
         WorkflowError: others can write to the folder or to a run, see `check_private`.
@@ -155,7 +160,7 @@ class History:
     def __init__(self, folder: Path) -> None:
         self.entries: dict[str, Entry] = {}
         self.damage: dict[Path, str] = {}
-        self.lost: dict[Path, set[str]] = {}
+        self.unrecorded: dict[Path, set[str]] = {}
         if folder.exists():
             check_private(folder)
         for run in list_runs(folder):
@@ -174,7 +179,7 @@ class History:
             scripts = [path for path in run.glob("*submission*.sh") if not path.is_symlink()]
             comment = re.compile(r"^#SBATCH --comment=(\S+)$", re.MULTILINE)
             found = (comment.search(script.read_text(errors="replace")) for script in scripts)
-            self.lost[run] = {match[1] for match in found if match} - set(batches)
+            self.unrecorded[run] = {match[1] for match in found if match} - set(batches)
 
     def _apply(self, value: Any, run: Path, batches: dict[str, list[Entry]]) -> None:
         """Apply a line of a ledger; raise ValueError for an invalid one."""
@@ -194,7 +199,7 @@ class History:
                 entry.id = job_id
         elif (entry := self.entries.get(line["tag"])) and entry.id == line["id"]:
             if kind == "adopt":
-                entry.keeper = run
+                entry.adopted_by = run
             else:
                 entry.outcome, entry.reason = line["outcome"], line["reason"]
 
@@ -220,9 +225,9 @@ class Ledger:
 
     Attributes:
         run: folder of this run.
-        left: open entries of ended runs.
-        taken: open entries of other running Snakemakes.
-        lost: batches of ended runs whose jobs are unknown, because the ledger is damaged.
+        orphaned: open entries of ended runs.
+        foreign: open entries of other running Snakemakes.
+        unrecorded: batches of ended runs whose jobs are unknown, because the ledger is damaged.
 
     Raises:
         WorkflowError: other users can write to the folder, or the ledger of a running Snakemake is damaged.
@@ -232,15 +237,15 @@ class Ledger:
         make_private(folder)
         history = History(folder)
         open_entries = [entry for entry in history.entries.values() if entry.outcome is None]
-        keepers = {entry.keeper or entry.run for entry in open_entries}
-        living = {run for run in keepers | set(history.damage) if _is_locked(run)}
-        for run, words in history.damage.items():
-            if run in living:  # its jobs would be submitted twice and write the same files
-                raise WorkflowError(f"{words}; the Snakemake that writes it still runs: wait for it, or stop it")
-            warn(f"{words}; skipped")
-        self.lost = set[str]().union(*history.lost.values())
-        self.left = [entry for entry in open_entries if (entry.keeper or entry.run) not in living]
-        self.taken = [entry for entry in open_entries if (entry.keeper or entry.run) in living]
+        managers = {entry.manager for entry in open_entries}
+        running = {run for run in managers | set(history.damage) if _is_locked(run)}
+        for run, message in history.damage.items():
+            if run in running:  # its jobs would be submitted twice and write the same files
+                raise WorkflowError(f"{message}; the Snakemake that writes it still runs: wait for it, or stop it")
+            warn(f"{message}; skipped")
+        self.unrecorded = set[str]().union(*history.unrecorded.values())
+        self.orphaned = [entry for entry in open_entries if entry.manager not in running]
+        self.foreign = [entry for entry in open_entries if entry.manager in running]
         for old in list_runs(folder)[:-KEPT_RUNS]:
             if old not in {entry.run for entry in open_entries}:
                 shutil.rmtree(old, ignore_errors=True)

@@ -43,10 +43,10 @@ class SlurmError(RuntimeError):
     """Error of a SLURM command, with the command's message."""
 
 
-def is_transient(words: str) -> bool:
+def is_transient(message: str) -> bool:
     """Return whether an sbatch error is transient; only sbatch's own reason counts, not a site's further output."""
-    reasons = re.findall(r"submission failed: (.*)", words)
-    return bool(_TRANSIENT.search(reasons[-1] if reasons else words))
+    reasons = re.findall(r"submission failed: (.*)", message)
+    return bool(_TRANSIENT.search(reasons[-1] if reasons else message))
 
 
 @dataclass(frozen=True)

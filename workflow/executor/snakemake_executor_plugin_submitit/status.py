@@ -23,7 +23,7 @@ _OUT_OF_MEMORY = re.compile(r"^slurmstepd.*(exceeded (job )?memory limit|oom[_-]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """Decision about a job.
 
     Attributes:
@@ -36,10 +36,10 @@ class Verdict:
     reason: str = ""
 
 
-WAIT = Verdict("wait")
+WAIT = Decision("wait")
 
 
-def judge(
+def decide(
     result: Result | None,
     result_age: float,
     state: JobState | None,
@@ -47,7 +47,7 @@ def judge(
     answered: bool,
     missing: float,
     patience: float,
-) -> Verdict:
+) -> Decision:
     """Return the decision about one job.
 
     Args:
@@ -62,38 +62,38 @@ def judge(
     where = f" on {state.node}" if state is not None and state.node else ""
     if result is not None and result.exit is not None:
         if result.exit == 0:
-            return Verdict("success")
+            return Decision("success")
         # The exit code does not reveal an out-of-memory kill; only SLURM's final state does.
         if (not answered or (state is not None and state.alive)) and result_age < patience:
             return WAIT
         if state is not None and state.state == "OUT_OF_MEMORY":
-            return Verdict("memory", "out of memory")
-        words = result.reason or f"exit code {result.exit}"
-        return Verdict("failed", f"{words},{where}" if where else words)
+            return Decision("memory", "out of memory")
+        reason = result.reason or f"exit code {result.exit}"
+        return Decision("failed", f"{reason},{where}" if where else reason)
     if result is not None and result_age > patience:
-        return Verdict("failed", result.reason)
+        return Decision("failed", result.reason)
     if not answered:
         return WAIT
     if state is None:
         reason = "SLURM no longer lists the job, and it has no result"
-        return Verdict("lost", reason) if missing > patience else WAIT
+        return Decision("lost", reason) if missing > patience else WAIT
     if state.alive or state_age < FINAL_GRACE:
         return WAIT
     if state.state == "COMPLETED" and (result is not None or state_age < patience):
         return WAIT
     match state.state:
         case "OUT_OF_MEMORY":
-            return Verdict("memory", f"out of memory{where}")
+            return Decision("memory", f"out of memory{where}")
         case "NODE_FAIL" | "BOOT_FAIL" | "PREEMPTED" | "REVOKED":
-            return Verdict("again", f"SLURM ended it: {state.state}{where}")
+            return Decision("again", f"SLURM ended it: {state.state}{where}")
         case "TIMEOUT":
-            return Verdict("limit", f"its time limit was reached{where}")
+            return Decision("limit", f"its time limit was reached{where}")
         case "CANCELLED":
-            return Verdict("failed", f"cancelled from outside{where}")
+            return Decision("failed", f"cancelled from outside{where}")
         case "COMPLETED":
-            return Verdict("failed", f"SLURM reports COMPLETED{where}, but there is no result file")
+            return Decision("failed", f"SLURM reports COMPLETED{where}, but there is no result file")
     detail = f", {state.reason}" if state.reason not in ("None", "") else ""
-    return Verdict("failed", f"SLURM ended it: {state.state}{detail}{where}, without a result")
+    return Decision("failed", f"SLURM ended it: {state.state}{detail}{where}, without a result")
 
 
 @dataclass
@@ -105,7 +105,7 @@ class TrackedJob:
         entry: ledger entry of the current submission.
         info: Snakemake's record of the submitted job, None before the first submission.
         submitted: time at which the current submission was accepted.
-        resubmissions: number of resubmissions by the kind of verdict.
+        resubmissions: number of resubmissions by the kind of decision.
         refusal: sbatch's message if it refused a resubmission, else empty.
         held: SLURM's reason for holding the job, if a warning about it was printed.
         state: SLURM's state at the last check.
@@ -129,12 +129,12 @@ class TrackedJob:
         self.submitted = time.monotonic()
         self.state = self._missing_since = self._result = None
 
-    def check(self, watch: QueueWatch, patience: float) -> Verdict:
+    def check(self, watch: QueueWatch, patience: float) -> Decision:
         """Check the job and return the decision about it.
 
         Args:
             watch: SLURM's states; a failed result makes its next call due immediately.
-            patience: seconds, see `judge`.
+            patience: seconds, see `decide`.
         """
         if self.entry.id is None:  # its resubmission waits
             return WAIT
@@ -143,7 +143,7 @@ class TrackedJob:
         answered = watch.asked > max(self.submitted, self._result_seen if self._result else 0.0)
         if answered:
             self._check_state(now, watch.asked, watch.states.get(self.entry.id))
-        verdict = judge(
+        decision = decide(
             self._result,
             now - self._result_seen,
             self.state,
@@ -152,9 +152,9 @@ class TrackedJob:
             watch.asked - self._missing_since if self._missing_since is not None else 0.0,
             patience,
         )
-        if verdict.kind in ("failed", "lost") and ran_out_of_memory(self.entry.log("err")):
-            return Verdict("memory", "out of memory")
-        return verdict
+        if decision.kind in ("failed", "lost") and ran_out_of_memory(self.entry.log("err")):
+            return Decision("memory", "out of memory")
+        return decision
 
     def _check_result(self, now: float, watch: QueueWatch) -> None:
         if self._result is not None and self._result.exit is not None:

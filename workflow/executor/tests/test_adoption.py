@@ -62,7 +62,7 @@ def test_nothing_left_is_no_question(site: Site, commands: Any) -> None:
     assert commands.calls("squeue") == []
 
 
-def test_a_job_that_lives_is_taken_over_once(site: Site, commands: Any) -> None:
+def test_a_live_job_is_adopted_once(site: Site, commands: Any) -> None:
     site.left("one", "7_3", "a", "a.out")
     site.lists(("7_3", "RUNNING", "one"))
     found = site.start()

@@ -129,46 +129,46 @@ def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> N
     assert sorted(ledger.run.name for ledger in made) == [f"{i:06d}" for i in range(1, 9)]
 
 
-def test_jobs_of_a_run_that_is_over_are_left(tmp_path: Path) -> None:
+def test_jobs_of_an_ended_run_are_orphaned(tmp_path: Path) -> None:
     first = Ledger(tmp_path)
     a, b = put(first, "batch", "ab", ["7_0", "7_1"])
     first.end(a, "success")
     close(first)
     second = Ledger(tmp_path)
-    assert (second.left, second.taken) == ([b], [])
+    assert (second.orphaned, second.foreign) == ([b], [])
 
 
-def test_jobs_of_a_run_that_lives_are_taken(tmp_path: Path) -> None:
+def test_jobs_of_a_running_snakemake_are_foreign(tmp_path: Path) -> None:
     first = Ledger(tmp_path)
     (a,) = put(first, "batch", "a", ["7"])
     second = Ledger(tmp_path)
-    assert (second.left, second.taken) == ([], [a])
+    assert (second.orphaned, second.foreign) == ([], [a])
 
 
-def test_a_job_that_was_taken_over_ends_in_the_ledger_of_the_new_run(tmp_path: Path) -> None:
+def test_an_adopted_job_ends_in_the_ledger_of_the_new_run(tmp_path: Path) -> None:
     first = Ledger(tmp_path)
     put(first, "batch", "ab", ["7_0", "7_1"])
     close(first)
     second = Ledger(tmp_path)
-    a, b = second.left
+    a, b = second.orphaned
     second.adopt(a)
     second.adopt(b)
     assert all(part.outcome is None for part in History(tmp_path).entries.values())
     second.end(a, "success")
     close(second)
     third = Ledger(tmp_path)
-    assert [(part.id, part.run) for part in third.left] == [(b.id, first.run)]
+    assert [(part.id, part.run) for part in third.orphaned] == [(b.id, first.run)]
     assert History(tmp_path).entries["a"].outcome == "success"
 
 
-def test_a_job_that_a_living_run_took_over_is_taken(tmp_path: Path) -> None:
+def test_a_job_that_a_running_snakemake_adopted_is_foreign(tmp_path: Path) -> None:
     first = Ledger(tmp_path)
     put(first, "batch", "a", ["7"])
     close(first)
     second = Ledger(tmp_path)
-    second.adopt(second.left[0])
+    second.adopt(second.orphaned[0])
     third = Ledger(tmp_path)
-    assert (third.left, [part.id for part in third.taken]) == ([], ["7"])
+    assert (third.orphaned, [part.id for part in third.foreign]) == ([], ["7"])
 
 
 def test_a_filesystem_without_locks_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_a_filesystem_without_locks_stops_nothing(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(module.fcntl, "flock", no_locks)
     (a,) = put(Ledger(tmp_path), "batch", "a", ["7"])
-    assert Ledger(tmp_path).left == [a]
+    assert Ledger(tmp_path).orphaned == [a]
 
 
 def test_a_ledger_may_be_cut_off_anywhere(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_run_whose_job_ended_later_is_cleaned_away(tmp_path: Path) -> None:
     put(first, "batch", "a", ["7"])
     close(first)
     second = Ledger(tmp_path)
-    second.end(second.left[0], "success")
+    second.end(second.orphaned[0], "success")
     close(second)
     for _ in range(KEPT_RUNS):
         close(Ledger(tmp_path))
@@ -311,7 +311,7 @@ def test_a_bad_line_is_passed_over_with_a_warning(
     path = ledger.run / "ledger.jsonl"
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"".join(part + b"\n" for part in [*lines[:place], line, *lines[place:]]))
-    found = {part.tag: part for part in Ledger(tmp_path).left}
+    found = {part.tag: part for part in Ledger(tmp_path).orphaned}
     assert found == {"a": found["a"], "b": b} and found["a"].id == "7"
     (warning,) = caplog.messages
     assert warning.startswith(f"{path}: line {place + 1} cannot be used (") and "skipped" in warning
@@ -331,7 +331,7 @@ def test_several_bad_lines_are_one_warning(tmp_path: Path, caplog: pytest.LogCap
     close(ledger)
     path = ledger.run / "ledger.jsonl"
     path.write_bytes(b"\0\n" + path.read_bytes() + b"null\n" * 3 + b'{"event": "end", "ta')
-    assert [part.tag for part in Ledger(tmp_path).left] == ["a"]
+    assert [part.tag for part in Ledger(tmp_path).orphaned] == ["a"]
     (warning,) = caplog.messages
     assert warning.startswith(f"{path}: line 1 cannot be used (") and warning.endswith("), nor can 4 more; skipped")
 
@@ -352,10 +352,10 @@ def test_batches_whose_line_is_damaged_are_known_by_their_scripts(tmp_path: Path
     path = ledger.run / "ledger.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([b"\0" * 50 + b"\n", *lines[2:]]))  # both lines of `one` are gone
-    assert Ledger(tmp_path).lost == {"one"}
+    assert Ledger(tmp_path).unrecorded == {"one"}
     path.write_bytes(b"".join([lines[1], lines[0], *lines[3:]]))  # no line names `two`; `one` was never accepted
     again = Ledger(tmp_path)
-    assert again.lost == {"two"} and {part.tag: part.id for part in again.left} == {"a": None, "c": "9"}
+    assert again.unrecorded == {"two"} and {part.tag: part.id for part in again.orphaned} == {"a": None, "c": "9"}
 
 
 def test_a_damaged_ledger_of_a_run_that_lives_is_an_error(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_a_damaged_ledger_of_a_run_that_lives_is_an_error(tmp_path: Path) -> Non
     with pytest.raises(WorkflowError, match=f"{path}: line 3 cannot be used .*still runs: wait for it, or stop it"):
         Ledger(tmp_path)
     close(ledger)
-    assert [part.tag for part in Ledger(tmp_path).left] == ["a"]
+    assert [part.tag for part in Ledger(tmp_path).orphaned] == ["a"]
 
 
 def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -375,7 +375,7 @@ def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path, caplog: pytes
     put(ledger, "one", "a", ["7"])
     with (ledger.run / "ledger.jsonl").open("ab") as file:
         file.write(b'{"event": "submit", "batch": "tw')
-    assert [part.tag for part in Ledger(tmp_path).taken] == ["a"] and caplog.messages == []
+    assert [part.tag for part in Ledger(tmp_path).foreign] == ["a"] and caplog.messages == []
 
 
 def make_job(folder: Path, **changes: Any) -> Any:

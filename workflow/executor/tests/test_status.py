@@ -1,4 +1,4 @@
-"""Verdicts about jobs, and the results and states of one job over time."""
+"""Decisions about jobs, and the results and states of one job over time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snakemake_executor_plugin_submitit import status
 from snakemake_executor_plugin_submitit.ledger import Entry
 from snakemake_executor_plugin_submitit.records import Result
 from snakemake_executor_plugin_submitit.slurm import FINAL, JobState
-from snakemake_executor_plugin_submitit.status import TrackedJob, Verdict, judge, log_tail, ran_out_of_memory
+from snakemake_executor_plugin_submitit.status import Decision, TrackedJob, decide, log_tail, ran_out_of_memory
 
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "A NEW ONE")
 DAMAGED = Result(None, "the result file cannot be read")
@@ -24,10 +24,10 @@ def state(name: str, reason: str = "None", node: str = "n1") -> JobState:
     return JobState("7", name, reason, node, "N/A", "batch")
 
 
-def verdict(result: Result | None = None, slurm: str | JobState | None = None, **facts: Any) -> Verdict:
-    """Return the verdict about a job whose state is old, with other facts as given."""
+def decision(result: Result | None = None, slurm: str | JobState | None = None, **facts: Any) -> Decision:
+    """Return the decision about a job whose state is old, with other facts as given."""
     usual = {"result_age": 0.0, "state_age": 1000.0, "answered": True, "missing": 0.0, "patience": 60.0}
-    return judge(result, state=state(slurm) if isinstance(slurm, str) else slurm, **(usual | facts))
+    return decide(result, state=state(slurm) if isinstance(slurm, str) else slurm, **(usual | facts))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def verdict(result: Result | None = None, slurm: str | JobState | None = None, *
         *[(None, name, {}, "wait") for name in ALIVE],
     ],
 )
-def test_verdict(result: Result | None, slurm: str | None, facts: dict[str, Any], kind: str) -> None:
-    assert verdict(result, slurm, **facts).kind == kind
+def test_decision(result: Result | None, slurm: str | None, facts: dict[str, Any], kind: str) -> None:
+    assert decision(result, slurm, **facts).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_verdict(result: Result | None, slurm: str | None, facts: dict[str, Any]
     ],
 )
 def test_the_reason_says_what_happened_and_where(result: Result | None, slurm: JobState | None, reason: str) -> None:
-    assert verdict(result, slurm).reason == reason
+    assert decision(result, slurm).reason == reason
 
 
 AGES = st.floats(0, 1e6)
@@ -119,15 +119,15 @@ RESULTS = st.none() | st.just(DAMAGED) | st.integers(-64, 255).map(Result)
 def test_without_an_answer_and_a_result_a_job_waits(
     result_age: float, slurm: JobState | None, state_age: float, missing: float, patience: float
 ) -> None:
-    assert judge(None, result_age, slurm, state_age, False, missing, patience) == Verdict("wait")
+    assert decide(None, result_age, slurm, state_age, False, missing, patience) == Decision("wait")
 
 
 @settings(max_examples=100)
 @given(RESULTS, AGES, STATES, AGES, st.booleans(), AGES, st.floats(1, 600))
-def test_every_verdict_is_of_a_known_kind_and_has_a_reason(
+def test_every_decision_is_of_a_known_kind_and_has_a_reason(
     result: Result | None, age: float, slurm: JobState | None, state_age: float, answer: bool, gone: float, wait: float
 ) -> None:
-    found = judge(result, age, slurm, state_age, answer, gone, wait)
+    found = decide(result, age, slurm, state_age, answer, gone, wait)
     assert found.kind in {"wait", "success", "failed", "lost", "memory", "limit", "again"}
     assert (found.kind in {"wait", "success"}) == (found.reason == "")
     assert (found.kind == "success") == (result is not None and result.exit == 0)
@@ -136,7 +136,7 @@ def test_every_verdict_is_of_a_known_kind_and_has_a_reason(
 @settings(max_examples=100)
 @given(AGES, st.sampled_from(ALIVE), AGES)
 def test_a_job_that_lives_and_left_no_result_waits(age: float, name: str, seen: float) -> None:
-    assert judge(None, age, state(name), seen, True, 0, 60) == Verdict("wait")
+    assert decide(None, age, state(name), seen, True, 0, 60) == Decision("wait")
 
 
 class Clock:
