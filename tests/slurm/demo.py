@@ -28,7 +28,7 @@ class Faults(threading.Thread):
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(daemon=True)
-        self.cluster, self.told, self.over = cluster, [], threading.Event()
+        self.cluster, self.messages, self.over = cluster, [], threading.Event()
 
     def run(self) -> None:
         """Preempt a job, then kill a node."""
@@ -44,16 +44,16 @@ class Faults(threading.Thread):
             "--wrap",
             "sleep 15",
         )
-        self._tell(f"preempted what ran on {node}")
+        self._report(f"preempted what ran on {node}")
         self.over.wait(60)
         node = self._node_of_learning()
         if node is None:
             return
         self.cluster.kill_node(node)
-        self._tell(f"killed node {node}")
+        self._report(f"killed node {node}")
         self.over.wait(60)
         self.cluster.start_node(node)
-        self._tell(f"started node {node}")
+        self._report(f"started node {node}")
 
     def _node_of_learning(self) -> str | None:
         """Return the node of a learning job that has run for a while, None if the run ends before."""
@@ -64,8 +64,8 @@ class Faults(threading.Thread):
                 return running[0].node
         return None
 
-    def _tell(self, what: str) -> None:
-        self.told.append(what)
+    def _report(self, what: str) -> None:
+        self.messages.append(what)
         print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
 
 
@@ -132,10 +132,11 @@ def main() -> int:
         seconds = run(ON_CLUSTER, there, environment)
         faults.over.set()
         faults.join()
-        print(f"on the cluster: {seconds:.0f} s, {cluster.calls('sbatch')} calls of sbatch; {'; '.join(faults.told)}")
+        calls = cluster.calls("sbatch")
+        print(f"on the cluster: {seconds:.0f} s, {calls} calls of sbatch; {'; '.join(faults.messages)}")
     different = compare(local / "results/demo/tables", there / "results/demo/tables")
     print("different tables: " + ", ".join(different) if different else "all tables are the same, byte by byte")
-    return 1 if different or len(faults.told) < 3 else 0
+    return 1 if different or len(faults.messages) < 3 else 0
 
 
 if __name__ == "__main__":

@@ -71,19 +71,19 @@ def save():
     os.replace(f"payload/{name}.new", f"payload/{name}.step")
 
 
-class Told(Exception):
+class Signalled(Exception):
     pass
 
 
-def tell(signum, frame):
+def on_signal(signum, frame):
     global leaving
     if not leaving:
         leaving = True
-        raise Told(signal.Signals(signum).name)
+        raise Signalled(signal.Signals(signum).name)
 
 
 for signum in (signal.SIGUSR2, signal.SIGTERM):
-    signal.signal(signum, signal.SIG_IGN if options.deaf else tell)
+    signal.signal(signum, signal.SIG_IGN if options.deaf else on_signal)
 # Held until this process ends.
 lock = open(f"payload/{name}.lock", "w")
 try:
@@ -101,9 +101,9 @@ try:
         step += 1
         if step % options.every == 0:
             save()
-except Told as told:
+except Signalled as signalled:
     save()
-    note(told)
+    note(signalled)
     time.sleep(options.linger)
     sys.exit(75)
 note("end")
@@ -242,12 +242,12 @@ class Project:
     def wait_for_lines(self, name: str, kind: str, count: int = 1, seconds: float = SECONDS) -> list[Line]:
         """Wait until the log of an output has a number of lines of a kind."""
 
-        def noted() -> bool:
+        def enough_lines() -> bool:
             enough, run = len(self.lines(name, kind)) >= count, self.runs[-1]
             assert enough or run.code is None, f"it ended with {run.code} without a {kind} of {name}:\n{run.output}"
             return enough
 
-        self.cluster.wait_for(noted, seconds, f"{count} times {kind} of {name}")
+        self.cluster.wait_for(enough_lines, seconds, f"{count} times {kind} of {name}")
         return self.lines(name, kind)
 
     def lines(self, name: str, kind: str | None = None) -> list[Line]:

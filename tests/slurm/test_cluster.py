@@ -128,7 +128,7 @@ def test_calls_are_counted(cluster: Cluster) -> None:
     assert cluster.calls_log.read_text().splitlines()[-3].endswith(" squeue --me")
 
 
-def test_clients_fail_as_told(cluster: Cluster) -> None:
+def test_clients_fail_on_request(cluster: Cluster) -> None:
     def sinfo() -> tuple[int, str]:
         run = cluster.run("sinfo", check=False)
         return run.returncode, run.stderr
@@ -148,7 +148,7 @@ def test_clients_fail_as_told(cluster: Cluster) -> None:
         cluster.fail("sinfoo", "gone")
 
 
-def test_clients_hang_as_told_and_can_be_killed(cluster: Cluster) -> None:
+def test_clients_hang_on_request_and_can_be_killed(cluster: Cluster) -> None:
     cluster.hang("squeue", 0.5)
     start = time.monotonic()
     assert "JOBID" in cluster.run("squeue").stdout

@@ -140,8 +140,8 @@ def test_a_result_is_collected_while_squeue_hangs(squeue: Project) -> None:
 
 
 def test_a_squeue_that_fails_or_hangs_is_reported_once_and_so_is_its_return(squeue: Project) -> None:
-    told = re.findall("^squeue.*", squeue.runs[0].output, re.MULTILINE)
-    assert [re.sub(r"[\d.]+ s", "some s", line) for line in told] == [
+    messages = re.findall("^squeue.*", squeue.runs[0].output, re.MULTILINE)
+    assert [re.sub(r"[\d.]+ s", "some s", line) for line in messages] == [
         "squeue: slurm_load_jobs error: Unable to contact slurm controller (connect failure) "
         "(running jobs are not affected)",
         "squeue answers.",

@@ -102,14 +102,14 @@ def _refuse(project: Project, pattern: str) -> None:
     project.shim("sbatch", f"""{test} && {{ echo -e "{LIMIT}" >&2; exit 1; }}; exec $REAL "$@" """)
 
 
-def _said(project: Project, rule: str) -> str:
+def _error(project: Project, rule: str) -> str:
     """Return Snakemake's message about a rule's error."""
     found = re.findall(rf"^Error in rule {rule}:.*?(?=^\[|^Exiting)", project.runs[0].output, re.MULTILINE | re.DOTALL)
     assert len(found) == 1, project.runs[0].output
     return found[0]
 
 
-def _made(project: Project) -> set[str]:
+def _outputs(project: Project) -> set[str]:
     """Return the names of the existing outputs."""
     return {path.stem for path in project.folder.glob("*.txt") if not path.stem.startswith("run")}
 
@@ -183,15 +183,15 @@ def mishaps(project: Project) -> None:
 
 
 def test_the_message_of_a_failed_job_ends_with_its_own_log(mishaps: Project) -> None:
-    said = _said(mishaps, "fails")
+    message = _error(mishaps, "fails")
     (job,) = mishaps.ids("fails")
     node = mishaps.cluster.node_of(job)
-    assert f"SLURM job {job}: exit code 1, on {node}.\nThe end of fails.log:\n    the payload fails with 3\n" in said
+    assert f"SLURM job {job}: exit code 1, on {node}.\nThe end of fails.log:\n    the payload fails with 3\n" in message
 
 
 def test_jobs_continue_beside_those_that_fail(mishaps: Project) -> None:
     assert mishaps.runs[0].code == 1
-    assert _made(mishaps) == {"one", "two", "three", "grows", "held", "gpus"}
+    assert _outputs(mishaps) == {"one", "two", "three", "grows", "held", "gpus"}
     assert not mishaps.lines("child")
     assert not mishaps.living()
 
@@ -206,27 +206,28 @@ def test_a_job_out_of_memory_runs_again_with_more(mishaps: Project) -> None:
 
 def test_a_job_that_never_fits_says_what_to_raise(mishaps: Project) -> None:
     first, second = mishaps.ids("greedy")
-    said = _said(mishaps, "greedy")
-    assert f"SLURM job {second}: out of memory with 1000M after 2 tries; raise `mem_mb`.\nThe end of /" in said
-    assert "exceeded memory limit" in said
+    message = _error(mishaps, "greedy")
+    assert f"SLURM job {second}: out of memory with 1000M after 2 tries; raise `mem_mb`.\nThe end of /" in message
+    assert "exceeded memory limit" in message
 
 
 def test_a_job_cancelled_from_outside_is_reported_as_such(mishaps: Project) -> None:
     (job,) = mishaps.ids("cancelled")
-    assert f"SLURM job {job}: cancelled from outside on {mishaps.cluster.node_of(job)}." in _said(mishaps, "cancelled")
+    node = mishaps.cluster.node_of(job)
+    assert f"SLURM job {job}: cancelled from outside on {node}." in _error(mishaps, "cancelled")
     assert len(mishaps.lines("cancelled", "begin")) == 1
 
 
 def test_a_job_killed_as_a_whole_is_reported_as_such(mishaps: Project) -> None:
     (job,) = mishaps.ids("killed")
-    said = _said(mishaps, "killed")
-    assert f"SLURM job {job}: SLURM ended it: FAILED, NonZeroExitCode on {mishaps.cluster.node_of(job)}, with" in said
-    assert "task 0: Killed" in said
+    message, node = _error(mishaps, "killed"), mishaps.cluster.node_of(job)
+    assert f"SLURM job {job}: SLURM ended it: FAILED, NonZeroExitCode on {node}, with" in message
+    assert "task 0: Killed" in message
 
 
 def test_a_refusal_of_sbatch_fails_that_job_alone_with_its_message(mishaps: Project) -> None:
     words = LIMIT.replace("\\n", "\n")
-    assert f"SLURM refused the job: {words}\n" in _said(mishaps, "refused")
+    assert f"SLURM refused the job: {words}\n" in _error(mishaps, "refused")
     assert not mishaps.ids("refused")
 
 
@@ -274,9 +275,9 @@ def sizes(project: Project) -> None:
 def test_resources_reach_sbatch(sizes: Project) -> None:
     assert sizes.runs[0].code == 0, sizes.runs[0].output
     (job,) = sizes.ids("sizes")
-    told = sizes.cluster.run("scontrol", "--oneliner", "show", "job", job).stdout
+    printed = sizes.cluster.run("scontrol", "--oneliner", "show", "job", job).stdout
     wanted = "Partition=high TimeLimit=00:07:00 NumNodes=1 CPUs/Task=2 MinMemoryNode=700M TresPerNode=gres/gpu:fake:3"
-    assert set(f"{wanted} Nice=5".split()) <= set(told.split())
+    assert set(f"{wanted} Nice=5".split()) <= set(printed.split())
     environment = _environment(sizes, "sizes.txt")
     assert environment["SRUN_CPUS_PER_TASK"] == "2"
     assert len(environment["CUDA_VISIBLE_DEVICES"].split(",")) == 3
@@ -321,11 +322,11 @@ def late_clock(project: Project) -> None:
 
 
 def _assert_usual(project: Project) -> None:
-    assert _made(project) == {"first", "second"}, project.runs[0].output
+    assert _outputs(project) == {"first", "second"}, project.runs[0].output
     assert [len(project.lines(rule, "begin")) for rule in ("first", "second", "fails")] == [1, 1, 1]
     assert len(project.submissions()) == 3
-    assert "exit code 1, on n" in _said(project, "fails")
-    assert "    the payload fails with 3\n" in _said(project, "fails")
+    assert "exit code 1, on n" in _error(project, "fails")
+    assert "    the payload fails with 3\n" in _error(project, "fails")
     assert project.runs[0].code == 1
 
 
@@ -345,8 +346,8 @@ def test_a_wrong_clock_changes_nothing(early_clock: Project, late_clock: Project
 
 def test_a_result_that_stays_damaged_fails_its_job(torn_results: Project) -> None:
     (job,) = torn_results.ids("first")
-    said = _said(torn_results, "first")
-    assert re.search(rf"SLURM job {job}: the result file \S+/{job}_0_result.json cannot be read \(.+\)", said)
+    message = _error(torn_results, "first")
+    assert re.search(rf"SLURM job {job}: the result file \S+/{job}_0_result.json cannot be read \(.+\)", message)
     assert torn_results.runs[0].code == 1
     assert not torn_results.living()
 
@@ -387,8 +388,8 @@ def test_what_no_node_can_give_is_reported_before_the_first_submission(cluster: 
     )
     run = project.run()
     assert run.code == 1
-    told = re.findall(r"^- (.*)", run.output.partition("The cluster cannot run this workflow:")[2], re.MULTILINE)
-    assert sorted(told) == [
+    printed = re.findall(r"^- (.*)", run.output.partition("The cluster cannot run this workflow:")[2], re.MULTILINE)
+    assert sorted(printed) == [
         "rule gpus: `gpus` is 5, a node of partition low has at most 4",
         "rule memory: `mem_mb` is 4001, a node of partition low has at most 4000 MB",
         "rule memory: `threads` is 3, a node of partition low has at most 2",

@@ -30,9 +30,9 @@ def ranks(project: Project) -> None:
     run = project.start()
     for name in RANKS:
         project.wait_for_lines(name, "SIGUSR2")
-    told = len(project.lines("rank0", "begin"))
+    starts = len(project.lines("rank0", "begin"))
     for name in RANKS:
-        project.wait_for_lines(name, "begin", told + 1)
+        project.wait_for_lines(name, "begin", starts + 1)
     project.touch("end")
     run.wait()
 
@@ -56,9 +56,9 @@ def test_a_command_starts_a_rank_on_each_node(ranks: Project) -> None:
 
 def test_the_warning_before_the_time_limit_reaches_every_rank(ranks: Project) -> None:
     for name in RANKS:
-        told, begin, end = ranks.lines(name)[-3:]
-        assert (told.kind, begin.kind, end.kind) == ("SIGUSR2", "begin", "end")
-        assert begin.step == told.step > 0
+        warned, begin, end = ranks.lines(name)[-3:]
+        assert (warned.kind, begin.kind, end.kind) == ("SIGUSR2", "begin", "end")
+        assert begin.step == warned.step > 0
 
 
 def test_a_job_of_two_nodes_is_queued_again_as_one_job(ranks: Project) -> None:

@@ -56,7 +56,7 @@ def limits(project: Project) -> None:
 def test_a_job_longer_than_its_partition_allows_resumes_after_each_limit(limits: Project) -> None:
     lines = limits.lines("long")
     assert [line.kind for line in lines if line.kind != "begin"] == ["SIGUSR2", "SIGUSR2", "end"]
-    assert all(begin.step == told.step > 0 for told, begin in pairwise(lines) if told.kind == "SIGUSR2")
+    assert all(begin.step == warned.step > 0 for warned, begin in pairwise(lines) if warned.kind == "SIGUSR2")
     assert (limits.folder / "long.txt").read_text() == f"{lines[-1].step} steps\n"
     events = [event["event"] for event in limits.events("long.txt")]
     assert events == ["start", "time limit"] * (len(events) // 2 - 1) + ["start", "end"]
@@ -100,7 +100,7 @@ def test_a_job_that_does_not_exit_is_killed_in_time_and_resumes_from_its_own_che
     45,
     """
 rule all:
-    input: "moved.txt", "done.txt", "told.txt", "leaving.txt"
+    input: "moved.txt", "done.txt", "warned.txt", "leaving.txt"
 rule moved:
     output: "moved.txt"
     resources: slurm_extra="--nodelist=n1"
@@ -109,8 +109,8 @@ rule done:
     output: "done.txt"
     resources: slurm_extra="--nodelist=n2"
     shell: "{PAYLOAD} {output}"
-rule told:
-    output: "told.txt"
+rule warned:
+    output: "warned.txt"
     resources: resumable=1, slurm_extra="--nodelist=n2"
     shell: "{PAYLOAD} {output} --until never --linger 4"
 rule leaving:
@@ -124,11 +124,11 @@ def interruptions(project: Project) -> None:
     run = project.start()
     project.wait_for_lines("moved", "begin")
     _preempt(project, 1)
-    project.wait_for_lines("told", "begin")
-    (told,) = project.ids("told")
-    _warn(project, told)
-    project.wait_for_lines("told", "SIGUSR2")
-    cluster.run("scancel", told)
+    project.wait_for_lines("warned", "begin")
+    (warned,) = project.ids("warned")
+    _warn(project, warned)
+    project.wait_for_lines("warned", "SIGUSR2")
+    cluster.run("scancel", warned)
     run.wait_for(r"\(Rule: done\)")
     (done,) = project.ids("done")
     project.seen["stamp"] = (project.folder / "done.txt").stat().st_mtime_ns
@@ -176,7 +176,7 @@ def test_snakemake_sees_one_running_job_through_preemptions(interruptions: Proje
 
 
 def test_a_job_cancelled_while_it_saves_does_not_come_back(interruptions: Project) -> None:
-    _assert_cancelled(interruptions, "told")
+    _assert_cancelled(interruptions, "warned")
 
 
 def test_a_job_cancelled_while_it_cannot_requeue_does_not_come_back(interruptions: Project) -> None:

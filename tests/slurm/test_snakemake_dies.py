@@ -139,8 +139,8 @@ def killed_in_sbatch(project: Project) -> None:
 def test_jobs_whose_submission_was_not_recorded_are_cancelled(killed_in_sbatch: Project) -> None:
     assert [killed_in_sbatch.runs[0].code, killed_in_sbatch.runs[-1].code] == [-9, 0], killed_in_sbatch.runs[-1].output
     states = _states(killed_in_sbatch)
-    noted = {job: states.pop(job) for job in killed_in_sbatch.ids()}
-    assert list(noted.values()) == ["COMPLETED"] * 2
+    recorded = {job: states.pop(job) for job in killed_in_sbatch.ids()}
+    assert list(recorded.values()) == ["COMPLETED"] * 2
     assert list(states.values()) == ["CANCELLED"] * 2
     assert [len(killed_in_sbatch.lines(name)) for name in "01"] == [2, 2]
 
