@@ -1,4 +1,4 @@
-"""Mask learning: maskllm, patch-joint and patch-tile; and proxsparse."""
+"""Settings of mask learning: maskllm, patch-joint, patch-tile and proxsparse."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ Ramp = tuple[float, float]
 
 
 class Learning(Section):
-    """One learning run. Defaults are the paper's for patch-joint; `METHOD_DEFAULTS` holds the others'."""
+    """Settings of a learning run. The defaults are those of patch-joint; `METHOD_DEFAULTS` has the other methods'."""
 
-    use: Use | None = Field(None, description="Corpus and part that masks are learned on; a file must name it.")
-    steps: int = Field(2000, ge=1, description="Optimizer steps.")
+    use: Use | None = Field(None, description="Corpus and split to learn on; required in a configuration.")
+    steps: int = Field(2000, ge=1, description="Number of optimizer steps.")
     batch_size: int = Field(256, ge=1, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(1, ge=1, description="Sequences per forward and backward pass; divides `batch_size`.")
-    seqlen: int = Field(4096, ge=4, description="Tokens per sequence.")
+    seqlen: int = Field(4096, ge=4, description="Length of a sequence in tokens.")
     cut_attention: bool = Field(
         False,
-        description="Let no token attend to another document of its sequence, nor be predicted from one; "
-        "ProxSparse does not cut.",
+        description="Restrict attention and prediction to the document of a token; ignored by ProxSparse.",
     )
     lr: float = Field(
-        1e-3, gt=0, description="Peak learning rate of AdamW, warm-up then cosine (ProxSparse: linear) to zero."
+        1e-3, gt=0, description="Peak learning rate of AdamW; it decays to zero by a cosine (ProxSparse: linearly)."
     )
-    warmup_steps: int = Field(5, ge=0, description="Linear warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moments.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay of the logits.")
+    warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of AdamW's moment estimates.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the logits.")
     optimizer_state: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Type of AdamW's moments. `bfloat16` halves their memory and is rounded up or down by chance, so "
@@ -39,56 +38,58 @@ class Learning(Section):
     )
 
     pattern_temperature: Ramp = Field(
-        (4.0, 0.05), description="Gumbel temperature tau of the 2:4 choice, first to last step."
+        (4.0, 0.05), description="Temperature tau of the 2:4 Gumbel-softmax at the first and last step."
     )
-    pattern_scale: Ramp = Field((100.0, 500.0), description="Logit scale kappa of the 2:4 choice.")
+    pattern_scale: Ramp = Field((100.0, 500.0), description="Scale kappa of the pattern logits, first and last step.")
     pattern_prior: str = Field(
-        "sparsegpt", description="One-shot method whose 2:4 mask the pattern logits start from, or `none`."
+        "sparsegpt", description="One-shot method whose 2:4 mask initializes the pattern logits, or `none`."
     )
     pattern_prior_strength: float = Field(
-        3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
+        3.0, ge=0, description="Strength of this initialization, in standard deviations of the initial logits."
     )
     pattern_std: float = Field(0.01, gt=0, description="Standard deviation of the initial pattern logits.")
 
-    tile_temperature: Ramp = Field((2.0, 0.05), description="Gumbel temperature tau of the tile choice.")
-    tile_scale: Ramp = Field((25.0, 350.0), description="Logit scale kappa of the tile choice.")
+    tile_temperature: Ramp = Field((2.0, 0.05), description="Temperature tau of the tiles, first and last step.")
+    tile_scale: Ramp = Field((25.0, 350.0), description="Scale kappa of the tile logits, first and last step.")
     tile_prior: str = Field(
         "sparsegpt",
-        description="One-shot method whose unstructured mask at the target sparsity ranks the tiles at the start; "
-        "or `random`, or `none`.",
+        description="One-shot method whose unstructured mask at the target sparsity initializes the tile logits; or "
+        "`random`, or `none`.",
     )
     tile_prior_strength: float = Field(
-        3.0, ge=0, description="Its weight, in standard deviations of the initial logits."
+        3.0, ge=0, description="Strength of this initialization, in standard deviations of the initial logits."
     )
     tile_std: float = Field(0.014, gt=0, description="Standard deviation of the initial tile logits.")
     frozen_mask: str = Field(
         "maskllm",
-        description="Method whose 2:4 mask the sparse tiles of patch-tile have: one-shot or learned; or `import`, the "
-        "model's 2:4 mask of `imports`.",
+        description="Frozen 2:4 mask of the sparse tiles of patch-tile: a one-shot or learned method, or `import` for "
+        "the model's 2:4 mask under `imports`.",
     )
 
-    sparsity_reg: float = Field(7.0, ge=0, description="lambda 1: weight of |density - target|.")
-    weight_reg: float = Field(10.0, ge=0, description="lambda 2: weight of the kept share of the squared weight norm.")
+    sparsity_reg: float = Field(
+        7.0, ge=0, description="Weight lambda 1 of the sparsity regularizer |density - target|."
+    )
+    weight_reg: float = Field(10.0, ge=0, description="Weight lambda 2 of the kept-norm regularizer.")
     weight_reg_decay: bool = Field(
-        False, description="Let lambda 2 fall linearly to zero over the run (the public code does, the paper does not)."
+        False, description="Decay lambda 2 linearly to zero, as the public code does and the paper does not."
     )
     target: Literal["global", "layer"] = Field(
-        "global", description="One density target for the model, or one for each linear layer."
+        "global", description="Apply the density target to the whole model or to each linear layer."
     )
     hard: bool = Field(False, description="Sample one-hot choices in the forward pass (straight-through).")
     finalize: Literal["exact", "threshold"] = Field(
         "exact",
-        description="Keep the tiles with the largest logits so that the budget is met to the tile, "
-        "or those with a positive logit (the paper's).",
+        description="Final dense tiles: `exact`, those with the largest logits, which meets the target to one tile; "
+        "`threshold`, those with a positive logit, as in the paper.",
     )
 
     prox_strength: float = Field(
-        0.25, ge=0, description="ProxSparse's lambda: weight of the products of three weights of a group."
+        0.25, ge=0, description="Weight lambda of ProxSparse's regularizer, the products of three weights of a group."
     )
 
     gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="Wall time between checkpoints.")
-    log_every: int = Field(1, ge=1, description="Steps between lines of the training log.")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="Minutes between checkpoints.")
+    log_every: int = Field(1, ge=1, description="Steps between two lines of the training curve.")
 
     @model_validator(mode="after")
     def _micro_batches(self) -> Learning:

@@ -8,22 +8,22 @@ from patch.settings import Section
 
 
 class SparseGPT(Section):
-    """Frantar and Alistarh, 2023."""
+    """Settings of SparseGPT (Frantar and Alistarh, 2023)."""
 
-    damp: float = Field(0.01, gt=0, description="Share of the mean diagonal that is added to the Hessian's diagonal.")
+    damp: float = Field(0.01, gt=0, description="Damping of the Hessian, as a fraction of its mean diagonal.")
     block_size: int = Field(128, ge=4, description="Columns that are pruned before the rest is updated.")
 
 
 class Thanos(Section):
-    """Ilin and Richtarik, 2025."""
+    """Settings of Thanos (Ilin and Richtarik, 2025)."""
 
-    damp: float = Field(0.01, gt=0, description="Share of the mean diagonal that is added to the Hessian's diagonal.")
+    damp: float = Field(0.01, gt=0, description="Damping of the Hessian, as a fraction of its mean diagonal.")
     block_size: int = Field(512, ge=4, description="Columns that are pruned together before the rest is updated.")
-    rows_at_once: int = Field(256, ge=1, description="Rows whose systems are solved together: memory, not results.")
+    rows_at_once: int = Field(256, ge=1, description="Rows that are solved together; affects memory, not results.")
 
 
 class Pruning(Section):
-    """Settings of the one-shot methods; a field has its method's name, and its keys are arguments of the method."""
+    """Settings of the one-shot methods. A key has the name of its method; its values are arguments of the method."""
 
-    sparsegpt: SparseGPT = Field(default_factory=SparseGPT, description="SparseGPT.")
-    thanos: Thanos = Field(default_factory=Thanos, description="Thanos.")
+    sparsegpt: SparseGPT = Field(default_factory=SparseGPT, description="Settings of SparseGPT.")
+    thanos: Thanos = Field(default_factory=Thanos, description="Settings of Thanos.")

@@ -8,11 +8,11 @@ from patch.settings import Section
 
 
 class Quantization(Section):
-    """Symmetric group AbsMax quantisation of the pruned weights, and SLiM-LoRA."""
+    """Symmetric group-wise AbsMax quantization of the pruned weights, and SLiM-LoRA."""
 
-    bits: int = Field(4, ge=2, le=8, description="Of a weight.")
+    bits: int = Field(4, ge=2, le=8, description="Bits per weight.")
     group_size: int = Field(128, ge=1, description="Consecutive weights of a row that share a scale.")
     rank_ratio: float = Field(
-        0.1, ge=0, le=1, description="Rank of SLiM-LoRA's adapters, as a share of the smaller side of a layer."
+        0.1, ge=0, le=1, description="Rank of SLiM-LoRA adapters as a fraction of the smaller layer dimension."
     )
-    quantize_adapters: bool = Field(False, description="Round the adapters to the same kind of grid.")
+    quantize_adapters: bool = Field(False, description="Quantize the adapters in the same way.")

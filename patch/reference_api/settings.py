@@ -65,7 +65,9 @@ PROXSPARSE_KEYS = sorted({*LEARNING_KEYS, "lr", "micro_batch_size", "gradient_ch
 class Calibration(Section):
     """Calibration settings of one-shot methods."""
 
-    seqlen: int | None = Field(None, ge=4, description="Tokens per sequence; by default 2048 or the model's context.")
+    seqlen: int | None = Field(
+        None, ge=4, description="Length of a sequence in tokens; by default 2048 or the model's context."
+    )
 
 
 class Evaluation(Section):
@@ -73,23 +75,25 @@ class Evaluation(Section):
 
     tasks: list[str] = Field(list(PAPER_TASKS), min_length=1, description="lm-eval tasks, by default the paper's.")
     include_path: str | None = Field(None, description="Folder of lm-eval YAML files whose data is made from text.")
-    task_data: str = Field("wikitext2", description="Corpus whose test part the data of those tasks is made from.")
+    task_data: str = Field("wikitext2", description="Corpus whose test split the data of these tasks is made from.")
     task_samples: int = Field(200, ge=10, description="Questions per task made from text.")
-    limit: int | None = Field(None, ge=1, description="Questions per task; without it, all.")
+    limit: int | None = Field(None, ge=1, description="Maximum number of questions per task; by default all.")
     perplexity_seqlen: int | None = Field(
-        None, ge=4, description="Tokens per window; by default 4096 or the model's context."
+        None, ge=4, description="Length of a sequence in tokens; by default 4096 or the model's context."
     )
 
 
 class ApiSettings(Section):
     """Schema of a settings file."""
 
-    corpora: dict[str, Corpus] = Field(default_factory=dict, description="Text in the place of the hub's, by name.")
+    corpora: dict[str, Corpus] = Field(
+        default_factory=dict, description="Corpora that replace those of the hub, by name."
+    )
     learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run.")
     proxsparse: dict[str, Any] = Field(default_factory=dict, description="Keys of a ProxSparse run.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
-    calibration: Calibration = Field(default_factory=Calibration, description="Calibration windows.")
-    folder: str = Field("patch-runs", description="Where checkpoints, curves, learned masks and corpora go.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Settings of the evaluation.")
+    calibration: Calibration = Field(default_factory=Calibration, description="Settings of the calibration.")
+    folder: str = Field("patch-runs", description="Folder of checkpoints, curves, learned masks and corpora.")
 
     @field_validator("learning")
     @classmethod

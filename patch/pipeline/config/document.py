@@ -1,50 +1,54 @@
-"""Generator of config/README.md and config/schema.json: `python -m patch.pipeline.config.document`."""
+"""Generator of the tables in config/README.md and of config/schema.json: `python -m patch.pipeline.config.document`."""
 
 from __future__ import annotations
 
-import inspect
 import json
-import types
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic.json_schema import models_json_schema
 
 from patch.learning.settings import METHOD_DEFAULTS, Learning
 from patch.methods import METHODS
-from patch.pipeline.config.experiment import Experiment, LearningConfig
-from patch.pipeline.config.introduction import INTRODUCTION
-from patch.settings import Section
+from patch.pipeline.config.experiment import Experiment
 
-Found = dict[type[Section], list[str]]
+README = Path("config/README.md")
+SCHEMA = Path("config/schema.json")
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
+BOUNDS = {
+    "minimum": " ≥ {}",
+    "ge": " ≥ {}",
+    "exclusiveMinimum": " > {}",
+    "maximum": " ≤ {}",
+    "le": " ≤ {}",
+    "minItems": ", at least {}",
+    "pattern": " like `{}`",
+}
+# Sections of a learning run are plain mappings in the schema, because they are merged before they are validated.
+LEARNING_PATHS = ["learning.common", "learning.methods.<method>", "learning.overrides[].set"]
 
-FOLDER = Path("config")
-# Description of the tag of a union, the only field without its own description.
-KIND = "Which of the alternatives this is."
-SIMPLE = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
-# Settings of a learning run are in plain mappings, which are merged before they are validated.
-LEARNING_PATHS = ("learning.common", "learning.methods.<method>", "learning.overrides[].set")
+JsonSchema = dict[str, Any]
 
 
-def readme() -> str:
-    """Return the text of config/README.md."""
-    parts = [INTRODUCTION.replace("{methods}", _methods()).replace("{method_defaults}", _method_defaults())]
-    parts += [_describe(section, paths) for section, paths in _sections(Experiment, "", {}).items()]
-    return "\n\n".join(parts) + "\n"
+def readme(text: str) -> str:
+    """Return ``text``, the contents of config/README.md, with new tables between its markers."""
+    for name, make in {"methods": _methods, "defaults": _method_defaults, "keys": _keys}.items():
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+        text = re.sub(f"(?<={begin}).*?(?={end})", lambda _, make=make: f"\n{make()}\n\n", text, flags=re.DOTALL)
+    return text
 
 
 def schema() -> str:
     """Return the text of config/schema.json, the JSON schema of a configuration file for editors."""
-    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(dialect | Experiment.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({"$schema": DIALECT} | Experiment.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(run.replace("|", "\\|") for run in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
 
 
 def _methods() -> str:
@@ -53,7 +57,7 @@ def _methods() -> str:
         calibrated = "calibration text" if method.statistics != "none" else "-"
         needs = "training text" if method.stage == "learn" else calibrated
         rows.append([f"`{method.name}`", method.title, ", ".join(method.patterns), needs])
-    return _table(["Method", "In tables", "Patterns", "Needs"], rows)
+    return _table(["Method", "Title in tables", "Patterns", "Needs"], rows)
 
 
 def _method_defaults() -> str:
@@ -63,97 +67,92 @@ def _method_defaults() -> str:
     return _table(["Key", *(f"`{method}`" for method in METHOD_DEFAULTS)], rows)
 
 
-def _sections(section: type[Section], path: str, found: Found) -> Found:
-    """Return ``section`` and every section below it with their dotted paths, in the order of the file."""
-    paths = found.setdefault(section, [])
-    if path not in paths:
-        paths.append(path)
-    for name, field in section.model_fields.items():
-        for child, suffix in _children(field.annotation):
-            _sections(child, f"{path}.{name}{suffix}".removeprefix("."), found)
-    if section is LearningConfig:
-        for learning_path in LEARNING_PATHS:
-            _sections(Learning, learning_path, found)
-    return found
+def _keys() -> str:
+    """Return a heading and a table for every section, in the order of the file."""
+    _, both = models_json_schema([(Experiment, "validation"), (Learning, "validation")])
+    sections = both["$defs"]
+    paths: dict[str, list[str]] = {}
+
+    def visit(name: str, path: str) -> None:
+        paths.setdefault(name, []).append(path)
+        for key, field in sections[name]["properties"].items():
+            for child, suffix in _references(field):
+                visit(child, f"{path}.{key}{suffix}".removeprefix("."))
+        if name == "LearningConfig":
+            for learning_path in LEARNING_PATHS:
+                visit("Learning", learning_path)
+
+    visit("Experiment", "")
+    return "\n\n".join(_describe(sections[name], found) for name, found in paths.items())
 
 
-def _children(annotation: Any) -> Iterator[tuple[type[Section], str]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation, ""
-        return
-    suffix = {dict: ".<name>", list: "[]"}.get(get_origin(annotation), "")
-    for argument in get_args(annotation):
-        for section, rest in _children(argument):
-            yield section, suffix + rest
+def _references(field: JsonSchema) -> Iterator[tuple[str, str]]:
+    """Yield the sections that a key may hold, each with the path from the key to it."""
+    if "$ref" in field:
+        yield _name(field), ""
+    nested = [(option, "") for option in field.get("anyOf", field.get("oneOf", []))]
+    nested += [(field["items"], "[]")] if "items" in field else []
+    nested += [(values, ".<name>") for values in _mapping_values(field)]
+    for option, suffix in nested:
+        yield from ((name, suffix + rest) for name, rest in _references(option))
 
 
-def _describe(section: type[Section], paths: list[str]) -> str:
-    fields = section.model_fields.items()
-    rows = [[f"`{name}`", _type(f), _default(name, f), f.description or KIND] for name, f in fields]
-    where = ", ".join(f"`{path}`" for path in paths if path) or "The file itself"
-    heading = [f"### {section.__name__}", f"{where}. {inspect.getdoc(section)}"]
-    return "\n\n".join([*heading, _table(["Key", "Type", "Default", "Meaning"], rows)])
+def _name(reference: JsonSchema) -> str:
+    return reference["$ref"].rpartition("/")[2]
 
 
-def _default(name: str, field: FieldInfo) -> str:
-    if field.is_required() or name == "kind":
+def _mapping_values(field: JsonSchema) -> list[JsonSchema]:
+    values = [field.get("additionalProperties"), *field.get("patternProperties", {}).values()]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _describe(section: JsonSchema, paths: list[str]) -> str:
+    required = [*section.get("required", []), "kind"]
+    rows = [
+        [f"`{key}`", _type(field), _default(field, key in required), field.get("description", "Type of this section.")]
+        for key, field in section["properties"].items()
+    ]
+    where = ", ".join(f"`{path}`" for path in dict.fromkeys(paths) if path) or "Top level"
+    heading = f"### {section['title']}\n\n{where}. {section['description']}"
+    return f"{heading}\n\n{_table(['Key', 'Type', 'Default', 'Meaning'], rows)}"
+
+
+def _default(field: JsonSchema, required: bool) -> str:
+    if required:
         return "required"
-    if field.default is PydanticUndefined:
-        return "empty" if field.default_factory in (dict, list) else "its defaults"
-    return _value(field.default)
+    if "default" in field:
+        return _value(field["default"])
+    return "its defaults" if "$ref" in field else "empty"
 
 
 def _value(value: Any) -> str:
     return "none" if value is None else f"`{json.dumps(value)}`"
 
 
-def _type(field: FieldInfo) -> str:
-    text = _name(field.annotation)
-    for bound in field.metadata:
-        match bound:
-            case Ge(ge=limit):
-                text += f" ≥ {limit:g}"
-            case Gt(gt=limit):
-                text += f" > {limit:g}"
-            case Le(le=limit):
-                text += f" ≤ {limit:g}"
-            case Lt(lt=limit):
-                text += f" < {limit:g}"
-            case MinLen(min_length=limit):
-                text += f", at least {limit}"
-            case MaxLen(max_length=limit):
-                text += f", at most {limit}"
-            case _ if pattern := getattr(bound, "pattern", None):
-                text += f" like `{pattern}`"
-    return text
-
-
-def _name(annotation: Any) -> str:
+def _type(field: JsonSchema) -> str:
     """Return the description of a type, with sections as links to their tables."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in SIMPLE:
-        return SIMPLE[annotation]
-    if origin is None:
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    if origin is Literal:
-        return " or ".join(f"`{choice}`" for choice in arguments)
-    if origin is Annotated:
-        return _name(arguments[0])
-    if origin in (Union, types.UnionType):
-        return " or ".join(_name(argument) for argument in arguments if argument is not type(None))
-    if origin is list:
-        return f"list of {_name(arguments[0])}"
-    if origin is tuple:
-        return f"{len(arguments)} {_name(arguments[0])}s"
-    if origin is dict:
-        return f"mapping of {_name(arguments[0])} to {_name(arguments[1])}"
-    raise TypeError(f"no words for the type {annotation!r}; add them here")
+    if "$ref" in field:
+        return f"[{_name(field)}](#{_name(field).lower()})"
+    if choices := field.get("enum", [field["const"]] if "const" in field else []):
+        return " or ".join(f"`{choice}`" for choice in choices)
+    if options := field.get("anyOf", field.get("oneOf")):
+        return " or ".join(_type(option) for option in options if option.get("type") != "null")
+    if "prefixItems" in field:
+        return f"{len(field['prefixItems'])} {_type(field['prefixItems'][0])}s"
+    if field.get("type") == "array":
+        text = f"list of {_type(field['items'])}"
+    elif field.get("type") == "object":
+        values = " or ".join(map(_type, _mapping_values(field))) or "any value"
+        return f"mapping of {_type(field.get('propertyNames', {}))} to {values}"
+    else:
+        text = TYPES[field.get("type", "string")]
+    return text + "".join(words.format(field[bound]) for bound, words in BOUNDS.items() if bound in field)
 
 
 def main() -> None:
     """Write both files."""
-    (FOLDER / "README.md").write_text(readme(), encoding="utf-8")
-    (FOLDER / "schema.json").write_text(schema(), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    SCHEMA.write_text(schema(), encoding="utf-8")
 
 
 if __name__ == "__main__":

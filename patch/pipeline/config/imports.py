@@ -11,29 +11,29 @@ from patch.settings import Section
 
 
 class HubMask(Section):
-    """A mask file in a repository of the Hugging Face hub."""
+    """Mask file in a repository of the Hugging Face hub."""
 
     kind: Literal["hub"] = "hub"
-    repo: str = Field(description="Repository, `owner/name`.")
+    repo: str = Field(description="Repository id, `owner/name`.")
     revision: str | None = Field(
-        None, description="Commit, branch or tag; without it, the newest. The commit that was read is noted."
+        None, description="Commit, branch or tag; by default the latest. The commit is recorded in the mask file."
     )
-    file: str = Field("mask.npz", description="File in the repository.")
+    file: str = Field("mask.npz", description="Path of the file in the repository.")
 
 
 class FileMask(Section):
-    """A local file."""
+    """Local mask file."""
 
     kind: Literal["file"] = "file"
-    path: str = Field(description="`.npz` in a published format, or `.safetensors` of this software.")
+    path: str = Field(description="Path of a published `.npz` file or of a `.safetensors` file of this project.")
 
 
 class Import(Section):
-    """A mask for the grid's method `import`, or a prior of learning."""
+    """Mask that was made elsewhere, for the method `import` or as an initialization of learning."""
 
     model: str = Field(description="Name under `models`.")
-    method: str = Field(description="Method that made it: the row whose published numbers stand beside it.")
-    pattern: str | None = Field(None, description="Its pattern; by default what the method is made for.")
-    sparsity: float | None = Field(None, description="Its nominal sparsity; N:M fixes its own.")
-    tile: Tile | None = Field(None, description="Side of its tiles, if it is hybrid; by default the experiment's.")
-    source: Annotated[HubMask | FileMask, Field(discriminator="kind")] = Field(description="Where the file is.")
+    method: str = Field(description="Method that made the mask, for the comparison with published numbers.")
+    pattern: str | None = Field(None, description="Pattern of the mask; by default that of the method.")
+    sparsity: float | None = Field(None, description="Nominal sparsity of the mask; `N:M` patterns imply it.")
+    tile: Tile | None = Field(None, description="Tile size of a hybrid mask; by default the experiment's `tile`.")
+    source: Annotated[HubMask | FileMask, Field(discriminator="kind")] = Field(description="Source of the file.")

@@ -1,4 +1,4 @@
-"""config/README.md and config/schema.json follow from the sections, and the README's snippets are right."""
+"""Tests of config/README.md and config/schema.json: generated parts, links and snippets."""
 
 import copy
 import re
@@ -10,18 +10,18 @@ from snakemake.utils import update_config
 
 from patch.pipeline.config.document import readme, schema
 from patch.pipeline.config.experiment import Experiment
-from patch.pipeline.config.introduction import INTRODUCTION
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[4]
+README = (ROOT / "config/README.md").read_text(encoding="utf-8")
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
-SNIPPETS = re.findall(r"```yaml\n(.*?)```", INTRODUCTION, flags=re.DOTALL)
+SNIPPETS = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
 REMAKE = "run `python -m patch.pipeline.config.document`"
 
 
 def test_readme_is_up_to_date():
-    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == readme(), REMAKE
+    assert readme(README) == README, REMAKE
 
 
 def test_schema_is_up_to_date():
@@ -40,10 +40,14 @@ def test_every_key_of_every_section_is_described():
 
 
 def test_links_lead_somewhere():
-    text = readme()
-    headings = {heading.lower() for heading in re.findall(r"^### (\w+)$", text, flags=re.MULTILINE)}
-    assert set(re.findall(r"\(#(\w+)\)", text)) <= headings
-    assert all((ROOT / "config" / name).exists() for name in re.findall(r"\]\(([\w.-]+)\)", text))
+    headings = {heading.lower() for heading in re.findall(r"^### (\w+)$", README, flags=re.MULTILINE)}
+    assert set(re.findall(r"\(#(\w+)\)", README)) <= headings
+    assert all((ROOT / "config" / path).exists() for path in re.findall(r"\]\(([\w./-]+)", README))
+
+
+def test_every_section_has_a_table():
+    sections = {*Experiment.model_json_schema()["$defs"], "Experiment", "Learning"}
+    assert sections == set(re.findall(r"^### (\w+)$", README, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

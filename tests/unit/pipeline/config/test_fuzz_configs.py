@@ -1,4 +1,4 @@
-"""Some hundred hostile configurations are planned or refused; `tests/fuzz/configs.py` says how they are made."""
+"""Test with hundreds of hostile configurations from `tests/fuzz/configs.py`."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""What a configuration may say, and what is said to its author when it may not."""
+"""Tests of loading a configuration and of the error messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[4]
 
 
 def put(*path: Any) -> Callable[[dict], None]:
-    """A change: set the value that comes last at the keys before it."""
+    """Return a change that sets the last argument at the path of the others."""
     *keys, last, value = path
 
     def change(raw: dict) -> None:
@@ -30,6 +30,7 @@ def put(*path: Any) -> Callable[[dict], None]:
 
 
 def drop(*path: Any) -> Callable[[dict], None]:
+    """Return a change that deletes the key at ``path``."""
     *keys, last = path
 
     def change(raw: dict) -> None:
@@ -41,13 +42,14 @@ def drop(*path: Any) -> Callable[[dict], None]:
 
 
 def add(entry: dict) -> Callable[[dict], None]:
+    """Return a change that appends a block to the grid."""
     return lambda raw: raw["grid"].append(entry)
 
 
 HYBRID = {"methods": ["patch"], "sparsity": [0.4]}
 CONFIG = ("models", "qwen", "source", "config")
 FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
-    # what is done -> what the message must name: the key, the value, what would be right
+    # Change -> expected parts of the message: the key, its value and the valid values.
     "key": (put("evalutaion", {}), ["`evalutaion`", "did you mean `evaluation`?"]),
     "key-missing": (drop("calibration"), ["`calibration` is missing"]),
     "nested-key": (put("evaluation", "batchsize", 3), ["`evaluation.batchsize`", "`batch_size`"]),
@@ -69,7 +71,7 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     "experiment-name": (put("experiment", "My run"), ["`experiment` is 'My run'"]),
     "seed": (put("seeds", [0, -1]), ["`seeds.1` is -1", "greater than or equal to 0"]),
     "no-seeds": (put("seeds", []), ["`seeds`"]),
-    "shares": (
+    "fractions": (
         put("corpora", "text", "source", "split", {"train": 0.5}),
         ["corpora.text.source", "must sum to 1"],
     ),
@@ -200,7 +202,7 @@ def test_a_good_file_is_loaded_and_frozen(tmp_path: Path, raw_config: dict) -> N
 
 
 def test_unquoted_pattern_in_yaml(tmp_path: Path, raw_config: dict) -> None:
-    """YAML 1.1 reads 2:4 as a number to the base of sixty."""
+    """Check the message for an unquoted 2:4, which YAML 1.1 reads as a sexagesimal number."""
     path = tmp_path / "c.yaml"
     text = yaml.safe_dump(raw_config).replace("grid:\n", "grid:\n- methods: [wanda]\n  pattern: 2:4\n")
     path.write_text(text)
