@@ -1,4 +1,4 @@
-"""Data of the tasks made from held-out text, read without a hub and without a cache."""
+"""Loader of the tasks made from held-out text; it uses neither a hub nor a cache."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from patch.errors import InputError
 
 
 def load(task: str, **metadata: Any) -> dict[str, Dataset]:
-    """Questions of a task from `$PATCH_TASK_DATA/<task>.jsonl`, with the columns `query`, `choices`, `gold`.
+    """Return the questions of a task from `$PATCH_TASK_DATA/<task>.jsonl`, with columns `query`, `choices`, `gold`.
 
     Args:
-        task: its name.
-        metadata: what lm-eval passes along; not used.
+        task: Name of the task.
+        metadata: Further arguments from lm-eval, which are ignored.
 
     Raises:
-        InputError: the variable is not set or the file is missing.
+        InputError: The variable is not set or the file is missing.
     """
     folder = os.environ.get("PATCH_TASK_DATA")
     if not folder:
