@@ -76,8 +76,8 @@ def _keys() -> str:
     def visit(name: str, path: str) -> None:
         paths.setdefault(name, []).append(path)
         for key, field in sections[name]["properties"].items():
-            for child, suffix in _references(field):
-                visit(child, f"{path}.{key}{suffix}".removeprefix("."))
+            for child, child_path in _references(field, f"{path}.{key}".removeprefix(".")):
+                visit(child, child_path)
         if name == "LearningConfig":
             for learning_path in LEARNING_PATHS:
                 visit("Learning", learning_path)
@@ -86,15 +86,16 @@ def _keys() -> str:
     return "\n\n".join(_describe(sections[name], found) for name, found in paths.items())
 
 
-def _references(field: JsonSchema) -> Iterator[tuple[str, str]]:
-    """Yield the sections that a key may hold, each with the path from the key to it."""
+def _references(field: JsonSchema, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the sections that the key at ``path`` may hold, each with its own path."""
     if "$ref" in field:
-        yield _name(field), ""
-    nested = [(option, "") for option in field.get("anyOf", field.get("oneOf", []))]
-    nested += [(field["items"], "[]")] if "items" in field else []
-    nested += [(values, ".<name>") for values in _mapping_values(field)]
-    for option, suffix in nested:
-        yield from ((name, suffix + rest) for name, rest in _references(option))
+        yield _name(field), path
+    for option in field.get("anyOf", field.get("oneOf", [])):
+        yield from _references(option, path)
+    if "items" in field:
+        yield from _references(field["items"], f"{path}[]")
+    for values in _mapping_values(field):
+        yield from _references(values, f"{path}.<name>")
 
 
 def _name(reference: JsonSchema) -> str:
