@@ -95,8 +95,9 @@ def _worst(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _shapes_of_models() -> list[str]:
-    from patch.models.shapes import linear_shapes, model_shape
     from patch.pipeline.cli.options import read_config
+
+    from patch.models.shapes import linear_shapes, model_shape
     from patch.pipeline.config.load import validate_experiment
 
     models = validate_experiment(read_config(["config/paper.yaml"])).models

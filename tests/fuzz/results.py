@@ -17,7 +17,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -40,10 +40,19 @@ from patch.pipeline.runs.run import Run
 from ._damage import checked_text, damaged_bytes, damaged_json, hostile_text, outcome
 
 RUNS = (
-    Run("qwen", "wanda", "2:4", 0.5, None, 0),
-    Run("qwen", "patch-joint", "hybrid", 0.45, 16, 1),
-    Run("qwen", "patch-joint", "hybrid", 0.45, 16, 1, "absmax", "tile_prior=none"),
-    Run("qwen", "dense", "dense", 0.0, None, 0),
+    Run(model="qwen", method="wanda", pattern="2:4", sparsity=0.5),
+    Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=0.45, tile=16, seed=1),
+    Run(
+        model="qwen",
+        method="patch-joint",
+        pattern="hybrid",
+        sparsity=0.45,
+        tile=16,
+        seed=1,
+        quantization="absmax",
+        variant="tile_prior=none",
+    ),
+    Run(model="qwen", method="dense", pattern="dense", sparsity=0.0),
 )
 COST = {"seconds": 12.5, "peak_memory_mb": 800.0}
 ENVIRONMENT = {"git_commit": None, "python": "3.11", "packages": {"torch": "2"}, "device": "cpu", "threads": 1}
@@ -141,8 +150,8 @@ def _check_numbers(value: Any) -> None:
 
 
 def _check_run(run: dict[str, Any]) -> None:
-    found = Run(**{name: run[name] for name in asdict(RUNS[0])})
-    assert run["id"] == found.id and found.model and (found.tile is not None) == (found.pattern == "hybrid")
+    found = Run(**run)
+    assert found.model and (found.tile is not None) == (found.pattern == "hybrid")
     if found.pattern not in ("dense", "hybrid", "unstructured"):
         n, m = map(int, found.pattern.split(":"))
         assert 0 < n <= m and abs(found.sparsity - (1 - n / m)) < 1e-5
@@ -158,7 +167,7 @@ def _raw_record(run: Run = RUNS[1]) -> dict[str, Any]:
     return {
         "schema": 1,
         "experiment": "demo",
-        "run": {"id": run.id, **asdict(run)},
+        "run": run.model_dump(),
         "metrics": {
             "perplexity": {"value": 28.5, "stderr": 0.2, "chance": None, "samples": 400},
             "accuracy": {"value": 0.5, "stderr": 0.01, "chance": 0.25, "samples": 1},
@@ -181,14 +190,15 @@ def _sound_record(facts: dict[str, Any]) -> None:
 
 
 def _write_samples(path: Path) -> None:
-    run = {"id": RUNS[1].id, **asdict(RUNS[1])}
-    write_samples(path, "demo", run, {"perplexity": (3.25, 4.5, 2.125), "cloze": (1.0, 0.0, 1.0), "group": ()}, "abcd")
+    write_samples(
+        path, "demo", RUNS[1], {"perplexity": (3.25, 4.5, 2.125), "cloze": (1.0, 0.0, 1.0), "group": ()}, "abcd"
+    )
 
 
 def _read_samples(path: Path) -> dict[str, Any]:
     found = read_samples(path)
     samples = {name: values.tolist() for name, values in found.samples.items()}
-    return {"experiment": found.experiment, "run": {"id": found.run.id, **asdict(found.run)}, "samples": samples}
+    return {"experiment": found.experiment, "run": found.run.model_dump(), "samples": samples}
 
 
 def _sound_samples(facts: dict[str, Any]) -> None:
@@ -203,7 +213,7 @@ def _raw_speed() -> dict[str, Any]:
         quartiles = {"median": 1.5, "low": 1.25, "high": 2.0}
         names = ("tokens_per_second", "prefill_seconds", "decode_seconds", "speedup")
         backends = {"prefill": {"dense": 14}, "decode": {"dense": 14}}
-        facts = {"run": {"id": run.id, **asdict(run)}, "achieved_sparsity": run.sparsity, "backends": backends}
+        facts = {"run": run.model_dump(), "achieved_sparsity": run.sparsity, "backends": backends}
         facts |= {"linear_bytes": {"dense": 80, "measured": 40, "expected": 40}, "peak_memory_mb": 10.0}
         return facts | dict.fromkeys(names, quartiles) | {"logits_difference": 1e-5, "largest_logit": 12.0}
 
@@ -251,7 +261,7 @@ def _sound_partial(facts: dict[str, Any]) -> None:
 
 
 def _write_results(path: Path) -> None:
-    runs = [*RUNS, replace(RUNS[0], seed=1)]
+    runs = [*RUNS, RUNS[0].model_copy(update={"seed": 1})]
     records = [Record.model_validate(_raw_record(run)) for run in runs]
     collect(records, [ModelInfo("qwen", "Qwen", "joint")], load_published(PUBLISHED)).to_csv(path, index=False)
 

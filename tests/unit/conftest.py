@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ def _timed(model: str, variant: str, tile: int, run: tuple[str, str, float, floa
     method, pattern, sparsity, gain = run
     name = f"patch-{variant}" if method == "patch" else method
     size = tile if pattern == "hybrid" else None
-    run = Run(model, name, pattern, sparsity, size, 0)
+    run = Run(model=model, method=name, pattern=pattern, sparsity=sparsity, tile=size)
     return {
-        "run": {"id": run.id, **asdict(run)},
+        "run": run.model_dump(),
         "achieved_sparsity": sparsity,
         "tokens_per_second": _quartiles(1000 * gain, 30.0),
         "prefill_seconds": _quartiles(0.1 / gain, 0.01),

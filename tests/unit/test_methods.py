@@ -17,6 +17,7 @@ from patch.methods import METHODS, PAPER_ORDER, Method, get_method, one_shot_met
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.results.order import run_order
 from patch.pipeline.runs.grid import Grid
+from patch.pipeline.runs.run import Run
 from patch.pruning.prune import prune
 
 GUIDE = Path(__file__).parents[2] / "docs/adding-a-method.md"
@@ -101,5 +102,7 @@ def test_one_line_of_configuration_brings_it_into_the_grid(example: Path, raw_co
         ("llama", "2:4", 0.5),
     }
     assert any(run.method == "ria" and run.pattern == "unstructured" for run in grid.closure), "a prior"
-    ours, paper = run_order("ria", "2:4", 0.5, None), run_order("maskllm", "2:4", 0.5, None)
+    ours, paper = (
+        run_order(Run(model="qwen", method=name, pattern="2:4", sparsity=0.5)) for name in ("ria", "maskllm")
+    )
     assert ours > paper, "after the paper's methods"

@@ -35,13 +35,12 @@ class Key:
     @property
     def order(self) -> tuple:
         """Sort key for the paper's row order."""
-        return run_order(self.method, self.pattern, self.sparsity, self.tile, self.quantization, self.variant)
+        return run_order(self)
 
     def row(self, model: ModelInfo) -> str:
         """Return `Run.row` of the model's runs with this key."""
         method = f"patch-{model.variant}" if self.method == "patch" else self.method
-        of_run = (method, self.pattern, self.sparsity, self.tile, 0, self.quantization, self.variant)
-        return Run(model.name, *of_run).row
+        return Run(model=model.name, **vars(self) | {"method": method}).row
 
 
 @dataclass(frozen=True)

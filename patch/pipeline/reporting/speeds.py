@@ -52,8 +52,7 @@ def speed_table(speeds: Speeds, models: Sequence[ModelInfo]) -> Table:
 
 
 def _order(timed: Timed) -> tuple:
-    run = timed.run
-    return run_order(run.method, run.pattern, run.sparsity, run.tile)
+    return run_order(timed.run)
 
 
 def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, papers: Sequence[str]) -> Row:

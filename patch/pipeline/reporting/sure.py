@@ -60,7 +60,8 @@ def _errors(records: Sequence[Record]) -> str:
     return (
         "The standard errors say how much a number would change on other samples: perplexity is over "
         f"{_range(sequences)} sequences, accuracy over questions ({tasks}). {over} Rows are measured on the same "
-        "sequences and questions, so the error of a difference is a paired one, often much smaller than those of the two rows. "
+        "sequences and questions, so the error of a difference is a paired one, often much smaller than those of the "
+        "two rows. "
         f"Below: of the pairs of rows with one sparsity, those whose difference is within {ERRORS} paired errors, "
         "which cannot be told apart."
     )

@@ -6,38 +6,32 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from pydantic import Field, model_validator
 
 from patch.errors import InputError, suggest
 from patch.evaluation.schema import Share
-from patch.files.schema import Count, Name, Positive
+from patch.files.schema import Name
 from patch.pipeline.results.csv_files import Row, read_rows
 from patch.pipeline.results.current import refuse_stale
 from patch.pipeline.results.order import run_order
 from patch.pipeline.results.projections import projection_density
 from patch.pipeline.results.published import Published, published_value
 from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.run import Run, nm_sparsity
+from patch.pipeline.runs.run import Run
 
 # Prefix of a projection's name in the column `metric`.
 DENSITY = "density/"
 
 
-class ResultRow(Row):
+class ResultRow(Run):
     """Metric of one run; `collect` describes the fields."""
 
+    model_config = Row.model_config | {"strict": False}
+
     experiment: Name
-    model: Name
-    method: Name
-    pattern: str
-    sparsity: float = Field(ge=0, lt=1)
-    tile: Positive | None
-    quantization: Literal["absmax", "slim-lora"] | None
-    variant: Name | None
-    seed: Count
     metric: Name
     value: float = Field(ge=0)
     stderr: float | None = Field(ge=0)
@@ -49,9 +43,7 @@ class ResultRow(Row):
 
     @model_validator(mode="after")
     def _in_range(self) -> ResultRow:
-        """Check the pattern, that perplexities are at least 1, and that all other metrics are percentages."""
-        if self.pattern not in ("dense", "hybrid", "unstructured"):
-            nm_sparsity(self.pattern)
+        """Check that perplexities are at least 1, and that all other metrics are percentages."""
         if self.metric == "perplexity" and self.value < 1:
             raise ValueError(f"`value` of perplexity is {self.value}; expected 1 or more")
         if self.metric != "perplexity" and self.value > 100 + _ROUNDING:
@@ -59,6 +51,7 @@ class ResultRow(Row):
         return self
 
 
+RUN_COLUMNS = list(Run.model_fields)
 COLUMNS = list(ResultRow.model_fields)
 # Rounding may put a percentage slightly above 100.
 _ROUNDING = 1e-9
@@ -92,8 +85,7 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
 
     def order(record: Record) -> tuple[Any, ...]:
         run = record.run
-        row = run_order(run.method, run.pattern, run.sparsity, run.tile, run.quantization, run.variant)
-        return positions[run.model], row, run.seed
+        return positions[run.model], run_order(run), run.seed
 
     sizes = Counter((c.model, c.method, c.sparsity, c.tile) for c in (record.run for record in records) if c.tile)
     compared = Counter(size[:3] for size in sizes)
@@ -133,10 +125,7 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
     costs = record.stages.values()
     shared = {
         "experiment": record.experiment,
-        **{
-            name: getattr(run, name)
-            for name in ("model", "method", "pattern", "sparsity", "tile", "quantization", "variant", "seed")
-        },
+        **run.model_dump(),
         "achieved_sparsity": record.achieved_sparsity,
         "seconds": math.fsum(cost.seconds for cost in costs) if costs else None,
         "peak_memory_mb": max((cost.peak_memory_mb for cost in costs), default=None),
@@ -165,11 +154,8 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
 
 def row_names(frame: pd.DataFrame) -> pd.Series:
     """Return `model/row` for each line of the tidy frame; `row` is `Run.row`."""
-    names = ["model", "method", "pattern", "sparsity", "tile", "seed", "quantization", "variant"]
-    runs = (
-        Run(*(None if pd.isna(value) else value for value in values))
-        for values in frame[names].itertuples(index=False, name=None)
-    )
+    values = frame[RUN_COLUMNS].astype(object).where(frame[RUN_COLUMNS].notna(), None)
+    runs = (Run(**line) for line in values.to_dict("records"))
     return pd.Series([f"{run.model}/{run.row}" for run in runs], index=frame.index, dtype="str")
 
 
@@ -203,7 +189,7 @@ def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> 
     rows = read_rows(path, ResultRow, "results")
     _check_complete(path, rows)
     if digests is not None:
-        found = {f"{row.model}/{Run.of(row).id}": row.config_digest for row in rows}
+        found = {f"{row.model}/{row.id}": row.config_digest for row in rows}
         refuse_stale([f"{name} in {path}" for name, one in found.items() if digests.get(name) != one], len(found))
     return pd.DataFrame([row.model_dump() for row in rows], columns=COLUMNS).astype(_KINDS)
 
@@ -212,9 +198,9 @@ def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
     """Check that each run has each metric of its model once; only unquantized hybrid runs need densities."""
     runs: dict[Run, set[str]] = defaultdict(set)
     for row in rows:
-        names = runs[Run.of(row)]
+        names = runs[Run(**{name: getattr(row, name) for name in RUN_COLUMNS})]
         if row.metric in names:
-            raise InputError(f"{path}: `{row.metric}` of {row.model}/{Run.of(row).id} is there twice")
+            raise InputError(f"{path}: `{row.metric}` of {row.model}/{row.id} is there twice")
         names.add(row.metric)
     metrics: dict[str, set[str]] = defaultdict(set)
     for run, names in runs.items():

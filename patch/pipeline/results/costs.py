@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from patch.pipeline.results.record import Record
-from patch.pipeline.runs.run import Run
 
 STAGES = ("prune", "learn", "import", "quantize", "evaluate")
 
@@ -29,7 +28,7 @@ def measured_costs(records: Iterable[Record]) -> dict[tuple[str, str], Cost]:
     jobs: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float]]] = {}
     for record in records:
         run = record.run
-        mask = replace(Run.of(run), variant=None).pruned.id
+        mask = run.model_copy(update={"variant": None}).pruned.id
         for stage, cost in record.stages.items():
             of = run.quantization or run.method if stage == "quantize" else run.method
             # An ablation's default value shares the plain run's mask. Equal cost identifies the shared mask.

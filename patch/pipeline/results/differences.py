@@ -115,7 +115,7 @@ def _model_lines(runs: list[Samples]) -> Iterator[tuple]:
 
 
 def _order(run: Run) -> tuple:
-    return run_order(run.method, run.pattern, run.sparsity, run.tile, run.quantization), run.row
+    return run_order(run.model_copy(update={"variant": None})), run.row
 
 
 def _pairs(rows: list[Run]) -> Iterator[tuple[str, str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patch.masks.tile_size import WHOLE_MATRIX
 from patch.methods import METHODS, PAPER_ORDER, paper_rank
-from patch.pipeline.runs.run import IMPORT
+from patch.pipeline.runs.run import IMPORT, Run
 
 # Configuration names -> names in the paper's tables, in the order of their rows.
 PAPER_METHODS: dict[str, str] = {
@@ -42,18 +42,12 @@ def variant_title(variant: str) -> str:
     return ", ".join(f"{key.replace('_', ' ')}: {method_title(value)}" for key, _, value in pairs)
 
 
-def run_order(
-    method: str,
-    pattern: str,
-    sparsity: float,
-    tile: int | None,
-    quantization: str | None = None,
-    variant: str | None = None,
-) -> RunOrder:
+def run_order(run: Run) -> RunOrder:
     """Return a sort key: dense first, then by falling sparsity, then methods as in the paper, unknown ones by name."""
-    rank = 1 + list(QUANTIZATIONS).index(quantization) if quantization else 0
-    kind = HARDWARE_ORDER.index(pattern_kind(pattern))
-    return (pattern != "dense", -sparsity, paper_rank(method), method, kind, pattern, tile or 0, rank, variant or "")
+    rank = 1 + list(QUANTIZATIONS).index(run.quantization) if run.quantization else 0
+    kind = HARDWARE_ORDER.index(pattern_kind(run.pattern))
+    method = (paper_rank(run.method), run.method)
+    return (run.pattern != "dense", -run.sparsity, *method, kind, run.pattern, run.tile or 0, rank, run.variant or "")
 
 
 def percent(share: float) -> str:

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from patch.evaluation.schema import Metric, Share, StageCost, check_metrics
 from patch.files.io import read_checked_json, write_checked_json
-from patch.files.schema import Count, Name, Positive, Schema, check
-from patch.pipeline.runs.run import Run, format_sparsity, nm_sparsity
+from patch.files.schema import Name, Positive, Schema, check
+from patch.pipeline.runs.run import Run
 
 StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
 # Fractions computed from fp64 sums differ in their last digits.
@@ -39,33 +39,6 @@ class ModelInfo:
     tile: int | None = None
 
 
-class RecordRun(Schema):
-    """Run of the grid; ``sparsity`` is the target fraction of zeros."""
-
-    id: str
-    model: Name
-    method: Name
-    pattern: str
-    sparsity: float = Field(ge=0, lt=1)
-    tile: Positive | None
-    seed: Count
-    quantization: Literal["absmax", "slim-lora"] | None = None
-    variant: Name | None = None
-
-    @model_validator(mode="after")
-    def _agrees(self) -> RecordRun:
-        """Check that the pattern, the tile, the sparsity and the id agree."""
-        if (self.tile is None) == (self.pattern == "hybrid"):
-            raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]!r}; hybrid alone has tiles")
-        if self.pattern not in ("hybrid", "unstructured"):
-            expected = 0.0 if self.pattern == "dense" else nm_sparsity(self.pattern)
-            if format_sparsity(self.sparsity) != format_sparsity(expected):
-                raise ValueError(f"`sparsity` is {self.sparsity}; the pattern {self.pattern!r} has {expected:.6g}")
-        if self.id != (expected := Run.of(self).id):
-            raise ValueError(f"`id` is {self.id[:200]!r}; expected {expected[:200]!r}")
-        return self
-
-
 class Environment(Schema):
     """Software and hardware environment of a measurement; ``time`` is in ISO 8601 format."""
 
@@ -86,7 +59,7 @@ class Record(Schema):
 
     schema_version: Literal[1] = Field(alias="schema")
     experiment: Name
-    run: RecordRun
+    run: Run
     metrics: dict[Name, Metric]
     achieved_sparsity: Share
     density: dict[Name, Share]

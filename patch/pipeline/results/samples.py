@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from patch.evaluation.metric import check_loss
 from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Name, Schema, check
-from patch.pipeline.results.record import RecordRun
 from patch.pipeline.runs.run import Run
 
 
@@ -39,7 +38,7 @@ class Samples:
 class _File(Schema):
     schema_version: Literal[1] = Field(alias="schema")
     experiment: Name
-    run: RecordRun
+    run: Run
     samples: dict[Name, list[Annotated[float, Field(ge=0)]]]
     config_digest: Name
 
@@ -56,14 +55,14 @@ class _File(Schema):
 
 
 def write_samples(
-    path: Path, experiment: str, run: dict[str, Any], samples: Mapping[str, Sequence[float]], config_digest: str
+    path: Path, experiment: str, run: Run, samples: Mapping[str, Sequence[float]], config_digest: str
 ) -> None:
     """Check the samples of one run and write them atomically, with a checksum.
 
     Args:
         path: path of the file.
         experiment: name of the experiment.
-        run: fields of the run, as in the record.
+        run: run of the grid.
         samples: per-sample results, as in `Samples`.
         config_digest: digest of the evaluation settings, as in the record.
 
@@ -73,7 +72,7 @@ def write_samples(
     content = {
         "schema": 1,
         "experiment": experiment,
-        "run": run,
+        "run": run.model_dump(),
         "samples": {name: [_short(value) for value in values] for name, values in samples.items()},
         "config_digest": config_digest,
     }
@@ -96,4 +95,4 @@ def read_samples(path: Path | str) -> Samples:
     """
     file = check(_File, read_checked_json(path), f"{path}: not the samples of a run")
     arrays = {name: np.array(values, dtype=np.float64) for name, values in file.samples.items()}
-    return Samples(file.experiment, Run.of(file.run), arrays, file.config_digest)
+    return Samples(file.experiment, file.run, arrays, file.config_digest)

@@ -14,7 +14,8 @@ from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Name, Positive, Schema, check
 from patch.pipeline.results.order import percent
 from patch.pipeline.results.published import Published
-from patch.pipeline.results.record import Environment, RecordRun
+from patch.pipeline.results.record import Environment
+from patch.pipeline.runs.run import Run
 
 # Model of the paper's throughput table, and the number of new tokens that the paper's text discusses.
 PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
@@ -57,7 +58,7 @@ class Timed(Schema):
     difference from the first logits of the masked model, and ``largest_logit`` is the largest magnitude among those.
     """
 
-    run: RecordRun
+    run: Run
     achieved_sparsity: Share
     tokens_per_second: Quartiles
     prefill_seconds: Quartiles

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from typing import Any
 
 from patch.errors import InputError, suggest
@@ -109,7 +108,7 @@ def import_runs(
     except InputError as error:
         raise InputError(f"`imports.{name}`: {str(error).removeprefix('grid: ')}") from None
     seeded = quantization == "slim-lora"
-    runs = (replace(run, variant=f"{IMPORT}{name}", seed=run.seed if seeded else 0) for run in found)
+    runs = (run.model_copy(update={"variant": f"{IMPORT}{name}", "seed": run.seed if seeded else 0}) for run in found)
     return list(dict.fromkeys(runs))
 
 
@@ -135,7 +134,16 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
     seeded = method.seeded or entry.quantization == "slim-lora"
     seeds = (entry.seeds or experiment.seeds) if seeded else [0]
     return [
-        Run(model, method_name, pattern, sparsity, tile, seed, entry.quantization, variant)
+        Run(
+            model=model,
+            method=method_name,
+            pattern=pattern,
+            sparsity=sparsity,
+            tile=tile,
+            seed=seed,
+            quantization=entry.quantization,
+            variant=variant,
+        )
         for sparsity in _sparsities(entry, method_name, pattern, kind)
         for tile in tiles
         for variant in variants(entry)

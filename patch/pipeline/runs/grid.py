@@ -206,7 +206,7 @@ class Grid:
         if method == "import":
             return self._imported_prior(run.model, pattern)
         seed = run.seed if get_method(method).seeded else 0
-        return Run(run.model, method, pattern, sparsity, None, seed)
+        return Run(model=run.model, method=method, pattern=pattern, sparsity=sparsity, seed=seed)
 
     def _imported_prior(self, model: str, pattern: str) -> Run:
         imports = self.experiment.imports

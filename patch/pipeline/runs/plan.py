@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from patch.pipeline.runs.stage_settings import (
     LearnSettings,
     PruneSettings,
     QuantizeSettings,
-    RunInfo,
     SpeedupSettings,
     TabulateSettings,
 )
@@ -205,7 +203,7 @@ class Plan:
         return EvaluateSettings(
             upstream=digest(sources),
             experiment=self.experiment.experiment,
-            run=_info(run),
+            run=run,
             mask=self._expected_mask(run),
             quantized=self.mask_digest(run) if run.quantization else None,
             evaluation=self.experiment.evaluation,
@@ -219,7 +217,7 @@ class Plan:
             upstream=digest([self.store.model_path(model), *(self.mask_digest(run) for run in runs)]),
             experiment=self.experiment.experiment,
             model=model,
-            runs=[_info(run) for run in runs],
+            runs=runs,
             masks=[self._expected_mask(run) for run in runs],
             speedup=self.experiment.speedup,
             **self._machine(runs[0]),
@@ -253,7 +251,7 @@ class Plan:
         return TabulateSettings(
             digests=self.digests(self.grid.runs, self.timed_models if speed else ()),
             models=[self._model_info(name) for name in self.models],
-            runs=[_info(run) for run in self.grid.runs],
+            runs=[run for run in self.grid.runs],
             standard=tables.pop(None, []),
             tables=tables,
             published=self.experiment.published,
@@ -424,10 +422,6 @@ class Plan:
             inputs.pop("weights", None)
             inputs["quantized"] = self.layout.quantized(run)
         return inputs
-
-
-def _info(run: Run) -> RunInfo:
-    return RunInfo(id=run.id, **asdict(run))
 
 
 def _label(run: Run) -> str:

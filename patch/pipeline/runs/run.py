@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import replace
+from typing import Literal
 
+from pydantic import Field, model_validator
+
+from patch.files.schema import Count, Name, Positive, Schema
 from patch.masks.pattern import parse_nm
 from patch.masks.tile_size import WHOLE_MATRIX
 from patch.methods import Method, get_method
@@ -22,9 +25,10 @@ def format_tile(tile: int) -> str:
     return "matrix" if tile == WHOLE_MATRIX else str(tile)
 
 
-@dataclass(frozen=True, order=True)
-class Run:
+class Run(Schema):
     """One run: a model that is pruned by one method with one set of options.
+
+    This is the one schema of a run, from the grid to the settings of the stages, the records and the tables.
 
     Attributes:
         model: Name under `models`.
@@ -38,19 +42,25 @@ class Run:
             None.
     """
 
-    model: str
-    method: str
+    model: Name
+    method: Name
     pattern: str
-    sparsity: float
-    tile: int | None
-    seed: int
-    quantization: str | None = None
-    variant: str | None = None
+    sparsity: float = Field(ge=0, lt=1)
+    tile: Positive | None = None
+    seed: Count = 0
+    quantization: Literal["absmax", "slim-lora"] | None = None
+    variant: Name | None = None
 
-    @classmethod
-    def of(cls, written: Any) -> Run:
-        """Return the run that stage settings or a record describe with fields of the same names."""
-        return cls(**{field.name: getattr(written, field.name) for field in fields(cls)})
+    @model_validator(mode="after")
+    def _agrees(self) -> Run:
+        """Check that the pattern, the tile and the sparsity agree."""
+        if (self.tile is None) == (self.pattern == "hybrid"):
+            raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]!r}; hybrid alone has tiles")
+        if self.pattern not in ("hybrid", "unstructured"):
+            expected = 0.0 if self.pattern == "dense" else nm_sparsity(self.pattern)
+            if format_sparsity(self.sparsity) != format_sparsity(expected):
+                raise ValueError(f"`sparsity` is {self.sparsity}; the pattern {self.pattern!r} has {expected:.6g}")
+        return self
 
     @property
     def id(self) -> str:
@@ -72,7 +82,7 @@ class Run:
     @property
     def pruned(self) -> Run:
         """Run before quantization, whose mask and weights this run uses."""
-        return replace(self, quantization=None, seed=self.seed if self.definition.seeded else 0)
+        return self.model_copy(update={"quantization": None, "seed": self.seed if self.definition.seeded else 0})
 
     @property
     def imported(self) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -45,7 +44,7 @@ class SharedMasks:
 
     def _place(self, digest: str, run: Run) -> tuple[Layout, Run]:
         for other in self._others:
-            for candidate in (run, replace(run, variant=None)):
+            for candidate in (run, run.model_copy(update={"variant": None})):
                 header = read_header(other.mask(candidate)) or {}
                 curve = run.definition.stage != "learn" or Path(other.curve(candidate)).is_file()
                 if header.get("digest") == digest and curve:

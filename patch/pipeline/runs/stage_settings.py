@@ -179,27 +179,13 @@ class ExportSettings(Section):
     dtype: str
 
 
-class RunInfo(Section):
-    """Description of a run in a record."""
-
-    id: str
-    model: str
-    method: str
-    pattern: str
-    sparsity: float
-    tile: int | None
-    seed: int
-    quantization: str | None = None
-    variant: str | None = None
-
-
 class EvaluateSettings(Section):
     """Settings of the evaluation of a run; ``quantized`` is the digest of its low-bit weights."""
 
     version: int = VERSIONS["evaluate"]
     upstream: str
     experiment: str
-    run: RunInfo
+    run: Run
     mask: ExpectedMask | None
     quantized: str | None
     evaluation: Evaluation
@@ -214,7 +200,7 @@ class SpeedupSettings(Section):
     upstream: str
     experiment: str
     model: str
-    runs: list[RunInfo]
+    runs: list[Run]
     masks: list[ExpectedMask]
     speedup: Speedup
     dtype: str
@@ -242,7 +228,7 @@ class TabulateSettings(Section):
     version: int = VERSIONS["tabulate"]
     digests: dict[str, str]
     models: list[dict[str, str | int | bool | None]]
-    runs: list[RunInfo]
+    runs: list[Run]
     standard: list[str]
     tables: dict[str, list[str]]
     published: str
@@ -252,7 +238,7 @@ class TabulateSettings(Section):
         """Mapping of `model/row` to the digests of the settings of the evaluations of its runs."""
         found: dict[str, list[str]] = {}
         for run in self.runs:
-            row = f"{run.model}/{Run.of(run).row}"
+            row = f"{run.model}/{run.row}"
             found.setdefault(row, []).append(self.digests[f"{run.model}/{run.id}"])
         return found
 

@@ -22,7 +22,6 @@ from patch.pipeline.results.environment import describe_environment
 from patch.pipeline.results.record import write_record
 from patch.pipeline.results.samples import write_samples
 from patch.pipeline.runs.layout import settings_digest
-from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.stage_settings import EvaluateSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 from patch.pipeline.stages._progress import report
@@ -59,7 +58,7 @@ def run(
         apply_layers(network, layers)
     if masks:
         apply_masks(network, masks)
-        stages[Run.of(settings.run).definition.stage] = masks.header["cost"]
+        stages[settings.run.definition.stage] = masks.header["cost"]
     done = PartialRecord(partial, settings_digest(settings))
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)
@@ -75,7 +74,7 @@ def run(
         # Quantization rounds some weights to zero, which do not count as pruned.
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
-    write_samples(samples, settings.experiment, settings.run.model_dump(), _values(found), settings_digest(settings))
+    write_samples(samples, settings.experiment, settings.run, _values(found), settings_digest(settings))
     write_record(
         record,
         {

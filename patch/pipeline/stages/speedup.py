@@ -18,7 +18,7 @@ from patch.pipeline.results.environment import describe_environment, hardware
 from patch.pipeline.results.speed import write_speed
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.run import Run
-from patch.pipeline.runs.stage_settings import RunInfo, SpeedupSettings
+from patch.pipeline.runs.stage_settings import SpeedupSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 
 WARMUP = 2
@@ -68,18 +68,18 @@ class _Candidates:
         self.settings, self.network, self.tokens = settings, network, tokens
         self.generations: dict[str, Generation] = {}
         self.facts: dict[str, dict[str, Any]] = {}
-        run = Run(settings.model, "dense", "dense", 0.0, None, 0)
+        run = Run(model=settings.model, method="dense", pattern="dense", sparsity=0.0)
         self.dense = run.id
-        self._add(RunInfo(id=run.id, **asdict(run)), network, 0.0, Agreement(0.0, 0.0))
+        self._add(run, network, 0.0, Agreement(0.0, 0.0))
 
-    def add(self, run: RunInfo, masks: MaskSet) -> None:
+    def add(self, run: Run, masks: MaskSet) -> None:
         """Convert the model by a mask, and check that its logits agree with those of the masked model."""
         other = converted(self.network, masks)
         same = agreement(self.network, masks, other, self.tokens, run.id)
         self._add(run, other, masks.sparsity, same)
         print(f"{run.id}: converted; logits differ by {same.difference:.2g} of {same.largest:.2g}", flush=True)
 
-    def _add(self, run: RunInfo, model: nn.Module, sparsity: float, same: Agreement) -> None:
+    def _add(self, run: Run, model: nn.Module, sparsity: float, same: Agreement) -> None:
         rows, new = len(self.tokens), self.settings.speedup.new_tokens
         once = Generation(model, self.tokens, new, graph=False)
         self.facts[run.id] = {

@@ -13,7 +13,6 @@ from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
-from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.stage_settings import SummarySettings
 
 
@@ -34,18 +33,19 @@ def run(
         Differences.read(differences, settings.tabulate.row_digests),
     )
     models = [ModelInfo(**model) for model in tabulate.models]
-    expected = [Run.of(run) for run in tabulate.runs]
     arrangement, published = Arrangement(tabulate.standard, tabulate.tables), load_published(tabulate.published)
     speeds = Speeds(read_speeds(speedups or [], tabulate.digests), published)
     text = summary(
         Results(
             experiment=settings.experiment,
             run=settings.run,
-            tables=[build_table(name, frame, models, expected, arrangement, paired, speeds) for name in settings.shown],
+            tables=[
+                build_table(name, frame, models, tabulate.runs, arrangement, paired, speeds) for name in settings.shown
+            ],
             records=read_records(records, tabulate.digests),
             differences=paired.frame,
             models=models,
-            expected=expected,
+            expected=tabulate.runs,
             published=published,
             speeds=speeds.records,
             command=command,

@@ -11,7 +11,6 @@ from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
-from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.stage_settings import TabulateSettings
 
 
@@ -23,13 +22,14 @@ def run(
     The speed table needs ``speedups``, the records of speed measurements.
     """
     models = [ModelInfo(**model) for model in settings.models]
-    expected = [Run.of(run) for run in settings.runs]
     arrangement, errors = (
         Arrangement(settings.standard, settings.tables),
         Differences.read(differences, settings.row_digests),
     )
     speeds = Speeds(read_speeds(speedups or [], settings.digests), load_published(settings.published))
     write_table(
-        build_table(out.name, read_results(results, settings.digests), models, expected, arrangement, errors, speeds),
+        build_table(
+            out.name, read_results(results, settings.digests), models, settings.runs, arrangement, errors, speeds
+        ),
         out,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +49,28 @@ def grid(models: list[ModelInfo], seeds: int) -> list[Run]:
     """The demo's runs."""
     runs = []
     for model, seed in itertools.product(models, range(seeds)):
-        one_shot = [Run(model.name, m, "2:4", 0.5, None, seed) for m in ("wanda", "sparsegpt", "maskllm")]
+        one_shot = [
+            Run(model=model.name, method=m, pattern="2:4", sparsity=0.5, seed=seed)
+            for m in ("wanda", "sparsegpt", "maskllm")
+        ]
         levels, tile = (0.45, 0.35, 0.25), 128 if model.comparable else 16
-        free = [Run(model.name, m, "unstructured", s, None, seed) for m in ("wanda", "sparsegpt") for s in levels]
-        hybrid = [Run(model.name, f"patch-{model.variant}", "hybrid", s, tile, seed) for s in levels]
-        fixed = [Run(model.name, "dense", "dense", 0.0, None, 0), Run(model.name, "magnitude", "2:4", 0.5, None, 0)]
+        free = [
+            Run(model=model.name, method=m, pattern="unstructured", sparsity=s, seed=seed)
+            for m in ("wanda", "sparsegpt")
+            for s in levels
+        ]
+        hybrid = [
+            Run(model=model.name, method=f"patch-{model.variant}", pattern="hybrid", sparsity=s, tile=tile, seed=seed)
+            for s in levels
+        ]
+        fixed = [
+            Run(model=model.name, method="dense", pattern="dense", sparsity=0.0),
+            Run(model=model.name, method="magnitude", pattern="2:4", sparsity=0.5),
+        ]
         runs += [*(fixed if seed == 0 else []), *one_shot, *free, *hybrid]
         if model.variant == "tile":
-            runs += [replace(run, quantization="absmax") for run in (*one_shot[2:], *hybrid)]
-            runs += [replace(run, quantization="slim-lora") for run in hybrid]
+            runs += [run.model_copy(update={"quantization": "absmax"}) for run in (*one_shot[2:], *hybrid)]
+            runs += [run.model_copy(update={"quantization": "slim-lora"}) for run in hybrid]
     return runs
 
 
@@ -91,8 +104,7 @@ def make_record(run: Run, tasks: dict[str, float], rng: np.random.Generator) -> 
     raw = {
         "schema": 1,
         "experiment": "demo",
-        "run": {"id": run.id, **{key: getattr(run, key) for key in ("model", "method", "pattern", "sparsity")}}
-        | {"tile": run.tile, "seed": run.seed, "quantization": run.quantization},
+        "run": run,
         "metrics": metrics,
         "achieved_sparsity": run.sparsity * 0.9998,
         "density": density(run.model, run.sparsity, rng) if run.pattern == "hybrid" else {},

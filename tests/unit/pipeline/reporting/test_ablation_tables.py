@@ -1,7 +1,6 @@
 """Tables of the grid's own, rows with a setting of their own, deviation over seeds, densities, paired errors."""
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,12 +21,11 @@ VALUES = {"tile_prior=none": 14.9, "tile_prior=sparsegpt": 14.6, "tile_prior=wan
 
 def record(run: Run, perplexity: float, accuracy: float = 0.4) -> Record:
     environment = {"git_commit": None, "python": "3", "packages": {}, "device": "cpu", "threads": 1, "time": "t"}
-    names = ("id", "model", "method", "pattern", "sparsity", "tile", "seed", "quantization", "variant")
     return Record.model_validate(
         {
             "schema": 1,
             "experiment": "e",
-            "run": {name: getattr(run, name) for name in names},
+            "run": run,
             "metrics": {
                 "perplexity": {"value": perplexity, "stderr": 0.2},
                 "accuracy": {"value": accuracy, "stderr": 0.01},
@@ -44,9 +42,9 @@ def record(run: Run, perplexity: float, accuracy: float = 0.4) -> Record:
 
 def runs(model: ModelInfo = QWEN, seeds: int = 1) -> list[Run]:
     tile = model.tile
-    one = Run(model.name, "patch-joint", "hybrid", 0.45, tile, 0)
-    varied = [replace(one, variant=variant, seed=seed) for variant in VALUES for seed in range(seeds)]
-    return [Run(model.name, "dense", "dense", 0.0, None, 0), *varied]
+    one = Run(model=model.name, method="patch-joint", pattern="hybrid", sparsity=0.45, tile=tile)
+    varied = [one.model_copy(update={"variant": variant, "seed": seed}) for variant in VALUES for seed in range(seeds)]
+    return [Run(model=model.name, method="dense", pattern="dense", sparsity=0.0), *varied]
 
 
 def frame_of(chosen: list[Run], models: list[ModelInfo]) -> pd.DataFrame:
@@ -101,7 +99,7 @@ def test_a_setting_is_a_column_only_where_rows_have_one(tmp_path):
 
 
 def test_imported_rows_say_where_they_are_from():
-    run = Run("qwen", "maskllm", "2:4", 0.5, None, 0, variant="import=theirs")
+    run = Run(model="qwen", method="maskllm", pattern="2:4", sparsity=0.5, variant="import=theirs")
     (row,) = build_table("joint", frame_of([run], [QWEN]), [QWEN], [run]).rows
     assert (row.method, row.setting, row.measures[1].published) == ("MaskLLM", "imported: theirs", 15.22)
 

@@ -1,5 +1,4 @@
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -145,15 +144,28 @@ def test_rows_of_the_paper_that_are_not_in_the_grid(one_seed):
 
 def test_ablations_of_the_paper_count_as_rows(one_seed):
     qwen = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B")
-    plain = [Run("qwen", "patch-joint", "hybrid", level, 128, 0) for level in (0.45, 0.35, 0.25)]
+    plain = [
+        Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=level, tile=128)
+        for level in (0.45, 0.35, 0.25)
+    ]
     (before, *_) = not_here(one_seed.published, plain, [qwen])
     assert "PATCH (joint)" not in before and "tile 64×64, 32×32, 16×16, 8×8, 4×4 at 45, 35, 25 %" in before
     # The plain run has the first value of what an ablation varies.
     assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target layer at 45, 35, 25 %" in before
-    varied = [replace(run, variant="target=layer") for run in plain] + [replace(run, tile=4) for run in plain]
+    varied = [run.model_copy(update={"variant": "target=layer"}) for run in plain] + [
+        run.model_copy(update={"tile": 4}) for run in plain
+    ]
     (after, *_) = not_here(one_seed.published, [*plain, *varied], [qwen])
     assert "target" not in after and "4×4" not in after
-    imported = [Run("qwen", "maskllm", "2:4", 0.5, None, 0, None, "import=theirs")]
+    imported = [
+        Run(
+            model="qwen",
+            method="maskllm",
+            pattern="2:4",
+            sparsity=0.5,
+            variant="import=theirs",
+        )
+    ]
     assert "; MaskLLM 2:4" in before
     assert "; MaskLLM 2:4" not in not_here(one_seed.published, [*plain, *imported], [qwen])[0]
 

@@ -99,7 +99,7 @@ def test_the_note_on_other_models_names_them(experiment):
 
 def test_a_method_of_others_comes_last_of_its_sparsity(experiment):
     first = next(r for r in experiment.records if r.run.model == "llama" and r.run.method == "wanda")
-    run = first.run.model_copy(update={"method": "my_method", "id": "my_method_2of4"})
+    run = first.run.model_copy(update={"method": "my_method"})
     experiment.records.append(first.model_copy(update={"run": run}))
     methods = [row.method for row in build("tile", experiment).rows]
     assert methods.index("my_method") == methods.index("MaskLLM") + 1

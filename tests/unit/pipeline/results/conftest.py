@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from patch.pipeline.results.published import Published, load_published
-from patch.pipeline.runs.run import Run
 
 RAW: dict[str, Any] = {
     "schema": 1,
     "experiment": "demo",
     "run": {
-        "id": "wanda_2of4_0.5_s0",
         "model": "qwen",
         "method": "wanda",
         "pattern": "2:4",
@@ -55,8 +53,6 @@ def raw() -> Callable[..., dict[str, Any]]:
     def make(**run: Any) -> dict[str, Any]:
         record = copy.deepcopy(RAW)
         record["run"] |= run
-        fields = {"quantization": None, "variant": None} | record["run"]
-        record["run"]["id"] = Run(**{name: value for name, value in fields.items() if name != "id"}).id
         return record
 
     return make

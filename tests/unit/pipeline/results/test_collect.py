@@ -152,9 +152,9 @@ def test_names_that_look_like_numbers_stay_names(raw, published, tmp_path):
         (",14.5,", ",", "line 2 has 16 values; expected 17"),
         ("2:4", "2:0", "pattern '2:0' is not N:M"),
         (",0.5,", ",1.5,", "line 2: `sparsity`"),
-        (",0,accuracy", ",-1,accuracy", "line 2: `seed`"),
-        (",0,accuracy", ",zero,accuracy", "line 2: `seed`"),
-        (",0,accuracy", ",1,accuracy", "`accuracy` of qwen/wanda_2of4_0.5_s1 is there twice"),
+        (",0,,,demo,accuracy", ",-1,,,demo,accuracy", "line 2: `seed`"),
+        (",0,,,demo,accuracy", ",zero,,,demo,accuracy", "line 2: `seed`"),
+        (",0,,,demo,accuracy", ",1,,,demo,accuracy", "`accuracy` of qwen/wanda_2of4_0.5_s1 is there twice"),
         ("accuracy", "perplexity", "`perplexity` of qwen/wanda_2of4_0.5_s0 is there twice"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ from patch.pipeline.results.differences import COLUMNS, Differences, paired_diff
 from patch.pipeline.results.samples import Samples
 from patch.pipeline.runs.run import Run
 
-DENSE = Run("qwen", "dense", "dense", 0.0, None, 0)
-WANDA = Run("qwen", "wanda", "2:4", 0.5, None, 0)
-SPARSEGPT = Run("qwen", "sparsegpt", "2:4", 0.5, None, 0)
-PATCH = Run("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
+DENSE = Run(model="qwen", method="dense", pattern="dense", sparsity=0.0)
+WANDA = Run(model="qwen", method="wanda", pattern="2:4", sparsity=0.5)
+SPARSEGPT = Run(model="qwen", method="sparsegpt", pattern="2:4", sparsity=0.5)
+PATCH = Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=0.45, tile=16)
 
 
 def of(run: Run, **values: np.ndarray) -> Samples:
@@ -96,7 +95,7 @@ def test_tasks_of_one_size_are_resampled_apart() -> None:
 
 
 def seeds(run: Run, values: list[np.ndarray], metric: str) -> list[Samples]:
-    return [of(replace(run, seed=seed), **{metric: found}) for seed, found in enumerate(values)]
+    return [of(run.model_copy(update={"seed": seed}), **{metric: found}) for seed, found in enumerate(values)]
 
 
 def test_several_seeds_of_an_accuracy() -> None:
@@ -123,8 +122,15 @@ def test_several_seeds_of_a_perplexity() -> None:
 
 
 def test_which_rows_are_compared() -> None:
-    runs = [DENSE, WANDA, SPARSEGPT, PATCH, replace(PATCH, variant="lr=1.0"), replace(PATCH, quantization="absmax")]
-    other = [replace(run, model="llama") for run in (DENSE, WANDA)]
+    runs = [
+        DENSE,
+        WANDA,
+        SPARSEGPT,
+        PATCH,
+        PATCH.model_copy(update={"variant": "lr=1.0"}),
+        PATCH.model_copy(update={"quantization": "absmax"}),
+    ]
+    other = [run.model_copy(update={"model": "llama"}) for run in (DENSE, WANDA)]
     frame = paired_differences([of(run, cloze=answers(0), perplexity=losses(0)) for run in [*runs, *other]][::-1])
     assert list(frame.columns) == COLUMNS
     assert set(frame["metric"]) == {"perplexity", "accuracy", "cloze"}
@@ -153,7 +159,7 @@ def test_metrics_without_the_same_samples_are_left_out() -> None:
     assert metrics_of(of(WANDA, **whole), of(DENSE, **missing)) == ["perplexity", "cloze"]
     assert metrics_of(of(WANDA, **missing), of(DENSE, **missing)) == ["perplexity", "accuracy", "cloze"]
     # A seed that lacks a task: the row's mean would be over other questions than its value in the table.
-    seed = of(replace(WANDA, seed=1), **missing)
+    seed = of(WANDA.model_copy(update={"seed": 1}), **missing)
     assert metrics_of(of(WANDA, **whole), seed, of(DENSE, **whole)) == ["perplexity", "cloze"]
 
 
@@ -174,7 +180,7 @@ def test_the_largest_losses_can_be_read_again(tmp_path: Path) -> None:
 
 def test_the_same_again_in_any_order() -> None:
     samples = [of(run, cloze=answers(i), perplexity=losses(i)) for i, run in enumerate((DENSE, WANDA, PATCH))]
-    samples.append(of(replace(PATCH, seed=1), cloze=answers(5), perplexity=losses(5)))
+    samples.append(of(PATCH.model_copy(update={"seed": 1}), cloze=answers(5), perplexity=losses(5)))
     frame = paired_differences(samples)
     assert frame.equals(paired_differences(samples))
     again = paired_differences(samples[::-1])
@@ -186,7 +192,9 @@ def test_the_same_again_in_any_order() -> None:
 
 
 def test_lookup_and_file(tmp_path: Path) -> None:
-    samples = [of(replace(run, model="7"), cloze=answers(i)) for i, run in enumerate((DENSE, WANDA, PATCH))]
+    samples = [
+        of(run.model_copy(update={"model": "7"}), cloze=answers(i)) for i, run in enumerate((DENSE, WANDA, PATCH))
+    ]
     frame = paired_differences(samples)
     frame.to_csv(tmp_path / "d.csv", index=False)
     found = Differences.read(tmp_path / "d.csv")

@@ -99,8 +99,8 @@ def test_imported_masks_keep_the_method_that_made_them(raw_config):
     imports = {"theirs": THEIRS, "llm": MASKLLM}
     grid = grid_of(raw_config, {"methods": ["import"]}, imports=imports)
     assert grid.runs == [
-        Run("qwen", "patch-joint", "hybrid", 0.45, 4, 0, variant="import=theirs"),
-        Run("llama", "maskllm", "2:4", 0.5, None, 0, variant="import=llm"),
+        Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=0.45, tile=4, variant="import=theirs"),
+        Run(model="llama", method="maskllm", pattern="2:4", sparsity=0.5, variant="import=llm"),
     ]
     one = grid.runs[0]
     assert (one.imported, one.definition.stage, one.definition.seeded, grid.priors(one)) == (

@@ -103,14 +103,16 @@ def test_priors(raw_config: dict) -> None:
         return next(c for c in grid.runs if (c.model, c.method, c.sparsity) == (model, method, sparsity))
 
     assert grid.priors(run("qwen", "patch-joint", 0.45)) == {
-        "pattern": Run("qwen", "sparsegpt", "2:4", 0.5, None, 3),
-        "tile": Run("qwen", "sparsegpt", "unstructured", 0.45, None, 3),
+        "pattern": Run(model="qwen", method="sparsegpt", pattern="2:4", sparsity=0.5, seed=3),
+        "tile": Run(model="qwen", method="sparsegpt", pattern="unstructured", sparsity=0.45, seed=3),
     }
     assert grid.priors(run("llama", "patch-tile", 0.25)) == {
-        "frozen": Run("llama", "maskllm", "2:4", 0.5, None, 3),
-        "tile": Run("llama", "sparsegpt", "unstructured", 0.25, None, 3),
+        "frozen": Run(model="llama", method="maskllm", pattern="2:4", sparsity=0.5, seed=3),
+        "tile": Run(model="llama", method="sparsegpt", pattern="unstructured", sparsity=0.25, seed=3),
     }
-    assert grid.priors(run("qwen", "maskllm", 0.5)) == {"pattern": Run("qwen", "sparsegpt", "2:4", 0.5, None, 3)}
+    assert grid.priors(run("qwen", "maskllm", 0.5)) == {
+        "pattern": Run(model="qwen", method="sparsegpt", pattern="2:4", sparsity=0.5, seed=3)
+    }
     assert grid.priors(run("qwen", "wanda", 0.5)) == {}
 
 

@@ -234,7 +234,10 @@ def test_digest_depends_on_values_and_not_on_their_order() -> None:
 
 
 def test_layout_examples() -> None:
-    layout, run = Layout("demo"), Run("qwen", "patch-joint", "hybrid", 0.45, 16, 0)
+    layout, run = (
+        Layout("demo"),
+        Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=0.45, tile=16),
+    )
     assert layout.mask(run) == "results/demo/masks/qwen/patch-joint_hybrid_0.45_t16_s0.safetensors"
     assert layout.checkpoints(run) == "work/demo/checkpoints/qwen/patch-joint_hybrid_0.45_t16_s0"
 

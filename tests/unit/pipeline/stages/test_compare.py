@@ -11,12 +11,12 @@ import pytest
 from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.samples import write_samples
 from patch.pipeline.runs.run import Run
-from patch.pipeline.runs.stage_settings import CompareSettings, RunInfo
+from patch.pipeline.runs.stage_settings import CompareSettings
 from patch.pipeline.stages import compare
 
 RUNS = [
-    RunInfo(id=run.id, **{name: getattr(run, name) for name in run.__dataclass_fields__})
-    for run in (Run("qwen", "dense", "dense", 0.0, None, 0), Run("qwen", "wanda", "2:4", 0.5, None, 0))
+    Run(model="qwen", method="dense", pattern="dense", sparsity=0.0),
+    Run(model="qwen", method="wanda", pattern="2:4", sparsity=0.5),
 ]
 DIGESTS = {f"qwen/{run.id}": f"digest {number}" for number, run in enumerate(RUNS)}
 
@@ -27,7 +27,7 @@ def paths(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{run.id}.json" for run in RUNS]
     for run, path in zip(RUNS, paths, strict=True):
         samples = {"perplexity": rng.normal(3, 1, 50).tolist(), "cloze": rng.integers(0, 2, 80).tolist()}
-        write_samples(path, "demo", run.model_dump(), samples, DIGESTS[f"qwen/{run.id}"])
+        write_samples(path, "demo", run, samples, DIGESTS[f"qwen/{run.id}"])
     return paths
 
 

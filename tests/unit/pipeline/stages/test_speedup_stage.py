@@ -67,8 +67,11 @@ def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_
 def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert measured() == 0
     record = read_speed(tmp_path / "speed.json")
-    runs = [Run.of(timed.run) for timed in record.timed]
-    assert runs == [Run("qwen", "dense", "dense", 0.0, None, 0), *plan.timed_runs("qwen")]
+    runs = [timed.run for timed in record.timed]
+    assert runs == [
+        Run(model="qwen", method="dense", pattern="dense", sparsity=0.0),
+        *plan.timed_runs("qwen"),
+    ]
     assert record.settings.model_dump() == {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4}
     assert (record.device, record.dtype, record.experiment) == ("cpu", "float32", "tiny") and record.hardware
     dense, pattern, hybrid = record.timed
