@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ import numpy as np
 
 from patch.errors import InputError
 
-# Bytes of numpy's header before an array, at most.
-_PREFIX = 1 << 14
+# Limit on the bytes of numpy's header before an array.
+_HEADER_BYTES = 1 << 14
 
 
-class Archive:
-    """Arrays of an untrusted npz file, each read on demand.
+class Archive(zipfile.ZipFile):
+    """Untrusted `.npz` file whose arrays are loaded on demand.
 
     Args:
         path: the file.
@@ -27,60 +27,49 @@ class Archive:
         keys: name of each array -> its zip entry.
 
     Raises:
-        InputError: the file is missing, damaged, or names an array twice.
+        InputError: the file is missing or damaged, or has a duplicate key.
     """
 
     def __init__(self, path: Path | str, where: str) -> None:
         self.where = where
-        try:
-            with _damage(self.where):
-                self._zip = zipfile.ZipFile(path)
-        except FileNotFoundError:
-            raise InputError(f"{self.where}: no such file") from None
-        entries = self._zip.infolist()
+        with _damage(where):
+            super().__init__(path)
+        entries = self.infolist()
         self.keys = {entry.filename.removesuffix(".npy"): entry for entry in entries}
         if len(self.keys) < len(entries):
-            self._zip.close()
-            raise InputError(f"{self.where}: it has {len(entries)} entries, but {len(self.keys)} keys; make it again")
+            self.close()
+            raise InputError(f"{where}: it has {len(entries)} entries, but {len(self.keys)} keys; make it again")
 
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
-
-    def read(self, key: str, most: int) -> np.ndarray:
-        """Return an array of at most ``most`` bytes; np.load would allocate any size that an entry declares.
+    def load(self, key: str, most: int) -> np.ndarray:
+        """Return an array of at most ``most`` bytes.
 
         Raises:
-            InputError: the entry is damaged, too large, pickled, or of an unsupported format.
+            InputError: the entry is damaged, too large, pickled, or compressed by another method than deflate.
         """
         entry, where = self.keys[key], f"{self.where}: {key}"
-        if entry.file_size > most + _PREFIX:
+        if entry.file_size > most + _HEADER_BYTES:
             raise InputError(f"{where} unpacks to {entry.file_size} bytes, but {most} belong there; it is not read")
         # Other compressions do not bound the size of a decompressed block.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"{where}: compressed by method {entry.compress_type}; an npz file uses 0 or 8 (deflate)")
-        with _damage(where), self._zip.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            header = getattr(np.lib.format, "read_array_header_{}_{}".format(*version), None)
-            if header is None:
-                raise InputError(f"{where}: .npy version {version} is not known; np.savez writes (1, 0)")
-            shape, _, dtype = header(file)
-            if dtype.hasobject:
-                raise InputError(f"{where}: refused; it holds pickled objects, which can run code when they are read")
-            data = file.read()  # the end of the file triggers the checksum test
-            if len(data) != math.prod(shape) * dtype.itemsize:
-                raise InputError(f"{where}: {len(data)} bytes of data do not make {dtype} of shape {list(shape)}")
-            return np.frombuffer(data, dtype).reshape(shape)
+        with _damage(where), self.open(entry) as file:
+            # With a bound, because the directory may declare a smaller size than the entry unpacks to.
+            content = io.BytesIO(file.read(most + _HEADER_BYTES))
+            array = np.lib.format.read_array(content, allow_pickle=False)
+            if content.read(1):
+                raise ValueError(f"more data than {array.dtype} of shape {list(array.shape)} needs")
+        return array
 
 
 @contextmanager
 def _damage(where: str) -> Iterator[None]:
-    """Convert any error about a damaged file to an InputError: zipfile, zlib and numpy raise many kinds."""
+    """Convert any error about a damaged file to an InputError: zipfile, zlib and numpy raise many kinds.
+
+    An array of a huge declared shape raises a MemoryError before it is filled.
+    """
     try:
         yield
-    except (InputError, FileNotFoundError, MemoryError):
-        raise
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
     except Exception as error:
-        raise InputError(f"{where}: truncated, damaged or not an npz file ({error})") from None
+        raise InputError(f"{where}: truncated, damaged, pickled or not an npz file ({error})") from None

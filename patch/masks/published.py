@@ -155,7 +155,7 @@ def _by_layer(
 
 
 def _meta(archive: Archive) -> dict[str, Any]:
-    where, array = f"{archive.where}: {META}", archive.read(META, _MOST_META)
+    where, array = f"{archive.where}: {META}", archive.load(META, _MOST_META)
     if array.dtype != np.uint8 and (array.dtype.kind not in "US" or array.size != 1):
         raise InputError(f"{where}: {array.dtype} of shape {list(array.shape)}; a JSON text or its bytes belong there")
     value = parse_json(array.tobytes() if array.dtype == np.uint8 else array.item(), where)
@@ -174,7 +174,7 @@ def _tile(where: str, tile: int | None, meta: Mapping[str, Any]) -> int:
 
 
 def _check_shape(archive: Archive, key: str, shape: torch.Size) -> None:
-    found = archive.read(key, 64 * len(shape))
+    found = archive.load(key, 64 * len(shape))
     if found.dtype.kind not in "iu" or found.ndim != 1 or found.tolist() != list(shape):
         value = f"{found.dtype} {str(found.tolist())[:80]}"
         raise InputError(f"{archive.where}: {key} is {value}, but the model's weight is {list(shape)}")
@@ -184,7 +184,7 @@ def _mask(archive: Archive, key: str, linear: nn.Module) -> Tensor:
     """Return the `[out, in]` bool mask of a layer."""
     shape = linear.weight.shape
     size = -(-shape.numel() // 8)
-    bits = archive.read(key, size)
+    bits = archive.load(key, size)
     if bits.dtype != np.uint8:
         raise InputError(f"{archive.where}: {key} is {bits.dtype}; bits packed into uint8 belong there")
     if bits.shape != (size,):

@@ -289,7 +289,7 @@ def test_missing_files_folders_and_other_files(tiny_model: Callable, tmp_path: P
     assert f"mask {tmp_path}: " in refused(tmp_path, model)
     for content in (b"", b"PK\x03\x04 and more", b"\x93NUMPY\x01\x00 and more", b"{}" * 500):
         path.write_bytes(content)
-        assert f"mask {path}: truncated, damaged or not an npz file" in refused(path, model)
+        assert f"mask {path}: truncated, damaged, pickled or not an npz file" in refused(path, model)
     with zipfile.ZipFile(path, "w"):
         pass
     assert "its keys (such as None) are of neither published format" in refused(path, model)
@@ -301,7 +301,7 @@ def test_truncated_files(tiny_model: Callable, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (*range(0, len(whole), 131), len(whole) - 22, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert f"mask {path}: truncated, damaged or not an npz file" in refused(path, model)
+        assert f"mask {path}: truncated, damaged, pickled or not an npz file" in refused(path, model)
 
 
 def test_no_damage_is_taken_for_anything_else(tiny_model: Callable, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_no_damage_is_taken_for_anything_else(tiny_model: Callable, tmp_path: Pa
     assert count > 150
 
 
-PICKLED = "refused; it holds pickled objects"
+PICKLED = "truncated, damaged, pickled or not an npz file (Object arrays cannot be loaded"
 
 
 @pytest.mark.parametrize("key", [FIRST, f"{FIRST}.__shape__", "__meta__"])
@@ -528,9 +528,9 @@ def test_bombs_are_not_unpacked(tiny_model: Callable, tmp_path: Path) -> None:
     assert peak_memory(lambda: said.append(refused(path, model))) < 4 << 20
     assert f"mask {path}: {FIRST}: " in said[0]
 
-    # The array says that it is large, and np.load would take that much room for it.
+    # The array declares a size that no memory holds.
     rezip(path, model, npy(f"({1 << 50},)", bytes(72)))
-    assert f"{FIRST}: 72 bytes of data do not make uint8 of shape [{1 << 50}]" in refused(path, model)
+    assert f"mask {path}: {FIRST}: truncated, damaged" in refused(path, model)
     for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         rezip(path, model, npy("(72,)", bytes(72)), compression)
         assert f"compressed by method {compression}" in refused(path, model)
@@ -542,12 +542,13 @@ def test_bombs_are_not_unpacked(tiny_model: Callable, tmp_path: Path) -> None:
         (b"", "truncated, damaged"),
         (b"not an array, but long enough", "truncated, damaged"),
         (npy("(72,)", b"")[:40], "truncated, damaged"),
-        (npy("(72,)", bytes(71)), "71 bytes of data do not make uint8 of shape [72]"),
-        (npy("(72,)", bytes(73)), "73 bytes of data do not make uint8 of shape [72]"),
+        (npy("(72,)", bytes(71)), "truncated, damaged"),
+        (npy("(72,)", bytes(73)), "more data than uint8 of shape [72] needs"),
         (npy("(-8, -9)", bytes(72)), "truncated, damaged"),
         (npy("(72,)", bytes(72), "'what'"), "truncated, damaged"),
         (npy("72", bytes(72)), "truncated, damaged"),
-        (b"\x93NUMPY\x03\x00" + npy("(72,)", bytes(72))[8:], ".npy version (3, 0) is not known"),
+        (b"\x93NUMPY\x03\x00" + npy("(72,)", bytes(72))[8:], "truncated, damaged"),
+        (b"\x93NUMPY\x09\x00" + npy("(72,)", bytes(72))[8:], "truncated, damaged"),
         (b"\x93NUMPY\x01\x00\x01\x00(", "truncated, damaged"),
     ],
 )
