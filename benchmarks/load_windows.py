@@ -64,16 +64,15 @@ def main() -> int:
 
 def reading(folder: Path, megabytes: int, seqlen: int, batch: int) -> dict[str, float]:
     """Measure random batches, as a learning step reads them: rows, and ids of 64 bits."""
-    from patch.data.windows import load_windows, save_windows
+    from patch.data.sequences import load_sequences, save_sequences
     from patch.learning.schedules import batch_indices
 
     path, count = folder / "windows.npy", megabytes * 1_000_000 // (2 * seqlen)
     generator = np.random.default_rng(0)
-    blocks = (generator.integers(0, 2048, (min(256, count - at), seqlen), np.uint16) for at in range(0, count, 256))
-    save_windows(path, blocks)
+    save_sequences(path, generator.integers(0, 2048, (count, seqlen), np.uint16))
     figures: dict[str, float] = {}
     for where in ("disk", "cache"):
-        windows = load_windows(path)
+        windows = load_sequences(path)
         steps = max(1, count // batch)
         if where == "disk":
             with path.open("rb") as file:

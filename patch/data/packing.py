@@ -11,8 +11,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -20,9 +19,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import numpy as np
 from pydantic import Field
 
-from patch.data.processes import tokens_in_order
-from patch.data.tokens import find_separator, token_dtype
-from patch.data.windows import cut, write_header
+from patch.data.sequences import cut
+from patch.data.tokenization import find_separator, token_dtype, tokens_in_order
 from patch.errors import InputError
 from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Count, Schema, check
@@ -39,7 +37,7 @@ class _Record(Schema):
 
     identity: str
     documents: Count = 0
-    windows: Count = 0
+    sequences: Count = 0
     rest: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
 
 
@@ -57,7 +55,7 @@ def pack_file(
     processes: int = 1,
     identity: str = "",
 ) -> int:
-    """Write the sequences of ``pack_windows`` as an `.npy` file, independent of processes and interruptions.
+    """Write the sequences of ``pack_sequences`` as an `.npy` file, independent of processes and interruptions.
 
     Memory is bounded by a few batches per process, or by the longest document. A stopped process leaves
     ``partial_folder(path)``, and the next call with the same arguments resumes from it.
@@ -65,7 +63,7 @@ def pack_file(
     Args:
         path: the file, which appears when it is complete.
         documents: the text, from the beginning and in the same order at each call; empty ones are skipped.
-        tokenizer: see ``pack_windows``.
+        tokenizer: see ``pack_sequences``.
         seqlen: tokens per sequence.
         limit: maximum number of sequences.
         processes: number of tokenising processes, created by `fork` if more than one.
@@ -79,71 +77,53 @@ def pack_file(
             disk is full, or a process was killed.
     """
     find_separator(tokenizer)
-    identity = f"{identity} {seqlen} {limit} {token_dtype(tokenizer)}"
+    dtype, most = token_dtype(tokenizer), float("inf") if limit is None else limit
+    identity = f"{identity} {seqlen} {limit} {dtype}"
     folder = partial_folder(path)
     folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "sequences.npy"
     try:
-        with _opened(folder / "windows.npy") as file:
-            record = _fill(file, folder, documents, tokenizer, seqlen, limit, processes, identity)
-            if not record.windows:
+        partial.touch()
+        with partial.open("r+b") as file:
+            record = _resume(file, folder, identity, seqlen, dtype)
+            remaining = islice(filter(None, documents), record.documents, None)
+            saved = time.monotonic()
+            for count, ids in tokens_in_order(remaining if record.sequences < most else (), tokenizer, processes):
+                stream = np.concatenate([np.array(record.rest, dtype=dtype), ids])
+                block, rest = cut(stream, seqlen, most - record.sequences)
+                file.write(block.data)
+                record = _Record(
+                    identity=identity,
+                    documents=record.documents + count,
+                    sequences=record.sequences + len(block),
+                    # At the limit the rest is unused and may be long.
+                    rest=rest[:seqlen].tolist(),
+                )
+                if record.sequences == most:
+                    break
+                if time.monotonic() - saved >= _SECONDS_BETWEEN_RECORDS:
+                    _flush(file)
+                    write_checked_json(folder / "record.json", record.model_dump())
+                    saved = time.monotonic()
+                    print(f"{record.sequences} sequences of {record.documents} documents", flush=True)
+            if not record.sequences:
                 shutil.rmtree(folder)
-                raise InputError(f"{path.name}: the text does not fill one window; lower `seqlen` or give more text")
-            # The format reserves room for a growing first axis, so that both headers have the same length.
+                raise InputError(f"{path.name}: the text does not fill one sequence; lower `seqlen` or give more text")
             file.seek(0)
-            write_header(file, np.empty((1, seqlen), token_dtype(tokenizer)), record.windows)
+            _write_header(file, record.sequences, seqlen, dtype)
             _flush(file)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(f"{folder}: {error.strerror}; free some space and run again, what is done is kept") from error
-    (folder / "windows.npy").replace(path)
+        raise InputError(f"{folder}: {error.strerror}; free some space and run again to resume") from error
+    partial.replace(path)
     shutil.rmtree(folder)
-    return record.windows
+    return record.sequences
 
 
-def _fill(
-    file: BinaryIO,
-    folder: Path,
-    documents: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
-    seqlen: int,
-    limit: int | None,
-    processes: int,
-    identity: str,
-) -> _Record:
-    """Write all missing sequences and return the record after the last one."""
-    dtype = token_dtype(tokenizer)
-    most = float("inf") if limit is None else limit
-    write_header(file, np.empty((1, seqlen), dtype), 0)
-    record = _read_record(folder, identity, file, seqlen, dtype)
-    file.truncate(file.tell() + record.windows * seqlen * dtype.itemsize)
-    file.seek(0, os.SEEK_END)
-    remaining = islice(filter(None, documents), record.documents, None)
-    saved = time.monotonic()
-    for count, ids in tokens_in_order(remaining if record.windows < most else (), tokenizer, processes):
-        stream = np.concatenate([np.array(record.rest, dtype=dtype), ids])
-        block, rest = cut(stream, seqlen, most - record.windows)
-        file.write(block.data)
-        # At the limit the rest is unused and may be long.
-        rest = rest[:seqlen].tolist()
-        record = _Record(
-            identity=identity, documents=record.documents + count, windows=record.windows + len(block), rest=rest
-        )
-        if record.windows == most:
-            break
-        if time.monotonic() - saved >= _SECONDS_BETWEEN_RECORDS:
-            _flush(file)
-            write_checked_json(folder / "record.json", record.model_dump())
-            saved = time.monotonic()
-            print(f"{record.windows} windows of {record.documents} documents", flush=True)
-    return record
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    path.touch()
-    with path.open("r+b") as file:
-        yield file
+def _write_header(file: BinaryIO, count: int, seqlen: int, dtype: np.dtype) -> None:
+    """Write the `.npy` header of ``count`` sequences, whose length is independent of the count."""
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (count, seqlen)})
 
 
 def _flush(file: BinaryIO) -> None:
@@ -151,17 +131,23 @@ def _flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _read_record(folder: Path, identity: str, file: BinaryIO, seqlen: int, dtype: np.dtype) -> _Record:
-    """Read the last record; return an empty one if it is damaged, of another identity, or the file is too short."""
-    new = _Record(identity=identity)
+def _resume(file: BinaryIO, folder: Path, identity: str, seqlen: int, dtype: np.dtype) -> _Record:
+    """Return the last record, and truncate the file to the sequences that it counts.
+
+    The record is empty if it is damaged or of another identity, or if the file is too short.
+    """
+    _write_header(file, 0, seqlen, dtype)
+    start, size, width = file.tell(), os.fstat(file.fileno()).st_size, seqlen * dtype.itemsize
+    path = folder / "record.json"
     try:
-        path = folder / "record.json"
         record = check(_Record, read_checked_json(path), str(path))
     except InputError:
-        return new
-    size = file.tell() + record.windows * seqlen * dtype.itemsize
+        record = _Record(identity=identity)
     fits = len(record.rest) <= seqlen and max(record.rest, default=0) <= np.iinfo(dtype).max
-    if record.identity != identity or os.fstat(file.fileno()).st_size < size or not fits:
-        return new
-    print(f"going on after {record.windows} windows of {record.documents} documents", flush=True)
+    if record.identity != identity or size < start + record.sequences * width or not fits:
+        record = _Record(identity=identity)
+    if record.documents:
+        print(f"resuming after {record.sequences} sequences of {record.documents} documents", flush=True)
+    file.truncate(start + record.sequences * width)
+    file.seek(0, os.SEEK_END)
     return record

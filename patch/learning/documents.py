@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patch.data.tokens import Separator
+from patch.data.tokenization import Separator
 from patch.errors import InputError
 from patch.learning.settings import Learning
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patch.data.tokens import Separator
+from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
 from patch.learning.adamw import make_optimizer
 from patch.learning.documents import DocumentCut, document_cut

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from patch.data.tokens import find_separator
+from patch.data.tokenization import find_separator
 from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.learning.settings import METHOD_DEFAULTS, Learning

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from patch.data.packing import pack_file
-from patch.data.windows import joined_windows, load_windows, sample_windows
+from patch.data.sequences import joined_sequences, load_sequences, sample_sequences
 from patch.errors import InputError
 from patch.reference_api.arguments import PruneArguments
 from patch.reference_api.datasets import Text, find_text
@@ -60,7 +60,7 @@ def calibration_windows(
     with text.documents() as documents:
         try:
             first = islice(documents, _DRAWN_FROM)
-            return sample_windows(first, tokenizer, arguments.nsamples, seqlen, seed)[0]
+            return sample_sequences(first, tokenizer, arguments.nsamples, seqlen, seed)[0]
         except InputError as error:
             raise InputError(
                 f"`prune_args.nsamples` is {arguments.nsamples} with calibration_dataset "
@@ -75,7 +75,7 @@ def learning_windows(
     if not path.exists():
         with text.documents() as documents:
             pack_file(path, documents, tokenizer, seqlen, sequences)
-    return load_windows(path)
+    return load_sequences(path)
 
 
 def perplexity_windows(
@@ -84,4 +84,4 @@ def perplexity_windows(
     """Return the sequences of the test text, `[count, seqlen]` ids."""
     seqlen = _length("evaluation.perplexity_seqlen", settings.evaluation.perplexity_seqlen, PERPLEXITY_SEQLEN, model)
     with find_text(name, "test", settings).documents() as documents:
-        return joined_windows(documents, tokenizer, seqlen)
+        return joined_sequences(documents, tokenizer, seqlen)

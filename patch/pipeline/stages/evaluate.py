@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from patch.data.windows import load_windows
+from patch.data.sequences import load_sequences
 from patch.distributed.signals import leave_when_asked
 from patch.evaluation.harness import TaskEvaluator, mean_accuracy
 from patch.evaluation.metric import Metric
-from patch.evaluation.partial import PartialRecord
+from patch.evaluation.partial_record import PartialRecord
 from patch.evaluation.perplexity import perplexity
 from patch.masks.packed import apply_masks
 from patch.models.loading import load_model, load_tokenizer, prunable_linears
@@ -121,7 +121,7 @@ def _measure(
 
     if "perplexity" not in partial.parts:
         with measured(cost := {}, settings.device):
-            metric = perplexity(network, load_windows(sequences), evaluation.perplexity.batch_size)
+            metric = perplexity(network, load_sequences(sequences), evaluation.perplexity.batch_size)
         partial.add("perplexity", metric, cost)
         print(f"perplexity {metric.value:.3f}", flush=True)
     count = len(evaluation.tasks)

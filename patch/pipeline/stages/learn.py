@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from patch.data.tokens import Separator, find_separator
-from patch.data.windows import load_windows
+from patch.data.sequences import load_sequences
+from patch.data.tokenization import Separator, find_separator
 from patch.distributed.collectives import is_first, on_first, process_group
 from patch.errors import InputError
 from patch.learning.learn import learn
@@ -60,12 +60,12 @@ def run(
         files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "watch": watch}
         with measured(cost, device):
             if settings.method == "proxsparse":
-                masks = proxsparse(network, load_windows(sequences), settings.learning, settings.seed, **files)
+                masks = proxsparse(network, load_sequences(sequences), settings.learning, settings.seed, **files)
             else:
                 masks = learn(
                     network,
                     settings.method,
-                    load_windows(sequences),
+                    load_sequences(sequences),
                     settings.learning,
                     settings.sparsity,
                     settings.tile,

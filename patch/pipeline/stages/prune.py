@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from patch.data.windows import load_windows
+from patch.data.sequences import load_sequences
 from patch.masks.nm import parse_pattern
 from patch.masks.packed import MaskSet, save_masks
 from patch.models.loading import load_model, prunable_linears
@@ -46,7 +46,7 @@ def prune_model(
     device = prepare_device(settings.device)
     # The model stays in host memory; pruning moves its blocks to the device one by one.
     network = load_model(model, settings.dtype)
-    calibration = load_windows(sequences) if sequences else None
+    calibration = load_sequences(sequences) if sequences else None
     pattern = parse_pattern(settings.pattern, settings.sparsity)
     cost: dict[str, float] = {}
     with measured(cost, device):

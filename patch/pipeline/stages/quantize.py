@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.calibration.walk import walk_blocks
-from patch.data.windows import load_windows
+from patch.data.sequences import load_sequences
 from patch.errors import InputError
 from patch.masks.packed import MaskSet, apply_masks, check_masks
 from patch.models.loading import load_model, prunable_linears
@@ -74,5 +74,5 @@ def _compensated(
 
     with torch.no_grad():
         progress = show_blocks(settings.method)
-        walk_blocks(network, load_windows(sequences), visit, settings.batch_size, device=device, on_block=progress)
+        walk_blocks(network, load_sequences(sequences), visit, settings.batch_size, device=device, on_block=progress)
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from patch.data.corpus import read_documents
 from patch.data.packing import pack_file
-from patch.data.windows import joined_windows, sample_windows, save_windows
+from patch.data.sequences import joined_sequences, sample_sequences, save_sequences
 from patch.distributed.signals import leave_when_asked
 from patch.models.loading import load_tokenizer
 from patch.pipeline.runs.layout import digest
@@ -32,11 +32,11 @@ def _make(settings: SequencesSettings, corpus: Path, tokenizer: Path, out: Path,
         identity = digest([settings.model_dump(mode="json"), _files(corpus), _files(tokenizer)])
         return pack_file(out, documents, encoder, settings.seqlen, settings.samples, workers, identity)
     if settings.kind == "calibration":
-        sequences, way = sample_windows(documents, encoder, settings.samples, settings.seqlen, settings.seed)
+        sequences, way = sample_sequences(documents, encoder, settings.samples, settings.seqlen, settings.seed)
         print(f"calibration sequences from {'crops of documents' if way == 'documents' else 'the packed stream'}")
     else:
-        sequences = joined_windows(documents, encoder, settings.seqlen)
-    return save_windows(out, [sequences])
+        sequences = joined_sequences(documents, encoder, settings.seqlen)
+    return save_sequences(out, [sequences])
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:

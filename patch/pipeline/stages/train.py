@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from patch.data.windows import load_windows
+from patch.data.sequences import load_sequences
 from patch.files.io import atomic_directory
 from patch.learning.pretraining import train
 from patch.models.loading import load_tokenizer
@@ -19,7 +19,7 @@ def run(settings: ModelSettings, *, tokenizer: Path, sequences: Path, out: Path)
     encoder = load_tokenizer(tokenizer)
     checkpoints = out.parent / "checkpoints" / out.name
     with atomic_directory(out) as folder:
-        model = train(settings.source, encoder, load_windows(sequences), checkpoints, folder / "curve.jsonl")
+        model = train(settings.source, encoder, load_sequences(sequences), checkpoints, folder / "curve.jsonl")
         model.save_pretrained(folder)
         encoder.save_pretrained(folder)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A file of packed windows: the same bytes whatever the processes and whenever it is killed."""
+"""Packed sequence files are the same to the bit for any number of processes and interruptions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.data import packing, tokens
+from patch.data import packing, tokenization
 from patch.data.packing import pack_file, partial_folder
+from patch.data.sequences import load_sequences
 from patch.data.tokenizer import train_tokenizer
-from patch.data.windows import load_windows
 from patch.errors import InputError
 from patch.files.io import read_checked_json, write_checked_json
 
@@ -35,7 +35,7 @@ def tokenizer():  # noqa: ANN201
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 50)
+    monkeypatch.setattr(tokenization, "_BATCH_CHARACTERS", 50)
     monkeypatch.setattr(packing, "_SECONDS_BETWEEN_RECORDS", 0.0)
 
 
@@ -59,7 +59,7 @@ def until(documents: list[str], count: int) -> Iterator[str]:
     st.none() | st.integers(1, 8),
     st.lists(st.integers(0, 20), max_size=3),
 )
-def test_the_stream_cut_up_whenever_it_was_stopped(
+def test_the_file_is_the_stream_after_any_interruptions(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer,  # noqa: ANN001
     documents: list[str],
@@ -77,12 +77,12 @@ def test_the_stream_cut_up_whenever_it_was_stopped(
             continue
         break  # the limit was met before
     if not count:
-        with pytest.raises(InputError, match="does not fill one window"):
+        with pytest.raises(InputError, match="does not fill one sequence"):
             pack_file(path, documents, tokenizer, seqlen, limit)
         assert not list(path.parent.iterdir())
         return
     assert path.exists() or pack_file(path, documents, tokenizer, seqlen, limit) == count
-    assert load_windows(path).ravel().tolist() == stream[: count * seqlen]
+    assert load_sequences(path).ravel().tolist() == stream[: count * seqlen]
     assert not partial_folder(path).exists()
     np.save(path.with_name("plain.npy"), np.array(stream[: count * seqlen], dtype=np.uint16).reshape(count, seqlen))
     assert path.read_bytes() == path.with_name("plain.npy").read_bytes()
@@ -98,30 +98,30 @@ def test_processes_change_nothing(tmp_path: Path, tokenizer, limit: int | None) 
     assert made[0] == made[1] == made[2]
 
 
-def test_what_is_done_is_not_read_again_but_skipped(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
+def test_packed_documents_are_not_tokenised_again(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
     documents, seen = texts(100), []
     with pytest.raises(Stopped):
         pack_file(tmp_path / "w.npy", until(documents, 60), tokenizer, 16)
-    join = tokens.join
-    monkeypatch.setattr("patch.data.processes.join", lambda tok, batch: seen.extend(batch) or join(tok, batch))
+    make = tokenization.token_stream
+    monkeypatch.setattr(tokenization, "token_stream", lambda tok, batch: seen.extend(batch) or make(tok, batch))
     pack_file(tmp_path / "w.npy", documents, tokenizer, 16)
     full = [text for text in documents if text]
     assert seen == full[len(full) - len(seen) :] and len(seen) < 60
 
 
-# Of the record, with a checksum that fits.
+# Edits of the record, with a matching checksum.
 EDITS = {
-    "negative": {"windows": -1},
+    "negative": {"sequences": -1},
     "half a document": {"documents": 1.5},
-    "a number as text": {"windows": "1"},
-    "a token that is none": {"rest": [-5]},
-    "more than a window left": {"rest": [7] * 40},
+    "a number as text": {"sequences": "1"},
+    "a negative token": {"rest": [-5]},
+    "more than a sequence left": {"rest": [7] * 40},
     "a token of too many bits": {"rest": [70_000]},
 }
 
 
 @pytest.mark.parametrize("change", ["identity", "seqlen", "limit", "record", *EDITS, "file"])
-def test_what_something_else_left_is_not_used(tmp_path: Path, tokenizer, change: str) -> None:  # noqa: ANN001
+def test_partial_work_of_another_text_is_not_used(tmp_path: Path, tokenizer, change: str) -> None:  # noqa: ANN001
     path, folder = tmp_path / "w.npy", tmp_path / "w.partial"
     with pytest.raises(Stopped):
         pack_file(path, until(texts(100, seed=1), 60), tokenizer, 16, 90, identity="other")
@@ -131,8 +131,8 @@ def test_what_something_else_left_is_not_used(tmp_path: Path, tokenizer, change:
         record = read_checked_json(folder / "record.json")
         write_checked_json(folder / "record.json", record | EDITS[change])
     elif change == "file":
-        os.truncate(folder / "windows.npy", 200)
-    # What was left is of another text, so that it shows wherever it is used.
+        os.truncate(folder / "sequences.npy", 200)
+    # The partial work is of another text, so that any use of it changes the result.
     run = {"seqlen": 16, "limit": 90, "identity": "other"} | {
         "identity": {"identity": "this"},
         "seqlen": {"seqlen": 12},
@@ -143,17 +143,17 @@ def test_what_something_else_left_is_not_used(tmp_path: Path, tokenizer, change:
     assert path.read_bytes() == (tmp_path / "fresh.npy").read_bytes()
 
 
-# Takes its time over each batch, so that it can be killed in one.
+# Sleeps in each batch, so that it can be killed in one.
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from patch.data import packing, processes, tokens
+from patch.data import packing, tokenization
 from patch.data.tokenizer import train_tokenizer
 sys.path.insert(0, sys.argv[4])
 from test_packing import texts
-tokens._BATCH_CHARACTERS, packing._SECONDS_BETWEEN_RECORDS = 50, float(sys.argv[3])
-join = tokens.join
-processes.join = lambda *arguments: time.sleep(0.01) or join(*arguments)
+tokenization._BATCH_CHARACTERS, packing._SECONDS_BETWEEN_RECORDS = 50, float(sys.argv[3])
+make = tokenization.token_stream
+tokenization.token_stream = lambda *arguments: time.sleep(0.01) or make(*arguments)
 tokenizer = train_tokenizer(["some text to learn from"], 300)
 print("begins", flush=True)
 packing.pack_file(Path(sys.argv[1]), texts(600), tokenizer, 16, processes=int(sys.argv[2]))
@@ -205,14 +205,14 @@ def test_killed_at_any_moment(
     assert kills >= 2 and not path.exists() and partial_folder(path).exists()
     last = start(path, processes, seconds)
     output, _ = last.communicate()
-    assert last.returncode == 0 and "going on after" in output
+    assert last.returncode == 0 and "resuming after" in output
     pack_file(tmp_path / "whole.npy", texts(600), tokenizer, 16)
     assert path.read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert not partial_folder(path).exists()
 
 
 def test_killed_between_the_file_and_its_name(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
-    """Header written, not yet moved: nothing but the name is made again."""
+    """The complete file, with its header and not yet moved, is resumed."""
     pack_file(tmp_path / "whole.npy", texts(100), tokenizer, 16)
 
     def dies(*arguments: object) -> None:
@@ -227,7 +227,7 @@ def test_killed_between_the_file_and_its_name(tmp_path: Path, tokenizer, monkeyp
 
 
 def test_a_process_that_is_killed_is_one_message(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
-    monkeypatch.setattr("patch.data.processes.join", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("patch.data.tokenization.token_stream", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match="one of 2 processes that tokenise was killed.*lower `resources.threads`"):
         pack_file(tmp_path / "w.npy", texts(100), tokenizer, 16, processes=2)
 

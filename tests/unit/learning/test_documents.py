@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patch.data.tokenization import Separator
 from patch.data.tokenizer import train_tokenizer
-from patch.data.tokens import Separator
 from patch.errors import InputError
 from patch.learning.documents import DocumentCut, document_cut
 from patch.learning.learn import learn

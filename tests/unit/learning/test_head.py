@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from patch.data.tokens import Separator
+from patch.data.tokenization import Separator
 from patch.learning import head as module
 from patch.learning.documents import DocumentCut
 from patch.learning.head import HeadLoss, frozen_head

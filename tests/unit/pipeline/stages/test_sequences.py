@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from patch.data import packing, tokens
+from patch.data import packing, tokenization
+from patch.data.sequences import load_sequences, pack_sequences
 from patch.data.tokenizer import train_tokenizer
-from patch.data.windows import load_windows, pack_windows
 from patch.distributed.signals import EXIT_RESUMABLE
 from patch.pipeline.runs.stage_settings import SequencesSettings
 from patch.pipeline.stages import sequences as stage
@@ -29,7 +29,7 @@ def write(folder: Path, text: str) -> list[str]:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 50)
+    monkeypatch.setattr(tokenization, "_BATCH_CHARACTERS", 50)
     monkeypatch.setattr(packing, "_SECONDS_BETWEEN_RECORDS", 0.0)
     train_tokenizer(["some text to learn from"], 300).save_pretrained(tmp_path / "tokenizer")
     write(tmp_path / "corpus", "some text")
@@ -60,7 +60,7 @@ def test_a_signal_stops_it_and_it_goes_on(
     stopped_by(monkeypatch, files, number, workers)
     assert "stopped by a signal; run again to go on" in capfd.readouterr().out
     stage.run(SPEC, **files, workers=workers)
-    assert "going on after" in capfd.readouterr().out
+    assert "resuming after" in capfd.readouterr().out
     assert files["out"].read_bytes() == files["out"].with_name("whole.npy").read_bytes()
 
 
@@ -69,5 +69,4 @@ def test_a_corpus_that_was_made_anew_begins_anew(files: dict[str, Path], monkeyp
     documents = write(files["corpus"], "text some")
     stage.run(SPEC, **files)
     tokenizer = train_tokenizer(["some text to learn from"], 300)
-    expected = [row.tolist() for block in pack_windows(documents, tokenizer, 16) for row in block]
-    assert load_windows(files["out"]).tolist() == expected
+    assert load_sequences(files["out"]).tolist() == pack_sequences(documents, tokenizer, 16).tolist()

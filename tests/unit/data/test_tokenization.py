@@ -1,14 +1,15 @@
-"""What stands between the documents of a stream."""
+"""Separator tokens between the documents of a stream, and the types of ids."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from patch.data.sequences import pack_sequences
+from patch.data.tokenization import Separator, find_separator, token_dtype, token_stream
 from patch.data.tokenizer import train_tokenizer
-from patch.data.tokens import Separator, find_separator, join
-from patch.data.windows import pack_windows
 from patch.errors import InputError
 
 BOS, EOS = 0, 1
@@ -42,15 +43,19 @@ def test_one_end_of_sequence_between_documents(template: str, bos: str, expected
     plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     stream = [token for ids in plain for token in (*before, *ids, EOS)]
     assert find_separator(tokenizer) == expected
-    assert join(tokenizer, TEXTS).tolist() == stream
-    (block,) = pack_windows(TEXTS, tokenizer, 4)
-    assert block.ravel().tolist() == stream[: len(stream) // 4 * 4]
+    assert token_stream(tokenizer, TEXTS).tolist() == stream
+    assert pack_sequences(TEXTS, tokenizer, 4).ravel().tolist() == stream[: len(stream) // 4 * 4]
 
 
 def test_a_tokenizer_without_vocabulary(tiny_model, tmp_path) -> None:  # noqa: ANN001
-    """What transformers makes of a folder without a tokenizer."""
+    """transformers makes such a tokenizer from a folder without tokenizer files."""
     from patch.models.loading import load_tokenizer
 
     tiny_model("qwen2").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="makes no token of text"):
         find_separator(load_tokenizer(tmp_path))
+
+
+def test_ids_take_two_bytes_where_they_fit() -> None:
+    assert token_dtype(range(1 << 16)) == np.uint16
+    assert token_dtype(range((1 << 16) + 1)) == np.uint32
