@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.errors import InputError
-from patch.evaluation.aligned_lm import AlignedLM
+from patch.evaluation.lm_eval_model import AlignedLM
 from patch.masks.packed import apply_masks
 from patch.reference_api import loading
 from patch.reference_api.arguments import MaskArguments, read_arguments

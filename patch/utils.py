@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.errors import InputError
-from patch.evaluation.aligned_lm import AlignedLM
 from patch.evaluation.harness import DATA_VARIABLE, TaskEvaluator, mean_accuracy
+from patch.evaluation.lm_eval_model import AlignedLM
 from patch.evaluation.perplexity import perplexity
 from patch.evaluation.tasks import make_task_data
 from patch.models.loading import prunable_linears, weight_matrix

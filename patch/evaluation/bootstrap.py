@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-# The relative error of the standard error is 1/sqrt(2 * ROUNDS) = 1.6 %.
-ROUNDS = 2000
+# The relative error of the standard error is 1/sqrt(2 * RESAMPLES) = 1.6 %.
+RESAMPLES = 2000
 # Fixed, so that a rerun gives the same record.
 SEED = 20260101
 # Draws at a time: 32 MB with their counts in fp64, for any number of samples.
@@ -17,22 +17,22 @@ _CHUNK = 1 << 21
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
-def bootstrap_weights(count: int, rounds: int = ROUNDS, seed: int = SEED) -> Iterator[np.ndarray]:
+def bootstrap_weights(count: int, resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[np.ndarray]:
     """Yield the number of draws of each of ``count`` samples in resamples of ``count`` draws with replacement.
 
     Yields:
-        `[n, count]` whole numbers in fp64 with row sums ``count``, for n resamples at a time; ``rounds`` in total.
+        `[n, count]` whole numbers in fp64 with row sums ``count``, for n resamples at a time; ``resamples`` in total.
     """
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // count)
-    for start in range(0, rounds, chunk):
-        size = min(chunk, rounds - start)
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
         drawn = rng.integers(0, count, (size, count))
         drawn += count * np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
-def resampled_means(values: np.ndarray, rounds: int = ROUNDS, seed: int = SEED) -> np.ndarray:
+def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """Return the means of resampled values; each resample uses the same draws for all rows.
 
     The deviations from the mean are widened by `sqrt(count / (count - 1))` (Rao and Wu 1988). Without that,
@@ -40,18 +40,18 @@ def resampled_means(values: np.ndarray, rounds: int = ROUNDS, seed: int = SEED) 
 
     Args:
         values: `[rows, count]`.
-        rounds, seed: number of resamples and random seed; they and the values determine the result.
+        resamples, seed: number of resamples and random seed; they and the values determine the result.
 
     Returns:
-        `[rows, rounds]`; NaN for a single sample, which has no spread, and for a row that is not finite.
+        `[rows, resamples]`; NaN for a single sample, which has no spread, and for a row that is not finite.
     """
     rows, count = values.shape
     if count < 2:
-        return np.full((rows, rounds), np.nan)
+        return np.full((rows, resamples), np.nan)
     with np.errstate(invalid="ignore"):
         mean = values.mean(axis=1, keepdims=True)
         centred = np.ascontiguousarray((values - mean).T)
-        sums = np.concatenate([weights @ centred for weights in bootstrap_weights(count, rounds, seed)])
+        sums = np.concatenate([weights @ centred for weights in bootstrap_weights(count, resamples, seed)])
         return mean + sums.T * (math.sqrt(count / (count - 1)) / count)
 
 

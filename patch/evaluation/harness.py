@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patch.errors import InputError, suggest
-from patch.evaluation.metric import Metric
+from patch.evaluation.metric import Measurement, Metric
 from patch.evaluation.tasks import task_names
 from patch.files.io import write_json
 from patch.hub.errors import hub_errors, library_errors
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from patch.evaluation.lm_eval_model import AlignedLM
 
 DATA_VARIABLE = "PATCH_TASK_DATA"
 
@@ -51,20 +53,12 @@ class TaskEvaluator:
         batch_size: int,
         limit: int | None = None,
     ) -> None:
-        from patch.evaluation.aligned_lm import AlignedLM
-
         self._data_dir, self._limit = data_dir, limit
-        with _log_level(logging.ERROR):
+        with _quiet():
             self._manager = _task_manager(tasks, include_path)
-            self._model = AlignedLM(
-                pretrained=model,
-                tokenizer=tokenizer,
-                batch_size=batch_size,
-                softmax_dtype="float32",
-                trust_remote_code=False,
-            )
+        self._model = wrap_model(model, tokenizer, batch_size)
 
-    def measure(self, task: str) -> Metric:
+    def measure(self, task: str) -> Measurement:
         """Return accuracy, standard error, number of questions, chance level and per-question scores of one task.
 
         Raises:
@@ -72,7 +66,7 @@ class TaskEvaluator:
         """
         import lm_eval
 
-        with _variable(DATA_VARIABLE, self._data_dir), _log_level(logging.ERROR):
+        with _variable(DATA_VARIABLE, self._data_dir), _quiet():
             # `simple_evaluate` also runs `pip list` and `git`, which takes a second per call.
             with library_errors(f"data of the task {task} cannot be read; fetch it first"):
                 loaded = self._manager.load([task])
@@ -83,7 +77,21 @@ class TaskEvaluator:
         return _metric(task, results)
 
 
-def mean_accuracy(metrics: dict[str, Metric]) -> Metric:
+def wrap_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> AlignedLM:
+    """Return an lm-eval model that evaluates a transformers model, with log-likelihoods in fp32."""
+    from patch.evaluation.lm_eval_model import AlignedLM
+
+    with _quiet():
+        return AlignedLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype="float32",
+            trust_remote_code=False,
+        )
+
+
+def mean_accuracy(metrics: Mapping[str, Metric]) -> Metric:
     """Return the unweighted mean over one or more tasks, with the standard error of a mean of independent values."""
     values = list(metrics.values())
     chances, stderrs = [metric.chance for metric in values], [metric.stderr for metric in values]
@@ -105,7 +113,7 @@ def fetch_task_data(tasks: list[str], include_path: Path | None, out: Path) -> N
     """
     own = task_names(include_path) if include_path else []
     built_in = [name for name in tasks if name not in own]
-    with _log_level(logging.ERROR), hub_errors(f"data of the tasks {', '.join(built_in)} cannot be fetched"):
+    with _quiet(), hub_errors(f"data of the tasks {', '.join(built_in)} cannot be fetched"):
         loaded = _task_manager(built_in, include_path).load(built_in)["tasks"] if built_in else {}
     receipt = {
         name: {"dataset": task.DATASET_PATH, "name": task.DATASET_NAME, "questions": len(task.eval_docs)}
@@ -139,7 +147,7 @@ def _check_name(name: str, manager: TaskManager, own: list[str]) -> None:
         raise InputError(f"`evaluation.tasks` names {name!r}, which lm-eval does not know; {known}")
 
 
-def _metric(name: str, results: dict[str, Any]) -> Metric:
+def _metric(name: str, results: dict[str, Any]) -> Measurement:
     scores = results["results"][name]
     if "acc,none" not in scores:
         raise InputError(f"`evaluation.tasks` names {name!r}, which is not measured by `acc`")
@@ -151,7 +159,7 @@ def _metric(name: str, results: dict[str, Any]) -> Metric:
         for sample in sorted(results["samples"][leaf], key=lambda sample: sample["doc_id"])
         if sample["filter"] == "none"
     ]
-    return Metric(
+    return Measurement(
         value=float(scores["acc,none"]),
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,
         samples=len(samples),
@@ -191,11 +199,11 @@ def _variable(name: str, value: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _log_level(level: int) -> Iterator[None]:
-    """Set lm-eval's log level within the block: it warns about every normally created task and model."""
+def _quiet() -> Iterator[None]:
+    """Suppress lm-eval's warnings within the block: it warns about every normally created task and model."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
-    logger.setLevel(level)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:

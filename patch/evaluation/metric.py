@@ -1,33 +1,68 @@
-"""Measured value with its uncertainty."""
+"""Schema of evaluation results, in memory and on disk."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
 
 from patch.errors import InputError
+from patch.files.schema import Positive, Schema
 
 # In nats. Standard errors need the square of the perplexity, which is still finite in fp64.
 LARGEST_LOSS = 300.0
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
-@dataclass(frozen=True)
-class Metric:
-    """One measurement.
+
+class Metric(Schema):
+    """Perplexity or accuracy.
 
     Attributes:
         value: perplexity, or accuracy in [0, 1].
         stderr: standard error of ``value``; None for a single sample.
         samples: number of sequences, questions or tasks in the mean.
         chance: accuracy of random guesses; None if undefined.
+    """
+
+    value: float = Field(ge=0)
+    stderr: float | None = Field(None, ge=0)
+    samples: Positive | None = None
+    chance: Fraction | None = None
+
+
+class Measurement(Metric):
+    """Metric with the values of its samples.
+
+    Attributes:
         values: value of each sample: a sequence's mean cross-entropy in nats, or 1 for a correct and 0 for a wrong
             answer; empty if ``value`` is not a function of their mean.
     """
 
-    value: float
-    stderr: float | None
-    samples: int
-    chance: float | None = None
-    values: tuple[float, ...] = field(default=(), repr=False)
+    samples: Positive
+    # In JSON it is a list.
+    values: tuple[float, ...] = Field(strict=False, repr=False)
+
+
+class StageCost(Schema):
+    """Wall time in seconds and peak memory in MB."""
+
+    seconds: float = Field(ge=0)
+    peak_memory_mb: float = Field(ge=0)
+
+
+def check_metrics(metrics: Mapping[str, Metric]) -> None:
+    """Check the ranges of perplexities, which are 1 or more, and of accuracies, which are 0 to 1.
+
+    Raises:
+        ValueError: a metric is out of range; the message names it.
+    """
+    for name, metric in metrics.items():
+        if name == "perplexity" and metric.value < 1:
+            raise ValueError(f"`{name}` is {metric.value}; expected 1 or more")
+        if name != "perplexity" and metric.value > 1:
+            raise ValueError(f"`{name}` is {metric.value}; expected 0 to 1")
 
 
 def check_loss(loss: float) -> None:

@@ -11,19 +11,19 @@ from torch.nn import functional as F
 
 from patch.errors import InputError
 from patch.evaluation.bootstrap import bootstrap_stderr
-from patch.evaluation.metric import Metric, check_loss
+from patch.evaluation.metric import Measurement, check_loss
 
 # Logits converted to fp32 at a time, 64 MiB: a sequence times a vocabulary of 256k would take gigabytes.
 _CHUNK_LOGITS = 1 << 24
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric:
+def perplexity(model: nn.Module, sequences: np.ndarray, batch_size: int) -> Measurement:
     """Return the perplexity: `exp` of the mean fp32 cross-entropy of every predicted token.
 
     Args:
         model: causal language model; `model(tokens).logits` is `[batch, seqlen, vocab]`.
-        windows: `[count, seqlen]` token ids; each predicts its `seqlen - 1` later tokens.
+        sequences: `[count, seqlen]` token ids; each predicts its `seqlen - 1` later tokens.
         batch_size: sequences per forward pass; it changes the value only by rounding.
 
     Returns:
@@ -32,22 +32,22 @@ def perplexity(model: nn.Module, windows: np.ndarray, batch_size: int) -> Metric
     Raises:
         InputError: the sequences have no tokens to predict, or the mean loss is not finite or too large.
     """
-    count, seqlen = windows.shape
+    count, seqlen = sequences.shape
     if not count or seqlen < 2:
         raise InputError(
-            f"perplexity: {count} windows of {seqlen} tokens predict nothing; use seqlen >= 2 and more text"
+            f"perplexity: {count} sequences of {seqlen} tokens predict nothing; use seqlen >= 2 and more text"
         )
     device = next(model.parameters()).device
     means = np.empty(count)
     for start in range(0, count, batch_size):
-        tokens = torch.as_tensor(windows[start : start + batch_size].astype(np.int64), device=device)
+        tokens = torch.as_tensor(sequences[start : start + batch_size].astype(np.int64), device=device)
         logits = model(tokens, use_cache=False).logits
         means[start : start + batch_size] = [
             _loss_sum(rows[:-1], targets[1:]) / (seqlen - 1) for rows, targets in zip(logits, tokens, strict=True)
         ]
     check_loss(float(means.mean()))
     stderr = bootstrap_stderr(means, np.exp)
-    return Metric(math.exp(means.mean()), stderr, count, values=tuple(means.tolist()))
+    return Measurement(value=math.exp(means.mean()), stderr=stderr, samples=count, values=tuple(means.tolist()))
 
 
 def _loss_sum(logits: Tensor, targets: Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.errors import InputError, suggest
-from patch.evaluation.aligned_lm import AlignedLM
+from patch.evaluation.lm_eval_model import AlignedLM
 from patch.hub.errors import hub_errors
 
 # Further arguments of `from_pretrained`, for the model and its tokenizer.

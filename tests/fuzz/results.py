@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 
 from patch.errors import InputError
-from patch.evaluation.metric import Metric
-from patch.evaluation.partial import PartialRecord
+from patch.evaluation.metric import Measurement
+from patch.evaluation.partial_record import PartialRecord
 from patch.files.io import CHECKSUM
 from patch.pipeline.results.collect import collect, read_results
 from patch.pipeline.results.differences import Differences, paired_differences
@@ -237,12 +237,12 @@ def _sound_speed(facts: dict[str, Any]) -> None:
 def _write_partial(path: Path) -> None:
     record = PartialRecord(path, "digest")
     record.parts.clear()
-    record.add("perplexity", Metric(28.5, 0.2, 3, values=(3.25, 3.5, 3.25)), COST)
-    record.add("cloze", Metric(0.5, None, 2, 0.25, (1.0, 0.0)), COST)
+    record.add("perplexity", Measurement(value=28.5, stderr=0.2, samples=3, values=(3.25, 3.5, 3.25)), COST)
+    record.add("cloze", Measurement(value=0.5, samples=2, chance=0.25, values=(1.0, 0.0)), COST)
 
 
 def _read_partial(path: Path) -> dict[str, Any]:
-    logger = logging.getLogger("patch.evaluation.partial")
+    logger = logging.getLogger("patch.evaluation.partial_record")
     # Each damaged file is passed over with a warning, and there are thousands.
     logger.disabled = True
     try:
@@ -251,7 +251,7 @@ def _read_partial(path: Path) -> dict[str, Any]:
         logger.disabled = False
     if not parts:
         raise InputError("passed over")
-    return {name: asdict(part) for name, part in parts.items()}
+    return {name: part.model_dump() for name, part in parts.items()}
 
 
 def _sound_partial(facts: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ class ResultRow(Run):
     value: float = Field(ge=0)
     stderr: float | None = Field(ge=0)
     published: float | None = Field(ge=0)
-    achieved_sparsity: Share
+    achieved_sparsity: Fraction
     seconds: float | None = Field(ge=0)
     peak_memory_mb: float | None = Field(ge=0)
     config_digest: str

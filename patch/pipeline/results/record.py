@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from patch.evaluation.schema import Metric, Share, StageCost, check_metrics
+from patch.evaluation.metric import Fraction, Metric, StageCost, check_metrics
 from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Name, Positive, Schema, check
 from patch.pipeline.runs.run import Run
@@ -61,8 +61,8 @@ class Record(Schema):
     experiment: Name
     run: Run
     metrics: dict[Name, Metric]
-    achieved_sparsity: Share
-    density: dict[Name, Share]
+    achieved_sparsity: Fraction
+    density: dict[Name, Fraction]
     config_digest: Name
     stages: dict[StageName, StageCost]
     environment: Environment

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from patch.evaluation.schema import Share, StageCost
+from patch.evaluation.metric import Fraction, StageCost
 from patch.files.io import read_checked_json, write_checked_json
 from patch.files.schema import Name, Positive, Schema, check
 from patch.pipeline.results.order import percent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def run(
 
 def _summary(metric: Metric) -> dict[str, Any]:
     """Return a metric for the record, without its samples, which are large and in a separate file."""
-    return {name: value for name, value in asdict(metric).items() if name != "values"}
+    return metric.model_dump(exclude={"values"})
 
 
 def _values(found: dict[str, Metric]) -> dict[str, tuple[float, ...]]:

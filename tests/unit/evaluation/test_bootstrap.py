@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from patch.evaluation import bootstrap
-from patch.evaluation.bootstrap import ROUNDS, bootstrap_stderr, bootstrap_weights, resampled_means
+from patch.evaluation.bootstrap import RESAMPLES, bootstrap_stderr, bootstrap_weights, resampled_means
 
 
 def draws(count: int, seed: int = 0) -> np.ndarray:
@@ -72,9 +72,9 @@ def test_rows_are_resampled_alike() -> None:
     """A row's means are those that it has alone, and a shifted row's are shifted."""
     first, second = draws(30), draws(30, 1)
     both = resampled_means(np.stack([first, second, first + 5]))
-    assert both.shape == (3, ROUNDS)
+    assert both.shape == (3, RESAMPLES)
     assert both[1] == pytest.approx(resampled_means(second[None])[0])
-    assert both[2] - both[0] == pytest.approx(np.full(ROUNDS, 5.0), abs=1e-12)
+    assert both[2] - both[0] == pytest.approx(np.full(RESAMPLES, 5.0), abs=1e-12)
 
 
 def test_what_has_no_error() -> None:

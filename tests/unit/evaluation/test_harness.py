@@ -14,7 +14,7 @@ from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
 from patch.evaluation import harness
 from patch.evaluation.harness import TaskEvaluator, fetch_task_data, mean_accuracy
-from patch.evaluation.metric import Metric
+from patch.evaluation.metric import Measurement, Metric
 
 INCLUDE = Path(__file__).parents[3] / "workflow" / "tasks"
 TASKS = ["word_order", "continuation", "next_word", "cloze"]
@@ -55,7 +55,7 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def evaluate_tasks(model, tokenizer, tasks, *options, **more) -> dict[str, Metric]:
+def evaluate_tasks(model, tokenizer, tasks, *options, **more) -> dict[str, Measurement]:
     evaluator = TaskEvaluator(model, tokenizer, tasks, *options, **more)
     return {name: evaluator.measure(name) for name in tasks}
 
@@ -92,7 +92,7 @@ def test_agrees_with_slow_log_likelihoods(model, tokenizer, data_dir):
 def test_one_task_at_a_time_gives_what_all_at_once_do(model, tokenizer, data_dir, monkeypatch):
     import lm_eval
 
-    from patch.evaluation.aligned_lm import AlignedLM
+    from patch.evaluation.lm_eval_model import AlignedLM
 
     monkeypatch.setenv(harness.DATA_VARIABLE, str(data_dir))
     results = lm_eval.simple_evaluate(
@@ -111,7 +111,7 @@ def test_one_task_at_a_time_gives_what_all_at_once_do(model, tokenizer, data_dir
 def test_one_text_with_every_split_and_every_last_word(model, tokenizer):
     from lm_eval.api.instance import Instance
 
-    from patch.evaluation.aligned_lm import AlignedLM
+    from patch.evaluation.lm_eval_model import AlignedLM
 
     pairs = [
         (" ".join(words[:place]), " " + " ".join(words[place:]))
@@ -176,14 +176,16 @@ def test_a_mean_over_subtasks_has_no_values_of_questions():
 
 
 def test_mean_accuracy():
-    metrics = {"a": Metric(0.5, 0.03, 200, 0.25), "b": Metric(0.7, 0.04, 100, 0.5)}
+    metrics = {
+        "a": Metric(value=0.5, stderr=0.03, samples=200, chance=0.25),
+        "b": Metric(value=0.7, stderr=0.04, samples=100, chance=0.5),
+    }
     mean = mean_accuracy(metrics)
     assert (mean.value, mean.stderr, mean.samples, mean.chance) == pytest.approx((0.6, 0.025, 2, 0.375))
-    assert mean.values == ()
-    three = metrics | {"c": Metric(0.1, 0.1, 9)}
+    three = metrics | {"c": Metric(value=0.1, stderr=0.1, samples=9)}
     assert mean_accuracy(three).chance is None
     assert mean_accuracy(three).stderr == pytest.approx(math.sqrt(0.03**2 + 0.04**2 + 0.1**2) / 3)
-    assert mean_accuracy(metrics | {"c": Metric(0.1, None, 1)}).stderr is None
+    assert mean_accuracy(metrics | {"c": Metric(value=0.1, samples=1)}).stderr is None
 
 
 def test_data_that_is_not_there(model, tokenizer, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What an evaluation has measured is read back bit for bit, or not at all."""
+"""Partial records are read back bit for bit, or ignored."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from patch.evaluation.metric import Metric
-from patch.evaluation.partial import PartialRecord
+from patch.evaluation.metric import Measurement
+from patch.evaluation.partial_record import PartialRecord
 from patch.files.io import write_checked_json, write_json
 
-PERPLEXITY = Metric(math.pi * 11, 1 / 3, 40, values=(math.pi, 1 / 3, 1e-17))
-ACCURACY = Metric(0.1 + 0.2, None, 1, 0.25, (1.0, 0.0))
+PERPLEXITY = Measurement(value=math.pi * 11, stderr=1 / 3, samples=40, values=(math.pi, 1 / 3, 1e-17))
+ACCURACY = Measurement(value=0.1 + 0.2, samples=1, chance=0.25, values=(1.0, 0.0))
 
 
 def filled(path: Path) -> PartialRecord:
@@ -35,9 +35,9 @@ def test_parts_come_back(tmp_path: Path) -> None:
     again.remove()
 
 
-def test_parts_of_other_settings_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    filled(tmp_path / "run.json")
-    assert PartialRecord(tmp_path / "run.json", "another").parts == {}
+def test_parts_of_other_settings_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    filled(tmp_path / "cell.json")
+    assert PartialRecord(tmp_path / "cell.json", "another").parts == {}
     assert "other settings" in caplog.text
 
 
@@ -63,8 +63,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "3", "cut", "nan", *DAMAGES])
-def test_a_broken_file_is_passed_over(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "run.json"
+def test_a_broken_file_is_ignored(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cell.json"
     filled(path)
     text = path.read_text()
     if damage in DAMAGES:
@@ -80,7 +80,7 @@ def test_a_broken_file_is_passed_over(damage: str, tmp_path: Path, caplog: pytes
     assert set(PartialRecord(path, "digest").parts) == {"cloze"}
 
 
-def test_a_perplexity_below_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_perplexity_below_one_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_checked_json(
         tmp_path / "a.json", {"digest": "digest", "parts": {"perplexity": {"metric": METRIC, "cost": COST}}}
     )
