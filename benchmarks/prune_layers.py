@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import published_pruning as published  # noqa: E402
-from patch.calibration.statistics import InputStatistics  # noqa: E402
+from patch.calibration.input_statistics import InputStatistics  # noqa: E402
 from patch.masks.nm import Pattern, parse_pattern  # noqa: E402
 from patch.pruning.hessian import inverse_factor  # noqa: E402
 from patch.pruning.magnitude import magnitude  # noqa: E402

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from patch.calibration.blocks import BlockCall, first_inputs, record_calls
-from patch.calibration.statistics import Accumulator, InputStatistics
-from patch.calibration.stream import HiddenStates
+from patch.calibration.hidden_states import HiddenStates
+from patch.calibration.input_statistics import Accumulator, InputStatistics
 from patch.errors import InputError
 from patch.models.loading import blocks_on, decoder_blocks
 
@@ -21,7 +21,7 @@ VisitBlock = Callable[[dict[str, nn.Module], dict[str, InputStatistics]], None]
 @torch.no_grad()
 def walk_blocks(
     model: nn.Module,
-    windows: np.ndarray,
+    sequences: np.ndarray,
     visit: VisitBlock,
     batch_size: int = 8,
     gram: bool = False,
@@ -36,7 +36,7 @@ def walk_blocks(
 
     Args:
         model: causal language model; ``visit`` may change its blocks in place.
-        windows: `[samples, seqlen]` token ids.
+        sequences: `[samples, seqlen]` token ids.
         visit: function of the block's linear layers and their statistics, by their names in ``model``.
         batch_size: sequences per forward pass; the last batch may be smaller.
         gram: whether the Gram matrix of the inputs is needed, or only its diagonal.
@@ -48,15 +48,15 @@ def walk_blocks(
     Raises:
         InputError: there are no sequences, or the forward pass of a block skips one of its linear layers.
     """
-    if not len(windows):
-        raise InputError("there are no calibration windows; give at least one")
+    if not len(sequences):
+        raise InputError("there are no calibration sequences; give at least one")
     home = next(model.parameters()).device
     device = torch.device(device) if device is not None else home
     _, blocks = decoder_blocks(model)
-    starts = range(0, len(windows), batch_size)
+    starts = range(0, len(sequences), batch_size)
 
     def batch_at(start: int) -> Tensor:
-        return torch.as_tensor(windows[start : start + batch_size].astype(np.int64), device=home)
+        return torch.as_tensor(sequences[start : start + batch_size].astype(np.int64), device=home)
 
     with HiddenStates() as hidden:
         for states in first_inputs(model, blocks, map(batch_at, starts)):
@@ -65,17 +65,17 @@ def walk_blocks(
         kinds = {len(batch): batch for batch in map(batch_at, (starts[0], starts[-1]))}
         calls = {size: record_calls(model, blocks, batch, device) for size, batch in kinds.items()}
         for index, (block, linears) in enumerate(blocks_on(model, device)):
-            of_block = {size: recorded[index] for size, recorded in calls.items()}
+            block_calls = {size: recorded[index] for size, recorded in calls.items()}
             with Accumulator(linears, gram) as accumulator:
-                _pass(block, hidden, of_block, device, accumulator, keep=propagate == "dense")
+                _pass(block, hidden, block_calls, device, accumulator, keep=propagate == "dense")
                 statistics = accumulator.statistics()
             if idle := linears.keys() - statistics.keys():
-                raise InputError(f"layer {min(idle)} takes no part in the forward pass, so it cannot be calibrated")
+                raise InputError(f"layer {min(idle)} is not part of the forward pass, so it cannot be calibrated")
             visit(linears, statistics)
             del accumulator, statistics  # free memory for the next block
             # No block reads the last block's output.
             if propagate == "pruned" and index + 1 < len(blocks):
-                _pass(block, hidden, of_block, device, None, keep=True)
+                _pass(block, hidden, block_calls, device, None, keep=True)
             on_block(index + 1, len(blocks))
 
 

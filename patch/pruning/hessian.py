@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 
 _ROWS, _COLUMNS = 128, 256

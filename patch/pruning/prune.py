@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patch.calibration.statistics import InputStatistics, block_files, load_statistics
+from patch.calibration.input_statistics import InputStatistics, block_files, load_statistics
 from patch.calibration.walk import walk_blocks
 from patch.errors import InputError
 from patch.masks.nm import Pattern

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.masks.nm import NM, Pattern, drop_smallest, groups, smallest_of_columns
 from patch.methods import Method
 from patch.pruning.hessian import shared_factor

@@ -10,7 +10,7 @@ from threading import get_ident
 import torch
 from torch import Tensor
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
 from patch.methods import Method
 from patch.pruning.hessian import not_positive_definite, shared_factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
 from patch.methods import Method
 

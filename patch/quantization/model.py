@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.quantization.absmax import Quantized, quantize

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patch.calibration.statistics import FORMAT as STATISTICS
-from patch.calibration.statistics import InputStatistics, load_statistics, save_statistics
+from patch.calibration.input_statistics import FORMAT as STATISTICS
+from patch.calibration.input_statistics import InputStatistics, load_statistics, save_statistics
 from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import FORMAT as MASK
 from patch.masks.header import read_header

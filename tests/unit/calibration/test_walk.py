@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.calibration.walk import walk_blocks
 from patch.errors import InputError
 from patch.models.loading import decoder_blocks, is_linear, prunable_linears, weight_matrix
@@ -256,12 +256,12 @@ def test_blocks_that_give_tuples_and_take_arguments_by_position(windows: Callabl
 
 
 def test_no_windows_are_refused(tiny_model: Callable, windows: Callable) -> None:
-    with pytest.raises(InputError, match="no calibration windows"):
+    with pytest.raises(InputError, match="no calibration sequences"):
         walk_blocks(tiny_model(), windows(0), lambda linears, statistics: None)
 
 
 def test_a_layer_that_takes_no_part_is_named(tiny_model: Callable, windows: Callable) -> None:
     model = tiny_model()
     model.model.layers[1].spare = nn.Linear(24, 24)
-    with pytest.raises(InputError, match="model.layers.1.spare takes no part"):
+    with pytest.raises(InputError, match="model.layers.1.spare is not part"):
         walk_blocks(model, windows(), lambda linears, statistics: None)

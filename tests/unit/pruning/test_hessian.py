@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 from patch.pruning import hessian
 from patch.pruning.hessian import inverse_factor, shared_factor

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.masks.nm import NM, Unstructured
 from patch.pruning.magnitude import magnitude
 from patch.pruning.wanda import wanda

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.calibration.walk import walk_blocks
 from patch.masks.nm import NM, nm_mask
 from patch.quantization.model import QuantizedLayer, compensate_block

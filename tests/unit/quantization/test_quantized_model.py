@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask
 from patch.models.loading import prunable_linears, weight_matrix

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.calibration.statistics import InputStatistics
+from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask
 from patch.quantization.absmax import quantize_dequantize

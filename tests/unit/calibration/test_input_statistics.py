@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from patch.calibration.statistics import FORMAT, InputStatistics, block_files, load_statistics, save_statistics
+from patch.calibration.input_statistics import FORMAT, InputStatistics, block_files, load_statistics, save_statistics
 from patch.calibration.walk import walk_blocks
 from patch.errors import InputError
 from patch.files.tensors import load_tensors, save_tensors
