@@ -1,6 +1,6 @@
 """Collectives over the processes of one job. In a single process, everything is local.
 
-`torchrun` (see `patch.distributed.launch`) starts the processes. Tensors on the CPU use gloo, those on a GPU NCCL.
+`patch.distributed.launch` or `torchrun` starts the processes. Tensors on the CPU use gloo, those on a GPU NCCL.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from patch.distributed.launch import launcher_store
 from patch.distributed.signals import EXIT_RESUMABLE, ignore_signals
 from patch.errors import InputError
 
@@ -45,7 +46,7 @@ def is_first() -> bool:
 
 @contextmanager
 def process_group(device: str, processes: int) -> Iterator[None]:
-    """Join the group of ``processes`` that `torchrun` has started, within the block; with 1, do nothing.
+    """Join the group of ``processes`` that were started together, within the block; with 1, do nothing.
 
     Args:
         device: `cpu` or `cuda`; on `cuda` each process of a node uses a GPU of its own.
@@ -62,7 +63,10 @@ def process_group(device: str, processes: int) -> Iterator[None]:
         raise InputError(f"this is one of {started} processes, not of {processes} (`--processes` times `--nodes`)")
     if device == "cuda":
         _take_gpu()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    backend, store = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", launcher_store(TIMEOUT)
+    # Without a store, torch reads the address of the processes from the environment, as after `torchrun`.
+    place = {"store": store, "rank": int(os.environ["RANK"]), "world_size": processes} if store else {}
+    dist.init_process_group(backend, timeout=TIMEOUT, **place)
     together = True
     try:
         yield
@@ -77,7 +81,7 @@ def process_group(device: str, processes: int) -> Iterator[None]:
         raise
     finally:
         if together:
-            # `torchrun` ends the others as soon as one fails, so none leaves before all are done.
+            # The launcher ends the others as soon as one fails, so none leaves before all are done.
             any_of(False)
             dist.destroy_process_group()
 

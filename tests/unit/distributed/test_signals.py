@@ -1,16 +1,17 @@
-"""Signals that mean "save and leave" are neither lost nor deadly before there is something to save."""
+"""Stop signals are neither lost nor fatal before there is something to save, and they reach all processes."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from patch.distributed.agent import FORWARDED, forward_signals
+from patch.distributed import launch
+from patch.distributed.launch import FORWARDED, run_processes
 from patch.distributed.signals import (
     EXIT_RESUMABLE,
     HELD,
@@ -24,7 +25,7 @@ from patch.distributed.signals import (
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Handlers and mask are afterwards what they were."""
+    """Restore the signal handlers and the signal mask."""
     handlers, mask = (
         {number: signal.getsignal(number) for number in FORWARDED},
         signal.pthread_sigmask(signal.SIG_BLOCK, ()),
@@ -60,7 +61,7 @@ def test_a_signal_waits_for_the_request(number: int) -> None:
 
 @pytest.mark.parametrize("number", HELD)
 def test_a_signal_that_came_before_this_process_had_begun(number: int) -> None:
-    """Blocked by who started it, and ignored by a shell above; in a process without other threads, as one begins."""
+    """The parent had blocked the signal and a shell had ignored it. A new process has no other threads."""
     pid = os.fork()
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, {number, signal.SIGTERM})
@@ -106,23 +107,25 @@ def test_who_leaves_is_not_disturbed(number: int) -> None:
         (signal.SIGINT, signal.SIGHUP),
     ],
 )
-def test_signals_are_passed_on(number: int, arrives: int) -> None:
-    """SIGHUP stands for what the caller makes of those that are not passed on as they are."""
-    child = subprocess.Popen(["sleep", "60"])
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), number))
-    timer.start()
-    forward_signals(lambda: child.poll() is not None, lambda: [child.pid], signal.SIGHUP)
-    assert child.returncode == -arrives
+def test_signals_are_forwarded(number: int, arrives: int) -> None:
+    """The launcher replaces SIGTERM and SIGINT by the given signal, here SIGHUP."""
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    assert run_processes(["sleep", "60"], [os.environ] * 2, signal.SIGHUP) == -arrives
     os.kill(os.getpid(), number)  # late: nothing happens
 
 
-def test_a_held_signal_is_passed_on_when_there_is_somebody() -> None:
+def test_a_held_signal_is_forwarded() -> None:
     hold_signals()
     os.kill(os.getpid(), signal.SIGUSR2)
-    children: list[subprocess.Popen] = []
-    timer = threading.Timer(0.3, lambda: children.append(subprocess.Popen(["sleep", "60"])))
-    timer.start()
-    forward_signals(
-        lambda: bool(children) and children[0].poll() is not None, lambda: [c.pid for c in children], signal.SIGTERM
-    )
-    assert children[0].returncode == -signal.SIGUSR1
+    assert run_processes(["sleep", "60"], [os.environ], signal.SIGTERM) == -signal.SIGUSR1
+
+
+def test_a_failure_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others get SIGTERM, and SIGKILL if they ignore it; the exit code is that of the first failure."""
+    monkeypatch.setattr(launch, "GRACE", 1)
+    command = ["sh", "-c", "trap '' TERM; if test $FAILS; then sleep 0.3; exit 3; fi; exec sleep 60"]
+    began = time.monotonic()
+    environment = {"PATH": os.environ["PATH"]}
+    assert run_processes(command, [environment, {**environment, "FAILS": "1"}], signal.SIGTERM) == 3
+    assert time.monotonic() - began < 20
+    assert run_processes(["true"], [environment] * 2, signal.SIGTERM) == 0

@@ -1,4 +1,4 @@
-"""A learning stage of several processes, started for real: it ends as one process does, however it ends."""
+"""A learning stage of several real processes ends as one process does, in success, failure and interruption."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from patch.distributed import agent, launch
+from patch.distributed import launch
 from patch.errors import InputError
 from patch.masks.packed import load_masks
 
 ROOT = Path(__file__).parents[4]
 LONG = 60  # steps, time enough to stop a run in the middle
 WAIT = 300  # seconds at most, on a machine that does much else
-# Stands in for SLURM's: starts --ntasks copies of the command, passes signals on, gives the highest exit code.
+# Substitute for SLURM's srun: starts --ntasks copies of the command, forwards signals, exits with the highest code.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys, time
 arguments, options = sys.argv[1:], {{}}
@@ -184,8 +184,8 @@ def test_numbers_of_processes(value: str, stage: Callable, settings: dict, optio
 
 
 def test_srun_shares_all_that_the_job_has() -> None:
-    command = launch.srun_command(4, ["python", "-m", "patch.distributed.agent", "8", "4", "learn"])
-    assert command[0] == "srun" and command[-6:] == ["python", "-m", "patch.distributed.agent", "8", "4", "learn"]
+    command = launch.srun_command(4, ["python", "-m", "patch.distributed.launch", "8", "4", "learn"])
+    assert command[0] == "srun" and command[-6:] == ["python", "-m", "patch.distributed.launch", "8", "4", "learn"]
     flags = dict(flag.partition("=")[::2] for flag in command[1:-6])
     assert flags == {
         "--nodes": "4",
@@ -214,39 +214,38 @@ def test_environment_of_srun() -> None:
     [([1, -9], -9), ([-15, 1, -15], 1), ([-15, -15], -15), ([-15, -11], -11), ([2, 1], 2), ([-6, 1, -9], -6)],
 )
 def test_first_cause(codes: list[int], cause: int) -> None:
-    assert agent.first_cause(codes) == cause
+    assert launch.first_cause(codes) == cause
 
 
 def test_address_is_the_host_name_where_it_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent.socket, "gethostname", lambda: "localhost")
-    assert agent.own_address() == "localhost"
-    monkeypatch.setattr(agent.socket, "gethostname", lambda: "n1.invalid")
-    assert agent.own_address() == "127.0.0.1"
+    monkeypatch.setattr(launch.socket, "gethostname", lambda: "localhost")
+    assert launch.own_address() == "localhost"
+    monkeypatch.setattr(launch.socket, "gethostname", lambda: "n1.invalid")
+    assert launch.own_address() == "127.0.0.1"
 
 
-def test_without_a_launcher_nobody_hears(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(agent.VARIABLE, raising=False)
+def test_without_a_launcher_there_is_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(launch.VARIABLE, raising=False)
     assert not launch.report_end(2, "message")
 
 
-def test_what_the_processes_say_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the agents' exit codes are."""
+def test_reports_of_the_processes_override_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 
-    def say(arguments: list[str], processes: int, nodes: int) -> int:
-        for rank in said:
+    def report(arguments: list[str], processes: int, nodes: int) -> int:
+        for rank in reports:
             monkeypatch.setenv("RANK", str(rank))
-            assert launch.report_end(*said[rank])
+            assert launch.report_end(*reports[rank])
         monkeypatch.delenv("RANK", raising=False)
         return code
 
-    monkeypatch.setattr(launch, "run_agent", say)
-    monkeypatch.setenv(agent.VARIABLE, "")
+    monkeypatch.setattr(launch, "run_node", report)
+    monkeypatch.setenv(launch.VARIABLE, "")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    said: dict[int, tuple] = {}
+    reports: dict[int, tuple] = {}
     code = -9
     assert launch.launch(["learn"], 3, 1) == 137 and os.environ["OMP_NUM_THREADS"] == "2"
-    said = {1: (75,), 2: (75,)}
+    reports = {1: (75,), 2: (75,)}
     assert launch.launch(["learn"], 3, 1) == 75
-    said = {2: (2, "no GPU on n2")}
+    reports = {2: (2, "no GPU on n2")}
     with pytest.raises(InputError, match="no GPU on n2"):
         launch.launch(["learn"], 3, 1)
