@@ -1,1 +1,1 @@
-"""Multi-process execution: collectives, the launcher, its agents and the scheduler's signals."""
+"""Multi-process execution: collectives, the launcher, and the scheduler's signals."""

@@ -156,8 +156,7 @@ def _next_word(documents: list[str], rng: random.Random) -> Iterator[Question]:
     for words in _shuffled(_sentences(documents), rng):
         places = [place for place in CONTEXT if place < len(words) and alike.has(words[place])]
         if places:
-            place = rng.choice(places)
-            yield _question(" ".join(words[:place]), words[place], alike.draw(words[place], rng), rng)
+            yield alike.question(words, rng.choice(places), "", rng)
 
 
 def _cloze(documents: list[str], rng: random.Random) -> Iterator[Question]:
@@ -169,9 +168,7 @@ def _cloze(documents: list[str], rng: random.Random) -> Iterator[Question]:
         ]
         if places:
             place = rng.choice(places)
-            rest = " ".join(words[place + 1 :])
-            wrong = [f"{word} {rest}" for word in alike.draw(words[place], rng)]
-            yield _question(" ".join(words[:place]), f"{words[place]} {rest}", wrong, rng)
+            yield alike.question(words, place, "".join(f" {word}" for word in words[place + 1 :]), rng)
 
 
 MAKERS: dict[str, Maker] = {
@@ -212,5 +209,8 @@ class _Alike:
     def is_content(self, word: str) -> bool:
         return _plain(word) and word not in self._function_words
 
-    def draw(self, word: str, rng: random.Random) -> list[str]:
-        return rng.sample([other for other in self._group[word] if other != word], CHOICES - 1)
+    def question(self, words: list[str], place: int, rest: str, rng: random.Random) -> Question:
+        """Return a question about the word at a place, with alike words as wrong answers, each followed by ``rest``."""
+        word = words[place]
+        wrong = rng.sample([other for other in self._group[word] if other != word], CHOICES - 1)
+        return _question(" ".join(words[:place]), word + rest, [other + rest for other in wrong], rng)

@@ -187,6 +187,18 @@ def read_json(path: Path | str) -> Any:
     return parse_json(text, path)
 
 
+def read_json_object(path: Path | str) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        InputError: as `read_json`; or its value is not an object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: it holds {type(value).__name__}; expected a JSON object")
+    return value
+
+
 def write_json(path: Path | str, value: Any, indent: int | None = 1) -> None:
     """Write ``value`` as JSON atomically; without ``indent``, on one line."""
     text = json.dumps(value, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
@@ -208,11 +220,9 @@ def read_checked_json(path: Path | str) -> dict[str, Any]:
     """Read a file of `write_checked_json` and return its contents without the checksum.
 
     Raises:
-        InputError: as `read_json`; or the contents do not match the checksum.
+        InputError: as `read_json_object`; or the contents do not match the checksum.
     """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: {type(value).__name__} at the top; expected a JSON object")
+    value = read_json_object(path)
     found = value.pop(CHECKSUM, None)
     if found is None:
         raise InputError(f"{path}: it has no checksum: not written by this version; make it again")

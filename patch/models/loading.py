@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.files.io import read_json_object
 from patch.hub.errors import OWN_CODE, library_errors
-from patch.models.files import check_objects, check_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -114,6 +114,19 @@ def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") 
     return model.to(device).eval().requires_grad_(False)
 
 
+def check_weights(folder: Path | str) -> None:
+    """Refuse a folder without safetensors weights.
+
+    Raises:
+        InputError: the folder has no `.safetensors` file.
+    """
+    if not any(Path(folder).glob("*.safetensors")):
+        raise InputError(
+            f"model folder {folder} cannot be loaded: no .safetensors file in it; other weights, such as pickles, can "
+            "run code and are not read: load them where you trust them and save them again with save_pretrained"
+        )
+
+
 def _check_types(folder: Path | str, model: PreTrainedModel) -> None:
     """Refuse weights that are stored as integers, which transformers would convert silently.
 
@@ -156,7 +169,7 @@ def load_config(folder: Path | str) -> PretrainedConfig:
     path, generation = Path(folder) / "config.json", Path(folder) / "generation_config.json"
     if not path.exists():
         raise InputError(f"model folder {folder}: no config.json in it; give a folder that save_pretrained wrote")
-    check_objects(folder, (path.name, generation.name))
+    _check_json(folder, (path.name, generation.name))
     with library_errors(f"{path} cannot be loaded"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
@@ -174,6 +187,13 @@ def load_config(folder: Path | str) -> PretrainedConfig:
     return config
 
 
+def _check_json(folder: Path | str, names: tuple[str, ...]) -> None:
+    """Check that each existing file among ``names`` holds a JSON object, before a library reads it."""
+    for name in names:
+        if (Path(folder) / name).exists():
+            read_json_object(Path(folder) / name)
+
+
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a local folder.
 
@@ -182,6 +202,6 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    check_objects(folder, TOKENIZER_FILES)
+    _check_json(folder, TOKENIZER_FILES)
     with library_errors(f"tokenizer folder {folder} cannot be loaded"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

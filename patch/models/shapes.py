@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.errors import InputError
-from patch.models.files import read_object
+from patch.files.io import read_json_object
 from patch.models.settings import LocalModel, Model, Shape, TrainedModel
 from patch.settings import validate
 
@@ -47,7 +47,7 @@ def model_shape(name: str, model: Model) -> Shape:
                 f"models.{name}.source.path is {source.path!r}: no config.json in it; "
                 "give a folder that save_pretrained wrote"
             )
-        return _from_config(str(path), read_object(path), None)
+        return _from_config(str(path), read_json_object(path), None)
     return source.shape
 
 

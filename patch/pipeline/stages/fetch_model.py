@@ -11,7 +11,6 @@ from pathlib import Path
 from patch.errors import InputError
 from patch.files.io import atomic_directory
 from patch.hub.errors import hub_errors, library_errors
-from patch.models.files import check_weights
 from patch.models.settings import GgufModel, HubModel, LocalModel
 from patch.pipeline.runs.stage_settings import ModelSettings
 
@@ -61,7 +60,7 @@ def _check(folder: Path) -> None:
     Raises:
         InputError: They cannot.
     """
-    from patch.models.loading import load_skeleton, load_tokenizer
+    from patch.models.loading import check_weights, load_skeleton, load_tokenizer
 
     load_skeleton(folder)
     check_weights(folder)

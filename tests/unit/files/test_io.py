@@ -202,5 +202,5 @@ def test_checked_json(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a.json: it has no checksum"):
         read_checked_json(path)
     write_json(path, [1])
-    with pytest.raises(InputError, match="a.json: list at the top"):
+    with pytest.raises(InputError, match="a.json: it holds list"):
         read_checked_json(path)
