@@ -89,24 +89,20 @@ def _method(path: Path, value: ast.expr) -> Method:
     return method
 
 
-def _all() -> dict[str, Method]:
-    methods = [
-        Method("dense", "Dense", "none", ("dense",)),
-        *one_shot_methods(Path(__file__).parent / "pruning"),
-        Method("proxsparse", "ProxSparse", "learn", ("2:4",)),
-        Method("maskllm", "MaskLLM", "learn", ("2:4",)),
-        Method("patch-joint", "PATCH (joint)", "learn", ("hybrid",)),
-        Method("patch-tile", "PATCH (tile)", "learn", ("hybrid",)),
-    ]
-    return {method.name: method for method in sorted(methods, key=lambda method: paper_rank(method.name))}
-
-
 def paper_rank(name: str) -> int:
     """Return the position of a method among the paper's rows; methods that the paper does not have come last."""
     return PAPER_ORDER.index(name) if name in PAPER_ORDER else len(PAPER_ORDER)
 
 
-METHODS: dict[str, Method] = _all()
+_KNOWN = [
+    Method("dense", "Dense", "none", ("dense",)),
+    *one_shot_methods(Path(__file__).parent / "pruning"),
+    Method("proxsparse", "ProxSparse", "learn", ("2:4",)),
+    Method("maskllm", "MaskLLM", "learn", ("2:4",)),
+    Method("patch-joint", "PATCH (joint)", "learn", ("hybrid",)),
+    Method("patch-tile", "PATCH (tile)", "learn", ("hybrid",)),
+]
+METHODS = {method.name: method for method in sorted(_KNOWN, key=lambda method: paper_rank(method.name))}
 
 
 def get_method(name: str) -> Method:

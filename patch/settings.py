@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,11 +44,8 @@ def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
         if isinstance(raw, dict) and part not in raw and index < len(location) - 1:
             continue
         parts.append(str(part))
-        raw = (
-            raw[part]
-            if isinstance(raw, dict | list) and part in (raw if isinstance(raw, dict) else range(len(raw)))
-            else None
-        )
+        with suppress(LookupError, TypeError):
+            raw = raw[part]
     return parts
 
 
@@ -69,13 +67,11 @@ def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
     for part in location:
         following = []
         for section in current:
-            if part in section.model_fields:
-                following += _sections(section.model_fields[part].annotation)
-            elif part not in section.model_fields:
-                following.append(section)  # a name in a mapping, an index, or the tag of a union
-        current = following
-        tagged = [s for s in current if "kind" in s.model_fields and s.model_fields["kind"].default == part]
-        current = tagged or current
+            field = section.model_fields.get(part)
+            # Without a field, it is a name in a mapping, an index, or the tag of a union.
+            following += _sections(field.annotation) if field else [section]
+        tagged = [s for s in following if "kind" in s.model_fields and s.model_fields["kind"].default == part]
+        current = tagged or following
     return sorted({name for section in current for name in section.model_fields})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,14 +32,11 @@ class HiddenStates:
     def read(self, index: int, device: torch.device) -> Tensor:
         """Return a batch on ``device``."""
         offset, shape, dtype = self._batches[index]
-        buffer = bytearray(shape.numel() * dtype.itemsize)
-        view, done = memoryview(buffer), 0
-        while done < len(buffer):
-            count = os.preadv(self._file.fileno(), [view[done:]], offset + done)
-            if not count:
-                raise InputError(f"the temporary file of hidden states in {tempfile.gettempdir()} was cut short")
-            done += count
-        return torch.frombuffer(buffer, dtype=dtype).reshape(shape).to(device)
+        self._file.seek(offset)
+        data = np.fromfile(self._file, np.uint8, size := shape.numel() * dtype.itemsize)
+        if len(data) < size:
+            raise InputError(f"the temporary file of hidden states in {tempfile.gettempdir()} was cut short")
+        return torch.from_numpy(data).view(dtype).reshape(shape).to(device)
 
     def write(self, index: int, states: Tensor) -> None:
         """Replace a batch by ``states`` of the same shape and dtype."""

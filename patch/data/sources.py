@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import json
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 from patch.data.settings import FilesSource, PackageSource
 from patch.errors import InputError
@@ -25,22 +24,19 @@ def package_documents(source: PackageSource) -> Iterator[str]:
     Raises:
         InputError: the package, the module or the attribute is missing, or is not a string.
     """
-    module_name, _, attributes = source.text.partition(":")
-    if not module_name or not attributes:
-        raise InputError(f"corpus `text` is {source.text!r}; expected `module:attribute.path`")
+    problem = f"corpus `text` is {source.text!r}"
+    if not all(source.text.partition(":")):
+        raise InputError(f"{problem}; expected `module:attribute.path`")
     try:
-        value = importlib.import_module(module_name)
+        value = pkgutil.resolve_name(source.text)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"corpus `text` is {source.text!r} but there is no module `{error.name}`; "
-            f"`pip install {source.distribution}` or correct the name"
+            f"{problem} but there is no module `{error.name}`; `pip install {source.distribution}` or correct the name"
         ) from None
-    for name in attributes.split("."):
-        if not hasattr(value, name):
-            raise InputError(f"corpus `text` is {source.text!r} but {_describe(value)} has no attribute `{name}`")
-        value = getattr(value, name)
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{problem}: {error}; expected `module:attribute.path`") from None
     if not isinstance(value, str):
-        raise InputError(f"corpus `text` is {source.text!r}, which is {_describe(value)}; expected a string")
+        raise InputError(f"{problem}, which is a {type(value).__name__}; expected a string")
     return _cut(value.splitlines())
 
 
@@ -102,10 +98,6 @@ def clean(documents: Iterable[str], remove: str = "") -> Iterator[str]:
         text = " ".join(valid.translate(table).split())
         if text:
             yield text
-
-
-def _describe(value: object) -> str:
-    return f"module `{value.__name__}`" if isinstance(value, ModuleType) else f"a {type(value).__name__}"
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

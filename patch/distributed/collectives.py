@@ -67,17 +67,15 @@ def process_group(device: str, processes: int) -> Iterator[None]:
     # Without a store, torch reads the address of the processes from the environment, as after `torchrun`.
     place = {"store": store, "rank": int(os.environ["RANK"]), "world_size": processes} if store else {}
     dist.init_process_group(backend, timeout=TIMEOUT, **place)
-    together = True
+    # After an error the other processes may be at any point: waiting for them could hang.
+    together = False
     try:
         yield
+        together = True
     except SystemExit as stop:
         together = stop.code == EXIT_RESUMABLE
         if together:
             ignore_signals()
-        raise
-    except BaseException:
-        # The other processes may be at any point: waiting for them here could hang.
-        together = False
         raise
     finally:
         if together:
@@ -148,7 +146,7 @@ def _bytes(tensor: Tensor) -> Tensor:
     return (tensor[:, None] if tensor.dim() == 1 else tensor).view(torch.uint8)
 
 
-def spread(tensor: Tensor, bounds: Sequence[int]) -> None:
+def broadcast_rows(tensor: Tensor, bounds: Sequence[int]) -> None:
     """Broadcast a tensor of which each process has its own rows, from one of ``bounds`` to the next."""
     for owner, (first, last) in enumerate(pairwise(bounds)):
         if first < last:

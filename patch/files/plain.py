@@ -143,7 +143,7 @@ class _Loader(yaml.SafeLoader):
                 self._refuse(key_node, "a key is a list or a mapping; keys are text")
             key = "<<" if key_node.tag.endswith(":merge") else self.construct_object(key_node)
             if key in seen:
-                self._refuse(key_node, f"the key {_quoted(key)} stands there twice in one mapping; leave one")
+                self._refuse(key_node, f"the key `{str(key)[:SHOWN]}` appears twice in one mapping; leave one")
             seen.add(key)
 
     def _refuse(self, place: Any, reason: str) -> NoReturn:
@@ -160,23 +160,23 @@ def check_plain(raw: Any) -> None:
 
 
 def _check(value: Any, path: tuple[str, ...], left: Iterator[int]) -> None:
+    key = ".".join(path)
     if next(left, None) is None:
         raise InputError(f"configuration: more than {MOST_VALUES:,} values, with what aliases repeat")
     if len(path) > DEEPEST:
-        raise InputError(f"configuration: `{_key(path)[:SHOWN]}...` is deeper than {DEEPEST} lists and mappings")
+        raise InputError(f"configuration: `{key[:SHOWN]}...` is deeper than {DEEPEST} lists and mappings")
     if isinstance(value, dict):
-        for key, child in value.items():
+        for name, child in value.items():
             # Some models' configurations have integer keys; the sections refuse them.
-            if isinstance(key, bool) or not isinstance(key, str | int):
-                raise InputError(f"configuration: a key of {_place(path)} is {shown(key)}; write it in quotes, as text")
-            if fault := _fault(key, any_characters=False):
-                raise InputError(f"configuration: a key of {_place(path)} {fault}")
-            _check(child, (*path, str(key)), left)
+            plain = isinstance(name, str | int) and not isinstance(name, bool)
+            if fault := _fault(name, False) if plain else f"is {shown(name)}; write it in quotes, as text":
+                raise InputError(f"configuration: a key of {f'`{key}`' if path else 'the file'} {fault}")
+            _check(child, (*path, str(name)), left)
     elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
             _check(child, (*path, str(index)), left)
     elif fault := _fault(value, path[-1:] == (ANY_CHARACTERS,)):
-        raise InputError(f"configuration: `{_key(path)}` {fault}")
+        raise InputError(f"configuration: `{key}` {fault}")
 
 
 def _fault(value: Any, any_characters: bool) -> str:
@@ -189,19 +189,13 @@ def _fault(value: Any, any_characters: bool) -> str:
         return f"is an integer of {bits} bits; use at most 63" if abs(value) > LARGEST_INTEGER else ""
     if isinstance(value, float):
         return "" if math.isfinite(value) else f"is {value}; give a finite number"
-    if isinstance(value, str):
-        fault = "" if any_characters and len(value) <= LONGEST else text_fault(value)
-        return fault and f"is {shown(value)}: {fault}"
-    return f"is a {type(value).__name__}, which is no plain value; write it in quotes, as text"
-
-
-def text_fault(text: str) -> str:
-    """Return the fault of a text that must be one printable line of bounded length; empty if it is valid."""
-    if len(text) > LONGEST:
-        return f"it has {len(text):,} characters; use at most {LONGEST:,}"
-    for character in text:
-        if unicodedata.category(character) in UNPRINTABLE:
-            return f"it holds the character U+{ord(character):04X}; use one line of printable text"
+    if not isinstance(value, str):
+        return f"is a {type(value).__name__}, which is no plain value; write it in quotes, as text"
+    if len(value) > LONGEST:
+        return f"is {shown(value)}: it has {len(value):,} characters; use at most {LONGEST:,}"
+    unprintable = [] if any_characters else [char for char in value if unicodedata.category(char) in UNPRINTABLE]
+    if unprintable:
+        return f"is {shown(value)}: it holds U+{ord(unprintable[0]):04X}; use one line of printable text"
     return ""
 
 
@@ -209,15 +203,3 @@ def shown(value: Any) -> str:
     """Return a value's representation for messages, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def _quoted(key: Any) -> str:
-    return f"`{key}`" if len(str(key)) <= SHOWN else f"`{str(key)[:SHOWN]}...`"
-
-
-def _key(path: tuple[str, ...]) -> str:
-    return ".".join(path)
-
-
-def _place(path: tuple[str, ...]) -> str:
-    return f"`{_key(path)}`" if path else "the file"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from patch.distributed.collectives import spread
+from patch.distributed.collectives import broadcast_rows
 from patch.masks.kernels import Layer, Sampling
 from patch.masks.kernels.eager import PATTERNS, pack_bits, unpack_bits
 from patch.masks.linear import MaskedLinear, Sink
@@ -127,7 +127,7 @@ class LearnableMask(nn.Module):
             own, likeliest = likeliest, likeliest.new_empty(self.shape.numel() // 4, dtype=torch.uint8)
             bounds = [row * self.shape[1] // 4 for row in self.owners.bounds]
             likeliest[bounds[self.owners.rank] :][: len(own)] = own
-            spread(likeliest, bounds)
+            broadcast_rows(likeliest, bounds)
         table = torch.tensor(PATTERNS, dtype=torch.bool, device=self.pattern_logits.device)
         return table[likeliest.long()].reshape(self.shape)
 

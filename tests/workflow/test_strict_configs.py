@@ -9,7 +9,7 @@ from .test_dry_runs import ROOT, snakemake
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 FAULTS = {
-    "same-key": ("tile: 8\n", r"mine.yaml, line \d+: the key `tile` stands there twice"),
+    "same-key": ("tile: 8\n", r"mine.yaml, line \d+: the key `tile` appears twice"),
     "bomb": (BOMB, "mine.yaml, line .*more than .* values"),
     "huge": (f"seeds: [{10**400}]\n", "mine.yaml, line .*the key `seeds`|`seeds.0` is an integer of"),
     "template": ("__use_yte__: true\n", "mine.yaml.*`__use_yte__`"),

@@ -117,7 +117,7 @@ def test_hidden_files_are_no_task_files_and_others_need_not_be_text(tmp_path):
 
 def test_task_files_are_read_as_strictly_as_configurations(tmp_path):
     (tmp_path / "one.yaml").write_text("task: one\nmetadata: {version: 1}\ntask: two\n")
-    with pytest.raises(InputError, match="task file .*one.yaml, line 3: the key `task` stands there twice"):
+    with pytest.raises(InputError, match="task file .*one.yaml, line 3: the key `task` appears twice"):
         task_names(tmp_path)
     (tmp_path / "one.yaml").write_bytes(b"task: \xff\n")
     with pytest.raises(InputError, match="task file .*one.yaml: cannot be read"):

@@ -21,8 +21,8 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 2000))
 
 FAULTS = {
-    "same-key": ("a: 1\nb:\n  steps: 5\n  lr: 1\n  steps: 6\n", "c.yaml, line 5: the key `steps` stands there twice"),
-    "same-key-flow": ("a: {b: 1, b: 2}\n", "line 1: the key `b` stands there twice"),
+    "same-key": ("a: 1\nb:\n  steps: 5\n  lr: 1\n  steps: 6\n", "c.yaml, line 5: the key `steps` appears twice"),
+    "same-key-flow": ("a: {b: 1, b: 2}\n", "line 1: the key `b` appears twice"),
     "same-key-at-the-top": ("experiment: a\nexperiment: b\n", "line 2: the key `experiment`"),
     "same-key-written-otherwise": ("a: {1: x, 0x1: y}\n", "line 1: the key `1`"),
     "two-merges": ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4: the key `<<`"),
