@@ -25,11 +25,8 @@ class BlockCall:
 
     def run(self, block: nn.Module, states: Tensor) -> Tensor:
         """Return the block's output hidden states for ``states``."""
-        return _states(block(states, *self.args, **self.kwargs))
-
-
-def _states(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+        output = block(states, *self.args, **self.kwargs)
+        return output[0] if isinstance(output, tuple) else output
 
 
 class _EnoughSeen(Exception):
@@ -55,7 +52,7 @@ def _replaced_forwards(blocks: nn.ModuleList, forward: Callable) -> Iterator[Non
 def record_calls(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, device: torch.device) -> list[BlockCall]:
     """Return every block's arguments for a batch like ``tokens``, on ``device``, without running the blocks."""
     calls: list[BlockCall] = []
-    move = _Mover(device)
+    move = _mover(device)
     output = _first_output(model, blocks, tokens[:1, :4])
 
     def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,19 +92,18 @@ def first_inputs(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tens
         yield caught.pop()
 
 
-class _Mover:
-    """Copier of nested arguments to a device; a shared tensor is copied once."""
+def _mover(device: torch.device) -> Callable[[Any], Any]:
+    """Return a function that copies nested arguments to a device; a shared tensor is copied once."""
+    # Keeps the originals alive, since an id could be reused.
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        # Keeps the originals alive, since an id could be reused.
-        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, value: Any) -> Any:
+    def move(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._moved.setdefault(id(value), (value, value.to(self._device)))[1]
+            return moved.setdefault(id(value), (value, value.to(device)))[1]
         if isinstance(value, dict):
-            return {key: self(part) for key, part in value.items()}
+            return {key: move(part) for key, part in value.items()}
         if isinstance(value, (tuple, list)):
-            return type(value)(self(part) for part in value)
+            return type(value)(move(part) for part in value)
         return value
+
+    return move

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -143,7 +144,4 @@ def load_statistics(
 
 def block_files(folder: Path | str) -> Iterator[Path]:
     """Yield the file paths of a folder of statistics, one per block, in order and without end."""
-    index = 0
-    while True:
-        yield Path(folder) / f"block-{index:04d}.safetensors"
-        index += 1
+    return (Path(folder) / f"block-{index:04d}.safetensors" for index in count())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -37,7 +38,7 @@ def fetch_corpus(corpus: Corpus, out: Path) -> None:
         elif isinstance(source, FilesSource) and isinstance(source.files, dict):
             parts = _write_parts(_mapped(source), folder)
         else:
-            parts = _write_parts(_shared_out(_reader(source), source.split), folder)
+            parts = _write_parts(_split_by_seed(_reader(source), source.split), folder)
         write_json(folder / "manifest.json", {"source": source.model_dump(), "parts": parts})
 
 
@@ -71,9 +72,9 @@ def assign_parts(lengths: np.ndarray, split: SplitBySeed) -> np.ndarray:
     ends = np.cumsum(lengths[order], dtype=np.float64)
     middles = (ends - lengths[order] / 2) / ends[-1]
     # side="right" skips parts of fraction zero; without the last edge, rounding cannot exceed it.
-    shares = np.cumsum([getattr(split, name) for name in SPLITS])
+    fractions = np.cumsum([getattr(split, name) for name in SPLITS])
     parts = np.empty(len(lengths), dtype=np.int64)
-    parts[order] = np.searchsorted(shares[:-1], middles, side="right")
+    parts[order] = np.searchsorted(fractions[:-1], middles, side="right")
     return parts
 
 
@@ -94,7 +95,7 @@ def _unique(documents: Iterable[str]) -> Iterator[str]:
             yield document
 
 
-def _shared_out(read: Callable[[], Iterator[str]], split: SplitBySeed) -> Iterator[tuple[str, str]]:
+def _split_by_seed(read: Callable[[], Iterator[str]], split: SplitBySeed) -> Iterator[tuple[str, str]]:
     # Two passes, so that the text never has to fit in memory.
     lengths = np.array([len(document) for document in read()])
     if not len(lengths):
@@ -113,17 +114,14 @@ def _mapped(source: FilesSource) -> Iterator[tuple[str, str]]:
 def _write_parts(documents: Iterable[tuple[str, str]], folder: Path) -> dict[str, dict[str, int]]:
     """Write `(part, text)` pairs and return the number of documents and characters of each non-empty part."""
     files, parts = {}, {}
-    try:
+    with ExitStack() as stack:
         for split, text in documents:
             if split not in files:
-                files[split] = (folder / f"{split}.jsonl").open("w", encoding="utf-8")
+                files[split] = stack.enter_context((folder / f"{split}.jsonl").open("w", encoding="utf-8"))
                 parts[split] = {"documents": 0, "characters": 0}
             files[split].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
             parts[split]["documents"] += 1
             parts[split]["characters"] += len(text)
-    finally:
-        for file in files.values():
-            file.close()
     return parts
 
 

@@ -161,7 +161,7 @@ def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, st
             )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         while any([process.poll() is None for process in processes]) and time.monotonic() < deadline:
-            if not failed and (failed := _failures(processes)):
+            if not failed and (failed := [p.returncode for p in processes if p.returncode]):
                 deadline = time.monotonic() + GRACE
                 received.append(signal.SIGTERM)
             while received:
@@ -173,12 +173,8 @@ def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, st
         for process in processes:
             process.kill()
             process.wait()
-    failed = failed or _failures(processes)
+    failed = failed or [p.returncode for p in processes if p.returncode]
     return first_cause(failed) if failed else 0
-
-
-def _failures(processes: Sequence[subprocess.Popen]) -> list[int]:
-    return [process.returncode for process in processes if process.returncode]
 
 
 def first_cause(codes: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 # SLURM sends a signal of choice before the time limit, SIGTERM when it wants the node back.
@@ -31,12 +31,8 @@ def hold_signals() -> None:
     had them blocked count as well. All other signals are unblocked, whatever the parent blocked.
     """
     _early.requested = False
-
-    def note(number: int, frame: object) -> None:
-        _early.requested = True
-
     for number in HELD:
-        signal.signal(number, note)
+        signal.signal(number, lambda *_: setattr(_early, "requested", True))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -53,44 +49,37 @@ def ignore_signals() -> None:
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Make stop signals within the block only set `requested`; a signal held before the block sets it at once."""
+def stop_request(leave: bool = False) -> Iterator[StopRequest]:
+    """Make stop signals within the block set `requested`; a signal held before the block sets it at once.
+
+    Args:
+        leave: exit with `EXIT_RESUMABLE` at the first signal.
+    """
     request = StopRequest()
 
-    def note() -> None:
-        request.requested = True
+    def note(*_: object) -> None:
+        first, request.requested = not request.requested, True
+        if leave and first:
+            sys.exit(EXIT_RESUMABLE)
 
-    with _listening(note):
+    previous = {number: signal.signal(number, note) for number in STOP}
+    try:
+        if take_held():
+            note()
         yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def leave_when_asked(message: str) -> Iterator[None]:
     """Exit with `EXIT_RESUMABLE` and print ``message`` at the first stop signal within the block."""
-    request = StopRequest()
-
-    def leave() -> None:
-        if not request.requested:
-            request.requested = True
-            sys.exit(EXIT_RESUMABLE)
-
     try:
-        with _listening(leave):
+        with stop_request(leave=True):
             yield
-    except SystemExit:
+    except SystemExit as stop:
         # Not in the handler, which may interrupt another line of output.
-        if request.requested:
+        if stop.code == EXIT_RESUMABLE:
             print(message, flush=True)
         raise
-
-
-@contextmanager
-def _listening(action: Callable[[], None]) -> Iterator[None]:
-    previous = {number: signal.signal(number, lambda received, frame: action()) for number in STOP}
-    try:
-        if take_held():
-            action()
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

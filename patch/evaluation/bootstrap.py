@@ -32,7 +32,7 @@ def bootstrap_weights(count: int, resamples: int = RESAMPLES, seed: int = SEED) 
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
-def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+def resampled_means(values: np.ndarray, seed: int = SEED) -> np.ndarray:
     """Return the means of resampled values; each resample uses the same draws for all rows.
 
     The deviations from the mean are widened by `sqrt(count / (count - 1))` (Rao and Wu 1988). Without that,
@@ -40,18 +40,18 @@ def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 
 
     Args:
         values: `[rows, count]`.
-        resamples, seed: number of resamples and random seed; they and the values determine the result.
+        seed: random seed; it and the values determine the result.
 
     Returns:
-        `[rows, resamples]`; NaN for a single sample, which has no spread, and for a row that is not finite.
+        `[rows, RESAMPLES]`; NaN for a single sample, which has no spread, and for a row that is not finite.
     """
     rows, count = values.shape
     if count < 2:
-        return np.full((rows, resamples), np.nan)
+        return np.full((rows, RESAMPLES), np.nan)
     with np.errstate(invalid="ignore"):
         mean = values.mean(axis=1, keepdims=True)
         centred = np.ascontiguousarray((values - mean).T)
-        sums = np.concatenate([weights @ centred for weights in bootstrap_weights(count, resamples, seed)])
+        sums = np.concatenate([weights @ centred for weights in bootstrap_weights(count, seed=seed)])
         return mean + sums.T * (math.sqrt(count / (count - 1)) / count)
 
 

@@ -66,7 +66,7 @@ class TaskEvaluator:
         """
         import lm_eval
 
-        with _variable(DATA_VARIABLE, self._data_dir), _quiet():
+        with _quiet(self._data_dir):
             # `simple_evaluate` also runs `pip list` and `git`, which takes a second per call.
             with library_errors(f"data of the task {task} cannot be read; fetch it first"):
                 loaded = self._manager.load([task])
@@ -184,27 +184,20 @@ def _leaves(name: str, results: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _variable(name: str, value: Path | None) -> Iterator[None]:
-    """Set an environment variable within the block; None leaves it unchanged."""
-    before = os.environ.get(name)
-    if value is not None:
-        os.environ[name] = str(value)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+def _quiet(data_dir: Path | None = None) -> Iterator[None]:
+    """Suppress lm-eval's warnings within the block, and set the variable of the tasks' data unless it is None.
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress lm-eval's warnings within the block: it warns about every normally created task and model."""
+    lm-eval warns about every normally created task and model.
+    """
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    level, data = logger.level, os.environ.get(DATA_VARIABLE)
     logger.setLevel(logging.ERROR)
+    if data_dir is not None:
+        os.environ[DATA_VARIABLE] = str(data_dir)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        os.environ.pop(DATA_VARIABLE, None)
+        if data is not None:
+            os.environ[DATA_VARIABLE] = data

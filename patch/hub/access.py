@@ -50,17 +50,31 @@ def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str
     malformed = token_problem()
     if malformed:
         return [malformed]
-    if api is None:
-        from huggingface_hub import HfApi
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RevisionNotFoundError
 
-        api = HfApi()
+    api = api or HfApi()
     problems = []
     for one in wanted or [Wanted("evaluation.tasks", "dataset", PROBE)]:
-        problem, reached = _problem(one, api)
-        problems += [problem] if problem else []
-        if not reached:  # the others would time out too
-            break
+        try:
+            _check_access(one, api)
+        except Exception as error:  # noqa: BLE001 - network libraries raise many types
+            # Their messages are never passed on, since they may contain a malformed token.
+            page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
+            answer = hub_answer(error, page)
+            if answer is None:  # the others would time out too
+                return [*problems, unreachable(error)]
+            key = "revision" if isinstance(error, RevisionNotFoundError) else "repo"
+            problems.append(f"`{one.key}.{key}` is {getattr(one, key)!r}: {answer}")
     return problems
+
+
+def _check_access(one: Wanted, api: Any) -> None:
+    repo_type = "dataset" if one.kind == "dataset" else "model"
+    ask = api.dataset_info if repo_type == "dataset" else api.model_info
+    # The metadata of a gated repository is public; only its files need access.
+    if ask(one.repo, revision=one.revision, timeout=SECONDS).gated:
+        api.auth_check(one.repo, repo_type=repo_type)
 
 
 def _offline(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, str]) -> list[str]:
@@ -79,26 +93,3 @@ def fetches(wanted: Sequence[Wanted], tasks: bool) -> str:
     counts = {kind: sum(one.kind == kind for one in wanted) for kind in NOUNS}
     parts = [f"{count} {NOUNS[kind]}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
     return ", ".join([*parts, *(["the tasks' data"] if tasks else [])])
-
-
-def _problem(one: Wanted, api: Any) -> tuple[str | None, bool]:
-    """Return the problem of a repository, and whether the hub answered.
-
-    Exception messages are never passed on, since they may contain a malformed token.
-    """
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    repo_type = "dataset" if one.kind == "dataset" else "model"
-    try:
-        ask = api.dataset_info if repo_type == "dataset" else api.model_info
-        # The metadata of a gated repository is public; only its files need access.
-        if ask(one.repo, revision=one.revision, timeout=SECONDS).gated:
-            api.auth_check(one.repo, repo_type=repo_type)
-    except Exception as error:  # noqa: BLE001 - network libraries raise many types
-        page = f"https://huggingface.co/{'datasets/' if one.kind == 'dataset' else ''}{one.repo}"
-        answer = hub_answer(error, page)
-        if answer is None:
-            return unreachable(error), False
-        wrong = ("revision", one.revision) if isinstance(error, RevisionNotFoundError) else ("repo", one.repo)
-        return f"`{one.key}.{wrong[0]}` is {wrong[1]!r}: {answer}", True
-    return None, True
