@@ -48,12 +48,11 @@ def read_documents(folder: Path, split: str) -> Iterator[str]:
     Raises:
         InputError: the folder has no such part.
     """
-    json_lines, parquet = Path(folder) / f"{split}.jsonl", Path(folder) / f"{split}.parquet"
-    if json_lines.exists():
-        return _read_json_lines(json_lines)
-    if parquet.exists():
-        return _read_parquet(parquet)
-    known = [name for name in SPLITS if any((Path(folder) / f"{name}{end}").exists() for end in (".jsonl", ".parquet"))]
+    readers = {".jsonl": _read_json_lines, ".parquet": _read_parquet}
+    for ending, read in readers.items():
+        if (path := Path(folder) / f"{split}{ending}").exists():
+            return read(path)
+    known = [name for name in SPLITS if any((Path(folder) / f"{name}{ending}").exists() for ending in readers)]
     hint = suggest(split, known) if known else "it has no part at all; was it fetched?"
     raise InputError(f"corpus {folder} has no text in its part `{split}`; {hint}")
 

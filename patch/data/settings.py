@@ -24,7 +24,7 @@ class SplitBySeed(Section):
     def _sums_to_one(self) -> SplitBySeed:
         total = self.train + self.calibration + self.validation + self.test
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + calibration + validation + test is {total:g}; the fractions must sum to 1")
+            raise ValueError(f"the fractions train + calibration + validation + test are {total:g}; they must sum to 1")
         return self
 
 

@@ -80,10 +80,10 @@ def files_by_part(source: FilesSource) -> dict[str, list[Path]]:
     """
     assert isinstance(source.files, dict)
     parts = {split: expand(patterns) for split, patterns in source.files.items()}
-    owner: dict[Path, str] = {}
+    parts_by_file: dict[Path, str] = {}
     for split, files in parts.items():
         for file in files:
-            other = owner.setdefault(file.resolve(), split)
+            other = parts_by_file.setdefault(file.resolve(), split)
             if other != split:
                 raise InputError(f"corpus file {file} is in the parts `{other}` and `{split}`; leave it in one")
     return parts

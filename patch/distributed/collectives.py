@@ -148,9 +148,9 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def broadcast_rows(tensor: Tensor, bounds: Sequence[int]) -> None:
     """Broadcast a tensor of which each process has its own rows, from one of ``bounds`` to the next."""
-    for owner, (first, last) in enumerate(pairwise(bounds)):
+    for source, (first, last) in enumerate(pairwise(bounds)):
         if first < last:
-            dist.broadcast(tensor[first:last], src=owner)
+            dist.broadcast(tensor[first:last], src=source)
 
 
 def any_of(*flags: bool) -> Sequence[bool]:

@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
         self._level -= 1
         if isinstance(event, yaml.AliasEvent):
             if node not in self._extent:
-                self._refuse(event, f"the alias `*{event.anchor}` is inside what it stands for")
+                self._refuse(event, f"the alias `*{event.anchor}` is inside the value that it repeats")
             return node
         self._check_tag(node)
         children = [child for entry in node.value for child in (entry if isinstance(entry, tuple) else (entry,))]
@@ -119,7 +119,7 @@ class _Loader(yaml.SafeLoader):
             raise
         except _UNFIT:
             kind = KINDS.get(node.tag, "value")
-            self._refuse(node, f"{shown(node.value)} is no {kind} that can be read; text stands in quotes")
+            self._refuse(node, f"{shown(node.value)} is not a valid {kind}; put text in quotes")
 
     def _check_extent(self, place: Any, size: int, depth: int) -> None:
         if size > MOST_VALUES:
@@ -134,7 +134,7 @@ class _Loader(yaml.SafeLoader):
             self._refuse(node, f"the tag `{tag}` makes no plain value; leave it out")
         # A base-60 number such as 1:00:00 parses in quadratic time.
         if node.tag != f"{_YAML}str" and isinstance(node.value, str) and len(node.value) > LONGEST:
-            self._refuse(node, f"a value of {len(node.value):,} characters is no number; text stands in quotes")
+            self._refuse(node, f"a value of {len(node.value):,} characters is not a number; put text in quotes")
 
     def _check_keys(self, node: yaml.MappingNode) -> None:
         seen: set[Any] = set()

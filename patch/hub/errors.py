@@ -57,10 +57,10 @@ def hub_errors(what: str, token: str | None = None) -> Iterator[None]:
 def token_problem(token: str | None = None) -> str | None:
     """Return the reason why a token is malformed; None for a valid or missing token."""
     given = {"the argument `token`": token} if token else tokens()
-    for source, text in given.items():
-        if re.search(r"[^!-~]", _sent(text)):
-            return f"the token in {source} holds a character that a token cannot have, such as a space; set it again"
-        break  # the hub's library sends only the first token
+    # The hub's library sends only the first token.
+    source, text = next(iter(given.items()), ("", ""))
+    if re.search(r"[^!-~]", _sent(text)):
+        return f"the token in {source} holds a character that a token cannot have, such as a space; set it again"
     return None
 
 
@@ -93,21 +93,22 @@ def hub_answer(error: BaseException, page: str = "its page on the hub") -> str |
     """Return the reason of a hub's refusal, without library messages; None if the hub did not answer."""
     from huggingface_hub import errors
 
+    answers = {
+        errors.GatedRepoError: f"it is gated: accept its licence at {page} with an account, then {LOG_IN}",
+        errors.RevisionNotFoundError: "the hub has no such commit of it; its page lists them",
+        errors.RepositoryNotFoundError: "the hub has none of that name, or a private one; correct the name, or "
+        + LOG_IN,
+        errors.RemoteEntryNotFoundError: "the hub has no such file in it; its page lists them",
+        errors.HFValidationError: "it is not the name of a repository; it must be `owner/name`",
+    }
     for one in _chain(error):
-        if isinstance(one, errors.GatedRepoError):
-            return f"it is gated: accept its licence at {page} with an account, then {LOG_IN}"
-        if isinstance(one, errors.RevisionNotFoundError):
-            return "the hub has no such commit of it; its page lists them"
-        if isinstance(one, errors.RepositoryNotFoundError):
-            return "the hub has none of that name, or a private one; correct the name, or " + LOG_IN
-        if isinstance(one, errors.RemoteEntryNotFoundError):
-            return "the hub has no such file in it; its page lists them"
+        for kind, answer in answers.items():
+            if isinstance(one, kind):
+                return answer
         if isinstance(one, errors.HfHubHTTPError):
             status = one.response.status_code
             again = "log in again with `hf auth login` or correct HF_TOKEN"
             return f"the hub answers with status {status}; {again if status in (401, 403) else 'try again later'}"
-        if isinstance(one, errors.HFValidationError):
-            return "that is no name of a repository; it must be `owner/name`"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Methods are found by their files, and the documented example is one."""
+"""Methods are found by their files, and the documented example is a valid method."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_files_without_the_line_are_no_methods(tmp_path: Path) -> None:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The guide's file, where a user would put it."""
+    """The guide's file in the folder of the methods."""
     code = re.search(r"```python\n(\"\"\"RIA.*?)```", GUIDE.read_text(), re.DOTALL)[1]
     (tmp_path / "ria.py").write_text(code)
     monkeypatch.setattr(patch.pruning, "__path__", [*patch.pruning.__path__, str(tmp_path)])

@@ -1,4 +1,4 @@
-"""Statistics on disk: the same bits come back, and what cannot be right is refused."""
+"""Statistics files return the same bits, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_round_trip(tiny_model: Callable, windows: Callable, tmp_path: Path) -> 
             assert torch.equal(found[name].gram, statistics.gram)
             assert found[name].sequences == 6
         q, k = (found[next(name for name in found if part in name)] for part in ("q_proj", "k_proj"))
-        assert q is k, "what layers share is read once"
+        assert q is k, "shared statistics are read once"
         assert load_statistics(path, gram=False)[next(iter(found))].gram is None
 
 

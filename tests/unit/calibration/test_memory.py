@@ -1,4 +1,4 @@
-"""Memory of a walk: one block and one batch, however deep the model and however many the samples."""
+"""Memory of a walk is that of one block and one batch, for any depth and any number of samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from patch.pruning.prune import prune
 
 
 class PeakMemory(TorchDispatchMode):
-    """The largest sum of bytes of the tensors that operations gave and that were alive at once."""
+    """Recorder of the largest number of bytes of tensors that were alive at once."""
 
     def __init__(self, known: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 def peak(model: nn.Module, windows: np.ndarray, method: str, **options: Any) -> int:
-    """Bytes beside the model's own weights and the masks' bits, which are the result."""
+    """Return the peak bytes besides the model's weights and the masks' bits."""
     with PeakMemory(model) as memory:
         masks = prune(model, method, NM(2, 4), windows, batch_size=2, **options)
     del masks

@@ -1,4 +1,4 @@
-"""Statistics of the sequential walk against whole forward passes of the partly pruned model."""
+"""Statistics of the block-by-block walk equal those of whole forward passes of the partly pruned model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAMILIES = ("qwen2", "qwen3", "llama", "gemma3_text", "opt", "gpt2")
 
 
 def halve(linear: nn.Module) -> None:
-    """A pruning that changes outputs a lot and needs no statistics: the first of every two weights goes."""
+    """Prune the first of every two weights, which changes outputs a lot and needs no statistics."""
     weight_matrix(linear).data[:, ::2] = 0
 
 
@@ -38,7 +38,7 @@ def walk(model: nn.Module, windows: np.ndarray, batch_size: int = 4, gram: bool 
 
 
 def brute_force(model: nn.Module, windows: np.ndarray) -> dict[str, torch.Tensor]:
-    """Gram matrix of every linear's input: one whole forward pass for each block, the blocks before it pruned."""
+    """Return the Gram matrix of every linear layer's input, by one whole forward pass for each block."""
     grams: dict[str, torch.Tensor] = {}
     prefix, blocks = decoder_blocks(model)
     tokens = torch.as_tensor(windows.astype(np.int64))
@@ -93,7 +93,7 @@ def test_layers_that_share_an_input_share_statistics_and_others_do_not(tiny_mode
 
 
 def record_arguments(model: nn.Module, run: Callable[[], object]) -> list[list[dict]]:
-    """What each block is given by keyword, call by call, whoever calls it."""
+    """Return the keyword arguments of each block, call by call."""
     _, blocks = decoder_blocks(model)
     calls: list[list[dict]] = [[] for _ in blocks]
     handles = [
@@ -129,7 +129,7 @@ def test_each_gemma_block_gets_its_own_mask_and_rotary_embedding(tiny_model: Cal
 
 
 def test_the_window_of_sliding_attention_is_obeyed(tiny_model: Callable, windows: Callable) -> None:
-    """Statistics change when a block slides instead of attending to everything: the mask is really used."""
+    """Statistics differ between sliding and full attention, so the attention mask is used."""
     sliding = walk(tiny_model("gemma3_text"), windows())
     full = walk(tiny_model("gemma3_text", layer_types=["full_attention"] * 3), windows())
     name = "model.layers.0.self_attn.o_proj"
@@ -174,7 +174,7 @@ def test_progress(tiny_model: Callable, windows: Callable) -> None:
 
 
 def test_inputs_of_finished_batches_are_let_go(tiny_model: Callable, windows: Callable) -> None:
-    """Activations of one batch at a time: the memory of a pass does not grow with the calibration set."""
+    """The memory of a pass does not grow with the calibration set: it holds the activations of one batch."""
     model, seen = tiny_model(), []
     alive: list[int] = []
 
@@ -219,7 +219,7 @@ def test_dense_inputs_are_those_of_one_pass_of_the_dense_model(
 
 
 class OlderBlock(nn.Module):
-    """Gives a tuple, and takes its mask by position."""
+    """Block that returns a tuple and takes its mask by position."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class OlderBlock(nn.Module):
 
 
 class OlderModel(nn.Module):
-    """Each block has arguments of its own."""
+    """Model whose blocks have different arguments."""
 
     def __init__(self) -> None:
         super().__init__()

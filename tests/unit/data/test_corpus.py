@@ -1,4 +1,4 @@
-"""Corpora on disk: parts that never overlap, and errors that say what would be right."""
+"""Corpora on disk have disjoint parts, and errors name a valid alternative."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The byte-level BPE."""
+"""Training of the byte-level BPE tokenizer."""
 
 import pytest
 from hypothesis import given

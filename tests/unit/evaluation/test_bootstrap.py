@@ -1,4 +1,4 @@
-"""Bootstrap errors against closed forms; a Monte-Carlo error of 1.6 % is left."""
+"""Bootstrap errors agree with closed forms up to a Monte-Carlo error of 1.6 %."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_error_of_a_perplexity_is_that_of_the_delta_method() -> None:
 
 
 def test_covers_the_truth_as_often_as_it_should() -> None:
-    """The means of 300 draws of the world are within one error of the truth 68 times in 100."""
+    """Of 300 means, 68 % are within one standard error of the true mean."""
     rng = np.random.default_rng(1)
     hits = [
         abs(values.mean() - 3.0) <= bootstrap_stderr(values)
@@ -69,7 +69,7 @@ def test_the_same_again_and_with_another_seed_not() -> None:
 
 
 def test_rows_are_resampled_alike() -> None:
-    """A row's means are those that it has alone, and a shifted row's are shifted."""
+    """A row's means do not depend on the other rows, and a shifted row has shifted means."""
     first, second = draws(30), draws(30, 1)
     both = resampled_means(np.stack([first, second, first + 5]))
     assert both.shape == (3, RESAMPLES)

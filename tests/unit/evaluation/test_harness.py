@@ -1,4 +1,4 @@
-"""lm-eval on a tiny model, offline, against log-likelihoods that are computed the slow way."""
+"""lm-eval agrees with slowly computed log-likelihoods on a tiny model, offline."""
 
 import json
 import math
@@ -148,7 +148,7 @@ def test_a_group_has_the_value_of_its_members(model, tokenizer, data_dir, tmp_pa
 
 
 def lm_eval_results(accuracy: float, **leaves: list) -> dict:
-    """As lm-eval gives them for a group `g` with nested members; questions are out of order."""
+    """Return lm-eval's results for a group `g` with nested members and unordered questions."""
     samples = {
         name: [
             {"doc_id": place, "acc": value, "filter": "none", "arguments": [(), ()]}
@@ -197,7 +197,7 @@ def test_data_that_is_not_there(model, tokenizer, tmp_path, monkeypatch):
 
 
 class FewNames:
-    """lm-eval's index without the seconds that it takes to read 14,000 files."""
+    """Substitute for lm-eval's index, which takes seconds to read 14,000 files."""
 
     all_tasks, all_tags = ["cloze", "piqa", "a_tag"], ["a_tag"]
 

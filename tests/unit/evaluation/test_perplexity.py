@@ -1,4 +1,4 @@
-"""Perplexity against a slow float64 version."""
+"""Perplexity agrees with a slow float64 version."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_agrees_with_float64(model, windows, batch_size, chunk_logits, monkeypat
     value, stderr, means = slow(model, windows)
     assert metric.value == pytest.approx(value, rel=1e-5)
     assert metric.values == pytest.approx(tuple(means), rel=1e-5)
-    # The exponential is not straight over so few windows, and the bootstrap follows it.
+    # With so few sequences the exponential is not linear, which the bootstrap includes.
     assert metric.stderr == pytest.approx(stderr, rel=0.1)
     assert metric.samples == 7 and metric.chance is None
     assert type(metric.value) is float and type(metric.stderr) is float

@@ -1,4 +1,4 @@
-"""Questions made from text: well-formed, deterministic, and silent about their answer."""
+"""Questions made from text are well-formed and deterministic, and do not reveal their answer."""
 
 import json
 import shutil

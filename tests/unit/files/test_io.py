@@ -1,4 +1,4 @@
-"""Atomic writes leave the old thing or the new one, and nothing else."""
+"""Atomic writes leave the old or the new contents, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from patch.files.io import atomic_directory, atomic_file, read_checked_json, rea
 
 
 class Boom(BaseException):
-    """Not an `Exception`: like a signal, it passes every `except Exception`."""
+    """Exception that, like a signal, passes every `except Exception`."""
 
 
 def names(folder: Path) -> list[str]:
@@ -140,7 +140,7 @@ with atomic_directory(sys.argv[1]) as temporary:
 
 
 def test_killed_replacement_leaves_one_whole_folder(tmp_path: Path) -> None:
-    """The old folder is large, so that its removal takes long; the process is killed when it has begun."""
+    """The process is killed during the slow removal of a large old folder."""
     target = tmp_path / "folder"
     target.mkdir()
     old = {str(number) for number in range(20_000)}

@@ -1,4 +1,4 @@
-"""YAML that PyYAML alone reads without a word, or never finishes to read, is refused with its key, line and file."""
+"""YAML that PyYAML accepts silently, or never finishes to read, is refused with its key, line and file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the hub and what its answers become; no network."""
+"""Requests to the hub, and messages made from its answers; without a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def failure(kind: type, status: int = 404) -> Exception:
 
 
 class Hub:
-    """Stands in for HfApi; ``raises`` maps a repository (or `auth` of it) to what asking for it raises."""
+    """Substitute for HfApi; ``raises`` maps a repository, or `auth`, to the exception of a request for it."""
 
     def __init__(self, gated: tuple[str, ...] = (), **raises: Exception) -> None:
         self.gated, self.raises, self.asked = gated, raises, []

@@ -1,4 +1,4 @@
-"""What may be pruned is found by structure, and models come from local folders."""
+"""Prunable layers are found by structure, and models are loaded from local folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_linears_of_the_blocks_in_order(family: str, blocks: int, tiny_model: Ca
 
 
 def test_a_layer_of_the_vocabulary_s_size_is_pruned_and_the_output_layer_is_not(tiny_model: Callable) -> None:
-    """Nothing is told by size: an MLP as wide as the vocabulary is an MLP."""
+    """An MLP as wide as the vocabulary is an MLP: sizes are not used."""
     model = tiny_model("llama", intermediate_size=50, vocab_size=50)
     linears = prunable_linears(model)
     assert "model.layers.0.mlp.gate_proj" in linears and linears["model.layers.0.mlp.gate_proj"].out_features == 50

@@ -1,4 +1,4 @@
-"""A model's own code never runs, whatever stands on stdin."""
+"""A model's own code never runs, for any input on stdin."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from patch.files.io import json_checksum
 from patch.models.loading import load_model, load_skeleton
 
 ROOT = Path(__file__).parents[3]
-# What reads a model or a data set in a way that could run code that comes with it.
+# Functions and classes that could run code of a model or a data set.
 READERS = {"from_pretrained", "from_config", "load_dataset", "AlignedLM", "HFLM"}
-# Classes that have no code of others.
+# Classes that never run code of a model.
 PLAIN = {"GenerationConfig"}
 LOAD = """
 import sys
@@ -36,7 +36,7 @@ for load in (load_model, load_skeleton, load_tokenizer):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model of a kind that only its own module knows, which makes a file when it is imported."""
+    """A model type that only its own module defines; importing the module creates a file."""
     folder = tmp_path / "model"
     folder.mkdir()
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}

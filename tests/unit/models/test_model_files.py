@@ -1,4 +1,4 @@
-"""Damaged model folders: one message that names the folder and, where it is known, the file."""
+"""Damaged model folders raise one message that names the folder and, if known, the file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def change(path: Path, **values: Any) -> None:
 
 
 def refusal(load: Callable, folder: Path) -> str:
-    """The one line with which a loader refuses a folder."""
+    """Return the one-line message with which a loader refuses a folder."""
     with pytest.raises(InputError) as caught:
         load(folder)
     message = str(caught.value)

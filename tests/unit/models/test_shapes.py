@@ -1,4 +1,4 @@
-"""Sizes from the configuration alone against those of the real models."""
+"""Sizes from the configuration equal those of the real models."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_same_as_the_model(family: str, tiny_model: Callable, raw_config: dict) 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_configuration_leaves_out(family: str, tiny_model: Callable, raw_config: dict) -> None:
-    """Defaults are the family's own: 256 a head in Gemma-3, as many key heads as query heads in Llama."""
+    """Each family has its own defaults: head size 256 in Gemma 3, as many key heads as query heads in Llama."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = {"hidden_size": 128, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 32}
