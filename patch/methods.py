@@ -111,7 +111,6 @@ def get_method(name: str) -> Method:
     Raises:
         InputError: No method has this name; the message lists the known names.
     """
-    try:
-        return METHODS[name]
-    except KeyError:
-        raise InputError(f"unknown method `{name}`; {suggest(name, [*METHODS, 'patch'])}") from None
+    if name not in METHODS:
+        raise InputError(f"unknown method `{name}`; {suggest(name, [*METHODS, 'patch'])}")
+    return METHODS[name]

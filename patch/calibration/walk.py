@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patch.calibration.blocks import BlockCall, first_inputs, record_calls
+from patch.calibration.blocks import first_inputs, record_calls
 from patch.calibration.hidden_states import HiddenStates
 from patch.calibration.input_statistics import Accumulator, InputStatistics
 from patch.errors import InputError
@@ -64,10 +64,20 @@ def walk_blocks(
         # Only the last batch may have another size.
         kinds = {len(batch): batch for batch in map(batch_at, (starts[0], starts[-1]))}
         calls = {size: record_calls(model, blocks, batch, device) for size, batch in kinds.items()}
+
+        def run_block(index: int, block: nn.Module, start_batch: Callable[[int], None] | None, keep: bool) -> None:
+            """Run all batches through a block; with ``keep`` its outputs replace the inputs."""
+            for position in range(len(hidden)):
+                states: Tensor = hidden.read(position, device)
+                if start_batch:
+                    start_batch(len(states))
+                output = calls[len(states)][index].run(block, states)
+                if keep:
+                    hidden.write(position, output)
+
         for index, (block, linears) in enumerate(blocks_on(model, device)):
-            block_calls = {size: recorded[index] for size, recorded in calls.items()}
             with Accumulator(linears, gram) as accumulator:
-                _pass(block, hidden, block_calls, device, accumulator, keep=propagate == "dense")
+                run_block(index, block, accumulator.start_batch, keep=propagate == "dense")
                 statistics = accumulator.statistics()
             if idle := linears.keys() - statistics.keys():
                 raise InputError(f"layer {min(idle)} is not part of the forward pass, so it cannot be calibrated")
@@ -75,23 +85,5 @@ def walk_blocks(
             del accumulator, statistics  # free memory for the next block
             # No block reads the last block's output.
             if propagate == "pruned" and index + 1 < len(blocks):
-                _pass(block, hidden, block_calls, device, None, keep=True)
+                run_block(index, block, None, keep=True)
             on_block(index + 1, len(blocks))
-
-
-def _pass(
-    block: nn.Module,
-    hidden: HiddenStates,
-    calls: dict[int, BlockCall],
-    device: torch.device,
-    accumulator: Accumulator | None,
-    keep: bool,
-) -> None:
-    """Run all batches through ``block``; with ``keep`` its outputs replace the inputs."""
-    for position in range(len(hidden)):
-        states: Tensor = hidden.read(position, device)
-        if accumulator:
-            accumulator.start_batch(len(states))
-        output = calls[len(states)].run(block, states)
-        if keep:
-            hidden.write(position, output)

@@ -41,11 +41,6 @@ class _Record(Schema):
     rest: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
 
 
-def partial_folder(path: Path) -> Path:
-    """Return the folder of an unfinished ``path``; ``pack_file`` removes it in the end."""
-    return path.with_name(f"{path.stem}.partial")
-
-
 def pack_file(
     path: Path,
     documents: Iterable[str],
@@ -58,7 +53,7 @@ def pack_file(
     """Write the sequences of ``pack_sequences`` as an `.npy` file, independent of processes and interruptions.
 
     Memory is bounded by a few batches per process, or by the longest document. A stopped process leaves
-    ``partial_folder(path)``, and the next call with the same arguments resumes from it.
+    the folder `<name>.partial`, and the next call with the same arguments resumes from it.
 
     Args:
         path: the file, which appears when it is complete.
@@ -79,7 +74,7 @@ def pack_file(
     find_separator(tokenizer)
     dtype, most = token_dtype(tokenizer), float("inf") if limit is None else limit
     identity = f"{identity} {seqlen} {limit} {dtype}"
-    folder = partial_folder(path)
+    folder = path.with_name(f"{path.stem}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "sequences.npy"
     try:

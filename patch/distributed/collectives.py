@@ -23,8 +23,8 @@ from patch.errors import InputError
 
 # Timeout of a collective: one process may load a model or write a checkpoint on a slow disk while the others wait.
 TIMEOUT = timedelta(minutes=30)
-# Numbers that are summed at a time, 64 MiB in fp32: the memory needed beside the gradients.
-BUCKET = 1 << 24
+# Numbers that are summed at a time, 64 MiB in fp32, which bounds the memory that a sum needs.
+PIECE = 1 << 24
 
 Value = TypeVar("Value")
 
@@ -98,26 +98,9 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Replace each contiguous tensor by its sum over all processes; all get the same bits."""
     if world_size() == 1:
         return
-    for bucket in _buckets(piece for tensor in tensors for piece in tensor.view(-1).split(BUCKET)):
-        # Large pieces are summed in place and small ones together, since each collective has a fixed cost.
-        flat = bucket[0] if len(bucket) == 1 else torch.cat(bucket)
-        dist.all_reduce(flat)
-        if len(bucket) > 1:
-            for piece, total in zip(bucket, flat.split([piece.numel() for piece in bucket]), strict=True):
-                piece.copy_(total)
-
-
-def _buckets(pieces: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    size = 0
-    for piece in pieces:
-        if bucket and size + piece.numel() > BUCKET:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(piece)
-        size += piece.numel()
-    if bucket:
-        yield bucket
+    for tensor in tensors:
+        for piece in tensor.view(-1).split(PIECE):
+            dist.all_reduce(piece)
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:

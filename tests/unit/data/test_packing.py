@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patch.data import packing, tokenization
-from patch.data.packing import pack_file, partial_folder
+from patch.data.packing import pack_file
 from patch.data.sequences import load_sequences
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
@@ -83,7 +83,7 @@ def test_the_file_is_the_stream_after_any_interruptions(
         return
     assert path.exists() or pack_file(path, documents, tokenizer, seqlen, limit) == count
     assert load_sequences(path).ravel().tolist() == stream[: count * seqlen]
-    assert not partial_folder(path).exists()
+    assert not path.with_suffix(".partial").exists()
     np.save(path.with_name("plain.npy"), np.array(stream[: count * seqlen], dtype=np.uint16).reshape(count, seqlen))
     assert path.read_bytes() == path.with_name("plain.npy").read_bytes()
 
@@ -202,13 +202,13 @@ def test_killed_at_any_moment(
         while any(map(alive, workers)):
             assert time.monotonic() < deadline, "processes outlive the one that started them"
             time.sleep(0.01)
-    assert kills >= 2 and not path.exists() and partial_folder(path).exists()
+    assert kills >= 2 and not path.exists() and path.with_suffix(".partial").exists()
     last = start(path, processes, seconds)
     output, _ = last.communicate()
     assert last.returncode == 0 and "resuming after" in output
     pack_file(tmp_path / "whole.npy", texts(600), tokenizer, 16)
     assert path.read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert not partial_folder(path).exists()
+    assert not path.with_suffix(".partial").exists()
 
 
 def test_killed_between_the_file_and_its_name(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001

@@ -218,9 +218,9 @@ def test_a_folder_that_another_process_does_not_see(tmp_path: Path) -> None:
         read_states([tmp_path / "step-00000003.pt"])
 
 
-@pytest.mark.parametrize("bucket", [1, 4, 5, 1000])
-def test_sums_in_buckets(bucket: int, in_processes: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "BUCKET", bucket)
+@pytest.mark.parametrize("piece", [1, 4, 5, 1000])
+def test_sums_in_pieces(piece: int, in_processes: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "PIECE", piece)
     shapes = [(3,), (4, 5), (1,), (2, 2), ()]
 
     def add(rank: int) -> list[list[float]]:
