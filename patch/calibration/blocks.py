@@ -53,7 +53,7 @@ def record_calls(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, device
     """Return every block's arguments for a batch like ``tokens``, on ``device``, without running the blocks."""
     calls: list[BlockCall] = []
     move = _mover(device)
-    output = _first_output(model, blocks, tokens[:1, :4])
+    output = _at_first_block(model, blocks, tokens[:1, :4], blocks[0].forward)
 
     def recorder(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         calls.append(BlockCall(move(args), move(kwargs)))
@@ -65,31 +65,23 @@ def record_calls(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, device
     return calls
 
 
-def _first_output(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> Any:
-    """Return the first block's output for a few tokens."""
-    run, outputs = blocks[0].forward, []
+def first_inputs(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the hidden states that enter the first block, `[batch, seqlen, hidden]`, batch by batch."""
+    for tokens in batches:
+        yield _at_first_block(model, blocks, tokens, lambda hidden_states, *args, **kwargs: hidden_states)
+
+
+def _at_first_block(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, call: Callable) -> Any:
+    """Return the result of ``call`` for the first block's arguments, without the rest of the forward pass."""
+    results: list[Any] = []
 
     def catcher(*args: Any, **kwargs: Any) -> None:
-        outputs.append(run(*args, **kwargs))
+        results.append(call(*args, **kwargs))
         raise _EnoughSeen
 
     with _replaced_forwards(blocks, catcher), suppress(_EnoughSeen):
         model(tokens, use_cache=False)
-    return outputs[0]
-
-
-def first_inputs(model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the hidden states that enter the first block, `[batch, seqlen, hidden]`, batch by batch."""
-    caught: list[Tensor] = []
-
-    def catcher(hidden_states: Tensor, *args: Any, **kwargs: Any) -> None:
-        caught.append(hidden_states)
-        raise _EnoughSeen
-
-    for tokens in batches:
-        with _replaced_forwards(blocks, catcher), suppress(_EnoughSeen):
-            model(tokens, use_cache=False)
-        yield caught.pop()
+    return results[0]
 
 
 def _mover(device: torch.device) -> Callable[[Any], Any]:

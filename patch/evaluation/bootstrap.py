@@ -14,8 +14,6 @@ SEED = 20260101
 # Draws at a time: 32 MB with their counts in fp64, for any number of samples.
 _CHUNK = 1 << 21
 
-Statistic = Callable[[np.ndarray], np.ndarray]
-
 
 def bootstrap_weights(count: int, resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[np.ndarray]:
     """Yield the number of draws of each of ``count`` samples in resamples of ``count`` draws with replacement.
@@ -55,7 +53,7 @@ def resampled_means(values: np.ndarray, seed: int = SEED) -> np.ndarray:
         return mean + sums.T * (math.sqrt(count / (count - 1)) / count)
 
 
-def bootstrap_stderr(values: np.ndarray, statistic: Statistic = np.asarray) -> float | None:
+def bootstrap_stderr(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = np.asarray) -> float | None:
     """Return the standard error of a function of a mean.
 
     Args:
