@@ -21,24 +21,24 @@ class StopRequest:
     requested = False
 
 
-_early = StopRequest()
+_held = StopRequest()
 
 
 def hold_signals() -> None:
     """Hold SIGUSR1 and SIGUSR2 for a later `stop_request` or `leave_when_asked`.
 
-    They then neither end a stage that still loads its model nor get lost. Signals that came while the parent process
-    had them blocked count as well. All other signals are unblocked, whatever the parent blocked.
+    They then neither end a stage that still loads its model nor get lost. Signals that arrived while the parent
+    process had blocked them count as well. All other signals are unblocked, even if the parent blocked them.
     """
-    _early.requested = False
+    _held.requested = False
     for number in HELD:
-        signal.signal(number, lambda *_: setattr(_early, "requested", True))
+        signal.signal(number, lambda *_: setattr(_held, "requested", True))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def take_held() -> bool:
     """Return whether a held signal has come, and clear it."""
-    requested, _early.requested = _early.requested, False
+    requested, _held.requested = _held.requested, False
     return requested
 
 

@@ -54,16 +54,14 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         InputError: the model has no such list.
     """
-    best: tuple[int, str, nn.ModuleList] | None = None
+    sizes: dict[str, int] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len({type(block) for block in module}) != 1:
-            continue
-        weights = sum(layer.weight.numel() for layer in module.modules() if is_linear(layer))
-        if weights and (best is None or weights > best[0]):
-            best = (weights, name, module)
-    if best is None:
+        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1:
+            sizes[name] = sum(layer.weight.numel() for layer in module.modules() if is_linear(layer))
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    if not sizes.get(largest):
         raise InputError(f"{type(model).__name__} has no stack of decoder blocks with linear layers")
-    return best[1], best[2]
+    return largest, model.get_submodule(largest)
 
 
 def blocks_on(
