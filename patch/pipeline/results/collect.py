@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from patch.errors import InputError, suggest
-from patch.evaluation.schema import Share
+from patch.evaluation.metric import Fraction
 from patch.files.schema import Name
 from patch.pipeline.results.csv_files import Row, read_rows
 from patch.pipeline.results.current import refuse_stale

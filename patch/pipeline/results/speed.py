@@ -59,7 +59,7 @@ class Timed(Schema):
     """
 
     run: Run
-    achieved_sparsity: Share
+    achieved_sparsity: Fraction
     tokens_per_second: Quartiles
     prefill_seconds: Quartiles
     decode_seconds: Quartiles
