@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
-from patch.learning.adamw import make_optimizer
 from patch.learning.documents import DocumentCut, document_cut
 from patch.learning.loop import UNWATCHED, StepFunction, run_steps
 from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
@@ -79,7 +78,10 @@ def learn(
     masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
     container = nn.ModuleList(masks.values())
     columns = columns_of(container)
-    optimizer = make_optimizer(container.parameters(), settings, seed, columns)
+    # The fused implementation needs no memory beside its moments.
+    optimizer = torch.optim.AdamW(
+        container.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
     step_fn = step_function(model, masks, windows, settings, sparsity, seed, optimizer, cut)
     identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
     with attached(model, masks), recomputed_blocks(model, settings.gradient_checkpointing):
@@ -144,8 +146,7 @@ def step_function(
     def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
         rate = settings.lr * cosine_rate(step, settings.steps, settings.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rate
         for mask in masks.values():
             mask.forget_gradients()
         rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)

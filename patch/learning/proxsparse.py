@@ -116,8 +116,7 @@ def _step_function(
     def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
         rate = settings.lr * linear_rate(step, settings.steps, settings.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
         total = torch.zeros((), device=device)

@@ -31,11 +31,6 @@ class Learning(Section):
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of AdamW's moment estimates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the logits.")
-    optimizer_state: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Type of AdamW's moments. `bfloat16` halves their memory and is rounded up or down by chance, so "
-        "that small changes survive on average; ProxSparse has float32.",
-    )
 
     pattern_temperature: Ramp = Field(
         (4.0, 0.05), description="Temperature tau of the 2:4 Gumbel-softmax at the first and last step."
@@ -142,7 +137,7 @@ _PATTERN = tuple(name for name in Learning.model_fields if name.startswith("patt
 _TILE = tuple(name for name in Learning.model_fields if name.startswith("tile_"))
 _HYBRID = (*_TILE, "frozen_mask", "sparsity_reg", "target", "finalize")
 _UNUSED = {
-    "proxsparse": (*_HYBRID, *_PATTERN, "weight_reg", "weight_reg_decay", "hard", "optimizer_state", "cut_attention"),
+    "proxsparse": (*_HYBRID, *_PATTERN, "weight_reg", "weight_reg_decay", "hard", "cut_attention"),
     "maskllm": (*_HYBRID, "prox_strength"),
     "patch-joint": ("frozen_mask", "prox_strength"),
     "patch-tile": (*_PATTERN, "prox_strength"),

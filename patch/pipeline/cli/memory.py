@@ -16,7 +16,6 @@ from patch.settings import validate
 
 DEFAULT_CONFIG = "config/paper.yaml"
 GPUS = (1, 4)
-MOMENTS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]:
@@ -26,31 +25,30 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
     if `GPU_SLACK` times its memory is at most `resources.gpu_memory_gb`, as in
     `patch.pipeline.resources.cost.too_large`.
     """
-    ways = [(count, dtype) for count in gpus for dtype in MOMENTS]
-    rows = [["model", *(f"joint, {count} x {MOMENTS[dtype]}" for count, dtype in ways), "tile, 1"]]
+    rows = [["model", *(f"joint, {count}" for count in gpus), "tile, 1"]]
     for name, model in experiment.models.items():
         shape, size = model_shape(name, model), BYTES[model.dtype]
-        needs = [_need(experiment, shape, "patch-joint", size, count, BYTES[dtype]) for count, dtype in ways]
-        needs.append(_need(experiment, shape, "patch-tile", size, 1, 4))
+        needs = [_need(experiment, shape, "patch-joint", size, count) for count in gpus]
+        needs.append(_need(experiment, shape, "patch-tile", size, 1))
         limit = experiment.resources.gpu_memory_gb
         runs = [f"{need:.0f}{'*' if GPU_SLACK * need > limit else ' '}" for need in needs]
         rows.append([model.title, *runs])
     return rows
 
 
-def _need(experiment: Experiment, shape: Shape, method: str, size: int, gpus: int, moments: int) -> float:
+def _need(experiment: Experiment, shape: Shape, method: str, size: int, gpus: int) -> float:
     """Return the memory of a learning step on each GPU, in GB."""
     settings = validate(Learning, METHOD_DEFAULTS[method] | experiment.learning.common, where="learning.common")
     tokens = settings.micro_batch_size * settings.seqlen
     checkpointed = settings.gradient_checkpointing
-    return learning_mb(shape, method, size, tokens, checkpointed, "cuda", moments, gpus) / 1000
+    return learning_mb(shape, method, size, tokens, checkpointed, "cuda", gpus) / 1000
 
 
 def to_text(experiment: Experiment, gpus: Sequence[int] = GPUS) -> str:
     """Return the table as plain text with a heading and a note."""
     rows = table(experiment, gpus)
     lines = [
-        *("GB on each GPU at the peak of a learning step, by GPUs and the type of the optimizer's moments:", ""),
+        *("GB on each GPU at the peak of a learning step, by number of GPUs:", ""),
         *(align(rows)),
         "",
     ]

@@ -204,12 +204,11 @@ class CostModel:
         tokens = settings.steps * settings.batch_size * settings.seqlen
         held = settings.micro_batch_size * settings.seqlen
         device = self.experiment.resources.device
-        moments = BYTES[settings.optimizer_state]
         gpus, nodes = self.grid.processes(run)
         count = gpus * nodes
-        work = learning_mb(shape, run.method, size, held, settings.gradient_checkpointing, device, moments, count)
+        work = learning_mb(shape, run.method, size, held, settings.gradient_checkpointing, device, count)
         # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
-        host = (size * parameters(shape) + (4 + 2 * moments) * _learned(shape, run.method) / count) / 1e6
+        host = (size * parameters(shape) + 12 * _learned(shape, run.method) / count) / 1e6
         return self._estimate(6.0 * parameters(shape) * tokens, EFFICIENCY[run.method], work, gpus, nodes, host)
 
     def evaluate(self, run: Run) -> Estimate:
@@ -246,7 +245,6 @@ def learning_mb(
     tokens: int,
     checkpointed: bool,
     device: str = "cpu",
-    moments: int = 4,
     processes: int = 1,
 ) -> float:
     """Return the peak memory of the tensors of a learning step, in MB, in each process.
@@ -258,12 +256,11 @@ def learning_mb(
         tokens: Tokens of a micro-batch.
         checkpointed: True if decoder blocks are recomputed in the backward pass.
         device: `cpu` or `cuda`.
-        moments: Bytes of each of the optimizer's two moments of a learned parameter.
         processes: Number of processes that shard the pattern logits, with their gradients and moments.
     """
     assert processes == 1 or method != "proxsparse", "it is learned by one"
     learned = _learned(shape, method) / processes
-    total = size * parameters(shape) + (4 + 4 + 2 * moments) * learned
+    total = size * parameters(shape) + 16 * learned
     if method == "proxsparse":
         return (total + tokens * _activation_bytes(shape, 4, checkpointed)) / 1e6
     # The frozen mask is stored as bits. One block adds its masked weights, gradient, probabilities and tile sums.

@@ -57,7 +57,7 @@ def test_two_micro_batches_on_two_processes_are_one_process_bit_for_bit(
     ("processes", "changes"),
     [
         (2, {}),
-        (4, {"optimizer_state": "bfloat16", "weight_decay": 0.1}),
+        (4, {"weight_decay": 0.1}),
         (4, {"gradient_checkpointing": True}),
         (3, {"micro_batch_size": 2, "hard": True}),
     ],
