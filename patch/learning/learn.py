@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
 from patch.learning.documents import DocumentCut, document_cut
-from patch.learning.loop import UNWATCHED, StepFunction, run_steps
+from patch.learning.loop import StepFunction, run_steps
 from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.order import InOrder, sum_in_order
 from patch.learning.parts import columns_of
+from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
 from patch.learning.settings import Learning
-from patch.learning.watch import Watch, peak_memory_mb
+from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
 from patch.models.loading import prunable_linears, weight_matrix
@@ -40,7 +41,7 @@ def learn(
     folder: Path | str = "checkpoints",
     curve: Path | str = "curve.jsonl",
     upstream: str = "",
-    watch: Watch = UNWATCHED,
+    tracking: Tracking = UNTRACKED,
     separator: Separator | None = None,
 ) -> MaskSet:
     """Learn the masks of a frozen model.
@@ -62,7 +63,7 @@ def learn(
         folder: folder of the checkpoints, from which a stopped run resumes. Remove it when the masks are saved.
         curve: file of the training curve, in JSON lines.
         upstream: digest of the model, sequences and masks; a checkpoint of others is not resumed.
-        watch: experiment trackers that the curve is also reported to.
+        tracking: experiment trackers that the curve is also reported to.
         separator: the tokens that separate the documents of a sequence, for `cut_attention`.
 
     Returns:
@@ -95,7 +96,7 @@ def learn(
             settings.checkpoint_minutes,
             settings.log_every,
             name=method,
-            watch=watch,
+            tracking=tracking,
             columns=columns,
         )
     return finalize(masks, sparsity, settings)

@@ -21,13 +21,13 @@ from patch.files.io import atomic_file
 from patch.learning.checkpoint import Checkpoints, StepLog, read_states
 from patch.learning.curve import read_lines
 from patch.learning.parts import Columns, assembled
-from patch.learning.watch import Progress, Watch
+from patch.learning.progress import Progress
+from patch.learning.trackers import UNTRACKED, Trackers, Tracking
 
 # File of the growing log, in the folder of the checkpoints.
 LOG = "log.jsonl"
 # Grace period for the current step, in seconds, when the run is to stop.
 PATIENCE = 5.0
-UNWATCHED = Watch()
 # Function of a step's number and of a callable that abandons the step, see `run_steps`.
 StepFunction = Callable[[int, Callable[[], None]], dict[str, float | None]]
 
@@ -50,7 +50,7 @@ def run_steps(
     checkpoint_minutes: float = 10.0,
     log_every: int = 1,
     name: str = "step",
-    watch: Watch = UNWATCHED,
+    tracking: Tracking = UNTRACKED,
     columns: Mapping[Hashable, Columns] | None = None,
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
@@ -70,7 +70,7 @@ def run_steps(
         checkpoint_minutes: wall time between checkpoints, in minutes.
         log_every: number of steps between log lines.
         name: label of the progress line.
-        watch: experiment trackers that the log's lines are also reported to.
+        tracking: experiment trackers that the log's lines are also reported to.
         columns: the columns that this process holds of the sharded tensors in ``state``, see `assembled`.
 
     Raises:
@@ -80,7 +80,7 @@ def run_steps(
     """
     checkpoints = Checkpoints(folder, identity, shared=bool(columns))
     first = _resume(checkpoints, state, columns or {}, lambda step: _lost(folder / LOG, step, steps, log_every))
-    record = _Record(name, first, steps, log_every, folder, watch) if is_first() else None
+    record = _Record(name, first, steps, log_every, folder, tracking) if is_first() else None
     saved, saved_step = time.monotonic(), first or None
     with stop_request() as stop, record or nullcontext():
         given_up = _GivenUpWhen(stop)
@@ -131,17 +131,17 @@ class _GivenUpWhen:
 class _Record:
     """Record of a run's steps: its log, its progress and its experiment trackers."""
 
-    def __init__(self, name: str, first: int, steps: int, every: int, folder: Path, watch: Watch) -> None:
+    def __init__(self, name: str, first: int, steps: int, every: int, folder: Path, tracking: Tracking) -> None:
         self.steps, self.every, self.started = steps, every, time.monotonic()
         self.log = StepLog(folder / LOG, first)
-        self.reporters = watch.start(first, folder)
+        self.trackers = Trackers(tracking, first, folder)
         self.progress = Progress(name, first, steps)
 
     def add(self, step: int, metrics: dict[str, float | None], loss: float) -> None:
         if _is_logged(step, self.steps, self.every):
             line = {"step": step, **metrics, "seconds": round(time.monotonic() - self.started, 3)}
             self.log.write(line)
-            self.reporters.log(step, line)
+            self.trackers.log(step, line)
         self.progress.show(step + 1, loss)
 
     def __enter__(self) -> _Record:
@@ -150,7 +150,7 @@ class _Record:
     def __exit__(self, *exception: object) -> None:
         self.progress.close()
         self.log.close()
-        self.reporters.close()
+        self.trackers.close()
 
 
 def _leave(done: int, steps: int) -> NoReturn:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from patch.errors import InputError, suggest
 from patch.learning.loop import run_steps
+from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate
-from patch.learning.watch import peak_memory_mb
 from patch.models.loading import prunable_linears
 from patch.models.settings import TrainedModel
 

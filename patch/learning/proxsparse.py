@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from patch.distributed.collectives import rank, sum_over_processes, world_size
-from patch.learning.loop import UNWATCHED, StepFunction, run_steps
+from patch.learning.loop import StepFunction, run_steps
 from patch.learning.objective import cross_entropy, recomputed_blocks
+from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, linear_rate
 from patch.learning.settings import Learning
-from patch.learning.watch import Watch, peak_memory_mb
+from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.masks.packed import MaskSet
 from patch.masks.proximal import proximal_two_four, triple_products
@@ -35,7 +36,7 @@ def proxsparse(
     folder: Path | str = "checkpoints",
     curve: Path | str = "curve.jsonl",
     upstream: str = "",
-    watch: Watch = UNWATCHED,
+    tracking: Tracking = UNTRACKED,
 ) -> MaskSet:
     """Fine-tune a copy of a model, shrinking each group of four towards two weights, and return the masks.
 
@@ -54,7 +55,7 @@ def proxsparse(
         folder: folder of the checkpoints, from which a stopped run resumes. Remove it when the masks are saved.
         curve: file of the training curve, in JSON lines.
         upstream: digest of the model and sequences; a checkpoint of others is not resumed.
-        watch: experiment trackers that the curve is also reported to.
+        tracking: experiment trackers that the curve is also reported to.
 
     Returns:
         2:4 masks of the two largest of each fine-tuned group; among equals the later stays.
@@ -81,7 +82,7 @@ def proxsparse(
             settings.checkpoint_minutes,
             settings.log_every,
             name="proxsparse",
-            watch=watch,
+            tracking=tracking,
         )
         weights = {name: weight_matrix(linear).detach() for name, linear in prunable_linears(model).items()}
         return MaskSet({name: nm_mask(weight.abs(), PATTERN).cpu() for name, weight in weights.items()}, str(PATTERN))

@@ -11,7 +11,7 @@ from patch.distributed.collectives import is_first, on_first, process_group
 from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.learning.proxsparse import proxsparse
-from patch.learning.watch import Watch
+from patch.learning.trackers import Tracking
 from patch.masks.packed import check_masks, save_masks
 from patch.models.loading import load_model, load_tokenizer
 from patch.pipeline.runs.layout import settings_digest
@@ -42,12 +42,12 @@ def run(
     """Learn a model's mask and write it with its training curve.
 
     With several ``processes`` on a node this function runs in each of them; the command line starts all of them.
-    ``report_to`` are names in `patch.learning.watch.REPORTERS`.
+    ``report_to`` are names in `patch.learning.trackers.TRACKERS`.
     """
     device = prepare_device(settings.device)
-    watch = Watch(tuple(report_to or ()), tracker_folder, run_name, settings.model_dump(mode="json"))
+    tracking = Tracking(tuple(report_to or ()), tracker_folder, run_name, settings.model_dump(mode="json"))
     with process_group(device, processes * nodes):
-        on_first(watch.check)
+        on_first(tracking.check)
         network = load_model(model, settings.dtype, device)
         paths = {"pattern_mask": pattern_mask, "tile_mask": tile_mask, "frozen_mask": frozen_mask}
         found = {name: load_expected(path, settings.masks.get(name), name) for name, path in paths.items()}
@@ -57,7 +57,7 @@ def run(
         if settings.method == "patch-tile" and "frozen" not in start:
             raise InputError("patch-tile needs the 2:4 masks of its sparse tiles: give --frozen-mask")
         cost: dict[str, float] = {}
-        files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "watch": watch}
+        files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "tracking": tracking}
         with measured(cost, device):
             if settings.method == "proxsparse":
                 masks = proxsparse(network, load_sequences(sequences), settings.learning, settings.seed, **files)

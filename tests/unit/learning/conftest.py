@@ -21,9 +21,8 @@ from torch import distributed as dist
 
 from patch.errors import InputError
 from patch.learning.learn import learn
-from patch.learning.loop import UNWATCHED
 from patch.learning.settings import Learning
-from patch.learning.watch import Watch
+from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.nm import NM, Unstructured, nm_mask
 from patch.masks.packed import MaskSet
 from patch.models.loading import prunable_linears, weight_matrix
@@ -86,7 +85,7 @@ def run_learning(
         model: torch.nn.Module | None = None,
         upstream: str = "",
         tile: int = 4,
-        watch: Watch = UNWATCHED,
+        tracking: Tracking = UNTRACKED,
         **changes: Any,
     ) -> tuple[MaskSet, list[dict[str, Any]]]:
         model = model or tiny_model()
@@ -103,7 +102,7 @@ def run_learning(
             folder=tmp_path / folder,
             curve=curve,
             upstream=upstream,
-            watch=watch,
+            tracking=tracking,
             **priors(model, sparsity),
         )
         lines = [json.loads(line) for line in curve.read_text().splitlines()]

@@ -1,0 +1,50 @@
+"""Progress display of a learning run, and the memory that it uses."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+# Seconds between progress lines in a log file.
+INTERVAL = 5
+
+
+class Progress:
+    """Progress display of a run: a bar on a terminal, a line every few seconds in a file."""
+
+    def __init__(self, name: str, first: int, steps: int) -> None:
+        self.name, self.first, self.steps = name, first, steps
+        self._started = self._shown = time.monotonic()
+        self._bar = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(
+                total=steps, initial=first, desc=name, unit="step", file=sys.stdout, dynamic_ncols=True, mininterval=0.2
+            )
+
+    def show(self, done: int, loss: float) -> None:
+        """Show that ``done`` steps are done."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif now - self._shown > INTERVAL or done == self.steps:
+            self._shown = now
+            pace = (now - self._started) / (done - self.first)
+            line = f"{self.name} {done}/{self.steps}  loss {loss:.4f}  {pace:.3f} s/step"
+            print(f"{line}  {(self.steps - done) * pace:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        """Close the bar and leave it on the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def peak_memory_mb(device: torch.device | str) -> float:
+    """Return the peak memory of this process so far, in MB: GPU memory if it computes on a GPU, else host memory."""
+    if torch.device(device).type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
