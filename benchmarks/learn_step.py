@@ -259,7 +259,7 @@ def _ours(method: str) -> Callable:
         import torch
 
         from patch.learning.learn import step_function
-        from patch.learning.masks import attached, build_masks
+        from patch.learning.model_masks import attached, build_masks
         from patch.learning.objective import recomputed_blocks
         from patch.learning.settings import METHOD_DEFAULTS, Learning
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from patch.errors import InputError, print_result
 from patch.files.io import own_directory
 from patch.masks.packed import MaskSet, apply_masks, load_masks
-from patch.masks.published import read_published, write_published
+from patch.masks.published_masks import read_published, write_published
 from patch.models.loading import load_config, load_model, load_tokenizer, prunable_linears, weight_matrix
 from patch.pruning.weights import load_weights
 

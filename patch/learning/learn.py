@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
-from patch.learning.documents import DocumentCut, document_cut
+from patch.learning.document_masking import DocumentMasking
 from patch.learning.loop import StepFunction, run_steps
-from patch.learning.masks import Masks, attached, build_masks, density_penalty, finalize, weight_reward
+from patch.learning.model_masks import Masks, attached, build_masks, density_penalty, finalize, kept_norm_regularizer
 from patch.learning.objective import cross_entropy, recomputed_blocks
-from patch.learning.order import InOrder, sum_in_order
-from patch.learning.parts import columns_of
+from patch.learning.ordered_sums import OrderedGradients, sum_in_order
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
 from patch.learning.settings import Learning
+from patch.learning.sharded_state import shard_columns
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
@@ -30,7 +30,7 @@ from patch.models.loading import prunable_linears, weight_matrix
 def learn(
     model: nn.Module,
     method: str,
-    windows: np.ndarray,
+    sequences: np.ndarray,
     settings: Learning,
     sparsity: float = 0.5,
     tile: int | None = None,
@@ -54,7 +54,7 @@ def learn(
         model: causal language model; it is unchanged afterwards.
         method: `maskllm` (2:4 everywhere), `patch-joint` (2:4 patterns and dense tiles), `patch-tile`
             (dense tiles over the ``frozen`` 2:4 masks).
-        windows: `[count, seqlen]` token ids.
+        sequences: `[count, seqlen]` token ids.
         settings: settings of the run.
         sparsity: target fraction of zeros, 0 to 0.5; 0.5 for `maskllm`.
         tile: side of a tile; divides every layer.
@@ -75,15 +75,15 @@ def learn(
 
     Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
     """
-    cut = document_cut(model, settings, separator)
+    masking = DocumentMasking(model, separator) if settings.cut_attention else None
     masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
     container = nn.ModuleList(masks.values())
-    columns = columns_of(container)
+    columns = shard_columns(container)
     # The fused implementation needs no memory beside its moments.
     optimizer = torch.optim.AdamW(
         container.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
     )
-    step_fn = step_function(model, masks, windows, settings, sparsity, seed, optimizer, cut)
+    step_fn = step_function(model, masks, sequences, settings, sparsity, seed, optimizer, masking)
     identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
     with attached(model, masks), recomputed_blocks(model, settings.gradient_checkpointing):
         run_steps(
@@ -105,42 +105,42 @@ def learn(
 def step_function(
     model: nn.Module,
     masks: dict[str, LearnableMask],
-    windows: np.ndarray,
+    sequences: np.ndarray,
     settings: Learning,
     sparsity: float,
     seed: int,
     optimizer: torch.optim.Optimizer,
-    cut: DocumentCut | None,
+    masking: DocumentMasking | None,
 ) -> StepFunction:
     device = next(model.parameters()).device
     total_norm = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()]).sum()
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
     hybrid = next(iter(masks.values())).tile is not None
-    shared = next(iter(masks.values())).owners is not None
+    sharded = next(iter(masks.values())).sharding is not None
     tile_logits = [mask.tile_logits for mask in masks.values() if mask.tile_logits is not None]
 
     def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
         pattern, tiles = _sampling(settings, step)
-        together = range(index - rank(), index - rank() + world_size()) if shared else ()
+        together = range(index - rank(), index - rank() + world_size()) if sharded else ()
         counters = [[(seed, step, other, layer) for layer in range(len(masks))] for other in (index, *together)]
         begin_pass([*masks.values()], pattern, tiles, counters[0], counters[1:])
-        tokens = torch.as_tensor(windows[rows].astype(np.int64), device=device)
-        loss_of_text = cross_entropy(model, tokens, cut)
+        tokens = torch.as_tensor(sequences[rows].astype(np.int64), device=device)
+        text_loss = cross_entropy(model, tokens, masking)
         penalty, density = density_penalty(masks, 1 - sparsity, settings.target == "layer")
-        reward = weight_reward(masks, total_norm)
+        kept_norm = kept_norm_regularizer(masks, total_norm)
         decay = 1 - step / settings.steps if settings.weight_reg_decay else 1.0
-        weight_term = -settings.weight_reg * decay * reward
+        weight_term = -settings.weight_reg * decay * kept_norm
         sparsity_term = settings.sparsity_reg * penalty if hybrid else torch.zeros_like(penalty)
-        loss = loss_of_text + weight_term + sparsity_term
+        loss = text_loss + weight_term + sparsity_term
         # Loss and regularizers are averaged together, so their balance does not depend on gradient accumulation.
         (loss / micro_batches).backward()
         parts = {
             "loss": loss,
-            "cross_entropy": loss_of_text,
+            "cross_entropy": text_loss,
             "sparsity_term": sparsity_term,
             "weight_term": weight_term,
             "density": density,
-            "kept_norm": reward,
+            "kept_norm": kept_norm,
         }
         return {name: value.detach() / micro_batches for name, value in parts.items()}
 
@@ -150,9 +150,9 @@ def step_function(
         optimizer.param_groups[0]["lr"] = rate
         for mask in masks.values():
             mask.forget_gradients()
-        rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
+        rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
         # Noise and data depend on the micro-batch, not on the process that computes it.
-        parts, gradients = [], InOrder(tile_logits)
+        parts, gradients = [], OrderedGradients(tile_logits)
         for index in mine:
             may_stop()
             parts.append(micro_step(step, index, rows[index]))
@@ -167,7 +167,7 @@ def step_function(
             "pattern_temperature": pattern.temperature if masks[next(iter(masks))].pattern_logits is not None else None,
             "tile_temperature": tiles.temperature if hybrid else None,
             "lr": rate,
-            "tokens_per_second": round(rows.size * windows.shape[1] / (time.monotonic() - started)),
+            "tokens_per_second": round(rows.size * sequences.shape[1] / (time.monotonic() - started)),
             "peak_memory_mb": peak_memory_mb(device),
         }
 

@@ -20,8 +20,8 @@ from patch.errors import InputError
 from patch.files.io import atomic_file
 from patch.learning.checkpoint import Checkpoints, StepLog, read_states
 from patch.learning.curve import read_lines
-from patch.learning.parts import Columns, assembled
 from patch.learning.progress import Progress
+from patch.learning.sharded_state import ShardColumns, assemble
 from patch.learning.trackers import UNTRACKED, Trackers, Tracking
 
 # File of the growing log, in the folder of the checkpoints.
@@ -51,7 +51,7 @@ def run_steps(
     log_every: int = 1,
     name: str = "step",
     tracking: Tracking = UNTRACKED,
-    columns: Mapping[Hashable, Columns] | None = None,
+    columns: Mapping[Hashable, ShardColumns] | None = None,
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
@@ -71,7 +71,7 @@ def run_steps(
         log_every: number of steps between log lines.
         name: label of the progress line.
         tracking: experiment trackers that the log's lines are also reported to.
-        columns: the columns that this process holds of the sharded tensors in ``state``, see `assembled`.
+        columns: the columns that this process holds of the sharded tensors in ``state``, see `assemble`.
 
     Raises:
         InputError: the loss or the state is not finite (the message names the step), the disk is full, or the log of
@@ -210,7 +210,7 @@ def _lost(log: Path, first: int, steps: int, every: int) -> str:
 def _resume(
     checkpoints: Checkpoints,
     state: dict[str, Stateful],
-    columns: Mapping[Hashable, Columns],
+    columns: Mapping[Hashable, ShardColumns],
     lost: Callable[[int], str],
 ) -> int:
     found: list[tuple[int, list[Path]]] = []
@@ -225,9 +225,9 @@ def _resume(
         return 0
 
     def load() -> None:
-        parts = read_states(files)
+        shards = read_states(files)
         for key, part in state.items():
-            part.load_state_dict(assembled([saved[key] for saved in parts], columns))
+            part.load_state_dict(assemble([shard[key] for shard in shards], columns))
 
     on_all(load)
     if is_first():

@@ -1,41 +1,107 @@
-"""Functions that all kinds of learning use: the loss on text, and recomputed blocks that save memory."""
+"""Loss on text of all learned methods, and recomputed blocks that save memory.
+
+The logits of a whole micro-batch, tokens times vocabulary in fp32, with their softmax and gradient, are the largest
+tensors of a step and pass through memory many times. A frozen output layer needs none of them later, so the loss and
+the gradient of the hidden states are computed at once, for a chunk of the tokens that fits a cache.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from patch.learning.documents import DocumentCut
-from patch.learning.head import HeadLoss, frozen_head, hidden_states_of
+from patch.learning.document_masking import DocumentMasking
 from patch.models.loading import decoder_blocks
 
+# Number of logits at a time.
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
+# Cache of `frozen_output_layer`: whether a model's output layer gives its logits.
+_unchanged: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
-def cross_entropy(model: nn.Module, tokens: Tensor, cut: DocumentCut | None = None) -> Tensor:
+
+def cross_entropy(model: nn.Module, tokens: Tensor, masking: DocumentMasking | None = None) -> Tensor:
     """Return the mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids.
 
-    With ``cut`` no token attends to another document of its sequence, and none is predicted from another document.
+    With ``masking`` no token attends to another document of its sequence, and none is predicted from another document.
     The loss is then the mean over sequences of their means, which does not depend on the micro-batch size.
     """
-    starts = None if cut is None else cut.starts(tokens)
-    arguments = {} if cut is None else cut.arguments(starts)
-    shares = torch.full_like(tokens[:, 1:], 1.0, dtype=torch.float32)
-    if starts is not None:
-        shares = (~starts[:, 1:]).float()
-    shares /= shares.sum(1, keepdim=True).clamp(min=1) * len(tokens)
+    arguments: dict[str, Tensor] = {}
+    token_weights = torch.full_like(tokens[:, 1:], 1.0, dtype=torch.float32)
+    if masking is not None:
+        starts = masking.starts(tokens)
+        arguments = masking.arguments(starts)
+        token_weights = (~starts[:, 1:]).float()
+    token_weights /= token_weights.sum(1, keepdim=True).clamp(min=1) * len(tokens)
     targets = tokens[:, 1:].flatten()
-    head = frozen_head(model, tokens)
-    if head is None:
+    layer = frozen_output_layer(model, tokens)
+    if layer is None:
         logits = model(tokens, use_cache=False, **arguments).logits[:, :-1].flatten(0, 1).float()
-        return (F.cross_entropy(logits, targets, reduction="none") * shares.flatten()).sum()
-    with hidden_states_of(head):
+        return (F.cross_entropy(logits, targets, reduction="none") * token_weights.flatten()).sum()
+    layer.forward = lambda hidden: hidden
+    try:
         hidden = model(tokens, use_cache=False, **arguments).logits[:, :-1].flatten(0, 1)
-    return HeadLoss.apply(hidden, head.weight, head.bias, targets, shares.flatten())
+    finally:
+        del layer.forward
+    return ChunkedCrossEntropy.apply(hidden, layer.weight, layer.bias, targets, token_weights.flatten())
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Autograd function from hidden states to the weighted loss of a frozen output layer.
+
+    It maps (hidden `[n, d]`, weight `[vocabulary, d]`, bias or None, targets `[n]` int64, token weights `[n]` fp32) to
+    the fp32 sum of the token weights times the cross-entropies. Only the hidden states have a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weights: Tensor):
+        step = max(1, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // len(weight))
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        losses = token_weights.new_empty(len(hidden))
+        for first in range(0, len(hidden), step):
+            chunk = slice(first, first + step)
+            logits = F.linear(hidden[chunk], weight, bias).float()
+            wanted = targets[chunk, None]
+            top = logits.max(1, keepdim=True).values
+            chosen = logits.gather(1, wanted)
+            total = logits.sub_(top).exp_().sum(1, keepdim=True)
+            losses[chunk] = (total.log() + top - chosen)[:, 0]
+            if gradient is not None:
+                factor = token_weights[chunk, None]
+                logits.mul_(factor / total).scatter_add_(1, wanted, -factor)
+                torch.mm(logits.to(weight.dtype), weight, out=gradient[chunk])
+        ctx.save_for_backward(gradient)
+        return (losses * token_weights).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss.to(gradient.dtype), None, None, None, None
+
+
+def frozen_output_layer(model: nn.Module, tokens: Tensor) -> nn.Linear | None:
+    """Return the output layer of a model if it is frozen and its outputs are the logits; else None.
+
+    Some families scale or cap logits afterwards, which a forward pass of a few ``tokens`` detects, once for each model.
+    """
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear) or any(p.requires_grad for p in layer.parameters()):
+        return None
+    if model not in _unchanged:
+        outputs: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        with torch.no_grad():
+            logits = model(tokens[:1, :2], use_cache=False).logits
+        hook.remove()
+        _unchanged[model] = len(outputs) == 1 and logits is outputs[0]
+    return layer if _unchanged[model] else None
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN0
         raise InputError(f"the config of a {source.architecture} model is refused by transformers: {reason}") from error
 
 
-def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, curve: Path) -> torch.nn.Module:  # noqa: ANN001
+def train(source: TrainedModel, tokenizer, sequences: np.ndarray, folder: Path, curve: Path) -> torch.nn.Module:  # noqa: ANN001
     """Train by next-token prediction, with linear warm-up and cosine decay to a twentieth.
 
     Muon trains the blocks' matrices: here it needs half of AdamW's steps to the same loss, and steps take most of the
@@ -62,7 +62,7 @@ def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, cu
     Args:
         source: settings of the family, the sizes and the run.
         tokenizer: tokenizer that gives the vocabulary's size and the special tokens.
-        windows: `[count, seqlen]` token ids.
+        sequences: `[count, seqlen]` token ids.
         folder: folder of the checkpoints, from which a stopped run resumes.
         curve: file of the training curve, in JSON lines.
 
@@ -81,8 +81,8 @@ def train(source: TrainedModel, tokenizer, windows: np.ndarray, folder: Path, cu
         factor = cosine_rate(step, run.steps, run.warmup_steps, floor=0.05)
         for optimizer, peak in ((muon, run.matrix_lr), (adamw, run.lr)):
             optimizer.param_groups[0]["lr"] = peak * factor
-        rows = batch_indices(step, run.batch_size, len(windows), run.seed)
-        tokens = torch.as_tensor(windows[rows].astype(np.int64))
+        rows = batch_indices(step, run.batch_size, len(sequences), run.seed)
+        tokens = torch.as_tensor(sequences[rows].astype(np.int64))
         logits = model(tokens, use_cache=False).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
         model.zero_grad(set_to_none=True)

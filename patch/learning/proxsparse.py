@@ -30,7 +30,7 @@ GRADIENT_NORM = 1.0
 
 def proxsparse(
     model: nn.Module,
-    windows: np.ndarray,
+    sequences: np.ndarray,
     settings: Learning,
     seed: int = 0,
     folder: Path | str = "checkpoints",
@@ -49,7 +49,7 @@ def proxsparse(
     Args:
         model: causal language model; afterwards it has its own weights, frozen and in evaluation mode. During the run
             they are in host memory, and their fp32 copy in their place.
-        windows: `[count, seqlen]` token ids.
+        sequences: `[count, seqlen]` token ids.
         settings: settings of the run.
         seed: seed of the order of the data.
         folder: folder of the checkpoints, from which a stopped run resumes. Remove it when the masks are saved.
@@ -74,7 +74,7 @@ def proxsparse(
         )
         run_steps(
             settings.steps,
-            _step_function(model, windows, settings, seed, optimizer),
+            _step_function(model, sequences, settings, seed, optimizer),
             {"model": model, "optimizer": optimizer},
             Path(folder),
             identity,
@@ -108,7 +108,7 @@ def _trainable_copy(model: nn.Module) -> Iterator[None]:
 
 
 def _step_function(
-    model: nn.Module, windows: np.ndarray, settings: Learning, seed: int, optimizer: torch.optim.Optimizer
+    model: nn.Module, sequences: np.ndarray, settings: Learning, seed: int, optimizer: torch.optim.Optimizer
 ) -> StepFunction:
     parameters, linears = list(model.parameters()), list(prunable_linears(model).values())
     device = parameters[0].device
@@ -119,11 +119,11 @@ def _step_function(
         rate = settings.lr * linear_rate(step, settings.steps, settings.warmup_steps)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        rows = batch_indices(step, settings.batch_size, len(windows), seed).reshape(micro_batches, -1)
+        rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
         total = torch.zeros((), device=device)
         for index in mine:
             may_stop()
-            tokens = torch.as_tensor(windows[rows[index]].astype(np.int64), device=device)
+            tokens = torch.as_tensor(sequences[rows[index]].astype(np.int64), device=device)
             loss = cross_entropy(model, tokens) / micro_batches
             loss.backward()
             total += loss.detach()
@@ -137,7 +137,7 @@ def _step_function(
             "penalty": penalty,
             "sparse_groups": sparse_groups,
             "lr": rate,
-            "tokens_per_second": round(rows.size * windows.shape[1] / (time.monotonic() - started)),
+            "tokens_per_second": round(rows.size * sequences.shape[1] / (time.monotonic() - started)),
             "peak_memory_mb": peak_memory_mb(device),
         }
 

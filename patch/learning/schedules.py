@@ -31,7 +31,7 @@ def linear_rate(step: int, steps: int, warmup: int) -> float:
     return (steps - step) / max(1, steps - warmup)
 
 
-def batch_indices(step: int, batch_size: int, windows: int, seed: int) -> np.ndarray:
+def batch_indices(step: int, batch_size: int, sequences: int, seed: int) -> np.ndarray:
     """Return the rows of one step's sequences, from a new permutation for each pass over the data.
 
     They are a function of (seed, step) alone, whatever the number of processes and micro-batches.
@@ -41,16 +41,16 @@ def batch_indices(step: int, batch_size: int, windows: int, seed: int) -> np.nda
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     rows = np.empty(batch_size, dtype=np.int64)
-    for epoch in np.unique(positions // windows):
-        order = _pass_order(windows, seed, int(epoch))
-        inside = positions // windows == epoch
-        rows[inside] = order[positions[inside] % windows]
+    for epoch in np.unique(positions // sequences):
+        order = _pass_order(sequences, seed, int(epoch))
+        inside = positions // sequences == epoch
+        rows[inside] = order[positions[inside] % sequences]
     return rows
 
 
 # With millions of sequences a permutation takes longer than a short step. A batch across two passes needs two.
 @lru_cache(maxsize=2)
-def _pass_order(windows: int, seed: int, epoch: int) -> np.ndarray:
-    order = np.random.default_rng([seed, epoch]).permutation(windows)
+def _pass_order(sequences: int, seed: int, epoch: int) -> np.ndarray:
+    order = np.random.default_rng([seed, epoch]).permutation(sequences)
     order.flags.writeable = False
     return order

@@ -16,8 +16,7 @@ from patch.masks.kernels import Layer, Sampling
 from patch.masks.kernels.eager import PATTERNS, pack_bits, unpack_bits
 from patch.masks.linear import MaskedLinear, Sink
 from patch.masks.noise import TILES, logistic_noise, noise_keys, places
-from patch.masks.owners import Owners
-from patch.masks.shared_linear import SharedLinear
+from patch.masks.sharded_linear import RowSharding, ShardedLinear
 from patch.masks.tile import tile_shape
 
 __all__ = ["LearnableMask", "Sampling", "sample_tiles"]
@@ -38,12 +37,12 @@ class LearnableMask(nn.Module):
     Args:
         shape: `[out, in]` of the weight.
         pattern_logits: `[6, out * in / 4]` fp32, or None for a frozen pattern. A group's six logits lie a row apart,
-            so that sums over them run along rows, which suits vector units. With ``owners``, these are the logits of
+            so that sums over them run along rows, which suits vector units. With ``sharding``, these are the logits of
             this process' own rows: `[6, own rows * in / 4]`.
         frozen: `[out, in]` bool mask of the sparse tiles, if there are no pattern logits; kept as a bit a weight.
         tile_logits: `[out / tile, in / tile]` fp32, or None if every tile is sparse.
         tile: side of a tile.
-        owners: row sharding of the pattern logits, or None in a single process. All processes must then make the
+        sharding: row sharding of the pattern logits, or None in a single process. All processes must then make the
             same calls on their masks at the same time.
     """
 
@@ -54,13 +53,13 @@ class LearnableMask(nn.Module):
         frozen: Tensor | None,
         tile_logits: Tensor | None,
         tile: int | None,
-        owners: Owners | None = None,
+        sharding: RowSharding | None = None,
     ) -> None:
         super().__init__()
         assert (pattern_logits is None) != (frozen is None)
         assert tile is None or tile_shape(shape, tile)[1] % 4 == 0
-        assert owners is None or pattern_logits.shape[1] == len(owners.own) * shape[1] // 4
-        self.shape, self.tile, self.owners = shape, tile, owners
+        assert sharding is None or pattern_logits.shape[1] == len(sharding.own) * shape[1] // 4
+        self.shape, self.tile, self.sharding = shape, tile, sharding
         self.pattern_logits = None if pattern_logits is None else nn.Parameter(pattern_logits)
         self.tile_logits = None if tile_logits is None else nn.Parameter(tile_logits)
         self.register_buffer("bits", None if frozen is None else pack_bits(frozen), persistent=False)
@@ -69,7 +68,7 @@ class LearnableMask(nn.Module):
         self._sink = Sink()
         self._passes: list[tuple[tuple[int, int], Tensor | None]] = []
         self._layers: list[Layer] = []
-        self.shares: Tensor | None = None
+        self.tile_density: Tensor | None = None
         self.kept_norm: Tensor | None = None
 
     def set_step(
@@ -80,27 +79,29 @@ class LearnableMask(nn.Module):
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `inputs @ (mask * weight).T + bias`, and set ``kept_norm`` to `sum (mask * weight)^2`."""
-        logits, shares, owners = self.pattern_logits, self.shares, self.owners
+        logits, tile_density, sharding = self.pattern_logits, self.tile_density, self.sharding
         # The forward pass may run more than once, for example when a block is recomputed.
         if not self._layers or self._layers[0].weight.data_ptr() != weight.data_ptr():
-            self._layers = [self._layer(weight, *drawn) for drawn in self._passes or [(self.keys, shares)]]
-        if owners is None:
-            output, self.kept_norm = MaskedLinear.apply(inputs, logits, shares, self._layers[0], bias, self._sink)
+            self._layers = [self._layer(weight, *drawn) for drawn in self._passes or [(self.keys, tile_density)]]
+        if sharding is None:
+            output, self.kept_norm = MaskedLinear.apply(inputs, logits, tile_density, self._layers[0], bias, self._sink)
         else:
-            assert len(self._layers) == len(owners.heights), "the passes of all processes"
-            output, self.kept_norm = SharedLinear.apply(inputs, logits, shares, self._layers, owners, bias, self._sink)
+            assert len(self._layers) == len(sharding.row_counts), "the passes of all processes"
+            output, self.kept_norm = ShardedLinear.apply(
+                inputs, logits, tile_density, self._layers, sharding, bias, self._sink
+            )
         return output
 
-    def _layer(self, weight: Tensor, keys: tuple[int, int], shares: Tensor | None) -> Layer:
+    def _layer(self, weight: Tensor, keys: tuple[int, int], tile_density: Tensor | None) -> Layer:
         return Layer(
             weight.detach(),
             None if self.pattern_logits is None else self.pattern_logits.detach(),
             self.bits,
-            None if shares is None else shares.detach().contiguous(),
-            (1, 4) if shares is None else tile_shape(self.shape, self.tile),
+            None if tile_density is None else tile_density.detach().contiguous(),
+            (1, 4) if tile_density is None else tile_shape(self.shape, self.tile),
             self.pattern_sampling,
             keys,
-            0 if self.owners is None else self.owners.own.start,
+            0 if self.sharding is None else self.sharding.own.start,
         )
 
     def forget_gradients(self) -> None:
@@ -115,7 +116,7 @@ class LearnableMask(nn.Module):
         The value is exact in fp32 on the tile grid; for 2:4 without tiles it is 1/2.
         """
         device = (self.bits if self.pattern_logits is None else self.pattern_logits).device
-        return torch.tensor(0.5, device=device) if self.shares is None else 0.5 + 0.5 * self.shares.mean()
+        return torch.tensor(0.5, device=device) if self.tile_density is None else 0.5 + 0.5 * self.tile_density.mean()
 
     @torch.no_grad()
     def final_pattern(self) -> Tensor:
@@ -123,10 +124,10 @@ class LearnableMask(nn.Module):
         if self.pattern_logits is None:
             return unpack_bits(self.bits, 0, self.shape.numel()).view(self.shape)
         likeliest = self.pattern_logits.argmax(0)
-        if self.owners is not None:
+        if self.sharding is not None:
             own, likeliest = likeliest, likeliest.new_empty(self.shape.numel() // 4, dtype=torch.uint8)
-            bounds = [row * self.shape[1] // 4 for row in self.owners.bounds]
-            likeliest[bounds[self.owners.rank] :][: len(own)] = own
+            bounds = [row * self.shape[1] // 4 for row in self.sharding.bounds]
+            likeliest[bounds[self.sharding.rank] :][: len(own)] = own
             broadcast_rows(likeliest, bounds)
         table = torch.tensor(PATTERNS, dtype=torch.bool, device=self.pattern_logits.device)
         return table[likeliest.long()].reshape(self.shape)
@@ -145,24 +146,24 @@ def begin_pass(
         masks: masks of a model's layers.
         pattern, tile: sampling of the patterns and of the tiles.
         counters: counters of each mask, unique to the mask and this pass.
-        passes: with owners, the counters of every process' next pass, in order of the processes.
+        passes: with sharding, the counters of every process' next pass, in order of the processes.
     """
     for mask, own in zip(masks, counters, strict=True):
         mask.pattern_sampling, mask.tile_sampling, mask.keys = pattern, tile, noise_keys(*own)
         mask._passes, mask._layers = [], []
-    for mask, shares in zip(masks, _draw(masks, tile, counters), strict=True):
-        mask.shares = shares
+    for mask, tile_density in zip(masks, _draw(masks, tile, counters), strict=True):
+        mask.tile_density = tile_density
     with torch.no_grad():
         for others in passes:
             drawn = _draw(masks, tile, others)
-            for mask, own, shares in zip(masks, others, drawn, strict=True):
-                mask._passes.append((noise_keys(*own), shares))
+            for mask, own, tile_density in zip(masks, others, drawn, strict=True):
+                mask._passes.append((noise_keys(*own), tile_density))
 
 
 def _draw(
     masks: Sequence[LearnableMask], sampling: Sampling, counters: Sequence[tuple[int, ...]]
 ) -> list[Tensor] | list[None]:
-    """Draw the shares of all masks' tiles at once: a call for each mask would cost more than the arithmetic."""
+    """Draw the densities of all masks' tiles at once: a call for each mask would cost more than the arithmetic."""
     logits = [mask.tile_logits for mask in masks if mask.tile_logits is not None]
     if not logits:
         return [None] * len(masks)
@@ -172,5 +173,5 @@ def _draw(
     each = keys.repeat_interleave(torch.tensor(counts, device=device), 0)
     index = torch.cat([places(count, device=device) for count in counts])
     noise = logistic_noise(index, (each[:, 0], each[:, 1]))
-    shares = sample_tiles(torch.cat([part.flatten() for part in logits]), sampling, noise)
-    return [part.view_as(own) for part, own in zip(shares.split(counts), logits, strict=True)]
+    tile_density = sample_tiles(torch.cat([part.flatten() for part in logits]), sampling, noise)
+    return [part.view_as(own) for part, own in zip(tile_density.split(counts), logits, strict=True)]

@@ -32,8 +32,8 @@ class Sink:
 class MaskedLinear(torch.autograd.Function):
     """Autograd function of a masked linear layer.
 
-    It maps (input, logits, shares, layer, bias, sink) to `input @ (mask * weight).T + bias` and the fp32
-    `sum (mask * weight)^2`. ``layer`` holds the same logits and shares. The gradient of the logits is set in
+    It maps (input, logits, tile_density, layer, bias, sink) to `input @ (mask * weight).T + bias` and the fp32
+    `sum (mask * weight)^2`. ``layer`` holds the same logits and tile densities. The gradient of the logits is set in
     ``logits.grad``, or added there if ``sink.adds``, since autograd would write it twice. Therefore call `backward()`,
     not `torch.autograd.grad`. Weight and bias are frozen and get no gradient.
     """
@@ -43,7 +43,7 @@ class MaskedLinear(torch.autograd.Function):
         ctx: Any,
         inputs: Tensor,
         logits: Tensor | None,
-        shares: Tensor | None,
+        tile_density: Tensor | None,
         layer: Layer,
         bias: Tensor | None,
         sink: Sink,
@@ -61,20 +61,20 @@ class MaskedLinear(torch.autograd.Function):
         return output.view(*inputs.shape[:-1], rows), norm
 
     @staticmethod
-    def backward(ctx: Any, of_output: Tensor, of_norm: Tensor):
+    def backward(ctx: Any, grad_output: Tensor, grad_norm: Tensor):
         (flat,), layer, logits = ctx.saved_tensors, ctx.layer, ctx.logits
         rows, columns = layer.weight.shape
-        of_flat = of_output.reshape(-1, rows).contiguous()
-        of_inputs = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
-        of_shares = None if layer.shares is None else torch.zeros_like(layer.shares)
+        grad_flat = grad_output.reshape(-1, rows).contiguous()
+        grad_inputs = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        grad_density = None if layer.tile_density is None else torch.zeros_like(layer.tile_density)
         if products.serves(layer, len(flat)):
-            products.backward(layer, of_flat, flat, float(of_norm), of_inputs, of_shares)
+            products.backward(layer, grad_flat, flat, float(grad_norm), grad_inputs, grad_density)
         else:
-            of_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
-            _backward_by_rows(layer, of_flat, flat, float(of_norm), of_inputs, of_shares, of_logits, add)
-        if of_inputs is not None:
-            of_inputs = of_inputs.view(*of_output.shape[:-1], columns)
-        return of_inputs, None, of_shares, None, None, None
+            grad_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
+            _backward_by_rows(layer, grad_flat, flat, float(grad_norm), grad_inputs, grad_density, grad_logits, add)
+        if grad_inputs is not None:
+            grad_inputs = grad_inputs.view(*grad_output.shape[:-1], columns)
+        return grad_inputs, None, grad_density, None, None, None
 
 
 def _forward_by_rows(layer: Layer, flat: Tensor, output: Tensor) -> float | Tensor:
@@ -91,12 +91,12 @@ def _forward_by_rows(layer: Layer, flat: Tensor, output: Tensor) -> float | Tens
 
 def _backward_by_rows(
     layer: Layer,
-    of_output: Tensor,
+    grad_output: Tensor,
     flat: Tensor,
     norm_gradient: float,
-    of_inputs: Tensor | None,
-    of_shares: Tensor | None,
-    of_logits: Tensor | None,
+    grad_inputs: Tensor | None,
+    grad_density: Tensor | None,
+    grad_logits: Tensor | None,
     add: bool,
 ) -> None:
     """Compute what `products.backward` does, for any layer; set the gradient of the logits, or add to it."""
@@ -107,15 +107,15 @@ def _backward_by_rows(
     kept = None if layer.logits is None else layer.logits.new_empty(6 * height * (columns // 4))
     for first in range(0, rows, step):
         size = min(step, rows - first)
-        part, of_part = masked[:size], product[:size]
+        part, grad_masked = masked[:size], product[:size]
         probabilities = None if kept is None else kept[: 6 * size * (columns // 4)].view(6, size, columns // 4)
         kernel.forward(layer, first, part, probabilities)
-        mine = of_output[:, first : first + size]
-        if of_inputs is not None:
+        mine = grad_output[:, first : first + size]
+        if grad_inputs is not None:
             # The first block overwrites, so that no zeros are needed.
-            torch.addmm(of_inputs, mine, part, beta=min(first, 1), out=of_inputs)
-        torch.mm(mine.T, flat, out=of_part)
-        kernel.backward(layer, first, of_part, probabilities, norm_gradient, of_logits, add, of_shares)
+            torch.addmm(grad_inputs, mine, part, beta=min(first, 1), out=grad_inputs)
+        torch.mm(mine.T, flat, out=grad_masked)
+        kernel.backward(layer, first, grad_masked, probabilities, norm_gradient, grad_logits, add, grad_density)
 
 
 def rows_at_a_time(layer: Layer) -> int:

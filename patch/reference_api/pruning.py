@@ -149,7 +149,7 @@ class Pruner:
         return masks
 
     def _published(self) -> MaskSet:
-        from patch.masks.published import read_published
+        from patch.masks.published_masks import read_published
 
         return read_published(Path(str(self._arguments.maskllm_checkpoint)), self._model, str(NM(2, 4)))
 

@@ -33,9 +33,9 @@ from patch.masks.packed import MaskSet, load_masks, save_masks
 from patch.pruning.weights import FORMAT as WEIGHTS
 from patch.pruning.weights import read_weights, save_weights
 from patch.quantization.absmax import quantize
-from patch.quantization.files import FORMAT as QUANTIZED
-from patch.quantization.files import load_layers, save_layers
 from patch.quantization.model import QuantizedLayer
+from patch.quantization.quantized_files import FORMAT as QUANTIZED
+from patch.quantization.quantized_files import load_layers, save_layers
 from patch.quantization.slim_lora import Adapter
 
 from ._damage import damaged_bytes, damaged_json, hostile_text, outcome

@@ -4,9 +4,9 @@
 ``masked``, `[rows, in]` of the weight's type, and the probabilities of the patterns, if asked for, into
 `[6, rows, in / 4]` fp32; it returns the sum of the squares of the masked weights.
 
-`backward(layer, first, gradient, probabilities, norm_gradient, logits_gradient, add, shares_gradient)` computes the
-gradients of the logits and of the shares from those of the masked weights and of that sum. The former are set, or with
-``add`` added, in a tensor of the logits' shape, and the latter are added in `[tiles, tiles]`.
+`backward(layer, first, gradient, probabilities, norm_gradient, logits_gradient, add, density_gradient)` computes the
+gradients of the logits and of the tile densities from those of the masked weights and of that sum. The former are set,
+or with ``add`` added, in a tensor of the logits' shape, and the latter are added in `[tiles, tiles]`.
 
 ``first`` is a row of the layer, even if the layer has the logits of some rows only.
 """

@@ -24,7 +24,7 @@ class _Rows(ctypes.Structure):
     """The C++ struct `Rows`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "logits", "bits", "shares")),
+        *((name, ctypes.c_void_p) for name in ("weight", "logits", "bits", "tile_density")),
         *((name, ctypes.c_int64) for name in ("rows", "groups", "first_row", "plane", "first_group", "all_groups")),
         *((name, ctypes.c_int64) for name in ("tile_height", "tile_groups", "tile_columns")),
         *((name, ctypes.c_float) for name in ("scale", "temperature")),
@@ -62,10 +62,10 @@ def _rows(layer: Layer, first: int, rows: int) -> _Rows:
     if known is None:
         (height, width), groups = layer.tile, layer.weight.shape[1] // 4
         known = layer.native[_Rows] = _Rows(
-            *(_pointer(tensor) for tensor in (layer.weight, layer.logits, layer.bits, layer.shares)),
+            *(_pointer(tensor) for tensor in (layer.weight, layer.logits, layer.bits, layer.tile_density)),
             *(0, groups, 0, 0 if layer.logits is None else layer.logits.shape[1]),
             *(layer.first_row * groups, len(layer.weight) * groups),
-            *(height, width // 4, 1 if layer.shares is None else layer.shares.shape[1]),
+            *(height, width // 4, 1 if layer.tile_density is None else layer.tile_density.shape[1]),
             *(layer.sampling.scale, layer.sampling.temperature, *layer.keys),
             *(layer.sampling.hard, layer.weight.dtype == torch.bfloat16, torch.get_num_threads()),
         )
@@ -87,13 +87,13 @@ def backward(
     norm_gradient: float,
     logits_gradient: Tensor | None,
     add: bool,
-    shares_gradient: Tensor | None,
+    density_gradient: Tensor | None,
 ) -> None:
     """Differentiate masked weights; see `patch.masks.kernels`."""
-    by_group = None if layer.shares is None else torch.empty(len(gradient), gradient.shape[1] // 4)
+    by_group = None if layer.tile_density is None else torch.empty(len(gradient), gradient.shape[1] // 4)
     rows = _rows(layer, first, len(gradient))
     load().masked_rows_backward(
         ctypes.byref(rows),
         *(_pointer(gradient), _pointer(probabilities), norm_gradient),
-        *(_pointer(logits_gradient), add, _pointer(by_group), _pointer(shares_gradient)),
+        *(_pointer(logits_gradient), add, _pointer(by_group), _pointer(density_gradient)),
     )

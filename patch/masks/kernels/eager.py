@@ -43,11 +43,11 @@ def _pattern(layer: Layer, first: int, rows: int, probabilities: Tensor | None) 
 
 def _dense(layer: Layer, first: int, rows: int) -> Tensor | float:
     """Return the dense fraction of the tile of each weight of some rows, `[rows, in]`; 0 without tiles."""
-    if layer.shares is None:
+    if layer.tile_density is None:
         return 0.0
     height, width = layer.tile
-    tiles = torch.arange(first, first + rows, device=layer.shares.device) // height
-    return layer.shares[tiles].repeat_interleave(width, 1)
+    tiles = torch.arange(first, first + rows, device=layer.tile_density.device) // height
+    return layer.tile_density[tiles].repeat_interleave(width, 1)
 
 
 def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> float | Tensor:
@@ -71,20 +71,20 @@ def backward(
     norm_gradient: float,
     logits_gradient: Tensor | None,
     add: bool,
-    shares_gradient: Tensor | None,
+    density_gradient: Tensor | None,
 ) -> None:
     """Differentiate masked weights; see `patch.masks.kernels`."""
     rows, columns = gradient.shape
     pattern, dense = _pattern(layer, first, rows, probabilities), _dense(layer, first, rows)
     weight = layer.weight[first : first + rows].float()
     mask = dense + (1 - dense) * pattern
-    of_mask = weight * (gradient.float() + 2 * norm_gradient * mask * weight)
-    if layer.shares is not None:
+    grad_mask = weight * (gradient.float() + 2 * norm_gradient * mask * weight)
+    if layer.tile_density is not None:
         height, width = layer.tile
-        add_by_tile((of_mask * (1 - pattern)).view(rows, -1, width).sum(2), first, height, shares_gradient)
+        add_by_tile((grad_mask * (1 - pattern)).view(rows, -1, width).sum(2), first, height, density_gradient)
     if logits_gradient is not None:
         flat = probabilities.view(6, -1)
-        by_pattern = _patterns(flat.device) @ (of_mask * (1 - dense)).view(-1, 4).T
+        by_pattern = _patterns(flat.device) @ (grad_mask * (1 - dense)).view(-1, 4).T
         by_pattern -= (by_pattern * flat).sum(0)
         by_pattern.mul_(flat).mul_(layer.sampling.scale / layer.sampling.temperature)
         here = (first - layer.first_row) * columns // 4

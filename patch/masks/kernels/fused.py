@@ -48,10 +48,10 @@ def _four(values, here, inside):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _share(shares, group, inside, groups, height, tile_groups, tile_columns):  # noqa: ANN001, ANN202
+def _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns):  # noqa: ANN001, ANN202
     """Load the dense fraction of the tile of each group."""
     tile = group // groups // height * tile_columns + group % groups // tile_groups
-    return tl.load(shares + tile, mask=inside, other=0.0)
+    return tl.load(tile_density + tile, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -79,7 +79,7 @@ def _forward(
     weight,
     logits,
     pattern,
-    shares,
+    tile_density,
     masked,
     probabilities,
     norms,
@@ -131,7 +131,7 @@ def _forward(
     else:
         m0, m1, m2, m3 = _four(pattern, here, inside)
     if TILED:
-        dense = _share(shares, group, inside, groups, height, tile_groups, tile_columns)
+        dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
         m0, m1 = dense + (1 - dense) * m0, dense + (1 - dense) * m1
         m2, m3 = dense + (1 - dense) * m2, dense + (1 - dense) * m3
     w0, w1, w2, w3 = _four(weight, here, inside)
@@ -156,7 +156,7 @@ def _backward(
     gradient,
     probabilities,
     pattern,
-    shares,
+    tile_density,
     out,
     by_group,
     norm_gradient,
@@ -196,7 +196,7 @@ def _backward(
         m0, m1, m2, m3 = _four(pattern, here, inside)
     dense = tl.zeros([SIZE], tl.float32)
     if TILED:
-        dense = _share(shares, group, inside, groups, height, tile_groups, tile_columns)
+        dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
     w0, w1, w2, w3 = _four(weight, here, inside)
     g0, g1, g2, g3 = _four(gradient, here, inside)
     g0 = w0 * (g0 + 2 * norm_gradient * (dense + (1 - dense) * m0) * w0)
@@ -222,9 +222,9 @@ def _backward(
 def _sizes(layer: Layer, first: int, rows: int) -> tuple[int, ...]:
     groups = layer.weight.shape[1] // 4
     plane = 0 if layer.logits is None else layer.logits.shape[1]
-    columns = 1 if layer.shares is None else layer.shares.shape[1]
-    of_logits = plane, layer.first_row * groups, len(layer.weight) * groups
-    return rows * groups, groups, first * groups, *of_logits, layer.tile[0], layer.tile[1] // 4, columns
+    columns = 1 if layer.tile_density is None else layer.tile_density.shape[1]
+    logit_sizes = plane, layer.first_row * groups, len(layer.weight) * groups
+    return rows * groups, groups, first * groups, *logit_sizes, layer.tile[0], layer.tile[1] // 4, columns
 
 
 def _frozen(layer: Layer, first: int, rows: int) -> Tensor | None:
@@ -244,11 +244,11 @@ def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | No
     nothing = norms
     _forward[(programs,)](
         layer.weight[first : first + len(masked)],
-        *(nothing if t is None else t for t in (layer.logits, _frozen(layer, first, len(masked)), layer.shares)),
+        *(nothing if t is None else t for t in (layer.logits, _frozen(layer, first, len(masked)), layer.tile_density)),
         *(masked, nothing if probabilities is None else probabilities, norms),
         *(*sizes, sampling.scale, sampling.temperature, *map(signed, layer.keys)),
         LEARNED=layer.logits is not None,
-        TILED=layer.shares is not None,
+        TILED=layer.tile_density is not None,
         HARD=sampling.hard,
         KEPT=probabilities is not None,
         SIZE=GROUPS,
@@ -264,25 +264,25 @@ def backward(
     norm_gradient: float,
     logits_gradient: Tensor | None,
     add: bool,
-    shares_gradient: Tensor | None,
+    density_gradient: Tensor | None,
 ) -> None:
     """Differentiate masked weights; see `patch.masks.kernels`."""
     rows = len(gradient)
     sizes, sampling = _sizes(layer, first, rows), layer.sampling
-    by_group = torch.empty(sizes[0] if layer.shares is not None else 1, device=gradient.device)
+    by_group = torch.empty(sizes[0] if layer.tile_density is not None else 1, device=gradient.device)
     frozen = _frozen(layer, first, rows)
     _backward[(triton.cdiv(sizes[0], GROUPS),)](
         layer.weight[first : first + rows],
         gradient,
-        *(by_group if t is None else t for t in (probabilities, frozen, layer.shares, logits_gradient)),
+        *(by_group if t is None else t for t in (probabilities, frozen, layer.tile_density, logits_gradient)),
         *(by_group, norm_gradient, *sizes, sampling.scale / sampling.temperature),
         LEARNED=layer.logits is not None,
         WANTED=logits_gradient is not None,
-        TILED=layer.shares is not None,
+        TILED=layer.tile_density is not None,
         HARD=sampling.hard,
         ADD=add,
         SIZE=GROUPS,
     )
-    if layer.shares is not None:
+    if layer.tile_density is not None:
         by_row = by_group.view(rows, -1, layer.tile[1] // 4).sum(2)
-        add_by_tile(by_row, first, layer.tile[0], shares_gradient)
+        add_by_tile(by_row, first, layer.tile[0], density_gradient)

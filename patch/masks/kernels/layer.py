@@ -31,7 +31,7 @@ class Layer:
         weight: `[out, in]`, fp32 or bf16, contiguous.
         logits: `[6, rows * in / 4]` fp32, pattern logits of all rows, or of some.
         bits: uint8, the frozen mask, a bit a weight, as `pack_bits` makes it.
-        shares: `[tiles along out, tiles along in]` fp32, dense fraction of each tile; None if all are sparse.
+        tile_density: `[tiles along out, tiles along in]` fp32, dense fraction of each tile; None if all are sparse.
         tile: `(height, width)` of a tile in weights.
         sampling: sampling of the patterns.
         keys: keys of the noise, which is a function of an element's place in `[6, out * in / 4]`.
@@ -42,7 +42,7 @@ class Layer:
     weight: Tensor
     logits: Tensor | None
     bits: Tensor | None
-    shares: Tensor | None
+    tile_density: Tensor | None
     tile: tuple[int, int]
     sampling: Sampling
     keys: tuple[int, int]

@@ -27,7 +27,7 @@ class _Masked(ctypes.Structure):
     """The C++ struct `Masked`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "bits", "shares")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bits", "tile_density")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "tile_height", "tile_width", "tile_columns")),
         ("threads", ctypes.c_int32),
     ]
@@ -52,7 +52,7 @@ def load() -> ctypes.CDLL:
 def serves(layer: Layer, tokens: int) -> bool:
     """Return whether these products support the layer and are faster for ``tokens``: on a CPU with AVX-512, in fp32."""
     weight = layer.weight
-    if layer.shares is None or layer.bits is None or layer.tile[1] % LANES or tokens > FEW:
+    if layer.tile_density is None or layer.bits is None or layer.tile[1] % LANES or tokens > FEW:
         return False
     if weight.dtype != torch.float32 or "avx512f" not in native.processor():
         return False
@@ -62,8 +62,8 @@ def serves(layer: Layer, tokens: int) -> bool:
 def _masked(layer: Layer) -> _Masked:
     known = layer.native.get(_Masked)
     if known is None:
-        sizes = (*layer.weight.shape, *layer.tile, layer.shares.shape[1])
-        pointers = (tensor.data_ptr() for tensor in (layer.weight, layer.bits, layer.shares))
+        sizes = (*layer.weight.shape, *layer.tile, layer.tile_density.shape[1])
+        pointers = (tensor.data_ptr() for tensor in (layer.weight, layer.bits, layer.tile_density))
         known = layer.native[_Masked] = _Masked(*pointers, *sizes, torch.get_num_threads())
     return known
 
@@ -84,9 +84,9 @@ def backward(
     inputs: Tensor,
     norm_gradient: float,
     inputs_gradient: Tensor | None,
-    shares_gradient: Tensor,
+    density_gradient: Tensor,
 ) -> None:
-    """Set the gradient of the inputs, and add that of the shares, from those of the outputs and of the sum of squares.
+    """Set the gradient of the inputs and add that of the tile densities, from those of the outputs and squared sum.
 
     Args:
         layer: the layer of the forward pass.
@@ -94,10 +94,10 @@ def backward(
         inputs: `[tokens, in]`, inputs of the forward pass.
         norm_gradient: gradient of the sum of squares.
         inputs_gradient: `[tokens, in]`, or None if it is not needed.
-        shares_gradient: gradient of the shares, of their shape.
+        density_gradient: gradient of the tile densities, of their shape.
     """
     wanted = None if inputs_gradient is None else inputs_gradient.data_ptr()
     load().tile_products_backward(
         ctypes.byref(_masked(layer)),
-        *(gradient.data_ptr(), inputs.data_ptr(), len(inputs), norm_gradient, wanted, shares_gradient.data_ptr()),
+        *(gradient.data_ptr(), inputs.data_ptr(), len(inputs), norm_gradient, wanted, density_gradient.data_ptr()),
     )

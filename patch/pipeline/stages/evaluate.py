@@ -25,8 +25,8 @@ from patch.pipeline.runs.stage_settings import EvaluateSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 from patch.pipeline.stages._progress import report
 from patch.pruning.weights import load_weights
-from patch.quantization.files import load_layers
 from patch.quantization.model import apply_layers
+from patch.quantization.quantized_files import load_layers
 
 
 def run(

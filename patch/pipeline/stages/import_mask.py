@@ -7,7 +7,7 @@ from pathlib import Path
 from patch.errors import InputError
 from patch.files.io import read_json
 from patch.masks.packed import MaskSet, check_masks, load_masks, save_masks
-from patch.masks.published import read_published
+from patch.masks.published_masks import read_published
 from patch.models.loading import load_skeleton
 from patch.pipeline.config.imports import HubMask
 from patch.pipeline.runs.layout import settings_digest

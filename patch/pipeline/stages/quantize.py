@@ -18,8 +18,8 @@ from patch.pipeline.runs.stage_settings import QuantizeSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 from patch.pipeline.stages._progress import show_blocks
 from patch.pruning.weights import load_weights, read_weights
-from patch.quantization.files import save_layers
 from patch.quantization.model import QuantizedLayer, compensate_block, quantize_model
+from patch.quantization.quantized_files import save_layers
 
 
 def run(

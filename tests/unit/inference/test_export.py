@@ -21,7 +21,7 @@ from patch.errors import InputError
 from patch.inference.export import ExportReport, export_model, main, stored_dtype
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, apply_masks, save_masks
-from patch.masks.published import read_published
+from patch.masks.published_masks import read_published
 from patch.models.loading import load_model, prunable_linears, weight_matrix
 from patch.pruning.weights import save_weights
 

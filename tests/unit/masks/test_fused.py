@@ -23,9 +23,9 @@ def layer(joint, tile, hard, dtype, rows, columns, temperature):
     weight = torch.randn(rows, columns, generator=generator).to(dtype)
     logits = torch.randn(6, rows * columns // 4, generator=generator) * 0.02 if joint else None
     bits = None if joint else pack_bits(torch.rand(rows, columns, generator=generator) > 0.5)
-    shares = torch.rand(rows // tile, columns // tile, generator=generator) if tile else None
+    tile_density = torch.rand(rows // tile, columns // tile, generator=generator) if tile else None
     sampling = Sampling(100.0, temperature, hard)
-    return Layer(weight, logits, bits, shares, (tile, tile) if tile else (1, 4), sampling, noise_keys(1, 2))
+    return Layer(weight, logits, bits, tile_density, (tile, tile) if tile else (1, 4), sampling, noise_keys(1, 2))
 
 def own(one, first, last):
     groups = one.weight.shape[1] // 4
@@ -34,17 +34,17 @@ def own(one, first, last):
 def results(kernel, one, add, start, stop):
     rows, columns = one.weight.shape
     gradient = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)).to(one.weight.dtype)
-    of_logits = torch.ones_like(one.logits) if one.logits is not None else None
-    of_shares = torch.zeros_like(one.shares) if one.shares is not None else None
+    grad_logits = torch.ones_like(one.logits) if one.logits is not None else None
+    grad_density = torch.zeros_like(one.tile_density) if one.tile_density is not None else None
     found, norm = [], 0.0
     middle = (start + stop) // 2 - 1
     for first, last in ((start, middle), (middle, stop)):
         masked = torch.empty(last - first, columns, dtype=one.weight.dtype)
         kept = torch.empty(6, last - first, columns // 4) if one.logits is not None else None
         norm = norm + kernel.forward(one, first, masked, kept)
-        kernel.backward(one, first, gradient[first:last].contiguous(), kept, 0.3, of_logits, add, of_shares)
+        kernel.backward(one, first, gradient[first:last].contiguous(), kept, 0.3, grad_logits, add, grad_density)
         found += [masked.float()] + ([kept] if kept is not None else [])
-    return [*found, torch.as_tensor(norm), *(t for t in (of_logits, of_shares) if t is not None)]
+    return [*found, torch.as_tensor(norm), *(t for t in (grad_logits, grad_density) if t is not None)]
 
 count = 0
 for joint, tile, hard, dtype, temperature in itertools.product(

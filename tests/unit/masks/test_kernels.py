@@ -62,8 +62,8 @@ def run(kernel: ModuleType, layer: Layer, rows_at_a_time: int = 2**20, start: fl
     rows, columns = layer.weight.shape
     generator = torch.Generator().manual_seed(1)
     gradient = torch.randn(rows, columns, generator=generator).to(layer.weight.dtype)
-    of_logits = None if layer.logits is None else torch.full_like(layer.logits, 7.0 if start is None else start)
-    of_shares = None if layer.shares is None else torch.zeros_like(layer.shares)
+    grad_logits = None if layer.logits is None else torch.full_like(layer.logits, 7.0 if start is None else start)
+    grad_density = None if layer.tile_density is None else torch.zeros_like(layer.tile_density)
     masked, chances, norm = [], [], 0.0
     for first in range(0, rows, rows_at_a_time):
         size = min(rows_at_a_time, rows - first)
@@ -71,10 +71,15 @@ def run(kernel: ModuleType, layer: Layer, rows_at_a_time: int = 2**20, start: fl
         probabilities = None if layer.logits is None else torch.full((6, size, columns // 4), 7.0)
         norm += float(kernel.forward(layer, first, part, probabilities))
         mine = gradient[first : first + size]
-        kernel.backward(layer, first, mine, probabilities, 0.3, of_logits, start is not None, of_shares)
+        kernel.backward(layer, first, mine, probabilities, 0.3, grad_logits, start is not None, grad_density)
         masked.append(part)
         chances.append(probabilities)
-    found = {"masked": torch.cat(masked), "norm": torch.tensor(norm), "of_logits": of_logits, "of_shares": of_shares}
+    found = {
+        "masked": torch.cat(masked),
+        "norm": torch.tensor(norm),
+        "grad_logits": grad_logits,
+        "grad_density": grad_density,
+    }
     if layer.logits is not None:
         found["probabilities"] = torch.cat(chances, 1)
     return {name: value for name, value in found.items() if value is not None}
@@ -154,7 +159,7 @@ def test_any_block_of_rows_is_the_same_bit_for_bit(mode: str, dtype: torch.dtype
     expected = run(compiled, layer)
     for block in (1, 3, 8, 17, 39):
         found = run(compiled, layer, block)
-        for name in {"masked", "probabilities", "of_logits"} & set(found):
+        for name in {"masked", "probabilities", "grad_logits"} & set(found):
             assert torch.equal(found[name], expected[name])
         assert_close(found, expected, 1e-6, 0)
 
@@ -175,13 +180,21 @@ def test_the_logits_of_some_rows_do_for_these_rows(
         found = []
         for one, begin in ((layer, 0), (part, first)):
             masked, probabilities = torch.empty(last - first, 132, dtype=dtype), torch.empty(6, last - first, groups)
-            of_logits = torch.full_like(one.logits, 7.0 if start is None else start)
-            of_shares = None if one.shares is None else torch.zeros_like(one.shares)
+            grad_logits = torch.full_like(one.logits, 7.0 if start is None else start)
+            grad_density = None if one.tile_density is None else torch.zeros_like(one.tile_density)
             norm = float(kernel.forward(one, first, masked, probabilities))
             mine, add = gradient[first:last], start is not None
-            kernel.backward(one, first, mine, probabilities, 0.3, of_logits, add, of_shares)
-            own = of_logits[:, (first - begin) * groups : (last - begin) * groups]
-            found.append([masked, probabilities, torch.tensor(norm), own, *([] if of_shares is None else [of_shares])])
+            kernel.backward(one, first, mine, probabilities, 0.3, grad_logits, add, grad_density)
+            own = grad_logits[:, (first - begin) * groups : (last - begin) * groups]
+            found.append(
+                [
+                    masked,
+                    probabilities,
+                    torch.tensor(norm),
+                    own,
+                    *([] if grad_density is None else [grad_density]),
+                ]
+            )
         assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -208,7 +221,7 @@ def test_bfloat16_is_rounded_once_to_the_nearest(mode: str, hard: bool) -> None:
 @needs_compiler
 def test_bfloat16_between_two_numbers_goes_to_the_even_one() -> None:
     half = make("tile", (4, 4), (4, 36), dtype=torch.bfloat16)
-    half = replace(half, shares=torch.full((4, 4), 0.75))
+    half = replace(half, tile_density=torch.full((4, 4), 0.75))
     found, exact = run(compiled, half)["masked"], run(compiled, replace(half, weight=half.weight.float()))["masked"]
     assert ((exact.view(torch.int32) & 0xFFFF) == 0x8000).sum() > 100, "ties"
     assert torch.equal(found, exact.bfloat16())

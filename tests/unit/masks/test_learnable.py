@@ -353,7 +353,7 @@ def test_hard_masks_are_binary_and_two_of_four(kernel: ModuleType) -> None:
     values = mask.linear(torch.eye(8), torch.ones(8, 8), None).T.detach()
     assert set(values.unique().tolist()) <= {0.0, 1.0}
     kept = values.reshape(8, 2, 4).sum(-1)
-    dense = mask.shares.detach().bool().repeat_interleave(4, 0)
+    dense = mask.tile_density.detach().bool().repeat_interleave(4, 0)
     assert torch.equal(kept, torch.where(dense, 4.0, 2.0))
     assert mask.density().item() == pytest.approx(values.mean().item())
 
@@ -417,11 +417,11 @@ def test_same_counters_same_mask_other_counters_other_mask(kernel: ModuleType) -
     outputs = []
     for counters in ((1, 2, 3, 4), (1, 2, 3, 4), (2, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 2, 3, 5)):
         mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), *counters)
-        outputs.append((mask.linear(torch.eye(8), torch.ones(8, 8), None).detach(), mask.shares.detach()))
-    (first, first_shares), (again, again_shares), *others = outputs
-    assert torch.equal(first, again) and torch.equal(first_shares, again_shares)
-    for other, other_shares in others:
-        assert not (other == first).any() and not (other_shares == first_shares).any()
+        outputs.append((mask.linear(torch.eye(8), torch.ones(8, 8), None).detach(), mask.tile_density.detach()))
+    (first, first_density), (again, again_density), *others = outputs
+    assert torch.equal(first, again) and torch.equal(first_density, again_density)
+    for other, other_density in others:
+        assert not (other == first).any() and not (other_density == first_density).any()
 
 
 def test_without_tiles_the_density_is_one_half(kernel: ModuleType) -> None:

@@ -235,8 +235,8 @@ def test_the_ends_of_the_distribution(bits: int, kernel: ModuleType) -> None:
 
 def test_tiles_are_dense_as_often_as_the_sigmoid_says() -> None:
     count = 40_000
-    shares = sample_tiles(torch.full((count,), 0.04), Sampling(25.0, 0.05), draw("logistic", 4, count=count))
-    dense = int((shares > 0.5).sum())
+    tile_density = sample_tiles(torch.full((count,), 0.04), Sampling(25.0, 0.05), draw("logistic", 4, count=count))
+    dense = int((tile_density > 0.5).sum())
     expected = torch.tensor(0.04 * 25).double().sigmoid().item()
     assert stats.binomtest(dense, count, expected).pvalue > 1e-3
 
@@ -246,7 +246,7 @@ def test_tile_noise_is_not_the_pattern_noise() -> None:
     tiles = 2_000
     mask = LearnableMask(torch.Size((4 * tiles, 4)), torch.zeros(6, 4 * tiles), None, torch.zeros(tiles, 1), 4)
     mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 123)
-    noise = mask.shares.detach().logit().flatten()
+    noise = mask.tile_density.detach().logit().flatten()
     assert stats.kstest(noise.double().numpy(), "logistic").pvalue > 1e-3
     for kind in KINDS:
         pattern_noise = draw(kind, 123, count=tiles)

@@ -25,13 +25,13 @@ def make(grid: tuple[int, int], tile: tuple[int, int], seed: int = 0) -> tuple[L
     generator = torch.Generator().manual_seed(seed)
     rows, columns = grid[0] * tile[0], grid[1] * tile[1]
     mask = torch.rand(rows, columns, generator=generator) > 0.5
-    weight, shares = torch.randn(rows, columns, generator=generator), torch.rand(grid, generator=generator)
-    layer = Layer(weight, None, pack_bits(mask), shares, tile, Sampling(1.0, 1.0), (0, 0))
+    weight, tile_density = torch.randn(rows, columns, generator=generator), torch.rand(grid, generator=generator)
+    layer = Layer(weight, None, pack_bits(mask), tile_density, tile, Sampling(1.0, 1.0), (0, 0))
     return layer, mask
 
 
-def spread(shares: Tensor, tile: tuple[int, int]) -> Tensor:
-    return shares.repeat_interleave(tile[0], 0).repeat_interleave(tile[1], 1)
+def spread(tile_density: Tensor, tile: tuple[int, int]) -> Tensor:
+    return tile_density.repeat_interleave(tile[0], 0).repeat_interleave(tile[1], 1)
 
 
 def run(layer: Layer, tokens: int, wanted: bool = True, seed: int = 1) -> dict[str, Tensor]:
@@ -40,11 +40,16 @@ def run(layer: Layer, tokens: int, wanted: bool = True, seed: int = 1) -> dict[s
     rows, columns = layer.weight.shape
     inputs = torch.randn(tokens, columns, generator=generator)
     gradient = torch.randn(tokens, rows, generator=generator)
-    outputs, of_shares = torch.full((tokens, rows), 7.0), torch.full_like(layer.shares, 7.0)
-    of_inputs = torch.full((tokens, columns), 7.0) if wanted else None
+    outputs, grad_density = torch.full((tokens, rows), 7.0), torch.full_like(layer.tile_density, 7.0)
+    grad_inputs = torch.full((tokens, columns), 7.0) if wanted else None
     norm = products.forward(layer, inputs, outputs)
-    products.backward(layer, gradient, inputs, 0.3, of_inputs, of_shares)
-    found = {"outputs": outputs, "norm": torch.tensor(norm), "of_shares": of_shares - 7, "of_inputs": of_inputs}
+    products.backward(layer, gradient, inputs, 0.3, grad_inputs, grad_density)
+    found = {
+        "outputs": outputs,
+        "norm": torch.tensor(norm),
+        "grad_density": grad_density - 7,
+        "grad_inputs": grad_inputs,
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -54,11 +59,16 @@ def obvious(layer: Layer, mask: Tensor, tokens: int, seed: int = 1) -> dict[str,
     rows, columns = layer.weight.shape
     inputs = torch.randn(tokens, columns, generator=generator).double().requires_grad_()
     gradient = torch.randn(tokens, rows, generator=generator).double()
-    shares = layer.shares.double().requires_grad_()
-    weight = layer.weight.double() * torch.where(mask, 1.0, spread(shares, layer.tile))
+    tile_density = layer.tile_density.double().requires_grad_()
+    weight = layer.weight.double() * torch.where(mask, 1.0, spread(tile_density, layer.tile))
     outputs, norm = inputs @ weight.T, weight.square().sum()
     ((outputs * gradient).sum() + 0.3 * norm).backward()
-    return {"outputs": outputs.detach(), "norm": norm.detach(), "of_shares": shares.grad, "of_inputs": inputs.grad}
+    return {
+        "outputs": outputs.detach(),
+        "norm": norm.detach(),
+        "grad_density": tile_density.grad,
+        "grad_inputs": inputs.grad,
+    }
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -96,7 +106,7 @@ def test_a_mask_of_ones_and_of_zeros(whole: bool) -> None:
     layer = replace(layer, bits=pack_bits(mask))
     found = run(layer, 20)
     assert_close(found, obvious(layer, mask, 20))
-    assert (found["of_shares"] == 0).all() == whole
+    assert (found["grad_density"] == 0).all() == whole
 
 
 @pytest.fixture
@@ -124,15 +134,15 @@ def test_any_number_of_threads_is_the_same_bit_for_bit(
 def test_inputs_without_a_gradient_change_nothing_else() -> None:
     layer, _ = make((3, 3), (20, 32))
     found, expected = run(layer, 9, wanted=False), run(layer, 9)
-    assert set(found) == {"outputs", "norm", "of_shares"}
+    assert set(found) == {"outputs", "norm", "grad_density"}
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_what_is_no_number_is_not_hidden() -> None:
     layer, _ = make((2, 2), (20, 32))
-    layer.shares[1, 0] = float("nan")
+    layer.tile_density[1, 0] = float("nan")
     found = run(layer, 3)
-    assert found["norm"].isnan() and found["of_shares"].isnan().sum() == 1 and found["outputs"][:, 20:].isnan().all()
+    assert found["norm"].isnan() and found["grad_density"].isnan().sum() == 1 and found["outputs"][:, 20:].isnan().all()
 
 
 def test_the_caller_keeps_its_denormals() -> None:
@@ -149,7 +159,7 @@ def test_what_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not products.serves(layer, products.FEW + 1)
     assert not products.serves(replace(layer, weight=layer.weight.bfloat16()), 1)
     assert not products.serves(replace(layer, weight=layer.weight.double()), 1)
-    assert not products.serves(replace(layer, shares=None, tile=(1, 4)), 1)
+    assert not products.serves(replace(layer, tile_density=None, tile=(1, 4)), 1)
     assert not products.serves(replace(layer, bits=None, logits=torch.zeros(6, 640)), 1)
     assert not products.serves(make((2, 2), (20, 24))[0], 1), "tiles are no whole vectors"
     monkeypatch.setattr(products, "kernel_for", lambda device, dtype: eager)
@@ -160,11 +170,11 @@ def test_one_layer_has_few_tokens_and_then_many(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(native, "processor", lambda: frozenset(["avx512f"]))
     monkeypatch.setattr(products, "FEW", 4)
     layer, mask = make((3, 2), (16, 32))
-    weight = layer.weight * torch.where(mask, 1.0, spread(layer.shares, layer.tile))
+    weight = layer.weight * torch.where(mask, 1.0, spread(layer.tile_density, layer.tile))
     for tokens in (3, 9, 2):
         inputs = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(tokens), requires_grad=True)
         assert products.serves(layer, tokens) == (tokens < 5)
-        outputs, _ = MaskedLinear.apply(inputs, None, layer.shares, layer, None, Sink())
+        outputs, _ = MaskedLinear.apply(inputs, None, layer.tile_density, layer, None, Sink())
         outputs.sum().backward()
         torch.testing.assert_close(outputs, inputs @ weight.T, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(inputs.grad, weight.sum(0).expand(tokens, -1), rtol=1e-5, atol=1e-4)
@@ -182,10 +192,10 @@ def test_a_layer_is_the_same_either_way(contiguous: bool, monkeypatch: pytest.Mo
         if not contiguous:
             inputs, gradient = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (inputs, gradient))
         inputs.requires_grad_()
-        shares = layer.shares.clone().requires_grad_()
-        outputs, norm = MaskedLinear.apply(inputs, None, shares, layer, bias, Sink())
+        tile_density = layer.tile_density.clone().requires_grad_()
+        outputs, norm = MaskedLinear.apply(inputs, None, tile_density, layer, bias, Sink())
         torch.autograd.backward([outputs, norm], [gradient, torch.tensor(0.3)])
-        return [outputs.detach(), norm.detach(), inputs.grad, shares.grad]
+        return [outputs.detach(), norm.detach(), inputs.grad, tile_density.grad]
 
     monkeypatch.setattr(products, "serves", lambda layer, tokens: True)
     fused = found()

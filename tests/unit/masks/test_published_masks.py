@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet
-from patch.masks.published import read_published, write_published
+from patch.masks.published_masks import read_published, write_published
 from patch.masks.tile import expand_tiles
 from patch.models.loading import prunable_linears, weight_matrix
 

@@ -19,8 +19,8 @@ from patch.files.tensors import load_header, load_tensors, save_tensors
 from patch.models.loading import prunable_linears
 from patch.pruning.weights import save_weights
 from patch.quantization.absmax import quantize
-from patch.quantization.files import FORMAT, load_layers, save_layers
 from patch.quantization.model import QuantizedLayer, apply_layers
+from patch.quantization.quantized_files import FORMAT, load_layers, save_layers
 from patch.quantization.settings import Quantization
 from patch.quantization.slim_lora import Adapter
 

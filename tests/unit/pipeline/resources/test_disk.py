@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from patch.learning.masks import build_masks
+from patch.learning.model_masks import build_masks
 from patch.masks.packed import MaskSet, save_masks
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.resources.disk import CHECKPOINTS, DiskModel, folder_size

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from patch.learning.masks import build_masks
+from patch.learning.model_masks import build_masks
 from patch.masks import linear
 from patch.masks.learnable import LearnableMask, Sampling
-from patch.masks.owners import Owners, share_out
+from patch.masks.sharded_linear import RowSharding, shard_rows
 
 ROUNDS = 2
 
@@ -41,13 +43,13 @@ class Case:
     def normal(self, *shape: int, of: int = 0) -> Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(1000 * self.seed + of))
 
-    def mask(self, owners: Owners | None = None) -> LearnableMask:
+    def mask(self, sharding: RowSharding | None = None) -> LearnableMask:
         rows, columns = self.shape
         logits = 0.02 * self.normal(6, rows * columns // 4)
-        if owners:
-            logits = logits[:, owners.own.start * columns // 4 : owners.own.stop * columns // 4].clone()
+        if sharding:
+            logits = logits[:, sharding.own.start * columns // 4 : sharding.own.stop * columns // 4].clone()
         tiles = 0.02 * self.normal(*self.grid, of=1) if self.tile else None
-        return LearnableMask(self.shape, logits, None, tiles, self.tile and max(self.tile), owners)
+        return LearnableMask(self.shape, logits, None, tiles, self.tile and max(self.tile), sharding)
 
     def micro_batch(self, mask: LearnableMask, index: int, passes: list[tuple[int, ...]]) -> list[Tensor]:
         """Output, kept norm and gradient of the input of a forward and backward pass; each has its own loss."""
@@ -97,8 +99,8 @@ def alone(case: Case, processes: int) -> dict[str, Any]:
 
 def together(case: Case, processes: int, rank: int) -> dict[str, Any]:
     """The micro-batches of one of several processes."""
-    owners = share_out(case.shape[0], case.tile[0] if case.tile else 1, processes, rank, case.seed)
-    mask, found, tiles = case.mask(owners), [], []
+    sharding = shard_rows(case.shape[0], case.tile[0] if case.tile else 1, processes, rank, case.seed)
+    mask, found, tiles = case.mask(sharding), [], []
     for turn in range(ROUNDS):
         passes = [(case.seed, turn * processes + other) for other in range(processes)]
         found.append(case.micro_batch(mask, turn * processes + rank, passes))
@@ -128,19 +130,19 @@ def test_a_shared_layer_is_that_of_one_process_bit_for_bit(
     for case, one, *many in zip(some, expected, *by_rank, strict=True):
         patterns = torch.cat([part["patterns"] for part in many], 1)
         assert torch.equal(patterns, one["patterns"]), case
-        for index, (output, norm, of_inputs) in enumerate(one["passes"]):
+        for index, (output, norm, grad_inputs) in enumerate(one["passes"]):
             found = many[index % processes]
             found_output, found_norm, found_of_inputs = found["passes"][index // processes]
-            assert torch.equal(found_output, output) and torch.equal(found_of_inputs, of_inputs), case
+            assert torch.equal(found_output, output) and torch.equal(found_of_inputs, grad_inputs), case
             torch.testing.assert_close(found_norm, norm, rtol=1e-6, atol=0)
             assert not case.tile or torch.equal(found["tiles"][index // processes], one["tiles"][index]), case
-    assert any(0 in share_out(case.shape[0], case.tile[0], processes, 0).heights for case in some if case.tile)
+    assert any(0 in shard_rows(case.shape[0], case.tile[0], processes, 0).row_counts for case in some if case.tile)
 
 
 def test_between_the_passes_only_inputs_are_alive(in_processes: Callable) -> None:
     def largest(rank: int) -> int:
-        owners, sizes = share_out(64, 8, 2, rank), []
-        mask = LearnableMask(torch.Size((64, 64)), torch.zeros(6, 512), None, torch.zeros(8, 8), 8, owners)
+        sharding, sizes = shard_rows(64, 8, 2, rank), []
+        mask = LearnableMask(torch.Size((64, 64)), torch.zeros(6, 512), None, torch.zeros(8, 8), 8, sharding)
         mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), rank, passes=[(0,), (1,)])
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: sizes.append(tensor.numel()) or tensor, lambda t: t
@@ -170,3 +172,18 @@ def test_a_process_of_four_holds_a_quarter(
     # No view of what others hold.
     for part in parts:
         assert all(logits.untyped_storage().nbytes() == 4 * logits.numel() for logits in part.values())
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 20))
+def test_every_row_has_one_process(units: int, unit: int, processes: int, turn: int) -> None:
+    shardings = [shard_rows(units * unit, unit, processes, rank, turn) for rank in range(processes)]
+    assert [row for one in shardings for row in one.own] == list(range(units * unit))
+    assert len({one.bounds for one in shardings}) == 1, "all know the same"
+    assert all(one.row_counts == [len(other.own) for other in shardings] for one in shardings)
+    counts = [len(one.own) / unit for one in shardings]
+    assert all(count in (units // processes, -(-units // processes)) for count in counts)
+
+
+def test_layers_of_few_tiles_take_turns() -> None:
+    found = [[len(shard_rows(8, 8, 4, rank, turn).own) for rank in range(4)] for turn in range(4)]
+    assert sorted(found) == [[0, 0, 0, 8], [0, 0, 8, 0], [0, 8, 0, 0], [8, 0, 0, 0]]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from patch.distributed.collectives import rank, world_size
 from patch.learning.settings import Learning
+from patch.masks.initialization import initial_pattern_logits, initial_tile_logits
 from patch.masks.learnable import LearnableMask
-from patch.masks.owners import share_out
 from patch.masks.packed import MaskSet
-from patch.masks.prior import pattern_logits, tile_logits
+from patch.masks.sharded_linear import shard_rows
 from patch.masks.tile import expand_tiles, largest_within_budget, tile_shape
 from patch.models.loading import prunable_linears, weight_matrix
 
@@ -53,24 +53,25 @@ def build_masks(
     masks = {}
     for number, (name, linear) in enumerate(prunable_linears(model).items()):
         shape = weight_matrix(linear).shape
-        patterns = tiles = owners = None
+        patterns = tiles = sharding = None
         if method != "patch-tile":
-            prior = pattern_prior[name] if pattern_prior else None
-            patterns = pattern_logits(shape, settings.pattern_std, prior, settings.pattern_prior_strength, generator)
+            initial = pattern_prior[name] if pattern_prior else None
+            std, strength = settings.pattern_std, settings.pattern_prior_strength
+            patterns = initial_pattern_logits(shape, std, initial, strength, generator)
             if world_size() > 1:
                 unit = math.gcd(shape[0], VECTOR) if tile is None else tile_shape(shape, tile)[0]
-                owners = share_out(shape[0], unit, world_size(), rank(), number)
-                own, groups = owners.own, shape[1] // 4
+                sharding = shard_rows(shape[0], unit, world_size(), rank(), number)
+                own, groups = sharding.own, shape[1] // 4
                 # A copy, since a view would keep the other rows' logits in memory.
                 patterns = patterns[:, own.start * groups : own.stop * groups].clone()
         if tile is not None:
-            prior = tile_prior[name] if tile_prior else None
+            initial = tile_prior[name] if tile_prior else None
             if settings.tile_prior == "random":
-                prior = torch.rand(shape, generator=generator)
+                initial = torch.rand(shape, generator=generator)
             std, strength = settings.tile_std, settings.tile_prior_strength
-            tiles = tile_logits(shape, tile, sparsity, std, prior, strength, generator)
+            tiles = initial_tile_logits(shape, tile, sparsity, std, initial, strength, generator)
         fixed = frozen[name] if method == "patch-tile" else None
-        masks[name] = LearnableMask(shape, patterns, fixed, tiles, tile, owners).to(linear.weight.device)
+        masks[name] = LearnableMask(shape, patterns, fixed, tiles, tile, sharding).to(linear.weight.device)
     return masks
 
 
@@ -98,7 +99,7 @@ def density_penalty(masks: dict[str, LearnableMask], target: float, per_layer: b
     return (density - target).abs(), density
 
 
-def weight_reward(masks: dict[str, LearnableMask], total_norm: Tensor) -> Tensor:
+def kept_norm_regularizer(masks: dict[str, LearnableMask], total_norm: Tensor) -> Tensor:
     """Return the kept-norm regularizer `sum ||M * W||^2 / sum ||W||^2`, from the norms of the last forward pass."""
     return torch.stack([mask.kept_norm for mask in masks.values()]).sum() / total_norm
 

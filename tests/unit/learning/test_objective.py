@@ -10,22 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patch.data.tokenization import Separator
-from patch.learning import head as module
-from patch.learning.documents import DocumentCut
-from patch.learning.head import HeadLoss, frozen_head
-from patch.learning.objective import cross_entropy
+from patch.learning import objective
+from patch.learning.document_masking import DocumentMasking
+from patch.learning.objective import ChunkedCrossEntropy, cross_entropy, frozen_output_layer
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def obvious(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shares: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weights: Tensor
 ) -> tuple[float, Tensor]:
     """Loss and gradient of the hidden states, by softmax and autograd in float64."""
     states = hidden.detach().double().requires_grad_()
     logits = states @ weight.double().T + (0.0 if bias is None else bias.double())
     chances = torch.softmax(logits, 1)[torch.arange(len(targets)), targets]
-    loss = -(shares.double() * chances.log()).sum()
+    loss = -(token_weights.double() * chances.log()).sum()
     (gradient,) = torch.autograd.grad(3 * loss, states)
     return float(loss.detach()), gradient
 
@@ -36,17 +35,17 @@ def obvious(
 def test_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, biased: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows, width, words = (int(torch.randint(1, 60, (1,), generator=generator)) for _ in range(3))
-    monkeypatch.setitem(module.PIECE, "cpu", [1, 3 * words, 7 * words + 1, 1 << 20][seed])
+    monkeypatch.setitem(objective.CHUNK, "cpu", [1, 3 * words, 7 * words + 1, 1 << 20][seed])
     hidden = torch.randn(rows, width, generator=generator).to(dtype).requires_grad_()
     # In fp32 far apart, so that one that takes no maximum off overflows; in bf16 they would be too roughly rounded.
     apart = 40 if dtype == torch.float32 else 1
     weight = (apart * torch.randn(words, width, generator=generator) / width**0.5).to(dtype)
     bias = torch.randn(words, generator=generator).to(dtype) if biased else None
     targets = torch.randint(words, (rows,), generator=generator)
-    shares = torch.rand(rows, generator=generator) * (torch.rand(rows, generator=generator) < 0.7)
-    loss = HeadLoss.apply(hidden, weight, bias, targets, shares)
+    token_weights = torch.rand(rows, generator=generator) * (torch.rand(rows, generator=generator) < 0.7)
+    loss = ChunkedCrossEntropy.apply(hidden, weight, bias, targets, token_weights)
     (3 * loss).backward()
-    expected, gradient = obvious(hidden, weight, bias, targets, shares)
+    expected, gradient = obvious(hidden, weight, bias, targets, token_weights)
     tolerance = TOLERANCES[dtype]
     assert float(loss.detach()) == pytest.approx(expected, rel=tolerance, abs=tolerance)
     scale = max(1.0, float(gradient.abs().max()))
@@ -60,8 +59,8 @@ def test_a_model_gives_what_its_logits_give(tiny_model: Callable, family: str, p
     model = tiny_model(family).requires_grad_(False)
     tokens = torch.randint(1, 50, (3, 11), generator=torch.Generator().manual_seed(5))
     tokens[0, 4] = tokens[2, 0] = tokens[2, 9] = 1
-    cut = DocumentCut(model, Separator(1)) if parted else None
-    assert frozen_head(model, tokens) is model.get_output_embeddings()
+    cut = DocumentMasking(model, Separator(1)) if parted else None
+    assert frozen_output_layer(model, tokens) is model.get_output_embeddings()
     states: list[Tensor] = []
     model.get_input_embeddings().register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
     model.get_input_embeddings().register_forward_hook(lambda layer, inputs, output: states.append(output))
@@ -96,7 +95,7 @@ def test_logits_that_are_changed_afterwards(tiny_model: Callable) -> None:
             return output
 
     model, tokens = Capped(tiny_model("llama").requires_grad_(False)), torch.tensor([[5, 6, 7, 8]])
-    assert frozen_head(model, tokens) is None
+    assert frozen_output_layer(model, tokens) is None
     logits = model(tokens).logits
     expected = F.cross_entropy(logits[0, :-1], tokens[0, 1:])
     assert float(cross_entropy(model, tokens)) == pytest.approx(float(expected), rel=1e-6)
@@ -105,6 +104,6 @@ def test_logits_that_are_changed_afterwards(tiny_model: Callable) -> None:
 def test_a_head_that_is_learned(tiny_model: Callable) -> None:
     model = tiny_model("llama").requires_grad_(True)
     tokens = torch.tensor([[5, 6, 7, 8]])
-    assert frozen_head(model, tokens) is None
+    assert frozen_output_layer(model, tokens) is None
     cross_entropy(model, tokens).backward()
     assert model.get_output_embeddings().weight.grad.abs().max() > 0

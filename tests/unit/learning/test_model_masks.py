@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from patch.learning.masks import attached, build_masks, density_penalty, finalize, weight_reward
+from patch.learning.model_masks import attached, build_masks, density_penalty, finalize, kept_norm_regularizer
 from patch.masks.learnable import LearnableMask, Sampling
 from patch.masks.nm import NM, nm_mask
 from patch.models.loading import prunable_linears, weight_matrix
@@ -75,7 +75,7 @@ def test_penalty_is_weighted_by_size() -> None:
     for mask in masks.values():
         mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 5)
     sizes = {name: rows * columns for name, (rows, columns) in SHAPES.items()}
-    densities = {name: 0.5 + 0.5 * mask.shares.detach().double().mean().item() for name, mask in masks.items()}
+    densities = {name: 0.5 + 0.5 * mask.tile_density.detach().double().mean().item() for name, mask in masks.items()}
     density = sum(sizes[name] * densities[name] for name in masks) / sum(sizes.values())
     for target in (0.55, 0.95):
         penalty, reported = density_penalty(masks, target, per_layer=False)
@@ -102,7 +102,7 @@ def test_reward_is_the_kept_share_of_the_squared_norm() -> None:
         mask.linear(torch.zeros(1, SHAPES[name][1]), weight, None)
         total += weight.double().square().sum().item()
         kept += weight.double()[mask.final_pattern()].square().sum().item()
-    assert weight_reward(masks, torch.tensor(total)).item() == pytest.approx(kept / total, rel=1e-5)
+    assert kept_norm_regularizer(masks, torch.tensor(total)).item() == pytest.approx(kept / total, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])

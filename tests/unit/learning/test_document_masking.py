@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from patch.data.tokenization import Separator
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
-from patch.learning.documents import DocumentCut, document_cut
+from patch.learning.document_masking import DocumentMasking
 from patch.learning.learn import learn
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.settings import Learning, used_by
@@ -39,8 +39,8 @@ def alone(model: nn.Module, row: list[list[int]]) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def cut_of() -> Callable[[nn.Module], DocumentCut]:
-    return lambda model: DocumentCut(model, Separator(EOS))
+def cut_of() -> Callable[[nn.Module], DocumentMasking]:
+    return lambda model: DocumentMasking(model, Separator(EOS))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -90,7 +90,7 @@ def test_recomputed_blocks_have_the_same_gradient(tiny_model: Callable, cut_of: 
     ],
 )
 def test_starts_and_positions(tiny_model: Callable, separator: Separator, row: list[int], starts: list[int]) -> None:
-    cut = DocumentCut(tiny_model(), separator)
+    cut = DocumentMasking(tiny_model(), separator)
     found = cut.starts(torch.tensor([row]))
     assert found.tolist() == [[bool(start) for start in starts]]
     positions, expected = cut.arguments(found)["position_ids"][0].tolist(), []
@@ -134,15 +134,13 @@ class Refusing(Deaf):
 @pytest.mark.parametrize("kind", [Deaf, Refusing])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_model_that_cannot_is_refused(tiny_model: Callable, cut_of: Callable, kind: type, family: str) -> None:
-    with pytest.raises(InputError, match=f"`cut_attention` is true, but {kind.__name__} takes no positions"):
+    with pytest.raises(InputError, match=f"`cut_attention` is true, but {kind.__name__} supports no positions"):
         cut_of(kind(tiny_model(family)))
 
 
-def test_nobody_knows_what_parts_the_documents(tiny_model: Callable) -> None:
-    model = tiny_model()
-    assert document_cut(model, Learning(), None) is None
+def test_an_unknown_separator_is_refused(tiny_model: Callable) -> None:
     with pytest.raises(InputError, match="`cut_attention` is true, but the model has no tokenizer"):
-        document_cut(model, Learning(cut_attention=True), None)
+        DocumentMasking(tiny_model(), None)
 
 
 @pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile"])

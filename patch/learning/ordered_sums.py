@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from patch.distributed.collectives import gathered, world_size
 
 
-class InOrder:
+class OrderedGradients:
     """Gradients of replicated parameters, summed in order over micro-batches that the processes compute in turn.
 
     An all-reduce at the end of the step sums in another order, and a one-bit difference makes two runs diverge. The
-    gradients are few numbers: those of tiles.
+    gradients are small: only tile logits are replicated.
 
     Args:
         parameters: parameters without gradients. In a single process, autograd sums them in order.

@@ -9,27 +9,31 @@ from torch import Tensor, nn
 
 from patch.data.tokenization import Separator
 from patch.errors import InputError
-from patch.learning.settings import Learning
 
 # Tolerance for rounding: the change in one document over the change in the document before it; 0 is expected.
 _TOLERANCE = 1e-3
 
 
-class DocumentCut:
+class DocumentMasking:
     """Model inputs beside tokens that keep every token from attending to another document of its sequence.
 
     Positions start again with each document. From these alone transformers derives the masks of most families, those of
-    sliding layers too; where it does not, as in OPT, an explicit mask is passed. Which of the two works is tested once.
+    sliding layers too; where it does not, as in OPT, an explicit mask is passed. The constructor tests which of the two
+    works.
 
     Args:
         model: causal language model; does three short forward passes at most.
-        separator: the tokens that separate the documents of the sequences.
+        separator: the tokens that separate the documents of the sequences; None if they are unknown.
 
     Raises:
-        InputError: neither works for the model.
+        InputError: neither works for the model, or there is no separator.
     """
 
-    def __init__(self, model: nn.Module, separator: Separator) -> None:
+    def __init__(self, model: nn.Module, separator: Separator | None) -> None:
+        if separator is None:
+            raise InputError(
+                "`cut_attention` is true, but the model has no tokenizer that defines the separator of documents"
+            )
         self.separator = separator
         self._model = model
         self._explicit = False
@@ -38,8 +42,8 @@ class DocumentCut:
             self._explicit = getattr(model.config.get_text_config(), "sliding_window", None) is None
             if not self._explicit or self._leaks():
                 raise InputError(
-                    f"`cut_attention` is true, but {type(model).__name__} takes no positions that part the documents "
-                    "of a window; set it to false"
+                    f"`cut_attention` is true, but {type(model).__name__} supports no positions that separate the "
+                    "documents of a sequence; set it to false"
                 )
 
     def starts(self, tokens: Tensor) -> Tensor:
@@ -85,16 +89,3 @@ class DocumentCut:
             return True
         first, second = (logits[0] - logits[1]).abs().split(4)
         return bool(second.max() > _TOLERANCE * first.max())
-
-
-def document_cut(model: nn.Module, settings: Learning, separator: Separator | None) -> DocumentCut | None:
-    """Return the document cut of a run's sequences; None if its settings do not ask for it.
-
-    Raises:
-        InputError: they do, but the separator of the documents is unknown, or the model does not support it.
-    """
-    if not settings.cut_attention:
-        return None
-    if separator is None:
-        raise InputError("`cut_attention` is true, but the model has no tokenizer that says what parts documents")
-    return DocumentCut(model, separator)
