@@ -13,9 +13,8 @@ from patch.evaluation.lm_eval_model import AlignedLM
 from patch.masks.packed import apply_masks
 from patch.reference_api import loading
 from patch.reference_api.arguments import MaskArguments, read_arguments
-from patch.reference_api.checkpoint import Priors
-from patch.reference_api.fingerprint import model_fingerprint
-from patch.reference_api.learning import check_priors, learn_masks, learning_settings
+from patch.reference_api.checkpoint import InitialMasks, model_fingerprint
+from patch.reference_api.learning import check_initial_masks, learn_masks, learning_settings
 from patch.reference_api.settings import load_settings
 
 __all__ = ["learn_mask"]
@@ -55,16 +54,16 @@ def learn_mask(
             "`wandb` is True, but curves are not sent there; use False and read the JSON lines in `curve.jsonl` of "
             "the run's folder, `patch-runs/<method>-<digest>`"
         )
-    priors = getattr(compressed_model, "patch_priors", None)
-    if not isinstance(priors, Priors):
+    initial = getattr(compressed_model, "patch_priors", None)
+    if not isinstance(initial, InitialMasks):
         raise InputError(
             "`compressed_model` has no masks to start from; use what prepare_pruned_model returned, not a model that "
             "was loaded from a folder or copied into another"
         )
     if not arguments.learnable_mask:
         return compressed_model, loading.wrap(compressed_model, tokenizer)
-    check_priors(arguments, priors)
-    target = priors.settings["target_sparsity_ratio"]
+    check_initial_masks(arguments, initial)
+    target = initial.settings["target_sparsity_ratio"]
     if arguments.mask_llm and target != 0.5:
         warnings.warn(f"mask_llm makes every group 2:4: sparsity 0.5, not the target {target:g}", stacklevel=2)
     settings = load_settings()
@@ -72,10 +71,10 @@ def learn_mask(
     name, options = loading.local_name(model_name), getattr(compressed_model, "patch_options", {})
     place = {"dtype": compressed_model.dtype, "device": compressed_model.device}
     model = loading.load_causal_lm(name, local_files_only, hf_token, **place, options=options)
-    if model_fingerprint(model) != priors.settings["model"]:
+    if model_fingerprint(model) != initial.settings["model"]:
         raise InputError(
             f"`model_name` is {name!r}, whose weights are not those that compressed_model was pruned from; "
             "give what get_llm was called with"
         )
-    apply_masks(model, learn_masks(model, tokenizer, arguments, learning, priors, settings))
+    apply_masks(model, learn_masks(model, tokenizer, arguments, learning, initial, settings))
     return model, loading.wrap(model, tokenizer)

@@ -18,11 +18,10 @@ from patch.evaluation.tasks import make_task_data
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.reference_api import loading
 from patch.reference_api.arguments import PruneArguments, read_arguments, tile_side
-from patch.reference_api.checkpoint import compare_settings, load_priors, save_priors
-from patch.reference_api.datasets import find_text
+from patch.reference_api.checkpoint import compare_settings, load_initial_masks, save_initial_masks
+from patch.reference_api.datasets import find_text, perplexity_sequences
 from patch.reference_api.pruning import Pruner
 from patch.reference_api.settings import ApiSettings, load_settings
-from patch.reference_api.windows import perplexity_windows
 
 __all__ = ["evaluate", "get_llm", "prepare_pruned_model"]
 
@@ -53,7 +52,7 @@ def get_llm(
     """
     name = loading.local_name(model_name)
     model = loading.load_causal_lm(name, local_files_only, hf_token, dtype, device, options)
-    tokenizer = loading.load_tokenizer_of(name, local_files_only, hf_token, options)
+    tokenizer = loading.load_tokenizer(name, local_files_only, hf_token, options)
     return model, loading.wrap(model, tokenizer)
 
 
@@ -93,18 +92,18 @@ def prepare_pruned_model(
     path = Path(checkpoint_name)
     pruner = Pruner(model, tokenizer, arguments, tile, target, seed, load_settings())
     before = getattr(model, "patch_priors", None)
-    priors = load_priors(path, pruner.settings, model) if path.exists() else None
+    initial = load_initial_masks(path, pruner.settings, model) if path.exists() else None
     if before is not None:
         compare_settings("model is pruned already,", before.settings, pruner.settings, "load it anew with get_llm")
-        if priors is None:
-            save_priors(path, before)
+        if initial is None:
+            save_initial_masks(path, before)
         return model
-    if priors is None:
-        priors = pruner.prune()
-        save_priors(path, priors)
+    if initial is None:
+        initial = pruner.prune()
+        save_initial_masks(path, initial)
     else:
-        pruner.prune_again(priors)
-    model.patch_priors = priors
+        pruner.prune_again(initial)
+    model.patch_priors = initial
     return model
 
 
@@ -146,7 +145,7 @@ def evaluate(
     settings = load_settings()
     value = None
     if evaluate_perplexity:
-        value = perplexity(model, perplexity_windows(model, tokenizer, eval_dataset, settings), eval_batch_size).value
+        value = perplexity(model, perplexity_sequences(model, tokenizer, eval_dataset, settings), eval_batch_size).value
     return value, _accuracies(model, tokenizer, eval_batch_size, settings) if test_lmharness else {}
 
 

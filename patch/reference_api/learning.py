@@ -17,11 +17,9 @@ from patch.learning.learn import learn
 from patch.learning.settings import METHOD_DEFAULTS, Learning
 from patch.masks.packed import MaskSet, save_masks
 from patch.reference_api.arguments import MaskArguments, checked
-from patch.reference_api.checkpoint import Priors, compare_settings
-from patch.reference_api.datasets import find_text
-from patch.reference_api.fingerprint import digest_of, tokenizer_fingerprint
-from patch.reference_api.settings import LEARNING_KEYS, ApiSettings
-from patch.reference_api.windows import check_length, learning_windows
+from patch.reference_api.checkpoint import InitialMasks, compare_settings, digest_of, tokenizer_fingerprint
+from patch.reference_api.datasets import check_length, find_text, learning_sequences
+from patch.reference_api.settings import LEARNING_KEYS, SET_BY, ApiSettings
 
 # The public code always learns on this corpus, independent of the calibration data.
 CORPUS = "slimpajama"
@@ -41,26 +39,12 @@ def learning_settings(arguments: MaskArguments, settings: ApiSettings) -> Learni
             f"`mask_args.local_bs` is {arguments.local_bs}, which does not divide the batch of {batch} sequences; "
             "use a divisor"
         )
-    given = {
-        "lr": arguments.lr,
-        "seqlen": arguments.fine_tuning_sequence_length,
-        "micro_batch_size": arguments.local_bs,
-        "gradient_checkpointing": arguments.grad_checkpoint,
-        "sparsity_reg": arguments.sparse_reg,
-        "weight_reg": arguments.weight_reg,
-        "pattern_temperature": arguments.temp_schedule_2_4,
-        "pattern_scale": arguments.scaler_schedule_2_4,
-        "pattern_prior_strength": arguments.prior_strength_2_4,
-        "tile_temperature": arguments.temp_schedule_tile,
-        "tile_scale": arguments.scaler_schedule_tile,
-        "tile_prior_strength": arguments.prior_strength_tile,
-        "hard": arguments.hard,
-        "target": "layer" if arguments.layer_target else "global",
-    }
+    given = {key: getattr(arguments, name) for key, name in SET_BY.items()}
+    given |= {"hard": arguments.hard, "target": "layer" if arguments.layer_target else "global"}
     return checked(Learning, values | given, "learning")
 
 
-def check_priors(arguments: MaskArguments, priors: Priors) -> None:
+def check_initial_masks(arguments: MaskArguments, initial: InitialMasks) -> None:
     """Refuse arguments that do not fit the compressed model.
 
     Raises:
@@ -68,12 +52,12 @@ def check_priors(arguments: MaskArguments, priors: Priors) -> None:
     """
     names = ("mask_tile_size", "target_sparsity_ratio")
     wanted = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    made = {name: priors.settings[name] for name in wanted}
+    made = {name: initial.settings[name] for name in wanted}
     compare_settings("compressed_model was made", made, wanted, "call prepare_pruned_model with these")
-    if arguments.method == "patch-tile" and priors.compressed.pattern != "2:4":
+    if arguments.method == "patch-tile" and initial.compressed.pattern != "2:4":
         raise InputError(
             f"`mask_args.joint_optim` is False, which keeps the one-shot 2:4 mask in sparse tiles, but "
-            f"compressed_model was pruned with sparsity_type {priors.compressed.pattern!r}; use '2:4'"
+            f"compressed_model was pruned with sparsity_type {initial.compressed.pattern!r}; use '2:4'"
         )
 
 
@@ -82,7 +66,7 @@ def learn_masks(
     tokenizer: PreTrainedTokenizerBase,
     arguments: MaskArguments,
     learning: Learning,
-    priors: Priors,
+    initial: InitialMasks,
     settings: ApiSettings,
 ) -> MaskSet:
     """Learn the masks of a model with its original weights, which stay unchanged in the end.
@@ -94,34 +78,34 @@ def learn_masks(
     """
     check_length("mask_args.fine_tuning_sequence_length", learning.seqlen, model)
     text = find_text(CORPUS, "learning", settings)
-    tile, target = priors.settings["mask_tile_size"], priors.settings["target_sparsity_ratio"]
-    seed, hybrid = priors.settings["seed"], arguments.method != "maskllm"
-    made_from = [priors.settings, text.identity(), tokenizer_fingerprint(tokenizer), learning.model_dump(mode="json")]
-    digest = digest_of([arguments.method, *made_from])
+    tile, target = initial.settings["mask_tile_size"], initial.settings["target_sparsity_ratio"]
+    seed, hybrid = initial.settings["seed"], arguments.method != "maskllm"
+    values = learning.model_dump(mode="json")
+    digest = digest_of([arguments.method, initial.settings, text.identity(), tokenizer_fingerprint(tokenizer), values])
     folder = Path(settings.folder) / f"{arguments.method}-{digest[:12]}"
-    windows_file, checkpoints, curve = folder / "windows.npy", folder / "checkpoints", folder / "curve.jsonl"
-    windows = learning_windows(windows_file, text, tokenizer, learning.seqlen, learning.steps * learning.batch_size)
+    packed, checkpoints, curve = folder / "sequences.npy", folder / "checkpoints", folder / "curve.jsonl"
+    sequences = learning_sequences(packed, text, tokenizer, learning.seqlen, learning.steps * learning.batch_size)
     with _flushed_denormals():
         masks = learn(
             model,
             arguments.method,
-            windows,
+            sequences,
             learning,
             target if hybrid else 0.5,
             tile if hybrid else None,
             seed,
-            pattern_prior=priors.compressed.masks,
-            tile_prior=priors.ranking.masks,
-            frozen=priors.compressed.masks,
+            pattern_prior=initial.compressed.masks,
+            tile_prior=initial.ranking.masks,
+            frozen=initial.compressed.masks,
             folder=checkpoints,
             curve=curve,
             upstream=digest,
             separator=find_separator(tokenizer) if learning.cut_attention else None,
         )
-    masks.header = {"method": arguments.method, "prior": priors.settings, "learning": made_from[-1]}
+    masks.header = {"method": arguments.method, "prior": initial.settings, "learning": values}
     save_masks(folder / "mask.safetensors", masks)
     shutil.rmtree(checkpoints)
-    windows_file.unlink()
+    packed.unlink()
     print(f"{arguments.method}: sparsity {masks.sparsity:.4f}; curve {curve}", flush=True)
     return masks
 

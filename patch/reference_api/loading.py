@@ -15,7 +15,6 @@ from patch.hub.errors import hub_errors
 
 # Further arguments of `from_pretrained`, for the model and its tokenizer.
 OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder")
-_OF_MODEL_ALONE = ("attn_implementation",)
 
 
 def load_causal_lm(
@@ -49,7 +48,7 @@ def load_causal_lm(
     return model.to(_device(device)).eval().requires_grad_(False)
 
 
-def load_tokenizer_of(
+def load_tokenizer(
     name: str, local_files_only: bool, token: str | None, options: dict[str, Any]
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
@@ -57,7 +56,7 @@ def load_tokenizer_of(
     Raises:
         InputError: the tokenizer cannot be loaded.
     """
-    options = {key: value for key, value in options.items() if key not in _OF_MODEL_ALONE}
+    options = {key: value for key, value in options.items() if key != "attn_implementation"}
     with hub_errors(f"tokenizer of {name!r} cannot be loaded", token):
         return AutoTokenizer.from_pretrained(
             name, token=token, local_files_only=local_files_only, trust_remote_code=False, **options

@@ -24,11 +24,9 @@ from patch.methods import get_method
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.prune import prune
 from patch.reference_api.arguments import PruneArguments, checked
-from patch.reference_api.checkpoint import Priors
-from patch.reference_api.datasets import Text, find_text
-from patch.reference_api.fingerprint import digest_of, model_fingerprint, tokenizer_fingerprint
+from patch.reference_api.checkpoint import InitialMasks, digest_of, model_fingerprint, tokenizer_fingerprint
+from patch.reference_api.datasets import Text, calibration_length, calibration_sequences, find_text
 from patch.reference_api.settings import ApiSettings
-from patch.reference_api.windows import calibration_length, calibration_windows
 
 
 class Pruner:
@@ -98,53 +96,53 @@ class Pruner:
         values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}
         return checked(Learning, values, "proxsparse")
 
-    def _windows(self) -> np.ndarray | None:
+    def _sequences(self) -> np.ndarray | None:
         if not self._text:
             return None
-        return calibration_windows(self._text, self._tokenizer, self._arguments, self._seqlen, self._seed)
+        return calibration_sequences(self._text, self._tokenizer, self._arguments, self._seqlen, self._seed)
 
-    def prune(self) -> Priors:
+    def prune(self) -> InitialMasks:
         """Prune the model in place; a failure restores its weights."""
-        windows = self._windows()
+        sequences = self._sequences()
         with _restored(self._model, always=True):
-            ranking = prune(self._model, self._ranker, Unstructured(self._target), windows)
+            ranking = prune(self._model, self._ranker, Unstructured(self._target), sequences)
         with _restored(self._model):
-            compressed = self._compress(windows)
-        return Priors(compressed, ranking, self.settings)
+            compressed = self._compress(sequences)
+        return InitialMasks(compressed, ranking, self.settings)
 
-    def prune_again(self, priors: Priors) -> None:
+    def prune_again(self, initial: InitialMasks) -> None:
         """Prune the model in place with known masks.
 
         Raises:
             InputError: the method updates the kept weights, and its rerun gives other masks.
         """
         if not get_method(self._arguments.method).updates_weights:
-            apply_masks(self._model, priors.compressed)
+            apply_masks(self._model, initial.compressed)
             return
         # The file holds only masks; updated weights need a rerun of the method.
         with _restored(self._model):
-            masks = self._compress(self._windows()).masks
-            if any(not mask.equal(priors.compressed.masks[name]) for name, mask in masks.items()):
+            masks = self._compress(self._sequences()).masks
+            if any(not mask.equal(initial.compressed.masks[name]) for name, mask in masks.items()):
                 raise InputError(
                     f"{self._arguments.prune_method}, run again for the weights that it updates, gives other masks "
                     "than those in the checkpoint; was it made on another device? Give another checkpoint_name"
                 )
 
-    def _compress(self, windows: np.ndarray | None) -> MaskSet:
+    def _compress(self, sequences: np.ndarray | None) -> MaskSet:
         arguments = self._arguments
         if self._one_shot:
             pattern = parse_pattern(arguments.sparsity_type, arguments.sparsity_ratio)
-            return prune(self._model, arguments.method, pattern, windows)
-        masks = self._learn(windows) if arguments.method == "proxsparse" else self._published()
+            return prune(self._model, arguments.method, pattern, sequences)
+        masks = self._learn(sequences) if arguments.method == "proxsparse" else self._published()
         apply_masks(self._model, masks)
         return masks
 
-    def _learn(self, windows: np.ndarray) -> MaskSet:
+    def _learn(self, sequences: np.ndarray) -> MaskSet:
         digest = digest_of(self.settings)
         folder = self._folder / f"prox_sparse-{digest[:12]}"
         checkpoints = folder / "checkpoints"
         files = {"folder": checkpoints, "curve": folder / "curve.jsonl", "upstream": digest}
-        masks = proxsparse(self._model, windows, self._proxsparse, self._seed, **files)
+        masks = proxsparse(self._model, sequences, self._proxsparse, self._seed, **files)
         shutil.rmtree(checkpoints)
         return masks
 

@@ -99,7 +99,7 @@ def test_a_stopped_run_goes_on(learn, monkeypatch, configure):
     monkeypatch.setattr(module, "cross_entropy", counted)
     with pytest.raises(KeyboardInterrupt):
         learn()
-    monkeypatch.setattr("patch.reference_api.windows.pack_file", None)
+    monkeypatch.setattr("patch.reference_api.datasets.pack_file", None)
     again, _ = learn()
     assert len(seen) == 7 + 2 * 3
     assert [json.loads(line)["loss"] for line in curve.read_text().splitlines()] == expected

@@ -14,7 +14,7 @@ from patch.errors import InputError
 from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.models.loading import load_model, prunable_linears, weight_matrix
-from patch.reference_api.checkpoint import FORMAT, Priors
+from patch.reference_api.checkpoint import FORMAT, InitialMasks
 from patch.utils import evaluate, prepare_pruned_model
 
 from .conftest import PRUNE_ARGS
@@ -48,10 +48,10 @@ def test_every_method_prunes_and_its_checkpoint_is_used_again(method, prepare, p
     arguments = {"prune_method": method, "maskllm_checkpoint": published}
     first = prepare(**arguments)[0]
     original, pruned = weights(load_model(model_folder)), weights(first)
-    priors = first.patch_priors
-    assert priors.compressed.sparsity == 0.5 and priors.ranking.sparsity == pytest.approx(0.45, abs=0.02)
+    initial_masks = first.patch_priors
+    assert initial_masks.compressed.sparsity == 0.5 and initial_masks.ranking.sparsity == pytest.approx(0.45, abs=0.02)
     for name, weight in pruned.items():
-        mask = priors.compressed.masks[name]
+        mask = initial_masks.compressed.masks[name]
         assert obeys(mask, NM(2, 4)).all() and (weight[~mask] == 0).all()
         assert torch.equal(weight[mask], original[name][mask]) != (method in UPDATING)
     # Made again it would have another time.
@@ -63,7 +63,7 @@ def test_every_method_prunes_and_its_checkpoint_is_used_again(method, prepare, p
     assert second is not first and same(weights(second), pruned)
     assert Path("prior.pt").stat().st_mtime_ns == before
     for name, mask in second.patch_priors.ranking.masks.items():
-        assert torch.equal(mask, priors.ranking.masks[name])
+        assert torch.equal(mask, initial_masks.ranking.masks[name])
 
 
 def test_published_masks_are_the_prior(prepare, published):
@@ -166,7 +166,7 @@ def test_arguments_may_be_objects(kind, prepare, load):
     expected = weights(prepare()[0])
     model, tokenizer = load()
     assert prepare_pruned_model(model, tokenizer, "prior.pt", kind(**PRUNE_ARGS), 8, 0.45) is model
-    assert same(weights(model), expected) and isinstance(model.patch_priors, Priors)
+    assert same(weights(model), expected) and isinstance(model.patch_priors, InitialMasks)
 
 
 @pytest.mark.parametrize(
