@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -91,38 +91,28 @@ def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") 
     Raises:
         InputError: the folder holds no model, one that is damaged, or one that needs its own code.
     """
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(folder)
+    config, what = load_config(folder), f"model folder {folder}"
     check_weights(folder)
-    with library_errors(f"model folder {folder} cannot be loaded"):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=False,
-            # Other weights are pickles.
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    if report["missing_keys"]:
-        raise InputError(f"model folder {folder}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
+    with library_errors(f"{what} cannot be loaded"):
+        model = read_pretrained(folder, what, config=config, dtype=getattr(torch, dtype), local_files_only=True)
     _check_types(folder, model)
     return model.to(device).eval().requires_grad_(False)
 
 
-def check_weights(folder: Path | str) -> None:
-    """Refuse a folder without safetensors weights.
+def read_pretrained(name: Path | str, what: str, **options: Any) -> PreTrainedModel:
+    """Read a causal language model from safetensors files, with ``options`` of `from_pretrained`.
 
     Raises:
-        InputError: the folder has no `.safetensors` file.
+        InputError: the files lack weights; the message begins with ``what``.
     """
-    if not any(Path(folder).glob("*.safetensors")):
-        raise InputError(
-            f"model folder {folder} cannot be loaded: no .safetensors file in it; other weights, such as pickles, can "
-            "run code and are not read: load them where you trust them and save them again with save_pretrained"
-        )
+    from transformers import AutoModelForCausalLM
+
+    # Weights in other files than safetensors are pickles.
+    safe = {"trust_remote_code": False, "use_safetensors": True}
+    model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **safe, **options)
+    if report["missing_keys"]:
+        raise InputError(f"{what}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
+    return model
 
 
 def _check_types(folder: Path | str, model: PreTrainedModel) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.errors import InputError, suggest
 from patch.evaluation.lm_eval_model import AlignedLM
 from patch.hub.errors import hub_errors
+from patch.models.loading import read_pretrained
 
 # Further arguments of `from_pretrained`, for the model and its tokenizer.
 OPTIONS = ("attn_implementation", "cache_dir", "revision", "subfolder")
@@ -32,18 +33,8 @@ def load_causal_lm(
             raise InputError(f"get_llm has no argument `{key}`; {suggest(key, ['dtype', 'device', *OPTIONS])}")
     dtype = _dtype(dtype)
     with hub_errors(f"model {name!r} cannot be loaded", token):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            token=token,
-            local_files_only=local_files_only,
-            output_loading_info=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **options,
-        )
-    if report["missing_keys"]:
-        raise InputError(f"model {name!r}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
+        access = {"token": token, "local_files_only": local_files_only}
+        model = read_pretrained(name, f"model {name!r}", dtype=dtype, **access, **options)
     model.patch_options = dict(options)
     return model.to(_device(device)).eval().requires_grad_(False)
 

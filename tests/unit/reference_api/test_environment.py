@@ -50,7 +50,7 @@ def test_the_token_is_never_shown(monkeypatch, model_folder, capsys, caplog):
     def refuse(*_, token, **__):
         raise OSError(f"401 for Bearer {token}")
 
-    monkeypatch.setattr("patch.reference_api.loading.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
     with pytest.raises(InputError, match="Bearer <token>") as caught:
         load_causal_lm("owner/name", False, "hf_secret", "auto", "cpu", {})
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
