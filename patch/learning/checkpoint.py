@@ -26,8 +26,10 @@ from patch.learning.curve import read_lines
 
 log = logging.getLogger(__name__)
 
+# Number of the newest checkpoints to keep.
+KEEP = 2
 # Seconds to wait until a file that one node has written is visible on another.
-SEEN = 90.0
+VISIBLE_TIMEOUT = 90.0
 
 
 class Checkpoints:
@@ -36,13 +38,12 @@ class Checkpoints:
     Args:
         folder: folder of the checkpoints, made when the first one is written.
         identity: description of the run (its settings); a checkpoint of another run is not resumed.
-        keep: number of the newest checkpoints to keep.
-        shared: whether each process holds, and saves, a shard of the state; else all hold the same.
+        sharded: whether each process holds, and saves, a shard of the state; else all hold the same.
     """
 
-    def __init__(self, folder: Path, identity: str, keep: int = 2, shared: bool = False) -> None:
-        self.folder, self.identity, self.keep = folder, identity, keep
-        self._parts = world_size() if shared else 1
+    def __init__(self, folder: Path, identity: str, sharded: bool = False) -> None:
+        self.folder, self.identity = folder, identity
+        self._shards = world_size() if sharded else 1
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state before ``step``, then remove the oldest checkpoints and those of later steps.
@@ -53,14 +54,14 @@ class Checkpoints:
         Raises:
             InputError: in all processes, if the disk is full for one; the last valid checkpoint stays.
         """
-        files = self._names(step, self._parts)
-        mine = files[rank()] if rank() < self._parts else None
+        files = self._names(step, self._shards)
+        mine = files[rank()] if rank() < self._shards else None
         # Shards that a killed process has left are not part of this state.
         content = {"identity": self.identity, "step": step, "moment": from_first(uuid.uuid4().hex), "state": state}
         try:
             on_all(lambda: self._write(mine, step, content) if mine else None)
         except InputError:
-            if mine and self._parts > 1:
+            if mine and self._shards > 1:
                 mine.unlink(missing_ok=True)
             raise
         on_first(lambda: self._drop_all_but(step, files))
@@ -76,7 +77,7 @@ class Checkpoints:
             ) from error
 
     def _drop_all_but(self, step: int, files: Sequence[Path]) -> None:
-        deadline = time.monotonic() + SEEN
+        deadline = time.monotonic() + VISIBLE_TIMEOUT
         while missing := [file.name for file in files if not file.exists()]:
             if time.monotonic() > deadline:
                 raise InputError(
@@ -85,7 +86,7 @@ class Checkpoints:
                 )
             time.sleep(0.1)
         older = [found for number, found in self._complete() if number < step]
-        kept = {*files, *(file for found in older[: self.keep - 1] for file in found)}
+        kept = {*files, *(file for found in older[: KEEP - 1] for file in found)}
         for file in self.folder.glob("step-*.pt"):
             if file not in kept:
                 file.unlink()
@@ -131,9 +132,9 @@ class Checkpoints:
             try:
                 contents = [_load(file) for file in files]
                 if len({content["moment"] for content in contents}) > 1:
-                    raise ValueError("its parts are not of one moment")
+                    raise ValueError("its shards were not saved together")
                 if any(content["step"] != step for content in contents):
-                    raise ValueError("it is of another step")
+                    raise ValueError("it holds another step")
                 same = all(content["identity"] == self.identity for content in contents)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, an older one may be valid
                 log.warning("checkpoint %s cannot be read and is passed over: %s", files[0], error)

@@ -78,7 +78,7 @@ def run_steps(
             the steps before every checkpoint is damaged. The last valid checkpoint stays.
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
-    checkpoints = Checkpoints(folder, identity, shared=bool(columns))
+    checkpoints = Checkpoints(folder, identity, sharded=bool(columns))
     first = _resume(checkpoints, state, columns or {}, lambda step: _lost(folder / LOG, step, steps, log_every))
     record = _Record(name, first, steps, log_every, folder, tracking) if is_first() else None
     saved, saved_step = time.monotonic(), first or None

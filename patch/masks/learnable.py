@@ -71,12 +71,6 @@ class LearnableMask(nn.Module):
         self.tile_density: Tensor | None = None
         self.kept_norm: Tensor | None = None
 
-    def set_step(
-        self, pattern: Sampling, tile: Sampling, *counters: int, passes: Sequence[tuple[int, ...]] = ()
-    ) -> None:
-        """Call `begin_pass` for this mask alone; ``passes`` has the counters of every process' pass."""
-        begin_pass([self], pattern, tile, [counters], [[others] for others in passes])
-
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `inputs @ (mask * weight).T + bias`, and set ``kept_norm`` to `sum (mask * weight)^2`."""
         logits, tile_density, sharding = self.pattern_logits, self.tile_density, self.sharding

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch.masks.blocks import block
 from patch.masks.kernels import Layer, kernel_for, products
+from patch.masks.pattern import block_size
 
 
 class Sink:
@@ -121,4 +121,4 @@ def _backward_by_rows(
 def rows_at_a_time(layer: Layer) -> int:
     """Return the number of rows of a layer that are masked, multiplied and differentiated at a time."""
     rows, columns = layer.weight.shape
-    return max(1, min(rows, block(layer.weight.device.type, layer.logits is not None) // columns))
+    return max(1, min(rows, block_size(layer.weight.device.type, layer.logits is not None) // columns))

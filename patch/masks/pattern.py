@@ -1,12 +1,21 @@
-"""N:M patterns as text, without PyTorch."""
+"""Patterns, tiles and block sizes of masks, without PyTorch, since the workflow imports this module to parse rules."""
 
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from patch.errors import InputError
 
 NM_TEXT = re.compile(r"([0-9]{1,4}):([0-9]{1,4})\Z")
+# A tile that is larger than a layer ends with it, so a tile of this side covers any layer.
+WHOLE_MATRIX = 2**20
+# Side of a tile.
+Tile = Annotated[
+    int, BeforeValidator(lambda value: WHOLE_MATRIX if value == "matrix" else value), Field(ge=4, le=WHOLE_MATRIX)
+]
 
 
 def parse_nm(pattern: str) -> tuple[int, int]:
@@ -19,3 +28,14 @@ def parse_nm(pattern: str) -> tuple[int, int]:
     if not match or not 0 < int(match[1]) <= int(match[2]):
         raise InputError(f"pattern {pattern!r:.80} is not N:M with 0 < N <= M, such as 2:4")
     return int(match[1]), int(match[2])
+
+
+def block_size(device: str, learned: bool) -> int:
+    """Return the number of weights of a layer that are masked, multiplied and differentiated at a time.
+
+    On a CPU a block, with its gradient and probabilities, fits a core's caches. It is smaller if no patterns are
+    ``learned``, only tiles, so that it is small beside the model. On a GPU a block is large enough to keep it busy.
+    """
+    if device == "cuda":
+        return 1 << 24
+    return 1 << 20 if learned else 1 << 18

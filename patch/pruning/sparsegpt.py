@@ -21,7 +21,6 @@ def sparsegpt(
     pattern: Pattern,
     damp: float = 0.01,
     block_size: int = 128,
-    factor: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prune and update one layer.
 
@@ -32,7 +31,6 @@ def sparsegpt(
             threshold for each block of columns.
         damp: relative damping of the Hessian.
         block_size: columns after which the rest of the matrix is updated.
-        factor: `inverse_factor` of the same statistics and damping, if available.
 
     Returns:
         The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
@@ -40,7 +38,7 @@ def sparsegpt(
     Raises:
         InputError: the damped Hessian is not positive definite, or M does not divide `in`.
     """
-    inverse, dead = factor or shared_factor(statistics, damp, "sparsegpt")
+    inverse, dead = shared_factor(statistics, damp, "sparsegpt")
     updated = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     updated.masked_fill_(dead, 0)
     mask = torch.empty_like(updated, dtype=torch.bool)

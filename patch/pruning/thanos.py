@@ -30,7 +30,6 @@ def thanos(
     damp: float = 0.01,
     block_size: int = 512,
     rows_at_once: int = 256,
-    factor: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prune and update one layer.
 
@@ -46,7 +45,6 @@ def thanos(
         damp: relative damping of the Hessian.
         block_size: columns of a block; for N:M the next lower multiple of M.
         rows_at_once: rows whose equations are solved together; it bounds the memory.
-        factor: `inverse_factor` of the same statistics and damping, if available.
 
     Returns:
         The mask `[out, in]` bool and the updated weights in fp32, zero outside the mask.
@@ -54,7 +52,7 @@ def thanos(
     Raises:
         InputError: the damped Hessian is not positive definite, or M does not divide `in`.
     """
-    inverse, dead = factor or shared_factor(statistics, damp, "thanos")
+    inverse, dead = shared_factor(statistics, damp, "thanos")
     updated = weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     updated.masked_fill_(dead, 0)
     mask = torch.empty_like(updated, dtype=torch.bool)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from patch.masks.tile_size import Tile
+from patch.masks.pattern import Tile
 from patch.settings import Section
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from patch.masks.blocks import block
+from patch.masks.pattern import block_size
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
@@ -266,7 +266,7 @@ def learning_mb(
     # The frozen mask is stored as bits. One block adds its masked weights, gradient, probabilities and tile sums.
     total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
     learned_patterns = method != "patch-tile"
-    at_once = block(device, learned_patterns)
+    at_once = block_size(device, learned_patterns)
     if learned_patterns and processes > 1:
         # A layer's masked weights are in memory twice, as the output and the input of a collective operation. Their
         # gradients replace them later.

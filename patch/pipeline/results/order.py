@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patch.masks.tile_size import WHOLE_MATRIX
+from patch.masks.pattern import WHOLE_MATRIX
 from patch.methods import METHODS, PAPER_ORDER, paper_rank
 from patch.pipeline.runs.run import IMPORT, Run
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from patch.learning.model_masks import attached, build_masks, density_penalty, finalize, kept_norm_regularizer
-from patch.masks.learnable import LearnableMask, Sampling
+from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.nm import NM, nm_mask
 from patch.models.loading import prunable_linears, weight_matrix
 
@@ -73,7 +73,7 @@ def test_without_tiles_everything_is_two_of_four(learning_settings: Callable) ->
 def test_penalty_is_weighted_by_size() -> None:
     masks = layers()
     for mask in masks.values():
-        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 5)
+        begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(5,)])
     sizes = {name: rows * columns for name, (rows, columns) in SHAPES.items()}
     densities = {name: 0.5 + 0.5 * mask.tile_density.detach().double().mean().item() for name, mask in masks.items()}
     density = sum(sizes[name] * densities[name] for name in masks) / sum(sizes.values())
@@ -88,7 +88,7 @@ def test_penalty_is_weighted_by_size() -> None:
 def test_penalty_pushes_towards_the_target() -> None:
     masks = layers()
     for mask in masks.values():
-        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 5)
+        begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(5,)])
     density_penalty(masks, 0.99, per_layer=False)[0].backward()
     assert all((mask.tile_logits.grad < 0).all() for mask in masks.values()), "too sparse: logits must rise"
 
@@ -97,7 +97,7 @@ def test_reward_is_the_kept_share_of_the_squared_norm() -> None:
     masks, total, kept = layers(tile=None), 0.0, 0.0
     generator = torch.Generator().manual_seed(1)
     for name, mask in masks.items():
-        mask.set_step(Sampling(1e6, 0.05, True), Sampling(1.0, 1.0), 5)
+        begin_pass([mask], Sampling(1e6, 0.05, True), Sampling(1.0, 1.0), [(5,)])
         weight = torch.randn(SHAPES[name], generator=generator)
         mask.linear(torch.zeros(1, SHAPES[name][1]), weight, None)
         total += weight.double().square().sum().item()
@@ -113,7 +113,7 @@ def test_masks_are_attached_and_taken_off(family: str, tiny_model: Callable, lea
     masks = build_masks(model, "patch-joint", learning_settings(), 0.45, 4, 0)
     before = model(tokens).logits
     for mask in masks.values():
-        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 0)
+        begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(0,)])
     with attached(model, masks):
         assert not torch.allclose(model(tokens).logits, before)
         assert set(prunable_linears(model)) == set(linears)
@@ -140,7 +140,7 @@ def test_a_masked_model_is_that_of_masked_weights(
     # So decided that the noise plays no part.
     hard = Sampling(1e9, 1.0, True)
     for name, linear in prunable_linears(expected).items():
-        masks[name].set_step(hard, hard, 0)
+        begin_pass([masks[name]], hard, hard, [(0,)])
         dense = torch.kron(masks[name].tile_logits.detach() > 0, torch.ones(4, 4)).bool()
         weight_matrix(linear).mul_(masks[name].final_pattern() | dense)
     with attached(model, masks):

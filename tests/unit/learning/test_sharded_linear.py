@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from patch.learning.model_masks import build_masks
 from patch.masks import linear
-from patch.masks.learnable import LearnableMask, Sampling
+from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.sharded_linear import RowSharding, shard_rows
 
 ROUNDS = 2
@@ -54,7 +54,7 @@ class Case:
     def micro_batch(self, mask: LearnableMask, index: int, passes: list[tuple[int, ...]]) -> list[Tensor]:
         """Output, kept norm and gradient of the input of a forward and backward pass; each has its own loss."""
         sampling = Sampling(100.0, 0.7, self.hard), Sampling(25.0, 0.9, self.hard)
-        mask.set_step(*sampling, self.seed, index, passes=passes)
+        begin_pass([mask], *sampling, [(self.seed, index)], [[counters] for counters in passes])
         rows, columns = self.shape
         inputs = self.normal(2, 3, columns, of=10 + index).to(self.dtype).requires_grad_()
         bias = self.normal(rows, of=2).to(self.dtype) if self.bias else None
@@ -116,7 +116,7 @@ def test_a_shared_layer_is_that_of_one_process_bit_for_bit(
 ) -> None:
     some = cases(30, processes)
     current: list[Case] = []
-    monkeypatch.setattr(linear, "block", lambda *of: current[-1].block)
+    monkeypatch.setattr(linear, "block_size", lambda *of: current[-1].block)
 
     def run(function: Callable[[Case], Any]) -> list[Any]:
         found = []
@@ -143,7 +143,7 @@ def test_between_the_passes_only_inputs_are_alive(in_processes: Callable) -> Non
     def largest(rank: int) -> int:
         sharding, sizes = shard_rows(64, 8, 2, rank), []
         mask = LearnableMask(torch.Size((64, 64)), torch.zeros(6, 512), None, torch.zeros(8, 8), 8, sharding)
-        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), rank, passes=[(0,), (1,)])
+        begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(rank,)], [[(0,)], [(1,)]])
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: sizes.append(tensor.numel()) or tensor, lambda t: t
         ):

@@ -188,7 +188,7 @@ def test_a_part_that_the_first_does_not_see_stops_all(
     in_processes: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each node has its own folder of that name; the step that all see is not dropped for it."""
-    monkeypatch.setattr(checkpoint, "SEEN", 0.2)
+    monkeypatch.setattr(checkpoint, "VISIBLE_TIMEOUT", 0.2)
     folders = [tmp_path / "a", tmp_path / "b"]
     results = in_processes(2, lambda rank: run_held(Held(torch.ones(3, 2)), rank, folders[rank]))
     assert all("must share the folder" in str(error) for error in results)

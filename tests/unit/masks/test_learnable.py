@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from patch.masks import linear as linear_module
 from patch.masks.kernels import compiled, eager
-from patch.masks.learnable import LearnableMask, Sampling
+from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 
 SIX = [(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1)]
 COUNTERS = (0, 3, 1, 2)
@@ -48,7 +48,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
 @pytest.fixture
 def block(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A function: mask so many weights at a time."""
-    return lambda weights: monkeypatch.setattr(linear_module, "block", lambda device, learned: weights)
+    return lambda weights: monkeypatch.setattr(linear_module, "block_size", lambda device, learned: weights)
 
 
 def uniform(count: int, counters: tuple[int, ...]) -> np.ndarray:
@@ -89,7 +89,7 @@ class Case:
     def mask(self) -> LearnableMask:
         copies = [None if part is None else part.clone() for part in (self.logits, self.frozen, self.tiles)]
         mask = LearnableMask(self.weight.shape, *copies, self.tile)
-        mask.set_step(self.pattern, self.tile_sampling, *self.counters)
+        begin_pass([mask], self.pattern, self.tile_sampling, [self.counters])
         return mask
 
 
@@ -299,7 +299,7 @@ def test_logits_without_a_gradient(kernel: ModuleType) -> None:
     case = make("joint")
     expected, mask, inputs = plain(case), case.mask(), case.inputs.clone().requires_grad_()
     mask.requires_grad_(False)
-    mask.set_step(case.pattern, case.tile_sampling, *case.counters)
+    begin_pass([mask], case.pattern, case.tile_sampling, [case.counters])
     expected.output.sum().backward()
     mask.linear(inputs, case.weight, case.bias).sum().backward()
     close(inputs.grad, expected.inputs.grad, 1e-5)
@@ -327,7 +327,7 @@ def test_finite_at_the_lowest_temperature_with_decided_logits(hard: bool, kernel
     generator = torch.Generator().manual_seed(0)
     patterns, tiles = torch.randn(6, 64, generator=generator) * 5, torch.randn(4, 4, generator=generator) * 5
     mask = LearnableMask(torch.Size((16, 16)), patterns, None, tiles, 4)
-    mask.set_step(Sampling(500.0, 0.05, hard), Sampling(500.0, 0.05, hard), 1)
+    begin_pass([mask], Sampling(500.0, 0.05, hard), Sampling(500.0, 0.05, hard), [(1,)])
     weight = torch.randn(16, 16, generator=generator) * 100
     # Of the identity the outputs are the masked weights.
     masked = mask.linear(torch.eye(16), weight, None).T
@@ -349,7 +349,7 @@ def test_weights_that_are_not_finite_are_not_hidden(value: float, kernel: Module
 
 def test_hard_masks_are_binary_and_two_of_four(kernel: ModuleType) -> None:
     mask = LearnableMask(torch.Size((8, 8)), torch.zeros(6, 16), None, torch.zeros(2, 2), 4)
-    mask.set_step(Sampling(1.0, 4.0, True), Sampling(1.0, 2.0, True), 3)
+    begin_pass([mask], Sampling(1.0, 4.0, True), Sampling(1.0, 2.0, True), [(3,)])
     values = mask.linear(torch.eye(8), torch.ones(8, 8), None).T.detach()
     assert set(values.unique().tolist()) <= {0.0, 1.0}
     kept = values.reshape(8, 2, 4).sum(-1)
@@ -374,7 +374,7 @@ def two_passes(mode: str, hard: bool, keep: bool) -> tuple[list[list[Tensor]], l
     mask = cases[0].mask()
     gradients, where = [], []
     for step, case in enumerate(cases):
-        mask.set_step(case.pattern, case.tile_sampling, *COUNTERS, step)
+        begin_pass([mask], case.pattern, case.tile_sampling, [(*COUNTERS, step)])
         output = mask.linear(case.inputs, case.weight, case.bias)
         loss_of(output, mask.kept_norm, "both").backward()
         gradients.append([parameter.grad.clone() for parameter in mask.parameters()])
@@ -416,7 +416,7 @@ def test_same_counters_same_mask_other_counters_other_mask(kernel: ModuleType) -
     mask = LearnableMask(torch.Size((8, 8)), torch.zeros(6, 16), None, torch.zeros(2, 2), 4)
     outputs = []
     for counters in ((1, 2, 3, 4), (1, 2, 3, 4), (2, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 2, 3, 5)):
-        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), *counters)
+        begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [counters])
         outputs.append((mask.linear(torch.eye(8), torch.ones(8, 8), None).detach(), mask.tile_density.detach()))
     (first, first_density), (again, again_density), *others = outputs
     assert torch.equal(first, again) and torch.equal(first_density, again_density)
@@ -426,7 +426,7 @@ def test_same_counters_same_mask_other_counters_other_mask(kernel: ModuleType) -
 
 def test_without_tiles_the_density_is_one_half(kernel: ModuleType) -> None:
     mask = LearnableMask(torch.Size((4, 4)), torch.zeros(6, 4), None, None, None)
-    mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 0)
+    begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(0,)])
     assert mask.density() == 0.5
     assert mask.linear(torch.eye(4), torch.ones(4, 4), None).mean().item() == pytest.approx(0.5)
 
@@ -476,7 +476,7 @@ def deep(mode: str, layers: int) -> tuple[list[LearnableMask], list[Tensor], Ten
 
 def loss_of_all(masks: list[LearnableMask], weights: list[Tensor], values: Tensor) -> Tensor:
     for mask, weight in zip(masks, weights, strict=True):
-        mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), *COUNTERS)
+        begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [COUNTERS])
         values = mask.linear(values, weight, None)
     return values.sum() - torch.stack([mask.kept_norm for mask in masks]).sum()
 

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from patch.masks.kernels import Layer, compiled, eager
-from patch.masks.learnable import LearnableMask, Sampling, sample_tiles
+from patch.masks.learnable import LearnableMask, Sampling, begin_pass, sample_tiles
 from patch.masks.noise import TILES, gumbel_noise, logistic_noise, mixed, noise_keys, places, uniform_noise
 
 COUNT = 60_001
@@ -245,7 +245,7 @@ def test_tile_noise_is_not_the_pattern_noise() -> None:
     """One set of counters a layer and pass; the tiles' draw must not repeat the patterns'."""
     tiles = 2_000
     mask = LearnableMask(torch.Size((4 * tiles, 4)), torch.zeros(6, 4 * tiles), None, torch.zeros(tiles, 1), 4)
-    mask.set_step(Sampling(1.0, 1.0), Sampling(1.0, 1.0), 123)
+    begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(123,)])
     noise = mask.tile_density.detach().logit().flatten()
     assert stats.kstest(noise.double().numpy(), "logistic").pvalue > 1e-3
     for kind in KINDS:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 from patch.masks.nm import NM, Unstructured, obeys
-from patch.pruning.hessian import inverse_factor
 from patch.pruning.thanos import thanos
 
 # By its name: the package has a function that is called so too.
@@ -173,16 +172,15 @@ def test_rows_at_once_are_memory_only(pattern: NM | Unstructured) -> None:
     statistics = statistics_of(inputs(40, generator))
     # Rows of very different size: unstructured, some lose all and some nothing.
     weight = torch.randn(7, 40, generator=generator) * torch.logspace(-2, 1, 7)[:, None]
-    factor = inverse_factor(statistics, DAMP, "thanos")
     first_mask, first = thanos(weight, statistics, pattern, DAMP, 12, 256)
     for rows_at_once in (1, 2, 3, 7):
-        mask, updated = thanos(weight, statistics, pattern, DAMP, 12, rows_at_once, factor)
+        mask, updated = thanos(weight, statistics, pattern, DAMP, 12, rows_at_once)
         assert torch.equal(mask, first_mask)
         torch.testing.assert_close(updated, first, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.5)])
-def test_threads_do_not_matter(pattern: NM | Unstructured) -> None:
+def test_threads_do_not_matter(pattern: NM | Unstructured, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(7)
     statistics, weight = statistics_of(inputs(24, generator)), torch.randn(40, 24, generator=generator)
     alone = thanos(weight, statistics, pattern, rows_at_once=3)
@@ -191,8 +189,10 @@ def test_threads_do_not_matter(pattern: NM | Unstructured) -> None:
         torch.set_num_threads(3)
         with torch.inference_mode():
             together = thanos(weight, statistics, pattern, rows_at_once=9)
-        with pytest.raises(InputError):
-            thanos(weight, statistics, pattern, factor=(torch.zeros(24, 24), torch.zeros(24, dtype=torch.bool)))
+        with monkeypatch.context() as patched, pytest.raises(InputError):
+            broken = torch.zeros(24, 24), torch.zeros(24, dtype=torch.bool)
+            patched.setattr(module, "shared_factor", lambda *_: broken)
+            thanos(weight, statistics, pattern)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -249,10 +249,11 @@ def test_what_cannot_be_solved_says_what_to_raise(columns: int, damp: float) -> 
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.0])
-def test_equations_without_a_solution_are_an_error(value: float) -> None:
+def test_equations_without_a_solution_are_an_error(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = torch.full((8, 8), value), torch.zeros(8, dtype=torch.bool)
+    monkeypatch.setattr(module, "shared_factor", lambda *_: broken)
     with pytest.raises(InputError, match="`pruning.thanos.damp`"):
-        thanos(torch.ones(2, 8), statistics_of(torch.eye(8)), NM(2, 4), factor=broken)
+        thanos(torch.ones(2, 8), statistics_of(torch.eye(8)), NM(2, 4))
 
 
 def test_in_that_is_no_multiple_of_m_is_refused() -> None:

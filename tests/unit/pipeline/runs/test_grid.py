@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patch.errors import InputError
-from patch.masks.tile_size import WHOLE_MATRIX
+from patch.masks.pattern import WHOLE_MATRIX
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.plan import Plan
