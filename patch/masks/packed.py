@@ -168,16 +168,31 @@ def check_masks(model: torch.nn.Module, masks: MaskSet) -> dict[str, torch.nn.Mo
     Raises:
         InputError: a layer or a shape does not match.
     """
+    return check_layers(model, {name: mask.shape for name, mask in masks.masks.items()}, "the masks", "mask")
+
+
+def check_layers(
+    model: torch.nn.Module, shapes: Mapping[str, Sequence[int]], what: str, part: str
+) -> dict[str, torch.nn.Module]:
+    """Check that a file's layers are the prunable layers of ``model``; return these.
+
+    Args:
+        model: the model.
+        shapes: layer name -> `[out, in]` of what the file has for it.
+        what: name of the contents in messages, such as `the masks`.
+        part: name of one layer's part of them, such as `mask`.
+
+    Raises:
+        InputError: a layer or a shape does not match.
+    """
     linears = prunable_linears(model)
-    if set(linears) != set(masks.masks):
-        odd = sorted(set(linears) ^ set(masks.masks))[0]
-        raise InputError(
-            f"the masks are of another model: layer {odd} is only in {'the model' if odd in linears else 'the masks'}"
-        )
+    if odd := sorted(set(linears) ^ set(shapes)):
+        where = "the model" if odd[0] in linears else what
+        raise InputError(f"{what} are of another model: layer {odd[0]} is only in {where}")
     for name, linear in linears.items():
-        mask, shape = masks.masks[name], weight_matrix(linear).shape
-        if mask.shape != shape:
-            raise InputError(f"the masks are of another model: {name} is {list(shape)}, its mask {list(mask.shape)}")
+        shape, found = list(weight_matrix(linear).shape), list(shapes[name])
+        if found != shape:
+            raise InputError(f"{what} are of another model: {name} is {shape}, its {part} {found}")
     return linears
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
+from patch.masks.packed import check_layers
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.quantization.absmax import Quantized, quantize
 from patch.quantization.settings import Quantization
@@ -36,13 +36,7 @@ def quantize_model(model: nn.Module, bits: int = 4, group_size: int = 128) -> di
     Raises:
         InputError: as `quantize`; the layers before the one at fault are changed.
     """
-    layers: dict[str, QuantizedLayer] = {}
-    for name, linear in prunable_linears(model).items():
-        with _about(name):
-            layer = QuantizedLayer(quantize(weight_matrix(linear), bits, group_size))
-        _place(linear, layer)
-        layers[name] = _on_cpu(layer)
-    return layers
+    return _replace(prunable_linears(model), lambda name, weight: QuantizedLayer(quantize(weight, bits, group_size)))
 
 
 @torch.no_grad()
@@ -69,13 +63,25 @@ def compensate_block(
     Raises:
         InputError: as `compensate_layer`; the layers before the one at fault are changed.
     """
+    return _replace(
+        linears, lambda name, weight: compensate_layer(weight, pruned(name, weight), statistics[name], settings)
+    )
+
+
+def _replace(
+    linears: Mapping[str, nn.Module], compressed: Callable[[str, Tensor], QuantizedLayer]
+) -> dict[str, QuantizedLayer]:
+    """Replace the weights of layers by what ``compressed`` returns for their names and weights; return that."""
     layers: dict[str, QuantizedLayer] = {}
     for name, linear in linears.items():
-        weight = weight_matrix(linear)
-        with _about(name):
-            layer = compensate_layer(weight, pruned(name, weight), statistics[name], settings)
+        try:
+            layer = compressed(name, weight_matrix(linear))
+        except InputError as error:
+            raise InputError(f"layer {name}: {error}") from None
         _place(linear, layer)
-        layers[name] = _on_cpu(layer)
+        weight, adapter = layer.weight, layer.adapter
+        codes = Quantized(weight.codes.cpu(), weight.scales.cpu(), weight.bits, weight.group_size)
+        layers[name] = QuantizedLayer(codes, adapter and Adapter(adapter.left.cpu(), adapter.right.cpu()))
     return layers
 
 
@@ -112,32 +118,9 @@ def apply_layers(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None
     Raises:
         InputError: the layers belong to another model; nothing is changed.
     """
-    linears = prunable_linears(model)
-    if set(linears) != set(layers):
-        odd = sorted(set(linears) ^ set(layers))[0]
-        where = "the model" if odd in linears else "the quantised layers"
-        raise InputError(f"the quantised layers are of another model: layer {odd} is only in {where}")
-    for name, linear in linears.items():
-        shape, codes = list(weight_matrix(linear).shape), list(layers[name].weight.codes.shape)
-        if shape != codes:
-            raise InputError(f"the quantised layers are of another model: {name} is {shape}, its codes {codes}")
-    for name, linear in linears.items():
+    shapes = {name: layer.weight.codes.shape for name, layer in layers.items()}
+    for name, linear in check_layers(model, shapes, "the quantised layers", "codes").items():
         _place(linear, layers[name])
-
-
-@contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Prepend the layer's name to an InputError of the block."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"layer {name}: {error}") from None
-
-
-def _on_cpu(layer: QuantizedLayer) -> QuantizedLayer:
-    weight, adapter = layer.weight, layer.adapter
-    codes = Quantized(weight.codes.cpu(), weight.scales.cpu(), weight.bits, weight.group_size)
-    return QuantizedLayer(codes, adapter and Adapter(adapter.left.cpu(), adapter.right.cpu()))
 
 
 def _place(linear: nn.Module, layer: QuantizedLayer) -> None:
