@@ -106,7 +106,7 @@ class Checkpoints:
         sets = [(step, self._names(step, parts)) for step, parts in sorted(found, reverse=True)]
         return [(step, files) for step, files in sets if all(file.name in there for file in files)]
 
-    def remove_halves(self) -> None:
+    def _remove_partial(self) -> None:
         """Remove the partial files that killed processes have left."""
         for path in [*self.folder.glob(".step-*"), *self.folder.glob(".log.*")]:
             path.unlink(missing_ok=True)
@@ -115,11 +115,11 @@ class Checkpoints:
             if path not in whole:
                 path.unlink(missing_ok=True)
 
-    def latest(self, lost: Callable[[int], str] = lambda step: "") -> tuple[int, list[Path]] | None:
-        """Find the newest valid checkpoint.
+    def latest(self, gap: Callable[[int], str] = lambda step: "") -> tuple[int, list[Path]] | None:
+        """Find the newest valid checkpoint, and remove partial files.
 
         Args:
-            lost: returns the fault of the log of the steps before one; empty if there is none.
+            gap: returns the fault of the log of the steps before one; empty if there is none.
 
         Returns:
             The step to resume at and the files of the state before it, or None to begin.
@@ -127,6 +127,7 @@ class Checkpoints:
         Raises:
             InputError: the log lacks lines before every checkpoint of the run.
         """
+        self._remove_partial()
         reason = ""
         for step, files in self._complete():
             try:
@@ -141,7 +142,7 @@ class Checkpoints:
                 continue
             if not same:
                 log.warning("checkpoint %s is of a run with other settings and is passed over", files[0])
-            elif found := lost(step):
+            elif found := gap(step):
                 reason = found
                 log.warning("checkpoint %s is passed over: %s", files[0], reason)
             else:

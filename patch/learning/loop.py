@@ -27,7 +27,7 @@ from patch.learning.trackers import UNTRACKED, Trackers, Tracking
 # File of the growing log, in the folder of the checkpoints.
 LOG = "log.jsonl"
 # Grace period for the current step, in seconds, when the run is to stop.
-PATIENCE = 5.0
+GRACE_PERIOD = 5.0
 # Function of a step's number and of a callable that abandons the step, see `run_steps`.
 StepFunction = Callable[[int, Callable[[], None]], dict[str, float | None]]
 
@@ -79,15 +79,16 @@ def run_steps(
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
     checkpoints = Checkpoints(folder, identity, sharded=bool(columns))
-    first = _resume(checkpoints, state, columns or {}, lambda step: _lost(folder / LOG, step, steps, log_every))
-    record = _Record(name, first, steps, log_every, folder, tracking) if is_first() else None
+    logged = [step for step in range(steps) if step % log_every == 0 or step == steps - 1]
+    first = _resume(checkpoints, state, columns or {}, lambda step: _gap(folder / LOG, logged, step))
+    record = _Record(name, first, steps, logged, folder, tracking) if is_first() else None
     saved, saved_step = time.monotonic(), first or None
     with stop_request() as stop, record or nullcontext():
-        given_up = _GivenUpWhen(stop)
+        may_stop = _abandon_when(stop)
         for step in range(first, steps):
             try:
-                metrics = step_fn(step, given_up)
-            except _GivenUp:
+                metrics = step_fn(step, may_stop)
+            except _Abandoned:
                 # An existing checkpoint is not replaced shard by shard.
                 if step != saved_step:
                     _save(checkpoints, step, state, record)
@@ -110,35 +111,36 @@ def run_steps(
     on_first(partial(_copy, folder / LOG, curve))
 
 
-class _GivenUp(BaseException):
+class _Abandoned(BaseException):
     """Signal that a step is abandoned; a BaseException, so that no handler of errors catches it."""
 
 
-class _GivenUpWhen:
-    """Callable that abandons a step that lasts over `PATIENCE` seconds after the run was asked to stop."""
+def _abandon_when(stop: StopRequest) -> Callable[[], None]:
+    """Return a function that abandons a step that lasts over `GRACE_PERIOD` seconds after a stop request."""
+    since = math.inf
 
-    def __init__(self, stop: StopRequest) -> None:
-        self.stop, self._since = stop, math.inf
-
-    def __call__(self) -> None:
+    def check() -> None:
+        nonlocal since
         now = time.monotonic()
-        if self.stop.requested:
-            self._since = min(self._since, now)
-        if any_of(now - self._since >= PATIENCE)[0]:
-            raise _GivenUp
+        if stop.requested:
+            since = min(since, now)
+        if any_of(now - since >= GRACE_PERIOD)[0]:
+            raise _Abandoned
+
+    return check
 
 
 class _Record:
     """Record of a run's steps: its log, its progress and its experiment trackers."""
 
-    def __init__(self, name: str, first: int, steps: int, every: int, folder: Path, tracking: Tracking) -> None:
-        self.steps, self.every, self.started = steps, every, time.monotonic()
+    def __init__(self, name: str, first: int, steps: int, logged: list[int], folder: Path, tracking: Tracking) -> None:
+        self.logged, self.started = set(logged), time.monotonic()
         self.log = StepLog(folder / LOG, first)
         self.trackers = Trackers(tracking, first, folder)
         self.progress = Progress(name, first, steps)
 
     def add(self, step: int, metrics: dict[str, float | None], loss: float) -> None:
-        if _is_logged(step, self.steps, self.every):
+        if step in self.logged:
             line = {"step": step, **metrics, "seconds": round(time.monotonic() - self.started, 3)}
             self.log.write(line)
             self.trackers.log(step, line)
@@ -191,15 +193,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-def _is_logged(step: int, steps: int, every: int) -> bool:
-    return step % every == 0 or step == steps - 1
-
-
-def _lost(log: Path, first: int, steps: int, every: int) -> str:
+def _gap(log: Path, logged: list[int], first: int) -> str:
     """Return the fault of the log before step ``first``, whose lines a resumed run does not write again."""
     lines, fault = read_lines(log)
-    wanted = (step for step in range(first) if _is_logged(step, steps, every))
-    for index, step in enumerate(wanted):
+    for index, step in enumerate(step for step in logged if step < first):
         if index == len(lines) and fault:
             return fault
         if index == len(lines) or lines[index].step != step:
@@ -211,16 +208,12 @@ def _resume(
     checkpoints: Checkpoints,
     state: dict[str, Stateful],
     columns: Mapping[Hashable, ShardColumns],
-    lost: Callable[[int], str],
+    gap: Callable[[int], str],
 ) -> int:
-    found: list[tuple[int, list[Path]]] = []
-
-    def find() -> None:
-        checkpoints.remove_halves()
-        found.append(checkpoints.latest(lost) or (0, []))
-
-    on_first(find)
-    step, files = from_first(found[0] if found else (0, []))
+    """Load the newest checkpoint into ``state`` and return the step to resume at, or 0."""
+    found: list[tuple[int, list[Path]] | None] = []
+    on_first(lambda: found.append(checkpoints.latest(gap)))
+    step, files = from_first(found[0] if found else None) or (0, [])
     if not step:
         return 0
 

@@ -160,7 +160,7 @@ def test_all_give_up_the_same_step(
         return real(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "PATIENCE", 0.0)
+        patched.setattr(loop, "GRACE_PERIOD", 0.0)
         patched.setattr(learn_module, "cross_entropy", cross_entropy)
         results = in_processes(2, lambda rank: run_learning(micro_batch_size=1))
     assert [stopped.code for stopped in results] == [EXIT_RESUMABLE] * 2

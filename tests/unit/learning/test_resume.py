@@ -180,7 +180,7 @@ def test_a_long_step_is_given_up(
         return real(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "PATIENCE", 0.0)
+        patched.setattr(loop, "GRACE_PERIOD", 0.0)
         patched.setattr(learn_module, "cross_entropy", cross_entropy)
         with pytest.raises(SystemExit) as stopped:
             run_learning()

@@ -206,7 +206,7 @@ def test_a_step_that_is_given_up_again_is_not_written_again(
     """What would replace the parts one by one has nothing new."""
     stopped(2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.pt")}
-    monkeypatch.setattr(loop, "PATIENCE", 0.0)
+    monkeypatch.setattr(loop, "GRACE_PERIOD", 0.0)
     # Between the micro-batches of the first step, which is the one that was saved.
     in_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     results = in_processes(2, lambda rank: run_learning(checkpoint_minutes=OFTEN, **RUN))
