@@ -32,12 +32,12 @@ def learn_mask(
     """Learn masks and apply them to the original weights.
 
     Args:
-        model_name: where the original weights are: what `get_llm` was called with.
-        compressed_model: what `prepare_pruned_model` returned; where learning starts.
+        model_name: id or folder of the original weights, the one that `get_llm` was called with.
+        compressed_model: model that `prepare_pruned_model` returned, with the masks that learning starts from.
         tokenizer: its tokenizer.
-        mask_args: see `patch.reference_api.arguments.MaskArguments`; a dict or an object.
-        local_files_only: look in the local cache alone.
-        hf_token: for gated models.
+        mask_args: arguments, see `patch.reference_api.arguments.MaskArguments`; a dict or an object.
+        local_files_only: True to use the local cache alone.
+        hf_token: token for gated models.
         wandb: must be False; the curve is a file of JSON lines.
 
     Returns:

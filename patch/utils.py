@@ -38,11 +38,11 @@ def get_llm(
 
     Args:
         model_name: id on the hub, or a folder that `save_pretrained` wrote, with its tokenizer.
-        local_files_only: look in the local cache alone.
-        hf_token: for gated models; `hf auth login` or the variable `HF_TOKEN` do as well.
-        dtype: of the weights; `auto` is what the files have.
-        device: by default the GPU if there is one.
-        options: `revision`, `cache_dir`, `subfolder`, `attn_implementation`.
+        local_files_only: True to use the local cache alone.
+        hf_token: token for gated models; `hf auth login` or the variable `HF_TOKEN` work as well.
+        dtype: dtype of the weights; `auto` is that of the files.
+        device: device of the model; by default the GPU if there is one.
+        options: further options: `revision`, `cache_dir`, `subfolder`, `attn_implementation`.
 
     Returns:
         The model, frozen and in evaluation mode, and its wrapper.
@@ -65,16 +65,16 @@ def prepare_pruned_model(
     target_sparsity_ratio: float,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Prune a model once, in place, and note the masks that learning starts from.
+    """Prune a model once, in place, and attach the masks that learning starts from.
 
     Args:
-        model: with its original weights.
+        model: model with its original weights.
         tokenizer: its tokenizer.
         checkpoint_name: file of the masks; read if it exists, else made.
-        prune_args: see `patch.reference_api.arguments.PruneArguments`; a dict or an object.
+        prune_args: arguments, see `patch.reference_api.arguments.PruneArguments`; a dict or an object.
         mask_tile_size: side of a tile.
         target_sparsity_ratio: sparsity of the masks that will be learned, 0 to 0.5.
-        seed: of the calibration windows, and of learning.
+        seed: seed of the calibration sequences, and of learning.
 
     Returns:
         ``model``, pruned, with the masks as its attribute `patch_priors`.
@@ -84,13 +84,15 @@ def prepare_pruned_model(
     """
     arguments = read_arguments(PruneArguments, prune_args, "prune_args")
     tile = _tile_of(model, mask_tile_size)
-    target = _number("target_sparsity_ratio", target_sparsity_ratio, 0.5, "2:4 everywhere is as sparse as it gets")
+    target = target_sparsity_ratio
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 <= target <= 0.5:
+        raise InputError(f"`target_sparsity_ratio` is {target!r}; use 0 to 0.5, which is 2:4 everywhere")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"`seed` is {seed!r}; use a whole number from 0 on")
     if not isinstance(checkpoint_name, str | Path) or not str(checkpoint_name) or Path(checkpoint_name).is_dir():
         raise InputError(f"`checkpoint_name` is {checkpoint_name!r}; give the name of a file")
     path = Path(checkpoint_name)
-    pruner = Pruner(model, tokenizer, arguments, tile, target, seed, load_settings())
+    pruner = Pruner(model, tokenizer, arguments, tile, float(target), seed, load_settings())
     before = getattr(model, "patch_priors", None)
     initial = load_initial_masks(path, pruner.settings, model) if path.exists() else None
     if before is not None:
@@ -120,12 +122,12 @@ def evaluate(
 
     Args:
         model: a causal language model.
-        lm_eval_model: the wrapper that came with it.
+        lm_eval_model: the wrapper of the model.
         tokenizer: its tokenizer.
-        evaluate_perplexity: whether to measure perplexity.
-        eval_dataset: `wikitext2`.
-        eval_batch_size: windows, and requests, per forward pass.
-        test_lmharness: whether to measure the zero-shot tasks.
+        evaluate_perplexity: True to measure perplexity.
+        eval_dataset: data set of the perplexity, `wikitext2`.
+        eval_batch_size: sequences, and requests, per forward pass.
+        test_lmharness: True to measure the zero-shot tasks.
 
     Returns:
         Perplexity, None if not asked for; and task -> accuracy in [0, 1] with their mean as `average`, empty if not
@@ -141,7 +143,7 @@ def evaluate(
     if isinstance(eval_batch_size, bool) or not isinstance(eval_batch_size, int) or eval_batch_size < 1:
         raise InputError(f"`eval_batch_size` is {eval_batch_size!r}; use a whole number from 1 on")
     if getattr(lm_eval_model, "model", model) is not model:
-        raise InputError("`lm_eval_model` holds another model than `model`; give the two that came together")
+        raise InputError("`lm_eval_model` holds another model than `model`; give the two that one call returned")
     settings = load_settings()
     value = None
     if evaluate_perplexity:
@@ -165,14 +167,8 @@ def _accuracies(
     return {name: metric.value for name, metric in metrics.items()} | {"average": mean_accuracy(metrics).value}
 
 
-def _number(name: str, value: Any, largest: float, reason: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
-        raise InputError(f"`{name}` is {value!r}; use 0 to {largest:g} ({reason})")
-    return float(value)
-
-
 def _tile_of(model: PreTrainedModel, size: int | tuple[int, int]) -> int:
-    """The side of a tile that divides every layer; one that is larger than a layer ends with it."""
+    """Return the side of a tile that divides every layer; one that is larger than a layer ends with it."""
     try:
         tile = tile_side(size)
     except ValueError as error:

@@ -57,9 +57,11 @@ def learn(
         sequences: `[count, seqlen]` token ids.
         settings: settings of the run.
         sparsity: target fraction of zeros, 0 to 0.5; 0.5 for `maskllm`.
-        tile: side of a tile; divides every layer.
+        tile: side of a tile, which divides every layer; None for `maskllm`.
         seed: seed of the initial logits, the noise and the order of the data.
-        pattern_prior, tile_prior, frozen: layer name -> `[out, in]` bool, see `build_masks`.
+        pattern_prior: layer name -> `[out, in]` bool, 2:4 masks that initialize the pattern logits.
+        tile_prior: masks at the target sparsity that rank the tiles; not used with the setting `random`.
+        frozen: 2:4 masks of the sparse tiles, for `patch-tile`.
         folder: folder of the checkpoints, from which a stopped run resumes. Remove it when the masks are saved.
         curve: file of the training curve, in JSON lines.
         upstream: digest of the model, sequences and masks; a checkpoint of others is not resumed.

@@ -45,16 +45,7 @@ def build_masks(
 ) -> dict[str, LearnableMask]:
     """Return one learnable mask for each prunable layer; several processes shard the pattern logits by rows.
 
-    Args:
-        model: the frozen model.
-        method: `maskllm`, `patch-joint` or `patch-tile`.
-        settings: settings of the run.
-        sparsity: target fraction of zeros.
-        tile: side of a tile; None for `maskllm`.
-        seed: seed of the initial logits.
-        pattern_prior: 2:4 masks that initialize the pattern logits.
-        tile_prior: masks at the target sparsity that rank the tiles; not used with the setting `random`.
-        frozen: 2:4 masks of the sparse tiles, for `patch-tile`.
+    The arguments are those of `patch.learning.learn.learn`.
     """
     generator = torch.Generator().manual_seed(seed)
     masks = {}

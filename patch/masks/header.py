@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from patch.errors import InputError
 from patch.files.schema import Name, Schema, check
 from patch.files.tensors import load_header
-from patch.masks.pattern import parse_nm
+from patch.masks.pattern import group_of
 
 FORMAT = "patch-mask-2"
 Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -40,9 +40,7 @@ class MaskHeader(Schema):
         """Check that groups and tiles divide every layer."""
         if (self.tile is None) == (self.pattern == "hybrid"):
             raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern!r:.80}; hybrid alone has tiles")
-        if self.pattern == "unstructured":
-            return self
-        _, group = (2, 4) if self.pattern == "hybrid" else parse_nm(self.pattern)
+        _, group = group_of(self.pattern)
         for name, (rows, columns) in self.shapes.items():
             height, width = min(rows, self.tile or 1), min(columns, self.tile or group)
             if rows % height or columns % width or width % group:

@@ -16,7 +16,7 @@ from patch.errors import InputError
 from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import FORMAT, check_header
 from patch.masks.nm import NM, obeys
-from patch.masks.pattern import parse_nm
+from patch.masks.pattern import group_of
 from patch.masks.tile import expand_tiles, tile_grid
 from patch.models.loading import prunable_linears, weight_matrix
 
@@ -77,8 +77,8 @@ class MaskSet:
         """
         if self.pattern == "unstructured":
             return
+        pattern = NM(*group_of(self.pattern))
         for name, mask in self.masks.items():
-            pattern = NM(2, 4) if self.pattern == "hybrid" else NM(*parse_nm(self.pattern))
             good = obeys(mask, pattern)
             if self.pattern == "hybrid":
                 dense = expand_tiles(self.tiles[name], mask.shape)

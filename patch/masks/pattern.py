@@ -18,6 +18,15 @@ Tile = Annotated[
 ]
 
 
+def group_of(pattern: str) -> tuple[int, int]:
+    """Return N and M of the groups of a pattern: 2:4 for `hybrid`, 1:1 for `unstructured`.
+
+    Raises:
+        InputError: it is none of these, and not N:M with 0 < N <= M.
+    """
+    return parse_nm({"hybrid": "2:4", "unstructured": "1:1"}.get(pattern, pattern))
+
+
 def parse_nm(pattern: str) -> tuple[int, int]:
     """Parse `N:M`, where N of every M weights are kept.
 

@@ -23,7 +23,7 @@ from patch.files.io import atomic_file, parse_json
 from patch.files.npz import Archive
 from patch.masks.nm import NM, obeys
 from patch.masks.packed import MaskSet, PackedMasks, check_masks
-from patch.masks.pattern import parse_nm
+from patch.masks.pattern import group_of
 from patch.masks.tile import by_tile, tile_shape
 from patch.models.loading import is_transposed, prunable_linears
 
@@ -49,7 +49,7 @@ def read_published(path: Path | str, model: nn.Module, pattern: str, tile: int |
     Raises:
         InputError: the file is missing, damaged, of another model, or its masks break ``pattern``.
     """
-    groups, linears = _parse(pattern), prunable_linears(model)
+    (_, group), linears = group_of(pattern), prunable_linears(model)
     with Archive(path, f"mask {path}") as archive:
         kind, keys = _layers(archive, linears)
         meta = _meta(archive) if META in archive.keys else {}
@@ -59,8 +59,8 @@ def read_published(path: Path | str, model: nn.Module, pattern: str, tile: int |
             if kind == "patch":
                 _check_shape(archive, keys[name] + SHAPE, linear.weight.shape)
             mask, where = _mask(archive, keys[name], linear), f"{archive.where}: {keys[name]}"
-            if mask.shape[1] % groups.m:
-                raise InputError(f"{where}: {groups.m} must divide its {mask.shape[1]} input features for {pattern}")
+            if mask.shape[1] % group:
+                raise InputError(f"{where}: {group} must divide its {mask.shape[1]} input features for {pattern}")
             if tile:
                 tiles[name] = _dense_tiles(where, mask, tile)
             masks[name] = mask
@@ -109,13 +109,6 @@ def write_published(path: Path | str, model: nn.Module, masks: MaskSet, meta: Ma
 def _add(file: zipfile.ZipFile, key: str, array: np.ndarray) -> None:
     with file.open(f"{key}.npy", "w", force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
-
-
-def _parse(pattern: str) -> NM:
-    """Return the group of a pattern; 1:1 for `unstructured`."""
-    if pattern in ("hybrid", "unstructured"):
-        return NM(2, 4) if pattern == "hybrid" else NM(1, 1)
-    return NM(*parse_nm(pattern))
 
 
 def _layers(archive: Archive, linears: Mapping[str, nn.Module]) -> tuple[str, dict[str, str]]:

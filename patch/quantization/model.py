@@ -81,7 +81,7 @@ def _replace(
         _place(linear, layer)
         weight, adapter = layer.weight, layer.adapter
         codes = Quantized(weight.codes.cpu(), weight.scales.cpu(), weight.bits, weight.group_size)
-        layers[name] = QuantizedLayer(codes, adapter and Adapter(adapter.left.cpu(), adapter.right.cpu()))
+        layers[name] = QuantizedLayer(codes, adapter and adapter.to("cpu"))
     return layers
 
 
@@ -108,7 +108,7 @@ def compensate_layer(
     adapter = slim_lora(original, weight.dequantize(), saliency(statistics), settings.rank_ratio)
     if settings.quantize_adapters:
         adapter = adapter.quantized(settings.bits, settings.group_size)
-    return QuantizedLayer(weight, adapter.cast(original.dtype))
+    return QuantizedLayer(weight, adapter.to(original.dtype))
 
 
 @torch.no_grad()

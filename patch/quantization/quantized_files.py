@@ -55,7 +55,7 @@ def save_layers(path: Path | str, layers: Mapping[str, QuantizedLayer], digest: 
             shape=list(layer.weight.codes.shape),
             bits=layer.weight.bits,
             group_size=layer.weight.group_size,
-            rank=layer.adapter.rank if layer.adapter is not None else None,
+            rank=layer.adapter.left.shape[1] if layer.adapter is not None else None,
         )
         for name, layer in layers.items()
     }

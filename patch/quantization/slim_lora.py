@@ -24,18 +24,9 @@ class Adapter:
     left: Tensor
     right: Tensor
 
-    @property
-    def rank(self) -> int:
-        """Rank: the number of columns of ``left`` and rows of ``right``."""
-        return self.left.shape[1]
-
-    def dense(self) -> Tensor:
-        """Return `left @ right`, `[out, in]`."""
-        return self.left @ self.right
-
-    def cast(self, dtype: torch.dtype) -> Adapter:
-        """Return the adapter in another dtype."""
-        return Adapter(self.left.to(dtype), self.right.to(dtype))
+    def to(self, target: torch.dtype | str) -> Adapter:
+        """Return the adapter in another dtype or on another device."""
+        return Adapter(self.left.to(target), self.right.to(target))
 
     def quantized(self, bits: int, group_size: int) -> Adapter:
         """Return both factors rounded to the group AbsMax grid, in fp32; the groups run along `out` and along `in`.

@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from patch.errors import InputError
 from patch.learning.proxsparse import proxsparse
 from patch.learning.settings import METHOD_DEFAULTS, Learning
-from patch.masks.nm import NM, Unstructured, parse_pattern
+from patch.masks.nm import Unstructured, parse_pattern
 from patch.masks.packed import MaskSet, apply_masks
+from patch.masks.published_masks import read_published
 from patch.methods import get_method
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.prune import prune
@@ -65,7 +66,10 @@ class Pruner:
         if self._calibrates:
             self._text = find_text(arguments.calibration_dataset, "calibration", settings)
         self._seqlen = calibration_length(model, settings) if self._calibrates else None
-        self._proxsparse = self._proxsparse_settings(settings) if arguments.method == "proxsparse" else None
+        self._proxsparse: Learning | None = None
+        if arguments.method == "proxsparse":
+            values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}
+            self._proxsparse = checked(Learning, values, "proxsparse")
         self.settings = self._depends_on(tile)
 
     def _depends_on(self, tile: int) -> dict[str, Any]:
@@ -91,10 +95,6 @@ class Pruner:
             # Digest of the weights before any pruning.
             "model": before.settings["model"] if before else model_fingerprint(self._model),
         }
-
-    def _proxsparse_settings(self, settings: ApiSettings) -> Learning:
-        values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}
-        return checked(Learning, values, "proxsparse")
 
     def _sequences(self) -> np.ndarray | None:
         if not self._text:
@@ -133,7 +133,10 @@ class Pruner:
         if self._one_shot:
             pattern = parse_pattern(arguments.sparsity_type, arguments.sparsity_ratio)
             return prune(self._model, arguments.method, pattern, sequences)
-        masks = self._learn(sequences) if arguments.method == "proxsparse" else self._published()
+        if arguments.method == "proxsparse":
+            masks = self._learn(sequences)
+        else:
+            masks = read_published(Path(str(arguments.maskllm_checkpoint)), self._model, "2:4")
         apply_masks(self._model, masks)
         return masks
 
@@ -145,11 +148,6 @@ class Pruner:
         masks = proxsparse(self._model, sequences, self._proxsparse, self._seed, **files)
         shutil.rmtree(checkpoints)
         return masks
-
-    def _published(self) -> MaskSet:
-        from patch.masks.published_masks import read_published
-
-        return read_published(Path(str(self._arguments.maskllm_checkpoint)), self._model, str(NM(2, 4)))
 
 
 def _digest_of_file(path: Path) -> str:

@@ -61,7 +61,7 @@ def test_round_trip(
     tmp_path: Path, rows: int, columns: int, bits: int, group_size: int, dtype: torch.dtype | None
 ) -> None:
     layer = example(rows, columns, bits, group_size)
-    layer = QuantizedLayer(layer.weight, layer.adapter.cast(dtype) if dtype else None)
+    layer = QuantizedLayer(layer.weight, layer.adapter.to(dtype) if dtype else None)
     # All the codes that the bits allow, the smallest too, which AbsMax itself never gives.
     values = torch.arange(rows * columns).remainder(2**bits) - 2 ** (bits - 1)
     layer.weight.codes.copy_(values.reshape(rows, columns))

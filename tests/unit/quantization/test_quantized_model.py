@@ -110,7 +110,7 @@ def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, wi
     layer = compensate_layer(weight, pruned, statistics, settings)
     assert torch.equal(layer.weight.dequantize(), quantize_dequantize(pruned, 4, 10))
     expected = slim_lora(weight, quantize_dequantize(pruned, 4, 10), saliency(statistics), 0.25)
-    assert torch.equal(layer.adapter.dense(), expected.dense())
+    assert torch.equal(layer.adapter.left @ layer.adapter.right, expected.left @ expected.right)
     rounding = settings.model_copy(update={"quantize_adapters": True})
     rounded = compensate_layer(weight, pruned, statistics, rounding)
     assert torch.equal(rounded.adapter.left, expected.quantized(4, 10).left)
