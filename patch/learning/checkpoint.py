@@ -174,7 +174,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class StepLog:
-    """Log with one JSON line a step; after a resume, the lines from the resumed step on are removed."""
+    """Log with one JSON line a step; after a resume, the lines from the resumed step on are removed.
+
+    Each method raises `InputError` if the disk is full.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
@@ -196,22 +199,14 @@ class StepLog:
             ) from error
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line.
-
-        Raises:
-            InputError: the disk is full.
-        """
+        """Append a line."""
         rest = (json.dumps(line) + "\n").encode()
         with self._disk():
             while rest:
                 rest = rest[self._file.write(rest) :]
 
     def sync(self) -> None:
-        """Wait until the lines are on disk.
-
-        Raises:
-            InputError: the disk is full.
-        """
+        """Wait until the lines are on disk."""
         with self._disk():
             os.fsync(self._file.fileno())
 

@@ -114,6 +114,7 @@ def step_function(
     optimizer: torch.optim.Optimizer,
     masking: DocumentMasking | None,
 ) -> StepFunction:
+    """Return the function of one optimizer step, see `patch.learning.loop.run_steps`."""
     device = next(model.parameters()).device
     total_norm = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()]).sum()
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
@@ -136,7 +137,7 @@ def step_function(
         loss = text_loss + weight_term + sparsity_term
         # Loss and regularizers are averaged together, so their balance does not depend on gradient accumulation.
         (loss / micro_batches).backward()
-        parts = {
+        terms = {
             "loss": loss,
             "cross_entropy": text_loss,
             "sparsity_term": sparsity_term,
@@ -144,7 +145,7 @@ def step_function(
             "density": density,
             "kept_norm": kept_norm,
         }
-        return {name: value.detach() / micro_batches for name, value in parts.items()}
+        return {name: value.detach() / micro_batches for name, value in terms.items()}
 
     def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
@@ -154,17 +155,17 @@ def step_function(
             mask.forget_gradients()
         rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
         # Noise and data depend on the micro-batch, not on the process that computes it.
-        parts, gradients = [], OrderedGradients(tile_logits)
+        terms, gradients = [], OrderedGradients(tile_logits)
         for index in mine:
             may_stop()
-            parts.append(micro_step(step, index, rows[index]))
+            terms.append(micro_step(step, index, rows[index]))
             gradients.add()
         gradients.finish()
-        totals = sum_in_order(torch.stack([torch.stack([*part.values()]) for part in parts]))
+        totals = sum_in_order(torch.stack([torch.stack([*values.values()]) for values in terms]))
         optimizer.step()
         pattern, tiles = _sampling(settings, step)
         return {
-            **dict(zip(parts[0], totals.tolist(), strict=True)),
+            **dict(zip(terms[0], totals.tolist(), strict=True)),
             "target_density": 1 - sparsity if hybrid else None,
             "pattern_temperature": pattern.temperature if masks[next(iter(masks))].pattern_logits is not None else None,
             "tile_temperature": tiles.temperature if hybrid else None,
@@ -176,11 +177,10 @@ def step_function(
     return step_fn
 
 
-def _sampling(settings: Learning, step: int) -> tuple[Sampling, Sampling]:
-    def at(scale: tuple[float, float], temperature: tuple[float, float]) -> Sampling:
-        return Sampling(ramp(scale, step, settings.steps), ramp(temperature, step, settings.steps), settings.hard)
-
-    return (
-        at(settings.pattern_scale, settings.pattern_temperature),
-        at(settings.tile_scale, settings.tile_temperature),
+def _sampling(settings: Learning, step: int) -> list[Sampling]:
+    """Return the sampling of the patterns and of the tiles at a step."""
+    schedules = (
+        (settings.pattern_scale, settings.pattern_temperature),
+        (settings.tile_scale, settings.tile_temperature),
     )
+    return [Sampling(*(ramp(ends, step, settings.steps) for ends in pair), settings.hard) for pair in schedules]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -171,7 +170,5 @@ def _as_dict(arguments: Any, where: str) -> dict[str, Any]:
         or callable(arguments)
     ):
         raise InputError(f"{where} is {arguments!r}; give a dict, or an object with the keys as attributes")
-    if dataclasses.is_dataclass(arguments):
-        return {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments)}
     names = (name for name in dir(arguments) if not name.startswith("_"))
     return {name: value for name in names if not callable(value := getattr(arguments, name))}
