@@ -29,15 +29,15 @@ def layer_pruner(method: str, pattern: Pattern, settings: Pruning | None = None)
     The method `name` is the function `name` of the module `patch.pruning.name`, called with the weight, the statistics
     if it needs any, the pattern, and its own settings; it returns the mask, and the weights too if it updates them.
     """
-    method_spec = get_method(method)
+    properties = get_method(method)
     function = getattr(import_module(f"patch.pruning.{method}"), method)
     own = getattr(settings or Pruning(), method, None)
     options = own.model_dump() if own else {}
 
     def prune_layer(weight: Tensor, statistics: InputStatistics | None) -> tuple[Tensor, Tensor]:
-        inputs = (weight,) if method_spec.statistics == "none" else (weight, statistics)
+        inputs = (weight,) if properties.statistics == "none" else (weight, statistics)
         result = function(*inputs, pattern, **options)
-        mask, updated = result if method_spec.updates_weights else (result, weight)
+        mask, updated = result if properties.updates_weights else (result, weight)
         return mask, updated.masked_fill(~mask, 0)
 
     return prune_layer
@@ -48,7 +48,7 @@ def prune(
     model: nn.Module,
     method: str,
     pattern: Pattern,
-    windows: np.ndarray | None = None,
+    sequences: np.ndarray | None = None,
     batch_size: int = 8,
     settings: Pruning | None = None,
     on_block: Callable[[int, int], None] = lambda index, total: None,
@@ -62,12 +62,12 @@ def prune(
         model: causal language model.
         method: one of the one-shot methods in `patch.methods`, such as `magnitude`, `wanda` or `sparsegpt`.
         pattern: `NM(2, 4)`, `Unstructured(0.5)`, ...
-        windows: `[samples, seqlen]` calibration token ids; `magnitude` needs none.
+        sequences: `[samples, seqlen]` calibration token ids; `magnitude` needs none.
         batch_size: sequences per forward pass; on a CPU the masks are the same bits for every size.
         settings: the methods' own settings.
         on_block: progress function, called with the number of finished blocks and of all blocks.
         propagate: source of a block's inputs: the `pruned` or the `dense` blocks before it.
-        statistics: folder of dense statistics (see `patch.pipeline.stages.statistics`), instead of ``windows``.
+        statistics: folder of dense statistics, one file a block (see `patch.calibration`), instead of ``sequences``.
         device: device that prunes the layers, block by block; by default the model's device.
 
     Returns:
@@ -79,20 +79,20 @@ def prune(
     masks = PackedMasks()
     prune_layer = layer_pruner(method, pattern, settings)
 
-    def visit(linears: dict[str, nn.Module], of_layer: dict[str, InputStatistics]) -> None:
+    def visit(linears: dict[str, nn.Module], layer_statistics: dict[str, InputStatistics]) -> None:
         for name, linear in linears.items():
             matrix = weight_matrix(linear)
-            masks[name], updated = prune_layer(matrix, of_layer.get(name))
+            masks[name], updated = prune_layer(matrix, layer_statistics.get(name))
             matrix.copy_(updated)
 
     needs = get_method(method).statistics
     if needs == "none" or statistics is not None:
-        for linears, of_layer in _with_statistics(model, needs, statistics, device, on_block):
-            visit(linears, of_layer)
-    elif windows is None:
+        for linears, layer_statistics in _with_statistics(model, needs, statistics, device, on_block):
+            visit(linears, layer_statistics)
+    elif sequences is None:
         raise InputError(f"{method} needs calibration sequences and got none")
     else:
-        walk_blocks(model, windows, visit, batch_size, needs == "gram", propagate, device, on_block)
+        walk_blocks(model, sequences, visit, batch_size, needs == "gram", propagate, device, on_block)
     return MaskSet(masks, str(pattern))
 
 

@@ -1,4 +1,4 @@
-"""A learning run of a few steps on a tiny model."""
+"""Fixtures: learning runs of a few steps on a tiny model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMES = ("seconds", "tokens_per_second", "peak_memory_mb")
 
 @pytest.fixture
 def learning_settings() -> Callable[..., Learning]:
-    """A function: settings of a tiny run with the given keys changed."""
+    """Return a function that makes the settings of a tiny run with the given keys changed."""
 
     def make(**changes: Any) -> Learning:
         values = {
@@ -54,7 +54,7 @@ def learning_settings() -> Callable[..., Learning]:
 
 @pytest.fixture
 def priors() -> Callable[[torch.nn.Module, float], dict[str, dict[str, torch.Tensor]]]:
-    """A function: a model's pattern and tile priors and frozen masks, as `learn` takes them."""
+    """Return a function that makes the initial and frozen masks of a model as arguments of `learn`."""
 
     def make(model: torch.nn.Module, sparsity: float) -> dict[str, dict[str, torch.Tensor]]:
         weights = {name: weight_matrix(linear) for name, linear in prunable_linears(model).items()}
@@ -75,7 +75,7 @@ def priors() -> Callable[[torch.nn.Module, float], dict[str, dict[str, torch.Ten
 def run_learning(
     tiny_model: Callable, windows: Callable, learning_settings: Callable, priors: Callable, tmp_path: Path
 ) -> Callable[..., tuple[MaskSet, list[dict[str, Any]]]]:
-    """A function: learn and return the masks and the curve without its times; keywords change the settings."""
+    """Return a function that learns and returns masks and curve without times; keywords change the settings."""
 
     def run(
         method: str = "patch-joint",
@@ -112,7 +112,7 @@ def run_learning(
 
 
 def assert_same_masks(one: MaskSet, other: MaskSet) -> None:
-    """Bit for bit."""
+    """Assert that two sets of masks are equal bit for bit."""
     assert set(one.masks) == set(other.masks) and set(one.tiles) == set(other.tiles)
     assert all(torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
     assert all(torch.equal(tiles, other.tiles[name]) for name, tiles in one.tiles.items())
@@ -120,15 +120,15 @@ def assert_same_masks(one: MaskSet, other: MaskSet) -> None:
 
 @pytest.fixture
 def same_masks() -> Callable[[MaskSet, MaskSet], None]:
-    """Asserts that two sets of masks are equal bit for bit."""
+    """Return `assert_same_masks`."""
     return assert_same_masks
 
 
 @pytest.fixture
 def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], Any]], list[Any]]:
-    """A function: call another in so many processes with a number each, as ranks of one group; their results.
+    """Return a function that calls another in the ranks of a process group and returns their results.
 
-    An `InputError` or `SystemExit` is a result, too; of a process that died, or failed otherwise, it is None.
+    An `InputError` or `SystemExit` is a result, too; the result of a process that died or failed otherwise is None.
     """
     if torch.cuda.is_available():
         pytest.skip("autograd cannot be forked where there is a GPU")
@@ -154,7 +154,7 @@ def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], Any]], list[A
 
 
 class Moments:
-    """Counts Python's calls and returns, those of C functions too, and dies at the one that is asked for."""
+    """Profiler that counts calls and returns, those of C functions too, and kills its process at a given count."""
 
     def __init__(self, last: int = 0) -> None:
         self.count, self.last = 0, last
@@ -175,13 +175,13 @@ class Moments:
 
 @pytest.fixture
 def moments() -> type[Moments]:
-    """The class of what kills a process at a moment of choice."""
+    """Return the profiler that kills a process at a given count."""
     return Moments
 
 
 @pytest.fixture
 def in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """A function: do something at the beginning of a step, in the processes that are forked."""
+    """Return a function that runs an action at the beginning of a step in forked processes."""
     real = learn_module.batch_indices
 
     def arrange(wanted: int, action: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Damage to the log of a run: it resumes where the log is whole, or says which line is not; a figure says so too."""
+"""Tests of a damaged log: the run resumes from its intact lines, or the message names the damaged one."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ BAD_LINES = {
 
 
 class Crash(Exception):
-    """A process that dies without a word."""
+    """Simulated death of the process."""
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
-    """A function: take steps, up to a crash if one is given; the curve without its times."""
+    """Return a function that runs steps, up to a crash if asked for, and returns the curve without times."""
 
     def take(stop: int | None = None, folder: str = "run", every: int = 1, minutes: float = OFTEN) -> list[dict]:
         def step_fn(step: int, may_stop: Callable[[], None]) -> dict[str, float | None]:
@@ -62,7 +62,7 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
 
 
 def spoil(path: Path, place: int, bad: bytes) -> None:
-    """Put a bad line in the place of one."""
+    """Replace one line by an invalid one."""
     lines = path.read_bytes().splitlines()
     lines[place] = bad.replace(b"%d", str(json.loads(lines[place])["step"]).encode())
     path.write_bytes(b"\n".join(lines) + b"\n")

@@ -1,4 +1,4 @@
-"""Windows of several documents: what one document is to another with and without `cut_attention`."""
+"""Tests of sequences of several documents with and without `cut_attention`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_document_is_as_if_it_were_alone(
     torch.testing.assert_close(logits, torch.stack(expected), rtol=1e-4, atol=2e-5)
     joined = model(tokens, use_cache=False).logits
     assert (joined - logits).abs().max() > 0.1
-    # And the loss: each document's own, the mean of a window, the mean of windows.
+    # And the loss: each document's own, the mean of a sequence, the mean of sequences.
     losses = []
     for row in ROWS:
         parts = [
@@ -111,7 +111,7 @@ def test_a_window_of_one_document_is_what_it_was(tiny_model: Callable, cut_of: C
 
 
 class Deaf(nn.Module):
-    """Takes positions and a mask, and lets every token see every earlier one."""
+    """Model that ignores positions and masks."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Deaf(nn.Module):
 
 
 class Refusing(Deaf):
-    """Takes no positions."""
+    """Model that rejects positions."""
 
     def forward(self, tokens: Tensor, use_cache: bool = False) -> object:
         return self.model(tokens, use_cache=use_cache)
@@ -147,19 +147,19 @@ def test_an_unknown_separator_is_refused(tiny_model: Callable) -> None:
 def test_a_run_that_cuts(
     method: str, tiny_model: Callable, learning_settings: Callable, priors: Callable, tmp_path: Path
 ) -> None:
-    """Its first loss is that of the cut windows; whatever the other documents of a window are."""
+    """The first loss is that of separate documents and does not depend on a sequence's other documents."""
     tokens = packed(ROWS).numpy()
     other = tokens.copy()
     other[0, :4] = [50 - 1, 7, 3, EOS]  # another first document
     curves = []
-    for name, windows in (("one", tokens), ("other", other)):
+    for name, sequences in (("one", tokens), ("other", other)):
         curve, model = tmp_path / f"{name}.jsonl", tiny_model()
         settings = learning_settings(steps=2, batch_size=3, micro_batch_size=3, cut_attention=True)
         options = {"folder": tmp_path / name, "curve": curve, "separator": Separator(EOS), **priors(model, 0.4)}
         sparsity, tile = (0.5, None) if method == "maskllm" else (0.4, 4)
-        learn(model, method, windows, settings, sparsity, tile, **options)
+        learn(model, method, sequences, settings, sparsity, tile, **options)
         curves.append(json.loads(curve.read_text().splitlines()[0])["cross_entropy"])
-    # 3 of 15 predictions of one of 3 windows differ, and no other.
+    # 3 of 15 predictions of one of 3 sequences differ, and no other.
     assert 0 < abs(curves[0] - curves[1]) < 3 / 15 / 3 * 20
     with pytest.raises(InputError, match="no tokenizer"):
         learn(model, method, tokens, settings, sparsity, tile, **options | {"separator": None})

@@ -1,4 +1,4 @@
-"""A learning run as a whole: its loss, its results, and what it leaves behind."""
+"""Tests of whole learning runs: loss, gradients, results and files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIX = torch.tensor([(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Parameters and gradients at every optimizer step."""
+    """Record parameters and gradients at every optimizer step."""
     steps: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
 
     class Recorder(torch.optim.AdamW):
@@ -88,7 +88,7 @@ def test_first_loss_and_gradient_against_float64(
 def test_accumulation_changes_nothing(
     method: str, recorded: list, run_learning: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4 x 1, 2 x 2 and 1 x 4 sequences with the same noise: same loss, same gradients, same balance of the terms."""
+    """4 x 1, 2 x 2 and 1 x 4 sequences with the same noise give the same loss, gradients and terms."""
 
     def same_for_all(seed: int, step: int, micro: int, *rest: int) -> tuple[int, int]:
         return noise_keys(seed, step, 0, *rest)
@@ -203,7 +203,7 @@ def test_a_transposed_weight_is_masked_like_a_plain_one(tiny_model: Callable, ru
 @pytest.mark.parametrize("method", ["patch-joint", "patch-tile"])
 @pytest.mark.parametrize("tile", [24, 2**20])
 def test_tiles_up_to_the_whole_matrix(tile: int, method: str, run_learning: Callable, tiny_model: Callable) -> None:
-    """With one tile a layer, whole layers stay dense, as many as bring the model nearest to its target."""
+    """Layers of one tile stay dense as a whole, as many as bring the model nearest to its target."""
     masks, curve = run_learning(method, 0.35, tile=tile, model=tiny_model("llama"))
     masks.verify()
     shapes = {name: linear.weight.shape for name, linear in prunable_linears(tiny_model("llama")).items()}
@@ -271,7 +271,7 @@ def test_the_global_generator_plays_no_part(run_learning: Callable) -> None:
 
 
 def test_sparsity_is_learned(run_learning: Callable) -> None:
-    """From an unbiased start at density 0.75 the penalty alone brings the thresholded mask to the target."""
+    """The penalty alone brings the thresholded mask from density 0.75 to the target."""
     options = {"steps": 40, "lr": 0.02, "tile_prior": "none", "weight_reg": 0.0, "sparsity_reg": 20.0}
     for sparsity in (0.45, 0.1):
         masks, curve = run_learning(sparsity=sparsity, folder=f"s{sparsity}", finalize="threshold", **options)
@@ -279,8 +279,8 @@ def test_sparsity_is_learned(run_learning: Callable) -> None:
         assert masks.sparsity == pytest.approx(sparsity, abs=0.05)
 
 
-def test_weight_reward_leads_to_the_largest_weights(run_learning: Callable, tiny_model: Callable) -> None:
-    """With the reward alone the learned patterns are those of the largest squared weights."""
+def test_the_kept_norm_regularizer_leads_to_the_largest_weights(run_learning: Callable, tiny_model: Callable) -> None:
+    """The kept-norm regularizer alone leads to the patterns of the largest squared weights."""
     options = {"steps": 60, "lr": 0.02, "pattern_prior_strength": 0.0, "weight_reg": 1000.0}
     masks, curve = run_learning("maskllm", **options)
     agree = count = 0

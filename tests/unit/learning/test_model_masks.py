@@ -144,7 +144,7 @@ def test_masks_are_attached_and_taken_off(family: str, tiny_model: Callable, lea
 def test_a_masked_model_is_that_of_masked_weights(
     family: str, tiny_model: Callable, learning_settings: Callable
 ) -> None:
-    """In float64, with hard choices: weights that are kept, and zeros."""
+    """Hard choices in float64 give the kept weights and zeros."""
     model, tokens = tiny_model(family), torch.arange(12)[None]
     masks = build_masks(model, "patch-joint", learning_settings(), 0.35, 4, 0)
     expected = tiny_model(family).double()

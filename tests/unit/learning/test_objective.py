@@ -1,4 +1,4 @@
-"""The cross-entropy of a frozen output layer against float64 of the obvious way."""
+"""Tests of the chunked cross-entropy against plain softmax and autograd in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 def obvious(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weights: Tensor
 ) -> tuple[float, Tensor]:
-    """Loss and gradient of the hidden states, by softmax and autograd in float64."""
+    """Return the loss and the gradient of the hidden states by softmax and autograd in float64."""
     states = hidden.detach().double().requires_grad_()
     logits = states @ weight.double().T + (0.0 if bias is None else bias.double())
     chances = torch.softmax(logits, 1)[torch.arange(len(targets)), targets]
@@ -79,7 +79,7 @@ def test_a_model_gives_what_its_logits_give(tiny_model: Callable, family: str, p
 
 
 def test_logits_that_are_changed_afterwards(tiny_model: Callable) -> None:
-    """Such a model's loss is that of its logits."""
+    """The loss is that of the changed logits."""
 
     class Capped(nn.Module):
         def __init__(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Several processes learn what one does, and agree on when to save, stop and fail."""
+"""Tests of several processes: the results of one process, and common decisions to save, stop and fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def files_of(step: int, parts: int) -> list[str]:
 
 
 def logits(folder: Path, step: int = 5, parts: int = 1) -> dict[str, torch.Tensor]:
-    """Those of all processes side by side, and the tiles', which all have."""
+    """Return the pattern logits of all processes side by side, and the replicated tile logits."""
     states = [torch.load(folder / file, weights_only=True)["state"]["masks"] for file in files_of(step, parts)]
     for name in states[0]:
         assert name.endswith("pattern_logits") or all(torch.equal(states[0][name], state[name]) for state in states)
@@ -71,7 +71,7 @@ def test_any_number_of_processes_learns_the_same_bit_for_bit(
     same_masks: Callable,
     tmp_path: Path,
 ) -> None:
-    """Also where one has several micro-batches, and there are fewer rows of tiles than processes."""
+    """The cases include several micro-batches a process, and fewer rows of tiles than processes."""
     options = {"batch_size": 12, "micro_batch_size": 1, "steps": 3} | changes
     masks, curve = run_learning(method, folder="one", **options)
     results = in_processes(processes, lambda rank: run_learning(method, folder="many", **options))
@@ -87,7 +87,7 @@ def test_any_number_of_processes_learns_the_same_bit_for_bit(
 def test_the_balance_of_loss_and_regularisers_is_that_of_one_process(
     method: str, in_processes: Callable, run_learning: Callable
 ) -> None:
-    """Four accumulations in one process, and one in each of four: every part of the loss is the same."""
+    """Four accumulations in one process and one in each of four give the same terms of the loss."""
     options = {"batch_size": 4, "micro_batch_size": 1, "steps": 3, "sparsity_reg": 7.0, "weight_reg": 10.0}
     _, curve = run_learning(method, folder="accumulated", **options)
     for _, found in in_processes(4, lambda rank: run_learning(method, folder="shared", **options)):

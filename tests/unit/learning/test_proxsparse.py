@@ -1,4 +1,4 @@
-"""ProxSparse as a whole, against plain autograd, a hand-written AdamW and a search of each group's minimum."""
+"""Tests of ProxSparse against plain autograd, a hand-written AdamW and a search of each group's minimum."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OFTEN = 1e-9  # minutes: a checkpoint after every step
 def run_proxsparse(
     tiny_model: Callable, windows: Callable, learning_settings: Callable, tmp_path: Path
 ) -> Callable[..., tuple[MaskSet, list[dict[str, Any]]]]:
-    """A function: masks and the curve without its times of a tiny run; keywords change the settings."""
+    """Return a function that returns masks and curve without times of a tiny run; keywords change the settings."""
 
     def run(
         model: torch.nn.Module | None = None, folder: str = "run", seed: int = 0, upstream: str = "", **changes: Any
@@ -50,7 +50,7 @@ def run_proxsparse(
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """A function: what a run's newest checkpoint holds."""
+    """Return a function that reads a run's newest checkpoint."""
 
     def load(folder: str = "run") -> dict[str, Any]:
         return torch.load(max((tmp_path / folder).glob("*.pt")), weights_only=True)["state"]
@@ -71,7 +71,7 @@ def gpt2() -> torch.nn.Module:
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """A function: do something in the middle of a step, once."""
+    """Return a function that runs an action once in the middle of a step."""
 
     def arrange(wanted: int, action: Callable[[], None]) -> None:
         pending = [action]
@@ -87,7 +87,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
 
 
 def searched(groups: Tensor, strength: float) -> Tensor:
-    """The proximal operator of `[n, 4]` float64: the best pair of each group, or descent within a larger support."""
+    """Return the proximal operator of `[n, 4]` float64 by the best pair, or descent in a larger support."""
     size = groups.abs()
     generator = torch.Generator().manual_seed(0)
     triples = [list(three) for three in combinations(range(4), 3)]
@@ -105,13 +105,13 @@ def searched(groups: Tensor, strength: float) -> Tensor:
     return every[objective.argmin(0), torch.arange(len(size))].copysign(groups)
 
 
-def fine_tuned(model: torch.nn.Module, windows: Any, rates: list[float], strength: float) -> list[float]:
-    """A run over batches of four in float64, in place; returns the gradient norms."""
+def fine_tuned(model: torch.nn.Module, sequences: Any, rates: list[float], strength: float) -> list[float]:
+    """Run over batches of four in float64, in place, and return the gradient norms."""
     weights, norms = list(model.requires_grad_(True).parameters()), []
     first = [torch.zeros_like(weight) for weight in weights]
     second = [torch.zeros_like(weight) for weight in weights]
     for step, rate in enumerate(rates):
-        tokens = torch.as_tensor(windows[batch_indices(step, 4, len(windows), 0)].astype("int64"))
+        tokens = torch.as_tensor(sequences[batch_indices(step, 4, len(sequences), 0)].astype("int64"))
         logits = model(tokens, use_cache=False).logits
         loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
         gradients = torch.autograd.grad(loss, weights)

@@ -1,4 +1,4 @@
-"""A run that was stopped in any way ends as if it had not been, or says why it cannot."""
+"""Tests of resumption: a stopped run ends as an uninterrupted one, or names the reason why it cannot."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ OFTEN = 1e-9  # minutes: a checkpoint after every step
 
 
 class Crash(Exception):
-    """A process that dies without a word."""
+    """Simulated death of the process."""
 
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """A function: do something in the middle of a step, once."""
+    """Return a function that runs an action once in the middle of a step."""
     real = learn_module.batch_indices
 
     def arrange(wanted: int, action: Callable[[], None]) -> None:
@@ -58,7 +58,7 @@ def die() -> None:
 
 @pytest.fixture
 def in_fork() -> Callable[[Callable[[], Any]], int]:
-    """A function: call another in a process of its own; the signal that ended it, 0 if none did."""
+    """Return a function that calls another in a forked process and returns the signal that ended it, or 0."""
     if torch.cuda.is_available():
         pytest.skip("autograd cannot be forked where there is a GPU")
 
@@ -83,7 +83,7 @@ def in_fork() -> Callable[[Callable[[], Any]], int]:
 def killed(
     run_learning: Callable, tiny_model: Callable, in_fork: Callable, moments: type, tmp_path: Path
 ) -> Callable[[str, float], None]:
-    """A function: learn into a folder in a process that is killed when such a share of a run is done."""
+    """Return a function that learns in a process that is killed after a given fraction of the run."""
     model = tiny_model()
     whole = lambda: run_learning(folder="counted", model=model, checkpoint_minutes=OFTEN)  # noqa: E731
     in_fork(lambda: (tmp_path / "moments").write_text(str(moments().during(whole))))
@@ -112,7 +112,7 @@ def test_kill_at_random_moments(killed: Callable, run_learning: Callable, same_m
 
 
 def test_kill_again_and_again(killed: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path) -> None:
-    """The resumed run is killed too, be it while it reads the checkpoint or rewrites the log."""
+    """The resumed run is killed as well, even while it reads the checkpoint or rewrites the log."""
     masks, curve = run_learning(folder="whole")
     chance = random.Random(1)
     killed("run", 0.6)
@@ -169,7 +169,7 @@ def test_a_long_step_is_given_up(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A scheduler waits for no step of minutes: the state before it is saved, between two micro-batches."""
+    """The state before a long step is saved between two micro-batches."""
     masks, curve = run_learning(folder="whole")
     real, micro_batches = learn_module.cross_entropy, []
 
@@ -341,7 +341,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 def test_a_file_system_that_takes_no_more(
     in_fork: Callable, run_learning: Callable, same_masks: Callable, tmp_path: Path
 ) -> None:
-    """As the system itself says it, in the middle of the third checkpoint."""
+    """The operating system's limit ends the third checkpoint in the middle."""
     masks, curve = run_learning(folder="whole")
     real, saved = torch.save, []
 
@@ -395,7 +395,7 @@ def test_the_newest_two_stay(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """A pickle that names a callable is passed over instead of being executed."""
+    """A pickle that names a callable is skipped and not executed."""
 
     class Evil:
         def __reduce__(self) -> tuple:

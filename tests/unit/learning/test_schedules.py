@@ -1,4 +1,4 @@
-"""What changes with the step."""
+"""Tests of the schedules and of the order of the data."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_warm_up_longer_than_the_run() -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 13), st.integers(0, 5))
-def test_each_window_once_in_a_pass(batch_size: int, windows: int, seed: int) -> None:
-    steps = -(-3 * windows // batch_size)
-    rows = np.concatenate([batch_indices(step, batch_size, windows, seed) for step in range(steps)])
-    passes = [rows[start : start + windows].tolist() for start in range(0, 3 * windows, windows)]
-    assert all(sorted(one) == list(range(windows)) for one in passes)
-    if windows > 7:
-        assert passes[0] != passes[1] and passes[0] != list(range(windows))
+def test_each_sequence_once_in_a_pass(batch_size: int, sequences: int, seed: int) -> None:
+    steps = -(-3 * sequences // batch_size)
+    rows = np.concatenate([batch_indices(step, batch_size, sequences, seed) for step in range(steps)])
+    passes = [rows[start : start + sequences].tolist() for start in range(0, 3 * sequences, sequences)]
+    assert all(sorted(one) == list(range(sequences)) for one in passes)
+    if sequences > 7:
+        assert passes[0] != passes[1] and passes[0] != list(range(sequences))
 
 
 @given(st.integers(0, 50), st.integers(1, 8), st.integers(0, 5))

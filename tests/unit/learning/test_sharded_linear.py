@@ -1,4 +1,4 @@
-"""A layer whose rows processes share out gives each what a process without others gives, and holds its share of it."""
+"""Tests of row sharding: each process gets the results of a single one and holds only its own rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDS = 2
 
 @dataclass
 class Case:
-    """One layer: shapes and everything that is drawn."""
+    """Layer with its shapes and random contents."""
 
     seed: int
     grid: tuple[int, int]
@@ -52,7 +52,7 @@ class Case:
         return LearnableMask(self.shape, logits, None, tiles, self.tile and max(self.tile), sharding)
 
     def micro_batch(self, mask: LearnableMask, index: int, passes: list[tuple[int, ...]]) -> list[Tensor]:
-        """Output, kept norm and gradient of the input of a forward and backward pass; each has its own loss."""
+        """Return output, kept norm and input gradient of a forward and backward pass with its own loss."""
         sampling = Sampling(100.0, 0.7, self.hard), Sampling(25.0, 0.9, self.hard)
         begin_pass([mask], *sampling, [(self.seed, index)], [[counters] for counters in passes])
         rows, columns = self.shape
@@ -69,7 +69,7 @@ class Case:
 
 
 def cases(count: int, seed: int) -> list[Case]:
-    """Random ones; as many groups a row as vectors of a processor hold, or more, or less."""
+    """Return random cases, with rows that fill the processor's vectors exactly, partly or several times."""
     chance, found = random.Random(seed), []
     for number in range(count):
         side = chance.choice([4, 8, 12])
@@ -87,7 +87,7 @@ def cases(count: int, seed: int) -> list[Case]:
 
 
 def alone(case: Case, processes: int) -> dict[str, Any]:
-    """All micro-batches one after another, in order."""
+    """Run all micro-batches in order in one process."""
     mask, found, tiles = case.mask(), [], []
     for index in range(ROUNDS * processes):
         found.append(case.micro_batch(mask, index, []))
@@ -98,7 +98,7 @@ def alone(case: Case, processes: int) -> dict[str, Any]:
 
 
 def together(case: Case, processes: int, rank: int) -> dict[str, Any]:
-    """The micro-batches of one of several processes."""
+    """Run the micro-batches of one of several processes."""
     sharding = shard_rows(case.shape[0], case.tile[0] if case.tile else 1, processes, rank, case.seed)
     mask, found, tiles = case.mask(sharding), [], []
     for turn in range(ROUNDS):

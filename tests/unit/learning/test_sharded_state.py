@@ -1,4 +1,4 @@
-"""Checkpoints of processes that share out a state: all parts or none count, and any number of processes goes on."""
+"""Tests of sharded checkpoints: only complete ones are valid, and any number of processes resumes from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def files_of(step: int, parts: int) -> list[str]:
 
 @pytest.fixture
 def stopped(in_step: Callable, in_processes: Callable, run_learning: Callable) -> Callable[..., None]:
-    """A function: learn in so many processes until step 3 is done; checkpoints of steps 2 and 3 are there."""
+    """Return a function that learns in several processes up to step 3, with checkpoints of steps 2 and 3."""
 
     def run(processes: int, **changes: Any) -> None:
         in_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -156,7 +156,7 @@ def test_a_full_disk_in_one_keeps_the_last_step_of_all(
 
 
 class Held:
-    """A state of one tensor."""
+    """State of one tensor."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
@@ -187,7 +187,7 @@ def test_a_part_that_is_not_finite_stops_all(spoiled: int, in_processes: Callabl
 def test_a_part_that_the_first_does_not_see_stops_all(
     in_processes: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each node has its own folder of that name; the step that all see is not dropped for it."""
+    """Nodes with separate folders of one name are refused, and the last visible checkpoint stays."""
     monkeypatch.setattr(checkpoint, "VISIBLE_TIMEOUT", 0.2)
     folders = [tmp_path / "a", tmp_path / "b"]
     results = in_processes(2, lambda rank: run_held(Held(torch.ones(3, 2)), rank, folders[rank]))
@@ -203,7 +203,7 @@ def test_a_step_that_is_given_up_again_is_not_written_again(
     monkeypatch: Any,
     tmp_path: Path,
 ) -> None:
-    """What would replace the parts one by one has nothing new."""
+    """A step that is abandoned right after a resume does not rewrite its checkpoint."""
     stopped(2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.pt")}
     monkeypatch.setattr(loop, "GRACE_PERIOD", 0.0)
@@ -215,7 +215,7 @@ def test_a_step_that_is_given_up_again_is_not_written_again(
 
 
 def test_a_checkpoint_of_one_file_of_before(tmp_path: Path) -> None:
-    """Runs that earlier versions began are gone on with."""
+    """Checkpoints of earlier versions are resumed."""
     (tmp_path / "c").mkdir()
     torch.save({"identity": "me", "step": 4, "state": {"x": torch.ones(2)}}, tmp_path / "c/step-00000004.pt")
     step, files = Checkpoints(tmp_path / "c", "me").latest()

@@ -1,4 +1,4 @@
-"""The kernels of a GPU, run by Triton's interpreter on a CPU, against those in plain PyTorch."""
+"""Tests of the Triton kernels, interpreted on a CPU, against plain PyTorch."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Some hundred damaged files of tensors are refused or mean the same; `tests/fuzz/masks.py` has the attack."""
+"""Tests of a hundred damaged tensor files, which are refused or read the same; see `tests/fuzz/masks.py`."""
 
 from __future__ import annotations
 

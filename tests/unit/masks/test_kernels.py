@@ -1,4 +1,4 @@
-"""The kernels agree, depend on neither threads nor blocks, and are compiled once, or not at all."""
+"""Tests of the mask kernels: agreement, independence of threads and blocks, and compilation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make(
 
 
 def run(kernel: ModuleType, layer: Layer, rows_at_a_time: int = 2**20, start: float | None = None) -> dict[str, Tensor]:
-    """Everything that a kernel makes of a layer, block by block; ``start`` is in the logits' gradient before."""
+    """Return a kernel's results for a layer, block by block; ``start`` initializes the logits' gradient."""
     rows, columns = layer.weight.shape
     generator = torch.Generator().manual_seed(1)
     gradient = torch.randn(rows, columns, generator=generator).to(layer.weight.dtype)
@@ -126,7 +126,7 @@ def test_kernels_agree(
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """A function: use so many threads, in this test."""
+    """Return a function that sets the number of threads for this test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -172,7 +172,7 @@ def test_any_block_of_rows_is_the_same_bit_for_bit(mode: str, dtype: torch.dtype
 def test_the_logits_of_some_rows_do_for_these_rows(
     start: float | None, mode: str, hard: bool, dtype: torch.dtype, kernel: ModuleType
 ) -> None:
-    """Whatever logits are held, the noise is that of the rows' place in the layer."""
+    """The noise depends on the place of the rows in the layer, not on the logits that are held."""
     layer, groups = make(mode, (5, 3), (8, 44), hard, dtype=dtype), 33
     gradient = torch.randn(40, 132, generator=torch.Generator().manual_seed(1)).to(dtype)
     for first, last in ((0, 40), (8, 32), (16, 40), (24, 32)):
@@ -201,7 +201,7 @@ def test_the_logits_of_some_rows_do_for_these_rows(
 @pytest.mark.parametrize("kernel", [pytest.param(compiled, marks=needs_compiler), eager])
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_mask_is_made_again_bit_for_bit(hard: bool, kernel: ModuleType) -> None:
-    """Without the probabilities in the forward pass, with them in the backward pass."""
+    """The mask is the same with and without stored probabilities."""
     layer = make("joint", (4, 4), (4, 36), hard, temperature=0.3)
     once, again = torch.empty(16, 144), torch.empty(16, 144)
     assert kernel.forward(layer, 0, once, None) == kernel.forward(layer, 0, again, torch.empty(6, 16, 36))
@@ -244,7 +244,7 @@ def test_the_caller_keeps_its_denormals() -> None:
 
 @pytest.mark.parametrize("kernel", [pytest.param(compiled, marks=needs_compiler), eager])
 def test_logits_that_are_not_numbers_are_not_hidden(kernel: ModuleType) -> None:
-    """Whichever of the six it is: the loss must tell."""
+    """A NaN in any of the six logits reaches the loss."""
     for place in range(6):
         layer = make("2:4", (1, 1), (3, 20))
         layer.logits[place, 7] = float("nan")
@@ -275,7 +275,7 @@ def test_bits_of_a_matrix_go_row_by_row() -> None:
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Nothing is remembered of what this machine can compile, here and afterwards."""
+    """Clear the caches of compiled kernels before and after the test."""
     kernels._on_cpu.cache_clear()
     compiled.load.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""A masked layer and its gradients against float64 autograd of the plain formula, given the same noise."""
+"""Tests of a masked layer and its gradients against float64 autograd with the same noise."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEMPERATURES = {
 
 @pytest.fixture(params=["compiled", "eager"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module that makes the masks in this test."""
+    """Return the kernel module of this test."""
     module = {"compiled": compiled, "eager": eager}[request.param]
     if module is compiled:
         try:
@@ -47,12 +47,12 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
 
 @pytest.fixture
 def block(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """A function: mask so many weights at a time."""
+    """Return a function that sets the block size."""
     return lambda weights: monkeypatch.setattr(linear_module, "block_size", lambda device, learned: weights)
 
 
 def uniform(count: int, counters: tuple[int, ...]) -> np.ndarray:
-    """The noise of a layer in float64, independent of the package."""
+    """Return the noise of a layer in float64, computed independently of the package."""
     first, second = np.random.SeedSequence((len(counters), *counters)).generate_state(2, np.uint32)
     bits = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B9) + first
     bits = (bits ^ bits >> 16) * np.uint32(0x7FEB352D)
@@ -73,7 +73,7 @@ def logistic(shape: tuple[int, ...], counters: tuple[int, ...]) -> Tensor:
 
 @dataclass
 class Case:
-    """One layer with everything that its output depends on."""
+    """Layer with everything that its output depends on."""
 
     weight: Tensor
     inputs: Tensor
@@ -134,7 +134,7 @@ def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
 
 @dataclass
 class Plain:
-    """A case by the plain formula in float64, with its leaves."""
+    """Reference computation of a case in float64, with its leaf tensors."""
 
     inputs: Tensor
     logits: Tensor | None
@@ -180,14 +180,14 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def loss_of(output: Tensor, norm: Tensor, used: str) -> Tensor:
-    """A scalar that depends on the output, the kept norm, or both."""
+    """Return a scalar that depends on the output, the kept norm, or both."""
     outer = torch.randn(output.shape, generator=torch.Generator().manual_seed(5))
     through_output, through_norm = (output * outer.to(output.dtype)).sum(), 0.3 * norm
     return {"output": through_output, "norm": through_norm, "both": through_output - through_norm}[used]
 
 
 def check(case: Case, used: str = "both", tolerance: float = 1e-4, rounding: float = 2e-6) -> None:
-    """Values and all gradients; ``rounding`` is that of the output alone."""
+    """Compare values and all gradients; ``rounding`` is the tolerance of the output."""
     expected = plain(case)
     loss_of(expected.output, expected.norm, used).backward()
     mask, inputs = case.mask(), case.inputs.clone().requires_grad_()
@@ -253,7 +253,7 @@ SHAPES = [
 def test_shapes_tiles_and_blocks(
     rows: int, columns: int, tile: int, weights: int, mode: str, hard: bool, kernel: ModuleType, block: Callable
 ) -> None:
-    """Widths that fill no vector, odd numbers of groups, tiles that cross blocks and blocks that cross tiles."""
+    """The cases have widths that fill no vector, odd numbers of groups, and tiles and blocks that overlap."""
     block(weights)
     check(make(mode, "middle" if rows > 1 else "first", hard, (rows, columns), tile, seed=rows + columns))
 
@@ -368,7 +368,7 @@ def test_weights_are_neither_changed_nor_given_a_gradient(kernel: ModuleType) ->
 
 
 def two_passes(mode: str, hard: bool, keep: bool) -> tuple[list[list[Tensor]], list[Any]]:
-    """Gradients after each of two passes of other noise and inputs, and where they lie."""
+    """Return the gradients after each of two passes with other noise and inputs, and their addresses."""
     cases = [make(mode, "first", hard, seed=1), make(mode, "first", hard, seed=1)]
     cases[1].inputs = torch.randn(9, cases[1].inputs.shape[-1], generator=torch.Generator().manual_seed(8))
     mask = cases[0].mask()
@@ -445,7 +445,7 @@ WIDTH, BATCH = 128, 2
 
 
 class Memory(TorchDispatchMode):
-    """Bytes of the tensors that operations gave and that are alive, and the most there were at once."""
+    """Counter of the bytes of live tensors and of their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -498,7 +498,7 @@ def test_between_the_passes_only_inputs_are_alive(mode: str, kernel: ModuleType)
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_pass_needs_room_for_some_rows(mode: str, kernel: ModuleType, block: Callable) -> None:
-    """However many the layers and rows; the gradients, once they are there, are added to."""
+    """The peak memory of a pass does not grow with the layers and rows, beyond the gradients."""
     block(8 * WIDTH)
 
     def measure(layers: int) -> int:

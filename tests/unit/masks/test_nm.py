@@ -1,4 +1,4 @@
-"""N:M masks against loops."""
+"""Tests of N:M masks against loops."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_half_precision_and_extremes_are_ranked_as_they_are() -> None:
 
 
 def obvious_drop(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Row by row in Python: the smallest go, of equals the earlier."""
+    """Drop the smallest of each row in Python; of equals the earlier."""
     mask = torch.ones_like(score, dtype=torch.bool)
     for row, kept in zip(score.reshape(-1, score.shape[-1]), mask.view(-1, score.shape[-1]), strict=True):
         for index in sorted(range(len(row)), key=lambda i: (row[i].item(), i))[:count]:
@@ -78,7 +78,7 @@ def test_drop_smallest_drops_exactly_count(
 
 
 def test_long_rows_and_many_groups_are_chosen_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is done in parts: the parts do not show."""
+    """Processing in parts does not change the result."""
     monkeypatch.setattr(nm, "_RUN", 100)
     monkeypatch.setattr(nm, "_PART", 10)
     score = torch.randint(0, 50, (40, 64), generator=torch.Generator().manual_seed(0)).float()

@@ -1,4 +1,4 @@
-"""The noise has the distribution that the Gumbel trick needs, at every position, and is a function of its counters."""
+"""Tests of the noise: its distribution at every position, and its dependence on the counters."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def draw(kind: str, *counters: int, count: int = COUNT, first: int = 0) -> Tenso
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
-    """In standard deviations of that of independent numbers."""
+    """Return the correlation in standard deviations of that of independent numbers."""
     return abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1])) * one.numel() ** 0.5
 
 
 def hashed(index: int, keys: tuple[int, int]) -> int:
-    """The hash on Python's integers."""
+    """Compute the hash on Python's integers."""
     word = 0xFFFFFFFF
     bits = (index * 0x9E3779B9 + keys[0]) & word
     bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & word
@@ -78,7 +78,7 @@ def test_distribution(kind: str, part: slice) -> None:
 
 
 def test_one_place_over_the_steps_has_the_distribution() -> None:
-    """What one group sees in a run; and one layer's first place over all layers and micro-batches."""
+    """The distribution holds for one group over the steps, and for one place over layers and micro-batches."""
     for counters in (itertools.product([0], range(3000), [0], [0]), itertools.product([0], [0], range(30), range(100))):
         sample = torch.cat([uniform_noise(places(3, 12345), noise_keys(*key)) for key in counters]).view(-1, 3)
         for column in sample.T:
@@ -174,7 +174,7 @@ def kernel(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def chosen(kernel: ModuleType, logits: Tensor, sampling: Sampling, *counters: int) -> Tensor:
-    """How often a kernel finds each of the six patterns the likeliest."""
+    """Return the frequency of each of the six patterns as the likeliest in a kernel."""
     rows = logits.shape[1]
     layer = Layer(torch.ones(rows, 4), logits, None, None, (1, 4), sampling, noise_keys(*counters))
     probabilities = torch.empty(6, rows, 1)
@@ -184,7 +184,7 @@ def chosen(kernel: ModuleType, logits: Tensor, sampling: Sampling, *counters: in
 
 
 def test_equal_logits_choose_every_pattern_equally_often(kernel: ModuleType) -> None:
-    """At any temperature the likeliest of the six is uniform: what Gumbel-max promises."""
+    """The likeliest of the six patterns is uniform at any temperature, by the Gumbel-max trick."""
     counts = chosen(kernel, torch.zeros(6, 30_000), Sampling(100.0, 0.05), 11)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
@@ -200,7 +200,7 @@ def test_logits_choose_patterns_as_their_softmax_says(kernel: ModuleType) -> Non
 
 @pytest.mark.parametrize("groups", [1, 5, 48])
 def test_kernels_draw_the_noise_of_this_module(groups: int, kernel: ModuleType) -> None:
-    """At temperature one and without logits, ratios of probabilities are those of exponential variables."""
+    """Ratios of probabilities without logits, at temperature one, are those of exponential variables."""
     rows, keys = 40, noise_keys(4, 5)
     layer = Layer(torch.ones(rows, 4 * groups), torch.zeros(6, rows * groups), None, None, (1, 4), Sampling(1, 1), keys)
     probabilities = torch.empty(6, rows, groups)
@@ -211,7 +211,7 @@ def test_kernels_draw_the_noise_of_this_module(groups: int, kernel: ModuleType) 
 
 
 def keys_of_first(bits: int) -> tuple[int, int]:
-    """Keys with which the first place has these bits: the hash backwards."""
+    """Return keys for which the first place has these bits, by the inverse hash."""
     bits = bits * pow(0x21F0AAAD, -1, 2**32) & 0xFFFFFFFF
     bits ^= bits >> 16
     # Without a first key the first half of the hash leaves a zero.
@@ -242,7 +242,7 @@ def test_tiles_are_dense_as_often_as_the_sigmoid_says() -> None:
 
 
 def test_tile_noise_is_not_the_pattern_noise() -> None:
-    """One set of counters a layer and pass; the tiles' draw must not repeat the patterns'."""
+    """Tiles and patterns with the same counters draw different noise."""
     tiles = 2_000
     mask = LearnableMask(torch.Size((4 * tiles, 4)), torch.zeros(6, 4 * tiles), None, torch.zeros(tiles, 1), 4)
     begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(123,)])

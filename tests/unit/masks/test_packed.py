@@ -1,4 +1,4 @@
-"""Mask files: what is written is read back, and what is broken is refused."""
+"""Tests of mask files: round trips and the refusal of damaged files."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, change: Callable[[dict, dict], None]) -> None:
-    """Change the header and the tensors of a mask file, with a checksum that fits."""
+    """Change the header and the tensors of a mask file and update its checksum."""
     header, tensors = load_tensors(path, FORMAT, "mask")
     change(header, tensors)
     save_tensors(path, FORMAT, header, tensors)

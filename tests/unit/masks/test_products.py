@@ -1,4 +1,4 @@
-"""Products of few tokens are those of the obvious float64 ones, whatever the sizes and the number of threads."""
+"""Tests of the fused products against float64, for all sizes and numbers of threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not compiles, reason="no C++ compiler")
 
 
 def make(grid: tuple[int, int], tile: tuple[int, int], seed: int = 0) -> tuple[Layer, Tensor]:
-    """A layer, and its frozen mask."""
+    """Return a layer and its frozen mask."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = grid[0] * tile[0], grid[1] * tile[1]
     mask = torch.rand(rows, columns, generator=generator) > 0.5
@@ -35,7 +35,7 @@ def spread(tile_density: Tensor, tile: tuple[int, int]) -> Tensor:
 
 
 def run(layer: Layer, tokens: int, wanted: bool = True, seed: int = 1) -> dict[str, Tensor]:
-    """All that the products make, of random inputs and gradients; 7 is what was there before."""
+    """Return the results of the products for random inputs and gradients; outputs start as 7."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = layer.weight.shape
     inputs = torch.randn(tokens, columns, generator=generator)
@@ -54,7 +54,7 @@ def run(layer: Layer, tokens: int, wanted: bool = True, seed: int = 1) -> dict[s
 
 
 def obvious(layer: Layer, mask: Tensor, tokens: int, seed: int = 1) -> dict[str, Tensor]:
-    """The same by float64 autograd."""
+    """Return the same results by float64 autograd."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = layer.weight.shape
     inputs = torch.randn(tokens, columns, generator=generator).double().requires_grad_()
@@ -94,7 +94,7 @@ def test_products_are_those_of_float64(
 
 @pytest.mark.parametrize("tokens", [1, 128, 256])
 def test_products_that_are_formed_in_several_parts(tokens: int) -> None:
-    """More columns and rows than are masked at a time."""
+    """The layer has more columns and rows than are masked at a time."""
     layer, mask = make((3, 7), (128, 128))
     assert_close(run(layer, tokens), obvious(layer, mask, tokens))
 
@@ -111,7 +111,7 @@ def test_a_mask_of_ones_and_of_zeros(whole: bool) -> None:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """A function: use so many threads, in this test."""
+    """Return a function that sets the number of threads for this test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -182,7 +182,7 @@ def test_one_layer_has_few_tokens_and_then_many(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_a_layer_is_the_same_either_way(contiguous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In three dimensions, with a bias."""
+    """Both paths agree on three-dimensional inputs with a bias."""
 
     def found() -> list[Tensor]:
         layer, _ = make((3, 2), (16, 32))

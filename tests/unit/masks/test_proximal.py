@@ -1,4 +1,4 @@
-"""ProxSparse's proximal operator against a search of all supports from many starts, in float64."""
+"""Tests of ProxSparse's proximal operator against a search in float64 over all supports."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def objective(w: Tensor, z: Tensor, strength: float) -> Tensor:
-    """The minimised function of groups along the last dimension."""
+    """Return the objective of groups along the last dimension."""
     triples = sum(w[..., list(three)].abs().prod(-1) for three in combinations(range(4), 3))
     return 0.5 * (w - z).square().sum(-1) + strength * triples
 
 
 def searched(z: Tensor, strength: float, starts: int = 30, sweeps: int = 200) -> Tensor:
-    """The least objective of `[n, 4]` groups: the best pair, or descent within each larger support, many times."""
+    """Return the least objective of `[n, 4]` groups by the best pair and repeated descent in larger supports."""
     generator = torch.Generator().manual_seed(1)
     size = z.abs()
     found = [0.5 * (size.square().sum(1) - size[:, list(pair)].square().sum(1)) for pair in combinations(range(4), 2)]
@@ -98,7 +98,7 @@ def test_minima_that_are_planted(count: int) -> None:
 
 @pytest.mark.parametrize(("scale", "tolerance"), [(0.01, 2e-7), (0.07, 2e-7), (0.3, 3e-4), (1.0, 3e-4)])
 def test_each_weight_is_the_best_for_the_others(scale: float, tolerance: float) -> None:
-    """To the last bits; but where the objectives of zero and of a tiny weight are one number in fp32, it is zero."""
+    """Each weight minimises the objective given the others, up to the last bits of fp32."""
     z = scale * torch.randn(20_000, 4, generator=torch.Generator().manual_seed(11))
     w = proximal_two_four(z, 1.0).double().abs()
     total = w.sum(1, keepdim=True)
@@ -110,7 +110,7 @@ def test_each_weight_is_the_best_for_the_others(scale: float, tolerance: float) 
 
 @pytest.mark.parametrize("last", [0.0, 0.3, 1.0])
 def test_a_minimum_that_sweeps_from_zero_miss(last: float) -> None:
-    """From zero the two smallest of (1, 1, 1) come out whole and the largest gone; but w + w^2 = 1 is better."""
+    """Sweeps from zero drop the largest of (1, 1, 1), but w + w^2 = 1 is better."""
     result = proximal_two_four(torch.tensor([[1.0, 1.0, 1.0, last]]), 1.0).double()
     kept = result[result > 0]
     assert kept.tolist() == pytest.approx([GOLDEN] * 3, abs=1e-6)

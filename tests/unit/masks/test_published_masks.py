@@ -1,4 +1,4 @@
-"""Published mask files: read as their authors describe them, written so that they read the same, refused when odd."""
+"""Tests of published mask files: reading, writing and the refusal of invalid files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIRST = "model.layers.0.self_attn.q_proj.weight"
 
 
 def hybrid_mask(shape: tuple[int, int], tile: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A mask `[out, in]` and its tile map, made from the tile map up."""
+    """Return a mask `[out, in]` that is made from its tile map, and the map."""
     generator = torch.Generator().manual_seed(seed)
     height, width = min(shape[0], tile), min(shape[1], tile)
     dense = torch.rand(shape[0] // height, shape[1] // width, generator=generator) < 0.3
@@ -57,7 +57,7 @@ def masks_of(model: nn.Module, pattern: str, tile: int = TILE) -> MaskSet:
 
 
 def stored(model: nn.Module, masks: MaskSet) -> dict[str, np.ndarray]:
-    """By state-dict name, the mask in the layout of the stored weight."""
+    """Return masks by state-dict name in the layout of the stored weight."""
     weights = model.state_dict()
     result = {}
     for name, mask in masks.masks.items():
@@ -219,7 +219,7 @@ def test_what_is_written_is_what_the_authors_read(family: str, tiny_model: Calla
 
 
 class Tiny(nn.Module):
-    """Two linear layers in a block, one of either orientation."""
+    """Model with two linear layers of both orientations in a block."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ def test_truncated_files(tiny_model: Callable, tmp_path: Path) -> None:
 
 
 def test_no_damage_is_taken_for_anything_else(tiny_model: Callable, tmp_path: Path) -> None:
-    """With a byte changed, a file is refused or gives the same masks: its checksums see what the rest does not."""
+    """A file with a changed byte is refused or gives the same masks."""
     model, path = tiny_model("qwen2", num_hidden_layers=1), tmp_path / "m.npz"
     masks = masks_of(model, "2:4")
     save(path, patch_entries(model, masks))
@@ -493,7 +493,7 @@ def npy(shape: str, data: bytes, descr: str = "'|u1'") -> bytes:
 
 
 def rezip(path: Path, model: nn.Module, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    """A good file, but with ``content`` as the entry of the first layer."""
+    """Write a valid file with ``content`` as the entry of the first layer."""
     entries = patch_entries(model, masks_of(model, "2:4"))
     with zipfile.ZipFile(path, "w", compression) as file:
         for key, array in entries.items():
@@ -569,7 +569,7 @@ def test_a_key_that_stands_twice_is_refused(tiny_model: Callable, tmp_path: Path
 
 
 def test_masks_stay_packed(tmp_path: Path) -> None:
-    """What is kept is an eighth of the masks; the rest is one layer at a time."""
+    """Masks in memory take one bit a weight, plus one unpacked layer."""
     model, layers, width = nn.Module(), 12, 512
     model.blocks = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(layers)])
     mask = nm_mask(torch.rand(width, width), NM(2, 4))

@@ -1,4 +1,4 @@
-"""Tiles against index arithmetic."""
+"""Tests of tiles against index arithmetic."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_budget_examples(tiles: int, sparsity: float, dense: int) -> None:
 
 @given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([4, 8, 12, 2**20]), st.integers(0, 1000))
 def test_a_tile_ends_with_a_smaller_matrix(rows: int, columns: int, tile: int, seed: int) -> None:
-    """Sides below the tile are one tile long; others must be multiples."""
+    """A side shorter than a tile is one tile; others must be multiples."""
     height, width = min(rows, tile), min(columns, tile)
     rows, columns = rows // height * height, columns // width * width
     full = torch.randint(-9, 9, (rows, columns), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The factor of the inverse Hessian against inverses in float64."""
+"""Tests of the factor of the inverse Hessian against inverses in float64."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_blocks_of_the_triangular_inverse_fit_together(inputs: int) -> None:
 
 
 def test_loud_and_dependent_inputs_keep_their_digits() -> None:
-    """H^-1 made in single precision is wrong in the third digit here."""
+    """An inverse in single precision would be wrong in the third digit."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(900, 10, generator=generator) @ torch.randn(10, 300, generator=generator)
     x += 0.01 * torch.randn(900, 300, generator=generator)

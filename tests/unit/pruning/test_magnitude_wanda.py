@@ -1,4 +1,4 @@
-"""Magnitude and Wanda, bit for bit, against loops in float32."""
+"""Tests of magnitude and Wanda pruning against loops in float32, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NMS = [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8)]
 
 
 def worst(values: np.ndarray, count: int) -> set[int]:
-    """Positions of the ``count`` smallest; of equals, the earlier."""
+    """Return the positions of the ``count`` smallest; of equals, the earlier."""
     order = sorted(range(len(values)), key=lambda i: (float(values[i]), i))
     return set(order[:count])
 

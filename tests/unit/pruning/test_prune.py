@@ -1,4 +1,4 @@
-"""Pruning of a whole model: what is pruned, what is left, what the masks say."""
+"""Tests of pruning a whole model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_weights_follow_the_masks(
 
 
 def test_the_mask_knows_zeros_that_were_there_before(tiny_model: Callable) -> None:
-    """Genuine zeros of the dense model are not mistaken for pruned weights, nor the other way round."""
+    """Zeros of the dense model are distinguished from pruned weights."""
     model = tiny_model()
     for linear in prunable_linears(model).values():
         linear.weight.data[0] = 0
@@ -50,7 +50,7 @@ def test_the_mask_knows_zeros_that_were_there_before(tiny_model: Callable) -> No
     assert all((mask.reshape(-1, 4).sum(1) == 2).all() for mask in masks.masks.values())
 
 
-def test_magnitude_needs_no_windows_and_looks_at_dense_weights(tiny_model: Callable) -> None:
+def test_magnitude_needs_no_sequences_and_looks_at_dense_weights(tiny_model: Callable) -> None:
     masks = prune(tiny_model(), "magnitude", NM(2, 4)).masks
     for name, linear in prunable_linears(tiny_model()).items():
         assert torch.equal(masks[name], magnitude(linear.weight, NM(2, 4)))
@@ -76,7 +76,7 @@ def test_every_batch_size_gives_the_same_bits(
 @pytest.mark.parametrize("family", ["qwen3", "opt"])
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "thanos"])
 def test_rounding_plays_no_part(method: str, family: str, tiny_model: Callable, windows: Callable) -> None:
-    """A device rounds otherwise than another, by far less than fp32 differs from fp64: the masks are the same."""
+    """Rounding differences between devices do not change the masks."""
     single = prune(tiny_model(family), method, NM(2, 4), windows())
     double = prune(tiny_model(family).double(), method, NM(2, 4), windows())
     assert all(torch.equal(mask, double.masks[name]) for name, mask in single.masks.items())
@@ -93,7 +93,7 @@ def test_a_gpu_gives_the_same_masks(method: str, tiny_model: Callable, windows: 
 
 
 def test_later_blocks_see_pruned_ones(tiny_model: Callable, windows: Callable) -> None:
-    """With the first block pruned beforehand the second block's Wanda mask is the same; with it dense, another."""
+    """The second block's Wanda mask depends on the pruned first block."""
     sequential = prune(tiny_model(), "wanda", NM(1, 4), windows()).masks
     expected, dense = {}, {}
     for target, pruned_first in ((expected, True), (dense, False)):

@@ -1,4 +1,4 @@
-"""SparseGPT against optimal brain surgery, column by column, in float64 with an inverse for every column."""
+"""Tests of SparseGPT against column-wise optimal brain surgery in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def surgery(
     block_size: int,
     damp: float = DAMP,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fix the columns one after the other; the free ones after it make up for each error exactly."""
+    """Fix the columns in turn and compensate each error by the free columns after it."""
     weight, x = weight.double().clone(), x.double()
     hessian = 2 / sequences * x.T @ x
     for column in range(len(hessian)):
@@ -166,7 +166,7 @@ def test_all_inputs_dead() -> None:
 @pytest.mark.parametrize("damp", [1e-6, 3e-7, 1e-7, 1e-9])
 @pytest.mark.parametrize("columns", [4, 8, 32, 64])
 def test_a_singular_hessian_says_what_to_raise(columns: int, damp: float) -> None:
-    """A factorization that fails must end in the message, never in a LinAlgError."""
+    """A failing factorization raises the documented message, not a LinAlgError."""
     for seed in range(5):
         x = torch.randn(3, columns, generator=torch.Generator().manual_seed(seed)) + 10
         try:

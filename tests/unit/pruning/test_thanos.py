@@ -1,4 +1,4 @@
-"""Thanos against inverses and systems of equations in float64, row by row, and against constrained least squares."""
+"""Tests of Thanos against row-wise systems in float64 and constrained least squares."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def damped(statistics: InputStatistics, damp: float = DAMP) -> torch.Tensor:
 
 
 def smallest(scores: dict[tuple[int, int], float], count: int) -> tuple[list[tuple[int, int]], float]:
-    """The first ``count`` by score, then by place, and how clear the choice is: inf where it cannot be another."""
+    """Return the first ``count`` by score, then by place, and the margin of the choice; inf if there is no other."""
     order = sorted(scores, key=lambda place: (scores[place], place))
     if count in (0, len(order)):
         return order[:count], math.inf
@@ -42,7 +42,7 @@ def smallest(scores: dict[tuple[int, int], float], count: int) -> tuple[list[tup
 def reference(
     weight: torch.Tensor, statistics: InputStatistics, pattern: NM | Unstructured, block_size: int, damp: float = DAMP
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mask, weights, and how clear the least clear choice was."""
+    """Return the mask, the weights, and the smallest margin of a choice."""
     weight, hessian = weight.double().clone(), damped(statistics, damp)
     weight[:, statistics.gram.diagonal() == 0] = 0
     norms = statistics.squares.double().sqrt()
@@ -134,7 +134,7 @@ def test_equals_the_slow_way(case: tuple, rows_at_once: int) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("block_size", [8, 512])
 def test_no_other_weights_would_do_better(pattern: NM | Unstructured, block_size: int) -> None:
-    """With one block, the best there are; with several, the last one's free columns make up for all that went."""
+    """The updated weights are optimal with one block, and for the last block's free columns with several."""
     generator = torch.Generator().manual_seed(1)
     statistics = statistics_of(inputs(24, generator))
     weight, hessian = torch.randn(9, 24, generator=generator), damped(statistics)
@@ -148,7 +148,7 @@ def test_no_other_weights_would_do_better(pattern: NM | Unstructured, block_size
 
 
 def test_blocks_share_one_goal() -> None:
-    """Small weights in a later block spare an earlier one, and the last block makes the number exact."""
+    """All blocks share one budget, and the last block meets it exactly."""
     generator = torch.Generator().manual_seed(2)
     statistics = statistics_of(torch.randn(200, 16, generator=generator))
     weight = torch.randn(5, 16, generator=generator) * torch.tensor([1.0] * 8 + [0.001] * 8)

@@ -1,4 +1,4 @@
-"""Updated weights on disk: the same weights come back, or an error."""
+"""Tests of the files of updated weights: round trips and refusals."""
 
 from __future__ import annotations
 

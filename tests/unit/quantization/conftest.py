@@ -1,4 +1,4 @@
-"""Models of every family, and what a stage does with one."""
+"""Fixtures: models of every family, and their compression."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def two_of_four(_: str, weight: Tensor) -> Tensor:
 
 @pytest.fixture
 def compensated(windows: Callable[..., np.ndarray]) -> Callable[..., dict[str, QuantizedLayer]]:
-    """A function: compress a model in place, 2:4 by magnitude."""
+    """Return a function that compresses a model in place, 2:4 by magnitude."""
 
     def compress(model: nn.Module, settings: Quantization | None = None) -> dict[str, QuantizedLayer]:
         layers: dict[str, QuantizedLayer] = {}

@@ -1,4 +1,4 @@
-"""Group AbsMax, bit for bit, against loops in float32."""
+"""Tests of group AbsMax against loops in float32, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patch.quantization.absmax import quantize, quantize_dequantize
 
 
 def by_loops(weight: np.ndarray, bits: int, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes, scales and weights, one group after the other."""
+    """Return codes, scales and weights, computed group by group."""
     rows, columns = weight.shape
     codes, values, scales = np.zeros(weight.shape, np.int64), np.zeros(weight.shape, np.float32), []
     for row in range(rows):
@@ -93,7 +93,7 @@ def test_extreme_groups_stay_finite() -> None:
 
 
 def test_many_small_weights_become_zero_beyond_the_pattern() -> None:
-    """What is counted as sparsity after quantisation is more than what pruning removed."""
+    """Quantisation raises the counted sparsity beyond that of pruning."""
     values = quantize_dequantize(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
     assert 0.1 < (values == 0).double().mean() < 0.2
 

@@ -1,4 +1,4 @@
-"""Quantised layers on disk."""
+"""Tests of the files of quantised layers."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path, tiny_model: Callabl
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
-    """Change tensors and descriptions of layers, with a checksum that fits."""
+    """Change tensors and descriptions of layers and update the checksum."""
     header, tensors = load_tensors(path, FORMAT, "file")
     change(tensors, header["layers"])
     save_tensors(path, FORMAT, header, tensors)

@@ -1,4 +1,4 @@
-"""Quantised models against models whose weights are put together by hand."""
+"""Tests of quantised models against models with hand-made weights."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_adapters_bring_the_outputs_closer(
 
 
 def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, windows: Callable) -> None:
-    """The first layer's adapter, from statistics that plain hooks collect on the dense model."""
+    """The first layer's adapter follows from statistics that plain hooks collect on the dense model."""
     model = tiny_model()
     name, linear = next(iter(prunable_linears(model).items()))
     squares = torch.zeros(weight_matrix(linear).shape[1])

@@ -1,4 +1,4 @@
-"""The adapters against the SVD of NumPy, and against everything else of their rank."""
+"""Tests of the adapters against NumPy's SVD and other adapters of the same rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def dense(adapter: Adapter) -> torch.Tensor:
 
 
 def compressed_layer(rows: int, columns: int, seed: int = 0, spread: float = 1.0) -> Case:
-    """A weight, what pruning and quantisation leave of it, and the saliency of its inputs."""
+    """Return a weight, its pruned and quantised version, and the saliency of its inputs."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
     channels = torch.exp(spread * torch.randn(columns, generator=generator, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""A small model in a folder, and local text in the place of the hub's data sets."""
+"""Fixtures: a small model in a folder, and local text instead of the hub's data sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def text() -> list[str]:
 
 @pytest.fixture(scope="session")
 def model_folder(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OPT as a folder, as `get_llm` takes it."""
+    """Return the folder of a small OPT model for `get_llm`."""
     return save_model("opt", text, tmp_path_factory.mktemp("opt"))
 
 
@@ -57,7 +57,7 @@ def save_model(family: str, text: list[str], folder: Path) -> Path:
 
 @pytest.fixture
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
-    """A function: make a mapping the settings file of the test."""
+    """Return a function that writes a mapping as the settings file of the test."""
 
     def write(settings: dict[str, Any]) -> None:
         path = tmp_path / "api.yaml"
@@ -69,7 +69,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict
 
 @pytest.fixture(autouse=True)
 def local(text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configure: Callable) -> None:
-    """What someone offline sets: text, and sizes for a small model."""
+    """Set local text and the sizes for a small model."""
     parts = {"PATCH_C4": text[:200], "PATCH_SLIMPAJAMA": text[200:400], "PATCH_WIKITEXT2": text[400:]}
     for variable, lines in parts.items():
         path = tmp_path / f"{variable.lower()}.txt"
@@ -98,7 +98,7 @@ MASK_ARGS = {"joint_optim": True, "fine_tuning_sequence_length": 32, "local_bs":
 
 @pytest.fixture
 def load(model_folder: Path) -> Callable[..., tuple]:
-    """A function: the model with its original weights, and its tokenizer."""
+    """Return a function that loads the model with its original weights, and its tokenizer."""
 
     def make(folder: Path = model_folder, **options: Any) -> tuple:
         return get_llm(folder, **options)[0], AutoTokenizer.from_pretrained(folder)
@@ -108,7 +108,7 @@ def load(model_folder: Path) -> Callable[..., tuple]:
 
 @pytest.fixture
 def prepare(load: Callable) -> Callable[..., tuple]:
-    """A function: a model that is pruned with some arguments changed, and its tokenizer."""
+    """Return a function that prunes a model with some arguments changed, and its tokenizer."""
     from patch.utils import prepare_pruned_model
 
     def run(

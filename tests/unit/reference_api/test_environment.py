@@ -1,4 +1,4 @@
-"""Loading, and what the environment and its settings file say."""
+"""Tests of loading, the environment variables and the settings file."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Each mode of learning, and the arguments that cannot be honoured."""
+"""Tests of each mode of learning, and of unsupported arguments."""
 
 import json
 from pathlib import Path

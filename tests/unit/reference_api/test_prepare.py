@@ -1,4 +1,4 @@
-"""Every way to prune once, and the checkpoint: used again, or refused."""
+"""Tests of one-shot pruning, and of the reuse and refusal of its checkpoint."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def same(one, other) -> bool:
 
 @pytest.fixture
 def published(model_folder, tmp_path) -> Path:
-    """Random 2:4 masks as MaskLLM publishes them."""
+    """Write random 2:4 masks in MaskLLM's published format."""
     generator = torch.Generator().manual_seed(7)
     masks = {
         f"{name}.weight.mask": np.packbits(nm_mask(torch.rand(linear.weight.shape, generator=generator), NM(2, 4)))

@@ -1,4 +1,4 @@
-"""The quick start of the public code, from the first call to the last, on a small model and local text."""
+"""Tests of the public code's quick start on a small model and local text."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_quick_start(model_folder, tmp_path):
 
 
 def check_hybrid(model, model_folder, tile=TILE, target=TARGET):
-    """The budget is met to the tile, sparse tiles are 2:4, and what stays is what was there."""
+    """Check that the budget is met to the tile, sparse tiles are 2:4, and kept weights are unchanged."""
     originals, kept, size = prunable_linears(load_model(model_folder)), 0, 0
     for name, linear in prunable_linears(model).items():
         weight, original = weight_matrix(linear), weight_matrix(originals[name])
