@@ -65,10 +65,6 @@ class MaskSet:
         counts = [(int(mask.sum()), mask.numel()) for mask in self.masks.values()]
         return 1 - sum(kept for kept, _ in counts) / sum(size for _, size in counts)
 
-    def density(self) -> dict[str, float]:
-        """Return the kept fraction of each layer."""
-        return {name: int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
-
     def verify(self) -> None:
         """Check that every group that must be N:M is.
 

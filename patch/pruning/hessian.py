@@ -60,8 +60,9 @@ def inverse_factor(statistics: InputStatistics, damp: float, method: str) -> tup
     factor = _reversed(hessian, torch.float32)
     del hessian, lower, diagonal
     _invert_lower(factor)
+    finite = all(bool(rows.isfinite().all()) for rows in factor.split(_ROWS))
     # An infinite H has the finite inverse zero.
-    if failed or not mean.isfinite() or not _is_finite(factor):
+    if failed or not mean.isfinite() or not finite:
         raise not_positive_definite(method, len(factor), damp)
     return factor.mT, dead.flip(0)
 
@@ -96,7 +97,3 @@ def _invert_lower(lower: Tensor) -> None:
         for column in range(0, start, _COLUMNS):
             columns = slice(column, min(column + _COLUMNS, start))
             torch.mm(left[:, column:], lower[column:start, columns], out=lower[start:stop, columns])
-
-
-def _is_finite(matrix: Tensor) -> bool:
-    return all(bool(rows.isfinite().all()) for rows in matrix.split(_ROWS))

@@ -11,13 +11,8 @@ from patch.methods import Method
 METHOD = Method("wanda", "Wanda", "prune", ("n:m", "unstructured"), statistics="norm")
 
 
-def wanda_score(weight: Tensor, statistics: InputStatistics) -> Tensor:
-    """Return `|W| * sqrt(s)`, `[out, in]` fp32, where `s_j` is the mean over sequences of `sum_t x_tj^2`."""
-    return weight.abs().float() * statistics.norms
-
-
 def wanda(weight: Tensor, statistics: InputStatistics, pattern: Pattern) -> Tensor:
-    """Return the mask of the largest scores.
+    """Return the mask of the largest scores `|W| * sqrt(s)`, where `s_j` is the mean over sequences of `sum_t x_tj^2`.
 
     Args:
         weight: `[out, in]`.
@@ -27,7 +22,7 @@ def wanda(weight: Tensor, statistics: InputStatistics, pattern: Pattern) -> Tens
     Returns:
         `[out, in]` bool, True = keep.
     """
-    score = wanda_score(weight, statistics)
+    score = weight.abs().float() * statistics.norms
     if isinstance(pattern, NM):
         return nm_mask(score, pattern)
     return drop_smallest(score, int(score.shape[1] * pattern.sparsity))

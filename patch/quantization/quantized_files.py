@@ -90,7 +90,7 @@ def _layer(name: str, fields: _Description, tensors: dict[str, Tensor]) -> Quant
     """Remove the tensors of a layer from ``tensors`` and return the layer."""
     (rows, columns), bits, group_size = fields.shape, fields.bits, fields.group_size
     check_grid(bits, group_size)
-    packed = _part(tensors, f"{name}.codes", {torch.uint8}, [_packed_size(rows * columns, bits)])
+    packed = _part(tensors, f"{name}.codes", {torch.uint8}, [-(-rows * columns // 2) if bits <= 4 else rows * columns])
     scales = _part(tensors, f"{name}.scales", {torch.float32}, [rows, group_count(columns, group_size)])
     if bits <= 4 and rows * columns % 2 and int(packed[-1]) >> 4:
         raise InputError(f"layer {name}: it has bits after its last code")
@@ -114,10 +114,6 @@ def _part(tensors: dict[str, Tensor], key: str, dtypes: set[torch.dtype], shape:
     if tensor is None or list(tensor.shape) != shape or tensor.dtype not in dtypes:
         raise InputError(f"{key} is missing or is not {shape} of the right type")
     return tensor
-
-
-def _packed_size(count: int, bits: int) -> int:
-    return -(-count // 2) if bits <= 4 else count
 
 
 def _pack(weight: Quantized) -> Tensor:

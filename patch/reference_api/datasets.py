@@ -146,14 +146,9 @@ def check_length(name: str, seqlen: int, model: nn.Module) -> int:
     return seqlen
 
 
-def _length(name: str, given: int | None, default: int, model: nn.Module) -> int:
+def sequence_length(name: str, given: int | None, default: int, model: nn.Module) -> int:
     """Return the given length after a check, or the default limited to the model's context."""
     return check_length(name, given, model) if given else min(default, context_length(model) or default)
-
-
-def calibration_length(model: nn.Module, settings: ApiSettings) -> int:
-    """Return the number of tokens per calibration sequence."""
-    return _length("calibration.seqlen", settings.calibration.seqlen, CALIBRATION_SEQLEN, model)
 
 
 def calibration_sequences(
@@ -189,6 +184,8 @@ def perplexity_sequences(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, settings: ApiSettings
 ) -> np.ndarray:
     """Return the sequences of the test text, `[count, seqlen]` ids."""
-    seqlen = _length("evaluation.perplexity_seqlen", settings.evaluation.perplexity_seqlen, PERPLEXITY_SEQLEN, model)
+    seqlen = sequence_length(
+        "evaluation.perplexity_seqlen", settings.evaluation.perplexity_seqlen, PERPLEXITY_SEQLEN, model
+    )
     with find_text(name, "test", settings).documents() as documents:
         return joined_windows(documents, tokenizer, seqlen)

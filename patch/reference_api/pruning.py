@@ -26,7 +26,13 @@ from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.prune import prune
 from patch.reference_api.arguments import PruneArguments, checked
 from patch.reference_api.checkpoint import InitialMasks, digest_of, model_fingerprint, tokenizer_fingerprint
-from patch.reference_api.datasets import Text, calibration_length, calibration_sequences, find_text
+from patch.reference_api.datasets import (
+    CALIBRATION_SEQLEN,
+    Text,
+    calibration_sequences,
+    find_text,
+    sequence_length,
+)
 from patch.reference_api.settings import ApiSettings
 
 
@@ -63,9 +69,11 @@ class Pruner:
         self._ranker = arguments.method if self._one_shot else "sparsegpt"
         self._calibrates = get_method(self._ranker).statistics != "none"
         self._text: Text | None = None
+        self._seqlen: int | None = None
         if self._calibrates:
             self._text = find_text(arguments.calibration_dataset, "calibration", settings)
-        self._seqlen = calibration_length(model, settings) if self._calibrates else None
+            given = settings.calibration.seqlen
+            self._seqlen = sequence_length("calibration.seqlen", given, CALIBRATION_SEQLEN, model)
         self._proxsparse: Learning | None = None
         if arguments.method == "proxsparse":
             values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}

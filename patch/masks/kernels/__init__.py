@@ -27,26 +27,19 @@ __all__ = ["Layer", "Sampling", "kernel_for"]
 
 
 @cache
-def _on_cpu() -> ModuleType:
+def _fast_kernel(device: str) -> ModuleType:
     try:
+        if device == "cuda":
+            return import_module("patch.masks.kernels.fused")
         compiled.load()
-    except (compiled.NoCompiler, OSError) as error:
-        warnings.warn(f"masks are made by plain PyTorch, several times slower: {error}", stacklevel=2)
-        return eager
-    return compiled
-
-
-@cache
-def _on_gpu() -> ModuleType:
-    try:
-        return import_module("patch.masks.kernels.fused")
-    except ImportError as error:
+        return compiled
+    except (ImportError, compiled.NoCompiler, OSError) as error:
         warnings.warn(f"masks are made by plain PyTorch, several times slower: {error}", stacklevel=2)
         return eager
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
     """Return the fastest kernel for weights of this kind; if it is missing, warn once and return eager."""
-    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        return _on_cpu()
-    return _on_gpu() if device.type == "cuda" else eager
+    if device.type == "cuda" or device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        return _fast_kernel(device.type)
+    return eager

@@ -276,10 +276,10 @@ def test_bits_of_a_matrix_go_row_by_row() -> None:
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Clear the caches of compiled kernels before and after the test."""
-    kernels._on_cpu.cache_clear()
+    kernels._fast_kernel.cache_clear()
     compiled.load.cache_clear()
     yield
-    kernels._on_cpu.cache_clear()
+    kernels._fast_kernel.cache_clear()
     compiled.load.cache_clear()
 
 
