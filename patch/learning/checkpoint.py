@@ -138,13 +138,13 @@ class Checkpoints:
                     raise ValueError("it holds another step")
                 same = all(content["identity"] == self.identity for content in contents)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, an older one may be valid
-                log.warning("checkpoint %s cannot be read and is passed over: %s", files[0], error)
+                log.warning("checkpoint %s cannot be read and is skipped: %s", files[0], error)
                 continue
             if not same:
-                log.warning("checkpoint %s is of a run with other settings and is passed over", files[0])
+                log.warning("checkpoint %s is of a run with other settings and is skipped", files[0])
             elif found := gap(step):
                 reason = found
-                log.warning("checkpoint %s is passed over: %s", files[0], reason)
+                log.warning("checkpoint %s is skipped: %s", files[0], reason)
             else:
                 return step, files
         if reason:

@@ -16,14 +16,7 @@ from patch.masks.kernels.eager import PATTERNS
 from patch.masks.learnable import LearnableMask
 from patch.masks.packed import MaskSet
 from patch.masks.sharded_linear import shard_rows
-from patch.masks.tile import (
-    dense_tile_budget,
-    expand_tiles,
-    largest_within_budget,
-    sum_tiles,
-    tile_grid,
-    tile_shape,
-)
+from patch.masks.tile import expand_tiles, largest_within_budget, sum_tiles, tile_grid, tile_shape
 from patch.models.loading import prunable_linears, weight_matrix
 
 Masks = dict[str, Tensor]
@@ -121,8 +114,7 @@ def initial_tile_logits(
     logits = torch.randn(tile_grid(shape, tile), generator=generator) * std
     if initial is not None:
         kept = sum_tiles(initial.float(), tile).flatten()
-        dense = torch.zeros_like(kept, dtype=torch.bool)
-        dense[kept.argsort(descending=True, stable=True)[: dense_tile_budget(kept.numel(), sparsity)]] = True
+        dense = largest_within_budget(kept, torch.ones_like(kept, dtype=torch.int64), sparsity)
         logits += torch.where(dense, strength * std, -strength * std).reshape(logits.shape)
     return logits
 

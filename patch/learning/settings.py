@@ -100,12 +100,12 @@ class Learning(Section):
         return self
 
     def micro_batches(self, rank: int = 0, processes: int = 1) -> range:
-        """The micro-batches of an optimizer step that process ``rank`` of so many does: they deal them out in turn.
+        """Return the micro-batches of an optimizer step that process ``rank`` of ``processes`` computes.
 
-        So in each round all processes together do the next micro-batches, and sums over them can be formed in order.
+        They are dealt out in turn, so that all processes together compute the next ones, and sums keep their order.
 
         Raises:
-            InputError: they cannot be shared out evenly; says what could.
+            InputError: they cannot be divided evenly; the message suggests other numbers.
         """
         count = self.batch_size // self.micro_batch_size
         if count % processes:
@@ -145,6 +145,6 @@ _UNUSED = {
 
 
 def used_by(method: str, settings: Learning) -> Learning:
-    """``settings`` with those that ``method`` does not read at their defaults, so that they rerun nothing."""
+    """Return ``settings`` with the defaults of those that ``method`` does not read, so that they trigger no rerun."""
     unused = {name: Learning.model_fields[name].default for name in _UNUSED[method]}
     return settings.model_copy(update=unused)

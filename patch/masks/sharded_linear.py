@@ -121,7 +121,7 @@ class ShardedLinear(torch.autograd.Function):
         # From here on the buffers hold gradients in place of weights.
         for block in buffers.blocks(range(rows)):
             torch.mm(grad_flat[:, block].T, flat, out=buffers.whole[block])
-        buffers.to_owners()
+        buffers.to_processes()
         grad_norms = torch.stack(gathered(grad_norm)).tolist()
         grad_density = buffers.differentiate(probabilities, grad_norms, ctx.logits, ctx.sink)
         return grad_inputs, None, grad_density, None, None, None, None
@@ -176,7 +176,7 @@ class _Buffers:
         """Send every process the rows that this one has made for it: ``own`` of all -> ``whole``."""
         exchange_rows(self.whole, self.own.flatten(0, 1), self.sharding.row_counts, self._own_counts)
 
-    def to_owners(self) -> None:
+    def to_processes(self) -> None:
         """Send every process its own rows of this process' pass: ``whole`` of all -> ``own``."""
         exchange_rows(self.own.flatten(0, 1), self.whole, self._own_counts, self.sharding.row_counts)
 

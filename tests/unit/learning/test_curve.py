@@ -88,7 +88,7 @@ def test_a_run_goes_on_from_before_a_bad_line(
     capsys.readouterr()
     assert run(every=every) == whole
     assert "resuming at step 9\n" in capsys.readouterr().out
-    assert f"log.jsonl, line {number}" in caplog.text and "passed over" in caplog.text
+    assert f"log.jsonl, line {number}" in caplog.text and "is skipped" in caplog.text
 
 
 @pytest.mark.parametrize("fault", BAD_LINES)
