@@ -85,12 +85,3 @@ def quantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Quantized:
     scales = torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 1.0)
     codes = (padded / scales.unsqueeze(-1)).round().clamp(-largest - 1, largest)
     return Quantized(codes.to(torch.int8).reshape(rows, -1)[:, :columns].contiguous(), scales, bits, group_size)
-
-
-def quantize_dequantize(weight: Tensor, bits: int = 4, group_size: int = 128) -> Tensor:
-    """Return the quantised and dequantised weights, `[out, in]` fp32.
-
-    Raises:
-        InputError: as `quantize`.
-    """
-    return quantize(weight, bits, group_size).dequantize()

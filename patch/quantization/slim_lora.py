@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
-from patch.quantization.absmax import quantize_dequantize
+from patch.quantization.absmax import quantize
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Adapter:
         Raises:
             InputError: as `quantize`.
         """
-        left = quantize_dequantize(self.left.T, bits, group_size).T.contiguous()
-        return Adapter(left, quantize_dequantize(self.right, bits, group_size))
+        left = quantize(self.left.T, bits, group_size).dequantize().T.contiguous()
+        return Adapter(left, quantize(self.right, bits, group_size).dequantize())
 
 
 def adapter_rank(rows: int, columns: int, rank_ratio: float) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, model_validator
 
 from patch.errors import InputError
 from patch.settings import Section, validate
@@ -31,13 +31,7 @@ def tile_side(value: Any) -> Any:
     return value
 
 
-def _positive(ends: tuple[float, float]) -> tuple[float, float]:
-    if min(ends) <= 0:
-        raise ValueError(f"{list(ends)} is not positive at both ends")
-    return ends
-
-
-Schedule = Annotated[tuple[float, float], AfterValidator(_positive)]
+Schedule = tuple[PositiveFloat, PositiveFloat]
 Optimizer = Literal["adamw_torch"]
 
 
@@ -164,11 +158,8 @@ def checked(model: type[T], values: dict[str, Any], where: str, source: str = ""
 def _as_dict(arguments: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, Mapping):
         return dict(arguments)
-    if (
-        arguments is None
-        or isinstance(arguments, str | bytes | int | float | list | tuple | set)
-        or callable(arguments)
-    ):
+    plain = str | bytes | int | float | list | tuple | set | None
+    if isinstance(arguments, plain) or callable(arguments):
         raise InputError(f"{where} is {arguments!r}; give a dict, or an object with the keys as attributes")
     names = (name for name in dir(arguments) if not name.startswith("_"))
     return {name: value for name in names if not callable(value := getattr(arguments, name))}

@@ -14,7 +14,7 @@ from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask
 from patch.models.loading import prunable_linears, weight_matrix
-from patch.quantization.absmax import quantize_dequantize
+from patch.quantization.absmax import quantize
 from patch.quantization.model import QuantizedLayer, apply_layers, compensate_layer, detach_adapter, quantize_model
 from patch.quantization.settings import Quantization
 from patch.quantization.slim_lora import saliency, slim_lora
@@ -37,7 +37,7 @@ def test_quantize_model_rounds_each_layer_and_keeps_the_pattern(family: str, tin
         matrix = weight_matrix(linear)
         masks[name] = nm_mask(matrix.abs(), NM(2, 4))
         matrix.masked_fill_(~masks[name], 0)
-        expected[name] = quantize_dequantize(matrix, 4, 10)
+        expected[name] = quantize(matrix, 4, 10).dequantize()
     layers = quantize_model(model, 4, 10)
     assert list(layers) == list(prunable_linears(model))
     for name, linear in prunable_linears(model).items():
@@ -108,8 +108,8 @@ def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, wi
     pruned = weight * nm_mask(weight.abs(), NM(2, 4))
     settings = Quantization(bits=4, group_size=10, rank_ratio=0.25)
     layer = compensate_layer(weight, pruned, statistics, settings)
-    assert torch.equal(layer.weight.dequantize(), quantize_dequantize(pruned, 4, 10))
-    expected = slim_lora(weight, quantize_dequantize(pruned, 4, 10), saliency(statistics), 0.25)
+    assert torch.equal(layer.weight.dequantize(), quantize(pruned, 4, 10).dequantize())
+    expected = slim_lora(weight, quantize(pruned, 4, 10).dequantize(), saliency(statistics), 0.25)
     assert torch.equal(layer.adapter.left @ layer.adapter.right, expected.left @ expected.right)
     rounding = settings.model_copy(update={"quantize_adapters": True})
     rounded = compensate_layer(weight, pruned, statistics, rounding)

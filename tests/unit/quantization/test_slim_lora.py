@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
 from patch.masks.nm import NM, nm_mask
-from patch.quantization.absmax import quantize_dequantize
+from patch.quantization.absmax import quantize
 from patch.quantization.slim_lora import Adapter, _best_factors, adapter_rank, saliency, slim_lora
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -27,7 +27,7 @@ def compressed_layer(rows: int, columns: int, seed: int = 0, spread: float = 1.0
     weight = torch.randn(rows, columns, generator=generator)
     channels = torch.exp(spread * torch.randn(columns, generator=generator, dtype=torch.float64))
     pruned = weight * nm_mask(weight.abs() * channels, NM(2, 4))
-    return weight, quantize_dequantize(pruned, 4, 8), channels
+    return weight, quantize(pruned, 4, 8).dequantize(), channels
 
 
 def distance(case: Case, adapter: Adapter) -> float:
@@ -134,7 +134,7 @@ def test_components_are_split_evenly_whatever_the_saliency() -> None:
 def test_quantized_adapters_are_on_the_grid_and_close() -> None:
     adapter = slim_lora(*compressed_layer(40, 60), 0.5)
     small = adapter.quantized(4, 128)
-    assert torch.equal(small.right, quantize_dequantize(adapter.right, 4, 128))
+    assert torch.equal(small.right, quantize(adapter.right, 4, 128).dequantize())
     for component in range(adapter.left.shape[1]):
         column = adapter.left[:, component]
         step = column.abs().max() / 7

@@ -196,7 +196,7 @@ def test_hard_is_what_it_says(given, hard):
         ({"hard_tile": True}, "hard_2_4 is False and hard_tile is True"),
         ({"joint_optim": None}, "joint_optim is missing"),
         ({"local_bs": 3}, "`mask_args.local_bs` is 3, which does not divide the batch of 4"),
-        ({"temp_schedule_tile": [1, 0]}, r"`mask_args.temp_schedule_tile`: \[1.0, 0.0\] is not positive"),
+        ({"temp_schedule_tile": [1, 0]}, r"`mask_args.temp_schedule_tile.1` is 0: Input should be greater than 0"),
         ({"lr": -1}, "`mask_args.lr` is -1"),
         ({"fine_tuning_sequence_length": 129}, "is 129, longer than the model's context of 128"),
     ],
