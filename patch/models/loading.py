@@ -99,6 +99,19 @@ def load_model(folder: Path | str, dtype: str = "float32", device: str = "cpu") 
     return model.to(device).eval().requires_grad_(False)
 
 
+def check_weights(folder: Path | str) -> None:
+    """Refuse a folder without safetensors weights.
+
+    Raises:
+        InputError: the folder has no `.safetensors` file.
+    """
+    if not any(Path(folder).glob("*.safetensors")):
+        raise InputError(
+            f"model folder {folder} cannot be loaded: no .safetensors file in it; other weights, such as pickles, can "
+            "run code and are not read: load them where you trust them and save them again with save_pretrained"
+        )
+
+
 def read_pretrained(name: Path | str, what: str, **options: Any) -> PreTrainedModel:
     """Read a causal language model from safetensors files, with ``options`` of `from_pretrained`.
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from patch.data import sources
 from patch.data.corpus import fetch_corpus, read_documents
 from patch.data.packing import pack_file
+from patch.data.sequences import joined_sequences, load_sequences, sample_sequences
 from patch.data.settings import Corpus, HubSource
-from patch.data.windows import joined_windows, load_windows, sample_windows
 from patch.errors import InputError
 from patch.reference_api.arguments import PruneArguments
 from patch.reference_api.settings import HUB, ApiSettings
@@ -162,7 +162,7 @@ def calibration_sequences(
     with text.documents() as documents:
         try:
             first = islice(documents, _DRAWN_FROM)
-            return sample_windows(first, tokenizer, arguments.nsamples, seqlen, seed)[0]
+            return sample_sequences(first, tokenizer, arguments.nsamples, seqlen, seed)[0]
         except InputError as error:
             raise InputError(
                 f"`prune_args.nsamples` is {arguments.nsamples} with calibration_dataset "
@@ -177,7 +177,7 @@ def learning_sequences(
     if not path.exists():
         with text.documents() as documents:
             pack_file(path, documents, tokenizer, seqlen, sequences)
-    return load_windows(path)
+    return load_sequences(path)
 
 
 def perplexity_sequences(
@@ -188,4 +188,4 @@ def perplexity_sequences(
         "evaluation.perplexity_seqlen", settings.evaluation.perplexity_seqlen, PERPLEXITY_SEQLEN, model
     )
     with find_text(name, "test", settings).documents() as documents:
-        return joined_windows(documents, tokenizer, seqlen)
+        return joined_sequences(documents, tokenizer, seqlen)

@@ -79,7 +79,7 @@ class Evaluation(Section):
     task_samples: int = Field(200, ge=10, description="Questions per task made from text.")
     limit: int | None = Field(None, ge=1, description="Maximum number of questions per task; by default all.")
     perplexity_seqlen: int | None = Field(
-        None, ge=4, description="Tokens per window; by default 4096 or the model's context."
+        None, ge=4, description="Length of a sequence in tokens; by default 4096 or the model's context."
     )
 
 
@@ -91,7 +91,7 @@ class ApiSettings(Section):
     )
     learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run.")
     proxsparse: dict[str, Any] = Field(default_factory=dict, description="Keys of a ProxSparse run.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Settings of the evaluation.")
     calibration: Calibration = Field(default_factory=Calibration, description="Calibration windows.")
     folder: str = Field("patch-runs", description="Where checkpoints, curves, learned masks and corpora go.")
 

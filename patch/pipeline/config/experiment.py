@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from patch.calibration.settings import Calibration
 from patch.data.settings import Corpus, Use
-from patch.masks.tile_size import Tile
+from patch.masks.pattern import Tile
 from patch.models.settings import Model
 from patch.pipeline.config.imports import Import
 from patch.pruning.settings import Pruning

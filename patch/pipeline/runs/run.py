@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from patch.files.schema import Count, Name, Positive, Schema
-from patch.masks.pattern import parse_nm
-from patch.masks.tile_size import WHOLE_MATRIX
+from patch.masks.pattern import WHOLE_MATRIX, parse_nm
 from patch.methods import Method, get_method
 
 IMPORT = "import="
