@@ -205,7 +205,7 @@ def _copy(packed: Any) -> Any:
 
 def _bytes(packed: Any) -> int:
     """Return the bytes of a packed layer in memory, including the positions of its tiles."""
-    return sum(part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.starts))
+    return sum(part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.checked.offsets))
 
 
 def generation(dtype: Any, options: argparse.Namespace) -> None:

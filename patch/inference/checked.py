@@ -1,9 +1,9 @@
 """Checks of a packed weight's parts before a kernel gets their addresses.
 
-A kernel computes addresses from the map of tiles and trusts the sizes. It therefore gets a copy of the map, and views
-of the other parts, whose sizes nothing else can change. Before each use, the address and size of the memory and the
-versions of the parts are compared with those that were checked. A write that PyTorch does not count, such as by NumPy,
-can change a product, but never an address.
+A kernel computes addresses from the tile map and trusts the sizes. It therefore gets a copy of the map, and views of the
+other parts, whose sizes nothing else can change. Before each use, the address and size of the memory and the versions
+of the parts are compared with those that were checked. A write that PyTorch does not count, such as one by NumPy, can
+change a product, but never an address.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from patch.errors import InputError
 from patch.masks.tile import tile_grid, tile_shape
 
 PARTS = ("dense", "values", "bits")
-# A byte of bits with two set of each four, and one whose upper four are beyond the end of a tile.
-TWO_AND_TWO, TWO_AND_NONE = 0x22, 0x02
+# Bit counts of a byte's two groups, four bits each: two and two, and at the end of a tile of odd groups two and none.
+BOTH_GROUPS, LAST_GROUP = 0x22, 0x02
 
 
 class CheckedParts:
@@ -29,47 +29,46 @@ class CheckedParts:
         shape: `(out, in)`.
         height: rows of a tile.
         width: columns of a tile.
-        weights: number of weights of a tile.
-        size: bytes of the bits of a sparse tile.
+        tile_weights: number of weights of a tile.
+        bitmap_bytes: bytes of the bit mask of a sparse tile.
         dense: `[tiles along out, tiles along in]` bool, a copy.
         values: a view of the weight's values.
         bits: a view of the weight's bits.
-        starts: `[2, tiles]` int64 on the device of the values: the first value and the first byte of bits of each tile.
-        state: result of `state_of` when the parts were checked.
-        kept: data that backends derive from the weight, by backend name.
+        offsets: `[2, tiles]` int64 on the device of the values: first value and first byte of bits of each tile.
+        state: result of `current_state` when the parts were checked.
+        cache: data that backends derive from the weight, by backend name.
     """
 
     def __init__(self, shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> None:
         self.shape = check_geometry(shape, tile)
         self.height, self.width = tile_shape(self.shape, tile)
-        self.weights, self.size = tile_counts(self.shape, tile)
-        self.kept: dict[str, Any] = {}
+        self.tile_weights, self.bitmap_bytes = tile_counts(self.shape, tile)
+        self.cache: dict[str, Any] = {}
         _check_kinds(dense, values, bits)
         grid = tile_grid(self.shape, tile)
         if tuple(dense.shape) != grid:
-            raise InputError(f"dense has the shape {list(dense.shape)}, not that of a map of {list(grid)} tiles")
+            raise InputError(f"dense has the shape {list(dense.shape)}; expected {list(grid)}, an entry for each tile")
         for name, part in zip(PARTS, (dense, values, bits), strict=True):
             _check_memory(name, part)
         self.values, self.bits = values.detach(), bits.detach()
         self._memory = self.values.untyped_storage(), self.bits.untyped_storage()
         # Before the copy and the check of contents, so that a write in between is detected at the next use.
-        self.state = self.state_of(dense, values, bits)
+        self.state = self.current_state(dense, values, bits)
         self.dense = dense.detach().clone(memory_format=torch.contiguous_format)
         full = self.dense.flatten()
-        values_of = torch.where(full, self.weights, self.weights // 2)
-        ends = torch.stack([values_of, torch.where(full, 0, self.size)]).cumsum(1)
-        self.starts = nn.functional.pad(ends, (1, 0))[:, :-1].contiguous()
+        value_counts = torch.where(full, self.tile_weights, self.tile_weights // 2)
+        ends = torch.stack([value_counts, torch.where(full, 0, self.bitmap_bytes)]).cumsum(1)
+        self.offsets = nn.functional.pad(ends, (1, 0))[:, :-1].contiguous()
         if not dense.is_meta:
             _check_sizes(values, bits, *ends[:, -1].tolist())
-            if not two_of_four(bits, self.weights, self.size):
-                raise InputError("bits are damaged: a group does not keep two of four")
+            self._check_bits()
 
-    def state_of(self, dense: Tensor, values: Tensor, bits: Tensor) -> tuple[int, ...]:
+    def current_state(self, dense: Tensor, values: Tensor, bits: Tensor) -> tuple[int, ...]:
         """Return the address, size and version of the parts, equal to `state` while the checked parts are unchanged.
 
         The version of the values does not count, since any number is a valid value.
         """
-        of_values, of_bits = self._memory
+        value_storage, bit_storage = self._memory
         return (
             values.data_ptr(),
             bits.data_ptr(),
@@ -77,11 +76,19 @@ class CheckedParts:
             dense.data_ptr(),
             dense._version,
             # The storage under the views can be resized or moved.
-            of_values.data_ptr(),
-            of_values.nbytes(),
-            of_bits.data_ptr(),
-            of_bits.nbytes(),
+            *(value_storage.data_ptr(), value_storage.nbytes()),
+            *(bit_storage.data_ptr(), bit_storage.nbytes()),
         )
+
+    def _check_bits(self) -> None:
+        """Check that every group of a sparse tile has two bits set, and that no bit is set beyond a tile's end."""
+        pairs = (self.bits & 0x55) + ((self.bits >> 1) & 0x55)
+        counts = ((pairs & 0x33) + ((pairs >> 2) & 0x33)).view(-1, self.bitmap_bytes)
+        expected = torch.full_like(self.bits, BOTH_GROUPS).view_as(counts)
+        if self.tile_weights % 8:
+            expected[:, -1] = LAST_GROUP
+        if not torch.equal(counts, expected):
+            raise InputError("bits are damaged: a group does not keep two of four")
 
 
 def check_geometry(shape: tuple[int, int], tile: int) -> tuple[int, int]:
@@ -103,25 +110,9 @@ def check_geometry(shape: tuple[int, int], tile: int) -> tuple[int, int]:
 
 
 def tile_counts(shape: tuple[int, int], tile: int) -> tuple[int, int]:
-    """Return the number of weights of a tile, and of bytes of the bits of a sparse one."""
+    """Return the number of weights of a tile, and of bytes of the bit mask of a sparse tile."""
     weights = math.prod(tile_shape(shape, tile))
     return weights, -(-weights // 8)
-
-
-def two_of_four(bits: Tensor, weights: int, size: int) -> bool:
-    """Return whether every group of a sparse tile has two bits set, and no bit is set beyond a tile's end.
-
-    Args:
-        bits: the bits of all sparse tiles.
-        weights: number of weights of a tile.
-        size: bytes of a tile's bits.
-    """
-    pairs = (bits & 0x55) + ((bits >> 1) & 0x55)
-    counts = ((pairs & 0x33) + ((pairs >> 2) & 0x33)).view(-1, size)
-    expected = torch.full((size,), TWO_AND_TWO, dtype=torch.uint8, device=bits.device)
-    if weights % 8:
-        expected[-1] = TWO_AND_NONE
-    return bool((counts == expected).all())
 
 
 def _check_kinds(dense: Tensor, values: Tensor, bits: Tensor) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patch.errors import InputError, print_result
 from patch.files.io import own_directory
@@ -28,31 +27,17 @@ MASK = "mask.npz"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """Result of an export.
-
-    Attributes:
-        folder: folder of the exported model.
-        sparsity: fraction of zeros in the masks.
-        layers: number of masked weights.
-    """
-
-    folder: Path
-    sparsity: float
-    layers: int
-
-
 def export_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     masks: MaskSet | None,
     out: Path | str,
     meta: Mapping[str, Any] = {},
-) -> ExportReport:
+) -> None:
     """Mask ``model`` in place and save it atomically, after the saved model was loaded again and compared.
 
     Args:
+        model: the dense model.
         tokenizer: tokenizer to save beside the model, or None.
         masks: the masks of ``model``.
         out: a folder that does not exist yet, or is empty.
@@ -64,7 +49,7 @@ def export_model(
     """
     out = Path(out)
     if masks is None:
-        raise InputError(f"export to {out}: no masks; of a dense model there is nothing to export")
+        raise InputError(f"export to {out}: no masks; a dense model has nothing to export")
     masks.verify()
     with own_directory(out, "export") as folder:
         apply_masks(model, masks)
@@ -78,10 +63,7 @@ def export_model(
         try:
             _verify(folder, model, masks)
         except InputError as error:
-            raise InputError(
-                f"export to {out}: what was saved is not what was to be, so it is removed: {error}"
-            ) from None
-    return ExportReport(out, masks.sparsity, len(masks.masks))
+            raise InputError(f"export to {out}: the saved model is wrong and is removed: {error}") from None
 
 
 def _verify(folder: Path, model: PreTrainedModel, masks: MaskSet) -> None:
@@ -95,44 +77,28 @@ def _verify(folder: Path, model: PreTrainedModel, masks: MaskSet) -> None:
         if not saved[name].equal(mask.cpu()):
             raise InputError(f"{MASK} has another mask of {name}")
     loaded = load_model(folder, str(model.dtype).removeprefix("torch."))
-    _check_masked(prunable_linears(loaded), saved)
-    there, wanted = loaded.state_dict(), model.state_dict()
-    if there.keys() != wanted.keys():
-        raise InputError(f"{sorted(there.keys() ^ wanted.keys())[0]} is in only one of the two")
-    for name, weight in wanted.items():
-        if not _same_bits(there[name], weight):
+    for name, linear in prunable_linears(loaded).items():
+        if nonzero := int(weight_matrix(linear)[~saved[name]].count_nonzero()):
+            raise InputError(f"{name}.weight: {nonzero} masked weights are not zero")
+    found, expected = loaded.state_dict(), model.state_dict()
+    if found.keys() != expected.keys():
+        raise InputError(f"{min(found.keys() ^ expected.keys())} is in only one of the saved model and the model")
+    for name, weight in expected.items():
+        same_kind = (found[name].dtype, found[name].shape) == (weight.dtype, weight.shape)
+        if not same_kind or not _bytes(found[name]).equal(_bytes(weight)):
             raise InputError(f"{name} has other values, shape or type than the model's")
 
 
-def _check_masked(linears: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
-    zeros = gone = 0
-    for name, linear in linears.items():
-        weight, mask = weight_matrix(linear), masks[name]
-        if weight[~mask].any():
-            raise InputError(f"{name}.weight: {int(weight[~mask].count_nonzero())} masked weights are not zero")
-        zeros, gone = zeros + weight.numel() - int(weight.count_nonzero()), gone + mask.numel() - int(mask.sum())
-    if zeros < gone:
-        raise InputError(f"{zeros} weights are zero, but the masks drop {gone}")
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal bit by bit: 0 differs from -0, and a NaN equals itself."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return (
-        one.cpu()
-        .contiguous()
-        .reshape(-1)
-        .view(torch.uint8)
-        .equal(other.cpu().contiguous().reshape(-1).view(torch.uint8))
-    )
+def _bytes(tensor: Tensor) -> Tensor:
+    """View a tensor as bytes, by which 0 differs from -0 and a NaN equals itself."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def stored_dtype(folder: Path | str) -> str:
     """Return the dtype in the configuration of a model folder; `float32` if the configuration has none.
 
     Raises:
-        InputError: the folder holds no model.
+        InputError: the folder has no model.
     """
     dtype = load_config(folder).dtype
     return str(dtype).removeprefix("torch.") if dtype else "float32"
@@ -146,12 +112,12 @@ def _export(options: argparse.Namespace) -> str:
     model, tokenizer = load_model(options.model, dtype), load_tokenizer(options.model)
     # In a folder without a tokenizer, transformers makes one of the model's family with an empty vocabulary.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise InputError(f"model folder {options.model}: no tokenizer in it; save the model's there")
+        raise InputError(f"model folder {options.model}: it has no tokenizer; save the model's tokenizer there")
     if options.weights:
         load_weights(options.weights, prunable_linears(model))
     meta = {key: masks.header[key] for key in ("settings", "digest") if key in masks.header}
-    report = export_model(model, tokenizer, masks, options.out, meta)
-    return f"sparsity {report.sparsity:.4f} in {report.layers} layers: {report.folder}"
+    export_model(model, tokenizer, masks, options.out, meta)
+    return f"sparsity {masks.sparsity:.4f} in {len(masks.masks)} layers: {options.out}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,8 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m patch export", description=__doc__)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="the dense model and its tokenizer")
     parser.add_argument("--mask", required=True, metavar="FILE", help="its masks, a .safetensors file of this software")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="what to make; must not exist, or be empty")
-    parser.add_argument("--weights", metavar="FILE", help="updated weights, of methods that change what they keep")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="output folder; must not exist or must be empty")
+    parser.add_argument("--weights", metavar="FILE", help="updated weights, for methods that update the kept weights")
     parser.add_argument("--dtype", help=f"{', '.join(DTYPES)} (the dtype in the model's configuration)")
     options = parser.parse_args(arguments)
     disable_progress_bar()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.inference.measure import Marks, captured
+from patch.inference.timing import DeviceTimer
 
 if TYPE_CHECKING:
     from transformers import StaticCache
@@ -35,17 +35,17 @@ class Seconds:
 
 
 class Generation:
-    """Generator from one batch of prompts, which generates again at every call.
+    """Greedy generation from one batch of prompts, repeated at every call.
 
-    Keys and values are in a static cache, whose tensors keep their addresses. A step of decoding is therefore the same
-    work at every length, and on `cuda` can be captured in a CUDA graph.
+    Keys and values are in a static cache, whose tensors keep their addresses. A decoding step is therefore the same
+    work at every length, and on `cuda` it can be captured in a CUDA graph.
 
     Args:
         model: a causal language model of transformers.
         tokens: `[batch, prompt]` int64, on the model's device.
         new_tokens: number of tokens added to each sequence, 2 or more.
-        name: name in the message that decoding is not captured.
-        graph: on `cuda`, capture a step of decoding if possible.
+        name: name of the model in messages.
+        graph: on `cuda`, capture a decoding step if possible.
         cache: cache of another generation of the same shapes that is not in use at the same time; None for a new one.
 
     Raises:
@@ -67,8 +67,8 @@ class Generation:
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and length > positions:
             raise InputError(
-                f"{tokens.shape[1]} tokens of a prompt and {new_tokens} new ones are {length}; the model has "
-                f"{positions} positions: make `speedup.prompt` or `speedup.new_tokens` smaller"
+                f"a prompt of {tokens.shape[1]} tokens and {new_tokens} new ones need {length} positions; the model "
+                f"has {positions}: lower `speedup.prompt` or `speedup.new_tokens`"
             )
         self.model, self.tokens, self.new_tokens, self.name = model, tokens, new_tokens, name
         self.length, self.device = length, tokens.device
@@ -76,23 +76,23 @@ class Generation:
         # Inputs and outputs of a captured step: the last token of each sequence, and the position of the next one.
         self._token = torch.zeros_like(tokens[:, :1])
         self._position = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-        self._replay: Callable[[], None] | None = None
-        self._tried = self.device.type != "cuda" or not graph
+        self._decode: Callable[[], None] = self._step
+        self._capture_pending = graph and self.device.type == "cuda"
         self.new: Tensor | None = None
 
     @torch.inference_mode()
     def __call__(self) -> Seconds:
-        """Generate, put the tokens, `[batch, new_tokens]`, into `new`, and return the times."""
-        if not self._tried:
-            self._tried = True
-            self._replay = self._capture()
-        return self._generate(self._replay or self._step)
+        """Generate, store the tokens, `[batch, new_tokens]`, in `new`, and return the times."""
+        if self._capture_pending:
+            self._capture_pending = False
+            self._capture()
+        return self._generate(self._decode)
 
     @torch.inference_mode()
     def first_logits(self) -> Tensor:
-        """Return the logits after the prompt, and after its first token once more: `[2, batch, vocabulary]`, fp32.
+        """Return the logits after the prompt, and after its first token again: `[2, batch, vocabulary]`, fp32.
 
-        These cover inputs of many rows and of few, which different kernels may multiply.
+        They cover inputs of many rows and of few, which different kernels may multiply.
         """
         self.cache.reset()
         return torch.stack([self._forward(tokens).float() for tokens in (self.tokens, self.tokens[:, :1])])
@@ -104,25 +104,25 @@ class Generation:
     def _generate(self, step: Callable[[], None]) -> Seconds:
         self.cache.reset()
         new = [torch.empty_like(self._token) for _ in range(self.new_tokens)]
-        marks = Marks(self.device)
-        marks.mark()
+        timer = DeviceTimer(self.device)
+        timer.stamp()
         self._token.copy_(self._forward(self.tokens).argmax(-1, keepdim=True))
         self._position.fill_(self.tokens.shape[1])
         new[0].copy_(self._token)
-        marks.mark()
+        timer.stamp()
         for token in new[1:]:
             step()
             token.copy_(self._token)
-        marks.mark()
+        timer.stamp()
         self.new = torch.cat(new, 1)
-        return Seconds(*marks.seconds())
+        return Seconds(*timer.seconds())
 
     def _step(self) -> None:
-        """Generate one more token; the model itself derives positions and masks from the cache."""
+        """Generate one token; the model itself derives positions and masks from the cache."""
         self._token.copy_(self._forward(self._token).argmax(-1, keepdim=True))
 
     def _step_by_position(self) -> None:
-        """Generate one more token from the position as a tensor: captured graphs cannot read Python's."""
+        """Generate one token at the position in a tensor, since a captured graph cannot read Python's numbers."""
         seen = (torch.arange(self.length, device=self.device) <= self._position)[None, None]
         mask = seen.expand(len(self.tokens), 1, 1, self.length)
         kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or [])
@@ -132,38 +132,48 @@ class Generation:
         self._token.copy_(logits.argmax(-1, keepdim=True))
         self._position.add_(1)
 
-    def _capture(self) -> Callable[[], None] | None:
-        """Return a step as a CUDA graph that gives the same tokens; print the reason and return None if it fails."""
+    def _capture(self) -> None:
+        """Decode by a CUDA graph from now on if that gives the same tokens; else print the reason why it does not."""
         self._generate(self._step)
-        expected = self.new
+        expected, reason = self.new, None
         if any(layer.max_cache_len < self.length for layer in self.cache.layers):
-            print(f"{self.name}: not captured in a CUDA graph, a window slides over the cache", flush=True)
-            return None
-        # From the first position, so that the steps before capturing do not run past the end.
-        self.cache.reset()
-        self._position.zero_()
-        replay = captured(self._step_by_position, self.name)
-        if replay is None:
-            return None
-        self._generate(replay)
-        if not torch.equal(self.new, expected):
-            print(f"{self.name}: not captured in a CUDA graph, other tokens came of it", flush=True)
-            return None
-        return replay
+            reason = "a sliding window moves over the cache"
+        else:
+            # From the first position, so that the steps before capturing do not run past the end.
+            self.cache.reset()
+            self._position.zero_()
+            try:
+                replay = _captured(self._step_by_position)
+            except (RuntimeError, ValueError, TypeError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                torch.cuda.synchronize()
+            else:
+                self._generate(replay)
+                if torch.equal(self.new, expected):
+                    self._decode = replay
+                else:
+                    reason = "it gives other tokens"
+        if reason:
+            print(f"{self.name}: decoding is not captured in a CUDA graph ({reason})", flush=True)
 
 
-def generate_once(model: nn.Module, tokens: Tensor, new_tokens: int) -> Seconds:
-    """Generate once, without a warm cache or a captured graph from earlier calls.
+def _captured(function: Callable[[], object]) -> Callable[[], None]:
+    """Capture a function that reads and writes the same tensors at every call as a CUDA graph, and return its replay.
 
-    Args:
-        model: a causal language model of transformers.
-        tokens: `[batch, prompt]` int64, on the model's device.
-        new_tokens: number of tokens added to each sequence.
-
-    Returns:
-        Seconds of prefill and of decoding; the tokens per second are `batch * new_tokens / seconds.total`.
+    Raises:
+        RuntimeError, ValueError, TypeError: the function cannot be captured.
     """
-    return Generation(model, tokens, new_tokens)()
+    # Capturing requires warm-up calls on another stream, so that lazy initialization is over before.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def random_prompt(model: nn.Module, batch_size: int, prompt: int, seed: int = 0) -> Tensor:

@@ -1,8 +1,8 @@
-"""Packed hybrid weights: dense tiles are stored whole, sparse ones as two of every four values and their places.
+"""Packed hybrid weights: dense tiles are stored whole, sparse ones as two of every four values and a bit mask.
 
-Tiles follow each other, row by row of tiles, and within each its rows, so that a kernel reads from one end to the
-other. The places of a group's two values are four bits, of which two are set. They take as much memory as two positions
-of two bits, and are the form that instructions for expanding a register need.
+Tiles are stored in row-major order, and the rows of a tile one after the other, so that a kernel reads memory in order.
+The bit mask of a group of four has two bits set. It takes as much memory as two indices of two bits, and it is the
+operand of the instructions that expand a register.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from patch.errors import InputError
-from patch.inference.checked import PARTS, CheckedParts, check_geometry, tile_counts, two_of_four
+from patch.inference.checked import PARTS, CheckedParts, check_geometry, tile_counts
 from patch.masks.tile import tile_grid, tile_shape
 
 
@@ -26,9 +26,9 @@ class PackedWeight:
         shape: `(out, in)`.
         tile: side of a tile; a tile larger than the matrix in a direction ends with it.
         dense: `[tiles along out, tiles along in]` bool, True = dense.
-        values: `[n]` of the weight's dtype: all values of dense tiles, and the two kept of each group of sparse ones.
-        bits: `[m]` uint8: four bits a group of sparse tiles, of which bit i is set where weight i is kept, the first
-            group lowest; each tile begins with a new byte.
+        values: `[n]` of the weight's dtype: all values of dense tiles, and the two kept of each group of sparse tiles.
+        bits: `[m]` uint8, the masks of sparse tiles: bit i of a group's four bits is set where weight i is kept; the
+            first group is in the lower half of a byte, and each tile begins with a new byte.
 
     Raises:
         InputError: the parts are inconsistent.
@@ -54,23 +54,13 @@ class PackedWeight:
         return PackedWeight, (self.shape, self.tile, self.dense, self.values, self.bits)
 
     @property
-    def height(self) -> int:
-        """Number of rows of a tile."""
-        return tile_shape(self.shape, self.tile)[0]
-
-    @property
-    def width(self) -> int:
-        """Number of columns of a tile."""
-        return tile_shape(self.shape, self.tile)[1]
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all parts."""
-        return sum(part.numel() * part.element_size() for part in (self.dense, self.values, self.bits))
+        return self.dense.nbytes + self.values.nbytes + self.bits.nbytes
 
     @property
     def checked(self) -> CheckedParts:
-        """Parts as backends use them; they are checked again if a part has moved or changed since the last check.
+        """Checked parts for a backend; they are checked again if a part has moved or changed since the last check.
 
         Raises:
             InputError: the parts are no longer consistent.
@@ -81,15 +71,6 @@ class PackedWeight:
             self.__dict__["_checked"] = known
         return known
 
-    @property
-    def starts(self) -> Tensor:
-        """Start of the values and of the bits of each tile: `[2, tiles]` int64 on the device of the values."""
-        return self.checked.starts.clone()
-
-    def is_two_of_four(self) -> bool:
-        """Return whether every group of a sparse tile has two bits set, and no bit is set beyond a tile's end."""
-        return two_of_four(self.bits, *tile_counts(self.shape, self.tile))
-
     def to(self, device: torch.device | str) -> PackedWeight:
         """Return the weight on another device."""
         parts = (part.to(device) for part in (self.dense, self.values, self.bits))
@@ -97,11 +78,10 @@ class PackedWeight:
 
 
 def packed_bytes(shape: tuple[int, int], tile: int, dense_tiles: int, itemsize: int) -> int:
-    """Return the bytes of a packed weight: at 16 bits `1 - f * 0.4375` of a dense one, f of the tiles sparse."""
-    weights, bits = tile_counts(shape, tile)
+    """Return the bytes of a packed weight: at 16 bits `1 - 0.4375 f` of the dense weight's, f the fraction of sparse tiles."""
+    weights, bitmap_bytes = tile_counts(shape, tile)
     tiles = math.prod(tile_grid(shape, tile))
-    sparse = tiles - dense_tiles
-    return itemsize * weights * dense_tiles + (itemsize * weights // 2 + bits) * sparse + tiles
+    return itemsize * weights * dense_tiles + (itemsize * weights // 2 + bitmap_bytes) * (tiles - dense_tiles) + tiles
 
 
 def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight:
@@ -110,7 +90,7 @@ def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight
     Args:
         weight: `[out, in]`, of any floating dtype.
         mask: `[out, in]` bool, True = keep.
-        dense: `[tiles along out, tiles along in]` bool: tiles that are stored whole; in all others the mask is 2:4.
+        dense: `[tiles along out, tiles along in]` bool: tiles that are stored whole; the mask is 2:4 in all others.
         tile: side of a tile, which divides the matrix; its width is a multiple of four.
 
     Raises:
@@ -118,20 +98,18 @@ def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight
     """
     shape = (weight.shape[0], weight.shape[1])
     if mask.shape != weight.shape:
-        raise InputError(f"a mask of {list(mask.shape)} is not one of a weight of {list(shape)}")
+        raise InputError(f"the mask has the shape {list(mask.shape)}, the weight {list(shape)}")
     check_geometry(shape, tile)
     height, width = tile_shape(shape, tile)
     if tuple(dense.shape) != tile_grid(shape, tile):
-        raise InputError(
-            f"{list(dense.shape)} tiles are given; tiles of {tile} of a weight of {list(shape)} are "
-            f"{list(tile_grid(shape, tile))}"
-        )
+        grid = list(tile_grid(shape, tile))
+        raise InputError(f"the tile map has the shape {list(dense.shape)}; tile {tile} cuts {list(shape)} into {grid}")
     dense = dense.to(weight.device)
     kept = _tiles(mask.to(weight.device), height, width)
     tiles = _tiles(weight.detach(), height, width).masked_fill(~kept, 0)
     sparse = ~dense.flatten()
     stored = torch.ones_like(kept)
-    stored[sparse] = _two_of_four(kept[sparse])
+    stored[sparse] = _exactly_two(kept[sparse])
     return PackedWeight(shape, tile, dense.contiguous().clone(), tiles[stored], _pack_bits(stored[sparse].flatten(1)))
 
 
@@ -143,30 +121,29 @@ def unpack(packed: PackedWeight) -> Tensor:
 def unpack_rows(packed: PackedWeight, first: int, last: int) -> Tensor:
     """Return rows of tiles from ``first`` up to ``last`` of the masked weight, `[rows, in]`."""
     parts = packed.checked
-    weights, size, across = parts.weights, parts.size, parts.dense.shape[1]
-    across = parts.dense.shape[1]
-    some = slice(first * across, last * across)
-    dense, (value_starts, bit_starts) = parts.dense.flatten()[some], parts.starts[:, some]
-    tiles = parts.values.new_zeros(len(dense), weights)
+    weights, columns = parts.tile_weights, parts.dense.shape[1]
+    wanted = slice(first * columns, last * columns)
+    dense, (value_offsets, bit_offsets) = parts.dense.flatten()[wanted], parts.offsets[:, wanted]
     order = torch.arange(weights, device=parts.values.device)
-    tiles[dense] = parts.values[value_starts[dense, None] + order]
-    bits = parts.bits[bit_starts[~dense, None] + order[:size]]
+    tiles = parts.values.new_zeros(len(dense), weights)
+    tiles[dense] = parts.values[value_offsets[dense, None] + order]
+    bits = parts.bits[bit_offsets[~dense, None] + order[: parts.bitmap_bytes]]
     kept = (bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)).bitwise_and_(1).bool()
-    values = parts.values[value_starts[~dense, None] + order[: weights // 2]]
-    found = parts.values.new_zeros(len(bits), weights)
-    found[kept.flatten(1)[:, :weights]] = values.flatten()
-    tiles[~dense] = found
-    return tiles.view(last - first, across, parts.height, parts.width).transpose(1, 2).reshape(-1, parts.shape[1])
+    values = parts.values[value_offsets[~dense, None] + order[: weights // 2]]
+    sparse = parts.values.new_zeros(len(bits), weights)
+    sparse[kept.flatten(1)[:, :weights]] = values.flatten()
+    tiles[~dense] = sparse
+    return tiles.view(last - first, columns, parts.height, parts.width).transpose(1, 2).reshape(-1, parts.shape[1])
 
 
 def _tiles(matrix: Tensor, height: int, width: int) -> Tensor:
-    """Return a matrix as `[tiles, height, width]`, row by row of tiles."""
+    """Return a matrix as `[tiles, height, width]`, in row-major order of tiles."""
     rows, columns = matrix.shape
     return matrix.reshape(rows // height, height, columns // width, width).transpose(1, 2).reshape(-1, height, width)
 
 
-def _two_of_four(kept: Tensor) -> Tensor:
-    """Return the mask with exactly two of every group: where it keeps fewer, zeros are stored too."""
+def _exactly_two(kept: Tensor) -> Tensor:
+    """Return the mask with exactly two of every group set: where it keeps fewer, zeros are stored too."""
     groups = kept.view(-1, 4)
     counts = groups.sum(1, keepdim=True)
     wrong = (counts > 2).nonzero()
@@ -177,6 +154,6 @@ def _two_of_four(kept: Tensor) -> Tensor:
 
 
 def _pack_bits(kept: Tensor) -> Tensor:
-    """Pack `[tiles, weights]` bool into bytes, the first weight lowest."""
+    """Pack `[tiles, weights]` bool into bytes, the first weight in the lowest bit."""
     padded = torch.nn.functional.pad(kept.to(torch.uint8), (0, -kept.shape[1] % 8)).view(-1, 8)
     return (padded << torch.arange(8, dtype=torch.uint8, device=kept.device)).sum(1, dtype=torch.uint8)

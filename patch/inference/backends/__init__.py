@@ -1,7 +1,7 @@
-"""Backends of products with a packed weight: `multiply(packed, inputs)` maps `[n, in]` to `[n, out]`, in its dtype.
+"""Backends of products with a packed weight.
 
-A backend is a module with `multiply` and `supports(packed, inputs)`, which returns None where the backend can multiply
-these, and else the reason why it cannot.
+A backend is a module with two functions: `multiply(packed, inputs)` maps `[n, in]` to `[n, out]` in the dtype of the
+inputs, and `supports(packed, inputs)` returns None if the backend can multiply these, else the reason why it cannot.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from patch.errors import InputError
@@ -22,14 +23,14 @@ BACKENDS = {
     "compiled": "patch.inference.backends.compiled",
     "unpacked": "patch.inference.backends.unpacked",
 }
-# The first backend that supports the inputs is used, unless one is named. Those of the table alone store a second copy
-# of the weight.
+# Unless a backend is named, the first of these that supports the inputs is used. The semi-structured backend is not
+# among them, since it stores a second copy of the weight.
 AUTOMATIC = ("fused", "compiled", "unpacked")
 Multiply = Callable[[PackedWeight, Tensor], Tensor]
 
 
 def load(name: str) -> ModuleType:
-    """Return the backend of a name.
+    """Import a backend.
 
     Raises:
         InputError: no backend has this name, or one of its requirements is missing.
@@ -42,11 +43,25 @@ def load(name: str) -> ModuleType:
         raise InputError(f"backend {name}: {error}") from None
 
 
+def common_reason(packed: PackedWeight, inputs: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Return the reason why a backend for ``dtypes`` without a backward pass cannot multiply these; None if it can."""
+    device, dtype = packed.values.device, packed.values.dtype
+    if inputs.device != device:
+        return f"inputs on {inputs.device}, the weight on {device}"
+    if dtype not in dtypes:
+        return f"a weight in {dtype}; expected {' or '.join(str(each).removeprefix('torch.') for each in dtypes)}"
+    if inputs.dtype != dtype:
+        return f"inputs in {inputs.dtype}, the weight in {dtype}"
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        return "it has no backward pass, and the inputs require gradients"
+    return None
+
+
 def backend_for(packed: PackedWeight, inputs: Tensor, name: str | None = None) -> Multiply:
-    """Return the backend that multiplies ``inputs`` by a weight.
+    """Return the `multiply` of the named backend, else of the first automatic one that supports the inputs.
 
     Raises:
-        InputError: the named backend does not support them.
+        InputError: the backend does not support them.
     """
     if name is not None:
         backend = load(name)
@@ -54,16 +69,16 @@ def backend_for(packed: PackedWeight, inputs: Tensor, name: str | None = None) -
         if reason:
             raise InputError(f"backend {name}: {reason}")
         return backend.multiply
-    able = (backend for backend in map(_if_there, AUTOMATIC) if backend and backend.supports(packed, inputs) is None)
-    backend = next(able, None)
-    if backend is None:
-        reason = load(AUTOMATIC[-1]).supports(packed, inputs)
-        raise InputError(f"the packed weight cannot be multiplied: {reason}")
-    return backend.multiply
+    reason = None
+    for backend in filter(None, map(_load_if_available, AUTOMATIC)):
+        reason = backend.supports(packed, inputs)
+        if reason is None:
+            return backend.multiply
+    raise InputError(f"the packed weight cannot be multiplied: {reason}")
 
 
 @cache
-def _if_there(name: str) -> ModuleType | None:
+def _load_if_available(name: str) -> ModuleType | None:
     try:
         return load(name)
     except InputError:

@@ -1,8 +1,8 @@
-"""CPU products, compiled for the processor's instructions on first use and cached.
+"""C++ backend for the CPU, compiled for the processor's instructions on first use and cached.
 
-With few inputs, as in decoding, memory bandwidth is the limit, and the packed weight is expanded in registers. With
-more, arithmetic is the limit: products with zeros are skipped, or matrix units multiply. Tiles of odd sizes are
-unpacked into a piece that fits the caches, and multiplied by PyTorch.
+With few rows of inputs, as in decoding, memory bandwidth is the limit, and the packed weight is expanded in registers.
+With more, arithmetic is the limit: products with zeros are skipped, or AMX multiplies. Tiles of other sizes are
+unpacked into a block that fits the caches, which PyTorch multiplies.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from patch.errors import InputError
+from patch.inference.backends import common_reason
 from patch.inference.checked import CheckedParts
 from patch.inference.packed import PackedWeight
 from patch.native import NoCompiler, library, processor
 
 SOURCE = Path(__file__).parent / "kernels/packed_linear.cpp"
-# Instruction sets, the fastest first: the compiler's flags and the processor features that each needs.
+# Instruction sets, the fastest first, with the processor features that each needs, which are also compiler flags.
 INSTRUCTIONS = {
     "amx": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "amx-tile", "amx-bf16", "avx2", "fma"),
     "avx512-vbmi2": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "avx2", "fma"),
@@ -35,12 +36,14 @@ INSTRUCTIONS = {
 # Environment variable that selects an instruction set other than the fastest.
 CHOICE = "PATCH_INSTRUCTIONS"
 DTYPES = (torch.float32, torch.bfloat16)
-# Up to this many inputs, each is summed in vectors; in bf16 the limit is lower where there are matrix units.
-FEW, FEW_OF_UNITS = 4, 2
-# Above this number, PyTorch's products of unpacked rows use matrix units better.
-MOST_OF_UNITS = 1024
+# Largest number of input rows for `packed_gemv`; with AMX the limit is lower.
+GEMV_ROWS, GEMV_ROWS_AMX = 4, 2
+# With more rows, PyTorch's products of unpacked weights use AMX better.
+GEMM_ROWS_AMX = 1024
 # Number of weights unpacked at a time.
 BLOCK = 1 << 21
+# Key in `CheckedParts.cache` of the result of `_native`.
+CACHE_KEY = "compiled"
 log = logging.getLogger(__name__)
 
 
@@ -48,14 +51,10 @@ class _Packed(ctypes.Structure):
     """The C++ struct `Packed`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("values", "bits", "dense", "starts")),
+        *((name, ctypes.c_void_p) for name in ("values", "bits", "dense", "offsets")),
         *((name, ctypes.c_int64) for name in ("tile_rows", "tile_columns", "height", "width")),
-        *((name, ctypes.c_int32) for name in ("half", "threads")),
+        *((name, ctypes.c_int32) for name in ("bf16", "threads")),
     ]
-
-
-# Key in `CheckedParts.kept`.
-KEPT = "compiled"
 
 
 def available() -> list[str]:
@@ -75,10 +74,10 @@ def load(instructions: str) -> ctypes.CDLL:
     flags = tuple(f"-m{name}" for name in INSTRUCTIONS[instructions])
     found = library(SOURCE, flags)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for multiply in (found.packed_linear_few, found.packed_linear_more):
+    for multiply in (found.packed_gemv, found.packed_gemm):
         multiply.argtypes, multiply.restype = [ctypes.POINTER(_Packed), pointer, pointer, number], None
     found.packed_unpack.argtypes, found.packed_unpack.restype = [ctypes.POINTER(_Packed), number, number, pointer], None
-    found.packed_on_large_pages.argtypes, found.packed_on_large_pages.restype = [pointer, number], None
+    found.use_large_pages.argtypes, found.use_large_pages.restype = [pointer, number], None
     return found
 
 
@@ -100,8 +99,9 @@ def _kernel() -> tuple[str, ctypes.CDLL] | str:
             reason = reason or str(error)
             continue
         if reason:
-            slower = "packed weights are multiplied with %s instructions, slower than %s: %s"
-            log.warning(slower, name, names[0], reason)
+            log.warning(
+                "packed weights are multiplied with %s instructions, slower than %s: %s", name, names[0], reason
+            )
         return name, found
     warnings.warn(f"packed weights are multiplied by plain PyTorch, slower than dense ones: {reason}", stacklevel=2)
     return reason
@@ -109,22 +109,16 @@ def _kernel() -> tuple[str, ctypes.CDLL] | str:
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
     """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
-    values = packed.values
-    if not (inputs.is_cpu and values.is_cpu):
-        return "inputs and weight must be on the CPU"
-    dtype = values.dtype
-    if dtype not in DTYPES:
-        return f"the weight is {dtype}, not float32 or bfloat16"
-    if inputs.dtype != dtype:
-        return f"inputs are {inputs.dtype}, the weight {dtype}"
-    if torch.is_grad_enabled() and inputs.requires_grad:
-        return "it has no gradients"
+    if not inputs.is_cpu:
+        return f"runs on a CPU, not on {inputs.device}"
+    if reason := common_reason(packed, inputs, DTYPES):
+        return reason
     kernel = _kernel()
     return kernel if isinstance(kernel, str) else None
 
 
-def _told(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, torch.dtype]:
-    """Return the library's view of a weight, a reference to it, and the weight's dtype.
+def _native(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, torch.dtype]:
+    """Return the C++ struct of a weight, a reference to it, and the weight's dtype.
 
     The weight is moved to large pages, which are read faster.
 
@@ -133,25 +127,25 @@ def _told(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, torch
     """
     (rows, columns), values, bits = parts.dense.shape, parts.values, parts.bits
     if not values.is_cpu or values.dtype not in DTYPES:
-        raise InputError(f"a weight of {values.dtype} on {values.device}; {', '.join(map(str, DTYPES))} on the CPU")
-    told = _Packed(
-        *(part.data_ptr() for part in (values, bits, parts.dense, parts.starts)),
+        raise InputError(f"a weight in {values.dtype} on {values.device}; expected float32 or bfloat16 on the CPU")
+    struct = _Packed(
+        *(part.data_ptr() for part in (values, bits, parts.dense, parts.offsets)),
         *(rows, columns, parts.height, parts.width),
         *(values.dtype == torch.bfloat16, 0),
     )
     for part in (values, bits):
-        kernel.packed_on_large_pages(part.data_ptr(), part.nbytes)
-    return told, ctypes.byref(told), values.dtype
+        kernel.use_large_pages(part.data_ptr(), part.nbytes)
+    return struct, ctypes.byref(struct), values.dtype
 
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     """Return the product; see `patch.inference.backends`."""
     instructions, kernel = _kernel()
     parts = packed.checked
-    known = parts.kept.get(KEPT)
+    known = parts.cache.get(CACHE_KEY)
     if known is None:
-        known = parts.kept[KEPT] = _told(parts, kernel)
-    struct, told, dtype = known
+        known = parts.cache[CACHE_KEY] = _native(parts, kernel)
+    struct, reference, dtype = known
     struct.threads = torch.get_num_threads()
     inputs = inputs.contiguous()
     (rows, columns), shape = parts.shape, inputs.shape
@@ -162,25 +156,25 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
         or not inputs.is_cpu
         or inputs.untyped_storage().nbytes() < inputs.nbytes
     ):
-        raise InputError(f"inputs of {list(shape)}, {inputs.dtype}, on {inputs.device} do not fit the weight")
+        raise InputError(f"inputs of {list(shape)} in {inputs.dtype} on {inputs.device} do not fit the weight")
     count = shape[0]
     output = inputs.new_empty(count, rows)
-    units = instructions == "amx" and dtype == torch.bfloat16
-    if count <= (FEW_OF_UNITS if units else FEW) and parts.width % 32 == 0:
-        kernel.packed_linear_few(told, inputs.data_ptr(), output.data_ptr(), count)
-    elif parts.width % 16 == parts.height % 16 == 0 and not (units and count > MOST_OF_UNITS):
-        kernel.packed_linear_more(told, inputs.data_ptr(), output.data_ptr(), count)
+    amx = instructions == "amx" and dtype == torch.bfloat16
+    if count <= (GEMV_ROWS_AMX if amx else GEMV_ROWS) and parts.width % 32 == 0:
+        kernel.packed_gemv(reference, inputs.data_ptr(), output.data_ptr(), count)
+    elif parts.width % 16 == parts.height % 16 == 0 and not (amx and count > GEMM_ROWS_AMX):
+        kernel.packed_gemm(reference, inputs.data_ptr(), output.data_ptr(), count)
     else:
-        _by_rows(parts, kernel, told, inputs, output)
+        _multiply_unpacked(parts, kernel, reference, inputs, output)
     return output
 
 
-def _by_rows(parts: CheckedParts, kernel: ctypes.CDLL, told: Any, inputs: Tensor, output: Tensor) -> None:
+def _multiply_unpacked(parts: CheckedParts, kernel: ctypes.CDLL, struct: Any, inputs: Tensor, output: Tensor) -> None:
     rows, height, columns = parts.dense.shape[0], parts.height, parts.shape[1]
     step = max(1, min(rows, BLOCK // (height * columns)))
-    piece = inputs.new_empty(step * height, columns)
+    buffer = inputs.new_empty(step * height, columns)
     for first in range(0, rows, step):
         last = min(first + step, rows)
-        some = piece[: (last - first) * height]
-        kernel.packed_unpack(told, first, last, some.data_ptr())
-        torch.mm(inputs, some.T, out=output[:, first * height : last * height])
+        block = buffer[: (last - first) * height]
+        kernel.packed_unpack(struct, first, last, block.data_ptr())
+        torch.mm(inputs, block.T, out=output[:, first * height : last * height])

@@ -1,8 +1,7 @@
-"""Backend for a weight that is 2:4 everywhere: the sparse tensor cores of an NVIDIA GPU, through PyTorch.
+"""Backend for a weight that is 2:4 everywhere: sparse tensor cores of an NVIDIA GPU, through PyTorch.
 
-They multiply twice as fast, which helps with many rows of inputs. But PyTorch needs its own format for them, so the
-weight is in memory twice: 1.125 times the bytes of a dense one at 16 bits. This backend is therefore used only when it
-is named.
+They multiply twice as fast, which helps with many rows of inputs. PyTorch needs its own format for them, so the weight
+is in memory twice: 1.125 times the bytes of a dense weight at 16 bits. The backend is therefore used only if named.
 """
 
 from __future__ import annotations
@@ -18,34 +17,29 @@ from torch.sparse import (
     SparseSemiStructuredTensorCUTLASS,
 )
 
+from patch.inference.backends import common_reason
 from patch.inference.packed import PackedWeight, unpack
 
-# Sides of a weight have to be multiples of these for either of the libraries that PyTorch has it done by.
+# Both of PyTorch's libraries need sides of the weight that are multiples of these.
 SIDES = (32, 64)
-# Key in `CheckedParts.kept`: the version of the values, and the weight that was made of them in the other format.
-KEPT = "semi_structured"
+# Key in `CheckedParts.cache` of the version of the values, and the weight in PyTorch's format.
+CACHE_KEY = "semi_structured"
 
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
     """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
-    device, dtype = packed.values.device, packed.values.dtype
-    if inputs.device != device:
-        return f"inputs on {inputs.device}, the weight on {device}"
+    device = packed.values.device
+    if reason := common_reason(packed, inputs, (torch.bfloat16, torch.float16)):
+        return reason
     if device.type != "cuda" or torch.version.hip is not None:
         return f"runs on an NVIDIA GPU, not on {device}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} has no sparse tensor cores; compute capability 8.0 has"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"a weight in {dtype}; sparse tensor cores multiply by bfloat16 and float16"
-    if inputs.dtype != dtype:
-        return f"inputs in {inputs.dtype}, the weight in {dtype}"
     if packed.shape[0] % SIDES[0] or packed.shape[1] % SIDES[1]:
-        return f"a weight of {list(packed.shape)}; its sides have to be multiples of {list(SIDES)}"
-    # That there are no more values than half is known without asking the GPU.
+        return f"a weight of {list(packed.shape)}; its sides must be multiples of {list(SIDES)}"
+    # The number of values shows whether there are dense tiles without a synchronization with the GPU.
     if 2 * packed.values.numel() != packed.shape[0] * packed.shape[1]:
-        return "has dense tiles; sparse tensor cores need 2:4 everywhere"
-    if torch.is_grad_enabled() and inputs.requires_grad:
-        return "has no backward pass, and the inputs ask for one"
+        return "it has dense tiles; sparse tensor cores need 2:4 everywhere"
     return _format(device)[1]
 
 
@@ -53,10 +47,10 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     """Return the product; see `patch.inference.backends`. The first call converts the weight and caches the result."""
     if not len(inputs):
         return inputs.new_empty(0, packed.shape[0])
-    kept = packed.checked.kept
-    version, weight = kept.get(KEPT, (None, None))
+    cache = packed.checked.cache
+    version, weight = cache.get(CACHE_KEY, (None, None))
     if version != packed.values._version:
-        version, weight = kept[KEPT] = packed.values._version, _converted(unpack(packed), _format(inputs.device)[0])
+        version, weight = cache[CACHE_KEY] = packed.values._version, _converted(unpack(packed), _format(inputs.device)[0])
     return _linear(inputs, weight)
 
 
@@ -75,16 +69,16 @@ def _format(device: torch.device) -> tuple[type[SparseSemiStructuredTensor] | No
             reasons.append(f"{kind.BACKEND}: {str(error).splitlines()[0]}")
         else:
             return kind, None
-    return None, f"PyTorch {torch.__version__} does not do it on this GPU ({'; '.join(reasons)})"
+    return None, f"PyTorch {torch.__version__} does not support this GPU ({'; '.join(reasons)})"
 
 
 def _converted(weight: Tensor, kind: type[SparseSemiStructuredTensor]) -> Tensor:
     with warnings.catch_warnings():
-        # PyTorch warns that the format may change, which has no effect here: it is never stored.
+        # The format may change, which has no effect here, since it is never stored.
         warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
         return kind.from_dense(weight.contiguous())
 
 
 def _linear(inputs: Tensor, weight: Tensor) -> Tensor:
-    # PyTorch itself pads the rows to a multiple of eight.
+    # PyTorch pads the rows to a multiple of eight.
     return torch.nn.functional.linear(inputs.contiguous(), weight)

@@ -1,4 +1,4 @@
-"""Backend that unpacks rows of tiles and multiplies by them: any device, any dtype, no compiler."""
+"""Backend in plain PyTorch for any device and dtype: unpacks rows of tiles and multiplies by them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ BLOCK = 1 << 22
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
     """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
+    # Gradients of the inputs and all dtypes are supported.
     if inputs.device != packed.values.device:
         return f"inputs on {inputs.device}, the weight on {packed.values.device}"
     return None

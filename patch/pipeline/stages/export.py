@@ -18,5 +18,5 @@ def run(settings: ExportSettings, *, model: Path, mask: Path, out: Path, weights
     if weights:
         load_weights(weights, prunable_linears(network), settings.mask.digest)
     meta = {key: masks.header[key] for key in ("settings", "digest")}
-    report = export_model(network, load_tokenizer(model), masks, out, meta)
-    print(f"sparsity {report.sparsity:.4f} in {report.layers} layers: {out}")
+    export_model(network, load_tokenizer(model), masks, out, meta)
+    print(f"sparsity {masks.sparsity:.4f} in {len(masks.masks)} layers: {out}")

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.inference.compare import Agreement, agreement, backends, converted, peak_bytes, weights
+from patch.inference.comparison import backend_counts, converted_copy, logits_difference, peak_bytes, weight_bytes
 from patch.inference.generation import Generation, Seconds, random_prompt
-from patch.inference.measure import Spread, interleaved
+from patch.inference.timing import interleaved, quartiles
 from patch.masks.packed import MaskSet
 from patch.models.loading import load_model
 from patch.pipeline.results.environment import describe_environment, hardware
@@ -70,29 +70,29 @@ class _Candidates:
         self.facts: dict[str, dict[str, Any]] = {}
         run = Run(model=settings.model, method="dense", pattern="dense", sparsity=0.0)
         self.dense = run.id
-        self._add(run, network, 0.0, Agreement(0.0, 0.0))
+        self._add(run, network, 0.0, (0.0, 0.0))
 
     def add(self, run: Run, masks: MaskSet) -> None:
         """Convert the model by a mask, and check that its logits agree with those of the masked model."""
-        other = converted(self.network, masks)
-        same = agreement(self.network, masks, other, self.tokens, run.id)
-        self._add(run, other, masks.sparsity, same)
-        print(f"{run.id}: converted; logits differ by {same.difference:.2g} of {same.largest:.2g}", flush=True)
+        other = converted_copy(self.network, masks)
+        difference, largest = logits_difference(self.network, masks, other, self.tokens, run.id)
+        self._add(run, other, masks.sparsity, (difference, largest))
+        print(f"{run.id}: converted; logits differ by {difference:.2g} of {largest:.2g}", flush=True)
 
-    def _add(self, run: Run, model: nn.Module, sparsity: float, same: Agreement) -> None:
+    def _add(self, run: Run, model: nn.Module, sparsity: float, logits: tuple[float, float]) -> None:
         rows, new = len(self.tokens), self.settings.speedup.new_tokens
         once = Generation(model, self.tokens, new, graph=False)
         self.facts[run.id] = {
             "run": run.model_dump(),
             "achieved_sparsity": sparsity,
-            "linear_bytes": asdict(weights(self.network, model)),
+            "linear_bytes": weight_bytes(self.network, model),
             "peak_memory_mb": round(peak_bytes(model, once) / 1e6, 3),
             "backends": {
-                "prefill": backends(self.network, model, self.tokens.numel()),
-                "decode": backends(self.network, model, rows),
+                "prefill": backend_counts(self.network, model, self.tokens.numel()),
+                "decode": backend_counts(self.network, model, rows),
             },
-            "logits_difference": same.difference,
-            "largest_logit": same.largest,
+            "logits_difference": logits[0],
+            "largest_logit": logits[1],
         }
         # All candidates share one cache, which has gigabytes at 7B. Their generations do not overlap.
         cache = self.generations[self.dense].cache if self.generations else None
@@ -108,4 +108,4 @@ def _times(settings: SpeedupSettings, seconds: list[Seconds], dense: list[Second
         "decode_seconds": [run.decode for run in seconds],
         "speedup": [other.total / run.total for run, other in zip(seconds, dense, strict=True)],
     }
-    return {name: asdict(Spread.of(numbers)) for name, numbers in values.items()}
+    return {name: quartiles(numbers) for name, numbers in values.items()}

@@ -1,10 +1,10 @@
-"""Attacks on packed layers, each in a process of its own: prints a JSON object, attack -> outcome.
+"""Attacks on packed layers, each in its own process; prints a JSON object, attack -> outcome.
 
-Parts lie before memory that nobody may touch, so that a read beyond their end is a signal. Outcomes:
+Parts lie directly before protected memory, so that a read beyond their end raises a signal. Outcomes:
 
     refused TYPE: MESSAGE   an exception, before or at a forward call
-    right                   all products are those of the weight before the attack, or of what its buffers hold now
-    finished                products of parts that do not make a weight: any numbers
+    right                   all products equal those of the weight before the attack, or of the current buffers
+    finished                the parts are no valid weight, and the products may be any numbers
     signal N
 """
 
@@ -43,7 +43,7 @@ def attack(function: Callable[[HybridLinear], object]) -> Callable[[HybridLinear
 
 
 def guarded(tensor: Tensor) -> Tensor:
-    """A copy that ends where memory begins that cannot be read."""
+    """Return a copy that ends where protected memory begins."""
     page = mmap.PAGESIZE
     size = -(-tensor.nbytes // page) * page
     memory = mmap.mmap(-1, size + page, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -55,7 +55,7 @@ def guarded(tensor: Tensor) -> Tensor:
 
 
 def layer_of(shape: tuple[int, int], tile: int, dtype: torch.dtype) -> HybridLinear:
-    """A tile is dense, the last one is not."""
+    """Return a layer whose tiles are alternately dense and sparse."""
     generator = torch.Generator().manual_seed(0)
     height, width = min(shape[0], tile), min(shape[1], tile)
     dense = torch.arange(shape[0] // height * (shape[1] // width)).view(shape[0] // height, -1) % 2 == 0
@@ -67,7 +67,7 @@ def layer_of(shape: tuple[int, int], tile: int, dtype: torch.dtype) -> HybridLin
 
 
 def unpacked(shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> Tensor | None:
-    """The weight of some parts, found one by one; None if they make none."""
+    """Unpack parts one value after the other; return None if they are no valid weight."""
     height, width = min(shape[0], tile), min(shape[1], tile)
     numbers, found = values.double().flatten().tolist(), torch.zeros(shape, dtype=torch.float64)
     numbers.reverse()
@@ -96,7 +96,7 @@ def same(found: Tensor, inputs: Tensor, weight: Tensor) -> bool:
 
 
 def made(shape: tuple[int, int], tile: int, dtype: torch.dtype) -> tuple[HybridLinear, Tensor]:
-    """A layer that was used, and its weight."""
+    """Return a layer after a first use, and its weight."""
     layer = layer_of(shape, tile, dtype)
     weight = unpacked(shape, tile, layer.dense, layer.values, layer.bits)
     assert weight is not None and all(same(layer(x), x, weight) for x in [inputs_of(layer, n, shape[1]) for n in ROWS])
@@ -128,7 +128,7 @@ def loading(changes: Callable[[dict[str, Tensor]], object], **options: bool) -> 
         try:
             layer.load_state_dict(state, **options)
         except RuntimeError:
-            # What is refused changes nothing.
+            # A refused state must change nothing.
             inputs = inputs_of(layer, 2, layer.in_features)
             layer(inputs)
             raise
@@ -179,7 +179,7 @@ def load_assign_then_change_what_was_given(layer: HybridLinear) -> None:
     state["values"].untyped_storage().resize_(0)
 
 
-# In place, counted by PyTorch.
+# Writes in place that PyTorch counts.
 ATTACKS |= {
     "fill_bits": lambda layer: layer.bits.fill_(0xFF),
     "zero_bits": lambda layer: layer.bits.zero_(),
@@ -195,7 +195,7 @@ ATTACKS |= {
 }
 
 
-# In place, by ways that PyTorch does not count.
+# Writes in place that PyTorch does not count.
 ATTACKS |= {
     "numpy_bits": lambda layer: layer.bits.numpy().fill(0xFF),
     "numpy_no_bits": lambda layer: layer.bits.numpy().fill(0),
@@ -207,7 +207,6 @@ ATTACKS |= {
     "data_bits": lambda layer: layer.bits.data.fill_(0xFF),
     "data_dense": lambda layer: layer.dense.data.fill_(True),
     "storage_bits": lambda layer: layer.bits.untyped_storage().fill_(0),
-    "starts": lambda layer: layer.packed.starts.fill_(10**12),
 }
 
 
@@ -394,7 +393,7 @@ ATTACKS |= {
 
 
 def replacing_in_use(name: str, change: Callable[[Tensor], object]) -> Callable[[HybridLinear], object]:
-    """A weight without a layer."""
+    """Return an attack on a packed weight that is used without a layer."""
 
     def replace(layer: HybridLinear) -> nn.Module:
         packed, replaced = layer.packed, nn.Module()
@@ -419,7 +418,7 @@ ATTACKS |= {
 
 
 def calling(inputs: Callable[[Tensor], Tensor]) -> Callable[[HybridLinear], object]:
-    """The backend itself, without what the layer asks before."""
+    """Return an attack that calls the backend directly, without the checks of the layer."""
 
     def call(layer: HybridLinear) -> None:
         compiled.multiply(layer.packed, inputs(inputs_of(layer, 3, layer.in_features)))
@@ -449,7 +448,7 @@ def call_with_half_weight(layer: HybridLinear) -> None:
 
 
 def in_a_child(name: str, *case: object) -> str:
-    """The outcome of an attack in a process that is forked from this one."""
+    """Return the outcome of an attack in a forked process."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:

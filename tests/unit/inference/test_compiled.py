@@ -1,4 +1,4 @@
-"""Products on a CPU, with each set of instructions that it has, against those of the unpacked weight in float64."""
+"""Products on the CPU with each of its instruction sets, compared with those of the unpacked weight in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from patch.native import FLAGS, INCLUDE, NoCompiler, build
 
 ROWS = [1, 2, 3, 4, 5, 16, 17, 33, 64, 65, 130, 300, 540, 1030]
 DTYPES = [torch.float32, torch.bfloat16]
-# Shape, tile: those that each kernel takes and those that none does.
+# Shape and tile: some for each kernel, and some that no kernel supports.
 SHAPES = [
     ((64, 96), 32),
     ((48, 48), 16),
@@ -52,13 +52,13 @@ needs_compiler = pytest.mark.skipif(not compiles(), reason="no C++ compiler")
 
 
 def forget() -> None:
-    for known in (compiled.load, compiled._kernel, backends._if_there):
+    for known in (compiled.load, compiled._kernel, backends._load_if_available):
         known.cache_clear()
 
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Nothing is remembered of what this machine can compile, here and afterwards."""
+    """Clear the caches of compiled libraries and backends before and after the test."""
     forget()
     yield
     forget()
@@ -66,7 +66,7 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture(params=list(compiled.INSTRUCTIONS))
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each set that this processor has, chosen."""
+    """Select each instruction set that this processor has."""
     if not compiles():
         pytest.skip("no C++ compiler")
     if request.param not in compiled.available():
@@ -85,7 +85,7 @@ def random_inputs(rows: int, columns: int, dtype: torch.dtype, whole: bool = Fal
 
 
 def assert_product(found: Tensor, inputs: Tensor, masked: Tensor) -> None:
-    """Sums in fp32, in any order, rounded once: to the dtype, but for sums that lie between two of its numbers."""
+    """Check products within the error of fp32 sums in any order that are rounded once to the dtype."""
     expected, sizes = inputs.double() @ masked.double().T, inputs.double().abs() @ masked.double().abs().T
     bound = 2**-24 * masked.shape[1] * sizes
     if found.dtype == torch.bfloat16:
@@ -114,7 +114,7 @@ def test_a_product_is_that_of_the_masked_weight(
 def test_whole_numbers_are_exact_and_rounded_to_the_nearest(
     shape: tuple, tile: int, dtype: torch.dtype, instructions: str, hybrid_weight: Callable
 ) -> None:
-    """fp32 holds each sum, whatever the order; bf16 rounds ties to the even number."""
+    """Sums of small integers are exact in fp32 in any order; bf16 rounds ties to even."""
     made = hybrid_weight(shape, tile, 0.5, dtype, whole=True, fewer=True)
     packed = made.packed
     for rows in ROWS:
@@ -148,7 +148,7 @@ def test_any_number_of_threads_is_the_same_bit_for_bit(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_weight_of_many_pages(dtype: torch.dtype, instructions: str, hybrid_weight: Callable) -> None:
-    """Which is moved to large ones, and unpacked in several pieces."""
+    """The weight is moved to large pages and unpacked in several blocks."""
     made = hybrid_weight((2176, 1024), 128, 0.3, dtype)
     packed = made.packed
     values, bits = packed.values.clone(), packed.bits.clone()
@@ -190,8 +190,7 @@ def test_inputs_that_are_not_contiguous(
 def test_inputs_that_are_not_finite(
     bad: float, rows: int, dtype: torch.dtype, instructions: str, hybrid_weight: Callable
 ) -> None:
-    """They reach the sums that they belong to, and none of other inputs. Where the weight keeps nothing, a kernel may
-    pass over them or not: 0 * inf is not a number."""
+    """They change only the outputs of their own row. At masked weights a kernel may multiply or skip them: 0 * inf is NaN."""
     made = hybrid_weight((64, 96), 32, 0.5, dtype)
     inputs, column = random_inputs(rows, 96, dtype), 37
     good = compiled.multiply(made.packed, inputs)
@@ -230,7 +229,7 @@ def test_large_and_small_numbers(rows: int, dtype: torch.dtype, instructions: st
 
 @needs_compiler
 def test_a_weight_that_moves_in_memory(hybrid_weight: Callable) -> None:
-    """As when it is shared with another process."""
+    """The memory also moves when a weight is shared with another process."""
     made, inputs = hybrid_weight((64, 96), 32), random_inputs(2, 96, torch.float32)
     packed = made.packed
     expected = compiled.multiply(packed, inputs)
@@ -244,15 +243,15 @@ def test_a_weight_that_moves_in_memory(hybrid_weight: Callable) -> None:
 
 
 @needs_compiler
-def test_what_is_known_of_a_weight_goes_with_it(hybrid_weight: Callable) -> None:
+def test_the_native_struct_is_cached_until_the_weight_moves(hybrid_weight: Callable) -> None:
     packed = hybrid_weight((64, 96), 32).packed
     compiled.multiply(packed, torch.ones(1, 96))
-    told = packed.checked.kept[compiled.KEPT]
+    struct = packed.checked.cache[compiled.CACHE_KEY]
     compiled.multiply(packed, torch.ones(1, 96))
-    assert packed.checked.kept[compiled.KEPT] is told
+    assert packed.checked.cache[compiled.CACHE_KEY] is struct
     packed.values.data = packed.values.clone()
     compiled.multiply(packed, torch.ones(1, 96))
-    assert packed.checked.kept[compiled.KEPT] is not told
+    assert packed.checked.cache[compiled.CACHE_KEY] is not struct
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20, 140])
@@ -261,7 +260,7 @@ def test_what_is_known_of_a_weight_goes_with_it(hybrid_weight: Callable) -> None
 def test_bits_that_do_not_keep_two_of_four_lead_nowhere(
     shape: tuple, tile: int, dtype: torch.dtype, rows: int, instructions: str, hybrid_weight: Callable
 ) -> None:
-    """As they can be after a write that PyTorch does not count: what they do not touch is right."""
+    """Such bits follow from writes that PyTorch does not count; outputs of dense tiles stay right."""
     made = hybrid_weight(shape, tile, 0.2, dtype)
     made.dense[0], made.mask[:tile] = True, True
     packed, inputs = made.packed, random_inputs(rows, shape[1], dtype)
@@ -361,16 +360,15 @@ def test_it_says_why_not(hybrid_weight: Callable) -> None:
     made = hybrid_weight((64, 96), 32)
     packed, inputs = made.packed, torch.ones(2, 96)
     assert compiled.supports(packed, inputs) is None
-    assert (
-        reason(packed, inputs.to("meta")) == reason(packed.to("meta"), inputs) == "inputs and weight must be on the CPU"
-    )
-    assert reason(packed, inputs.bfloat16()) == "inputs are torch.bfloat16, the weight torch.float32"
+    assert reason(packed, inputs.to("meta")) == "runs on a CPU, not on meta"
+    assert reason(packed.to("meta"), inputs) == "inputs on cpu, the weight on meta"
+    assert reason(packed, inputs.bfloat16()) == "inputs in torch.bfloat16, the weight in torch.float32"
     for dtype in (torch.float16, torch.float64):
         other = hybrid_weight((64, 96), 32, dtype=dtype).packed
-        assert reason(other, inputs.to(dtype)) == f"the weight is {dtype}, not float32 or bfloat16"
+        assert reason(other, inputs.to(dtype)) == f"a weight in {dtype}; expected float32 or bfloat16"
         assert backend_for(other, inputs.to(dtype)) is unpacked.multiply
     wanted = inputs.clone().requires_grad_()
-    assert reason(packed, wanted) == "it has no gradients"
+    assert reason(packed, wanted) == "it has no backward pass, and the inputs require gradients"
     assert backend_for(packed, wanted) is unpacked.multiply
     with torch.no_grad():
         assert compiled.supports(packed, wanted) is None
@@ -409,7 +407,7 @@ def test_plain_pytorch_on_another_device(hybrid_weight: Callable) -> None:
 @needs_compiler
 @pytest.mark.parametrize("name", list(compiled.INSTRUCTIONS))
 def test_the_source_compiles_without_a_warning(name: str, tmp_path: Path) -> None:
-    """For instructions that this processor lacks, too."""
+    """Instruction sets that this processor lacks are compiled too."""
     path = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
     flags = [*FLAGS, *(f"-m{flag}" for flag in compiled.INSTRUCTIONS[name])]
     flags += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
-from patch.inference.export import ExportReport, export_model, main, stored_dtype
+from patch.inference.export import export_model, main, stored_dtype
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, apply_masks, save_masks
 from patch.masks.published_masks import read_published
@@ -40,7 +40,7 @@ def two_four(model: torch.nn.Module) -> MaskSet:
 
 
 def hybrid(model: torch.nn.Module) -> MaskSet:
-    """2:4 but for the first tile of each layer."""
+    """Return masks of which the first tile of each layer is dense, and all others 2:4."""
     masks = two_four(model)
     for name, mask in masks.masks.items():
         mask[:4, :4] = True
@@ -64,8 +64,7 @@ def test_the_folder_is_the_masked_model(
     masks = hybrid(model)
     apply_masks(wanted, masks)
     out = tmp_path / "deep" / "out"
-    report = export_model(model, tokenizer, masks, out, {"method": "patch"})
-    assert report == ExportReport(out, masks.sparsity, len(masks.masks)) and 0.3 < report.sparsity < 0.5
+    export_model(model, tokenizer, masks, out, {"method": "patch"})
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
     loaded, tokens = plain(out), torch.arange(12)[None]
@@ -115,7 +114,7 @@ def test_an_empty_folder_or_a_link_to_one_is_taken(tiny_model: Callable, tmp_pat
     model = tiny_model()
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    assert export_model(model, None, two_four(model), tmp_path / "link").folder == tmp_path / "link"
+    export_model(model, None, two_four(model), tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "config.json").exists()
 
 
@@ -214,7 +213,7 @@ def test_a_fault_in_what_is_saved_is_found_and_nothing_is_left(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", corrupt)
     model, out = tiny_model(), tmp_path / "out"
-    with pytest.raises(InputError, match=f"export to {out}: what was saved is not what was to be") as error:
+    with pytest.raises(InputError, match=f"export to {out}: the saved model is wrong and is removed") as error:
         export_model(model, None, two_four(model), out)
     assert message in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -267,7 +266,7 @@ def test_a_model_that_transformers_does_not_save_is_a_users_mistake(tiny_model: 
 
 @pytest.fixture
 def dense(tiny_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Callable[..., list[str]]:
-    """A function: writes a model, its tokenizer and a mask; gives the options of the command line."""
+    """A function that writes a model, its tokenizer and a mask, and returns the options of the command line."""
 
     def make(family: str = "gpt2", dtype: torch.dtype = torch.float32) -> list[str]:
         model = tiny_model(family).to(dtype)
@@ -338,7 +337,7 @@ def test_command_line_errors(
     mistakes = [
         (replaced(options, "--model", none), "none"),
         (replaced(options, "--model", str(tmp_path)), str(tmp_path)),
-        (replaced(options, "--model", str(tmp_path / "bare")), "bare: no tokenizer in it"),
+        (replaced(options, "--model", str(tmp_path / "bare")), "bare: it has no tokenizer"),
         (replaced(options, "--mask", none), f"mask {none}: no such file"),
         (replaced(options, "--mask", str(tmp_path / "other.safetensors")), "the masks are of another model"),
         (replaced(options, "--out", str(tmp_path / "dense")), "dense: it is not an empty folder, config.json is in it"),

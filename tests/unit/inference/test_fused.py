@@ -136,8 +136,8 @@ from triton.compiler import ASTSource
 from patch.inference.backends import fused
 
 names = fused._multiply.arg_names
-kinds = dict.fromkeys(("inputs", "values"), "*bf16") | {"bits": "*i16", "dense": "*i1", "starts": "*i64"}
-constants = {"HEIGHT": 128, "WIDTH": 128, "DENSE": True, "SPARSE": True, "WIDE": False}
+kinds = dict.fromkeys(("inputs", "values"), "*bf16") | {"bits": "*i16", "dense": "*i1", "offsets": "*i64"}
+constants = {"HEIGHT": 128, "WIDTH": 128, "DENSE": True, "SPARSE": True, "FP32": False}
 constants |= {"ROWS": 16, "HIGH": 64, "DEPTH": 64}
 signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in names} | {"output": "*fp32"}
 aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*kinds, "output", "out", "stride")}

@@ -1,4 +1,4 @@
-"""Greedy generation gives the tokens that the whole sequence gives, at every call."""
+"""Greedy generation with a cache: tokens equal to those without one, at every call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.inference.generation import Generation, generate_once, random_prompt
+from patch.inference.generation import Generation, random_prompt
 
 FAMILIES = ("qwen2", "llama", "gemma3_text", "qwen3", "opt", "gpt2")
 
@@ -37,7 +37,7 @@ def test_tokens_are_the_most_likely_ones(family: str, tiny_model: Callable) -> N
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3_text", "qwen3", "gpt2"])
 def test_a_step_by_its_position_alone_gives_the_same(family: str, tiny_model: Callable) -> None:
-    """What a CUDA graph captures: neither positions nor masks depend on what Python counts."""
+    """A captured step depends on tensors alone: Python's numbers would stay as they were at the capture."""
     model = tiny_model(family, **({"sliding_window": 32} if family == "gemma3_text" else {}))
     tokens = random_prompt(model, 2, 5)
     generation = Generation(model, tokens, 6)
@@ -69,9 +69,24 @@ def test_generations_can_share_a_cache(tiny_model: Callable) -> None:
             assert torch.equal(generation.new, without_cache(model, tokens, 6))
 
 
-def test_once(tiny_model: Callable) -> None:
+def test_a_failed_capture_is_reported_in_one_line(
+    tiny_model: Callable, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+    monkeypatch.setattr(torch.cuda, "Stream", fails)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     model = tiny_model("qwen2")
-    assert generate_once(model, random_prompt(model, 2, 4), 3).total > 0
+    tokens = random_prompt(model, 2, 4)
+    generation = Generation(model, tokens, 3, "a model")
+    generation._capture_pending = True  # as on a GPU
+    for _ in range(2):
+        generation()
+        assert torch.equal(generation.new, without_cache(model, tokens, 3))
+    assert capsys.readouterr().out == (
+        "a model: decoding is not captured in a CUDA graph (operation not permitted when stream is capturing)\n"
+    )
 
 
 def test_prompts_are_the_same_every_time(tiny_model: Callable) -> None:
@@ -83,5 +98,5 @@ def test_prompts_are_the_same_every_time(tiny_model: Callable) -> None:
 
 def test_more_tokens_than_positions(tiny_model: Callable) -> None:
     model = tiny_model("gpt2")
-    with pytest.raises(InputError, match=r"60 tokens of a prompt and 5 new ones are 65; the model has 64 positions"):
+    with pytest.raises(InputError, match=r"a prompt of 60 tokens and 5 new ones need 65 positions; the model has 64"):
         Generation(model, random_prompt(model, 1, 60), 5)

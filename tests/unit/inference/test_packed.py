@@ -1,4 +1,4 @@
-"""Packed weights hold what a mask keeps, in few bytes, in the order that kernels read."""
+"""Packed weights: values, bit masks, their order in memory and their bytes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SHAPES = [
 
 
 def bits_of(values: Tensor) -> Tensor:
-    """As whole numbers, so that zeros with and without a sign differ."""
+    """View numbers as integers, so that 0 and -0 differ."""
     return values.contiguous().view(torch.int32 if values.element_size() == 4 else torch.int16)
 
 
 def tiles_of(shape: tuple[int, int], tile: int) -> list[list[list[int]]]:
-    """Of each tile its rows, of each row where its weights are in the flat matrix."""
+    """Return the rows of each tile, each row as indices of its weights in the flat matrix."""
     (rows, columns), height, width = shape, min(shape[0], tile), min(shape[1], tile)
     return [
         [[row * columns + column for column in range(left, left + width)] for row in range(top, top + height)]
@@ -49,7 +49,7 @@ def tiles_of(shape: tuple[int, int], tile: int) -> list[list[list[int]]]:
 
 
 def packed_slowly(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> tuple[list[float], list[int]]:
-    """Values and bytes of the bits, of masks that keep two of every group."""
+    """Return the values and the bytes of bits for masks that keep two of every group."""
     flat, kept, values, found = weight.flatten().tolist(), mask.flatten().tolist(), [], []
     for is_dense, rows in zip(dense.flatten().tolist(), tiles_of(tuple(weight.shape), tile), strict=True):
         nibbles = []
@@ -64,7 +64,7 @@ def packed_slowly(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> tup
 
 
 def unpacked_slowly(packed: PackedWeight) -> Tensor:
-    """Checks that every group of a sparse tile has two bits."""
+    """Unpack one group after the other, and check that each group of a sparse tile has two bits set."""
     values, all_bits = packed.values.tolist(), packed.bits.tolist()
     flat = [0.0] * (packed.shape[0] * packed.shape[1])
     for is_dense, rows in zip(packed.dense.flatten().tolist(), tiles_of(packed.shape, packed.tile), strict=True):
@@ -94,7 +94,7 @@ def test_what_is_packed_comes_back(
 ) -> None:
     made = hybrid_weight(shape, tile, share, dtype, fewer=fewer)
     packed = made.packed
-    assert packed.values.dtype == dtype and packed.bits.dtype == torch.uint8 and packed.is_two_of_four()
+    assert packed.values.dtype == dtype and packed.bits.dtype == torch.uint8
     assert torch.equal(bits_of(unpack(packed)), bits_of(made.masked))
     counted = sum(part.nbytes for part in (packed.values, packed.bits, packed.dense))
     assert packed.nbytes == counted == packed_bytes(shape, tile, int(made.dense.sum()), dtype.itemsize)
@@ -135,7 +135,7 @@ def test_a_layout_by_hand() -> None:
     right = [5, 6, 7, 8, 13, 14, 15, 16, 21, 22, 23, 24, 29, 30, 31, 32]
     assert packed.values.tolist() == [1, 4, 10, 11, 19, 20, 25, 26, *right]
     assert packed.bits.tolist() == [0b0110_1001, 0b0011_1100]
-    assert packed.starts.tolist() == [[0, 8], [0, 2]]
+    assert packed.checked.offsets.tolist() == [[0, 8], [0, 2]]
 
 
 def test_weights_that_are_not_contiguous(hybrid_weight: Callable) -> None:
@@ -146,7 +146,7 @@ def test_weights_that_are_not_contiguous(hybrid_weight: Callable) -> None:
         found = pack(weight, made.mask.T.contiguous().T, made.dense.T.contiguous().T, 8)
         assert torch.equal(found.values, expected.values) and torch.equal(found.bits, expected.bits)
         assert torch.equal(unpack(found), made.masked) and found.dense.is_contiguous()
-        assert found.starts.tolist() == expected.starts.tolist()
+        assert found.checked.offsets.equal(expected.checked.offsets)
 
 
 def test_a_packed_weight_is_a_copy_without_gradients(hybrid_weight: Callable) -> None:
@@ -159,7 +159,7 @@ def test_a_packed_weight_is_a_copy_without_gradients(hybrid_weight: Callable) ->
 
 
 def test_what_a_mask_drops_is_dropped_whatever_it_is() -> None:
-    """Also in tiles that are dense by name alone."""
+    """Dense tiles too may have masked weights."""
     weight = torch.full((4, 8), torch.nan)
     weight[:, 0::4] = 2.0
     mask = torch.zeros(4, 8, dtype=torch.bool)
@@ -202,13 +202,14 @@ def test_on_another_device(hybrid_weight: Callable) -> None:
 
 def test_groups_that_are_not_two_of_four_are_seen(hybrid_weight: Callable) -> None:
     packed = hybrid_weight((5, 4), 128, 0.0).packed  # five groups: half a byte beyond the end
-    assert packed.is_two_of_four() and len(packed.bits) == 3
+    assert len(packed.bits) == 3
     for place in (0, 2):
         for flipped in range(8):
             packed.bits[place] ^= 1 << flipped
-            assert not packed.is_two_of_four(), (place, flipped)
+            with pytest.raises(InputError, match="bits are damaged"):
+                PackedWeight(packed.shape, packed.tile, packed.dense, packed.values, packed.bits)
             packed.bits[place] ^= 1 << flipped
-    assert hybrid_weight((8, 8), 4, 1.0).packed.is_two_of_four()
+    assert torch.equal(packed.checked.bits, packed.bits)
 
 
 def test_wrong_input_is_named(hybrid_weight: Callable) -> None:
@@ -220,9 +221,9 @@ def test_wrong_input_is_named(hybrid_weight: Callable) -> None:
         with pytest.raises(InputError, match=match):
             pack(weight, mask, dense, tile)
 
-    refused(r"a mask of \[24, 36\] is not one of a weight of \[24, 40\]", mask=made.mask[:, :36])
-    refused(r"\[3, 4\] tiles are given; tiles of 8 of a weight of \[24, 40\] are \[3, 5\]", dense=made.dense[:, :4])
-    refused(r"\[5, 3\] tiles are given", dense=made.dense.T)
+    refused(r"the mask has the shape \[24, 36\], the weight \[24, 40\]", mask=made.mask[:, :36])
+    refused(r"the tile map has the shape \[3, 4\]; tile 8 cuts \[24, 40\] into \[3, 5\]", dense=made.dense[:, :4])
+    refused(r"the tile map has the shape \[5, 3\]", dense=made.dense.T)
     refused(r"tile 7 does not cut a weight of \[24, 40\] into tiles of whole groups of four", tile=7)
     refused(r"tile 16 does not cut a weight of \[24, 40\]", tile=16)
     refused(r"tile 10 .*groups of four", weight=made.weight[:20], mask=made.mask[:20], tile=10)
