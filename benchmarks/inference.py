@@ -132,8 +132,8 @@ def _device_name() -> str:
 def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> None:
     """Measure one layer for all numbers of rows."""
     import torch
-
     from patch.inference.measure import timed
+
     from patch.inference.packed import packed_bytes
 
     weight = torch.randn(shape, device=options.device).to(dtype)
@@ -205,16 +205,18 @@ def _copy(packed: Any) -> Any:
 
 def _bytes(packed: Any) -> int:
     """Return the bytes of a packed layer in memory, including the positions of its tiles."""
-    return sum(part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.checked.offsets))
+    return sum(
+        part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.checked.offsets)
+    )
 
 
 def generation(dtype: Any, options: argparse.Namespace) -> None:
     """Measure a whole model with batches of one and sixteen."""
+    from patch.inference.compare import converted, weights
+    from patch.inference.measure import Spread, interleaved
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from patch.inference.compare import converted, weights
     from patch.inference.generation import Generation, random_prompt
-    from patch.inference.measure import Spread, interleaved
 
     hidden, mlp, blocks, vocabulary = MODEL
     config = LlamaConfig(

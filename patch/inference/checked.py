@@ -1,9 +1,9 @@
 """Checks of a packed weight's parts before a kernel gets their addresses.
 
-A kernel computes addresses from the tile map and trusts the sizes. It therefore gets a copy of the map, and views of the
-other parts, whose sizes nothing else can change. Before each use, the address and size of the memory and the versions
-of the parts are compared with those that were checked. A write that PyTorch does not count, such as one by NumPy, can
-change a product, but never an address.
+A kernel computes addresses from the tile map and trusts the sizes. It therefore gets a copy of the map, and views of
+the other parts, whose sizes nothing else can change. Before each use, the address and size of the memory and the
+versions of the parts are compared with those that were checked. A write that PyTorch does not count, such as one by
+NumPy, can change a product, but never an address.
 """
 
 from __future__ import annotations

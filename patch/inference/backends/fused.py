@@ -46,7 +46,7 @@ COLUMNS = 256
 
 @triton.jit
 def _expand(kept, word, DEPTH: tl.constexpr):  # noqa: ANN001, ANN202
-    """Expand `[rows, DEPTH / 16, 8]` values, two per group, by `[rows, DEPTH / 16]` words of bits to `[rows, DEPTH]`."""
+    """Expand `[rows, DEPTH / 16, 8]` values, two per group, by `[rows, DEPTH / 16]` bit masks to `[rows, DEPTH]`."""
     first, second = tl.split(tl.reshape(kept, (kept.shape[0], DEPTH // 16, 4, 2)))
     group = word.to(tl.int32)[:, :, None] >> (4 * tl.arange(0, 4))[None, None, :]
     zero = tl.zeros_like(first)

@@ -50,7 +50,10 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     cache = packed.checked.cache
     version, weight = cache.get(CACHE_KEY, (None, None))
     if version != packed.values._version:
-        version, weight = cache[CACHE_KEY] = packed.values._version, _converted(unpack(packed), _format(inputs.device)[0])
+        version, weight = cache[CACHE_KEY] = (
+            packed.values._version,
+            _converted(unpack(packed), _format(inputs.device)[0]),
+        )
     return _linear(inputs, weight)
 
 

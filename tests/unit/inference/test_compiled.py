@@ -190,7 +190,7 @@ def test_inputs_that_are_not_contiguous(
 def test_inputs_that_are_not_finite(
     bad: float, rows: int, dtype: torch.dtype, instructions: str, hybrid_weight: Callable
 ) -> None:
-    """They change only the outputs of their own row. At masked weights a kernel may multiply or skip them: 0 * inf is NaN."""
+    """They change only their own row of outputs. A kernel may skip masked weights or multiply them: 0 * inf is NaN."""
     made = hybrid_weight((64, 96), 32, 0.5, dtype)
     inputs, column = random_inputs(rows, 96, dtype), 37
     good = compiled.multiply(made.packed, inputs)
