@@ -78,7 +78,7 @@ class PackedWeight:
 
 
 def packed_bytes(shape: tuple[int, int], tile: int, dense_tiles: int, itemsize: int) -> int:
-    """Return the bytes of a packed weight: at 16 bits `1 - 0.4375 f` of the dense ones, f the fraction of sparse tiles."""
+    """Return the bytes of a packed weight: at 16 bits `1 - 0.4375 f` of dense ones, f the fraction of sparse tiles."""
     weights, bitmap_bytes = tile_counts(shape, tile)
     tiles = math.prod(tile_grid(shape, tile))
     return itemsize * weights * dense_tiles + (itemsize * weights // 2 + bitmap_bytes) * (tiles - dense_tiles) + tiles

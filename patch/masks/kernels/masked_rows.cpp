@@ -16,17 +16,20 @@ namespace {
 
 inline f32x16 maximum(f32x16 a, f32x16 b) { return select(a > b, a, b); }
 
+// The polynomial with coefficients from the highest power to the constant.
+template <int N> inline f32x16 polynomial(f32x16 x, const float (&coefficients)[N]) {
+  f32x16 p = broadcast(coefficients[0]);
+  for (int i = 1; i < N; ++i) p = p * x + coefficients[i];
+  return p;
+}
+
 // e^x for x <= 0, zero below -87; a polynomial of 2^f on [-1/2, 1/2], relative error below 2e-7.
 inline f32x16 exp_(f32x16 x) {
   const f32x16 y = x * 1.44269504088896341f;
   const f32x16 rounded = (y + 12582912.0f) - 12582912.0f;
   const f32x16 f = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
-  f32x16 p = broadcast(1.9875691500e-4f);
-  p = p * f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
+  f32x16 p = polynomial(f, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                            5.0000001201e-1f});
   p = p * f * f + f + 1.0f;
   const i32x16 exponent = (__builtin_convertvector(rounded, i32x16) + 127) << 23;
   return select(x <= -87.0f, f32x16{}, p * (f32x16)exponent);
@@ -40,15 +43,8 @@ inline f32x16 log_(f32x16 x) {
   bits -= exponent << 23;
   const f32x16 m = (f32x16)bits - 1.0f, e = __builtin_convertvector(exponent, f32x16);
   const f32x16 z = m * m;
-  f32x16 p = broadcast(7.0376836292e-2f);
-  p = p * m - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
+  f32x16 p = polynomial(m, {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                            -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f});
   p = p * m * z - e * 2.12194440e-4f - 0.5f * z;
   return m + p + e * 0.693359375f;
 }

@@ -229,4 +229,4 @@ def test_tiles_that_do_not_fit_a_later_layer(tiny_model: Callable, model_masks: 
     last = list(prunable_linears(model))[-1]
     masks.tiles[last] = torch.zeros(4, 4, dtype=torch.bool)
     masks.masks[last] = torch.tensor([True, True, False, False]).repeat(32, 16)
-    refused(model, masks, r"\[4, 4\] tiles are given; tiles of 16 of a weight of \[32, 64\] are \[2, 4\]")
+    refused(model, masks, r"the tile map has the shape \[4, 4\]; tile 16 cuts \[32, 64\] into \[2, 4\]")

@@ -20,21 +20,22 @@ inline int first_position(uint32_t bits) { return __builtin_ctz(bits | 8); }
 inline int second_position(uint32_t bits) { return 31 - __builtin_clz((bits & 15) | 1); }
 
 #if defined(__AVX512F__)
-template <typename T> struct Decoder;
-
-inline f32x16 as_vector(__m512 v) { return (f32x16)v; }
-inline __m512 bf16_to_f32(__m256i halves) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-template <> struct Decoder<float> {
+template <typename T>
+struct Decoder {
   static int position(int i) { return i; }
-  // An expanding load would read as many numbers as there are bits, and so beyond the values.
-  static f32x16 expand(const float* from, uint32_t bits) {
-    return as_vector(_mm512_maskz_expand_ps(bits, _mm512_castps256_ps512(_mm256_loadu_ps(from))));
+  static __m512 to_f32(__m256i halves) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
   }
-  static Decoded dense(const float* from) { return {load(from), load(from + 16)}; }
-  static Decoded sparse(const float* from, uint32_t bits) {
+  static __m512 load_sixteen(const float* from) { return _mm512_loadu_ps(from); }
+  static __m512 load_sixteen(const uint16_t* from) { return to_f32(_mm256_loadu_si256((const __m256i*)from)); }
+  static __m512 load_eight(const float* from) { return _mm512_castps256_ps512(_mm256_loadu_ps(from)); }
+  static __m512 load_eight(const uint16_t* from) {
+    return to_f32(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)from)));
+  }
+  // An expanding load would read as many numbers as there are bits, and so beyond the values.
+  static f32x16 expand(const T* from, uint32_t bits) { return (f32x16)_mm512_maskz_expand_ps(bits, load_eight(from)); }
+  static Decoded dense(const T* from) { return {(f32x16)load_sixteen(from), (f32x16)load_sixteen(from + 16)}; }
+  static Decoded sparse(const T* from, uint32_t bits) {
     return {expand(from, bits & 0xffff), expand(from + 8, bits >> 16)};
   }
 };
@@ -44,27 +45,12 @@ template <> struct Decoder<float> {
 template <> struct Decoder<uint16_t> {
   static int position(int i) { return i % 2 * 16 + i / 2; }
   static Decoded split(__m512i weights) {
-    return {as_vector(_mm512_castsi512_ps(_mm512_slli_epi32(weights, 16))),
-            as_vector(_mm512_castsi512_ps(_mm512_and_si512(weights, _mm512_set1_epi32(int(0xffff0000)))))};
+    return {(f32x16)_mm512_castsi512_ps(_mm512_slli_epi32(weights, 16)),
+            (f32x16)_mm512_castsi512_ps(_mm512_and_si512(weights, _mm512_set1_epi32(int(0xffff0000))))};
   }
   static Decoded dense(const uint16_t* from) { return split(_mm512_loadu_si512(from)); }
   static Decoded sparse(const uint16_t* from, uint32_t bits) {
     return split(_mm512_maskz_expand_epi16(bits, _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)from))));
-  }
-};
-#else
-template <> struct Decoder<uint16_t> {
-  static int position(int i) { return i; }
-  static f32x16 expand(const uint16_t* from, uint32_t bits) {
-    const __m256i halves = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)from));
-    return as_vector(_mm512_maskz_expand_ps(bits, bf16_to_f32(halves)));
-  }
-  static Decoded dense(const uint16_t* from) {
-    return {as_vector(bf16_to_f32(_mm256_loadu_si256((const __m256i*)from))),
-            as_vector(bf16_to_f32(_mm256_loadu_si256((const __m256i*)(from + 16))))};
-  }
-  static Decoded sparse(const uint16_t* from, uint32_t bits) {
-    return {expand(from, bits & 0xffff), expand(from + 8, bits >> 16)};
   }
 };
 #endif
@@ -83,13 +69,13 @@ const GatherIndices gather_indices;
 template <typename T>
 struct Decoder {
   static int position(int i) { return i; }
-  static __m256 bf16_to_f32(__m128i halves) {
+  static __m256 to_f32(__m128i halves) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
   }
   static __m256 load_eight(const float* from) { return _mm256_loadu_ps(from); }
-  static __m256 load_eight(const uint16_t* from) { return bf16_to_f32(_mm_loadu_si128((const __m128i*)from)); }
+  static __m256 load_eight(const uint16_t* from) { return to_f32(_mm_loadu_si128((const __m128i*)from)); }
   static __m256 load_four(const float* from) { return _mm256_castps128_ps256(_mm_loadu_ps(from)); }
-  static __m256 load_four(const uint16_t* from) { return bf16_to_f32(_mm_loadl_epi64((const __m128i*)from)); }
+  static __m256 load_four(const uint16_t* from) { return to_f32(_mm_loadl_epi64((const __m128i*)from)); }
   static __m256 expand(const T* from, uint32_t byte) {
     const __m256i indices = _mm256_load_si256((const __m256i*)gather_indices.value[byte]);
     const __m256 gathered = _mm256_permutevar8x32_ps(load_four(from), indices);
