@@ -1,4 +1,4 @@
-"""Inference with packed models, which their hybrid masks make smaller and faster."""
+"""Inference with packed models, which are smaller and faster than dense ones."""
 
 from patch.inference.convert import convert
 from patch.inference.files import load, save

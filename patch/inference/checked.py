@@ -44,12 +44,10 @@ class CheckedParts:
         self.height, self.width = tile_shape(self.shape, tile)
         self.tile_weights, self.bitmap_bytes = tile_counts(self.shape, tile)
         self.cache: dict[str, Any] = {}
-        _check_kinds(dense, values, bits)
+        _check_tensors(dense, values, bits)
         grid = tile_grid(self.shape, tile)
         if tuple(dense.shape) != grid:
             raise InputError(f"dense has the shape {list(dense.shape)}; expected {list(grid)}, an entry for each tile")
-        for name, part in zip(PARTS, (dense, values, bits), strict=True):
-            _check_memory(name, part)
         self.values, self.bits = values.detach(), bits.detach()
         self._memory = self.values.untyped_storage(), self.bits.untyped_storage()
         # Before the copy and the check of contents, so that a write in between is detected at the next use.
@@ -115,7 +113,7 @@ def tile_counts(shape: tuple[int, int], tile: int) -> tuple[int, int]:
     return weights, -(-weights // 8)
 
 
-def _check_kinds(dense: Tensor, values: Tensor, bits: Tensor) -> None:
+def _check_tensors(dense: Tensor, values: Tensor, bits: Tensor) -> None:
     parts = dict(zip(PARTS, (dense, values, bits), strict=True))
     for name, part in parts.items():
         # A subclass could report another address.
@@ -123,26 +121,24 @@ def _check_kinds(dense: Tensor, values: Tensor, bits: Tensor) -> None:
             kind = "missing" if part is None else type(part).__name__
             raise InputError(f"{name}: {kind}; expected a plain tensor")
         if part.layout != torch.strided or part.is_neg():
-            raise InputError(f"{name}: a {part.layout} or negated tensor; expected one that is in memory as it is")
+            raise InputError(f"{name}: a {part.layout} or negated tensor; expected a plain strided tensor")
     for name, part in parts.items():
         if part.device != values.device:
             raise InputError(f"{name} is on {part.device}, the values on {values.device}; move the whole layer")
     if dense.dtype != torch.bool or bits.dtype != torch.uint8 or not values.is_floating_point():
         kinds = f"{dense.dtype}, {bits.dtype} and {values.dtype}"
         raise InputError(f"dense, bits and values are {kinds}; expected bool, uint8 and floating-point numbers")
+    for name, part in parts.items():
+        last = sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
+        needed = (part.storage_offset() + last + 1) * part.element_size() if part.numel() else 0
+        if part.untyped_storage().nbytes() < needed:
+            stored = part.untyped_storage().nbytes()
+            raise InputError(f"{name} need {needed} bytes, but their storage has only {stored}")
 
 
 def _check_sizes(values: Tensor, bits: Tensor, count: int, size: int) -> None:
     for name, part, wanted in (("values", values, count), ("bits", bits, size)):
         if tuple(part.shape) != (wanted,):
-            raise InputError(f"{name} have the shape {list(part.shape)}, not [{wanted}] as the tiles ask for")
+            raise InputError(f"{name} have the shape {list(part.shape)}, not [{wanted}] as the tiles require")
         if not part.is_contiguous():
             raise InputError(f"{name} are not contiguous; give them as `{name}.contiguous()`")
-
-
-def _check_memory(name: str, part: Tensor) -> None:
-    last = sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
-    needed = (part.storage_offset() + last + 1) * part.element_size() if part.numel() else 0
-    there = part.untyped_storage().nbytes()
-    if there < needed:
-        raise InputError(f"{name} need {needed} bytes, but their storage was cut to {there}")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from patch.inference.backends import BACKENDS, backend_for
-from patch.inference.convert import convert
 from patch.inference.generation import Generation
 from patch.inference.linear import HybridLinear
 from patch.inference.packed import packed_bytes
@@ -25,15 +24,6 @@ def share_tensors(model: nn.Module) -> nn.Module:
     """Return a model with its own modules and the same tensors: layers may be replaced, weights not changed."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
-
-
-def converted_copy(model: nn.Module, masks: MaskSet) -> nn.Module:
-    """Return a model converted by `patch.inference.convert`; it shares all but the masked layers with ``model``.
-
-    Raises:
-        InputError: see `patch.inference.convert`.
-    """
-    return convert(share_tensors(model), masks)
 
 
 def masked_copy(model: nn.Module, masks: MaskSet) -> nn.Module:

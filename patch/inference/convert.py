@@ -12,7 +12,7 @@ from patch.masks.packed import MaskSet, check_masks
 from patch.masks.tile import tile_grid
 from patch.models.loading import weight_matrix
 
-# Sides of the tiles in which a mask without tiles, 2:4 everywhere, is packed; one tile if none divides the layer.
+# Tile sides for packing a mask without tiles, 2:4 everywhere; one tile covers the layer if none divides it.
 TILES = (128, 64, 32, 16, 8, 4)
 
 
@@ -31,13 +31,13 @@ def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.
         InputError: the masks are of another model, or not made of 2:4 and dense tiles; nothing is changed.
     """
     if masks.pattern not in ("2:4", "hybrid"):
-        raise InputError(f"masks of the pattern {masks.pattern} have no faster form; 2:4 and hybrid ones have")
+        raise InputError(f"masks of the pattern {masks.pattern} have no faster form; give masks of 2:4 or hybrid")
     masks.verify()
     linears = check_masks(model, masks)
     packed = {}
     for name, linear in linears.items():
         dense, tile = _tiles(name, masks)
-        if not dense.all():  # else its mask, which was verified, drops nothing
+        if not dense.all():  # else the verified mask drops nothing
             packed[name] = pack(weight_matrix(linear), masks.masks[name], dense, tile)
     for name, weight in packed.items():
         parent, _, child = name.rpartition(".")
@@ -46,7 +46,7 @@ def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.
 
 
 def _tiles(name: str, masks: MaskSet) -> tuple[Tensor, int]:
-    """Return the dense tiles of a layer, and their side."""
+    """Return the map of a layer's dense tiles, and the side of a tile."""
     if masks.pattern == "hybrid":
         return masks.tiles[name], masks.tile
     shape = masks.masks[name].shape

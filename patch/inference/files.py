@@ -1,11 +1,12 @@
-"""A converted model in a folder: its configuration, and all its tensors, packed, in one file."""
+"""Saved packed models: a folder with the configurations, and one file with all tensors."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,8 @@ from patch.models.loading import is_linear, load_skeleton, weight_matrix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-T = TypeVar("T")
-
 FORMAT = "patch-packed-2"
-WHAT = "packed model"
+CONTENTS = "packed model"
 WEIGHTS = "packed.safetensors"
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -42,11 +41,11 @@ def save(model: PreTrainedModel, folder: Path | str) -> None:
     packed = {name: layer.packed for name, layer in model.named_modules() if isinstance(layer, HybridLinear)}
     if not packed:
         raise InputError(f"{type(model).__name__} has no packed layer; convert it first, or use save_pretrained")
-    layers = {name: {"shape": list(one.checked.shape), "tile": one.tile} for name, one in packed.items()}
-    # Without tied tensors, which are remade when tied again; with buffers that a state dict omits, such as rotary
-    # embeddings', since the model without weights lacks them.
+    layers = {name: {"shape": list(weight.checked.shape), "tile": weight.tile} for name, weight in packed.items()}
+    # Tied tensors are listed once. Buffers that a state dict omits, such as those of rotary embeddings, are included,
+    # since a model skeleton lacks them.
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with own_directory(folder, "save", _is_earlier) as temporary:
+    with own_directory(folder, "save", _is_saved) as temporary:
         model.config.save_pretrained(temporary)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(temporary)
@@ -54,19 +53,19 @@ def save(model: PreTrainedModel, folder: Path | str) -> None:
         save_tensors(temporary / WEIGHTS, FORMAT, header, {n: t.detach().cpu().clone() for n, t in tensors.items()})
 
 
-def _is_earlier(path: Path) -> bool:
-    """Return whether `save` wrote a file, judged by its name and the weights beside it."""
+def _is_saved(path: Path) -> bool:
+    """Return whether `save` wrote a file, by its name and the weights beside it."""
     if path.name not in (WEIGHTS, CONFIG, GENERATION) or path.is_symlink() or not path.is_file():
         return False
     try:
-        load_header(path.with_name(WEIGHTS), FORMAT, WHAT)
+        load_header(path.with_name(WEIGHTS), FORMAT, CONTENTS)
     except InputError:
         return False
     return True
 
 
 def _digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file's contents in hexadecimal digits; None where there is no file."""
+    """Return the hexadecimal SHA-256 of a file, or None if it is missing."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
@@ -76,7 +75,7 @@ def _digest(path: Path) -> str | None:
 
 
 def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | None = None) -> PreTrainedModel:
-    """Load a model written by `save`, frozen and in evaluation mode, into memory of its own.
+    """Load a model written by `save` into private memory, frozen and in evaluation mode.
 
     Args:
         folder: folder of the saved model.
@@ -88,12 +87,16 @@ def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | 
     """
     folder = Path(folder)
     path = folder / WEIGHTS
-    header, tensors = load_tensors(path, FORMAT, WHAT)
-    layers, files = (_part(path, header, key) for key in ("layers", "files"))
+    header, tensors = load_tensors(path, FORMAT, CONTENTS)
+    layers, files = header.get("layers"), header.get("files")
+    for key, part in (("layers", layers), ("files", files)):
+        if not isinstance(part, dict):
+            raise InputError(f"{path}: its header is damaged ({key}: {part!r:.99}); save the model again")
     for name in (CONFIG, GENERATION):
         if _digest(folder / name) != files.get(name):
             raise InputError(f"{folder / name}: not the file that was saved with {WEIGHTS}; save the model again")
-    model = _of_file(folder / CONFIG, lambda: load_skeleton(folder))
+    with _reading(folder / CONFIG):
+        model = load_skeleton(folder)
     _configure_generation(model, folder)
     for name, description in layers.items():
         _put_layer(path, model, name, description, tensors, backend)
@@ -106,17 +109,11 @@ def load(folder: Path | str, device: torch.device | str = "cpu", backend: str | 
     return model.to(device).eval().requires_grad_(False)
 
 
-def _part(path: Path, header: dict[str, Any], key: str) -> dict[str, Any]:
-    found = header.get(key)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: its header is damaged ({key}: {found!r:.99}); save the model again")
-    return found
-
-
-def _of_file(path: Path, make: Callable[[], T]) -> T:
-    """Return what transformers makes of a file; turn its errors, of any type, into an InputError."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Convert errors of transformers, which may have any type, into an InputError about a file."""
     try:
-        return make()
+        yield
     except InputError:
         raise
     except Exception as error:
@@ -133,13 +130,14 @@ def _configure_generation(model: PreTrainedModel, folder: Path) -> None:
         return
     if not isinstance(read_json(path), dict):
         raise InputError(f"{path} cannot be read: expected a JSON object")
-    model.generation_config = _of_file(path, lambda: GenerationConfig.from_pretrained(folder, local_files_only=True))
+    with _reading(path):
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _put_layer(
     path: Path, model: nn.Module, name: str, description: Any, tensors: dict[str, Tensor], backend: str | None
 ) -> None:
-    """Replace a linear layer by a packed one, whose tensors are removed from ``tensors``.
+    """Replace a linear layer by a packed layer, whose tensors are removed from ``tensors``.
 
     Raises:
         InputError: names the layer that does not match.
@@ -152,7 +150,7 @@ def _put_layer(
         packed = PackedWeight(tuple(shape) if isinstance(shape, list) else shape, description.get("tile"), **parts)
     except InputError as error:
         raise InputError(f"{path}: {name}: {error}; save the model again") from None
-    parent, child = _place(path, model, name)
+    parent, child = _parent(path, model, name)
     linear = parent._modules.get(child)
     if (
         linear is None
@@ -165,12 +163,12 @@ def _put_layer(
 
 
 def _put_tensor(path: Path, model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Replace a parameter or buffer by a tensor of the same shape and kind of number.
+    """Replace a parameter or buffer by a tensor of the same shape, floating-point if the old one is.
 
     Raises:
         InputError: the model has no such parameter or buffer.
     """
-    module, child = _place(path, model, name)
+    module, child = _parent(path, model, name)
     known = module._parameters.get(child, module._buffers.get(child))
     if known is None or (known.shape, known.is_floating_point()) != (tensor.shape, tensor.is_floating_point()):
         raise _other_model(path, name)
@@ -180,8 +178,8 @@ def _put_tensor(path: Path, model: nn.Module, name: str, tensor: Tensor) -> None
         module._buffers[child] = tensor
 
 
-def _place(path: Path, model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that holds the parameter or layer of a name, and its name there."""
+def _parent(path: Path, model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the parent module of a parameter or layer, and the name in it."""
     parent, _, child = name.rpartition(".")
     try:
         return model.get_submodule(parent), child
@@ -190,4 +188,4 @@ def _place(path: Path, model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _other_model(path: Path, name: str) -> InputError:
-    return InputError(f"{path}: {name} is of another model than the folder's config.json")
+    return InputError(f"{path}: {name} does not belong to the model of the folder's config.json")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +15,15 @@ if TYPE_CHECKING:
     from transformers import StaticCache
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Wall time of one generation, in seconds.
-
-    Attributes:
-        prefill: time of the prompt, up to the first new token.
-        decode: time of all other new tokens.
-    """
+class Seconds(NamedTuple):
+    """Wall time of one generation: the prompt up to the first new token, and all other new tokens."""
 
     prefill: float
     decode: float
 
     @property
     def total(self) -> float:
-        """Time from the prompt to the last token, in seconds."""
+        """Seconds from the prompt to the last token."""
         return self.prefill + self.decode
 
 
@@ -135,34 +128,27 @@ class Generation:
     def _capture(self) -> None:
         """Decode by a CUDA graph from now on if that gives the same tokens; else print the reason why it does not."""
         self._generate(self._step)
-        expected, reason = self.new, None
-        if any(layer.max_cache_len < self.length for layer in self.cache.layers):
-            reason = "a sliding window moves over the cache"
-        else:
+        expected = self.new
+        try:
+            if any(layer.max_cache_len < self.length for layer in self.cache.layers):
+                raise ValueError("a sliding window moves over the cache")
             # From the first position, so that the steps before capturing do not run past the end.
             self.cache.reset()
             self._position.zero_()
-            try:
-                replay = _captured(self._step_by_position)
-            except (RuntimeError, ValueError, TypeError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                torch.cuda.synchronize()
-            else:
-                self._generate(replay)
-                if torch.equal(self.new, expected):
-                    self._decode = replay
-                else:
-                    reason = "it gives other tokens"
-        if reason:
+            replay = _captured(self._step_by_position)
+            self._generate(replay)
+            if not torch.equal(self.new, expected):
+                raise ValueError("it gives other tokens")
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"{self.name}: decoding is not captured in a CUDA graph ({reason})", flush=True)
+            torch.cuda.synchronize()
+        else:
+            self._decode = replay
 
 
 def _captured(function: Callable[[], object]) -> Callable[[], None]:
-    """Capture a function that reads and writes the same tensors at every call as a CUDA graph, and return its replay.
-
-    Raises:
-        RuntimeError, ValueError, TypeError: the function cannot be captured.
-    """
+    """Capture a function that reads and writes the same tensors at every call as a CUDA graph, and return its replay."""
     # Capturing requires warm-up calls on another stream, so that lazy initialization is over before.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is packed."""
+"""Linear layer with a packed weight."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HybridLinear(nn.Module):
         self.out_features, self.in_features = packed.shape
         self.tile, self.backend = packed.tile, backend
         if bias is not None and bias.shape != (self.out_features,):
-            raise InputError(f"a bias of {list(bias.shape)} is not one of {self.out_features} outputs")
+            raise InputError(f"the bias has the shape {list(bias.shape)}; expected [{self.out_features}]")
         self.register_buffer("values", packed.values)
         self.register_buffer("bits", packed.bits)
         self.register_buffer("dense", packed.dense)
@@ -42,10 +42,10 @@ class HybridLinear(nn.Module):
 
     @property
     def packed(self) -> PackedWeight:
-        """Weight in its current state, on the device that the layer was moved to.
+        """Packed weight of the layer's current buffers.
 
         Raises:
-            InputError: it was changed, and its parts are inconsistent.
+            InputError: the buffers were changed and are inconsistent.
         """
         known, buffers = self._packed, self._buffers
         if (
@@ -64,39 +64,39 @@ class HybridLinear(nn.Module):
         return PackedWeight((self.out_features, self.in_features), self.tile, **parts)
 
     def _apply(self, *arguments: Any, **options: Any) -> HybridLinear:
-        # The cached weight would keep its memory until the next call.
+        # The cached weight would keep the old memory until the next call.
         self._packed = None
         return super()._apply(*arguments, **options)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, strict: bool, *lists: list[str]
     ) -> None:
-        """Load consistent parts; load none of inconsistent ones, for which `load_state_dict` raises the error."""
+        """Load the state if its parts are consistent; else load nothing, and `load_state_dict` raises the error."""
         given = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
-        error = self._misfit({name: part for name, part in given.items() if name in PARTS})
+        error = self._inconsistency({name: part for name, part in given.items() if name in PARTS})
         if error:
             lists[-1].append(f"{prefix}{error}")
             return
         if local_metadata.get("assign_to_params_buffers"):
-            # A copy: others could change the tensors, or the file that they are mapped from.
+            # Others could change the tensors, or the file that they are mapped from.
             copies = {prefix + name: part.clone() for name, part in given.items() if isinstance(part, Tensor)}
             state_dict = state_dict | copies
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
-    def _misfit(self, given: dict[str, Any]) -> str | None:
-        """Return the reason why the given parts do not fit the layer's other parts; None if they do."""
+    def _inconsistency(self, given: dict[str, Any]) -> str | None:
+        """Return the reason why given parts are inconsistent with the layer's other parts; None if they are not."""
         own: dict[str, Any] = {name: getattr(self, name, None) for name in PARTS}
         for name, part in given.items():
             if isinstance(part, Tensor) and isinstance(own[name], Tensor) and part.shape != own[name].shape:
                 return f"{name}: size mismatch for {name}: {list(part.shape)}; the layer has {list(own[name].shape)}"
         try:
-            self._weight_of(own | {name: self._beside(part, given) for name, part in given.items()})
+            self._weight_of(own | {name: self._on_device(part, given) for name, part in given.items()})
         except InputError as error:
             return str(error)
         return None
 
-    def _beside(self, part: Any, given: dict[str, Any]) -> Any:
-        """Return a part on the device of those parts that are not given."""
+    def _on_device(self, part: Any, given: dict[str, Any]) -> Any:
+        """Return a part on the device of the parts that are not given."""
         others = [self._buffers[name] for name in PARTS if name not in given and self._buffers.get(name) is not None]
         return part.to(others[0].device) if others and isinstance(part, Tensor) else part
 

@@ -13,7 +13,6 @@ BLOCK = 1 << 22
 
 def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
     """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
-    # Gradients of the inputs and all dtypes are supported.
     if inputs.device != packed.values.device:
         return f"inputs on {inputs.device}, the weight on {packed.values.device}"
     return None

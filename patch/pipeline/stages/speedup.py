@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.inference.comparison import backend_counts, converted_copy, logits_difference, peak_bytes, weight_bytes
+from patch.inference.comparison import backend_counts, logits_difference, peak_bytes, share_tensors, weight_bytes
+from patch.inference.convert import convert
 from patch.inference.generation import Generation, Seconds, random_prompt
 from patch.inference.timing import interleaved, quartiles
 from patch.masks.packed import MaskSet
@@ -74,7 +75,7 @@ class _Candidates:
 
     def add(self, run: Run, masks: MaskSet) -> None:
         """Convert the model by a mask, and check that its logits agree with those of the masked model."""
-        other = converted_copy(self.network, masks)
+        other = convert(share_tensors(self.network), masks)
         difference, largest = logits_difference(self.network, masks, other, self.tokens, run.id)
         self._add(run, other, masks.sparsity, (difference, largest))
         print(f"{run.id}: converted; logits differ by {difference:.2g} of {largest:.2g}", flush=True)

@@ -12,13 +12,13 @@ from torch import nn
 from patch.errors import InputError
 from patch.inference.comparison import (
     backend_counts,
-    converted_copy,
     logits_difference,
     masked_copy,
     peak_bytes,
     share_tensors,
     weight_bytes,
 )
+from patch.inference.convert import convert
 from patch.inference.generation import Generation, random_prompt
 from patch.inference.linear import HybridLinear
 from patch.masks.nm import NM, Unstructured
@@ -52,7 +52,7 @@ def model(request: pytest.FixtureRequest, tiny_model: Callable) -> nn.Module:
 def test_a_converted_model_agrees_and_leaves_the_dense_one_alone(model: nn.Module, tiny_model: Callable) -> None:
     masks, tokens = hybrid(model), random_prompt(model, 2, 5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    other = converted_copy(model, masks)
+    other = convert(share_tensors(model), masks)
     difference, largest = logits_difference(model, masks, other, tokens, "a run")
     assert difference < 1e-4 * largest
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -68,7 +68,11 @@ def test_a_converted_model_agrees_and_leaves_the_dense_one_alone(model: nn.Modul
 
 def test_what_is_not_masked_is_there_once(model: nn.Module) -> None:
     embedding = model.get_input_embeddings().weight
-    for other in (share_tensors(model), converted_copy(model, hybrid(model)), masked_copy(model, hybrid(model))):
+    for other in (
+        share_tensors(model),
+        convert(share_tensors(model), hybrid(model)),
+        masked_copy(model, hybrid(model)),
+    ):
         assert other.get_input_embeddings().weight is embedding and other is not model
         assert other.get_output_embeddings().weight is embedding
 
@@ -77,7 +81,7 @@ def test_a_model_that_differs_is_refused(model: nn.Module) -> None:
     masks, tokens = hybrid(model), random_prompt(model, 2, 5)
     with pytest.raises(RuntimeError, match="a run: the converted model's logits differ by"):
         logits_difference(model, masks, model, tokens, "a run")
-    broken = converted_copy(model, masks)
+    broken = convert(share_tensors(model), masks)
     next(m for m in broken.modules() if isinstance(m, HybridLinear)).values.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="differ by nan"):
         logits_difference(model, masks, broken, tokens, "a run")
@@ -85,7 +89,7 @@ def test_a_model_that_differs_is_refused(model: nn.Module) -> None:
 
 def test_bytes_of_the_layers(model: nn.Module) -> None:
     masks = hybrid(model)
-    found = weight_bytes(model, converted_copy(model, masks))
+    found = weight_bytes(model, convert(share_tensors(model), masks))
     assert found["dense"] == sum(4 * weight_matrix(linear).numel() for linear in prunable_linears(model).values())
     assert found["measured"] == found["expected"] < found["dense"]
     assert weight_bytes(model, model) == dict.fromkeys(("dense", "measured", "expected"), found["dense"])
@@ -96,10 +100,10 @@ def test_memory_on_the_cpu_is_that_of_the_tensors(model: nn.Module) -> None:
     called: list[int] = []
     own = sum(t.numel() * t.element_size() for t in tensors.values())
     assert peak_bytes(model, lambda: called.append(1)) == own and not called
-    assert peak_bytes(converted_copy(model, hybrid(model)), lambda: None) < own
+    assert peak_bytes(convert(share_tensors(model), hybrid(model)), lambda: None) < own
 
 
 def test_unstructured_masks_have_no_faster_form(model: nn.Module) -> None:
     masks = MaskSet(prune(copy.deepcopy(model), "magnitude", Unstructured(0.5)).masks, "unstructured")
     with pytest.raises(InputError, match="no faster form"):
-        converted_copy(model, masks)
+        convert(share_tensors(model), masks)

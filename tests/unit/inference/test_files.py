@@ -440,7 +440,7 @@ def test_parts_of_the_wrong_size(part: str, folder: Path) -> None:
 
 def test_another_map_of_tiles(folder: Path) -> None:
     damaged(folder, lambda tensors, layers: tensors[f"{FIRST}.dense"].fill_(True))
-    refused(folder, rf"{FIRST}: values have the shape .*, not \[960\] as the tiles ask for; save the model again")
+    refused(folder, rf"{FIRST}: values have the shape .*, not \[960\] as the tiles require; save the model again")
 
 
 @pytest.mark.parametrize("byte", [0b0111_0011, 0b0001_0011, 0b0011_0000, 0b1111_1111])
@@ -542,7 +542,7 @@ def test_tensors_that_the_model_does_not_have(folder: Path) -> None:
     good = (folder / "packed.safetensors").read_bytes()
     for name in ("model.norm.odd", "odd", "model.odd.weight", "lm_head.weight.odd"):
         damaged(folder, lambda tensors, layers, name=name: tensors.update({name: torch.ones(3)}))
-        refused(folder, f"packed.safetensors: {name} is of another model than the folder's config.json")
+        refused(folder, f"packed.safetensors: {name} does not belong to the model of the folder's config.json")
         (folder / "packed.safetensors").write_bytes(good)
     damaged(folder, lambda tensors, *_: tensors.pop("model.norm.weight"))
     refused(folder, "packed.safetensors: it lacks model.norm.weight; save the model again")
@@ -550,7 +550,7 @@ def test_tensors_that_the_model_does_not_have(folder: Path) -> None:
 
 def test_a_packed_layer_without_its_bias(folder: Path) -> None:
     damaged(folder, lambda tensors, *_: tensors.pop("model.layers.1.self_attn.k_proj.bias"))
-    refused(folder, "model.layers.1.self_attn.k_proj is of another model than the folder's config.json")
+    refused(folder, "model.layers.1.self_attn.k_proj does not belong to the model of the folder's config.json")
 
 
 def test_layers_that_the_model_does_not_have(folder: Path) -> None:
@@ -561,7 +561,7 @@ def test_layers_that_the_model_does_not_have(folder: Path) -> None:
             tensors[f"{name}.{part}"] = tensors[f"{FIRST}.{part}"].clone()
 
     damaged(folder, change)
-    refused(folder, "model.layers.1.mlp.odd_proj is of another model than the folder's config.json")
+    refused(folder, "model.layers.1.mlp.odd_proj does not belong to the model of the folder's config.json")
 
 
 def test_a_layer_is_what_it_was_before_saving(made: Callable, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_masks_must_be_of_the_runs(measured: Callable, masks: list[Path], capfd:
 def test_more_tokens_than_the_model_has_positions(measured: Callable, capfd: pytest.CaptureFixture) -> None:
     sizes = {"batch_size": 1, "prompt": 60, "new_tokens": 10, "repeats": 4}
     assert measured(speedup=sizes) == 2
-    assert "make `speedup.prompt` or `speedup.new_tokens` smaller" in capfd.readouterr().err
+    assert "lower `speedup.prompt` or `speedup.new_tokens`" in capfd.readouterr().err
 
 
 def test_a_damaged_record_stops_the_table(
