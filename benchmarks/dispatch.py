@@ -1,30 +1,29 @@
 """Benchmark of job submission to SLURM: this project's executor against Snakemake's own SLURM plugin.
 
     python benchmarks/dispatch.py                # the same 200 jobs through both, minutes
-    python benchmarks/dispatch.py --breakdown    # where the seconds of one job go
-    python benchmarks/dispatch.py --grid 10000   # a grid against a made-up SLURM: dry run, submission, memory
+    python benchmarks/dispatch.py --breakdown    # time breakdown of one job
+    python benchmarks/dispatch.py --grid 10000   # a grid on a simulated SLURM: dry run, submission, memory
 
-The comparison runs on the tests' disposable cluster (two nodes, two processors each), so on one machine: while jobs
-run, its processors are what both sides are short of, and other work on the machine falsifies every second.
+The comparison runs on the tests' disposable cluster of two nodes with two processors each, all on one machine. Its
+processors are the bottleneck of both sides while jobs run, so other work on the machine distorts all times.
 
-What is alike: the cluster, Snakemake's version, the workflow, `--jobs`, `--latency-wait`, the greedy scheduler, and no
-limit on jobs a second. Both submit with the options that they have by default; `--theirs-arrays` adds a third run, of
-the official plugin with its job arrays. Each side runs four jobs that do not count before anybody is measured, so that
-neither pays for a cold disk.
+Both sides have the same cluster, version of Snakemake, workflow, `--jobs`, `--latency-wait`, greedy scheduler, and no
+limit on jobs per second, and submit with their default options; `--theirs-arrays` adds a third run, of the official
+plugin with its job arrays. Each side first runs four jobs that do not count, so that neither pays for a cold disk.
 
-What is not alike, on purpose: how the end of a job is noticed, since that is a part of what is compared. Each side has
-its own default (result files every 2 s and `squeue` every 20 s here; `squeue` after 40 s, then 10 s later each time
-nothing has ended, there, whose Snakemake also sleeps one such pause before it exits). The seconds until the last
-command ran are free of that: all jobs are in SLURM's queue by then.
+Each side detects the end of a job with its own defaults, since that is a part of the comparison. This executor reads
+result files every 2 s and calls `squeue` every 20 s; the plugin calls `squeue` after 40 s, then 10 s later each time
+that no job has ended, and its Snakemake sleeps for one such interval before it exits. The seconds until the last
+command ran do not depend on that, since all jobs are in SLURM's queue by then.
 
-What the official plugin needs on a cluster without accounting: `--slurm-status-command squeue` (its default is `sacct`
-wherever there is such a program), and SLURM_CONF given back within jobs: its job step takes away all variables of SLURM
-but a few, and this cluster's configuration lies in no place that `srun` would look in. The wrappers that count calls
-do that. (`--slurm-no-account` changes nothing: the plugin has the option and never reads it.)
+On a cluster without accounting, the official plugin needs `--slurm-status-command squeue` (its default is `sacct` if
+that program exists) and SLURM_CONF within jobs: its job step removes most of SLURM's variables, and `srun` would not
+find this cluster's configuration. The wrappers that count calls set it. (`--slurm-no-account` has no effect: the plugin
+never reads the option.)
 
-What is counted: calls of SLURM's commands, told apart by where they were made (on the login node or inside a job);
-processor seconds of slurmctld, from /proc; what slurmctld was asked (RPCs), from `sdiag`. Every job writes when and in
-which SLURM job it ran; a side whose files are not all there, each from a job of its own, has failed.
+The measurements are calls of SLURM's commands, on the login node and inside jobs; processor seconds of slurmctld, from
+/proc; and messages to slurmctld (RPCs), from `sdiag`. Every job writes the time and its SLURM job. A side fails unless
+every file exists and comes from a SLURM job of its own.
 """
 
 from __future__ import annotations
@@ -49,18 +48,18 @@ def main() -> int:
     """Run the command line and return the exit code, 1 if a side fails or a limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=200, help="jobs of each side (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each side, of which the median counts")
-    parser.add_argument("--only", choices=["ours", "theirs"], help="one side alone")
-    parser.add_argument("--theirs-arrays", action="store_true", help="a third run: the official plugin's job arrays")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each side; results are those of the median run")
+    parser.add_argument("--only", choices=["ours", "theirs"], help="run only one side")
+    parser.add_argument("--theirs-arrays", action="store_true", help="add a run of the official plugin with job arrays")
     parser.add_argument("--venv", type=Path, help="environment of the official plugin (default: in the user's cache)")
-    parser.add_argument("--breakdown", action="store_true", help="instead: where the seconds of one job go, here")
+    parser.add_argument("--breakdown", action="store_true", help="only the time breakdown of one job of this executor")
     parser.add_argument(
         "--grid",
         type=int,
         nargs="?",
         const=10_000,
         metavar="JOBS",
-        help="instead: a grid of so many jobs (%(const)s), without a cluster",
+        help="only a grid of JOBS jobs (%(const)s) on a simulated SLURM",
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder of the runs")
     arguments = parser.parse_args()

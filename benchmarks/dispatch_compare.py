@@ -1,4 +1,4 @@
-"""The comparison of `dispatch.py`: the sides, their runs, the table."""
+"""Comparison of executors for `dispatch.py`: the sides, their runs and the table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.measure import table
 from benchmarks.processes import Finished, RunFailed, machine_seconds, process_seconds, run_process
 from tests.slurm.cluster import CLIENTS, Cluster
 
@@ -44,7 +45,7 @@ rule make:
         "echo $EPOCHREALTIME $SLURM_JOB_ID > {output}"
 """
 
-# On the way to the cluster's own shims: where a call was made, and SLURM_CONF where somebody took it away.
+# Logs whether a call was made on the login node or in a job, and sets SLURM_CONF again, which a plugin may remove.
 WRAPPER = """\
 #!/bin/sh
 echo "${{SLURM_JOB_ID:-login}} {name}" >> {log}
@@ -59,9 +60,9 @@ class Side:
 
     Attributes:
         name: heading of its column.
-        bin: folder with its Snakemake.
-        options: of Snakemake, beside those that all have.
-        hurry: further ones where only the disk is to be warmed.
+        bin: folder of its Snakemake.
+        options: options of Snakemake beside the shared ones.
+        hurry: further options for the warm-up.
     """
 
     name: str
@@ -75,14 +76,16 @@ class Outcome:
     """Measurements of one side's run.
 
     Attributes:
+        jobs: number of jobs.
         wall: seconds from the start of Snakemake to its end.
         last_command: seconds until the last job's command ran.
-        login, inside: calls of each client on the login node and within jobs.
         controller: processor seconds of slurmctld.
-        rpcs: messages to slurmctld, by kind.
         machine: processor seconds of the whole machine, other work included.
-        snakemake: processor seconds of Snakemake and of what it called.
-        memory: its peak in MB.
+        snakemake: processor seconds of Snakemake and its children.
+        memory: peak memory of Snakemake and its children in MB.
+        login: number of calls of each client on the login node.
+        inside: number of calls of each client within jobs.
+        rpcs: number of messages to slurmctld by kind.
     """
 
     jobs: int
@@ -122,7 +125,7 @@ def official_environment(folder: Path | None) -> Path:
     """Return the environment of the official plugin, created if it is missing.
 
     Args:
-        folder: where; None for a place in the user's cache that is named after the versions.
+        folder: its folder; None for one in the user's cache that is named after the versions.
     """
     snakemake = importlib.metadata.version("snakemake")
     wanted = [f"snakemake=={snakemake}", f"snakemake-executor-plugin-slurm=={OFFICIAL}"]
@@ -174,10 +177,10 @@ def command(jobs: int, *options: str) -> list[str]:
 
 
 def run_side(side: Side, cluster: Cluster, folder: Path, jobs: int, hurry: bool = False) -> Outcome:
-    """Run the jobs through one side and measure.
+    """Run the jobs through one side and return its measurements.
 
     Raises:
-        RunFailed: a job is not done, or was not done by SLURM.
+        RunFailed: a job did not run, or not in a SLURM job of its own.
     """
     folder.mkdir(parents=True)
     (folder / "Snakefile").write_text(SNAKEFILE)
@@ -222,7 +225,7 @@ def check_outputs(folder: Path, jobs: int, run: Finished) -> list[float]:
     if run.code or len(slurm_jobs) != jobs:
         how = "did not end in time" if run.code is None else f"ended with code {run.code}"
         raise RunFailed(
-            f"Snakemake {how}; {len(texts)} of {jobs} files are there, from {len(slurm_jobs)} SLURM jobs. It said:\n"
+            f"Snakemake {how}; {len(texts)} of {jobs} files exist, from {len(slurm_jobs)} SLURM jobs. Its output:\n"
             + "\n".join(run.output.read_text(errors="replace").splitlines()[-40:])
         )
     return [float(words[0]) for words in texts]
@@ -242,8 +245,12 @@ def compare(which: list[str], jobs: int, rounds: int, venv: Path | None, cluster
     """Run the sides, print the table, and return the exit code.
 
     Args:
-        which: of `ours`, `theirs`, `arrays`.
-        venv: environment of the official plugin, None for one in the user's cache.
+        which: names of sides, `ours`, `theirs` and `arrays`.
+        jobs: number of jobs.
+        rounds: number of runs of each side.
+        venv: environment of the official plugin; None for one in the user's cache.
+        cluster: the cluster of the tests.
+        folder: folder of the runs.
     """
     official = None if which == ["ours"] else official_environment(venv)
     sides = [ours()] if "ours" in which else []
@@ -254,7 +261,7 @@ def compare(which: list[str], jobs: int, rounds: int, venv: Path | None, cluster
         print(f"\n{name} FAILED: {words}")
     if outcomes:
         print(f"\n{jobs} jobs on {os.cpu_count()} cores, Python {platform.python_version()}\n")
-        print(table(outcomes))
+        print(outcome_table(outcomes))
     result = summary(outcomes, failures)
     if "wall_ratio" in result:
         for name, most in (("wall_ratio", WALL_TARGET), ("sbatch_ratio", SBATCH_TARGET)):
@@ -307,10 +314,10 @@ ROWS: list[tuple[str, Callable[[Outcome], float], str]] = [
 ]
 
 
-def table(outcomes: dict[str, Outcome]) -> str:
+def outcome_table(outcomes: dict[str, Outcome]) -> str:
     """Return a table of the measurements; the ratio is the first side over the second."""
     names = list(outcomes)
-    lines = [["", *names, "ratio"]]
+    lines = []
     for title, value, form in ROWS:
         values = [value(outcome) for outcome in outcomes.values()]
         lines.append([title, *(format(number, form) for number in values), ratio(values)])
@@ -320,13 +327,7 @@ def table(outcomes: dict[str, Outcome]) -> str:
             if any(values):
                 title = f"calls of {client}, {'on the login node' if where == 'login' else 'inside jobs'}"
                 lines.append([title, *map(str, values), ratio(values)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
+    return table(["", *names, "ratio"], lines)
 
 
 def ratio(values: list[float]) -> str:

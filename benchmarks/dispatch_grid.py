@@ -1,9 +1,9 @@
 """Benchmark of a large grid on a simulated SLURM: costs of planning, submission and status checks.
 
-`sbatch`, `squeue` and the other commands are small scripts here, which note that they were called; what they answer is
-what a real cluster would that runs everything at once. So all seconds and megabytes are those of Snakemake and of the
-executor. In order: a dry run; all jobs are submitted; they are watched for a while; Snakemake is killed; another one
-takes all of them over; their files appear, all at the same time, which is the worst case; Snakemake ends.
+`sbatch`, `squeue` and the other commands are small scripts that log their calls and answer as a cluster that runs all
+jobs at once. All seconds and megabytes are therefore those of Snakemake and the executor. In order: a dry run; all jobs
+are submitted; their status is checked for a while; Snakemake is killed; another Snakemake adopts all jobs; all outputs
+appear at the same time, which is the worst case; Snakemake ends.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from snakemake_executor_plugin_submitit.ledger import History
 
 from benchmarks import dispatch_compare as compare
+from benchmarks.measure import table
 from benchmarks.processes import Finished, RunFailed, finish, process_seconds, run_process, running
 
 MAX_ARRAY_SIZE = 1001
@@ -29,9 +30,9 @@ DRY_RUN_SECONDS, DRY_RUN_MB = 15, 1000
 WATCH_SECONDS = 60
 # Seconds until a submission is fully recorded and printed.
 SETTLE_SECONDS = 10
-SECONDS = 900  # for each part, at most
+SECONDS = 900  # limit of each phase
 
-# The name of a command -> what it does after it was noted; $GRID is a folder.
+# Name of a command -> the rest of its script after the call was logged; $GRID is a folder.
 FAKES = {
     "sbatch": """\
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
@@ -149,10 +150,9 @@ def grid(jobs: int, folder: Path) -> int:
         "each job submitted once": sum(numbers["arrays"]) == jobs,
     }
     print()
-    for name, value in numbers.items():
-        print(f"{name.replace('_', ' '):44} {value}")
-    for limit, met in limits.items():
-        print(f"{limit}: {'met' if met else 'MISSED'}")
+    lines = [(name.replace("_", " "), value) for name, value in numbers.items()]
+    lines += [(name, "met" if met else "MISSED") for name, met in limits.items()]
+    print(table(("measurement", "value"), lines))
     print(json.dumps(numbers))
     return 0 if all(limits.values()) else 1
 
@@ -211,7 +211,7 @@ def _wait(process: subprocess.Popen, ready: Callable[[], Any], folder: Path) -> 
 def _check(code: Any, folder: Path) -> None:
     if code != 0:
         lines = (folder / "output.txt").read_text(errors="replace").splitlines()[-40:]
-        raise RunFailed("\n".join([f"Snakemake failed ({code}). It said:", *lines]))
+        raise RunFailed("\n".join([f"Snakemake failed ({code}). Its output:", *lines]))
 
 
 def _peak(pid: int) -> int:

@@ -1,10 +1,10 @@
 """Time breakdown of one job, from sbatch to the detection of its result.
 
-Jobs run one at a time on an idle cluster. A `sitecustomize.py` on their PYTHONPATH notes when an interpreter starts and
-ends and, through an audit hook, when it unpickles, reads the Snakefile and starts a command; the prologue of the job
-notes when the batch script starts and ends. Nothing of the executor, submitit or Snakemake is changed.
+Jobs run one at a time on an idle cluster. A `sitecustomize.py` on their PYTHONPATH records when an interpreter starts
+and ends and, through an audit hook, when it unpickles, reads the Snakefile and starts a command; the prologue of the
+job records when the batch script starts and ends. The executor, submitit and Snakemake are not changed.
 
-Wall seconds grow with other work on the machine; processor seconds hardly do, and of them a full machine has no more.
+Wall seconds grow with other work on the machine; processor seconds hardly do.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks import dispatch_compare as compare
+from benchmarks.measure import table
 from benchmarks.processes import run_process
 from tests.slurm.cluster import Cluster
 
 JOBS = 5
-DEAREST = 15
+SLOWEST = 15
 
 SITECUSTOMIZE = """\
 import atexit, os, resource, sys, time
@@ -100,13 +101,13 @@ def breakdown(cluster: Cluster, folder: Path) -> int:
         compare.check_outputs(work / "out", jobs, run)
     wall, processor = read_traces(work, trace)
     print(f"\nMedians of {JOBS} jobs, one at a time on {os.cpu_count()} cores\n")
-    print("    wall  processor seconds")
-    for *_, title in PHASES:
-        print(f"{wall[title]:8.3f}  {f'{processor[title]:.3f}' if title in processor else '-':>9}  {title}")
-    print(f"{sum(wall.values()):8.3f}  {sum(processor.values()):9.3f}  together\n")
+    titles = [title for *_, title in PHASES]
+    lines = [[t, f"{wall[t]:.3f}", f"{processor[t]:.3f}" if t in processor else "-"] for t in titles]
+    lines.append(["total", f"{sum(wall.values()):.3f}", f"{sum(processor.values()):.3f}"])
+    print(table(("phase", "wall seconds", "processor seconds"), lines) + "\n")
     imports = import_seconds(side.bin / "python")
-    for which, dearest in imports.items():
-        print(f"dearest imports of {which}: {', '.join(f'{name} {took:.3f}' for name, took in dearest.items())}")
+    for which, slowest in imports.items():
+        print(f"slowest imports of {which}: {', '.join(f'{name} {took:.3f}' for name, took in slowest.items())}")
     print(json.dumps({"cores": os.cpu_count(), "wall": wall, "processor": processor, "imports": imports}))
     return 0
 
@@ -163,5 +164,5 @@ def import_seconds(python: Path) -> dict[str, dict[str, float]]:
         for took, module in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s+([\w.]+)", run.stderr, flags=re.MULTILINE):
             package = module.partition(".")[0]
             own["the standard library" if package in sys.stdlib_module_names else package] += int(took) / 1e6
-        found[name] = {key: round(own[key], 3) for key in sorted(own, key=own.__getitem__, reverse=True)[:DEAREST]}
+        found[name] = {key: round(own[key], 3) for key in sorted(own, key=own.__getitem__, reverse=True)[:SLOWEST]}
     return found

@@ -4,13 +4,14 @@
     python benchmarks/inference.py --models              # layers of the five models, rows 1, 16, 128, 2048
     python benchmarks/inference.py --device cuda --dtypes bfloat16 --rows 16 2048 --models
 
-Dense is PyTorch's linear layer. Weights are random; tiles of 128, of which as many are sparse as make the sparsity, and
-50 is 2:4 everywhere. Candidates are called in turn, each time with another copy of their weight, so that no cache holds
-it; both sides have large pages, the same inputs, threads and dtype. Times are medians, with the quartiles' distance
-from it; `limit` is the dense weight's bytes over the packed one's, `of limit` the share that is reached.
+The reference is PyTorch's dense linear layer. Weights are random, tiles have side 128, and the fraction of sparse tiles
+gives the sparsity; 50 is 2:4 everywhere. Candidates are called in turn, each time with another copy of their weight, so
+that no cache holds it. Both sides have large pages and the same inputs, threads and dtype. Times are medians with half
+the distance of the quartiles; `limit` is the dense weight's bytes over the packed weight's, and `of limit` is the
+fraction of it that the speedup reaches.
 
-The last line is one JSON object: the least of dense time over ours for one row, over shapes and threads, by dtype and
-sparsity, and the most of what a packed layer takes over its formula.
+The last line is one JSON object: the smallest speedup for one row by dtype and sparsity, over shapes and threads, and
+the largest ratio of a packed layer's memory to its formula.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ import os
 import subprocess
 import sys
 from itertools import cycle
-from statistics import median
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import paired_ratio, seconds_in_turn, table  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 SHAPES = ("4096x4096", "11008x4096")
 SPARSITIES = (25, 35, 45, 50)
 TILE = 128
-# Bytes that pass between two uses of a copy, at least: more than the caches of a server's processor.
+# Least number of bytes read between two uses of a copy: more than the caches of a server's processor.
 BETWEEN = 2_000_000_000
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 # Hidden size, MLP, blocks, vocabulary of the whole model.
@@ -43,15 +48,18 @@ MODEL = (2048, 5632, 4, 4096)
 
 
 def main() -> int:
+    """Run the measurements of each dtype and number of threads, and print the worst cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", nargs="+", choices=SHORT, default=["float32", "bfloat16"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of a CPU")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of CPU threads (1 2)")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--shapes", nargs="+", metavar="OUTxIN", default=list(SHAPES))
-    parser.add_argument("--models", action="store_true", help="shapes of all models of config/paper.yaml instead")
-    parser.add_argument("--repeats", type=int, default=60, help="calls for one row that count; others are fewer (60)")
-    parser.add_argument("--no-generation", action="store_true", help="layers alone")
+    parser.add_argument(
+        "--models", action="store_true", help="layers of all models of config/paper.yaml, rows 1 16 128 2048"
+    )
+    parser.add_argument("--repeats", type=int, default=60, help="calls for one row; more rows have fewer (60)")
+    parser.add_argument("--no-generation", action="store_true", help="measure only layers")
     parser.add_argument("--one", nargs=2, metavar=("DTYPE", "THREADS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.models:
@@ -106,16 +114,13 @@ def _shapes_of_models() -> list[str]:
 
 
 def run(dtype: str, threads: int, options: argparse.Namespace) -> None:
-    """Print everything for one dtype and number of threads: lines for people, and JSON lines."""
+    """Print the results of one dtype and number of threads: tables, and JSON lines for the parent process."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    where = _device_name() if options.device == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
-    print(f"\n{dtype}, {where}, tile {TILE}, torch {torch.__version__}")
-    print(
-        f"{'layer':>14} {'rows':>5} {'dense ms':>14} | {'sparsity':>8} {'ms':>14} {'speedup':>8} {'limit':>6} of limit"
-    )
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    print(f"\n{dtype}, {device}, tile {TILE}, torch {torch.__version__}")
     with torch.inference_mode():
         for shape in options.shapes:
             layers(tuple(map(int, shape.split("x"))), getattr(torch, dtype), options)
@@ -123,18 +128,12 @@ def run(dtype: str, threads: int, options: argparse.Namespace) -> None:
         generation(getattr(torch, dtype), options)
 
 
-def _device_name() -> str:
-    import torch
-
-    return torch.cuda.get_device_name()
-
-
 def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> None:
     """Measure one layer for all numbers of rows."""
     import torch
-    from patch.inference.measure import timed
 
     from patch.inference.packed import packed_bytes
+    from patch.inference.timing import quartiles
 
     weight = torch.randn(shape, device=options.device).to(dtype)
     packed = {sparsity: _packed(weight, sparsity) for sparsity in SPARSITIES}
@@ -142,18 +141,23 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
     dense = [weight.clone() for _ in range(copies)]
     others = {sparsity: [_copy(one) for _ in range(copies)] for sparsity, one in packed.items()}
     formula = {s: packed_bytes(shape, TILE, int(one.dense.sum()), weight.itemsize) for s, one in packed.items()}
+    lines = []
     for rows in options.rows:
         inputs = torch.randn(rows, shape[1], device=options.device).to(dtype)
         repeats = math.ceil(options.repeats / (1 if rows == 1 else 3 if rows <= 128 else 12))
-        times = timed(_candidates(dense, others, inputs), repeats, copies if rows == 1 else 2, options.device)
-        for number, s in enumerate(packed):
-            speedup, limit = times["dense"].median / times[s].median, weight.nbytes / packed[s].nbytes
-            head = f"{shape[0]:>7}x{shape[1]:<6} {rows:>5} {_text(times['dense'])}" if not number else " " * 35
-            share = f"{speedup / limit:>8.0%}" if rows == 1 else ""
-            print(f"{head} | {s:>7}% {_text(times[s])} {speedup:>8.2f} {limit:>6.2f} {share}")
+        candidates = _candidates(dense, others, inputs)
+        seconds = seconds_in_turn(candidates, repeats, copies if rows == 1 else 2, options.device)
+        times = {name: quartiles(values) for name, values in seconds.items()}
+        for s in packed:
+            speedup, limit = times["dense"]["median"] / times[s]["median"], weight.nbytes / packed[s].nbytes
+            reached = f"{speedup / limit:.0%}" if rows == 1 else ""
+            cells = [_milliseconds(times["dense"]), _milliseconds(times[s]), f"{speedup:.2f}", f"{limit:.2f}", reached]
+            lines.append([f"{shape[0]}x{shape[1]}", rows, f"{s}%", *cells])
             line = {"dtype": str(dtype).removeprefix("torch."), "shape": shape, "rows": rows, "sparsity": s}
             memory = _bytes(others[s][0]) / formula[s]
             print(json.dumps(line | {"speedup": speedup, "memory_over_formula": memory}), flush=True)
+    headers = ("layer", "rows", "sparsity", "dense ms", "ms", "speedup", "limit", "of limit")
+    print("\n" + table(headers, lines), flush=True)
 
 
 def _candidates(dense: list[Tensor], others: dict[int, list[Any]], inputs: Tensor) -> dict[Any, Callable[[], Tensor]]:
@@ -173,12 +177,12 @@ def _candidates(dense: list[Tensor], others: dict[int, list[Any]], inputs: Tenso
     return found
 
 
-def _text(spread: Any) -> str:
-    return f"{1e3 * spread.median:>7.2f} ± {500 * (spread.high - spread.low):<4.2f}"
+def _milliseconds(spread: dict[str, float]) -> str:
+    return f"{1e3 * spread['median']:.2f} ± {500 * (spread['high'] - spread['low']):.2f}"
 
 
 def _masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
-    """Return a random 2:4 mask under as many dense tiles as make the sparsity, and the tiles."""
+    """Return a random hybrid mask of a sparsity, and its map of dense tiles."""
     import torch
 
     from patch.masks.tile import expand_tiles, tile_grid
@@ -204,7 +208,7 @@ def _copy(packed: Any) -> Any:
 
 
 def _bytes(packed: Any) -> int:
-    """Return the bytes of a packed layer in memory, including the positions of its tiles."""
+    """Return the bytes of a packed layer in memory, including the offsets of its tiles."""
     return sum(
         part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.checked.offsets)
     )
@@ -212,11 +216,12 @@ def _bytes(packed: Any) -> int:
 
 def generation(dtype: Any, options: argparse.Namespace) -> None:
     """Measure a whole model with batches of one and sixteen."""
-    from patch.inference.compare import converted, weights
-    from patch.inference.measure import Spread, interleaved
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from patch.inference import convert
+    from patch.inference.comparison import share_tensors, weight_bytes
     from patch.inference.generation import Generation, random_prompt
+    from patch.inference.timing import interleaved, quartiles
 
     hidden, mlp, blocks, vocabulary = MODEL
     config = LlamaConfig(
@@ -229,24 +234,27 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config).to(options.device, dtype).eval().requires_grad_(False)
-    models = {"dense": model} | {s: converted(model, _masks_of(model, s)) for s in SPARSITIES}
+    models = {"dense": model} | {s: convert(share_tensors(model), _masks_of(model, s)) for s in SPARSITIES}
     print(f"\ngeneration by {model.num_parameters() / 1e6:.0f}M parameters, prompt 32, 32 new tokens")
-    print(f"{'batch':>5} {'candidate':>9} {'tokens/s':>14} {'speedup':>8} {'bytes of layers':>16}")
+    lines = []
     for batch in (1, 16):
         tokens = random_prompt(model, batch, 32)
         runs = {name: Generation(one, tokens, 32, str(name)) for name, one in models.items()}
         seconds = interleaved(runs, math.ceil(options.repeats / 12))
-        rates = {name: Spread.of([batch * 32 / one.total for one in times]) for name, times in seconds.items()}
-        for name, rate in rates.items():
-            # Of runs that followed each other, so that both met the same machine.
-            pairs = zip(seconds["dense"], seconds[name], strict=True)
-            speedup = median(dense.total / one.total for dense, one in pairs)
-            held = weights(model, models[name])
-            print(
-                f"{batch:>5} {name if name == 'dense' else f'{name}%':>9} {rate.median:>7.1f} ± "
-                f"{(rate.high - rate.low) / 2:<4.1f} {speedup:>8.2f} {held.measured / held.dense:>16.3f}",
-                flush=True,
+        totals = {name: [one.total for one in times] for name, times in seconds.items()}
+        for name, times in totals.items():
+            rate = quartiles([batch * 32 / total for total in times])
+            size = weight_bytes(model, models[name])
+            lines.append(
+                [
+                    name if name == "dense" else f"{name}%",
+                    batch,
+                    f"{rate['median']:.1f} ± {(rate['high'] - rate['low']) / 2:.1f}",
+                    f"{paired_ratio(totals['dense'], times):.2f}",
+                    f"{size['measured'] / size['dense']:.3f}",
+                ]
             )
+    print(table(("candidate", "batch", "tokens/s", "speedup", "bytes of layers"), lines), flush=True)
 
 
 def _masks_of(model: Any, sparsity: int) -> MaskSet:

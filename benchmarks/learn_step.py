@@ -2,17 +2,16 @@
 
     python benchmarks/learn_step.py
 
-The reference is the straightforward formulation, kept here: a Gumbel-softmax over `[groups, 6]` times the patterns,
-tiles by `repeat_interleave`, the masks of all layers alive from forward to backward, density and kept-norm regularizer
-as sums over full-size masks. Both sides have the same random model, tokens, threads, dtype and optimizer, each in a
-process of its own. They take their steps in turn; a ratio is the median over turns: of the reference to ours (joint),
-to the dense step (tile).
+The reference is the straightforward formulation: a Gumbel-softmax over `[groups, 6]` times the patterns, tiles by
+`repeat_interleave`, the masks of all layers alive from forward to backward, density and kept-norm regularizer as sums
+over full-size masks. Both sides have the same random model, tokens, threads, dtype and optimizer, each in its own
+process, and run their steps in turn. A ratio is the median over turns: of the reference to ours for joint learning, and
+to the dense step for tiles.
 
-The floor of memory is weights, logits, their gradients, the optimizer's state, and what a checkpointed dense forward
-and backward takes beside the weights. The dense step and ours of tiles recompute their blocks in the backward pass;
-joint learning and both references do not. The dense step that a tile step is compared with is forward and backward
-with gradients of the weights: tiles cannot be learned without the product that makes these. `plan` is what
-`patch/pipeline/resources/cost.py` says that a step takes.
+The lower bound of memory is the weights, logits, their gradients, the optimizer's state, and the activations of a dense
+forward and backward pass with recomputed blocks. The dense step and our tile step recompute their blocks in the
+backward pass; joint learning and both references do not. The dense step includes the gradients of the weights, since
+tiles cannot be learned without their product. `plan` is the memory that `patch/pipeline/resources/cost.py` plans.
 
 The last line is one JSON object with the worst case over sizes and threads.
 """
@@ -28,24 +27,31 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import paired_ratio, reset_peak, resident_mb, table  # noqa: E402
 
 # Keeps objects alive until the process ends.
 held = ExitStack()
-# Hidden size, MLP, blocks, vocabulary; the two are apart by four in their weights.
+# Hidden size, MLP, blocks, vocabulary; the large model has four times the weights of the small one.
 SIZES = {"small": (512, 1536, 4, 2048), "large": (1024, 2816, 4, 2048)}
 WAYS = ("dense", "joint", "joint-reference", "tile", "tile-reference")
 SEQLEN, TILE, SPARSITY = 128, 128, 0.45
 # Number of steps for the peak memory.
 WATCHED = 3
+HEADERS = ("way", "size", "threads", "weights", "s/step", "ratio", "MB", "floor", "of floor", "plan")
 
 
 def main() -> int:
+    """Run the command line, or one measurement in a child process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, default=15, help="steps of each that are timed, in turn (15)")
+    parser.add_argument("--steps", type=int, default=15, help="timed steps of each (15)")
     parser.add_argument("--one", nargs=3, metavar=("WAY", "SIZE", "TIMED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -56,29 +62,26 @@ def main() -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    print(
-        f"dtype {options.dtype}, batch 1, sequence {SEQLEN}, tile {TILE}; seconds a step, peak MB beside the libraries"
-    )
-    names = ("size", "threads", "weights", "way", "s/step", "ratio", "MB", "floor", "of floor", "plan")
-    widths = (6, 7, 8, 16, 8, 6, 7, 7, 8, 7)
-    print(*(name.rjust(width) for name, width in zip(names, widths, strict=True)))
+    """Run all measurements, print them and the worst cases."""
+    print(f"dtype {options.dtype}, batch 1, sequence {SEQLEN}, tile {TILE}; peak MB beside the libraries")
     worst = {"joint_speedup": [], "joint_peak_over_floor": [], "tile_step_over_dense": [], "tile_peak_over_floor": []}
     for size in options.sizes:
         for threads in options.threads:
             times = _times(size, threads, options)
             found = {way: _memory(way, size, threads, options) for way in WAYS}
             ratios = {
-                "joint": _ratio(times["joint-reference"], times["joint"]),
-                "tile": _ratio(times["tile"], times["dense"]),
-                "tile-reference": _ratio(times["tile-reference"], times["dense"]),
+                "joint": paired_ratio(times["joint-reference"], times["joint"]),
+                "tile": paired_ratio(times["tile"], times["dense"]),
+                "tile-reference": paired_ratio(times["tile-reference"], times["dense"]),
             }
+            lines = []
             for way, numbers in found.items():
                 floor = numbers["state_mb"] + found["dense"]["activations_mb"]
                 numbers["of_floor"] = numbers["peak_mb"] / floor
-                texts = [size, threads, f"{numbers['weights'] / 1e6:.1f}M", way, f"{median(times[way]):.3f}"]
-                texts += [f"{ratios[way]:.2f}" if way in ratios else "", f"{numbers['peak_mb']:.0f}", f"{floor:.0f}"]
-                texts += [f"{numbers['of_floor']:.2f}", numbers["plan_mb"] or ""]
-                print(*(f"{text}".rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True)
+                line = [way, size, threads, f"{numbers['weights'] / 1e6:.1f}M", f"{median(times[way]):.3f}"]
+                line += [f"{ratios[way]:.2f}" if way in ratios else "", f"{numbers['peak_mb']:.0f}", f"{floor:.0f}"]
+                lines.append([*line, f"{numbers['of_floor']:.2f}", numbers["plan_mb"] or ""])
+            print("\n" + table(HEADERS, lines), flush=True)
             worst["joint_speedup"].append(ratios["joint"])
             worst["joint_peak_over_floor"].append(found["joint"]["of_floor"])
             worst["tile_step_over_dense"].append(ratios["tile"])
@@ -88,13 +91,8 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ratio(over: list[float], under: list[float]) -> float:
-    """Return the median ratio of consecutive steps, so that machine drift affects both equally."""
-    return median(one / other for one, other in zip(over, under, strict=True))
-
-
 def _times(size: str, threads: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the seconds of interleaved steps of all variants, each in its own process."""
+    """Return the seconds of each variant's steps in turn, each variant in its own process."""
     processes = {way: _start(way, size, threads, options, "timed", {}) for way in WAYS}
     try:
         turns = range(options.steps + 1)
@@ -134,7 +132,7 @@ def _ask(process: subprocess.Popen, way: str) -> str:
 
 
 def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
-    """Print the seconds of a step for each line that comes in, or, once, the peak memory beside the libraries."""
+    """Print the seconds of a step for each line of the input, or once the peak memory beside the libraries."""
     import torch
 
     from patch.models.loading import prunable_linears
@@ -151,7 +149,7 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
     # Excludes memory that libraries allocate on first use.
     with ExitStack() as briefly:
         makers[way](*_model_and_tokens(128, 128, 1, 256, dtype), briefly)[0](0)
-    base = _rss()
+    base = resident_mb()
     model, tokens = _model_and_tokens(*SIZES[size], dtype)
     weights = sum(linear.weight.numel() for linear in prunable_linears(model).values())
     step, state = makers[way](model, tokens, held)
@@ -162,14 +160,14 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
             step(number)
             print(time.perf_counter() - started, flush=True)
         return
-    _reset_peak()
+    reset_peak()
     for number in range(WATCHED):
         step(number)
     found = {
-        "peak_mb": (_peak() - base) / 1e6,
+        "peak_mb": resident_mb("VmHWM") - base,
         "weights": weights,
         "state_mb": (total + state()) / 1e6,
-        # Of the dense step: without the gradients of its weights, which are freed in the step.
+        # Without the gradients of the weights, which the dense step frees.
         "activations_mb": _activations(model, tokens) if way == "dense" else 0.0,
         "plan_mb": _planned(model, way),
     }
@@ -206,22 +204,6 @@ def _model_and_tokens(hidden: int, mlp: int, blocks: int, vocabulary: int, dtype
     return model, torch.randint(0, vocabulary, (1, SEQLEN), generator=torch.Generator().manual_seed(1))
 
 
-def _rss() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _reset_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def _peak() -> int:
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 def _activations(model, tokens) -> float:  # noqa: ANN001
     """Return the memory of a forward and backward pass with recomputed blocks beside the weights, in MB."""
     from patch.learning.objective import cross_entropy, recomputed_blocks
@@ -231,11 +213,11 @@ def _activations(model, tokens) -> float:  # noqa: ANN001
     hook = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
     with recomputed_blocks(model, True):
         cross_entropy(model, tokens).backward()
-        before = _rss()
-        _reset_peak()
+        before = resident_mb()
+        reset_peak()
         cross_entropy(model, tokens).backward()
     hook.remove()
-    return (_peak() - before) / 1e6
+    return resident_mb("VmHWM") - before
 
 
 def _dense(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001

@@ -23,11 +23,11 @@ class Finished:
     """Finished process.
 
     Attributes:
-        code: exit code; None when it had to be killed.
-        wall: seconds that it took.
-        processor: processor seconds of it and its children.
-        memory: peak resident MB, of whichever of them had most.
-        output: file with all that it printed.
+        code: exit code; None if it was killed at the time limit.
+        wall: seconds of wall time.
+        processor: processor seconds of the process and its children.
+        memory: largest peak resident memory among the process and its children, in MB.
+        output: file of its output.
     """
 
     code: int | None
@@ -39,9 +39,9 @@ class Finished:
 
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen]:
-    """A command that runs in a folder, in a process group of its own, and is killed at the end if it still does.
+    """Run a command in a folder and in its own process group; kill it at the end of the block if it still runs.
 
-    `output.txt` in the folder gets what it prints.
+    `output.txt` in the folder gets its output.
     """
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
@@ -62,9 +62,9 @@ def running(command: list[str], environment: dict[str, str], folder: Path) -> It
 
 
 def finish(process: subprocess.Popen, folder: Path, seconds: float) -> Finished:
-    """Wait for the end of a process that runs in a folder, and kill it after so many seconds; `wall` begins now."""
+    """Wait for a process that runs in a folder, and kill it after ``seconds``; `wall` begins with this call."""
     started, killed = time.monotonic(), False
-    # Not `Popen.wait`: only `wait4` tells what a single child has used.
+    # Only `wait4` returns the resource usage of a single child.
     while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
         if not killed and time.monotonic() - started > seconds:
             os.killpg(process.pid, signal.SIGKILL)
@@ -83,7 +83,7 @@ def finish(process: subprocess.Popen, folder: Path, seconds: float) -> Finished:
 
 
 def run_process(command: list[str], environment: dict[str, str], folder: Path, seconds: float) -> Finished:
-    """Run a command in a folder, for so many seconds at most."""
+    """Run a command in a folder, and kill it after ``seconds``."""
     with running(command, environment, folder) as process:
         return finish(process, folder, seconds)
 
@@ -95,6 +95,6 @@ def process_seconds(pid: int) -> float:
 
 
 def machine_seconds() -> float:
-    """Return the processor seconds that this machine was busy so far."""
+    """Return the busy processor seconds of this machine since its start."""
     user, nice, system, _, _, interrupts, softirqs, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     return sum(map(int, (user, nice, system, interrupts, softirqs))) / TICKS

@@ -1,27 +1,23 @@
-"""ProxSparse's proximal operator: this project's beside the published formulation, on one matrix.
+"""Benchmark of ProxSparse's proximal operator against the published formulation, on one matrix.
 
     python benchmarks/proximal.py                              # weights as in a language model, minutes
-    python benchmarks/proximal.py --scale 0.8 --strength 1     # where thresholds bite and minima are several
+    python benchmarks/proximal.py --scale 0.8 --strength 1     # large thresholds and several minima
 
-The published formulation is written out here as the paper and its public code describe it: groups as rows of four,
-sorted; candidates with three and four weights by alternating soft thresholds from zero, column by column, for at most
-100 rounds or until the sum of all changes in the matrix is below 1e-8; the least of three objectives. Both sides get
-the same fp32 matrix and as many threads, and take turns; the median of the rounds counts.
+The reference follows the paper and its public code: groups as sorted rows of four; candidates with three and four
+weights by alternating soft thresholds from zero, column by column, for at most 100 iterations or until the sum of all
+changes in the matrix is below 1e-8; the minimum of three objectives. Both sides have the same fp32 matrix and number of
+threads, and run in turn; results are medians over runs.
 
-Memory is what the process holds at most during a run above what it held before, its result included, from Linux's
-/proc. Objectives are computed in float64 from both results.
+Memory is the peak of the process during a run beside its memory before, from Linux's /proc. Objectives are computed in
+float64 from both results.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import re
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measure import measure, paired_ratio, table  # noqa: E402
 from patch.masks.nm import groups  # noqa: E402
 from patch.masks.proximal import proximal_two_four, triple_products  # noqa: E402
 
@@ -47,7 +44,7 @@ def published(weight: Tensor, strength: float) -> Tensor:
 
 
 def _alternate(z: Tensor, strength: float, count: int) -> Tensor:
-    """Apply soft thresholds of the first ``count`` columns in turn, from zero, the smallest first."""
+    """Apply soft thresholds to the first ``count`` columns in turn from zero, the smallest column first."""
     w = torch.zeros_like(z)
     for _ in range(100):
         before = w.clone()
@@ -75,31 +72,15 @@ def objectives(result: Tensor, weight: Tensor, strength: float) -> Tensor:
     return torch.cat(parts)
 
 
-def _held(field: str) -> float:
-    """Return the memory of this process in MB, from Linux: `VmRSS` now, `VmHWM` at most."""
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
-
-
-def measured(operator: Callable[[Tensor, float], Tensor], weight: Tensor, strength: float) -> tuple[float, float]:
-    """Return the seconds and MB of one run."""
-    gc.collect()
-    # Memory freed by earlier runs would hide this run's allocations.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before, started = _held("VmRSS"), time.perf_counter()
-    operator(weight, strength)
-    return time.perf_counter() - started, _held("VmHWM") - before
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=4096, help="of the matrix (default: %(default)s)")
-    parser.add_argument("--columns", type=int, default=4096, help="of the matrix (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=4096, help="rows of the matrix (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=4096, help="columns of the matrix (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=0.02, help="standard deviation (default: %(default)s)")
     parser.add_argument("--strength", type=float, default=0.25, help="lambda (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of both sides (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of both sides (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default: %(default)s)")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -108,14 +89,20 @@ def main() -> None:
     sides = {"ours": proximal_two_four, "published": published}
     for operator in sides.values():
         operator(weight[:16], arguments.strength)
-    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(arguments.rounds):
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    memory: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(arguments.repeats):
         for name, operator in sides.items():
-            runs[name].append(measured(operator, weight, arguments.strength))
-    medians = {name: [statistics.median(values) for values in zip(*pairs, strict=True)] for name, pairs in runs.items()}
-    for name, (seconds, memory) in medians.items():
-        print(f"{name:10} {seconds:9.3f} s  {4e9 * seconds / weight.numel():8.1f} ns a group  {memory:7.0f} MB")
-    ratios = [theirs / ours for theirs, ours in zip(medians["published"], medians["ours"], strict=True)]
+            cost = measure(partial(operator, weight, arguments.strength))
+            times[name].append(cost.seconds)
+            memory[name].append(cost.megabytes)
+    lines = []
+    for name in sides:
+        seconds = statistics.median(times[name])
+        cells = [f"{seconds:.3f}", f"{4e9 * seconds / weight.numel():.1f}", f"{statistics.median(memory[name]):.0f}"]
+        lines.append([name, *cells])
+    print(table(("operator", "seconds", "ns per group", "peak MB"), lines))
+    ratios = [paired_ratio(costs["published"], costs["ours"]) for costs in (times, memory)]
     print(f"published / ours: {ratios[0]:.1f} x the time, {ratios[1]:.1f} x the memory")
 
     ours, theirs = (objectives(side(weight, arguments.strength), weight, arguments.strength) for side in sides.values())

@@ -1,9 +1,9 @@
-"""Pruning: seconds and peak memory of every one-shot method, and what a grid saves by sharing.
+"""Benchmark of one-shot pruning: seconds and peak memory of every method, and the savings of a grid by sharing.
 
-python benchmarks/prune.py block     one block of Llama-2-7B's shape, ours beside the published formulation
-python benchmarks/prune.py models    the demo's models, whole, with inputs of the pruned and of the dense model
-python benchmarks/prune.py sharing   jobs of a configuration, against one run for each run
-python benchmarks/prune.py           all three
+python benchmarks/prune.py block      # one block of Llama-2-7B's shape, ours and the published formulation
+python benchmarks/prune.py models     # the demo's models, with inputs of the pruned and of the dense model
+python benchmarks/prune.py sharing    # jobs of a configuration, and of separate runs
+python benchmarks/prune.py            # all three
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from patch.pipeline.config.load import load_experiment
-from patch.pipeline.reporting.units import align
-from patch.pipeline.resources.cost import CostModel
-from patch.pipeline.runs.plan import Plan
-from patch.pipeline.runs.run import Run
-from patch.pipeline.runs.store import calibrated
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import table  # noqa: E402
+from patch.pipeline.config.load import load_experiment  # noqa: E402
+from patch.pipeline.resources.cost import CostModel  # noqa: E402
+from patch.pipeline.runs.run import Run  # noqa: E402
+from patch.pipeline.runs.plan import Plan  # noqa: E402
+from patch.pipeline.runs.store import calibrated  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("block", "models", "sharing")
@@ -42,7 +44,7 @@ config = AutoConfig.for_model(source.architecture, **sizes)
 model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 shape = (calibration.samples, calibration.seqlen)
 windows = np.random.default_rng(0).integers(0, source.tokenizer.vocab_size, shape)
-prune(copy.deepcopy(model), "magnitude", parse_pattern("2:4", 0.5))  # what is only slow the first time
+prune(copy.deepcopy(model), "magnitude", parse_pattern("2:4", 0.5))  # warm-up
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for propagate in ("pruned", "dense"):
     times = []
@@ -57,20 +59,20 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
 
 
 def models(configfile: Path, repeats: int) -> str:
-    """Seconds and growth of the peak memory for each method on each trained model of a configuration.
+    """Return a table of seconds and peak memory for each method and each trained model of a configuration.
 
-    The weights are random: what a method does, magnitudes of fill-in aside, does not depend on them.
+    The weights are random, since the work of a method does not depend on them.
     """
     experiment = load_experiment(configfile)
     names = [name for name, model in experiment.models.items() if model.source.kind == "train"]
-    rows = [["model", "method", "pattern", "pruned inputs", "dense inputs", "ratio", "peak memory"]]
+    rows = []
     for name in names:
         for method in METHODS:
             for pattern in PATTERNS:
                 pruned, dense, memory = _measured(configfile, name, method, pattern, str(repeats))
-                times = [f"{pruned:.3f} s", f"{dense:.3f} s", f"{dense / pruned:.2f}"]
-                rows.append([name, method, pattern, *times, f"+{memory:.0f} MB"])
-    return "\n".join(align(rows))
+                times = [f"{pruned:.3f}", f"{dense:.3f}", f"{dense / pruned:.2f}"]
+                rows.append([name, method, pattern, *times, f"+{memory:.0f}"])
+    return table(("model", "method", "pattern", "s: pruned inputs", "dense inputs", "ratio", "peak MB"), rows)
 
 
 def _measured(configfile: Path, *arguments: str) -> list[float]:
@@ -82,12 +84,12 @@ def _measured(configfile: Path, *arguments: str) -> list[float]:
 
 
 def sharing(configfile: Path) -> str:
-    """Return the cost of a configuration's runs if each makes all its inputs, and the cost as the workflow shares them.
+    """Return a table of a configuration's cost if each run makes all its inputs, and if the workflow shares them.
 
-    A pass is one forward pass of a model over all its calibration windows.
+    A pass is one forward pass of a model over all its calibration sequences.
     """
     experiment = load_experiment(configfile)
-    rows = [["way", "window files", "passes", "prunes", "learning runs", "hours of prune and learn"]]
+    rows = []
     alone: Counter[str] = Counter()
     for mode in ("pruned", "dense"):
         calibration = experiment.calibration.model_copy(update={"propagate": mode})
@@ -97,10 +99,10 @@ def sharing(configfile: Path) -> str:
         if mode == "pruned":
             for run in plan.grid.runs:
                 alone += _counts(plan, costs, _needed(plan, run))
-            rows.append(["each run alone", *_row(alone)])
+            rows.append(["separate runs", *_row(alone)])
         made = _counts(plan, costs, plan.grid.closure, shared=True)
         rows.append([f"shared, {mode} inputs", *_row(made)])
-    return "\n".join(align(rows))
+    return table(("jobs", "sequence files", "passes", "prunes", "learning runs", "hours of prune and learn"), rows)
 
 
 def _needed(plan: Plan, run: Run) -> list[Run]:
@@ -112,7 +114,7 @@ def _needed(plan: Plan, run: Run) -> list[Run]:
 
 def _counts(plan: Plan, costs: CostModel, runs: list[Run], shared: bool = False) -> Counter[str]:
     found: Counter[str] = Counter()
-    windows = [plan.store.calibration_windows(run.model, run.seed).key for run in runs if calibrated(run)]
+    windows = [plan.store.calibration_sequences(run.model, run.seed).key for run in runs if calibrated(run)]
     found["windows"] = len(set(windows))
     for run in runs:
         if run.quantization:
@@ -141,9 +143,11 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; without any, all")
-    parser.add_argument("--configfile", type=Path, action="append", help="of models and sharing (the demo, the paper)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs: the median counts, of a block the best")
-    parser.add_argument("--scale", type=int, default=1, help="divides the sizes of the block")
+    parser.add_argument(
+        "--configfile", type=Path, action="append", help="configuration for models and sharing (the demo, the paper)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs; the median counts, for a block the fastest (3)")
+    parser.add_argument("--scale", type=int, default=1, help="divisor of the sizes of the block (1)")
     options = parser.parse_args()
     if odd := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {min(odd)!r}; known: {', '.join(PARTS)}")
@@ -156,7 +160,7 @@ def main() -> None:
         print(f"\n{configfiles[0].stem}: whole models of random weights, median of {options.repeats}")
         print(models(configfiles[0], options.repeats), flush=True)
     for configfile in configfiles if "sharing" in parts else []:
-        print(f"\n{configfile.stem}: what the grid shares (hours by the cost model)\n{sharing(configfile)}", flush=True)
+        print(f"\n{configfile.stem}: savings by sharing, hours by the cost model\n{sharing(configfile)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
-"""Seconds and memory of one-shot pruning for the layers of one decoder block, beside the published formulations.
+"""Benchmark of one-shot pruning of one decoder block's layers against the published formulations.
 
     python benchmarks/prune_layers.py [--scale 4] [--methods thanos] [--patterns 2:4] [--threads 2] [--device cuda]
 
-The layers have the shapes of Llama-2-7B, divided by ``--scale``. Layers of one shape cost the same, so one of each
-shape is measured, and a block's total counts it as often as a block has it. Both sides work on the same weights and
-statistics in fp32, in turns, and of each the fastest turn counts. Memory is what a call takes at its peak over what
-was there before, what it returns included. Exits with 1 where ours is slower or the masks are not the same.
+The layers have the shapes of Llama-2-7B, divided by ``--scale``. Layers of one shape cost the same, so one layer of
+each shape is measured, and a block's total multiplies it by the number of such layers. Both sides prune the same
+weights with the same statistics in fp32, in turn, and the fastest turn of each counts. Memory is the peak of a call
+beside the memory before, its results included. The exit code is 1 if ours is slower or the masks differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import published_pruning as published  # noqa: E402
+from benchmarks.measure import Cost, measure, table  # noqa: E402
 from patch.calibration.input_statistics import InputStatistics  # noqa: E402
 from patch.masks.nm import Pattern, parse_pattern  # noqa: E402
 from patch.pruning.hessian import inverse_factor  # noqa: E402
@@ -37,8 +36,9 @@ from patch.pruning.wanda import wanda  # noqa: E402
 SPARSITY = 0.5
 # Methods that share the factor of the inverse Hessian between layers of one input.
 SHARING = {"sparsegpt", "thanos"}
-# A choice between two scores that are equal but for rounding may go either way, and others follow it.
-AGREEMENT = 0.99
+# Least fraction of equal mask entries: rounding may change a choice between equal scores, and the choices after it.
+LEAST_EQUAL = 0.99
+HEADERS = ("method", "pattern", "layers", "s: ours", "published", "ratio", "MB: ours", "published", "equal")
 
 Prune = Callable[[Tensor, InputStatistics, Pattern], tuple[Tensor, Tensor]]
 # The input statistics of a layer, and the seconds to make its factor of the inverse Hessian.
@@ -70,71 +70,40 @@ class Shape(NamedTuple):
         return f"{','.join(self.names)} {self.rows}x{self.inputs}"
 
 
-class Measured(NamedTuple):
-    mask: Tensor
-    seconds: float
-    memory: float
-
-
 def statistics_of(inputs: int, rows: int, device: str) -> InputStatistics:
-    """Statistics of ``rows`` random tokens: correlated, unequally loud, two inputs always zero."""
+    """Return statistics of ``rows`` random tokens with correlated inputs of different scales, two of them zero."""
     generator = torch.Generator(device).manual_seed(inputs)
     random = partial(torch.randn, generator=generator, device=device)
-    loudness = (0.5 * random(inputs)).exp()
-    loudness[:2] = 0
+    scale = (0.5 * random(inputs)).exp()
+    scale[:2] = 0
     latent = max(1, inputs // 16)
     mixing = random(latent, inputs) / latent**0.5
     gram = torch.zeros(inputs, inputs, device=device)
     for start in range(0, rows, 2048):
         tokens = min(2048, rows - start)
-        x = (random(tokens, latent) @ mixing + 0.5 * random(tokens, inputs)) * loudness
+        x = (random(tokens, latent) @ mixing + 0.5 * random(tokens, inputs)) * scale
         gram.addmm_(x.T, x)
     return InputStatistics(gram.diagonal().clone(), gram, max(1, rows // 2048))
 
 
-def _resident(key: str) -> float:
-    """Return the memory of this process in MB: `VmRSS` now, `VmHWM` at its peak."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields[key].split()[0]) / 1024
-
-
-def measure(call: Callable[[], tuple[Tensor, Tensor]], cuda: bool) -> Measured:
-    """Run ``call`` once and return its measurements."""
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**20
-    else:
-        # Freed memory in the allocator would hide the call's allocations.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
-    started = time.perf_counter()
-    mask, updated = call()
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident("VmHWM")
-    del updated
-    return Measured(mask.cpu(), seconds, peak - before)
-
-
-def compare(method: str, pattern: Pattern, weight: Tensor, statistics: InputStatistics, turns: int) -> list[Measured]:
-    """Run ours and the published method in turns, and return the fastest turn of each."""
-    sides: list[list[Measured]] = [[], []]
+def compare(method: str, pattern: Pattern, weight: Tensor, statistics: InputStatistics, turns: int) -> list[Cost]:
+    """Run ours and the published method in turn, and return the cost of the fastest turn of each; results are masks."""
+    sides: list[list[Cost]] = [[], []]
     for _ in range(turns):
         for side, prune in zip(sides, METHODS[method], strict=True):
-            side.append(measure(lambda prune=prune: prune(weight, statistics, pattern), weight.is_cuda))
-    return [min(side, key=lambda measured: measured.seconds) for side in sides]
+            side.append(measure(lambda prune=prune: prune(weight, statistics, pattern)[0], weight.is_cuda))
+    return [min(side, key=lambda cost: cost.seconds) for side in sides]
 
 
 def with_factor_seconds(statistics: InputStatistics, turns: int) -> Inputs:
+    """Return statistics, and the fewest seconds for their factor of the inverse Hessian."""
     cuda = statistics.squares.is_cuda
-    calls = (measure(lambda: inverse_factor(statistics, 0.01, "thanos")[::-1], cuda) for _ in range(turns))
+    calls = (measure(lambda: inverse_factor(statistics, 0.01, "thanos"), cuda) for _ in range(turns))
     return statistics, min(call.seconds for call in calls)
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = {"hidden": 4096, "intermediate": 11008, "scale": 1, "samples-rows": 16384, "turns": 3}
     for name, default in (sizes | {"threads": torch.get_num_threads()}).items():
@@ -142,39 +111,38 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--patterns", nargs="+", default=["2:4", "unstructured"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="a sixteenth of the sizes")
+    parser.add_argument("--quick", action="store_true", help="the same as --scale 16")
     options = parser.parse_args()
     if options.quick:
         options.scale = 16
     return options
 
 
-def line(*cells: object) -> None:
-    print("{:10}{!s:14}{!s:26}{:>10}{:>11}{:>7}{:>9}{:>11}{:>9}".format(*cells), flush=True)
-
-
 def block(method: str, pattern: Pattern, shapes: list[Shape], inputs: dict[int, Inputs], turns: int) -> bool:
-    """Print a method's layers and totals; False where ours is slower or the masks are not the same."""
-    ours, theirs, saved, good = 0.0, 0.0, 0.0, True
+    """Print a method's layers and totals; return False if ours is slower or the masks differ."""
+    ours, theirs, saved, good, lines = 0.0, 0.0, 0.0, True, []
     for shape in shapes:
         statistics, factor_seconds = inputs[shape.inputs]
         weight = torch.randn(shape.rows, shape.inputs, device=statistics.squares.device)
         first, second = compare(method, pattern, weight, statistics, turns)
-        ratio, same = first.seconds / second.seconds, float((first.mask == second.mask).float().mean())
-        good &= ratio <= 1 and same >= AGREEMENT
-        cells = f"{first.seconds:.3f} {second.seconds:.3f} {ratio:.2f} {first.memory:.0f} {second.memory:.0f}"
-        line(method, pattern, shape, *cells.split(), f"{same:.5f}")
+        ratio, same = first.seconds / second.seconds, float((first.result == second.result).float().mean())
+        good &= ratio <= 1 and same >= LEAST_EQUAL
+        times = f"{first.seconds:.3f}", f"{second.seconds:.3f}", f"{ratio:.2f}"
+        memory = f"{first.megabytes:.0f}", f"{second.megabytes:.0f}"
+        lines.append([method, pattern, shape, *times, *memory, f"{same:.5f}"])
         ours += len(shape.names) * first.seconds
         theirs += len(shape.names) * second.seconds
         saved += (len(shape.names) - shape.factors) * factor_seconds
     totals = {"the block": ours} | ({"  with factors shared": ours - saved} if method in SHARING else {})
-    for what, total in totals.items():
-        line(method, pattern, what, f"{total:.3f}", f"{theirs:.3f}", f"{total / theirs:.2f}", "", "", "")
+    for name, total in totals.items():
+        lines.append([method, pattern, name, f"{total:.3f}", f"{theirs:.3f}", f"{total / theirs:.2f}", "", "", ""])
+    print("\n" + table(HEADERS, lines), flush=True)
     return good
 
 
 @torch.no_grad()
 def main() -> int:
+    """Run the command line and return the exit code."""
     options = arguments()
     torch.set_num_threads(options.threads)
     hidden, intermediate = options.hidden // options.scale, options.intermediate // options.scale
@@ -187,7 +155,6 @@ def main() -> int:
     print(f"{options.device}, {options.threads} threads, torch {torch.__version__}, statistics of {tokens} tokens")
     statistics = {n: statistics_of(n, tokens, options.device) for n in (hidden, intermediate)}
     inputs = {n: with_factor_seconds(s, options.turns) for n, s in statistics.items()}
-    line("method", "pattern", "layers", "s: ours", "published", "ratio", "MB: ours", "published", "same")
     patterns = [parse_pattern(name, SPARSITY) for name in options.patterns]
     good = [block(m, p, shapes, inputs, options.turns) for m in options.methods for p in patterns]
     return int(not all(good))

@@ -1,8 +1,8 @@
 """Reference one-shot methods for one layer, as published in papers and public code, without optimizations.
 
-`prune_layers.py` compares ours with them. Every function takes a weight `[out, in]` in fp32 and gives the mask
-`[out, in]` bool, True = keep, and the weights in fp32. Thresholds are theirs too: where ours removes exactly a
-number of weights, a threshold may remove one more.
+`prune_layers.py` compares ours with them. Every function maps a weight `[out, in]` in fp32 to the mask `[out, in]`
+bool, True = keep, and the pruned weights in fp32. They prune by thresholds, as published, which may remove one more
+weight than the exact counts of ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from patch.masks.nm import NM, Pattern
 
 
 def magnitude(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Prune by absolute values; unstructured by one threshold from all of them in order."""
+    """Prune by absolute values; unstructured by one threshold from the sorted values of the matrix."""
     metric = weight.abs()
     if isinstance(pattern, NM):
         drop = _smallest_of_groups(metric, pattern)
@@ -26,7 +26,7 @@ def magnitude(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
 
 
 def wanda(weight: Tensor, statistics: InputStatistics, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Prune by absolute values times the norm of the input; unstructured from each row in order."""
+    """Prune by absolute values times the norm of the input; unstructured by the sorted values of each row."""
     metric = weight.abs() * (statistics.squares / statistics.sequences).sqrt()
     if isinstance(pattern, NM):
         drop = _smallest_of_groups(metric, pattern)
@@ -59,7 +59,7 @@ def _hessian(statistics: InputStatistics, damp: float) -> tuple[Tensor, Tensor]:
 def sparsegpt(
     weight: Tensor, statistics: InputStatistics, pattern: Pattern, damp: float = 0.01, block_size: int = 128
 ) -> tuple[Tensor, Tensor]:
-    """Column by column, each of which updates the rest of its block."""
+    """Prune column by column; each column updates the rest of its block."""
     hessian, dead = _hessian(statistics, damp)
     updated = weight.clone()
     updated[:, dead] = 0
@@ -97,10 +97,10 @@ def thanos(
     block_size: int = 512,
     rows_at_once: int = 256,
 ) -> tuple[Tensor, Tensor]:
-    """Block by block of columns: an inverse for each, and a system of equations for each row of each.
+    """Prune block by block of columns, with an inverse for each block and a system of equations for each row.
 
-    The rest of the matrix is updated by one product, as ours is: gathering rows of the inverse for each row of
-    the weights takes gigabytes.
+    The rest of the matrix is updated by one product, as ours is, since gathering rows of the inverse for each row of
+    the weights would take gigabytes.
     """
     hessian, dead = _hessian(statistics, damp)
     updated = weight.clone()
@@ -125,17 +125,17 @@ def thanos(
 
 
 def _remove(rest: Tensor, drop: Tensor, inverse: Tensor) -> None:
-    """Solve for each row of ``rest`` what removing ``drop`` from its first columns takes, and take it, in place."""
+    """Remove the first columns ``drop`` of each row of ``rest`` with the optimal update of its others, in place."""
     counts = drop.sum(1)
     longest = int(counts.max())
-    # The removed columns first, in their order; what is behind them is padding.
+    # The removed columns in their order, followed by padding.
     index = drop.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :longest]
     real = torch.arange(longest, device=rest.device) < counts[:, None]
     both = real[:, :, None] & real[:, None, :]
     unit = torch.eye(longest, device=rest.device)
     systems = torch.where(both, inverse[index[:, :, None], index[:, None, :]], unit)
     values = rest.gather(1, index).masked_fill(~real, 0)
-    # With more threads batched solves of 200 unknowns and more fail in some CPU builds of torch (SLASWP, parameter 6).
+    # With more threads, batched solves of 200 unknowns or more fail in some CPU builds of torch (SLASWP, parameter 6).
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     solutions = torch.linalg.solve(systems, values)

@@ -148,7 +148,7 @@ class Generation:
 
 
 def _captured(function: Callable[[], object]) -> Callable[[], None]:
-    """Capture a function that reads and writes the same tensors at every call as a CUDA graph, and return its replay."""
+    """Capture a function that uses the same tensors at every call as a CUDA graph, and return the graph's replay."""
     # Capturing requires warm-up calls on another stream, so that lazy initialization is over before.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

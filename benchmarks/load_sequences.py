@@ -1,11 +1,12 @@
-"""Benchmark of text loading against the speed of a learning step: `python benchmarks/load_windows.py`.
+"""Benchmark of reading token sequences and of tokenization against the speed of a learning step.
 
-Reads random batches of a file of token windows, from the disk and from the page cache, and prints windows, MB and
-tokens a second beside the tokens a second of a learning step at the demo's size. Then tokenises text by one process
-and by several, and prints MB of text a second, by the clock and by the processors' time: where other work runs, only
-the latter says something.
+    python benchmarks/load_sequences.py
 
-The last line is one JSON object with the figures.
+Reads random batches of a file of token sequences, from the disk and from the page cache, and compares their tokens per
+second with those of a learning step at the demo's size. Then tokenizes text in one process and in several, and prints
+MB of text per second of wall time and of processor time; only the latter holds while other work runs.
+
+The last line is one JSON object with the results.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-# The demo's: see config/demo.yaml.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import table  # noqa: E402
+
+# Sizes of the demo's models in config/demo.yaml.
 SIZES = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -40,30 +45,33 @@ SEQLEN, BATCH, STEPS = 128, 8, 40
 def main() -> int:
     """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=int, default=200, help="size of the file of windows")
-    parser.add_argument("--seqlen", type=int, default=4096, help="tokens of its windows")
-    parser.add_argument("--batch", type=int, default=256, help="windows of a step")
-    parser.add_argument("--text-mb", type=int, default=20, help="text to tokenise")
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], help="that tokenise")
+    parser.add_argument("--mb", type=int, default=200, help="size of the file of sequences (200)")
+    parser.add_argument("--seqlen", type=int, default=4096, help="tokens of a sequence (4096)")
+    parser.add_argument("--batch", type=int, default=256, help="sequences of a batch (256)")
+    parser.add_argument("--text-mb", type=int, default=20, help="size of the text to tokenize (20)")
+    parser.add_argument(
+        "--processes", type=int, nargs="*", default=[1, 2], help="numbers of processes that tokenize (1 2)"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory(dir=".") as folder:
         figures = reading(Path(folder), arguments.mb, arguments.seqlen, arguments.batch)
-        # Before torch has threads: the processes are forked.
-        figures |= tokenising(Path(folder), arguments.text_mb, arguments.processes)
+        # Before torch starts threads, since the processes are forked.
+        figures |= tokenizing(Path(folder), arguments.text_mb, arguments.processes)
         step = learning(Path(folder))
     figures["learning_tokens_per_second"] = step
-    print(f"learning, patch-joint at the demo's size: {step:,.0f} tokens/s")
-    for where in ("disk", "cache"):
-        ratio = figures[f"{where}_tokens_per_second"] / step
-        figures[f"{where}_over_learning"] = round(ratio, 1)
-        print(f"reading from the {where} is {ratio:,.0f} times as fast as that")
+    lines = [["learning step, patch-joint", f"{step:,.0f}", ""]]
+    for source in ("disk", "cache"):
+        tokens = figures[f"{source}_tokens_per_second"]
+        figures[f"{source}_over_learning"] = round(tokens / step, 1)
+        lines.append([f"reading from the {source}", f"{tokens:,.0f}", f"{tokens / step:,.0f}"])
+    print(table(("source", "tokens/s", "over learning"), lines))
     print(json.dumps(figures))
     return 0
 
 
 def reading(folder: Path, megabytes: int, seqlen: int, batch: int) -> dict[str, float]:
-    """Measure random batches, as a learning step reads them: rows, and ids of 64 bits."""
+    """Measure random batches as a learning step reads them, converted to 64-bit ids."""
     from patch.data.sequences import load_sequences, save_sequences
     from patch.learning.schedules import batch_indices
 
@@ -71,47 +79,40 @@ def reading(folder: Path, megabytes: int, seqlen: int, batch: int) -> dict[str, 
     generator = np.random.default_rng(0)
     save_sequences(path, generator.integers(0, 2048, (count, seqlen), np.uint16))
     figures: dict[str, float] = {}
-    for where in ("disk", "cache"):
+    for source in ("disk", "cache"):
         windows = load_sequences(path)
         steps = max(1, count // batch)
-        if where == "disk":
+        if source == "disk":
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         started = time.perf_counter()
         for step in range(steps):
             windows[batch_indices(step, batch, count, 0)].astype(np.int64)
         rate = steps * batch / (time.perf_counter() - started)
-        figures[f"{where}_windows_per_second"] = round(rate)
-        figures[f"{where}_tokens_per_second"] = round(rate * seqlen)
-        print(
-            f"reading {batch} of {count} windows of {seqlen} from the {where}: {rate:,.0f} windows/s, "
-            f"{2 * seqlen * rate / 1e6:,.0f} MB/s, {rate * seqlen / 1e6:,.1f} million tokens/s",
-            flush=True,
-        )
+        figures[f"{source}_sequences_per_second"] = round(rate)
+        figures[f"{source}_tokens_per_second"] = round(rate * seqlen)
     return figures
 
 
-def tokenising(folder: Path, megabytes: int, processes: list[int]) -> dict[str, float]:
-    """Tokenise text of a few thousand words with natural frequencies, with several processes."""
+def tokenizing(folder: Path, megabytes: int, processes: list[int]) -> dict[str, float]:
+    """Measure the tokenization of text of 30,000 words with natural frequencies, by numbers of processes."""
     from patch.data.packing import pack_file
     from patch.data.tokenizer import train_tokenizer
 
     documents = _text(megabytes * 1_000_000)
     tokenizer = train_tokenizer(documents[:500], 8000)
     size = sum(map(len, documents)) / 1e6
-    figures = {}
+    figures, lines = {}, []
     for count in processes:
         started, before = time.perf_counter(), _processor_seconds()
-        windows = pack_file(folder / f"{count}.npy", documents, tokenizer, 4096, processes=count)
+        sequences = pack_file(folder / f"{count}.npy", documents, tokenizer, 4096, processes=count)
         seconds, used = time.perf_counter() - started, _processor_seconds() - before
         figures[f"text_mb_per_second_{count}"] = round(size / seconds, 2)
         figures[f"text_mb_per_processor_second_{count}"] = round(size / used, 2)
-        print(
-            f"tokenising {size:.0f} MB of text by {count}: {size / seconds:.2f} MB/s, "
-            f"{windows * 4096 / seconds / 1e6:.2f} million tokens/s, {used:.1f} processor seconds in "
-            f"{seconds:.1f}, {size / used:.2f} MB in each",
-            flush=True,
-        )
+        tokens = f"{sequences * 4096 / seconds:,.0f}"
+        lines.append([count, f"{size / seconds:.2f}", tokens, f"{seconds:.1f}", f"{used:.1f}", f"{size / used:.2f}"])
+    headers = ("processes", "MB/s", "tokens/s", "seconds", "processor seconds", "MB per processor second")
+    print(f"tokenizing {size:.0f} MB of text\n{table(headers, lines)}", flush=True)
     return figures
 
 
