@@ -1,9 +1,9 @@
-"""Longer runs of the attacks: `python -m tests.fuzz --minutes 20`.
+"""Fuzzing of everything that this software reads: `python -m tests.fuzz --minutes 20`.
 
-Each attack is a module here with a function `attack(rng, folder)` that damages what this software reads, has it read,
-and returns a word for the outcome; it raises an error where the outcome is not allowed. ``folder`` is empty, or holds
-what the module's `prepare(folder)` has made once. Attacks take turns in processes of their own, so that a crash by a
-signal is seen too. A failed case is repeated with `--attack NAME --seed N --cases 1`.
+Each attack is a module with a function `attack(rng, folder)` that damages a file, reads it, and returns a word for the
+outcome; it raises an error if the outcome is not allowed. ``folder`` is empty, or holds the files that the module's
+`prepare(folder)` made once. Attacks take turns in child processes, so that a crash by a signal is detected too. Use
+`--attack NAME --seed N --cases 1` to repeat a failed case.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_cases(name: str, first: int, cases: int, seconds: float) -> None:
             try:
                 with nullcontext(folder) if prepare else tempfile.TemporaryDirectory(dir=folder) as place:
                     outcome = module.attack(random.Random(seed), Path(place))
-            except Exception:  # noqa: BLE001 - what an attack must not lead to
+            except Exception:  # noqa: BLE001 - any exception is a failed case
                 outcome = FAILED
                 traceback.print_exc()
             print(json.dumps({"seed": seed, "outcome": outcome}), flush=True)
@@ -70,12 +70,12 @@ def run_turn(name: str, first: int, cases: int, seconds: float, outcomes: Counte
 
 
 def main() -> int:
-    """Command line; returns 1 if a case failed."""
+    """Run the command line; return 1 if a case failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0, help="of all attacks together (1)")
-    parser.add_argument("--attack", action="append", choices=ATTACKS, help="only this one; may be repeated")
-    parser.add_argument("--seed", type=int, default=0, help="of the first case (0)")
-    parser.add_argument("--cases", type=int, default=10**9, help="of each attack in one turn, at most")
+    parser.add_argument("--minutes", type=float, default=1.0, help="minutes of all attacks together (1)")
+    parser.add_argument("--attack", action="append", choices=ATTACKS, help="run only this attack; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first case (0)")
+    parser.add_argument("--cases", type=int, default=10**9, help="largest number of cases of each attack in one turn")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = options.attack or list(ATTACKS)

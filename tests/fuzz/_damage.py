@@ -1,4 +1,4 @@
-"""Damage to files, drawn at random: changed bytes, changed JSON values with a checksum that fits, hostile text."""
+"""Random damage to files: changed bytes, changed JSON values with a correct checksum, hostile text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALUES: tuple[Any, ...] = (
     *([], {}, [None], [[]], {"": 1}, {"x": None}, [1, 2, 3], [-8, -12], [8.0, 12], [2**30, 2**30]),
     *(-1, 0, 1, 2, 3, 0.5, 1.5, -0.0, 5e-324, 1e308, math.inf, -math.inf, math.nan, 2**31, 2**63, 10**30, 10**400),
 )
-# In the place of a value or of the whole text.
+# Replacements of a value or of the whole text.
 TEXTS = ("NaN", "-Infinity", "1e999", "9" * 5000, "[" * 50_000, '{"a":' * 50_000, '{"a":1,"a":2}', "", "\x00", "nul")
 
 
@@ -72,13 +72,13 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def checked_text(value: Any) -> str:
-    """A JSON object as `write_checked_json` writes it, with numbers too that it refuses to write."""
+    """Return a JSON object as `write_checked_json` writes it, including numbers that it refuses to write."""
     text = json.dumps({**value, CHECKSUM: json_checksum(value)})
     return text.replace("-Infinity", "-1e999").replace("Infinity", "1e999")
 
 
 def write_tensors(path: Path, kind: str, header: str, tensors: Mapping[str, Any]) -> None:
-    """Write a tensor file with any text as its header, and the checksums that belong to it where it is JSON."""
+    """Write a tensor file with any text as its header, and with correct checksums if the text is JSON."""
     from safetensors.torch import save_file
 
     from patch.files.tensors import _tensor_checksum
@@ -94,7 +94,7 @@ def write_tensors(path: Path, kind: str, header: str, tensors: Mapping[str, Any]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the tensors and the header of a sound tensor file."""
+    """Read the tensors and the header of a valid tensor file."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -103,7 +103,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def hostile_text(rng: Random, text: str) -> str:
-    """Put hostile text in the place of a number, or of everything."""
+    """Replace a number, or the whole text, by hostile text."""
     text_of = rng.choice(TEXTS)
     numbers = [place for place, letter in enumerate(text) if letter.isdigit()]
     if not numbers or rng.random() < 0.2:
@@ -113,18 +113,18 @@ def hostile_text(rng: Random, text: str) -> str:
 
 
 def outcome(read: Callable[[], Any], original: Any, sound: Callable[[Any], None] | None = None) -> str:
-    """Read a damaged file.
+    """Read a damaged file and return the outcome.
 
     Args:
-        read: reads it into something that can be compared.
-        original: what was written before the damage.
-        sound: checks another result for every promise of its schema; None where no other may be accepted.
+        read: function that reads the file into comparable facts.
+        original: the facts before the damage.
+        sound: function that checks other facts against the schema; None if no other facts are allowed.
 
     Returns:
         `refused`, `same` or `sound`.
 
     Raises:
-        AssertionError: another exception than `InputError`, a message of several lines or pages, or another result.
+        AssertionError: an exception other than `InputError`, a long message, or a result that is not allowed.
     """
     try:
         found = read()

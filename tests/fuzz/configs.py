@@ -1,10 +1,9 @@
-"""Attacks on configurations: changed text, and changed values, of `config/demo.yaml`.
+"""Attacks on configurations: changed text and changed values of `config/demo.yaml`.
 
-`attack(rng, folder)` makes one hostile configuration from the random generator alone, writes it into ``folder``, and
-plans it as `python -m patch plan` does. It returns `planned` or `refused`, and raises `AssertionError` with the
-configuration in its message where the outcome is anything else: another exception than `InputError`, a message of
-several lines or without end, or more than `SECONDS`. The same seed makes the same configuration. The current folder
-must be the repository's, whose files the demo names.
+`attack(rng, folder)` writes one random hostile configuration into ``folder`` and plans it as `python -m patch plan`
+does. It returns `planned` or `refused`, and raises `AssertionError` with the configuration in its message for any other
+outcome: an exception other than `InputError`, a long message, or more than `SECONDS`. The same seed makes the same
+configuration. The current folder must be the repository, whose files the demo names.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ NUMBERS = [
     *(0.0, -0.0, 0.5, 1.0, 0.45, 1e-300, 1e300, -1e300, float("inf"), float("-inf"), float("nan")),
 ]
 OTHERS = [None, True, False, [], {}, [[]], [None], {"a": 1}, {1: 2}, {None: None}, {True: 1}, ("a",), b"a", {1, 2}]
-# Parts of YAML that change what is around them.
+# Parts of YAML that change the meaning of the text around them.
 YAML_PARTS = [
     *("&a ", "*a", "*trained", "*sizes", "<<: *trained", "<<: *a", "<<: [*sizes, *sizes]", "!!python/name:os.system"),
     *(
@@ -137,7 +136,7 @@ YAML_PARTS = [
 
 
 def attack(rng: random.Random, folder: Path) -> str:
-    """Make one configuration, plan it, and say what came of it; see above."""
+    """Make and plan one configuration, and return the outcome; see above."""
     content = rng.choice([_changed_text, _changed_values, _changed_values, _nested])(rng)
     path = Path(folder) / "attack.yaml"
     path.write_bytes(content)
@@ -158,7 +157,7 @@ def attack(rng: random.Random, folder: Path) -> str:
 
 
 def _fault(message: str) -> str:
-    # Each fault of a configuration has a line of its own.
+    # Each fault of a configuration is on its own line.
     lines = message.split("\n")
     if not all(line.startswith("  ") for line in lines[1:]) or not message.strip():
         return f"the message has other lines than faults: {message!r:.1000}"
@@ -166,7 +165,7 @@ def _fault(message: str) -> str:
 
 
 def _excerpt(content: bytes) -> str:
-    """The lines that differ from the demo."""
+    """Return the lines that differ from the demo."""
     known = set(DEMO.read_bytes().splitlines())
     lines = [f"{number}: {line!r:.300}" for number, line in enumerate(content.splitlines(), 1) if line not in known]
     return "\n".join(lines[:40])
@@ -178,7 +177,7 @@ def _demo() -> dict[str, Any]:
 
 
 def _changed_text(rng: random.Random) -> bytes:
-    """The demo's text with pieces put in, removed, repeated or exchanged."""
+    """Return the demo's text with inserted, removed, repeated or exchanged pieces."""
     text = DEMO.read_text(encoding="utf-8")
     changes: list[Callable[[str, int, int], str]] = [
         lambda text, start, stop: text[:start] + rng.choice(YAML_PARTS) + text[start:],
@@ -190,7 +189,7 @@ def _changed_text(rng: random.Random) -> bytes:
     for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
         start = rng.randrange(len(text))
         if rng.random() < 0.5:
-            # At the beginning of a value, where YAML reads it as one.
+            # YAML interprets these only at the beginning of a value.
             start = text.find(": ", start) + 2
         text = rng.choice(changes)(text, start, start + rng.choice([1, 2, 5, 20, 100]))
     content = text.encode("utf-8", "surrogatepass")
@@ -201,7 +200,7 @@ def _changed_text(rng: random.Random) -> bytes:
 
 
 def _changed_values(rng: random.Random) -> bytes:
-    """The demo with values exchanged for others, of any type and size, or removed, or under another key."""
+    """Return the demo with values of any type and size, removed values and renamed keys."""
     raw = copy.deepcopy(_demo())
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         parent, key = rng.choice(list(_places(raw)))
@@ -214,13 +213,13 @@ def _changed_values(rng: random.Random) -> bytes:
     try:
         text = yaml.dump(raw, Dumper=_Dumper, allow_unicode=rng.random() < 0.5, sort_keys=False)
     except ValueError:
-        # Python writes no integer of more than some thousand digits.
+        # Python refuses to write integers of several thousand digits.
         return b"seeds: [" + b"9" * 5000 + b"]\n"
     return text.encode("utf-8", "surrogatepass")
 
 
 class _Dumper(yaml.Dumper):
-    """Writes aliases only where a value is the same object."""
+    """YAML writer that uses an alias only for the same object."""
 
 
 def _value(rng: random.Random, old: Any) -> Any:
@@ -248,7 +247,7 @@ def _text(value: Any) -> str:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every list and mapping in ``value`` with each of its keys."""
+    """Yield every list and mapping in ``value`` with each of its keys."""
     for key, child in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(child, dict | list):
@@ -256,7 +255,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _nested(rng: random.Random) -> bytes:
-    """Lists, mappings, aliases and merges in each other, beside or inside the demo."""
+    """Return nested lists, mappings, aliases and merges beside or inside the demo."""
     depth, width = rng.choice([3, 10, 40, 60, 2000]), rng.choice([1, 2, 9])
     forms = {
         "lists": lambda level: f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]\n",

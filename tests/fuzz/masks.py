@@ -1,13 +1,13 @@
-"""Attack on files of tensors: masks, updated weights, quantised layers and statistics of inputs.
+"""Attacks on tensor files: masks, updated weights, quantized layers and input statistics.
 
-`attack(rng, folder)` writes one good file into ``folder``, damages it, reads it, and returns the kind of file and how
-that ended, such as `mask: refused`. All randomness comes from ``rng``, a `random.Random`. The ends are
+`attack(rng, folder)` writes one valid file into ``folder``, damages it, reads it, and returns the kind of file and the
+outcome, such as `mask: refused`. All randomness comes from ``rng``, a `random.Random`. The outcomes are
 
 - `refused`: an `InputError` of one line;
-- `same`: the damage meant nothing, and what was written is read;
-- `sound`: after a change with a checksum that fits, the file holds something else that keeps all promises.
+- `same`: the damage has no effect, and the written facts are read;
+- `sound`: after a change with a correct checksum, the file holds other facts that satisfy its schema.
 
-It raises `AssertionError` for every other end: another exception, or a result that differs without having to.
+It raises `AssertionError` for any other outcome: another exception, or other facts that are not allowed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ._damage import damaged_bytes, damaged_json, hostile_text, outcome
 
 @dataclass(frozen=True)
 class Kind:
-    """A format: writes a good file, reads one into comparable facts, and checks facts that differ."""
+    """File format with functions that write a valid file, read one into comparable facts, and check other facts."""
 
     format: str
     write: Callable[[Path], None]
@@ -52,14 +52,14 @@ class Kind:
 
 
 def attack(rng: Random, folder: Path) -> str:
-    """Write, damage and read one file; see above."""
+    """Write, damage and read one file, and return the outcome; see above."""
     name = rng.choice(list(KINDS))
     kind, path = KINDS[name], folder / "attacked.safetensors"
     kind.write(path)
     original = kind.read(path)
     way = rng.choice((_change_bytes, _change_values, _change_values, _change_text, _swap))
     sound = way(rng, path, kind)
-    # A dry run reads the header of any file and passes over what is damaged.
+    # A dry run reads the header of any file and ignores damaged ones.
     read_header(path)
     return f"{name}: {outcome(lambda: kind.read(path), original, sound)}"
 
@@ -69,7 +69,7 @@ def _change_bytes(rng: Random, path: Path, kind: Kind) -> None:
 
 
 def _change_values(rng: Random, path: Path, kind: Kind) -> Callable[[Any], None]:
-    """Change the header or a tensor; the checksum fits."""
+    """Change the header or a tensor, with a correct checksum."""
     header, tensors = load_tensors(path, kind.format, "file")
     if rng.random() < 0.6:
         header = damaged_json(rng, header)
@@ -78,7 +78,7 @@ def _change_values(rng: Random, path: Path, kind: Kind) -> Callable[[Any], None]
     try:
         save_tensors(path, kind.format, header, tensors)
     except (TypeError, ValueError):
-        # Infinity and what no JSON object is: nothing was written.
+        # Infinity, and values that are no JSON objects, cannot be written.
         return kind.sound
     return kind.sound
 
@@ -106,7 +106,7 @@ def _change_tensor(rng: Random, tensors: dict[str, Tensor]) -> None:
 
 
 def _change_text(rng: Random, path: Path, kind: Kind) -> None:
-    """Put hostile text into the header, whose length fits."""
+    """Insert hostile text into the header, with a correct length."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     outer = json.loads(content[8 : 8 + length])
@@ -119,7 +119,7 @@ def _change_text(rng: Random, path: Path, kind: Kind) -> None:
 
 
 def _swap(rng: Random, path: Path, kind: Kind) -> None:
-    """Put a good file of another format in its place."""
+    """Replace the file by a valid file of another format."""
     rng.choice([other for other in KINDS.values() if other.format != kind.format]).write(path)
 
 
@@ -158,7 +158,7 @@ def _read_masks(path: Path) -> dict[str, Any]:
 
 
 class _Hidden:
-    """What is kept beside facts and not compared."""
+    """Data beside the facts, which is not compared."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -1,14 +1,14 @@
-"""Attack on model folders: a file of a good folder is damaged, and the folder is loaded in every way there is.
+"""Attacks on model folders: one file is damaged, and the folder is loaded by each loader.
 
 A driver calls `prepare(folder)` once and then `attack(rng, folder)` as often as its time allows:
 
 - `prepare` writes a tiny model with its tokenizer; `attack` never changes it.
-- `attack` makes one damaged copy and returns how it ended, such as `config.json: refused` or `config.json: accepted`.
-  It raises `AssertionError` where a loader ends in anything but success or an `InputError` of one line, takes
-  longer than `SECONDS`, or accepts damaged weights that are not those of the good folder. The message holds the damage.
+- `attack` makes one damaged copy and returns the outcome, such as `config.json: refused` or `config.json: accepted`.
+  It raises `AssertionError`, with the damage in the message, if a loader raises anything but an `InputError` of one
+  line, takes longer than `SECONDS`, or accepts weights that differ from those of the valid folder.
 - All randomness comes from `rng`, a `random.Random`: equal seeds give equal attacks.
 
-Everything runs in the caller's process: a crash by a signal is the driver's own end.
+Everything runs in the caller's process, so that a crash by a signal ends the driver too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VALUES: tuple[Any, ...] = (
     *(-1, 0, 1, 3, 1.5, -0.0, 1e308, 5e-324, 2**31, 2**63, -(2**63), 10**30),
     *(["x"] * 3, [-1, 2.5], {"rope_type": "yarn"}, {"__float__": "Infinity"}, {"quant_method": "gptq"}),
 )
-# What transformers may read besides the keys that a saved file has.
+# Keys that transformers may read beside those of a saved file.
 KEYS = (
     *("auto_map", "architectures", "model_type", "dtype", "torch_dtype", "attn_implementation", "quantization_config"),
     *("head_dim", "text_config", "num_labels", "id2label", "sub_configs", "pruned_heads", "is_encoder_decoder"),
@@ -66,7 +66,7 @@ def prepare(folder: Path) -> None:
 
 
 def attack(rng: Random, folder: Path) -> str:
-    """Damage a copy of a folder that `prepare` wrote, load it, and return how that ended."""
+    """Damage a copy of the folder that `prepare` wrote, load it, and return the outcome."""
     name = rng.choice((*JSON_FILES, WEIGHTS))
     with tempfile.TemporaryDirectory() as temporary:
         damaged = Path(temporary) / "model"
@@ -118,7 +118,7 @@ def _damage_json(rng: Random, content: bytes) -> bytes:
 
 
 def _places(tree: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
-    """Yield the places of a JSON value; of long lists and vocabularies a few."""
+    """Yield the containers of a JSON value with their keys; only some for long lists and vocabularies."""
     keys = list(tree) if isinstance(tree, dict) else list(range(len(tree))) if isinstance(tree, list) else []
     for key in keys if depth == 0 else keys[:8]:
         yield tree, key

@@ -2,20 +2,20 @@
 
     attack(rng, folder) -> str
 
-changes a copy of a saved model in ``folder``, an empty folder, as ``rng``, a `random.Random`, has it, loads it in
-another process, and returns what was changed and the outcome, `CHANGE: OUTCOME`:
+makes a random change to a copy of a saved model in the empty ``folder``, loads it in another process, and returns the
+change and the outcome, `CHANGE: OUTCOME`:
 
     refused            an InputError
     same               a model with the logits of the saved one
     another model      a model with other logits
     refused at use     a model whose forward call raises an exception
 
-The last two are allowed only of changes that end with `(forged)`, after which checksums were made again: such a file is
-not a damaged one, but another one, and must do no harm.
+The last two are allowed only for changes that end with `(forged)`, which come with correct checksums: such a file is
+not damaged but another valid file, and must do no harm.
 
 Raises:
     AssertionError: a signal, another exception, a call that does not end, or another model by a change that is not
-        forged; the message says which, and ``folder`` holds the files.
+        forged; ``folder`` keeps the files.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from ._damage import read_tensors, write_tensors
 ROOT = Path(__file__).parents[2]
 WEIGHTS, CONFIG, GENERATION = "packed.safetensors", "config.json", "generation_config.json"
 FORGED = " (forged)"
-# Seconds that a call may take, with the start of a process on a busy machine.
+# Time limit of a call in seconds, including the start of a process on a busy machine.
 LIMIT = 120
 SIZES = {"vocab_size": 50, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 64}
 SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
-# The last two are of the same shapes.
+# The last two have the same shapes.
 MODELS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("qwen2", 8, {"tie_word_embeddings": True}),
     ("llama", 16, {"rms_norm_eps": 1e-5}),
@@ -52,7 +52,7 @@ Change = Callable[[random.Random, Path, Path], None]
 
 
 def attack(rng: random.Random, folder: Path) -> str:
-    """Change a saved model, and load it: see above."""
+    """Change a saved model, load it, and return the change and the outcome; see above."""
     saved, logits = originals()
     name = rng.choice(list(CHANGES))
     index, other = rng.sample(range(len(MODELS)), 2)
@@ -60,7 +60,7 @@ def attack(rng: random.Random, folder: Path) -> str:
     shutil.copytree(saved[index], target)
     CHANGES[name](rng, target, saved[other])
     found, detail = reader().ask(target)
-    # Files of two models can be all of the other one.
+    # All files may have been replaced by those of the other model.
     if found == "loaded":
         found = "same" if detail in (logits[index], logits[other]) else "another model"
     allowed = ("refused", "same", *(("another model", "refused at use") if name.endswith(FORGED) else ()))
@@ -70,7 +70,7 @@ def attack(rng: random.Random, folder: Path) -> str:
 
 @cache
 def originals() -> tuple[list[Path], list[str]]:
-    """Saved models, and the digests of their logits."""
+    """Save models, and return their folders and the digests of their logits."""
     keep(home := tempfile.TemporaryDirectory(prefix="packed-"))
     folders = [Path(home.name) / str(index) for index in range(len(MODELS))]
     for folder, model in zip(folders, MODELS, strict=True):
@@ -107,10 +107,10 @@ HUGE: tuple[Any, ...] = (10**12, 2**31, 2**63, 2**64, -(2**63), 1e300, 10**300)
 
 
 def _bytes(rng: random.Random, data: bytes) -> bytes:
-    """Some bytes changed, left out, put in or moved."""
+    """Return data with changed, removed or inserted bytes."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8))):
-        # Headers are more often of interest than what follows.
+        # Changes of headers find more faults than those of data.
         place = rng.randrange(min(len(changed), rng.choice((8, 64, 4096, 1 << 30))) or 1)
         kind = rng.randrange(5)
         if kind == 0:
@@ -127,7 +127,7 @@ def _bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def _tree(rng: random.Random, value: Any, odd: tuple[Any, ...]) -> Any:
-    """A JSON value in which one place is another."""
+    """Return a JSON value with one changed place."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         key, changed = rng.choice(keys), value.copy()
@@ -143,14 +143,14 @@ def _tree(rng: random.Random, value: Any, odd: tuple[Any, ...]) -> Any:
 
 
 def _text(rng: random.Random, text: str) -> str:
-    """A text that JSON does not have, or has seldom."""
+    """Return text with an insertion that is rare or invalid in JSON."""
     odd = ("Infinity", "NaN", "1e999", "9" * 5000, "[" * 100_000, "-", "\x00", '"\\ud800"', "null")
     place = rng.randrange(len(text) + 1)
     return text[:place] + rng.choice(odd) + text[rng.choice((place, place + 1, len(text))) :]
 
 
 def _forge(folder: Path, tensors: dict[str, Any], header: str) -> None:
-    """Write a file with the checksums that belong to it."""
+    """Write the tensor file with correct checksums."""
     from patch.inference.files import FORMAT
 
     write_tensors(folder / WEIGHTS, FORMAT, header, tensors)
@@ -161,7 +161,7 @@ def weights_bytes(rng: random.Random, folder: Path, _: Path) -> None:
 
 
 def weights_header(rng: random.Random, folder: Path, _: Path) -> None:
-    """The header of safetensors: kinds, shapes and places of tensors."""
+    """Change dtypes, shapes or offsets in the header of safetensors."""
     data = (folder / WEIGHTS).read_bytes()
     size = int.from_bytes(data[:8], "little")
     text = json.dumps(_tree(rng, json.loads(data[8 : 8 + size]), (*ODD, *HUGE, "F32", "I32", "BF16", "U8"))).encode()
@@ -230,7 +230,7 @@ def forged_header(rng: random.Random, folder: Path, _: Path) -> None:
 
 
 def forged_configuration(rng: random.Random, folder: Path, _: Path) -> None:
-    """Without sizes that take hours: how many layers there are is what a configuration is free to say."""
+    """Change a configuration with its digest, without huge sizes: a model may have any number of layers."""
     path = folder / rng.choice((CONFIG, GENERATION))
     if rng.random() < 0.2:
         path.write_text(_text(rng, path.read_text()), errors="surrogatepass")
@@ -259,18 +259,18 @@ _kept: list[object] = []
 
 
 def keep(value: object) -> None:
-    """Keep something as long as this process lives."""
+    """Keep an object until the process ends."""
     _kept.append(value)
 
 
 class Reader:
-    """A process that loads folders one after the other; another one is started where one ends."""
+    """Child process that loads folders one after the other; it is started again after it ends."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, folder: Path) -> tuple[str, str]:
-        """The outcome of a folder, and its details: a message, or the digest of the logits."""
+        """Return the outcome of a folder, and a message or the digest of the logits."""
         if self._process is None:
             command = [sys.executable, "-m", "tests.fuzz.packed"]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -316,18 +316,18 @@ def _outcome(folder: str) -> tuple[str, str]:
 
 
 def _read() -> None:
-    """Answer each line of the input, a folder, with an outcome."""
+    """Print an outcome for each line of the input, a folder."""
     import os
     import resource
 
     sys.path.insert(0, str(ROOT))
-    # What libraries print is not an answer.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import torch
 
     torch.set_num_threads(1)
-    # A size in a file must not be taken for granted.
+    # A size in a file must not lead to a huge allocation.
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     for line in sys.stdin:
         answers.write(json.dumps(_outcome(line.removesuffix("\n"))) + "\n")

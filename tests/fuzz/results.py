@@ -1,14 +1,14 @@
-"""Attack on files of results: records, samples, records of speed, unfinished evaluations and CSV files.
+"""Attacks on result files: records, samples, speed records, unfinished evaluations and CSV files.
 
-`attack(rng, folder)` writes one good file into ``folder``, damages it, reads it, and returns the kind of file and how
-that ended, such as `record: refused`. All randomness comes from ``rng``, a `random.Random`. The ends are
+`attack(rng, folder)` writes one valid file into ``folder``, damages it, reads it, and returns the kind of file and the
+outcome, such as `record: refused`. All randomness comes from ``rng``, a `random.Random`. The outcomes are
 
 - `refused`: an `InputError` of one line, or no part of an unfinished evaluation;
-- `same`: the damage meant nothing, and what was written is read;
-- `sound`: the file holds something else, all of which is finite, in range and complete. This is possible after a
-  change with a checksum that fits, and in a CSV file, which has no checksum.
+- `same`: the damage has no effect, and the written facts are read;
+- `sound`: the file holds other facts that are finite, in range and complete. This is possible after a change with a
+  correct checksum, and in a CSV file, which has no checksum.
 
-It raises `AssertionError` for every other end: another exception, or a result that differs without having to.
+It raises `AssertionError` for any other outcome: another exception, or other facts that are not allowed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PUBLISHED = Path(__file__).parents[2] / "config/published.json"
 
 @dataclass(frozen=True)
 class Kind:
-    """A format: writes a good file, reads one into comparable facts, and checks facts that differ."""
+    """File format with functions that write a valid file, read one into comparable facts, and check other facts."""
 
     write: Callable[[Path], None]
     read: Callable[[Path], Any]
@@ -71,7 +71,7 @@ class Kind:
 
 
 def attack(rng: Random, folder: Path) -> str:
-    """Write, damage and read one file; see above."""
+    """Write, damage and read one file, and return the outcome; see above."""
     name = rng.choice(list(KINDS))
     kind, path = KINDS[name], folder / "attacked"
     kind.write(path)
@@ -90,7 +90,7 @@ def _change_text(rng: Random, path: Path, kind: Kind) -> None:
 
 
 def _change_values(rng: Random, path: Path, kind: Kind) -> Callable[[Any], None]:
-    """Change a value; the checksum fits."""
+    """Change a value, with a correct checksum."""
     value = json.loads(path.read_text())
     value.pop(CHECKSUM)
     path.write_text(checked_text(damaged_json(rng, value)))
@@ -133,7 +133,7 @@ def _change_line(rng: Random, path: Path, kind: Kind) -> None:
 
 
 def _swap(rng: Random, path: Path, kind: Kind) -> None:
-    """Put a good file of another format in its place."""
+    """Replace the file by a valid file of another format."""
     rng.choice([other for other in KINDS.values() if other is not kind]).write(path)
 
 
@@ -243,7 +243,7 @@ def _write_partial(path: Path) -> None:
 
 def _read_partial(path: Path) -> dict[str, Any]:
     logger = logging.getLogger("patch.evaluation.partial_record")
-    # Each damaged file is passed over with a warning, and there are thousands.
+    # Each damaged file is ignored with a warning, and there are thousands.
     logger.disabled = True
     try:
         parts = PartialRecord(path, "digest").parts

@@ -16,7 +16,7 @@ from patch.models.loading import prunable_linears, weight_matrix
 
 @dataclass
 class Hybrid:
-    """A weight, what is kept of it, and its dense tiles."""
+    """Weight with its mask and its dense tiles."""
 
     weight: Tensor
     mask: Tensor
@@ -29,14 +29,14 @@ class Hybrid:
 
     @property
     def masked(self) -> Tensor:
-        """The weight with zeros where it is not kept."""
+        """Masked weight."""
         return torch.where(self.mask, self.weight, torch.zeros_like(self.weight))
 
 
 def _hybrid_mask(
     shape: tuple[int, int], tile: int, share: float, generator: torch.Generator, fewer: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Two random weights of every four, or with ``fewer`` up to two; all of dense tiles, about a share of all tiles."""
+    """Return a random 2:4 mask, up to 2:4 with ``fewer``, under dense tiles, and their map."""
     (rows, columns), height, width = shape, min(shape[0], tile), min(shape[1], tile)
     assert rows % height == 0 and columns % width == 0, (shape, tile)
     dense = torch.rand(rows // height, columns // width, generator=generator) < share
@@ -54,7 +54,7 @@ def _hybrid_mask(
 
 @pytest.fixture
 def hybrid_weight() -> Callable[..., Hybrid]:
-    """A function: shape, tile, share of dense tiles -> a random weight and its mask; equal arguments, equal weights."""
+    """A function of shape, tile and dense fraction that returns a random weight and mask, the same at each call."""
 
     def make(
         shape: tuple[int, int],
@@ -65,7 +65,7 @@ def hybrid_weight() -> Callable[..., Hybrid]:
         fewer: bool = False,
         whole: bool = False,
     ) -> Hybrid:
-        """With ``whole``, small whole numbers, whose sums fp32 holds exactly."""
+        """With ``whole``, weights are small integers, whose sums are exact in fp32."""
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randint(-4, 5, shape, generator=generator) if whole else torch.randn(shape, generator=generator)
         return Hybrid(weight.to(dtype), *_hybrid_mask(shape, tile, share, generator, fewer), tile)
@@ -75,7 +75,7 @@ def hybrid_weight() -> Callable[..., Hybrid]:
 
 @pytest.fixture
 def model_masks() -> Callable[..., MaskSet]:
-    """A function: a model, a tile or None for 2:4 everywhere -> random masks; the first layer's tiles are all dense."""
+    """A function of a model and a tile, None for 2:4, that returns random masks; the first layer's tiles are dense."""
 
     def make(model: nn.Module, tile: int | None, share: float = 0.4, seed: int = 0) -> MaskSet:
         generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ def model_masks() -> Callable[..., MaskSet]:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """A function: use so many threads, in this test."""
+    """A function that sets the number of threads until the test ends."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

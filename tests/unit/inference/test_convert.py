@@ -1,4 +1,4 @@
-"""Converted models compute what masked ones do, in less memory."""
+"""Converted models: equal to masked models, in less memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patch.inference.linear import HybridLinear
 from patch.masks.packed import MaskSet, apply_masks
 from patch.models.loading import prunable_linears, weight_matrix
 
-# Family, tile (None for 2:4 everywhere) and changes of its sizes, so that each kernel takes part.
+# Family, tile (None for 2:4 everywhere) and sizes, so that each kernel is used.
 LARGER = {"hidden_size": 64, "intermediate_size": 128}
 CASES = [
     ("llama", 4, {}),
@@ -43,7 +43,7 @@ def case(request: pytest.FixtureRequest, tiny_model: Callable, model_masks: Call
 
 
 def both(model: nn.Module, masks: MaskSet) -> tuple[nn.Module, nn.Module]:
-    """The masked model and the converted one."""
+    """Return the masked model and the converted one."""
     masked, converted = copy.deepcopy(model), copy.deepcopy(model)
     apply_masks(masked, masks)
     assert convert(converted, masks) is converted
@@ -55,7 +55,7 @@ def tokens_for(rows: int, length: int) -> Tensor:
 
 
 def owned(layers: Iterable[HybridLinear]) -> dict[int, int]:
-    """Where the memory of the layers' weights is, and its bytes, of all that they hold."""
+    """Return the addresses and bytes of all storages that the layers hold."""
     found = {}
     for layer in layers:
         tensors = [tensor for name, tensor in layer.named_buffers() if name != "bias"]
@@ -76,7 +76,7 @@ def test_logits_in_fp32(case: tuple) -> None:
 
 
 def test_logits_in_bf16(case: tuple) -> None:
-    """Sums are rounded otherwise: as far from those in fp32 as the masked model's are, to a factor."""
+    """The error against fp32 is at most 1.5 times that of the masked model."""
     model, masks = case
     model.bfloat16()
     masked, converted = both(model, masks)
@@ -98,7 +98,7 @@ def test_the_same_tokens_are_generated(case: tuple) -> None:
 
 
 def test_which_layers_are_packed(case: tuple) -> None:
-    """Those with a sparse tile; others, and what stands outside the blocks, stay as they are."""
+    """Layers with a sparse tile are packed; all other modules stay unchanged."""
     model, masks = case
     first, names = next(iter(masks.masks)), list(prunable_linears(model))
     before = {name: (type(module), module.training) for name, module in model.named_modules()}
@@ -125,7 +125,7 @@ def test_masks_that_are_dense_throughout_change_nothing(tiny_model: Callable, mo
 
 
 def test_rows_that_no_tile_divides(tiny_model: Callable) -> None:
-    """Neither 128 nor 4 divides 130; the next layer takes 132 columns, of which two are made up."""
+    """Neither 128 nor 4 divides 130; the next layer has 132 columns, two of them constant."""
     model = tiny_model("opt", hidden_size=44, num_attention_heads=2, ffn_dim=132)
     blocks = [block for block in model.modules() if hasattr(block, "fc1")]
     for block in blocks:
@@ -157,7 +157,7 @@ def test_a_transposed_layer_is_read_across(tiny_model: Callable, model_masks: Ca
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_memory(family: str, dtype: torch.dtype, tiny_model: Callable, model_masks: Callable) -> None:
-    """All that the layers hold, where tiles begin and the map of tiles too, within 2 % of the formula."""
+    """All memory of the layers, including offsets and maps of tiles, is within 2 % of the formula."""
     sizes = {"n_embd": 128, "n_inner": 256, "n_head": 4} if family == "gpt2" else LARGER | {"hidden_size": 128}
     model = tiny_model(
         family, **sizes | ({"num_attention_heads": 4, "num_key_value_heads": 4} if family == "llama" else {})
@@ -175,7 +175,7 @@ def test_memory(family: str, dtype: torch.dtype, tiny_model: Callable, model_mas
 
 
 def refused(model: nn.Module, masks: MaskSet, match: str) -> None:
-    """With nothing changed."""
+    """Check that a conversion is refused and changes nothing."""
     before = {name: (type(module), module) for name, module in model.named_modules()}
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(InputError, match=match):

@@ -1,4 +1,4 @@
-"""An exported folder is the masked model for anyone who has transformers alone; a bad one never appears."""
+"""Exported folders: the masked model for transformers alone; a wrong folder never appears."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_tied_embeddings_stay_tied(family: str, tied: bool, tiny_model: Callable
 
 
 def test_zeros_nans_and_weights_of_any_value_pass(tiny_model: Callable, tmp_path: Path) -> None:
-    """Weights that were zero before, -0 and NaN, are not mistaken for damage."""
+    """Weights that were zero before, -0 and NaN are no damage."""
     model = tiny_model()
     masks = two_four(model)
     weight = model.model.layers[0].mlp.up_proj.weight

@@ -1,4 +1,4 @@
-"""Converted models on disk: as they were, small, and refused where they are damaged."""
+"""Saved packed models: equal after loading, small, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TOKENS = torch.randint(0, 50, (2, 5), generator=torch.Generator().manual_seed(0)
 
 @pytest.fixture
 def made(tiny_model: Callable, model_masks: Callable) -> Callable[..., nn.Module]:
-    """A function: a converted tiny model."""
+    """A function that returns a converted tiny model."""
 
     def make(
         family: str = "qwen2", tile: int | None = 8, dtype: torch.dtype = torch.float32, **changes: Any
@@ -195,7 +195,7 @@ def test_a_folder_with_anything_else_is_refused(
 
 
 def test_files_with_the_names_of_a_save_are_not_one(made: Callable, tmp_path: Path, tiny_model: Callable) -> None:
-    """A model's own configuration, or a file of someone else's format."""
+    """A model's configuration alone and a foreign file are not replaced."""
     model = tiny_model("llama")
     model.config.save_pretrained(tmp_path / "a")
     save_file({"a": torch.ones(2)}, tmp_path / "packed.safetensors")
@@ -277,7 +277,7 @@ def test_a_model_that_is_not_converted(tiny_model: Callable, tmp_path: Path) -> 
 
 @pytest.fixture
 def folder(made: Callable, tmp_path: Path) -> Path:
-    """A saved model, to be damaged."""
+    """A saved model."""
     save(made(), tmp_path / "packed")
     return tmp_path / "packed"
 
@@ -324,12 +324,12 @@ FIRST = "model.layers.1.mlp.gate_proj"  # 40 rows, 24 columns, tiles of 8
 
 
 def write(folder: Path, tensors: dict[str, Tensor], text: str) -> None:
-    """Write tensors and a header of any text, with the checksum that belongs to them."""
+    """Write tensors and any text as the header, with a correct checksum."""
     write_tensors(folder / "packed.safetensors", "patch-packed-2", text, tensors)
 
 
 def damaged(folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
-    """Change tensors, or descriptions of the layers."""
+    """Change tensors or the layers in the header, with a correct checksum."""
     tensors, metadata = contents(folder)
     header = json.loads(metadata["header"])
     change(tensors, header["layers"])
@@ -337,7 +337,7 @@ def damaged(folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], 
 
 
 def test_a_file_that_is_not_damaged(folder: Path) -> None:
-    """What the tests below do leaves a file good that they do not change."""
+    """A rewritten file without a change is valid."""
     tensors, metadata = contents(folder)
     assert json.loads(metadata["header"])["layers"][FIRST] == {"shape": [40, 24], "tile": 8}
     assert tensors[f"{FIRST}.dense"].shape == (5, 3)
@@ -347,7 +347,7 @@ def test_a_file_that_is_not_damaged(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.norm.weight", f"{FIRST}.values", f"{FIRST}.bits", f"{FIRST}.dense"])
 def test_contents_that_changed_since(name: str, folder: Path) -> None:
-    """One bit, which may give a model that is as good as the one that was saved."""
+    """One flipped bit could give another valid model."""
     path = folder / "packed.safetensors"
     data = bytearray(path.read_bytes())
     size = int.from_bytes(data[:8], "little")
@@ -455,7 +455,7 @@ def test_damaged_bits(byte: int, folder: Path) -> None:
 
 
 def other_file(folder: Path, name: str, text: str | None) -> None:
-    """Another file in the place of one, as if it had been saved with the weights."""
+    """Replace a file, and its digest in the header."""
     if text is not None:
         (folder / name).write_text(text)
     tensors, metadata = contents(folder)
@@ -471,7 +471,7 @@ def other_config(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_configuration_that_changed_since(name: str, folder: Path, tmp_path: Path) -> None:
-    """Which may fit the weights and give other logits, such as another `rope_theta`."""
+    """Another `rope_theta`, for example, fits the weights but changes the logits."""
     text = (folder / name).read_text()
     for other in (json.dumps(json.loads(text) | {"rms_norm_eps": 0.5}), text + " ", "null", ""):
         (folder / name).write_text(other)
@@ -483,7 +483,7 @@ def test_a_configuration_that_changed_since(name: str, folder: Path, tmp_path: P
 
 
 def test_files_of_two_models(made: Callable, tmp_path: Path) -> None:
-    """Of the same shapes."""
+    """The files of two models of the same shapes are not mixed."""
     for name, theta in (("a", 100.0), ("b", 200.0)):
         save(made(rope_parameters={"rope_type": "default", "rope_theta": theta}), tmp_path / name)
     (tmp_path / "b/config.json").replace(tmp_path / "a/config.json")
@@ -499,7 +499,7 @@ def test_files_of_two_models(made: Callable, tmp_path: Path) -> None:
     ids=lambda text: text[:20],
 )
 def test_a_damaged_way_to_generate(text: str, folder: Path) -> None:
-    """It is refused, or it is one with which the model generates or says why not."""
+    """It is refused, or the model generates with it or raises an InputError."""
     other_file(folder, "generation_config.json", text)
     try:
         model = load(folder)
@@ -565,7 +565,7 @@ def test_layers_that_the_model_does_not_have(folder: Path) -> None:
 
 
 def test_a_layer_is_what_it_was_before_saving(made: Callable, tmp_path: Path) -> None:
-    """After it was loaded, moved and saved again, too."""
+    """A layer stays equal after saving, loading and moving."""
     model = made("gpt2")
     save(model, tmp_path / "a")
     other = load(tmp_path / "a").bfloat16()

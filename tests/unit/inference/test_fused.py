@@ -1,4 +1,4 @@
-"""The kernel of a GPU: run by Triton's interpreter on a CPU, compiled for GPUs that are not here, and on one."""
+"""Triton kernel: interpreted on a CPU, compiled for several GPUs, and run on a GPU."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,7 @@ needs_triton = pytest.mark.skipif(
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-# In a process of its own: Triton looks at its variable when it is imported.
+# Run in a child process, since Triton reads its environment variable at import.
 CHECK = """
 import torch
 from tests_of_fused import packed_weight
@@ -51,13 +51,13 @@ for rows, configs in ((1, fused.FEW_CONFIGS), (17, fused.FEW_CONFIGS), (130, fus
         check(256, 256, 128, 0.5, list(TOLERANCES)[count % 3], rows)
         count += 1
     configs[:] = tried
-# Tiles of many sides, also no powers of two; layers that are smaller; all dense, all sparse; every kind of rows.
+# Tiles of many sides; layers smaller than a tile; all dense, all sparse; few and many rows.
 sizes = [(64, 96, 16), (96, 64, 32), (192, 128, 64), (48, 96, 48), (32, 256, 128), (256, 32, 256), (16, 16, 128)]
 for index, (out, columns, tile) in enumerate(sizes):
     for share in (0.0, 0.4, 1.0):
         check(out, columns, tile, share, list(TOLERANCES)[(index + count) % 3], (1, 3, 16, 64, 65)[count % 5])
         count += 1
-# Columns in parts: as many as are wanted, as there are tiles, and a last part that has fewer.
+# Splits of the columns: the target number, one for each tile, and a smaller last split.
 found = [check(32, 160, 32, 0.5, torch.float32, rows, programs)
          for rows in (3, 70) for programs in (1, 2, 3, 4, 100)]
 assert found == [1, 2, 3, 3, 5] * 2, found
@@ -93,7 +93,7 @@ with torch.no_grad():
 def packed_weight(
     out: int, columns: int, tile: int, share: float, dtype: torch.dtype, device: str = "cpu"
 ) -> PackedWeight:
-    """A random weight, of whose tiles about a share is dense."""
+    """Return a random weight with about a fraction of its tiles dense."""
     generator = torch.Generator().manual_seed(0)
     height, width = min(out, tile), min(columns, tile)
     dense = torch.rand(out // height, columns // width, generator=generator) < share
@@ -103,7 +103,7 @@ def packed_weight(
 
 
 def run(script: str, **variables: str) -> str:
-    """What a script prints, which can import this file."""
+    """Run a script that can import this file, and return its output."""
     here = (
         f"import importlib.util, sys\nspec = importlib.util.spec_from_file_location('tests_of_fused', {__file__!r})\n"
     )
@@ -145,7 +145,7 @@ values = {(names.index(name),): value for name, value in constants.items()}
 source = ASTSource(fused._multiply, signature=signature, constexprs=values, attrs=aligned)
 for generation in (80, 90):
     kernel = triton.compile(source, target=GPUTarget("cuda", generation, 32), options={"num_warps": 4, "num_stages": 3})
-    # Before the loop, twice, and in it: the inputs, the values and more of them, sixteen bytes a thread.
+    # Twice before the loop and once in it: the inputs and both loads of values, sixteen bytes per thread.
     print(kernel.asm["ptx"].count("cp.async.cg.shared.global"))
 """
 

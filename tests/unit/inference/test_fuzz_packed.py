@@ -1,4 +1,4 @@
-"""Some seeded attacks on folders of packed models; `python -m tests.fuzz` makes more."""
+"""Seeded attacks on folders of packed models; `python -m tests.fuzz` runs more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A packed layer is what a linear layer with the masked weight is."""
+"""Packed layers: equal to linear layers with the masked weight."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7, t
 
 
 def pair(made: object, bias: bool = True, backend: str | None = None) -> tuple[HybridLinear, nn.Linear]:
-    """A packed layer, and a linear one with the masked weight in float64."""
+    """Return a packed layer, and a linear layer with the masked weight in float64."""
     rows, columns = made.weight.shape
     linear = nn.Linear(columns, rows, bias)
     torch.manual_seed(1)
@@ -132,7 +132,7 @@ def test_copies_stand_alone(copied: Callable, used: bool, hybrid_weight: Callabl
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("inside", [False, True])
 def test_other_weights_are_loaded(inside: bool, assign: bool, hybrid_weight: Callable) -> None:
-    """With other dense tiles in other places, but as many of them."""
+    """The loaded weight has as many dense tiles at other positions."""
     made = [hybrid_weight(SHAPE, TILE, seed=seed) for seed in (0, 1)]
     made[1].dense = made[0].dense.flip(0, 1)
     made[1].mask = made[0].mask.view(2, 32, 3, 32).flip(0, 2).reshape(SHAPE)
@@ -175,7 +175,7 @@ def test_another_dtype(dtype: torch.dtype, hybrid_weight: Callable) -> None:
 
 
 def test_a_layer_shared_with_other_processes(hybrid_weight: Callable) -> None:
-    """Its weight moves under the same name."""
+    """Sharing moves the weight's memory."""
     layer, linear = pair(hybrid_weight(SHAPE, TILE))
     layer(inputs_of(3, 96))
     before = layer.values.data_ptr()

@@ -1,4 +1,4 @@
-"""Whatever is done to a packed layer from Python, its products are right, or there is an error; never a signal."""
+"""Memory safety: after any change of a packed layer from Python, products are right or an error is raised."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from patch.errors import InputError
 from patch.inference.linear import HybridLinear
 from patch.inference.packed import PackedWeight
 
-# Bits that do not keep two of four, written in a way that PyTorch does not count: any numbers, but no signal.
+# Writes of wrong bits that PyTorch does not count: any products, but no signal.
 UNSEEN = {"numpy_bits", "numpy_no_bits", "numpy_some_bits", "data_bits", "storage_bits"}
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, str]]:
-    """Attack -> kind of weight -> outcome."""
+    """Outcomes by attack and kind of weight."""
     script = Path(__file__).with_name("attacks.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -30,7 +30,7 @@ def outcomes() -> dict[str, dict[str, str]]:
 
 
 def test_no_attack_ends_by_a_signal_or_a_wrong_product(outcomes: dict) -> None:
-    # The last two are of `load_state_dict` and of `tensor.data = `.
+    # The last two messages come from `load_state_dict` and `tensor.data = `.
     good = ("right", "refused InputError: ", *(f"refused RuntimeError: {start}" for start in ("Error(s)", "Attempted")))
     bad = {
         (name, kind): outcome

@@ -1,4 +1,4 @@
-"""PyTorch's sparse tensor cores: when they are used, and on a GPU what they give."""
+"""Sparse tensor cores through PyTorch: conditions, and products on a GPU."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from patch.inference.packed import PackedWeight, pack, unpack
 
 
 def packed_weight(out: int, columns: int, share: float = 0.0, dtype: torch.dtype = torch.float16) -> PackedWeight:
-    """A random weight of tiles of 32, of which about a share is dense."""
+    """Return a random weight with tiles of 32, about a fraction of them dense."""
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand(out // 32, columns // 32, generator=generator) < share
     kept = torch.rand(out, columns // 4, 4, generator=generator).argsort(-1) < 2
@@ -23,7 +23,7 @@ def test_a_cpu_has_none() -> None:
     assert "not on cpu" in (semi_structured.supports(packed_weight(64, 64), torch.zeros(1, 64).half()) or "")
 
 
-# What is changed of a GPU, a weight and inputs that fit, and what is said of it.
+# Changes of a GPU, a weight and inputs that fit, and the expected reason.
 REASONS: list[tuple[dict[str, Any], str | None]] = [
     ({}, None),
     ({"there": torch.device("cpu")}, "inputs on cpu"),

@@ -46,6 +46,6 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], in
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder where libraries are kept."""
+    """Return the folder of cached libraries."""
     monkeypatch.setenv("PATCH_KERNEL_CACHE", str(tmp_path / "a/cache"))
     return tmp_path / "a/cache"

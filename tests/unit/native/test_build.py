@@ -1,4 +1,4 @@
-"""C++ is compiled once for a source, flags, compiler and processor, or not at all, with a reason."""
+"""Builds of C++ libraries: one for each source, flags, compiler and processor, or a reason why there is none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_flags_reach_the_compiler(source: Path, counting: Callable, cache: Path,
 def test_a_library_of_something_else_is_not_used(
     source: Path, counting: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of other flags, or in another order, of another source, header, compiler or processor."""
+    """Other flags, or their order, and another source, header, compiler or processor give another library."""
     libraries = [build(source), build(source, ("-g", "-DA")), build(source, ("-DA", "-g")), build(source, ("-g",))]
     text = source.read_text()
     source.write_text(text.replace("42", "43"))

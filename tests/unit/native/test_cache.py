@@ -1,4 +1,4 @@
-"""Compiled libraries are kept in a private folder, verified before use, and compiled again where they are damaged."""
+"""Cache of compiled libraries: private, verified before use, and compiled again if damaged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = 4096
 
 
 def damage(path: Path, how: str) -> None:
-    """Change a kept library in place and keep its time of modification."""
+    """Change a cached library in place and keep its time of modification."""
     times, content = path.stat(), bytearray(path.read_bytes())
     if how == "half":
         content = content[: len(content) // 2]
@@ -39,7 +39,7 @@ def damage(path: Path, how: str) -> None:
 
 
 def in_child(check: Callable[[], bool]) -> int:
-    """Return the wait status of a process that makes a check: 0 where it holds, a signal where it crashes."""
+    """Return the wait status of a child process that runs a check: 0 if it holds, a signal after a crash."""
     pid = os.fork()
     if not pid:
         try:
@@ -175,7 +175,7 @@ def test_a_folder_that_others_can_write_is_refused(
 
 
 def of_another(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Make a file or folder another user's, or this process another's; return its owner."""
+    """Change the owner of a file or folder, or the user of this process; return the owner."""
     if os.geteuid() == 0:
         os.chown(path, 12345, -1)
     else:
@@ -230,7 +230,7 @@ def test_a_folder_that_takes_the_place_of_the_verified_one_is_not_read(cache: Pa
 
 
 def test_without_a_home(source: Path, counting: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without `$HOME` and without an entry, as in a container, has a private folder among temporary files."""
+    """A user without `$HOME` and passwd entry, as in a container, has a private folder in temporary files."""
 
     def unknown(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
