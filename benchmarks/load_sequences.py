@@ -75,19 +75,19 @@ def reading(folder: Path, megabytes: int, seqlen: int, batch: int) -> dict[str, 
     from patch.data.sequences import load_sequences, save_sequences
     from patch.learning.schedules import batch_indices
 
-    path, count = folder / "windows.npy", megabytes * 1_000_000 // (2 * seqlen)
+    path, count = folder / "sequences.npy", megabytes * 1_000_000 // (2 * seqlen)
     generator = np.random.default_rng(0)
     save_sequences(path, generator.integers(0, 2048, (count, seqlen), np.uint16))
     figures: dict[str, float] = {}
     for source in ("disk", "cache"):
-        windows = load_sequences(path)
+        sequences = load_sequences(path)
         steps = max(1, count // batch)
         if source == "disk":
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         started = time.perf_counter()
         for step in range(steps):
-            windows[batch_indices(step, batch, count, 0)].astype(np.int64)
+            sequences[batch_indices(step, batch, count, 0)].astype(np.int64)
         rate = steps * batch / (time.perf_counter() - started)
         figures[f"{source}_sequences_per_second"] = round(rate)
         figures[f"{source}_tokens_per_second"] = round(rate * seqlen)
@@ -145,7 +145,7 @@ def learning(folder: Path) -> float:
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SIZES)).eval().requires_grad_(False)
-    windows = np.random.default_rng(0).integers(0, 2048, (256, SEQLEN)).astype(np.uint16)
+    sequences = np.random.default_rng(0).integers(0, 2048, (256, SEQLEN)).astype(np.uint16)
     settings = Learning(
         steps=STEPS,
         batch_size=BATCH,
@@ -155,7 +155,7 @@ def learning(folder: Path) -> float:
         tile_prior="none",
     )
     curve = folder / "curve.jsonl"
-    learn(model, "patch-joint", windows, settings, 0.45, 16, folder=folder / "run", curve=curve)
+    learn(model, "patch-joint", sequences, settings, 0.45, 16, folder=folder / "run", curve=curve)
     rates = [json.loads(line)["tokens_per_second"] for line in curve.read_text().splitlines()]
     return statistics.median(rates[5:])
 

@@ -43,7 +43,7 @@ sizes = source.config | {"vocab_size": source.tokenizer.vocab_size}
 config = AutoConfig.for_model(source.architecture, **sizes)
 model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 shape = (calibration.samples, calibration.seqlen)
-windows = np.random.default_rng(0).integers(0, source.tokenizer.vocab_size, shape)
+sequences = np.random.default_rng(0).integers(0, source.tokenizer.vocab_size, shape)
 prune(copy.deepcopy(model), "magnitude", parse_pattern("2:4", 0.5))  # warm-up
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for propagate in ("pruned", "dense"):
@@ -51,7 +51,7 @@ for propagate in ("pruned", "dense"):
     for _ in range(int(repeats)):
         victim = copy.deepcopy(model)
         started = time.perf_counter()
-        prune(victim, method, parse_pattern(pattern, 0.5), windows, calibration.batch_size, propagate=propagate)
+        prune(victim, method, parse_pattern(pattern, 0.5), sequences, calibration.batch_size, propagate=propagate)
         times.append(time.perf_counter() - started)
     print(statistics.median(times))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
@@ -114,8 +114,8 @@ def _needed(plan: Plan, run: Run) -> list[Run]:
 
 def _counts(plan: Plan, costs: CostModel, runs: list[Run], shared: bool = False) -> Counter[str]:
     found: Counter[str] = Counter()
-    windows = [plan.store.calibration_sequences(run.model, run.seed).key for run in runs if calibrated(run)]
-    found["windows"] = len(set(windows))
+    sequences = [plan.store.calibration_sequences(run.model, run.seed).key for run in runs if calibrated(run)]
+    found["sequences"] = len(set(sequences))
     for run in runs:
         if run.quantization:
             found["passes"] += 2 * (run.quantization == "slim-lora")
@@ -135,7 +135,7 @@ def _counts(plan: Plan, costs: CostModel, runs: list[Run], shared: bool = False)
 
 
 def _row(found: Counter[str]) -> list[str]:
-    names = ("windows", "passes", "prunes", "learned")
+    names = ("sequences", "passes", "prunes", "learned")
     return [*(str(found[name]) for name in names), f"{found['minutes'] / 60:.1f}"]
 
 
