@@ -32,7 +32,7 @@ MEASURE = """
 import copy, resource, statistics, sys, time
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from patch.pipeline.config import load_experiment
+from patch.pipeline.config.load import load_experiment
 from patch.masks.nm import parse_pattern
 from patch.pruning.prune import prune
 path, name, method, pattern, repeats = sys.argv[1:]
