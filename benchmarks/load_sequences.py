@@ -65,7 +65,7 @@ def main() -> int:
         tokens = figures[f"{source}_tokens_per_second"]
         figures[f"{source}_over_learning"] = round(tokens / step, 1)
         lines.append([f"reading from the {source}", f"{tokens:,.0f}", f"{tokens / step:,.0f}"])
-    print(table(("source", "tokens/s", "over learning"), lines))
+    print("\n" + table(("source", "tokens/s", "over learning"), lines))
     print(json.dumps(figures))
     return 0
 
@@ -112,7 +112,7 @@ def tokenizing(folder: Path, megabytes: int, processes: list[int]) -> dict[str, 
         tokens = f"{sequences * 4096 / seconds:,.0f}"
         lines.append([count, f"{size / seconds:.2f}", tokens, f"{seconds:.1f}", f"{used:.1f}", f"{size / used:.2f}"])
     headers = ("processes", "MB/s", "tokens/s", "seconds", "processor seconds", "MB per processor second")
-    print(f"tokenizing {size:.0f} MB of text\n{table(headers, lines)}", flush=True)
+    print(f"\ntokenizing {size:.0f} MB of text\n{table(headers, lines)}", flush=True)
     return figures
 
 
