@@ -103,12 +103,10 @@ def _worst(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _shapes_of_models() -> list[str]:
-    from patch.pipeline.cli.options import read_config
-
     from patch.models.shapes import linear_shapes, model_shape
-    from patch.pipeline.config.load import validate_experiment
+    from patch.pipeline.config.load import load_experiment
 
-    models = validate_experiment(read_config(["config/paper.yaml"])).models
+    models = load_experiment("config/paper.yaml").models
     shapes = {shape for name, model in models.items() for shape in linear_shapes(model_shape(name, model)).values()}
     return [f"{rows}x{columns}" for rows, columns in sorted(shapes, key=math.prod)]
 

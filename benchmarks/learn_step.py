@@ -251,7 +251,7 @@ def _ours(method: str) -> Callable:
         frozen = _frozen(model) if method == "patch-tile" else None
         masks = build_masks(model, method, settings, SPARSITY, TILE, 0, frozen=frozen)
         container = torch.nn.ModuleList(masks.values())
-        optimizer = make_optimizer(container.parameters(), settings, 0)
+        optimizer = torch.optim.AdamW(container.parameters(), settings.lr, settings.betas, weight_decay=0.0, fused=True)
         sequences = np.asarray(tokens, dtype=np.uint16)
         step = step_function(model, masks, sequences, settings, SPARSITY, 0, optimizer, None)
         stack.enter_context(attached(model, masks))

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import table  # noqa: E402
 from patch.pipeline.config.load import load_experiment  # noqa: E402
 from patch.pipeline.resources.cost import CostModel  # noqa: E402
-from patch.pipeline.runs.run import Run  # noqa: E402
 from patch.pipeline.runs.plan import Plan  # noqa: E402
+from patch.pipeline.runs.run import Run  # noqa: E402
 from patch.pipeline.runs.store import calibrated  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
