@@ -18,7 +18,7 @@ from patch.pipeline.runs.layout import STORE
 from patch.pipeline.reporting.escape import escape_label, escape_rst
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.cli.preflight import preflight
-from patch.pipeline.reporting.experiment import what_was_run
+from patch.pipeline.reporting.experiment import describe_experiment
 from patch.pipeline.runs.stale import force
 
 try:
@@ -31,7 +31,7 @@ try:
     config = extended(config)
     PLAN = Plan(validate_experiment(config))
     # For the first page of the report.
-    config["run"] = {name: escape_rst(text) for name, text in what_was_run(PLAN).items()}
+    config["run"] = {name: escape_rst(text) for name, text in describe_experiment(PLAN).items()}
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

@@ -10,7 +10,7 @@ from patch.learning.settings import METHOD_DEFAULTS, Learning
 from patch.models.shapes import Shape, model_shape
 from patch.pipeline.cli.workflow import add_config_options, read_plan
 from patch.pipeline.config.experiment import Experiment
-from patch.pipeline.reporting.units import align
+from patch.pipeline.reporting.units import aligned_lines
 from patch.pipeline.resources.cost import BYTES, GPU_SLACK, learning_mb
 from patch.settings import validate
 
@@ -49,7 +49,7 @@ def to_text(experiment: Experiment, gpus: Sequence[int] = GPUS) -> str:
     rows = table(experiment, gpus)
     lines = [
         *("GB on each GPU at the peak of a learning step, by number of GPUs:", ""),
-        *(align(rows)),
+        *(aligned_lines(rows)),
         "",
     ]
     limit = experiment.resources.gpu_memory_gb

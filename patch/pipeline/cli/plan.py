@@ -10,7 +10,7 @@ from typing import Any
 
 from patch.errors import InputError, print_result
 from patch.pipeline.cli.workflow import add_config_options, read_graph
-from patch.pipeline.reporting.units import align, duration, hours, size
+from patch.pipeline.reporting.units import aligned_lines, duration, hours, size
 from patch.pipeline.resources.cost import SLACK, CostModel, too_large
 from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
 from patch.pipeline.resources.schedule import simulate
@@ -86,13 +86,14 @@ def to_text(numbers: dict[str, Any]) -> str:
     for name in ("stages", "models"):
         rows = {row: sums for row, sums in numbers[name].items() if sums["jobs"]}
         rows |= {"all": total}
-        lines += [*align([[name.removesuffix("s"), *heads], *[[row, *_row(sums)] for row, sums in rows.items()]]), ""]
+        table = [[name.removesuffix("s"), *heads], *[[row, *_row(sums)] for row, sums in rows.items()]]
+        lines += [*aligned_lines(table), ""]
     walls = [["GPUs" if on_gpu else "cores", "wall time", "peak disk"]]
     for wall in numbers["wall"]:
         count = wall["gpus"] or "unlimited"
         fits = wall["minutes"] is not None
         walls.append([f"{count}", *([duration(wall["minutes"]), size(wall["peak_disk_mb"])] if fits else ["-", "-"])])
-    lines += [*align(walls), ""]
+    lines += [*aligned_lines(walls), ""]
     if any(wall["minutes"] is None for wall in numbers["wall"]):
         lines.append(f"-: a job needs more {walls[0][0]} than that.")
     lines.append(

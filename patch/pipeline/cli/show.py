@@ -14,9 +14,11 @@ import pandas as pd
 from patch.errors import InputError, print_result
 from patch.files.io import atomic_file
 from patch.pipeline.cli.workflow import add_config_options, read_plan
-from patch.pipeline.reporting.experiment import command, what_was_run
+from patch.pipeline.reporting.experiment import command, describe_experiment
+from patch.pipeline.reporting.render import to_text, write_table
 from patch.pipeline.reporting.summary import Results, summary
-from patch.pipeline.reporting.tables import Arrangement, Table, build_table, to_text, write_table
+from patch.pipeline.reporting.table import Table
+from patch.pipeline.reporting.tables import Arrangement, build_table
 from patch.pipeline.results.collect import collect, read_results
 from patch.pipeline.results.current import read_all_samples, read_records, read_speeds
 from patch.pipeline.results.differences import Differences, paired_differences
@@ -79,7 +81,7 @@ def show_partial(plan: Plan, command: str) -> str:
         write_table(table, folder / table.name)
     results = Results(
         experiment=plan.experiment.experiment,
-        run=what_was_run(plan),
+        run=describe_experiment(plan),
         tables=tables,
         records=records,
         differences=differences.frame,

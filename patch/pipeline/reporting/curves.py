@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from patch.errors import InputError
 from patch.learning.curve import read_lines
-from patch.pipeline.reporting.style import GREY, SEQUENCE, STYLE, TEXT_WIDTH
+from patch.pipeline.reporting.figure_style import DOTTED_LINE, SEQUENCE, STYLE, TEXT_WIDTH
 from patch.pipeline.results.record import ModelInfo
 
 # Fraction of a run's points that the moving average covers.
@@ -98,13 +98,13 @@ def _densities(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict]
         values, target = _values(run, "density"), _values(run, "target_density")
         if values is None or target is None:
             continue
-        axis.plot(target.index, target, color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        axis.plot(target.index, target, **DOTTED_LINE)
         axis.plot(values.index, values, **looks[label])
     axis.set_ylabel("Density")
     # Leave room for the legend above the highest line.
     low, high = axis.get_ylim()
     axis.set_ylim(low, high + 0.2 * (high - low))
-    _key(axis, [Line2D([], [], color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), label="target")])
+    axis.legend(handles=[Line2D([], [], **DOTTED_LINE, label="target")], loc="upper right")
 
 
 def _temperatures(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict]) -> None:
@@ -122,9 +122,5 @@ def _temperatures(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, di
         if schedules:
             handles.append(Line2D([], [], color="black", linestyle=dash, label=title))
     axis.set_ylabel("Temperature")
-    _key(axis, handles)
-
-
-def _key(axis: Axes, handles: list[Line2D]) -> None:
     if handles:
         axis.legend(handles=handles, loc="upper right")

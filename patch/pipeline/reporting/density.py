@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from patch.pipeline.reporting.style import STYLE, TEXT_WIDTH
+from patch.pipeline.reporting.figure_style import STYLE, TEXT_WIDTH
 from patch.pipeline.results.order import method_title, percent
 from patch.pipeline.results.projections import projections
 from patch.pipeline.results.record import ModelInfo, Record
@@ -71,7 +71,7 @@ def _maps(records: Iterable[Record]) -> dict[str, dict[tuple[str, int], float]]:
         for name, place in projections(record.density).items():
             values[title][place].append(record.density[name])
     return {
-        title: {place: math.fsum(shares) / len(shares) for place, shares in places.items()}
+        title: {place: math.fsum(densities) / len(densities) for place, densities in places.items()}
         for title, places in values.items()
     }
 
@@ -92,9 +92,9 @@ def _heat_map(
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
     if print_values:
-        for (row, column), share in np.ndenumerate(grid):
-            if not np.isnan(share):
-                color = "white" if share < (low + 1) / 2 else "black"
-                text = f"{share:.2f}".removeprefix("0")
+        for (row, column), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                color = "white" if value < (low + 1) / 2 else "black"
+                text = f"{value:.2f}".removeprefix("0")
                 axis.text(column, row, text, ha="center", va="center", color=color, fontsize=6.5)
     return image

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from patch.data.settings import Use
 from patch.pipeline.config.load import DEFAULT_CONFIG
+from patch.pipeline.reporting.units import count
 from patch.pipeline.results.order import method_title, percent
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run, format_tile
@@ -25,16 +26,17 @@ def summary_settings(plan: Plan) -> SummarySettings:
         experiment=plan.experiment.experiment,
         tabulate=plan.tabulate_settings(speed=True),
         shown=plan.tables(),
-        figures={plan.experiment.models[name].title: _figures(plan, name) for name in plan.models},
-        run=what_was_run(plan),
+        figures={
+            plan.experiment.models[name].title: {
+                figure: f"figures/{name}/{figure}.png" for figure in plan.figures(name)
+            }
+            for name in plan.models
+        },
+        run=describe_experiment(plan),
     )
 
 
-def _figures(plan: Plan, model: str) -> dict[str, str]:
-    return {figure: f"figures/{model}/{figure}.png" for figure in plan.figures(model)}
-
-
-def what_was_run(plan: Plan) -> dict[str, str]:
+def describe_experiment(plan: Plan) -> dict[str, str]:
     """Return the configuration in a few lines: heading -> text."""
     experiment, runs = plan.experiment, plan.grid.runs
     perplexity, calibration = experiment.evaluation.perplexity, experiment.calibration
@@ -45,10 +47,10 @@ def what_was_run(plan: Plan) -> dict[str, str]:
         "Target sparsities": _listed(f"{percent(level)} %" for level in sorted({run.sparsity for run in runs})),
         "Tiles": _listed(format_tile(tile) for tile in sorted({run.tile for run in runs if run.tile})),
         "Seeds": _listed(f"{seed}" for seed in sorted({run.seed for run in runs if _seeded(run)})),
-        "Perplexity": f"{_text(perplexity.use)}, in sequences of {perplexity.seqlen} tokens",
+        "Perplexity": f"{_corpus(perplexity.use)}, sequences of {perplexity.seqlen} tokens",
         "Tasks": f"{_listed(experiment.evaluation.tasks)}{questions}",
         "Speed": _speed(plan),
-        "Calibration": f"{_text(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
+        "Calibration": f"{_corpus(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
         "Learning": "; ".join(_learning(plan, [run for run in plan.grid.closure if not run.quantization])),
     }
     return {name: text for name, text in lines.items() if text}
@@ -59,8 +61,8 @@ def _speed(plan: Plan) -> str:
     sizes = plan.experiment.speedup
     if sizes is None or not plan.timed_models:
         return ""
-    batch = f"{sizes.batch_size} sequence{'s' * (sizes.batch_size > 1)}"
-    return f"{batch} of {sizes.prompt} tokens and {sizes.new_tokens} new ones, {sizes.repeats} repeats of each run"
+    batch = f"batch of {count(sizes.batch_size, 'sequence')}"
+    return f"{batch}, prompt of {sizes.prompt} tokens, {sizes.new_tokens} new tokens, {sizes.repeats} repeats"
 
 
 def _seeded(run: Run) -> bool:
@@ -80,12 +82,13 @@ def _learning(plan: Plan, runs: Sequence[Run]) -> Iterable[str]:
     for run in runs:
         if run.definition.stage == "learn":
             settings = plan.grid.learning(run)
-            size = f"{settings.steps} steps of {settings.batch_size} sequences of {settings.seqlen} tokens"
-            methods.setdefault(f"{size} of {_text(settings.use)}", {})[method_title(run.method)] = None
+            batch = f"{count(settings.batch_size, 'sequence')} of {settings.seqlen} tokens"
+            size = f"{settings.steps} steps of {batch} from {_corpus(settings.use)}"
+            methods.setdefault(size, {})[method_title(run.method)] = None
     return (f"{', '.join(names)}: {size}" for size, names in methods.items())
 
 
-def _text(use: Use) -> str:
+def _corpus(use: Use) -> str:
     return f"{use.corpus} ({use.split})"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -12,20 +13,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from patch.pipeline.reporting.front import pareto_front
-from patch.pipeline.reporting.series import Series, hollow_marker, marker, series_looks, with_series
-from patch.pipeline.reporting.style import GREY, STYLE, TEXT_WIDTH, Look
+from patch.pipeline.reporting.figure_style import (
+    DENSE_LINE,
+    DOTTED_LINE,
+    GREY,
+    LABELS,
+    STYLE,
+    TEXT_WIDTH,
+    Look,
+    Series,
+    add_legend,
+    ceiling,
+    hollow_marker,
+    marker,
+    quality,
+    series_looks,
+    with_series,
+)
 from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.results.statistics import summarize
-from patch.pipeline.runs.run import IMPORT
 
-LABELS = {"accuracy": "Mean accuracy (%)", "perplexity": "Perplexity (log scale)"}
-# Perplexities beyond this multiple of the lowest one are drawn on the upper edge, so that one broken model does not
-# flatten the differences between the others.
-CEILING = 8.0
-DENSE_LINE = {"color": "black", "linewidth": 0.8, "linestyle": (0, (5, 2))}
 PUBLISHED_DENSE_LINE = DENSE_LINE | {"color": "0.6"}
-CHANCE_LINE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5))}
 # Fraction of a panel's height below the axis break, used if chance is far below all points.
 BREAK_HEIGHT = 0.17
 FRONT_LINE = {"color": "0.35", "linewidth": 1.0, "alpha": 0.8}
@@ -44,10 +51,7 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
         model: model to draw.
         chance: mean chance accuracy in percent, see `patch.pipeline.results.collect.mean_chance`.
     """
-    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
-    # Ablations have separate tables. Their points would look like the plain method's here.
-    shown &= frame["variant"].isna() | frame["variant"].str.startswith(IMPORT)
-    summary = with_series(summarize(frame[shown]))
+    summary = with_series(quality(frame, model))
     found = series_looks(summary)
     published = bool(summary["published"].notna().any())
     panels = [["value", "published"]] if published and model.comparable else [["value"]]
@@ -67,16 +71,14 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
         name = str(model.published).rpartition("/")[2]
         axes[1, 0].set_title(f"{name}, as published (another model: only the order compares)", loc="left")
     figure.align_ylabels()
-    handles = _legend(found, panels, chance is not None, beyond)
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
+    add_legend(figure, _legend(found, panels, chance is not None, beyond))
     return figure
 
 
 def _panel(axis: Axes, data: pd.DataFrame, metric: str, columns: list[str], found: dict[Series, Look]) -> bool:
     """Draw one panel and return whether a point lies above it."""
     values = data[columns].to_numpy()
-    finite = [value for value in values.flat if math.isfinite(value)]
-    ceiling = CEILING * min(finite) if metric == "perplexity" and finite else math.inf
+    highest = ceiling(values.flat, metric)
     if metric == "perplexity":
         axis.set_yscale("log")
     for column in columns:
@@ -84,20 +86,39 @@ def _panel(axis: Axes, data: pd.DataFrame, metric: str, columns: list[str], foun
         for value in data.loc[data["pattern"] == "dense", column].dropna():
             axis.axhline(value, **(PUBLISHED_DENSE_LINE if overlaid else DENSE_LINE), zorder=1)
         for series, points in data[data["pattern"] != "dense"].groupby("series", sort=False):
-            height = points[column].clip(upper=ceiling)
+            height = points[column].clip(upper=highest)
             above = {"clip_on": False, "zorder": 3 if column == "value" else 2.5}
             if column == "value":
-                errors = points["stderr"].fillna(0).where(points[column] <= ceiling, 0)
+                errors = points["stderr"].fillna(0).where(points[column] <= highest, 0)
                 bars = {"ecolor": "0.45", "elinewidth": 0.7, "capsize": 0}
                 axis.errorbar(points["x"], height, errors, **bars, **marker(series, found[series]), **above)
             else:
                 axis.plot(points["x"], height, **hollow_marker(series, found[series]), **above)
     if "value" in columns:
         _front(axis, data, higher_is_better=metric == "accuracy")
-    beyond = bool((values > ceiling).any())
+    beyond = bool((values > highest).any())
     if beyond:
-        axis.set_ylim(top=ceiling)
+        axis.set_ylim(top=highest)
     return beyond
+
+
+def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[int]:
+    """Return the indices of the non-dominated points, by rising sparsity.
+
+    A point is dominated by one that is at least as good in both coordinates and better in one. All of several equal
+    points stay.
+
+    Args:
+        points: (sparsity, value); more sparsity is better. Values that are not finite never belong to the front.
+        higher_is_better: True if a larger value is better.
+    """
+    sign = 1 if higher_is_better else -1
+    finite = {i: (sparsity, sign * value) for i, (sparsity, value) in enumerate(points) if math.isfinite(value)}
+
+    def dominated(a: tuple[float, float]) -> bool:
+        return any(b[0] >= a[0] and b[1] >= a[1] and a != b for b in finite.values())
+
+    return sorted((i for i, point in finite.items() if not dominated(point)), key=lambda i: (finite[i][0], -i))
 
 
 def _front(axis: Axes, data: pd.DataFrame, higher_is_better: bool) -> None:
@@ -128,7 +149,7 @@ def _chance(axis: Axes, chance: float) -> None:
     """Draw chance as a line, below an axis break if it is far below all points."""
     low, high = axis.get_ylim()
     if low - chance <= high - low:
-        axis.axhline(chance, **CHANCE_LINE)
+        axis.axhline(chance, **DOTTED_LINE)
         return
     # Only the part above the break has ticks because the scale differs below it.
     ticks = [tick for tick in axis.get_yticks() if low <= tick <= high]
@@ -136,7 +157,7 @@ def _chance(axis: Axes, chance: float) -> None:
     axis.set_ylim(low - foot, high)
     axis.yaxis.set_major_locator(FixedLocator(ticks))
     across = axis.get_yaxis_transform()
-    axis.plot([0, 1], [low - 0.75 * foot] * 2, transform=across, **CHANCE_LINE)
+    axis.plot([0, 1], [low - 0.75 * foot] * 2, transform=across, **DOTTED_LINE)
     note = {"color": GREY, "fontsize": "small", "va": "bottom"}
     axis.text(0.03, low - 0.7 * foot, f"chance {chance:.1f} %", transform=across, **note)
     ends = [low - 0.55 * foot, low - 0.25 * foot]
@@ -157,7 +178,7 @@ def _legend(found: dict[Series, Look], panels: list[list[str]], chance: bool, be
         handles.append(Line2D([], [], label="Dense, published", **PUBLISHED_DENSE_LINE))
     handles.append(Line2D([], [], label="Pareto front (dense, N:M, hybrid)", **FRONT_LINE))
     if chance:
-        handles.append(Line2D([], [], label="Chance", **CHANCE_LINE))
+        handles.append(Line2D([], [], label="Chance", **DOTTED_LINE))
     if any("published" in columns for columns in panels):
         any_series, black = Series("", "", None), Look("o", "black")
         handles.append(Line2D([], [], label="Hollow: published", **hollow_marker(any_series, black)))

@@ -6,41 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import pandas as pd
-
-from patch.pipeline.results.order import run_order
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.runs.run import Run
-
-
-@dataclass(frozen=True)
-class Key:
-    """Key of a table row, shared by runs of all models and seeds; ``method`` is `patch` for a model's own variant."""
-
-    method: str
-    pattern: str
-    sparsity: float
-    tile: int | None
-    quantization: str | None
-    variant: str | None
-
-    @staticmethod
-    def of(run: Run | tuple, model: ModelInfo) -> Key:
-        """Return the key for a run or for a line of the tidy frame."""
-        method = "patch" if run.method == f"patch-{model.variant}" else run.method
-        optional = (run.tile, run.quantization, run.variant)
-        tile, quantization, variant = (None if pd.isna(value) else value for value in optional)
-        return Key(method, run.pattern, run.sparsity, None if tile is None else int(tile), quantization, variant)
-
-    @property
-    def order(self) -> tuple:
-        """Sort key for the paper's row order."""
-        return run_order(self)
-
-    def row(self, model: ModelInfo) -> str:
-        """Return `Run.row` of the model's runs with this key."""
-        method = f"patch-{model.variant}" if self.method == "patch" else self.method
-        return Run(model=model.name, **vars(self) | {"method": method}).row
 
 
 @dataclass(frozen=True)
@@ -59,19 +26,19 @@ class Selection:
 
     caption: str
     models: Callable[[ModelInfo], bool] = lambda model: True
-    rows: Callable[[Key, set[float]], bool] = lambda key, unstructured: True
+    rows: Callable[[Run, set[float]], bool] = lambda run, unstructured: True
     columns: Literal["models", "tasks", "projections"] = "models"
     deviation: bool = False
     compared: bool = True
 
 
-def _structured(key: Key, unstructured: set[float]) -> bool:
-    return key.pattern != "unstructured" and not key.quantization
+def _structured(run: Run, unstructured: set[float]) -> bool:
+    return run.pattern != "unstructured" and not run.quantization
 
 
-def _beside_unstructured(key: Key, unstructured: set[float]) -> bool:
-    beside = key.pattern == "unstructured" or key.method.startswith("patch")
-    return key.sparsity in unstructured and beside and not key.quantization
+def _beside_unstructured(run: Run, unstructured: set[float]) -> bool:
+    compared = run.pattern == "unstructured" or run.method.startswith("patch")
+    return run.sparsity in unstructured and compared and not run.quantization
 
 
 TABLES: dict[str, Selection] = {
@@ -85,20 +52,20 @@ TABLES: dict[str, Selection] = {
         lambda model: model.variant == "tile",
         _structured,
     ),
-    "unstructured": Selection("Unstructured pruning beside PATCH at equal sparsity.", rows=_beside_unstructured),
+    "unstructured": Selection("Unstructured pruning and PATCH at equal sparsity.", rows=_beside_unstructured),
     "quantized": Selection(
-        "Quantised weights (group AbsMax) after pruning, without and with low-rank compensation (SLiM-LoRA).",
-        rows=lambda key, unstructured: key.quantization is not None,
+        "Weights quantized (group AbsMax) after pruning, without and with low-rank compensation (SLiM-LoRA).",
+        rows=lambda run, unstructured: run.quantization is not None,
     ),
     "tasks": Selection("Accuracy (%) of each task.", columns="tasks"),
     "density": Selection(
-        "Density (kept share in %) of each projection, mean over layers: where PATCH keeps weights.",
-        rows=lambda key, unstructured: key.pattern == "hybrid" and not key.quantization,
+        "Density (kept fraction in %) of each projection under PATCH, mean over layers.",
+        rows=lambda run, unstructured: run.pattern == "hybrid" and not run.quantization,
         columns="projections",
         compared=False,
     ),
     "seeds": Selection(
-        "Seeds of calibration and learning: mean and sample standard deviation.", deviation=True, compared=False
+        "Mean and sample standard deviation over the seeds of calibration and learning.", deviation=True, compared=False
     ),
 }
 
@@ -106,12 +73,12 @@ TABLES: dict[str, Selection] = {
 CAPTIONS = {
     "tile_size": "Tile sizes of PATCH.",
     "target": "One density target for the whole model, or one for each layer.",
-    "frozen_mask": "Frozen 2:4 masks under learned tiles, and patterns that are learned too.",
-    "tile_prior": "What ranks the tiles when learning starts.",
-    "imported": "Published masks, evaluated here.",
+    "frozen_mask": "Learned tiles over frozen 2:4 masks, and tiles learned together with the patterns.",
+    "tile_prior": "Initial ranking of the tiles when mask learning starts.",
+    "imported": "Published masks, evaluated in this experiment.",
 }
 
 
 def selection(name: str) -> Selection:
     """Return the selection of a standard table, or of a table that the grid defines."""
-    return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Runs of the grid's table {name}."))
+    return TABLES.get(name) or Selection(CAPTIONS.get(name, f"Runs of the table {name}, which the grid defines."))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import matplotlib
@@ -14,14 +13,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from patch.pipeline.reporting.pareto import CEILING, DENSE_LINE, LABELS
-from patch.pipeline.reporting.series import Series, marker, series_looks, with_series
-from patch.pipeline.reporting.style import GREY, STYLE, TEXT_WIDTH, Look
+from patch.pipeline.reporting.figure_style import (
+    DENSE_LINE,
+    DOTTED_LINE,
+    LABELS,
+    STYLE,
+    TEXT_WIDTH,
+    Look,
+    Series,
+    add_legend,
+    ceiling,
+    marker,
+    quality,
+    series_looks,
+    with_series,
+)
 from patch.pipeline.results.order import percent
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Quartiles, SpeedRecord
-from patch.pipeline.results.statistics import summarize
-from patch.pipeline.runs.run import IMPORT
 
 # Distance between points that share a speed, and margin beside the outermost points, as fractions of the speed range.
 STEP, ROOM = 0.028, 0.1
@@ -31,7 +40,7 @@ NARROWEST = 0.1
 PALEST = 0.75
 BARS = {"ecolor": "0.55", "elinewidth": 0.7}
 LINE = {"linewidth": 0.8, "alpha": 0.6, "zorder": 1.5}
-NO_SPEEDUP = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5)), "zorder": 1}
+NO_SPEEDUP = DOTTED_LINE | {"zorder": 1}
 # Position of the 2:4 quartile bracket and the room for it below all points, as fractions of a panel's height.
 BRACKET, FOOT = 0.03, 0.07
 
@@ -48,9 +57,7 @@ def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figur
         record: speed record of the model.
         model: model to draw.
     """
-    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
-    shown &= frame["variant"].isna() | frame["variant"].str.startswith(IMPORT)
-    summary = summarize(frame[shown])
+    summary = quality(frame, model)
     speeds = [_speed(row, record) for row in summary.itertuples()]
     summary = summary.assign(speed=speeds)[np.array([speed is not None for speed in speeds], dtype=bool)]
     data = with_series(summary.reset_index(drop=True))
@@ -65,8 +72,7 @@ def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figur
     sizes = record.settings
     title = f"{model.title} on {record.hardware}: batch {sizes.batch_size}, {sizes.new_tokens} new tokens"
     figure.axes[0].set_title(title, loc="left")
-    handles = _legend(data, looks)
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
+    add_legend(figure, _legend(data, looks))
     return figure
 
 
@@ -82,12 +88,11 @@ def _speed(row: tuple, record: SpeedRecord) -> Quartiles | None:
 
 
 def _panel(axis: Axes, data: pd.DataFrame, metric: str, looks: dict[Series, Look], width: float) -> None:
-    finite = [value for value in data["value"] if math.isfinite(value)]
-    ceiling = CEILING * min(finite) if metric == "perplexity" and finite else math.inf
+    highest = ceiling(data["value"], metric)
     axis.axvline(1.0, **NO_SPEEDUP)
-    for value in data.loc[data["pattern"] == "dense", "value"].clip(upper=ceiling):
+    for value in data.loc[data["pattern"] == "dense", "value"].clip(upper=highest):
         axis.axhline(value, **DENSE_LINE, zorder=1)
-    data = data.assign(height=data["value"].clip(upper=ceiling), stderr=data["stderr"].fillna(0.0))
+    data = data.assign(height=data["value"].clip(upper=highest), stderr=data["stderr"].fillna(0.0))
     together = data[data["pattern"] == "2:4"]
     middle = (len(together) - 1) / 2
     for place, row in enumerate(together.itertuples()):
@@ -123,8 +128,8 @@ def _shades(points: pd.DataFrame, look: Look) -> dict[float, tuple[float, ...]]:
     """Return a shade of the method's colour for each sparsity; lower sparsities are paler."""
     levels = sorted(set(points["sparsity"]), reverse=True)
     colour = to_rgb(look.color)
-    shares = {level: PALEST * index / max(1, len(levels) - 1) for index, level in enumerate(levels)}
-    return {level: tuple(part + share * (1 - part) for part in colour) for level, share in shares.items()}
+    whites = {level: PALEST * index / max(1, len(levels) - 1) for index, level in enumerate(levels)}
+    return {level: tuple(part + white * (1 - part) for part in colour) for level, white in whites.items()}
 
 
 def _legend(data: pd.DataFrame, looks: dict[Series, Look]) -> list[Line2D]:

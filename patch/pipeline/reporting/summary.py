@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from patch.pipeline.reporting.agreement import ERRORS, beside_paper
+from patch.pipeline.reporting.comparison import ERRORS, compare_with_paper
 from patch.pipeline.reporting.escape import escape_markdown
+from patch.pipeline.reporting.missing_results import missing_results
 from patch.pipeline.reporting.overview import environments
 from patch.pipeline.reporting.render import to_markdown
-from patch.pipeline.reporting.sure import how_sure
 from patch.pipeline.reporting.table import Table
+from patch.pipeline.reporting.uncertainty import uncertainty
 from patch.pipeline.reporting.units import duration, size
-from patch.pipeline.reporting.unlisted import not_here
 from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import ModelInfo, Record
@@ -23,10 +23,12 @@ from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.run import Run
 
 COMPARED = (
-    f"Within: the standard error of the measurement times {ERRORS}; the published numbers come without errors of "
-    "their own, so a difference beyond it need not be one. Accuracy differs in points, perplexity as a share of the "
-    "published one. Of a model that stands for another one of its family the order of the rows is compared alone."
+    f"A number agrees with the paper if it is within {ERRORS} standard errors of the measurement. The published "
+    "numbers have no errors, so a larger difference is not always a real one. Accuracy differences are in points, "
+    "perplexity differences in percent of the published value. For a model that stands for another model of its "
+    "family, only the order of the rows is compared."
 )
+NOT_COMPARED = "The paper has none of these rows."
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,17 @@ class Results:
 
 def summary(results: Results) -> str:
     """Return the summary page: configuration, tables, figures, comparison, uncertainty, missing results and cost."""
-    compared = [line for table in results.tables for line in beside_paper(table, results.models)]
+    compared = [line for table in results.tables for line in compare_with_paper(table, results.models)]
     sections = {
-        "What was run": _bullets(escape_markdown(f"{name}: {text}") for name, text in results.run.items()),
+        "Configuration": _bullets(escape_markdown(f"{name}: {text}") for name, text in results.run.items()),
         "Tables": "\n".join(f"### {table.name}\n\n{to_markdown(table)}" for table in results.tables).rstrip("\n"),
         "Figures": _figures(results.figures),
-        "Beside the paper": f"{_bullets(compared)}\n\n{COMPARED}" if compared else "The paper has none of these rows.",
-        "How sure": how_sure(results.records, results.differences, results.models, results.expected),
-        "Missing": _missing(results),
-        "What it cost": cost_line(results.records, results.speeds),
+        "Comparison with the paper": f"{_bullets(compared)}\n\n{COMPARED}" if compared else NOT_COMPARED,
+        "Uncertainty": uncertainty(results.records, results.differences, results.models, results.expected),
+        "Missing results": _missing(results),
+        "Cost": cost_line(results.records, results.speeds),
         "Environment": environment_line(results.records),
-        "How to make this again": f"```sh\n{results.command}\n```",
+        "Reproduction": f"```sh\n{results.command}\n```",
     }
     parts = [f"## {name}\n\n{text}" for name, text in sections.items() if text]
     return "\n\n".join([f"# Results of `{results.experiment}`", *parts]) + "\n"
@@ -80,18 +82,16 @@ def summary(results: Results) -> str:
 
 def cost_line(records: Sequence[Record], speeds: Sequence[SpeedRecord] = ()) -> str:
     """Return a sentence with the compute time by stage and the largest peak memory."""
-    stages: dict[str, float] = Counter()
-    jobs: dict[str, int] = Counter()
-    costs = measured_costs(records)
-    for (stage, _), cost in costs.items():
-        stages[stage] += cost.seconds
-        jobs[stage] += cost.jobs
-    if speeds:
-        stages["speedup"], jobs["speedup"] = sum(record.cost.seconds for record in speeds), len(speeds)
-    parts = [f"{stage} {_time(seconds)} in {jobs[stage]} jobs" for stage, seconds in stages.items()]
-    measured = [*costs.values(), *(record.cost for record in speeds)]
-    peak = max((cost.peak_memory_mb for cost in measured), default=0.0)
-    return f"{_time(sum(stages.values()))} of computing ({', '.join(parts)}); at most {size(peak)} of memory in a job."
+    costs = [(stage, cost.jobs, cost) for (stage, _), cost in measured_costs(records).items()]
+    costs += [("speedup", 1, record.cost) for record in speeds]
+    seconds: Counter[str] = Counter()
+    jobs: Counter[str] = Counter()
+    for stage, count, cost in costs:
+        seconds[stage] += cost.seconds
+        jobs[stage] += count
+    stages = ", ".join(f"{stage} {_time(seconds[stage])} in {jobs[stage]} jobs" for stage in seconds)
+    peak = max((cost.peak_memory_mb for _, _, cost in costs), default=0.0)
+    return f"{_time(sum(seconds.values()))} of compute time ({stages}); peak memory of a job: {size(peak)}."
 
 
 def _time(seconds: float) -> str:
@@ -102,32 +102,30 @@ def environment_line(records: Sequence[Record]) -> str:
     """Return a sentence with device, versions and commit; up to two values are shown where records differ."""
     parts = []
     for name, values in environments(records).items():
-        different = list(dict.fromkeys(values))
-        shown = " and ".join(different[:2]) + (f" and {len(different) - 2} more" if len(different) > 2 else "")
-        parts.append(f"{name} {escape_markdown(shown)}")
+        shown = list(values)[:2] + ([f"{len(values) - 2} more"] if len(values) > 2 else [])
+        parts.append(f"{name} {escape_markdown(' and '.join(shown))}")
     return f"{', '.join(parts)}." if parts else ""
 
 
 def _figures(figures: Mapping[str, Mapping[str, str]]) -> str:
     parts = []
     for model, paths in figures.items():
-        images = [f"![{escape_markdown(model)}: {name}]({path})" for name, path in paths.items()]
-        parts.append("\n\n".join([f"### {escape_markdown(model)}", *images]))
+        parts.append(f"### {escape_markdown(model)}")
+        parts += [f"![{escape_markdown(model)}: {name}]({path})" for name, path in paths.items()]
     return "\n\n".join(parts)
 
 
 def _missing(results: Results) -> str:
     measured = {(record.run.model, record.run.id) for record in results.records}
-    runs = [run for run in results.expected if (run.model, run.id) not in measured]
-    lines = [
-        f"{escape_markdown(f'{run.model}/{run.id}')}: no record; its jobs have not run, run still or have failed "
-        "(`python -m patch status` says which). It is a dash in the tables."
-        for run in runs
-    ]
-    absent = not_here(results.published, results.expected, results.models, bool(results.speeds))
-    lines += map(escape_markdown, absent)
-    whole = "" if runs else f"All {len(results.expected)} runs have a record.\n\n"
-    return whole + _bullets(lines)
+    runs = [f"{run.model}/{run.id}" for run in results.expected if (run.model, run.id) not in measured]
+    reason = (
+        "no record. Its jobs have not run, are running or have failed; `python -m patch status` shows their state. "
+        "The tables show a dash."
+    )
+    lines = [f"{escape_markdown(run)}: {reason}" for run in runs]
+    absent = missing_results(results.published, results.expected, results.models, bool(results.speeds))
+    complete = "" if runs else f"All {len(results.expected)} runs have a record.\n\n"
+    return complete + _bullets([*lines, *map(escape_markdown, absent)])
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from patch.pipeline.results.collect import DENSITY
 from patch.pipeline.results.record import ModelInfo
@@ -21,17 +21,17 @@ class Measure:
     Attributes:
         value: mean over seeds.
         stderr: standard error of ``value``, NaN if unknown.
-        spread: sample standard deviation over seeds, NaN for one seed.
+        spread: sample standard deviation over seeds, NaN for one seed; for speeds, half the interquartile range.
         seeds: number of seeds.
         published: the paper's number, NaN if there is none.
         best: True if the number is printed in bold as the best of its sparsity or tied with it.
     """
 
     value: float
-    stderr: float
-    spread: float
-    seeds: int
-    published: float
+    stderr: float = math.nan
+    spread: float = math.nan
+    seeds: int = 1
+    published: float = math.nan
     best: bool = False
 
 
@@ -108,7 +108,7 @@ class Table:
     caption: str
     header: tuple[Heading, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     deviation: bool = False
 
     @property
@@ -146,15 +146,13 @@ def mark_best(
     if len(present) < 2:
         return [False] * len(measures)
     leader = (max if higher_is_better else min)(present, key=lambda i: present[i].value)
-    tied = set()
-    for place, measure in present.items():
+    best = present[leader]
+
+    def ties(place: int, measure: Measure) -> bool:
         error = stderr_of_difference(place, leader) if stderr_of_difference and place != leader else None
-        if _ties(measure, present[leader], error):
-            tied.add(place)
+        if error is None or math.isnan(error):
+            error = math.hypot(*(0.0 if math.isnan(m.stderr) else m.stderr for m in (measure, best)))
+        return measure.value == best.value or abs(measure.value - best.value) <= error
+
+    tied = {place for place, measure in present.items() if ties(place, measure)}
     return [i in tied and len(tied) < len(present) for i in range(len(measures))]
-
-
-def _ties(measure: Measure, leader: Measure, error: float | None) -> bool:
-    if error is None or math.isnan(error):
-        error = math.hypot(*(0.0 if math.isnan(m.stderr) else m.stderr for m in (measure, leader)))
-    return measure.value == leader.value or abs(measure.value - leader.value) <= error

@@ -9,28 +9,26 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from patch.errors import InputError
-from patch.pipeline.reporting.render import write_table
-from patch.pipeline.reporting.selection import TABLES, Key, Selection, selection
+from patch.pipeline.reporting.selection import TABLES, Selection, selection
 from patch.pipeline.reporting.speeds import speed_table
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_best
-from patch.pipeline.reporting.text import to_text
+from patch.pipeline.reporting.units import count
 from patch.pipeline.results.collect import DENSITY
 from patch.pipeline.results.differences import Differences
-from patch.pipeline.results.order import QUANTIZATIONS, method_title, tile_title, variant_title
+from patch.pipeline.results.order import QUANTIZATIONS, RunOrder, method_title, run_order, tile_title, variant_title
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.results.statistics import summarize
 from patch.pipeline.runs.run import Run
 
-__all__ = ["TABLES", "Arrangement", "Table", "build_table", "to_text", "write_table"]
-
 SPEEDUP = "speedup"
 NAMED_MISSING = 6
 BOLD_NOTE = (
-    "Bold: the best of its sparsity and what ties with it within the standard error of the difference, "
-    "taken on the same sequences and questions."
+    "Bold: the best value of each sparsity, and every value whose difference from it is within one standard error of "
+    "the difference. Differences are measured on the same sequences and questions."
 )
-Found = dict[tuple[str, Key, str], tuple]
+# (`model/row`, metric) -> line of the summary.
+Found = dict[tuple[str, str], tuple]
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,14 @@ class Arrangement:
 
 @dataclass
 class _Line:
-    """Key and models of a row before its measures are filled in."""
+    """Runs of a row, one for each model that has it; ``title`` is that of the model if rows name models."""
 
-    key: Key
-    models: list[ModelInfo]
+    runs: dict[str, Run]
     title: str | None = None
+
+    def run(self, heading: Heading) -> Run | None:
+        """Return the run of the model of a column, or of the only model of the row."""
+        return self.runs.get(heading.model.name) if heading.model else next(iter(self.runs.values()))
 
 
 def build_table(
@@ -88,94 +89,107 @@ def build_table(
     known = [*TABLES, *(arrangement.own or {})]
     if name not in known:
         raise InputError(f"unknown table `{name}`; known: {', '.join(known)}")
-    chosen, rows = selection(name), arrangement.rows(name)
+    chosen, positions = selection(name), arrangement.rows(name)
     shown = {model.name: model for model in models if chosen.models(model)}
-    summary = summarize(frame[frame["model"].isin(list(shown))])
-    found: Found = {(r.model, Key.of(r, shown[r.model]), r.metric): r for r in summary.itertuples()}
-    placed = _placed(chosen, found, [run for run in expected if run.model in shown], shown, rows)
-    header, lines = _lines(chosen, found, placed, shown, rows if name not in TABLES else None)
-    table_rows = [_row(line, header, found) for line in lines]
+    expected = [run for run in expected if run.model in shown]
+    frame = frame[frame["model"].isin(list(shown))]
+    found: Found = {}
+    runs = {_name(run): run for run in expected}
+    for line in summarize(frame).itertuples():
+        run = _run(line, seed=0)
+        found[_name(run), line.metric] = line
+        runs.setdefault(_name(run), run)
+    if positions is not None:
+        runs = {row: run for row, run in runs.items() if row in positions}
+    unstructured = {run.sparsity for run in runs.values() if run.pattern == "unstructured"}
+    runs = {row: run for row, run in runs.items() if chosen.rows(run, unstructured)}
+
+    present = [model for model in shown.values() if any(run.model == model.name for run in runs.values())]
+    lines = _lines(chosen, present, runs, positions if name not in TABLES else None)
+    header = _header(chosen, present, [metric for row, metric in found if row in runs])
+    rows = [_row(line, header, shown, found) for line in lines]
     if chosen.deviation:
-        table_rows = [row for row in table_rows if any(m and m.seeds > 1 for m in row.measures)]
+        rows = [row for row in rows if any(m and m.seeds > 1 for m in row.measures)]
     if chosen.compared:
-        table_rows = _bold(lines, table_rows, header, differences)
-    missing = _missing(frame, [run for run in expected if run.model in shown], shown, set(placed))
-    present = [model for model in shown.values() if any(model.name == place for place, _ in placed)]
-    notes = _notes(chosen, table_rows, present)
-    return Table(name, chosen.caption, header, tuple(table_rows), (*notes, *missing), chosen.deviation)
+        rows = _bold(lines, rows, header, differences)
+    measured = {f"{line.model}/{_run(line, line.seed).id}" for line in frame.itertuples()}
+    missing = [f"{run.model}/{run.id}" for run in expected if _name(run) in runs]
+    notes = [*_notes(chosen, rows, present), *_missing([run for run in missing if run not in measured])]
+    return Table(name, chosen.caption, header, tuple(rows), tuple(notes), chosen.deviation)
 
 
-def _placed(
-    chosen: Selection, found: Found, expected: list[Run], shown: dict[str, ModelInfo], rows: dict[str, int] | None
-) -> list[tuple[str, Key]]:
-    """Return the distinct (model, row) pairs of a table."""
-    wanted = [(run.model, Key.of(run, shown[run.model])) for run in expected]
-    placed = dict.fromkeys([*wanted, *((model, key) for model, key, _ in found)])
-    if rows is not None:
-        placed = [(model, key) for model, key in placed if f"{model}/{key.row(shown[model])}" in rows]
-    unstructured = {key.sparsity for _, key in placed if key.pattern == "unstructured"}
-    return [(model, key) for model, key in placed if chosen.rows(key, unstructured)]
+def _name(run: Run) -> str:
+    return f"{run.model}/{run.row}"
+
+
+def _run(line: tuple, seed: int) -> Run:
+    """Return the run of a line of a frame."""
+    quantization, variant = (None if pd.isna(value) else value for value in (line.quantization, line.variant))
+    tile = None if pd.isna(line.tile) else int(line.tile)
+    return Run(line.model, line.method, line.pattern, line.sparsity, tile, seed, quantization, variant)
+
+
+def _method(run: Run, model: ModelInfo) -> str:
+    """Return the method of a row that all models share: each model's own variant of PATCH is `patch`."""
+    return "patch" if run.method == f"patch-{model.variant}" else run.method
 
 
 def _lines(
-    chosen: Selection,
-    found: Found,
-    placed: list[tuple[str, Key]],
-    shown: dict[str, ModelInfo],
-    positions: dict[str, int] | None,
-) -> tuple[tuple[Heading, ...], list[_Line]]:
-    """Return the columns and the ordered rows: in the paper's order, or by ``positions`` within each sparsity."""
+    chosen: Selection, present: Sequence[ModelInfo], runs: Mapping[str, Run], positions: dict[str, int] | None
+) -> list[_Line]:
+    """Return the ordered rows: in the paper's order, or by ``positions`` within each sparsity."""
+    lines: dict[tuple, _Line] = {}
+    for index, model in enumerate(present):
+        for run in runs.values():
+            if run.model == model.name:
+                place, title = (0, None) if chosen.columns == "models" else (index, model.title)
+                options = run.pattern, run.sparsity, run.tile, run.quantization, run.variant
+                key = place, run_order(_method(run, model), *options)
+                lines.setdefault(key, _Line({}, title)).runs[run.model] = run
 
-    def order(key: Key) -> tuple:
+    def position(key: tuple[int, RunOrder]) -> tuple:
+        place, order = key
         if positions is None:
-            return key.order
-        places = [positions[f"{model}/{key.row(shown[model])}"] for model, other in placed if other == key]
-        return (*key.order[:2], min(places))
+            return key
+        return (place, *order[:2], min(positions[_name(run)] for run in lines[key].runs.values()))
 
-    present = [model for model in shown.values() if any(model.name == name for name, _ in placed)]
+    return [lines[key] for key in sorted(lines, key=position)]
+
+
+def _header(chosen: Selection, present: Sequence[ModelInfo], metrics: Sequence[str]) -> tuple[Heading, ...]:
     if chosen.columns == "models":
-        header = [Heading(metric, model) for model in present for metric in ("accuracy", "perplexity")]
-        return tuple(header), [_Line(key, present) for key in sorted({key for _, key in placed}, key=order)]
-    lines = [
-        _Line(key, [model], model.title)
-        for model in present
-        for key in sorted({key for place, key in placed if place == model.name}, key=order)
-    ]
-    metrics = dict.fromkeys(metric for model, key, metric in found if (model, key) in set(placed))
+        return tuple(Heading(metric, model) for model in present for metric in ("accuracy", "perplexity"))
+    densities = [metric for metric in dict.fromkeys(metrics) if metric.startswith(DENSITY)]
     if chosen.columns == "projections":
-        return tuple(Heading(metric) for metric in metrics if metric.startswith(DENSITY)), lines
-    tasks = [m for m in metrics if m not in ("accuracy", "perplexity") and not m.startswith(DENSITY)]
-    return tuple(Heading(metric) for metric in [*tasks, "accuracy"]), lines
+        return tuple(map(Heading, densities))
+    tasks = [metric for metric in dict.fromkeys(metrics) if metric not in ("accuracy", "perplexity", *densities)]
+    return tuple(map(Heading, [*tasks, "accuracy"]))
 
 
-def _row(line: _Line, header: tuple[Heading, ...], found: Found) -> Row:
-    key, achieved = line.key, {}
-    for model in line.models:
-        hits = (found.get((model.name, key, metric)) for metric in ("accuracy", "perplexity"))
-        hit = next((hit for hit in hits if hit is not None), None)
-        if hit is not None:
-            achieved[model.name] = hit.achieved_sparsity
-    pattern = f"{key.pattern} {tile_title(key.tile)}" if key.tile else key.pattern
-    if key.quantization:
-        pattern = f"{pattern}, {QUANTIZATIONS[key.quantization]}"
-    measures = tuple(_measure(found.get((_model(h, line).name, key, h.metric))) for h in header)
-    setting = variant_title(key.variant) if key.variant else ""
-    comparable = line.title is None or line.models[0].comparable
-    return Row(line.title, key.sparsity, method_title(key.method), pattern, achieved, measures, setting, comparable)
+def _row(line: _Line, header: Sequence[Heading], models: Mapping[str, ModelInfo], found: Found) -> Row:
+    hits = {name: found.get((_name(run), "perplexity")) for name, run in line.runs.items()}
+    achieved = {name: hit.achieved_sparsity for name, hit in hits.items() if hit}
+    name, run = next(iter(line.runs.items()))
+    model = models[name]
+    pattern = f"{run.pattern} {tile_title(run.tile)}" if run.tile else run.pattern
+    if run.quantization:
+        pattern = f"{pattern}, {QUANTIZATIONS[run.quantization]}"
+    measures = tuple(_measure(found, line.run(heading), heading.metric) for heading in header)
+    setting = variant_title(run.variant) if run.variant else ""
+    comparable = line.title is None or model.comparable
+    method = method_title(_method(run, model))
+    return Row(line.title, run.sparsity, method, pattern, achieved, measures, setting, comparable)
 
 
-def _model(heading: Heading, line: _Line) -> ModelInfo:
-    return heading.model or line.models[0]
-
-
-def _measure(hit: tuple | None) -> Measure | None:
+def _measure(found: Found, run: Run | None, metric: str) -> Measure | None:
+    hit = found.get((_name(run), metric)) if run else None
     if hit is None or math.isnan(hit.value):
         return None
     return Measure(hit.value, hit.stderr, hit.spread, hit.seeds, hit.published)
 
 
 def _bold(
-    lines: list[_Line], rows: list[Row], header: tuple[Heading, ...], differences: Differences | None
+    lines: Sequence[_Line], rows: list[Row], header: Sequence[Heading], differences: Differences | None
 ) -> list[Row]:
     marks = [[False] * len(header) for _ in rows]
     for level in dict.fromkeys((row.model, row.sparsity) for row in rows):
@@ -183,9 +197,8 @@ def _bold(
         for column, heading in enumerate(header):
 
             def error(a: int, b: int, members: list[int] = members, heading: Heading = heading) -> float | None:
-                one, other = lines[members[a]], lines[members[b]]
-                model = _model(heading, one)
-                return differences.stderr(model.name, heading.metric, one.key.row(model), other.key.row(model))
+                one, other = (lines[members[index]].run(heading) for index in (a, b))
+                return differences.stderr(one.model, heading.metric, one.row, other.row)
 
             measures = [rows[index].measures[column] for index in members]
             best = mark_best(measures, heading.higher_is_better, error if differences else None)
@@ -197,35 +210,24 @@ def _bold(
     ]
 
 
-def _notes(chosen: Selection, rows: list[Row], models: list[ModelInfo]) -> list[str]:
+def _notes(chosen: Selection, rows: list[Row], models: Sequence[ModelInfo]) -> list[str]:
     measures = [measure for row in rows for measure in row.measures if measure]
     if not rows:
-        return ["No run of this experiment belongs in this table."]
+        return ["No run of this experiment belongs to this table."]
     seeds = max((measure.seeds for measure in measures), default=1)
-    over = f"; means over up to {seeds} seeds, whose scatter it includes" if seeds > 1 else ""
+    over = f" of the mean over up to {seeds} seeds, including the variance between seeds" if seeds > 1 else ""
     notes = [f"±: sample standard deviation over up to {seeds} seeds."] if chosen.deviation else []
     if chosen.compared:
         notes += [f"±: standard error{over}.", BOLD_NOTE]
     others = [f"{model.title}: {model.published}" for model in models if model.published and not model.comparable]
     if others and any(not math.isnan(measure.published) for measure in measures):
         notes.append(
-            f"Published numbers are those of another, larger model of the family ({'; '.join(others)}): "
-            "the order of the methods can be compared, the values cannot."
+            f"The published numbers are those of another, larger model of the family ({'; '.join(others)}). "
+            "Only the order of the methods can be compared, not the values."
         )
     return notes
 
 
-def _missing(
-    frame: pd.DataFrame, expected: list[Run], shown: dict[str, ModelInfo], placed: set[tuple[str, Key]]
-) -> list[str]:
-    present = {(r.model, Key.of(r, shown[r.model]), r.seed) for r in frame.itertuples() if r.model in shown}
-    keyed = [(run, Key.of(run, shown[run.model])) for run in expected]
-    names = [
-        f"{run.model}/{run.id}"
-        for run, key in keyed
-        if (run.model, key) in placed and (run.model, key, run.seed) not in present
-    ]
-    if not names:
-        return []
+def _missing(names: Sequence[str]) -> list[str]:
     more = f" and {len(names) - NAMED_MISSING} more" if len(names) > NAMED_MISSING else ""
-    return [f"{len(names)} run{'s' * (len(names) > 1)} missing: {', '.join(names[:NAMED_MISSING])}{more}."]
+    return [f"{count(len(names), 'run')} missing: {', '.join(names[:NAMED_MISSING])}{more}."] if names else []

@@ -1,8 +1,10 @@
-"""Formatting of quantities with units and of aligned columns."""
+"""Formatting of quantities with units, of metrics, and of aligned plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from tabulate import tabulate
 
 
 def size(megabytes: float) -> str:
@@ -27,13 +29,20 @@ def hours(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines: the first column left-aligned, the others right-aligned, two spaces between columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1: `1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def metric_value(value: float, metric: str) -> str:
+    """Return a value with two decimals, as in the paper; perplexities and tokens/s from 100 on have fewer."""
+    large = metric in ("perplexity", "tokens_per_second")
+    decimals = 2 if not large or abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    return f"{value:.{decimals}f}"
+
+
+def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as aligned lines of text: the first column is left-aligned, the others are right-aligned."""
+    alignment = ["left", *["right"] * (len(rows[0]) - 1)]
+    text = tabulate(rows, tablefmt="plain", colalign=alignment, disable_numparse=True, preserve_whitespace=True)
+    return [line.rstrip() for line in text.splitlines()]

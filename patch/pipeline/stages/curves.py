@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patch.pipeline.reporting.figures import curves, save
+from patch.pipeline.reporting.curves import curves
+from patch.pipeline.reporting.figure_style import save
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.runs.stage_settings import FigureSettings
 

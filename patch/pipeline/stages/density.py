@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patch.pipeline.reporting.figures import density, save
+from patch.pipeline.reporting.density import density
+from patch.pipeline.reporting.figure_style import save
 from patch.pipeline.results.current import read_records
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.runs.stage_settings import FigureSettings

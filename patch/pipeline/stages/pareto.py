@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patch.pipeline.reporting.figures import pareto, save
+from patch.pipeline.reporting.figure_style import save
+from patch.pipeline.reporting.pareto import pareto
 from patch.pipeline.results.collect import mean_chance, read_results, row_names
 from patch.pipeline.results.current import read_records
 from patch.pipeline.results.record import ModelInfo

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patch.pipeline.reporting.figures import save
-from patch.pipeline.reporting.figures import speedup as draw
+from patch.pipeline.reporting.figure_style import save
+from patch.pipeline.reporting.speedup import speedup as draw
 from patch.pipeline.results.collect import read_results, row_names
 from patch.pipeline.results.current import read_speeds
 from patch.pipeline.results.record import ModelInfo

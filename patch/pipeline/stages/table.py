@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patch.pipeline.reporting.tables import Arrangement, build_table, write_table
+from patch.pipeline.reporting.render import write_table
+from patch.pipeline.reporting.tables import Arrangement, build_table
 from patch.pipeline.results.collect import read_results
 from patch.pipeline.results.current import read_speeds
 from patch.pipeline.results.differences import Differences

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patch.pipeline.reporting.columns import text_columns
-from patch.pipeline.reporting.tables import Arrangement, build_table, to_text, write_table
+from patch.pipeline.reporting.layout import Layout
+from patch.pipeline.reporting.render import to_text, write_table
+from patch.pipeline.reporting.tables import Arrangement, build_table
 from patch.pipeline.results.collect import collect
 from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.published import load_published
@@ -90,7 +91,7 @@ def test_a_setting_is_a_column_only_where_rows_have_one(tmp_path):
     arrangement = Arrangement(rows_of(chosen, None), {"tile_prior": rows_of(chosen, "tile_prior=none")})
     for name, there in (("tile_prior", True), ("joint", False)):
         table = build_table(name, frame, [QWEN], chosen, arrangement)
-        assert ("Setting" in [column.name for column in text_columns(table)]) == there
+        assert ("Setting" in [name for _, name in Layout.of(table).texts.columns]) == there
         path, *_ = write_table(table, tmp_path / name)
         header, *lines = csv.reader(path.open())
         assert ("setting" in header) == there and {len(line) for line in lines} == {len(header)}
@@ -151,8 +152,8 @@ def test_paired_errors_decide_what_is_bold(paired, bold):
 def test_a_difference_from_another_models_number_is_not_printed():
     both = [*runs(QWEN), *runs(GEMMA)]
     table = build_table("tasks", frame_of(both, [QWEN, GEMMA]), [QWEN, GEMMA], both)
-    (paper,) = [column for column in text_columns(table) if column.name.startswith("Paper")]
-    differ = {row.model: "(" in text for row, (text, _) in zip(table.rows, paper.cells, strict=True) if text != "–"}
-    assert paper.name == "Paper (Δ)" and differ == {"Qwen2.5-0.5B": True, "Gemma mini": False}
+    paper = Layout.of(table).texts["", "Paper (Δ)"]
+    differ = {row.model: "(" in text for row, text in zip(table.rows, paper, strict=True) if text != "–"}
+    assert differ == {"Qwen2.5-0.5B": True, "Gemma mini": False}
     alone = build_table("tasks", frame_of(runs(GEMMA), [GEMMA]), [GEMMA], runs(GEMMA))
-    assert "Paper" in [column.name for column in text_columns(alone)]
+    assert ("", "Paper") in Layout.of(alone).texts.columns

@@ -20,11 +20,16 @@ from docutils.core import publish_parts
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 
+from patch.pipeline.reporting.curves import curves
+from patch.pipeline.reporting.density import density
 from patch.pipeline.reporting.escape import escape_html, escape_label, escape_markdown, escape_rst, escape_tex
-from patch.pipeline.reporting.figures import curves, density, pareto, save, speedup
-from patch.pipeline.reporting.render import to_markdown, write_table
+from patch.pipeline.reporting.figure_style import save
+from patch.pipeline.reporting.pareto import pareto
+from patch.pipeline.reporting.render import to_markdown, to_text, write_table
+from patch.pipeline.reporting.speedup import speedup
 from patch.pipeline.reporting.summary import Results, summary
-from patch.pipeline.reporting.tables import Table, build_table, to_text
+from patch.pipeline.reporting.table import Table
+from patch.pipeline.reporting.tables import build_table
 from patch.pipeline.results.differences import COLUMNS
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import SpeedRecord, Speeds

@@ -1,14 +1,15 @@
+import re
 from collections import defaultdict
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from patch.pipeline.reporting.missing_results import missing_results
 from patch.pipeline.reporting.render import to_markdown
 from patch.pipeline.reporting.summary import Results, cost_line, environment_line, summary
-from patch.pipeline.reporting.sure import close_pairs
 from patch.pipeline.reporting.tables import build_table
-from patch.pipeline.reporting.unlisted import not_here
+from patch.pipeline.reporting.uncertainty import close_pairs
 from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.differences import COLUMNS
 from patch.pipeline.results.record import ModelInfo
@@ -59,25 +60,25 @@ def test_the_page_has_every_section_and_the_tables_as_they_are_written(experimen
     assert text.startswith("# Results of `demo`\n")
     names = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert names == [
-        "What was run",
+        "Configuration",
         "Tables",
         "Figures",
-        "Beside the paper",
-        "How sure",
-        "Missing",
-        "What it cost",
+        "Comparison with the paper",
+        "Uncertainty",
+        "Missing results",
+        "Cost",
         "Environment",
-        "How to make this again",
+        "Reproduction",
     ]
     for table in found.tables:
         assert f"### {table.name}\n\n{to_markdown(table)}".rstrip("\n") in text
     assert "![Qwen2-mini: pareto](figures/qwen/pareto.png)" in text
-    assert section(text, "What was run") == "- Models: Qwen2\\_mini\n- Seeds: 0"
-    assert "snakemake --configfile my.yaml" in section(text, "How to make this again")
+    assert section(text, "Configuration") == "- Models: Qwen2\\_mini\n- Seeds: 0"
+    assert "snakemake --configfile my.yaml" in section(text, "Reproduction")
 
 
 def test_each_comparable_model_is_counted_and_each_other_is_ordered(one_seed):
-    lines = section(summary(results(one_seed)), "Beside the paper").splitlines()
+    lines = section(summary(results(one_seed)), "Comparison with the paper").splitlines()
     joint = next(line for line in lines if line.startswith("- Gemma"))
     row_count = sum(
         not np.isnan(measure.published)
@@ -87,7 +88,7 @@ def test_each_comparable_model_is_counted_and_each_other_is_ordered(one_seed):
     )
     assert f" of {row_count} numbers are within two standard errors" in joint
     for title, name in (("Qwen2-mini", "joint"), ("Llama-mini", "tile")):
-        assert any(line.startswith(f"- {title} beside ") and f"`{name}`" in line and "tau" in line for line in lines)
+        assert any(line.startswith(f"- {title} and ") and f"`{name}`" in line and "tau" in line for line in lines)
 
 
 def test_close_pairs_are_counted_by_sparsity(one_seed):
@@ -109,53 +110,49 @@ def test_close_pairs_are_counted_by_sparsity(one_seed):
     }
     assert flat == dict(counts)
     assert [key[1] for key in found] == sorted((key[1] for key in found), reverse=True)
-    text = section(summary(results(one_seed)), "How sure")
+    text = section(summary(results(one_seed)), "Uncertainty")
     close, count = found["qwen", 0.5]["perplexity"]
-    assert f"| Qwen2-mini | 50 | {len(close)} of {count} pairs" in text
-    assert "over 400 sequences" in text and "cloze\\_words 200" in text and "There is one seed" in text
+    assert re.search(rf"\| Qwen2-mini +\| 50 +\| {len(close)} of {count} pairs", text)
+    assert "on 400 sequences" in text and "cloze\\_words 200" in text and "There is one seed" in text
 
 
 def test_seeds_are_in_the_errors(experiment):
     seeds = {record.run.seed for record in experiment.records}
-    text = section(summary(results(experiment)), "How sure")
-    assert ("mean of up to 3 seeds" in text) == (len(seeds) == 3)
+    text = section(summary(results(experiment)), "Uncertainty")
+    assert ("mean over up to 3 seeds" in text) == (len(seeds) == 3)
 
 
 def test_a_missing_run_is_named(one_seed):
     gone = one_seed.records[3]
     kept = [record for record in one_seed.records if record is not gone]
-    whole, partial = (section(summary(results(one_seed, records=r)), "Missing") for r in (one_seed.records, kept))
+    whole, partial = (
+        section(summary(results(one_seed, records=r)), "Missing results") for r in (one_seed.records, kept)
+    )
     assert whole.startswith(f"All {len(one_seed.expected)} runs have a record.")
     name = f"{gone.run.model}/{gone.run.id}".replace("_", "\\_")
     assert "no record" not in whole
-    assert partial.startswith(f"- {name}: no record; ") and "python -m patch status" in partial
+    assert partial.startswith(f"- {name}: no record. ") and "python -m patch status" in partial
 
 
 def test_rows_of_the_paper_that_are_not_in_the_grid(one_seed):
     llama = next(model for model in one_seed.models if model.name == "llama")
-    (line, others, speed) = not_here(one_seed.published, one_seed.expected, [llama])
+    (line, others, speed) = missing_results(one_seed.published, one_seed.expected, [llama])
     assert line == (
-        "Rows of the paper for meta-llama/Llama-2-7b-hf that Llama-mini lacks: "
-        "Thanos 2:4 at 50 %; ProxSparse 2:4 at 50 %."
+        "Published rows of meta-llama/Llama-2-7b-hf that Llama-mini lacks: Thanos 2:4 at 50 %; ProxSparse 2:4 at 50 %."
     )
     assert "Llama-2-13B" in others and "Llama-2-7B" not in others and "tokens per second" in speed
-    assert not_here(one_seed.published, one_seed.expected, [llama], speed=True) == [line, others]
+    assert missing_results(one_seed.published, one_seed.expected, [llama], speed=True) == [line, others]
 
 
 def test_ablations_of_the_paper_count_as_rows(one_seed):
     qwen = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B")
-    plain = [
-        Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=level, tile=128)
-        for level in (0.45, 0.35, 0.25)
-    ]
-    (before, *_) = not_here(one_seed.published, plain, [qwen])
+    plain = [Run("qwen", "patch-joint", "hybrid", level, 128, 0) for level in (0.45, 0.35, 0.25)]
+    (before, *_) = missing_results(one_seed.published, plain, [qwen])
     assert "PATCH (joint)" not in before and "tile 64×64, 32×32, 16×16, 8×8, 4×4 at 45, 35, 25 %" in before
     # The plain run has the first value of what an ablation varies.
     assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target layer at 45, 35, 25 %" in before
-    varied = [run.model_copy(update={"variant": "target=layer"}) for run in plain] + [
-        run.model_copy(update={"tile": 4}) for run in plain
-    ]
-    (after, *_) = not_here(one_seed.published, [*plain, *varied], [qwen])
+    varied = [replace(run, variant="target=layer") for run in plain] + [replace(run, tile=4) for run in plain]
+    (after, *_) = missing_results(one_seed.published, [*plain, *varied], [qwen])
     assert "target" not in after and "4×4" not in after
     imported = [
         Run(
@@ -167,7 +164,7 @@ def test_ablations_of_the_paper_count_as_rows(one_seed):
         )
     ]
     assert "; MaskLLM 2:4" in before
-    assert "; MaskLLM 2:4" not in not_here(one_seed.published, [*plain, *imported], [qwen])[0]
+    assert "; MaskLLM 2:4" not in missing_results(one_seed.published, [*plain, *imported], [qwen])[0]
 
 
 def test_a_mask_is_paid_once(one_seed):
@@ -178,7 +175,7 @@ def test_a_mask_is_paid_once(one_seed):
     assert runs > len(masks)
     assert costs["prune", "patch-tile"].seconds == pytest.approx(3.0 * len(masks))
     assert costs["evaluate", "dense"].peak_memory_mb == 800
-    assert "at most 800 MB" in cost_line(one_seed.records)
+    assert "peak memory of a job: 800 MB" in cost_line(one_seed.records)
 
 
 def test_environments_that_differ_are_said(one_seed):

@@ -4,9 +4,10 @@ import dataclasses
 import pytest
 
 from patch.errors import InputError
-from patch.pipeline.reporting.columns import format_value
 from patch.pipeline.reporting.escape import escape_tex
-from patch.pipeline.reporting.tables import TABLES, build_table, to_text, write_table
+from patch.pipeline.reporting.render import to_text, write_table
+from patch.pipeline.reporting.selection import TABLES
+from patch.pipeline.reporting.tables import build_table
 
 
 def build(name, experiment):
@@ -184,11 +185,6 @@ def test_tex_escapes():
         r"50\% of a\_b \& \#1 \{x\} \textasciitilde{} \textasciicircum{} \$ \textbackslash{}y"
     )
     assert escape_tex("1 ± 2 × 3 −4 –") == r"1 $\pm$ 2 $\times$ 3 $-$4 --"
-
-
-def test_decimals():
-    assert format_value(54.614, "accuracy") == "54.61"
-    assert [format_value(v, "perplexity") for v in (5.118, 765.92, 6734.97)] == ["5.12", "765.9", "6735"]
 
 
 def test_quantised_rows_have_a_table_of_their_own_in_the_order_of_the_paper(experiment):

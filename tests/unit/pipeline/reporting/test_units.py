@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from patch.pipeline.reporting.units import align, duration, hours, size
+from patch.pipeline.reporting.units import aligned_lines, count, duration, hours, metric_value, size
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,14 @@ def test_hours() -> None:
 
 
 def test_columns_stand_below_each_other() -> None:
-    assert align([["name", "n"], ["a", "100"]]) == ["name    n", "a     100"]
+    assert aligned_lines([["name", "n"], ["a", "100"]]) == ["name    n", "a     100"]
+    assert aligned_lines([["name", "n "], ["a", "10*"]]) == ["name   n", "a     10*"]
+
+
+def test_a_count_has_its_plural() -> None:
+    assert [count(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
+def test_decimals() -> None:
+    assert metric_value(54.614, "accuracy") == "54.61"
+    assert [metric_value(v, "perplexity") for v in (5.118, 765.92, 6734.97)] == ["5.12", "765.9", "6735"]

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 
 from patch.errors import InputError
-from patch.pipeline.reporting.agreement import beside_paper
-from patch.pipeline.reporting.figures import save, speedup
-from patch.pipeline.reporting.render import to_markdown
+from patch.pipeline.reporting.comparison import compare_with_paper
+from patch.pipeline.reporting.figure_style import save
+from patch.pipeline.reporting.render import to_markdown, to_text, write_table
+from patch.pipeline.reporting.speedup import speedup
 from patch.pipeline.reporting.summary import cost_line
-from patch.pipeline.reporting.tables import Table, build_table, to_text, write_table
+from patch.pipeline.reporting.table import Table
+from patch.pipeline.reporting.tables import build_table
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import SpeedRecord, Speeds
 
@@ -92,7 +94,7 @@ def test_the_caption_names_the_machine_and_the_sizes(one_seed: Any, speeds: Call
 
 
 def test_models_of_demo_size_are_called_that(one_seed: Any, speeds: Callable) -> None:
-    assert any("Qwen2-mini: of demo size" in note for note in build(one_seed, speeds("qwen")).notes)
+    assert any("Qwen2-mini: demo size" in note for note in build(one_seed, speeds("qwen")).notes)
     large = speeds("qwen").records[0].model_dump(by_alias=True)
     for timed in large["timed"]:
         timed["linear_bytes"] = {name: 1000 * size for name, size in timed["linear_bytes"].items()}
@@ -103,13 +105,13 @@ def test_models_of_demo_size_are_called_that(one_seed: Any, speeds: Callable) ->
 def test_the_part_of_the_paper_with_as_many_new_tokens(one_seed: Any, speeds: Callable) -> None:
     sizes = {"batch_size": 16, "prompt": 128, "new_tokens": 1024, "repeats": 20}
     table = build(one_seed, speeds("big", settings=sizes), PAPERS)
-    assert runs(table)[3][7] == "1.25" and any("1024 new tokens; –" in note for note in table.notes)
+    assert runs(table)[3][7] == "1.25" and any("1024 new tokens. –" in note for note in table.notes)
 
 
 def test_what_is_not_measured_is_said(one_seed: Any, speeds: Callable) -> None:
     assert build(one_seed, speeds("qwen")).notes[-1] == "Not measured: Gemma-3-1B, Llama-mini."
     nothing = build(one_seed, speeds())
-    assert nothing.rows == () and nothing.notes == ("No model has been measured yet.",)
+    assert nothing.rows == () and nothing.notes == ("The speed of no model has been measured yet.",)
     assert to_text(nothing)
     with pytest.raises(InputError, match="unknown table"):
         build_table("speedup", one_seed.frame, one_seed.models, one_seed.expected)
@@ -140,7 +142,7 @@ def test_files_of_the_table(one_seed: Any, speeds: Callable, tmp_path: Any) -> N
 
 
 def test_speed_is_not_compared_as_accuracy_is(one_seed: Any, speeds: Callable) -> None:
-    assert list(beside_paper(build(one_seed, speeds("big"), PAPERS), [PAPERS])) == []
+    assert list(compare_with_paper(build(one_seed, speeds("big"), PAPERS), [PAPERS])) == []
 
 
 def test_what_measuring_took_is_counted(one_seed: Any, speeds: Callable) -> None:

@@ -1,14 +1,16 @@
-import json
+import math
 
 import numpy as np
 import pandas as pd
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from patch.errors import InputError
-from patch.pipeline.reporting.curves import read_curve
-from patch.pipeline.reporting.figures import curves, density, pareto, save
-from patch.pipeline.reporting.style import LOOKS, looks
+from patch.pipeline.reporting.figure_style import LOOKS, looks, save
+from patch.pipeline.reporting.pareto import pareto, pareto_front
 from patch.pipeline.results.collect import mean_chance
+
+# Few distinct values, so that ties occur.
+POINTS = st.lists(st.tuples(st.sampled_from([0, 0.25, 0.35, 0.5]), st.integers(0, 5).map(float)), max_size=12)
 
 
 def texts(figure):
@@ -107,62 +109,18 @@ def test_unknown_methods_get_looks_of_their_own():
     assert len({(look.marker, look.color) for look in found.values()}) == 3
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_density_shows_every_linear(one_seed, tmp_path, index):
-    model = one_seed.models[index]
-    figure = density(one_seed.records, model)
-    maps = [axis for axis in figure.axes if axis.images]
-    assert len(maps) == 3
-    first = next(r for r in one_seed.records if r.run.model == model.name and r.run.sparsity == 0.45 and r.density)
-    assert maps[0].images[0].get_array().size == len(first.density)
-    assert all(path.stat().st_size for path in save(figure, tmp_path / "density"))
+def beats(a, b, higher):
+    better = a[1] >= b[1] if higher else a[1] <= b[1]
+    return a[0] >= b[0] and better and a != b
 
 
-def test_density_values_are_means_over_seeds(experiment):
-    model = experiment.models[0]
-    name = "model.layers.1.self_attn.k_proj"
-    shares = [r.density[name] for r in experiment.records if r.run.model == "qwen" and name in r.density]
-    per_level = np.reshape(shares, (-1, 3)).mean(axis=0)
-    images = [axis.images[0].get_array() for axis in density(experiment.records, model).axes if axis.images]
-    assert [float(image[1, 1]) for image in images] == pytest.approx(list(per_level))
+@given(POINTS, st.booleans())
+def test_against_every_pair(points, higher):
+    front = pareto_front(points, higher)
+    expected = {i for i, point in enumerate(points) if not any(beats(other, point, higher) for other in points)}
+    assert set(front) == expected
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
 
 
-def test_density_without_hybrid_runs_says_so(one_seed, tmp_path):
-    dense = [record for record in one_seed.records if record.run.method == "dense"]
-    figure = density(dense, one_seed.models[0])
-    assert "no hybrid run" in figure.axes[0].get_title(loc="left")
-    assert save(figure, tmp_path / "density")
-
-
-def test_curves(one_seed, curves_of, tmp_path):
-    figure = curves(curves_of, one_seed.models[0])
-    assert texts(figure) == list(curves_of)
-    loss, cross_entropy, densities, temperature = figure.axes
-    assert len(loss.lines) == len(cross_entropy.lines) == 2 * len(curves_of)
-    assert len(densities.lines) == 2 * (len(curves_of) - 1)
-    assert len(temperature.lines) == 2  # the runs share their schedules
-    assert all(path.stat().st_size for path in save(figure, tmp_path / "curves"))
-
-
-def test_curves_with_missing_keys(one_seed, tmp_path):
-    path = tmp_path / "c.jsonl"
-    path.write_text("".join(json.dumps({"step": step, "loss": 3.0}) + "\n" for step in range(3)))
-    assert save(curves({"run": path}, one_seed.models[0]), tmp_path / "curves")
-
-
-def test_curves_of_extreme_numbers_can_be_drawn(one_seed, tmp_path):
-    path = tmp_path / "c.jsonl"
-    values = (1e300, -1e300, 0, 2**63 - 1, None)
-    keys = ("loss", "density", "target_density", "tile_temperature")
-    lines = [{"step": 2**60 * step, **dict.fromkeys(keys, value)} for step, value in enumerate(values)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert save(curves({"run": path}, one_seed.models[0]), tmp_path / "curves")
-
-
-@pytest.mark.parametrize("text", [None, "{", '{"loss": 1}\n', "[1]\n", ""])
-def test_broken_curves_are_named(tmp_path, text):
-    path = tmp_path / "c.jsonl"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(InputError, match=r"c\.jsonl"):
-        read_curve(path)
+def test_broken_values_are_left_out():
+    assert pareto_front([(0.5, math.nan), (0.25, 1.0)], higher_is_better=True) == [1]

@@ -29,7 +29,9 @@ VARIED = {
 Row = tuple[str, str, float, int | None, str | None, str | None]
 
 
-def not_here(published: Published, runs: Sequence[Run], models: Sequence[ModelInfo], speed: bool = False) -> list[str]:
+def missing_results(
+    published: Published, runs: Sequence[Run], models: Sequence[ModelInfo], speed: bool = False
+) -> list[str]:
     """Return lines that list the paper's rows, models and speed results missing from the experiment.
 
     Args:
@@ -41,26 +43,25 @@ def not_here(published: Published, runs: Sequence[Run], models: Sequence[ModelIn
     lines = []
     for model in models:
         if model.published is not None:
-            here = {_row(run, model) for run in runs if run.model == model.name}
-            missing = [row for row in _rows_of_paper(published, model.published) if not _is_here(row, here)]
+            present = {_paper_row(run, model) for run in runs if run.model == model.name}
+            missing = [row for row in _paper_rows(published, model.published) if not _covered(row, present)]
             if missing:
-                lines.append(f"Rows of the paper for {model.published} that {model.title} lacks: {_listed(missing)}.")
-    stood_for = {model.published for model in models}
-    others = [model.title for name, model in published.models.items() if name not in stood_for]
+                lines.append(f"Published rows of {model.published} that {model.title} lacks: {_listed(missing)}.")
+    represented = {model.published for model in models}
+    others = [model.title for name, model in published.models.items() if name not in represented]
     if others:
-        lines.append(f"Models of the paper that no model here stands for: {', '.join(others)}.")
+        lines.append(f"Models of the paper without a counterpart in this experiment: {', '.join(others)}.")
     if published.throughput_tok_s_bs16_prompt128 and not speed:
-        lines.append("The paper's table of tokens per second: speed is not measured here.")
+        lines.append("The paper's table of tokens per second: this experiment does not measure speed.")
     return lines
 
 
-def _rows_of_paper(published: Published, model: str) -> Iterator[Row]:
+def _paper_rows(published: Published, model: str) -> Iterator[Row]:
     """Yield the rows for which the paper has a perplexity of the model."""
     sizes = {int(tile) for values in published.tile_size_ppl_qwen_joint.values() for tile in values}
     for row in _possible_rows(published.models[model].variant, sorted(sizes - {PAPER_TILE}, reverse=True)):
-        method, pattern, sparsity, tile, quantization, variant = row
-        arguments = (method, pattern, sparsity, "perplexity", tile, quantization, variant)
-        if published_value(published, model, *arguments) is not None:
+        method, pattern, sparsity, *options = row
+        if published_value(published, model, method, pattern, sparsity, "perplexity", *options) is not None:
             yield row
 
 
@@ -70,30 +71,28 @@ def _possible_rows(variant: str, tiles: list[int]) -> Iterator[Row]:
     for name in names:
         pattern, sparsity = ("dense", 0.0) if name == "dense" else ("2:4", 0.5)
         yield from ((name, pattern, sparsity, None, quantization, None) for quantization in (None, *QUANTIZATIONS))
-    for quantization in (None, *QUANTIZATIONS):
-        yield from ((patch, "hybrid", level, None, quantization, None) for level in LEVELS)
-    yield from ((name, "unstructured", level, None, None, None) for name in names for level in LEVELS)
-    yield from ((patch, "hybrid", level, tile, None, None) for tile in tiles for level in LEVELS)
+    at_levels = [(patch, "hybrid", None, quantization, None) for quantization in (None, *QUANTIZATIONS)]
+    at_levels += [(name, "unstructured", None, None, None) for name in names]
+    at_levels += [(patch, "hybrid", tile, None, None) for tile in tiles]
     for (method, key), values in VARIED.items():
-        for value in dict.fromkeys(values):
-            yield from ((method, "hybrid", level, None, None, f"{key}={value}") for level in LEVELS)
+        at_levels += [(method, "hybrid", None, None, f"{key}={value}") for value in dict.fromkeys(values)]
+    yield from ((method, pattern, level, *options) for method, pattern, *options in at_levels for level in LEVELS)
 
 
-def _row(run: Run, model: ModelInfo) -> Row:
-    papers = {PAPER_TILE} if model.comparable else {PAPER_TILE, model.tile}
+def _paper_row(run: Run, model: ModelInfo) -> Row:
+    standard = {PAPER_TILE} if model.comparable else {PAPER_TILE, model.tile}
     # An imported mask is compared with the method that made it.
     variant = None if run.imported else run.variant
-    tile = None if run.tile in papers else run.tile
+    tile = None if run.tile in standard else run.tile
     return run.method, run.pattern, run.sparsity, tile, run.quantization, variant
 
 
-def _is_here(row: Row, here: set[Row]) -> bool:
-    method, _, _, _, _, variant = row
-    if variant:
-        key, _, value = variant.partition("=")
-        if VARIED[method, key][0] == value and (*row[:5], None) in here:
-            return True
-    return row in here
+def _covered(row: Row, present: set[Row]) -> bool:
+    """Return whether a row is present; the plain run covers the first value of each varied setting."""
+    method, *_, variant = row
+    key, _, value = (variant or "").partition("=")
+    plain = variant is not None and VARIED[method, key][0] == value and (*row[:5], None) in present
+    return plain or row in present
 
 
 def _listed(rows: list[Row]) -> str:
@@ -111,5 +110,5 @@ def _listed(rows: list[Row]) -> str:
     values: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (name, value), found in levels.items():
         values[name, ", ".join(found)].append(value)
-    parts = [(name, [value for value in names if value], found) for (name, found), names in values.items()]
-    return "; ".join(f"{name}{' ' * bool(names)}{', '.join(names)} at {found} %" for name, names, found in parts)
+    parts = [(f"{name} {', '.join(names)}".rstrip(), found) for (name, found), names in values.items()]
+    return "; ".join(f"{name} at {found} %" for name, found in parts)

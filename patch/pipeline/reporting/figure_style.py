@@ -1,0 +1,205 @@
+"""Common style of all figures, their series of points, and saving of figures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from patch.files.io import atomic_file
+from patch.pipeline.results.order import method_title
+from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.results.statistics import summarize
+from patch.pipeline.runs.run import IMPORT, format_tile
+
+matplotlib.use("Agg")
+
+# STIX resembles the Times font of the venues and ships with matplotlib, so figures look the same on every machine.
+STYLE: dict[str, Any] = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    # No figure has formulas, so text is printed literally.
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "patch",
+    "pdf.fonttype": 42,
+}
+# Width of a figure that fills the text width, in inches.
+TEXT_WIDTH = 6.75
+# Maximum distance between neighbouring points of one sparsity, in percentage points.
+SPREAD = 0.95
+GREY = "#666666"
+DENSE_LINE = {"color": "black", "linewidth": 0.8, "linestyle": (0, (5, 2))}
+DOTTED_LINE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5))}
+LABELS = {"accuracy": "Mean accuracy (%)", "perplexity": "Perplexity (log scale)"}
+# Perplexities beyond this multiple of the lowest one are drawn on the upper edge, so that one broken model does not
+# flatten the differences between the others.
+CEILING = 8.0
+FORMATS: dict[str, dict[str, Any]] = {
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "ModDate": None},
+    ".png": {"Software": None},
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Marker and colour of a method."""
+
+    marker: str
+    color: str
+    size: float = 5.0
+
+
+# Okabe and Ito's palette is safe for colour-blind readers. The markers distinguish methods in greyscale print.
+LOOKS: dict[str, Look] = {
+    "dense": Look("o", "#000000"),
+    "magnitude": Look("v", "#CC79A7"),
+    "wanda": Look("s", "#E69F00", 4.6),
+    "sparsegpt": Look("D", "#56B4E9", 4.4),
+    "thanos": Look("^", "#009E73"),
+    "proxsparse": Look("p", "#F0E442", 5.6),
+    "maskllm": Look("o", "#0072B2"),
+    "patch-joint": Look("*", "#D55E00", 8.5),
+    "patch-tile": Look("P", "#D55E00", 6.0),
+}
+OTHER_LOOKS = [Look("X", "#444444", 5.6), Look("h", "#777777", 5.8), Look("<", "#999999"), Look(">", "#BBBBBB")]
+SEQUENCE = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """Return a look for each method; methods without a look in ``LOOKS`` cycle through ``OTHER_LOOKS``."""
+    names = list(dict.fromkeys(methods))
+    others = [name for name in names if name not in LOOKS]
+    spare = {name: OTHER_LOOKS[index % len(OTHER_LOOKS)] for index, name in enumerate(others)}
+    return {name: LOOKS.get(name) or spare[name] for name in names}
+
+
+def muted(color: str) -> tuple[float, ...]:
+    """Return a paler version of a colour."""
+    return tuple(0.45 + 0.55 * part for part in to_rgb(color))
+
+
+@dataclass(frozen=True)
+class Series:
+    """Method and pattern of a legend entry; ``tile`` is set only if a figure shows several tile sizes."""
+
+    method: str
+    pattern: str
+    tile: int | None
+    imported: bool = False
+
+    @property
+    def hardware_friendly(self) -> bool:
+        """Return whether hardware such as sparse tensor cores accelerates the pattern."""
+        return self.pattern != "unstructured"
+
+    @property
+    def label(self) -> str:
+        """Label in the legend."""
+        title = method_title(self.method) + (" (imported)" if self.imported else "")
+        if self.pattern == "hybrid":
+            return f"{title}, tile {format_tile(self.tile)}" if self.tile else title
+        return f"{title}, {self.pattern}"
+
+
+def quality(frame: pd.DataFrame, model: ModelInfo) -> pd.DataFrame:
+    """Return means over seeds of a model's accuracy and perplexity, without quantized runs and without ablations.
+
+    Ablations have separate tables. Their points would look like those of the plain method.
+    """
+    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
+    return summarize(frame[shown & (frame["variant"].isna() | frame["variant"].str.startswith(IMPORT))])
+
+
+def ceiling(values: Iterable[float], metric: str) -> float:
+    """Return the highest value that a panel draws at its place; it is infinite for all metrics but perplexity."""
+    finite = [value for value in values if math.isfinite(value)]
+    return CEILING * min(finite) if metric == "perplexity" and finite else math.inf
+
+
+def with_series(summary: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns ``series`` and ``x``, the target sparsity in percent with an offset for each series."""
+    several = summary["tile"].dropna().nunique() > 1
+    tiles = [int(tile) if several and not pd.isna(tile) else None for tile in summary["tile"]]
+    columns = summary["method"], summary["pattern"], tiles, summary["variant"].notna()
+    summary = summary.assign(series=list(itertools.starmap(Series, zip(*columns, strict=True))))
+    levels = {level: list(dict.fromkeys(group["series"])) for level, group in summary.groupby("sparsity")}
+    # Neighbouring levels must not overlap: half of each and one step between them must fit into their distance.
+    neighbours = itertools.pairwise(levels.items())
+    step = min([SPREAD, *(200 * (b - a) / (len(left) + len(right)) for (a, left), (b, right) in neighbours)])
+
+    def place(level: float, member: Series) -> float:
+        members = levels[level]
+        return 100 * level + step * (members.index(member) - (len(members) - 1) / 2)
+
+    return summary.assign(x=[place(row.sparsity, row.series) for row in summary.itertuples()])
+
+
+def series_looks(summary: pd.DataFrame) -> dict[Series, Look]:
+    """Return a look for each series; tile sizes of one method differ in marker size."""
+    found = looks(summary["method"])
+    series = dict.fromkeys(summary["series"])
+    tiles = sorted({member.tile for member in series if member.tile})
+    scales = {tile: 0.7 + 0.6 * index / max(1, len(tiles) - 1) for index, tile in enumerate(tiles)}
+    return {s: replace(found[s.method], size=found[s.method].size * scales.get(s.tile, 1.0)) for s in series}
+
+
+def marker(series: Series, look: Look) -> dict[str, Any]:
+    """Return the style of a filled marker; patterns without hardware support are paler and smaller."""
+    style = {"marker": look.marker, "linestyle": "none", "markeredgewidth": 0.4}
+    if series.hardware_friendly:
+        return style | {"markeredgecolor": "black", "color": look.color, "markersize": look.size}
+    return style | {"markeredgecolor": look.color, "color": muted(look.color), "markersize": 0.8 * look.size}
+
+
+def hollow_marker(series: Series, look: Look) -> dict[str, Any]:
+    """Return the hollow marker style of published numbers, larger than the filled one so that both stay visible."""
+    color = look.color if series.hardware_friendly else muted(look.color)
+    edge = {"markeredgecolor": color, "markeredgewidth": 0.9, "markerfacecolor": "none"}
+    return {"marker": look.marker, "linestyle": "none", "markersize": 1.25 * look.size} | edge
+
+
+def add_legend(figure: Figure, handles: list[Line2D]) -> None:
+    """Add a legend below the panels."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
+
+
+def save(figure: Figure, stem: Path | str) -> list[Path]:
+    """Write ``stem`` with `.svg`, `.pdf` and `.png`, atomically and without a date, and return the three paths."""
+    paths = [Path(f"{stem}{suffix}") for suffix in FORMATS]
+    with matplotlib.rc_context(STYLE):
+        for path, metadata in zip(paths, FORMATS.values(), strict=True):
+            with atomic_file(path) as temporary:
+                figure.savefig(temporary, metadata=metadata, bbox_inches="tight", pad_inches=0.03)
+    return paths
