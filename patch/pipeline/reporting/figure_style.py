@@ -112,12 +112,13 @@ def muted(color: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Series:
-    """Method and pattern of a legend entry; ``tile`` is set only if a figure shows several tile sizes."""
+    """Method, pattern and look of a legend entry; ``tile`` is set only if a figure shows several tile sizes."""
 
     method: str
     pattern: str
     tile: int | None
-    imported: bool = False
+    imported: bool
+    look: Look
 
     @property
     def hardware_friendly(self) -> bool:
@@ -149,11 +150,20 @@ def ceiling(values: Iterable[float], metric: str) -> float:
 
 
 def with_series(summary: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns ``series`` and ``x``, the target sparsity in percent with an offset for each series."""
-    several = summary["tile"].dropna().nunique() > 1
-    tiles = [int(tile) if several and not pd.isna(tile) else None for tile in summary["tile"]]
-    columns = summary["method"], summary["pattern"], tiles, summary["variant"].notna()
-    summary = summary.assign(series=list(itertools.starmap(Series, zip(*columns, strict=True))))
+    """Add the columns ``series`` and ``x``, the target sparsity in percent with an offset for each series.
+
+    The tile sizes of one method differ in marker size.
+    """
+    found, sizes = looks(summary["method"]), sorted(summary["tile"].dropna().unique())
+    tiles = [int(tile) if len(sizes) > 1 and not pd.isna(tile) else None for tile in summary["tile"]]
+    scales = {size: 0.7 + 0.6 * index / max(1, len(sizes) - 1) for index, size in enumerate(sizes)}
+    series = []
+    for method, pattern, tile, imported in zip(
+        summary["method"], summary["pattern"], tiles, summary["variant"].notna(), strict=True
+    ):
+        look = replace(found[method], size=found[method].size * (scales[tile] if tile else 1.0))
+        series.append(Series(method, pattern, tile, imported, look))
+    summary = summary.assign(series=series)
     levels = {level: list(dict.fromkeys(group["series"])) for level, group in summary.groupby("sparsity")}
     # Neighbouring levels must not overlap: half of each and one step between them must fit into their distance.
     neighbours = itertools.pairwise(levels.items())
@@ -166,25 +176,18 @@ def with_series(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(x=[place(row.sparsity, row.series) for row in summary.itertuples()])
 
 
-def series_looks(summary: pd.DataFrame) -> dict[Series, Look]:
-    """Return a look for each series; tile sizes of one method differ in marker size."""
-    found = looks(summary["method"])
-    series = dict.fromkeys(summary["series"])
-    tiles = sorted({member.tile for member in series if member.tile})
-    scales = {tile: 0.7 + 0.6 * index / max(1, len(tiles) - 1) for index, tile in enumerate(tiles)}
-    return {s: replace(found[s.method], size=found[s.method].size * scales.get(s.tile, 1.0)) for s in series}
-
-
-def marker(series: Series, look: Look) -> dict[str, Any]:
+def marker(series: Series) -> dict[str, Any]:
     """Return the style of a filled marker; patterns without hardware support are paler and smaller."""
+    look = series.look
     style = {"marker": look.marker, "linestyle": "none", "markeredgewidth": 0.4}
     if series.hardware_friendly:
         return style | {"markeredgecolor": "black", "color": look.color, "markersize": look.size}
     return style | {"markeredgecolor": look.color, "color": muted(look.color), "markersize": 0.8 * look.size}
 
 
-def hollow_marker(series: Series, look: Look) -> dict[str, Any]:
+def hollow_marker(series: Series) -> dict[str, Any]:
     """Return the hollow marker style of published numbers, larger than the filled one so that both stay visible."""
+    look = series.look
     color = look.color if series.hardware_friendly else muted(look.color)
     edge = {"markeredgecolor": color, "markeredgewidth": 0.9, "markerfacecolor": "none"}
     return {"marker": look.marker, "linestyle": "none", "markersize": 1.25 * look.size} | edge

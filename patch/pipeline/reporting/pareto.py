@@ -13,32 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from patch.pipeline.reporting.figure_style import (
-    DENSE_LINE,
-    DOTTED_LINE,
-    GREY,
-    LABELS,
-    STYLE,
-    TEXT_WIDTH,
-    Look,
-    Series,
-    add_legend,
-    ceiling,
-    hollow_marker,
-    marker,
-    quality,
-    series_looks,
-    with_series,
-)
+from patch.pipeline.reporting import figure_style as style
 from patch.pipeline.results.record import ModelInfo
 
-PUBLISHED_DENSE_LINE = DENSE_LINE | {"color": "0.6"}
+PUBLISHED_DENSE_LINE = style.DENSE_LINE | {"color": "0.6"}
 # Fraction of a panel's height below the axis break, used if chance is far below all points.
 BREAK_HEIGHT = 0.17
 FRONT_LINE = {"color": "0.35", "linewidth": 1.0, "alpha": 0.8}
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(style.STYLE)
 def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -> Figure:
     """Return a figure of accuracy (left) and perplexity (right, logarithmic) against target sparsity.
 
@@ -51,18 +35,17 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
         model: model to draw.
         chance: mean chance accuracy in percent, see `patch.pipeline.results.collect.mean_chance`.
     """
-    summary = with_series(quality(frame, model))
-    found = series_looks(summary)
+    summary = style.with_series(style.quality(frame, model))
     published = bool(summary["published"].notna().any())
     panels = [["value", "published"]] if published and model.comparable else [["value"]]
     panels += [["published"]] if published and not model.comparable else []
-    figure = Figure(figsize=(TEXT_WIDTH, 2.35 * len(panels) + 0.75), layout="constrained")
+    figure = Figure(figsize=(style.TEXT_WIDTH, 2.35 * len(panels) + 0.75), layout="constrained")
     axes = figure.subplots(len(panels), 2, squeeze=False)
     beyond = False
     for row, columns in enumerate(panels):
-        for axis, metric in zip(axes[row], LABELS, strict=True):
+        for axis, metric in zip(axes[row], style.LABELS, strict=True):
             data = summary[summary["metric"] == metric]
-            beyond |= _panel(axis, data, metric, columns, found)
+            beyond |= _panel(axis, data, metric, columns)
             _dress(axis, summary, metric)
     if chance is not None:
         _chance(axes[0, 0], chance)
@@ -71,29 +54,29 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
         name = str(model.published).rpartition("/")[2]
         axes[1, 0].set_title(f"{name}, as published (another model: only the order compares)", loc="left")
     figure.align_ylabels()
-    add_legend(figure, _legend(found, panels, chance is not None, beyond))
+    style.add_legend(figure, _legend(summary, panels, chance is not None, beyond))
     return figure
 
 
-def _panel(axis: Axes, data: pd.DataFrame, metric: str, columns: list[str], found: dict[Series, Look]) -> bool:
+def _panel(axis: Axes, data: pd.DataFrame, metric: str, columns: list[str]) -> bool:
     """Draw one panel and return whether a point lies above it."""
     values = data[columns].to_numpy()
-    highest = ceiling(values.flat, metric)
+    highest = style.ceiling(values.flat, metric)
     if metric == "perplexity":
         axis.set_yscale("log")
     for column in columns:
         overlaid = len(columns) == 2 and column == "published"
         for value in data.loc[data["pattern"] == "dense", column].dropna():
-            axis.axhline(value, **(PUBLISHED_DENSE_LINE if overlaid else DENSE_LINE), zorder=1)
+            axis.axhline(value, **(PUBLISHED_DENSE_LINE if overlaid else style.DENSE_LINE), zorder=1)
         for series, points in data[data["pattern"] != "dense"].groupby("series", sort=False):
             height = points[column].clip(upper=highest)
             above = {"clip_on": False, "zorder": 3 if column == "value" else 2.5}
             if column == "value":
                 errors = points["stderr"].fillna(0).where(points[column] <= highest, 0)
                 bars = {"ecolor": "0.45", "elinewidth": 0.7, "capsize": 0}
-                axis.errorbar(points["x"], height, errors, **bars, **marker(series, found[series]), **above)
+                axis.errorbar(points["x"], height, errors, **bars, **style.marker(series), **above)
             else:
-                axis.plot(points["x"], height, **hollow_marker(series, found[series]), **above)
+                axis.plot(points["x"], height, **style.hollow_marker(series), **above)
     if "value" in columns:
         _front(axis, data, higher_is_better=metric == "accuracy")
     beyond = bool((values > highest).any())
@@ -136,7 +119,7 @@ def _dress(axis: Axes, summary: pd.DataFrame, metric: str) -> None:
         axis.set_xlim(sparse["x"].min() - 2.5, sparse["x"].max() + 2.5)
         axis.set_xticks(sorted({round(100 * level, 4) for level in sparse["sparsity"]}))
     axis.set_xlabel("Target sparsity (%)")
-    axis.set_ylabel(LABELS[metric])
+    axis.set_ylabel(style.LABELS[metric])
     low, high = axis.get_ylim()
     wide = metric == "perplexity" and high > 6 * low
     steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
@@ -149,7 +132,7 @@ def _chance(axis: Axes, chance: float) -> None:
     """Draw chance as a line, below an axis break if it is far below all points."""
     low, high = axis.get_ylim()
     if low - chance <= high - low:
-        axis.axhline(chance, **DOTTED_LINE)
+        axis.axhline(chance, **style.DOTTED_LINE)
         return
     # Only the part above the break has ticks because the scale differs below it.
     ticks = [tick for tick in axis.get_yticks() if low <= tick <= high]
@@ -157,8 +140,8 @@ def _chance(axis: Axes, chance: float) -> None:
     axis.set_ylim(low - foot, high)
     axis.yaxis.set_major_locator(FixedLocator(ticks))
     across = axis.get_yaxis_transform()
-    axis.plot([0, 1], [low - 0.75 * foot] * 2, transform=across, **DOTTED_LINE)
-    note = {"color": GREY, "fontsize": "small", "va": "bottom"}
+    axis.plot([0, 1], [low - 0.75 * foot] * 2, transform=across, **style.DOTTED_LINE)
+    note = {"color": style.GREY, "fontsize": "small", "va": "bottom"}
     axis.text(0.03, low - 0.7 * foot, f"chance {chance:.1f} %", transform=across, **note)
     ends = [low - 0.55 * foot, low - 0.25 * foot]
     above = {"transform": across, "clip_on": False}
@@ -167,21 +150,18 @@ def _chance(axis: Axes, chance: float) -> None:
     axis.plot([0, 0], ends, color="black", linestyle="none", **stroke, **above, zorder=5)
 
 
-def _legend(found: dict[Series, Look], panels: list[list[str]], chance: bool, beyond: bool) -> list[Line2D]:
-    handles = [
-        Line2D([], [], label=series.label, **marker(series, look))
-        for series, look in found.items()
-        if series.pattern != "dense"
-    ]
-    handles.append(Line2D([], [], label="Dense", **DENSE_LINE))
+def _legend(summary: pd.DataFrame, panels: list[list[str]], chance: bool, beyond: bool) -> list[Line2D]:
+    sparse = summary.loc[summary["pattern"] != "dense", "series"].unique()
+    handles = [Line2D([], [], label=series.label, **style.marker(series)) for series in sparse]
+    handles.append(Line2D([], [], label="Dense", **style.DENSE_LINE))
     if len(panels[0]) == 2:
         handles.append(Line2D([], [], label="Dense, published", **PUBLISHED_DENSE_LINE))
     handles.append(Line2D([], [], label="Pareto front (dense, N:M, hybrid)", **FRONT_LINE))
     if chance:
-        handles.append(Line2D([], [], label="Chance", **DOTTED_LINE))
+        handles.append(Line2D([], [], label="Chance", **style.DOTTED_LINE))
     if any("published" in columns for columns in panels):
-        any_series, black = Series("", "", None), Look("o", "black")
-        handles.append(Line2D([], [], label="Hollow: published", **hollow_marker(any_series, black)))
+        any_series = style.Series("", "", None, False, style.Look("o", "black"))
+        handles.append(Line2D([], [], label="Hollow: published", **style.hollow_marker(any_series)))
     if beyond:
         handles.append(Line2D([], [], linestyle="none", label="On the upper edge: beyond the axis"))
     return handles

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patch.pipeline.reporting.table import DASH, Heading, Measure, Row, Table
+from patch.pipeline.reporting.table import DASH, Heading, Measure, Row, Table, pattern_title
 from patch.pipeline.reporting.units import count
-from patch.pipeline.results.order import RunOrder, method_title, run_order, tile_title
+from patch.pipeline.results.order import RunOrder, method_title, run_order
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import ModelInfo, RecordRun
 from patch.pipeline.results.speed import (
@@ -70,9 +70,8 @@ def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, pa
     )
     # Speed does not depend on the 2:4 method.
     method = "any" if run.pattern == "2:4" else method_title(run.method)
-    pattern = f"{run.pattern} {tile_title(run.tile)}" if run.tile else run.pattern
     achieved = {model.name: timed.achieved_sparsity}
-    return Row(model.title, run.sparsity, method, pattern, achieved, measures, comparable=model.comparable)
+    return Row(model.title, run.sparsity, method, pattern_title(run), achieved, measures, comparable=model.comparable)
 
 
 def _caption(records: Sequence[SpeedRecord]) -> str:

@@ -13,21 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from patch.pipeline.reporting.figure_style import (
-    DENSE_LINE,
-    DOTTED_LINE,
-    LABELS,
-    STYLE,
-    TEXT_WIDTH,
-    Look,
-    Series,
-    add_legend,
-    ceiling,
-    marker,
-    quality,
-    series_looks,
-    with_series,
-)
+from patch.pipeline.reporting import figure_style as style
 from patch.pipeline.results.order import percent
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Quartiles, SpeedRecord
@@ -40,12 +26,12 @@ NARROWEST = 0.1
 PALEST = 0.75
 BARS = {"ecolor": "0.55", "elinewidth": 0.7}
 LINE = {"linewidth": 0.8, "alpha": 0.6, "zorder": 1.5}
-NO_SPEEDUP = DOTTED_LINE | {"zorder": 1}
+NO_SPEEDUP = style.DOTTED_LINE | {"zorder": 1}
 # Position of the 2:4 quartile bracket and the room for it below all points, as fractions of a panel's height.
 BRACKET, FOOT = 0.03, 0.07
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(style.STYLE)
 def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figure:
     """Return a figure of accuracy (left) and perplexity (right) against measured speedup, with dense = 1.
 
@@ -57,22 +43,21 @@ def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figur
         record: speed record of the model.
         model: model to draw.
     """
-    summary = quality(frame, model)
+    summary = style.quality(frame, model)
     speeds = [_speed(row, record) for row in summary.itertuples()]
     summary = summary.assign(speed=speeds)[np.array([speed is not None for speed in speeds], dtype=bool)]
-    data = with_series(summary.reset_index(drop=True))
-    looks = series_looks(data)
+    data = style.with_series(summary.reset_index(drop=True))
     low = min([1.0, *(speed.low for speed in data["speed"])])
     high = max([1.0, *(speed.high for speed in data["speed"])])
     width = max(NARROWEST, high - low)
-    figure = Figure(figsize=(TEXT_WIDTH, 3.1), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, 2), LABELS, strict=True):
-        _panel(axis, data[data["metric"] == metric], metric, looks, width)
+    figure = Figure(figsize=(style.TEXT_WIDTH, 3.1), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, 2), style.LABELS, strict=True):
+        _panel(axis, data[data["metric"] == metric], metric, width)
         axis.set_xlim(low - ROOM * width, high + ROOM * width)
     sizes = record.settings
     title = f"{model.title} on {record.hardware}: batch {sizes.batch_size}, {sizes.new_tokens} new tokens"
     figure.axes[0].set_title(title, loc="left")
-    add_legend(figure, _legend(data, looks))
+    style.add_legend(figure, _legend(data))
     return figure
 
 
@@ -87,29 +72,29 @@ def _speed(row: tuple, record: SpeedRecord) -> Quartiles | None:
     return None
 
 
-def _panel(axis: Axes, data: pd.DataFrame, metric: str, looks: dict[Series, Look], width: float) -> None:
-    highest = ceiling(data["value"], metric)
+def _panel(axis: Axes, data: pd.DataFrame, metric: str, width: float) -> None:
+    highest = style.ceiling(data["value"], metric)
     axis.axvline(1.0, **NO_SPEEDUP)
     for value in data.loc[data["pattern"] == "dense", "value"].clip(upper=highest):
-        axis.axhline(value, **DENSE_LINE, zorder=1)
+        axis.axhline(value, **style.DENSE_LINE, zorder=1)
     data = data.assign(height=data["value"].clip(upper=highest), stderr=data["stderr"].fillna(0.0))
     together = data[data["pattern"] == "2:4"]
     middle = (len(together) - 1) / 2
     for place, row in enumerate(together.itertuples()):
         x = row.speed.median + STEP * width * (place - middle)
-        axis.errorbar(x, row.height, yerr=row.stderr, **marker(row.series, looks[row.series]), **BARS, zorder=2.5)
+        axis.errorbar(x, row.height, yerr=row.stderr, **style.marker(row.series), **BARS, zorder=2.5)
     for series, points in data[data["pattern"] == "hybrid"].groupby("series", sort=False):
-        look, shades = looks[series], _shades(points, looks[series])
-        axis.plot([speed.median for speed in points["speed"]], points["height"], color=look.color, **LINE)
+        shades = _shades(points, series)
+        axis.plot([speed.median for speed in points["speed"]], points["height"], color=series.look.color, **LINE)
         for row in points.itertuples():
-            speed, shaded = row.speed, replace(look, color=shades[row.sparsity])
+            speed = row.speed
             across = [[speed.median - speed.low], [speed.high - speed.median]]
-            style = marker(series, shaded) | BARS
-            axis.errorbar(speed.median, row.height, xerr=across, yerr=row.stderr, **style, zorder=3)
+            bars = style.marker(shades[row.sparsity]) | BARS
+            axis.errorbar(speed.median, row.height, xerr=across, yerr=row.stderr, **bars, zorder=3)
     for speed in together["speed"].head(1):
         _bracket(axis, speed)
     axis.set_xlabel("Measured speedup (dense = 1)")
-    axis.set_ylabel(LABELS[metric].removesuffix(" (log scale)"))
+    axis.set_ylabel(style.LABELS[metric].removesuffix(" (log scale)"))
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.yaxis.set_major_locator(MaxNLocator(6))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -124,22 +109,24 @@ def _bracket(axis: Axes, speed: Quartiles) -> None:
     axis.text(speed.high, BRACKET, "  2:4", transform=across, fontsize="small", color="0.4", va="center")
 
 
-def _shades(points: pd.DataFrame, look: Look) -> dict[float, tuple[float, ...]]:
-    """Return a shade of the method's colour for each sparsity; lower sparsities are paler."""
+def _shades(points: pd.DataFrame, series: style.Series) -> dict[float, style.Series]:
+    """Return the series in a shade of its colour for each sparsity; lower sparsities are paler."""
     levels = sorted(set(points["sparsity"]), reverse=True)
-    colour = to_rgb(look.color)
-    whites = {level: PALEST * index / max(1, len(levels) - 1) for index, level in enumerate(levels)}
-    return {level: tuple(part + white * (1 - part) for part in colour) for level, white in whites.items()}
+    shades = {}
+    for index, level in enumerate(levels):
+        white = PALEST * index / max(1, len(levels) - 1)
+        color = tuple(part + white * (1 - part) for part in to_rgb(series.look.color))
+        shades[level] = replace(series, look=replace(series.look, color=color))
+    return shades
 
 
-def _legend(data: pd.DataFrame, looks: dict[Series, Look]) -> list[Line2D]:
+def _legend(data: pd.DataFrame) -> list[Line2D]:
     handles = []
     for series, points in data[data["pattern"] != "dense"].groupby("series", sort=False):
         if series.pattern != "hybrid":
-            handles.append(Line2D([], [], label=series.label, **marker(series, looks[series])))
+            handles.append(Line2D([], [], label=series.label, **style.marker(series)))
             continue
-        for level, colour in _shades(points, looks[series]).items():
-            shaded = replace(looks[series], color=colour)
-            handles.append(Line2D([], [], label=f"{series.label}, {percent(level)} %", **marker(series, shaded)))
-    handles.append(Line2D([], [], label="Dense", **DENSE_LINE))
+        for level, shaded in _shades(points, series).items():
+            handles.append(Line2D([], [], label=f"{series.label}, {percent(level)} %", **style.marker(shaded)))
+    handles.append(Line2D([], [], label="Dense", **style.DENSE_LINE))
     return [*handles, Line2D([], [], label="Speed of dense", **NO_SPEEDUP)]

@@ -11,11 +11,11 @@ import pandas as pd
 from patch.errors import InputError
 from patch.pipeline.reporting.selection import TABLES, Selection, selection
 from patch.pipeline.reporting.speeds import speed_table
-from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_best
+from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_best, pattern_title
 from patch.pipeline.reporting.units import count
 from patch.pipeline.results.collect import DENSITY
 from patch.pipeline.results.differences import Differences
-from patch.pipeline.results.order import QUANTIZATIONS, RunOrder, method_title, run_order, tile_title, variant_title
+from patch.pipeline.results.order import RunOrder, method_title, run_order, variant_title
 from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.results.statistics import summarize
@@ -171,14 +171,11 @@ def _row(line: _Line, header: Sequence[Heading], models: Mapping[str, ModelInfo]
     achieved = {name: hit.achieved_sparsity for name, hit in hits.items() if hit}
     name, run = next(iter(line.runs.items()))
     model = models[name]
-    pattern = f"{run.pattern} {tile_title(run.tile)}" if run.tile else run.pattern
-    if run.quantization:
-        pattern = f"{pattern}, {QUANTIZATIONS[run.quantization]}"
     measures = tuple(_measure(found, line.run(heading), heading.metric) for heading in header)
     setting = variant_title(run.variant) if run.variant else ""
     comparable = line.title is None or model.comparable
     method = method_title(_method(run, model))
-    return Row(line.title, run.sparsity, method, pattern, achieved, measures, setting, comparable)
+    return Row(line.title, run.sparsity, method, pattern_title(run), achieved, measures, setting, comparable)
 
 
 def _measure(found: Found, run: Run | None, metric: str) -> Measure | None:

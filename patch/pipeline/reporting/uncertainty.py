@@ -10,8 +10,8 @@ from patch.pipeline.reporting.comparison import ERRORS
 from patch.pipeline.reporting.escape import escape_markdown
 from patch.pipeline.reporting.layout import Layout
 from patch.pipeline.reporting.render import markdown_table
-from patch.pipeline.reporting.table import DASH
-from patch.pipeline.results.order import QUANTIZATIONS, method_title, percent, tile_title, variant_title
+from patch.pipeline.reporting.table import DASH, pattern_title
+from patch.pipeline.results.order import method_title, percent, variant_title
 from patch.pipeline.results.record import ModelInfo, Record
 from patch.pipeline.runs.run import Run
 
@@ -102,8 +102,5 @@ def _title(run: Run) -> str:
     """Return the name of a run's row for a sentence about rows of one sparsity."""
     if run.pattern == "dense" and not run.quantization and not run.variant:
         return "dense"
-    parts = [f"{method_title(run.method)} {run.pattern}"]
-    parts += [tile_title(run.tile)] if run.tile else []
-    parts += [variant_title(run.variant)] if run.variant else []
-    parts += [QUANTIZATIONS[run.quantization]] if run.quantization else []
-    return " ".join(parts)
+    variant = f", {variant_title(run.variant)}" if run.variant else ""
+    return f"{method_title(run.method)} {pattern_title(run)}{variant}"
