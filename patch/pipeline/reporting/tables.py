@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,11 +108,12 @@ def build_table(
     present = [model for model in shown.values() if any(run.model == model.name for run in runs.values())]
     lines = _lines(chosen, present, runs, positions if name not in TABLES else None)
     header = _header(chosen, present, [metric for row, metric in found if row in runs])
-    rows = [_row(line, header, shown, found) for line in lines]
+    measures = [[_measure(found, line.run(heading), heading.metric) for heading in header] for line in lines]
+    if chosen.compared:
+        _mark_best(lines, measures, header, differences)
+    rows = [_row(line, tuple(cells), shown, found) for line, cells in zip(lines, measures, strict=True)]
     if chosen.deviation:
         rows = [row for row in rows if any(m and m.seeds > 1 for m in row.measures)]
-    if chosen.compared:
-        rows = _bold(lines, rows, header, differences)
     measured = {f"{line.model}/{_run(line, line.seed).id}" for line in frame.itertuples()}
     missing = [f"{run.model}/{run.id}" for run in expected if _name(run) in runs]
     notes = [*_notes(chosen, rows, present), *_missing([run for run in missing if run not in measured])]
@@ -166,12 +168,11 @@ def _header(chosen: Selection, present: Sequence[ModelInfo], metrics: Sequence[s
     return tuple(map(Heading, [*tasks, "accuracy"]))
 
 
-def _row(line: _Line, header: Sequence[Heading], models: Mapping[str, ModelInfo], found: Found) -> Row:
+def _row(line: _Line, measures: tuple[Measure | None, ...], models: Mapping[str, ModelInfo], found: Found) -> Row:
     hits = {name: found.get((_name(run), "perplexity")) for name, run in line.runs.items()}
     achieved = {name: hit.achieved_sparsity for name, hit in hits.items() if hit}
     name, run = next(iter(line.runs.items()))
     model = models[name]
-    measures = tuple(_measure(found, line.run(heading), heading.metric) for heading in header)
     setting = variant_title(run.variant) if run.variant else ""
     comparable = line.title is None or model.comparable
     method = method_title(_method(run, model))
@@ -185,26 +186,26 @@ def _measure(found: Found, run: Run | None, metric: str) -> Measure | None:
     return Measure(hit.value, hit.stderr, hit.spread, hit.seeds, hit.published)
 
 
-def _bold(
-    lines: Sequence[_Line], rows: list[Row], header: Sequence[Heading], differences: Differences | None
-) -> list[Row]:
-    marks = [[False] * len(header) for _ in rows]
-    for level in dict.fromkeys((row.model, row.sparsity) for row in rows):
-        members = [index for index, row in enumerate(rows) if (row.model, row.sparsity) == level]
-        for column, heading in enumerate(header):
+def _mark_best(
+    lines: Sequence[_Line],
+    measures: list[list[Measure | None]],
+    header: Sequence[Heading],
+    differences: Differences | None,
+) -> None:
+    """Mark the best measures of each model and sparsity in place."""
+    levels: dict[tuple[str | None, float], list[int]] = {}
+    for index, line in enumerate(lines):
+        levels.setdefault((line.title, next(iter(line.runs.values())).sparsity), []).append(index)
+    for members, (column, heading) in itertools.product(levels.values(), enumerate(header)):
 
-            def error(a: int, b: int, members: list[int] = members, heading: Heading = heading) -> float | None:
-                one, other = (lines[members[index]].run(heading) for index in (a, b))
-                return differences.stderr(one.model, heading.metric, one.row, other.row)
+        def error(a: int, b: int, members: list[int] = members, heading: Heading = heading) -> float | None:
+            one, other = (lines[members[place]].run(heading) for place in (a, b))
+            return differences.stderr(one.model, heading.metric, one.row, other.row)
 
-            measures = [rows[index].measures[column] for index in members]
-            best = mark_best(measures, heading.higher_is_better, error if differences else None)
-            for index, mark in zip(members, best, strict=True):
-                marks[index][column] = mark
-    return [
-        replace(row, measures=tuple(m and replace(m, best=b) for m, b in zip(row.measures, line, strict=True)))
-        for row, line in zip(rows, marks, strict=True)
-    ]
+        cells = [measures[index][column] for index in members]
+        best = mark_best(cells, heading.higher_is_better, error if differences else None)
+        for index in itertools.compress(members, best):
+            measures[index][column] = replace(measures[index][column], best=True)
 
 
 def _notes(chosen: Selection, rows: list[Row], models: Sequence[ModelInfo]) -> list[str]:
