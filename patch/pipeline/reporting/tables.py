@@ -127,8 +127,16 @@ def _name(run: Run) -> str:
 def _run(line: tuple, seed: int) -> Run:
     """Return the run of a line of a frame."""
     quantization, variant = (None if pd.isna(value) else value for value in (line.quantization, line.variant))
-    tile = None if pd.isna(line.tile) else int(line.tile)
-    return Run(line.model, line.method, line.pattern, line.sparsity, tile, seed, quantization, variant)
+    return Run(
+        model=line.model,
+        method=line.method,
+        pattern=line.pattern,
+        sparsity=line.sparsity,
+        tile=None if pd.isna(line.tile) else int(line.tile),
+        seed=seed,
+        quantization=quantization,
+        variant=variant,
+    )
 
 
 def _method(run: Run, model: ModelInfo) -> str:

@@ -1,4 +1,4 @@
-"""Records as an experiment would leave them: three models, all methods, a few tasks."""
+"""Fixtures with the records of an experiment: three models, all methods, a few tasks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODELS = [
 
 @dataclass
 class Experiment:
-    """What tables and figures are made from."""
+    """Inputs of tables and figures."""
 
     records: list[Record]
     models: list[ModelInfo]
@@ -41,12 +41,12 @@ class Experiment:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """Tidy."""
+        """Tidy frame of the records."""
         return collect(self.records, self.models, self.published)
 
 
 def grid(models: list[ModelInfo], seeds: int) -> list[Run]:
-    """The demo's runs."""
+    """Return runs like those of the demo."""
     runs = []
     for model, seed in itertools.product(models, range(seeds)):
         one_shot = [
@@ -75,7 +75,7 @@ def grid(models: list[ModelInfo], seeds: int) -> list[Run]:
 
 
 def density(model: str, sparsity: float, rng: np.random.Generator) -> dict[str, float]:
-    """K and V nearly dense, the MLP sparse: what the paper reports."""
+    """Return densities as in the paper: K and V nearly dense, the MLP sparse."""
     layers = {"qwen": 2, "gemma": 26, "llama": 6}[model]
     shapes = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
     names = [f"model.layers.{i}.{block}.{p}" for i in range(layers) for block, ps in shapes.items() for p in ps]
@@ -87,15 +87,15 @@ def density(model: str, sparsity: float, rng: np.random.Generator) -> dict[str, 
 
 
 def make_record(run: Run, tasks: dict[str, float], rng: np.random.Generator) -> Record:
-    """A record whose numbers fall with sparsity as real ones do."""
+    """Return a record whose accuracy falls with sparsity, as that of a real run does."""
     dense = {"qwen": 28.5, "gemma": 11.7, "llama": 36.0}[run.model]
     strength = (run.sparsity / 0.5) ** (3 if run.pattern == "unstructured" else 1.5)
     perplexity = dense * (1 + GROWTH.get(run.method, 0.2) * strength) * math.exp(rng.normal(0, 0.004))
     metrics = {"perplexity": {"value": perplexity, "stderr": 0.008 * perplexity, "samples": 400}}
     values = []
     for task, chance in tasks.items():
-        share = chance + (0.95 - chance) * 0.55 * (dense / perplexity) ** 1.4 + rng.normal(0, 0.01)
-        values.append(round(200 * share) / 200)
+        accuracy = chance + (0.95 - chance) * 0.55 * (dense / perplexity) ** 1.4 + rng.normal(0, 0.01)
+        values.append(round(200 * accuracy) / 200)
         error = math.sqrt(values[-1] * (1 - values[-1]) / 200)
         metrics[task] = {"value": values[-1], "stderr": error, "chance": chance, "samples": 200}
     metrics["accuracy"] = {"value": float(np.mean(values)), "stderr": 0.034 / math.sqrt(len(tasks))}
@@ -116,7 +116,7 @@ def make_record(run: Run, tasks: dict[str, float], rng: np.random.Generator) -> 
 
 
 def make_experiment(seeds: int = 1) -> Experiment:
-    """The three models with so many seeds."""
+    """Return an experiment with the three models and a number of seeds."""
     rng = np.random.default_rng(0)
     runs = grid(MODELS, seeds)
     records = [make_record(c, PAPER_TASKS if c.model == "gemma" else TASKS, rng) for c in runs]
@@ -125,12 +125,12 @@ def make_experiment(seeds: int = 1) -> Experiment:
 
 @pytest.fixture(params=[1, 3], ids=["one-seed", "three-seeds"])
 def experiment(request: pytest.FixtureRequest) -> Experiment:
-    """With one seed and with three."""
+    """Return an experiment with one seed, and one with three."""
     return make_experiment(request.param)
 
 
 def write_curve(path: Path, steps: int, target: float | None, seed: int = 0) -> Path:
-    """A training log like the learning loop's; a method without tiles has no target."""
+    """Write a training curve as the learning loop does; a method without tiles has no target."""
     rng = np.random.default_rng(seed)
     lines = []
     for step in range(steps):
@@ -155,13 +155,13 @@ def write_curve(path: Path, steps: int, target: float | None, seed: int = 0) -> 
 
 @pytest.fixture
 def one_seed() -> Experiment:
-    """For what does not depend on seeds: drawing is slow."""
+    """Return an experiment with one seed, for slow tests that do not depend on seeds."""
     return make_experiment(1)
 
 
 @pytest.fixture
 def curves_of(tmp_path: Path) -> dict[str, Path]:
-    """One run of each kind."""
+    """Return the training curve of one run of each kind, by its label."""
     levels = {"MaskLLM": None, "PATCH 45 %": 0.55, "PATCH 35 %": 0.65, "PATCH 25 %": 0.75}
     return {
         title: write_curve(tmp_path / f"{index}.jsonl", 200, target, index)

@@ -1,4 +1,4 @@
-"""Tables of the grid's own, rows with a setting of their own, deviation over seeds, densities, paired errors."""
+"""Tables that the grid defines, rows with a varied setting, deviations over seeds, densities and paired errors."""
 
 import csv
 
@@ -129,7 +129,7 @@ def test_models_share_the_rows_of_a_table_of_the_grids_own():
     both = [*runs(QWEN), *runs(GEMMA)]
     own = {"tile_prior": rows_of(both, "tile_prior=none", "tile_prior=wanda")}
     table = build_table("tile_prior", frame_of(both, [QWEN, GEMMA]), [QWEN, GEMMA], both, Arrangement([], own))
-    # Tiles of 128 and 16 are rows of their own.
+    # Tiles of 128 and 16 are separate rows.
     assert [len([m for m in row.measures if m]) for row in table.rows] == [2, 2, 2, 2]
     assert [row.setting for row in table.rows] == ["tile prior: none", "tile prior: none"] + ["tile prior: Wanda"] * 2
 

@@ -19,8 +19,8 @@ def test_density_shows_every_linear(one_seed, tmp_path, index):
 def test_density_values_are_means_over_seeds(experiment):
     model = experiment.models[0]
     name = "model.layers.1.self_attn.k_proj"
-    shares = [r.density[name] for r in experiment.records if r.run.model == "qwen" and name in r.density]
-    per_level = np.reshape(shares, (-1, 3)).mean(axis=0)
+    densities = [r.density[name] for r in experiment.records if r.run.model == "qwen" and name in r.density]
+    per_level = np.reshape(densities, (-1, 3)).mean(axis=0)
     images = [axis.images[0].get_array() for axis in density(experiment.records, model).axes if axis.images]
     assert [float(image[1, 1]) for image in images] == pytest.approx(list(per_level))
 

@@ -1,4 +1,4 @@
-"""A model's title is printed as it is in every table, figure and page, whatever it means to the format."""
+"""Titles of models with special characters, which every table, figure and page prints unchanged."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ WHOLE = "$^$ a_b*c|d <script> \\input{x} ` .. include:: |x| % & #"
 
 
 class Page(HTMLParser):
-    """Tags of a page and the texts between them."""
+    """Tags of a page, and the texts between them."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -93,12 +93,12 @@ class Page(HTMLParser):
 
 
 def markdown(text: str) -> Page:
-    """Text as GitHub renders it, HTML in it included."""
+    """Return text as GitHub renders it, including HTML in the text."""
     return Page(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text))
 
 
 def untex(text: str) -> str:
-    """What LaTeX prints of an escaped text; fails on what it would read as a command or a ligature."""
+    """Return the text that LaTeX prints; fail on characters that it would read as a command or a ligature."""
     known = {
         r"\textbackslash{}": "\\",
         r"\textasciitilde{}": "~",
@@ -123,7 +123,7 @@ def untex(text: str) -> str:
 
 
 def rst(text: str) -> Page:
-    """Text as the report of Snakemake renders it; fails where docutils complains."""
+    """Return text as Snakemake's report renders it; fail if docutils reports an error."""
     errors = io.StringIO()
     body = publish_parts(text, writer="html", settings_overrides={"warning_stream": errors})["html_body"]
     assert not errors.getvalue() and "system-message" not in body, errors.getvalue()
@@ -137,7 +137,7 @@ def titled(title: str, experiment: Any) -> list[ModelInfo]:
 
 @pytest.fixture
 def tables(one_seed: Any, speed_record: Callable) -> Callable[[list[ModelInfo]], list[Table]]:
-    """A function: tables of every kind that name these models."""
+    """Return a function that makes tables of every kind, which name the given models."""
 
     def make(models: list[ModelInfo]) -> list[Table]:
         record = SpeedRecord.model_validate(speed_record("qwen", "joint", 16))
@@ -263,7 +263,7 @@ def test_the_report_prints_the_title(title: str, tmp_path: Path) -> None:
     snakemake = SimpleNamespace(config=config)
     text = (ROOT / "workflow/report/overview.rst").read_text()
     links = "\n\n" + "\n".join(f".. _{name}: x" for name in ("Tables", "Figures", "Plan and cost", "Environment"))
-    # As Snakemake does it: the links are a part of the template.
+    # Snakemake appends the links to the template, too.
     page = rst(Environment(trim_blocks=True, lstrip_blocks=True).from_string(text + links).render(snakemake=snakemake))
     assert f"Models: {title} (hub)." in page.text and f"Tasks: {title}." in page.text
     assert SECRET not in page.text and not page.tags & {"script", "img", "pre"}
@@ -271,7 +271,7 @@ def test_the_report_prints_the_title(title: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflow/report").glob("*.rst")), ids=lambda path: path.stem)
 def test_captions_hold_nothing_of_the_configuration_but_names(path: Path) -> None:
-    """Names have letters, digits, dots, dashes and underscores alone."""
+    """Names need no escaping: they consist of letters, digits, dots, dashes and underscores."""
     held = set(re.findall(r"snakemake\.([\w.]+)", path.read_text()))
     names = {"config.experiment", "wildcards.model", "wildcards.timed", "wildcards.table", "config.run.items"}
     assert held <= names

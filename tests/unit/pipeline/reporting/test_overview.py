@@ -18,7 +18,7 @@ def numbers(**changes):
 
 
 def lines(page):
-    """Rows of a page's tables as lists of texts."""
+    """Return the rows of a page's tables as lists of texts."""
     rows = [row.split("</tr>")[0] for row in page.split("<tr>")[1:]]
     return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
 

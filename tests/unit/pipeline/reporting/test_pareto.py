@@ -66,7 +66,7 @@ def test_the_axis_is_broken_where_chance_is_far(one_seed):
     lowest = frame[(frame["model"] == model.name) & (frame["metric"] == "accuracy")]["value"].min()
     whole, broken = pareto(frame, model).axes[0], pareto(frame, model, lowest - 60).axes[0]
     (low, high), (foot, top) = whole.get_ylim(), broken.get_ylim()
-    # What is above the break is drawn as without it, in most of the panel's height.
+    # The part above the break looks as it does without a break, and fills most of the panel's height.
     assert top == high and 0.8 < (high - low) / (top - foot) < 0.9
     assert all(low <= tick <= high for tick in broken.get_yticks())
     added = broken.lines[len(whole.lines) :]

@@ -12,7 +12,7 @@ VOID = {"meta"}
 
 
 class Page(HTMLParser):
-    """The tables of a page as text, and whether every tag is closed in order."""
+    """Tables of a page as text; the constructor fails unless every tag is closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -65,7 +65,7 @@ def test_models_stand_above_their_columns(one_seed):
     table = build("joint", one_seed)
     page = Page(to_html(table))
     assert page.rows[0] == ["", "Qwen2-mini", "Gemma-3-1B"]
-    # Each of two metrics has a column for the paper's numbers; labels are sparsity, method, pattern and achieved.
+    # The four labels are sparsity, method, pattern and achieved. Each of two metrics has a published column.
     assert page.spans[0] == [4, 4, 4] and len(page.rows[1]) == 12
 
 
@@ -85,7 +85,7 @@ def test_every_text_is_escaped(one_seed):
     )
     page = Page(to_html(table))
     assert "script" not in {tag for tag, _ in page.tags}
-    assert page.text.count(evil) == 4 + 2 * len(table.rows)  # title, heading, note, model; method and pattern of rows
+    assert page.text.count(evil) == 4 + 2 * len(table.rows)  # title, heading, note, model; method and pattern
 
 
 def test_a_page_needs_nothing_else(one_seed):

@@ -1,4 +1,4 @@
-"""The table of speed and its figure."""
+"""Speed table and speedup figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAPERS = ModelInfo("big", "Llama-2-7B", "tile", "meta-llama/Llama-2-7b-hf", tile
 
 @pytest.fixture
 def speeds(one_seed: Any, speed_record: Callable) -> Callable[..., Speeds]:
-    """A function: records of the models of that name."""
+    """Return a function that makes the speed records of the named models."""
 
     def make(*names: str, **changes: Any) -> Speeds:
         variants = {model.name: model.variant for model in [*one_seed.models, PAPERS]}
@@ -41,7 +41,7 @@ def build(one_seed: Any, speeds: Speeds, *more: ModelInfo) -> Table:
 
 
 def runs(table: Table) -> list[list[str]]:
-    """Of the Markdown, without the rule under the head."""
+    """Return the rows of the Markdown table, without the rule below the header."""
     lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     return [[run.strip() for run in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
 
@@ -163,7 +163,7 @@ def test_methods_of_2_4_share_a_speed_and_stand_side_by_side(one_seed: Any, spee
     assert len(figure.axes) == 2
     for axis, metric in zip(figure.axes, ("accuracy", "perplexity"), strict=True):
         x = sorted(place for place, _ in points(axis))
-        # PATCH at 25 and 45 %, whose own speed was measured, not at 35 %; and four methods about 1.5.
+        # PATCH has measured speeds at 25 and 45 %, not at 35 %. Four 2:4 methods are placed around 1.5.
         assert x[:2] == [1.2, 1.4] and len(x) == 6
         assert sum(x[2:]) / 4 == pytest.approx(1.5) and 0 < x[3] - x[2] < 0.05
         wanted = frame[(frame["model"] == "qwen") & (frame["metric"] == metric) & (frame["pattern"] != "unstructured")]
@@ -176,7 +176,7 @@ def test_methods_of_2_4_share_a_speed_and_stand_side_by_side(one_seed: Any, spee
 
 
 def test_imported_masks_have_the_speed_of_their_pattern_alone(one_seed: Any, speeds: Callable) -> None:
-    """An imported 2:4 mask is as fast as any; one with dense tiles of its own was not measured."""
+    """Check that imported 2:4 masks share the 2:4 speed, and that imported hybrid masks have no speed."""
     model, (record,) = one_seed.models[0], speeds("qwen").records
     frame = one_seed.frame
     of_model = frame[(frame["model"] == "qwen") & frame["method"].isin(["maskllm", "patch-joint"])]
@@ -186,7 +186,7 @@ def test_imported_masks_have_the_speed_of_their_pattern_alone(one_seed: Any, spe
 
 
 def test_variants_and_seeds(experiment: Any, speeds: Callable, tmp_path: Any) -> None:
-    """Means over seeds are points; ablations and quantised runs are not."""
+    """Check that means over seeds are drawn, without ablations and quantized runs."""
     model, (record,) = experiment.models[2], speeds("llama").records
     figure = speedup(experiment.frame, record, model)
     assert len(points(figure.axes[0])) == 6

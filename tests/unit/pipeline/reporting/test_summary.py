@@ -17,7 +17,7 @@ from patch.pipeline.runs.run import Run
 
 
 def differences(experiment):
-    """Of all pairs of the first seed's rows that share a sparsity, and of each with dense."""
+    """Return random differences of all pairs of rows of one sparsity, and of each row and the dense model."""
     rng, lines = np.random.default_rng(0), []
     for model in experiment.models:
         rows = list({run.row: run for run in experiment.expected if run.model == model.name}.values())
@@ -149,7 +149,7 @@ def test_ablations_of_the_paper_count_as_rows(one_seed):
     plain = [Run("qwen", "patch-joint", "hybrid", level, 128, 0) for level in (0.45, 0.35, 0.25)]
     (before, *_) = missing_results(one_seed.published, plain, [qwen])
     assert "PATCH (joint)" not in before and "tile 64×64, 32×32, 16×16, 8×8, 4×4 at 45, 35, 25 %" in before
-    # The plain run has the first value of what an ablation varies.
+    # The plain run covers the first value of each varied setting.
     assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target layer at 45, 35, 25 %" in before
     varied = [replace(run, variant="target=layer") for run in plain] + [replace(run, tile=4) for run in plain]
     (after, *_) = missing_results(one_seed.published, [*plain, *varied], [qwen])

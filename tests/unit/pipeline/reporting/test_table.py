@@ -14,7 +14,7 @@ def marks(*measures, higher=True, paired=None):
 
 
 def errors(**known):
-    """Paired errors by the places of a pair, `p01`; None for all others."""
+    """Return a function with the paired errors of the pairs named as in `p01`, and None for all others."""
     return lambda a, b: known.get(f"p{min(a, b)}{max(a, b)}")
 
 
@@ -66,7 +66,7 @@ def test_what_was_not_paired_falls_back_on_the_quadrature():
 
 
 def test_places_are_those_of_the_list():
-    """With gaps before them, and never one with itself."""
+    """Check that positions count missing values, and that no value is paired with itself."""
     asked = []
 
     def paired(a, b):

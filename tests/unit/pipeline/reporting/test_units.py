@@ -1,4 +1,4 @@
-"""Numbers as the terminal shows them."""
+"""Formats of numbers and aligned text."""
 
 from __future__ import annotations
 
