@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -32,24 +32,25 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
 
     Columns are layers and rows are projections. Values are printed in the map if they fit.
     """
-    maps = _maps(record for record in records if record.run.model == model.name and record.run.pattern == "hybrid")
-    projections = sorted({p for values in maps.values() for p, _ in values}, key=_projection_order)
-    layers = sorted({layer for values in maps.values() for _, layer in values})
+    hybrid = [record for record in records if record.run.model == model.name and record.run.pattern == "hybrid"]
+    frame = _densities(hybrid)
+    titles, layers = frame["title"].unique(), sorted(frame["layer"].unique())
+    names = sorted(frame["projection"].unique(), key=_projection_order)
     stacked = len(layers) >= WIDE
-    rows, columns = (max(1, len(maps)), 1) if stacked else (1, max(1, len(maps)))
+    rows, columns = (max(1, len(titles)), 1) if stacked else (1, max(1, len(titles)))
     cell_width = (TEXT_WIDTH - MARGIN) / max(1, columns * len(layers))
-    figure = Figure(figsize=(TEXT_WIDTH, rows * (ROW_HEIGHT * max(1, len(projections)) + 0.6)), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH, rows * (ROW_HEIGHT * max(1, len(names)) + 0.6)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    low = math.floor(10 * min((v for values in maps.values() for v in values.values()), default=0.5)) / 10
-    image = None
-    for axis, (title, values) in zip(axes, maps.items(), strict=False):
-        grid = np.array([[values.get((p, layer), np.nan) for layer in layers] for p in projections])
-        image = _heat_map(axis, grid, layers, projections, low, cell_width >= VALUE_WIDTH)
-        axis.set_title(title, loc="left")
-    if image is None:
+    if frame.empty:
         axes[0].set_axis_off()
         axes[0].set_title(f"{model.title}: no hybrid run", loc="left")
         return figure
+    means = frame.groupby(["title", "projection", "layer"])["density"].agg(lambda d: math.fsum(d) / len(d))
+    low = math.floor(10 * means.min()) / 10
+    for axis, title in zip(axes, titles, strict=True):
+        grid = means[title].unstack("layer").reindex(index=names, columns=layers).to_numpy()
+        image = _heat_map(axis, grid, layers, names, low, cell_width >= VALUE_WIDTH)
+        axis.set_title(title, loc="left")
     for axis in axes[-columns:]:
         axis.set_xlabel("Layer")
     figure.suptitle(model.title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"])
@@ -58,22 +59,17 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
     return figure
 
 
-def _maps(records: Iterable[Record]) -> dict[str, dict[tuple[str, int], float]]:
-    """Return title -> (projection, layer) -> mean density over seeds, highest sparsity first."""
-    chosen = sorted(records, key=lambda r: (-r.run.sparsity, r.run.method, r.run.tile or 0, r.run.seed))
-    several_tiles = len({record.run.tile for record in chosen}) > 1
-    values: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record in chosen:
+def _densities(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the density of each layer of each run, highest sparsity first."""
+    several_tiles = len({record.run.tile for record in records}) > 1
+    rows = []
+    for record in sorted(records, key=lambda r: (-r.run.sparsity, r.run.method, r.run.tile or 0, r.run.seed)):
         run = record.run
         tile = f", tile {format_tile(run.tile)}" if several_tiles else ""
         imported = " (imported)" if run.variant else ""
         title = f"{method_title(run.method)}{imported}, {percent(run.sparsity)} %{tile}"
-        for name, place in projections(record.density).items():
-            values[title][place].append(record.density[name])
-    return {
-        title: {place: math.fsum(densities) / len(densities) for place, densities in places.items()}
-        for title, places in values.items()
-    }
+        rows += [(title, *place, record.density[name]) for name, place in projections(record.density).items()]
+    return pd.DataFrame(rows, columns=["title", "projection", "layer", "density"])
 
 
 def _projection_order(name: str) -> tuple[int, str]:

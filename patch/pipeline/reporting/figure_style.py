@@ -99,10 +99,8 @@ SEQUENCE = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
     """Return a look for each method; methods without a look in ``LOOKS`` cycle through ``OTHER_LOOKS``."""
-    names = list(dict.fromkeys(methods))
-    others = [name for name in names if name not in LOOKS]
-    spare = {name: OTHER_LOOKS[index % len(OTHER_LOOKS)] for index, name in enumerate(others)}
-    return {name: LOOKS.get(name) or spare[name] for name in names}
+    others = itertools.cycle(OTHER_LOOKS)
+    return {name: LOOKS.get(name) or next(others) for name in dict.fromkeys(methods)}
 
 
 def muted(color: str) -> tuple[float, ...]:
