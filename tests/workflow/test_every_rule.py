@@ -45,10 +45,10 @@ def test_speed_is_measured_beside_dense(finished: Path) -> None:
         dense, pattern, tiles = record.timed
         assert pattern.linear_bytes.measured < tiles.linear_bytes.measured < dense.linear_bytes.measured
     table = (finished / "results/tiny/tables/speedup.md").read_text()
-    assert record.hardware in table and "of demo size" in table
+    assert record.hardware in table and "demo size" in table
     page = (finished / "results/tiny/README.md").read_text()
-    assert "Speed: 2 sequences of 6 tokens and 3 new ones, 4 repeats of each run" in page
-    assert "### speedup" in page and "figures/local/speedup.png" in page and "speed is not measured here" not in page
+    assert "Speed: batch of 2 sequences, prompt of 6 tokens, 3 new tokens, 4 repeats" in page
+    assert "### speedup" in page and "figures/local/speedup.png" in page and "does not measure speed" not in page
 
 
 def test_other_sizes_measure_speed_alone_again(copied: Path, planned) -> None:
