@@ -50,15 +50,16 @@ class Layout:
     def of(cls, table: Table, published: bool = True) -> Self:
         """Return the layout of a table of results; ``published`` adds the paper's numbers to headings that have any."""
         rows = table.rows
-        labels = [("Model", [row.model or "" for row in rows])] if table.names_models else []
-        labels += [
-            ("Sparsity (%)", [percent(row.sparsity) for row in rows]),
-            ("Method", [row.method for row in rows]),
-            ("Pattern", [row.pattern for row in rows]),
-        ]
-        labels += [("Setting", [row.setting for row in rows])] if table.names_settings else []
-        labels += [("Achieved (%)", [_achieved(row) for row in rows])]
-        titles, columns = [("", name) for name, _ in labels], [texts for _, texts in labels]
+        labels = {
+            "Model": [row.model or "" for row in rows],
+            "Sparsity (%)": [percent(row.sparsity) for row in rows],
+            "Method": [row.method for row in rows],
+            "Pattern": [row.pattern for row in rows],
+            "Setting": [row.setting for row in rows],
+            "Achieved (%)": [_achieved(row) for row in rows],
+        }
+        names = [name for name in labels if name not in ("Model", "Setting") or any(labels[name])]
+        titles, columns = [("", name) for name in names], [labels[name] for name in names]
         bold = [[False] * len(rows) for _ in columns]
         for index, heading in enumerate(table.header):
             measures = [row.measures[index] for row in rows]
@@ -73,10 +74,9 @@ class Layout:
                 columns.append([_published(m, heading.metric, s) for m, s in zip(measures, same, strict=True)])
                 bold.append([False] * len(rows))
         texts = pd.DataFrame(list(zip(*columns, strict=True)), columns=pd.MultiIndex.from_tuples(titles))
-        numeric = [i >= len(labels) or name in ("Sparsity (%)", "Achieved (%)") for i, (_, name) in enumerate(titles)]
-        return cls(
-            texts, np.array(bold, dtype=bool).T, numeric, starts([(row.model, row.sparsity) for row in rows])[1:]
-        )
+        numeric = [i >= len(names) or name.endswith(" (%)") for i, (_, name) in enumerate(titles)]
+        ruled = starts([(row.model, row.sparsity) for row in rows])[1:]
+        return cls(texts, np.array(bold, dtype=bool).T, numeric, ruled)
 
     @property
     def groups(self) -> list[tuple[str, int, int]]:

@@ -158,7 +158,7 @@ def to_latex(table: Table) -> str:
     """Return a booktabs tabular with its notes below, for `\\input`, without a float or a preamble."""
     layout = Layout.of(table)
     frame = layout.marked(escape_tex, r"\textbf{{{}}}")
-    # Styler has no rules of its own between rows or below groups, but it prints text before the first cell as it is.
+    # Styler draws no rules between rows or below groups, so the first cell of a row begins with the rule.
     for index in layout.ruled:
         frame.iloc[index, 0] = f"\\midrule\n{frame.iloc[index, 0]}"
     if frame.columns.nlevels > 1:
