@@ -32,10 +32,10 @@ from patch.files.io import CHECKSUM
 from patch.pipeline.results.collect import collect, read_results
 from patch.pipeline.results.differences import Differences, paired_differences
 from patch.pipeline.results.published import load_published
-from patch.pipeline.results.record import ModelInfo, Record, read_record, write_record
+from patch.pipeline.results.record import Record, read_record, write_record
 from patch.pipeline.results.samples import Samples, read_samples, write_samples
 from patch.pipeline.results.speed import read_speed, write_speed
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 
 from ._damage import checked_text, damaged_bytes, damaged_json, hostile_text, outcome
 
@@ -263,7 +263,8 @@ def _sound_partial(facts: dict[str, Any]) -> None:
 def _write_results(path: Path) -> None:
     runs = [*RUNS, RUNS[0].model_copy(update={"seed": 1})]
     records = [Record.model_validate(_raw_record(run)) for run in runs]
-    collect(records, [ModelInfo("qwen", "Qwen", "joint")], load_published(PUBLISHED)).to_csv(path, index=False)
+    models = [ModelInfo(name="qwen", title="Qwen", variant="joint")]
+    collect(records, models, load_published(PUBLISHED)).to_csv(path, index=False)
 
 
 def _lines(frame: pd.DataFrame) -> list[dict[str, Any]]:

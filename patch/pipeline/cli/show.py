@@ -23,9 +23,9 @@ from patch.pipeline.results.collect import collect, read_results
 from patch.pipeline.results.current import read_all_samples, read_records, read_speeds
 from patch.pipeline.results.differences import Differences, paired_differences
 from patch.pipeline.results.published import load_published
-from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.runs.plan import Plan
+from patch.pipeline.runs.run import ModelInfo
 from patch.pipeline.runs.stale import stale_outputs
 
 
@@ -99,7 +99,7 @@ def show_partial(plan: Plan, command: str) -> str:
 
 
 def _models(plan: Plan) -> list[ModelInfo]:
-    return [ModelInfo(**model) for model in plan.tabulate_settings().models]
+    return [plan.model_info(name) for name in plan.models]
 
 
 def _current(paths: Iterable[str], stale: Sequence[str]) -> list[Path]:

@@ -11,7 +11,7 @@ from patch.pipeline.reporting.escape import escape_markdown
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table
 from patch.pipeline.reporting.units import metric_value
 from patch.pipeline.results.order import percent
-from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.run import ModelInfo
 
 # A number agrees with the published one within this many standard errors of the measurement.
 ERRORS = 2

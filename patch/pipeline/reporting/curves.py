@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from patch.errors import InputError
 from patch.learning.curve import read_lines
 from patch.pipeline.reporting.figure_style import DOTTED_LINE, SEQUENCE, STYLE, TEXT_WIDTH
-from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.run import ModelInfo
 
 # Fraction of a run's points that the moving average covers.
 SMOOTHING = 0.05

@@ -15,8 +15,8 @@ from matplotlib.image import AxesImage
 from patch.pipeline.reporting.figure_style import STYLE, TEXT_WIDTH
 from patch.pipeline.results.order import method_title, percent
 from patch.pipeline.results.projections import projections
-from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.run import format_tile
+from patch.pipeline.results.record import Record
+from patch.pipeline.runs.run import ModelInfo, format_tile
 
 ORDER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Width of a printed value such as `.75`, in inches.

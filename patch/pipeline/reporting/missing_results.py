@@ -15,8 +15,7 @@ from patch.pipeline.results.published import (
     Published,
     published_value,
 )
-from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 
 LEVELS = (0.45, 0.35, 0.25)
 # Settings varied by the paper's ablations -> their values, starting with the plain run's value.

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from patch.pipeline.reporting import figure_style as style
-from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.run import ModelInfo
 
 PUBLISHED_DENSE_LINE = style.DENSE_LINE | {"color": "0.6"}
 # Fraction of a panel's height below the axis break, used if chance is far below all points.

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 
 
 @dataclass(frozen=True)

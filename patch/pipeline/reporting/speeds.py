@@ -8,7 +8,6 @@ from patch.pipeline.reporting.table import DASH, Heading, Measure, Row, Table, p
 from patch.pipeline.reporting.units import count
 from patch.pipeline.results.order import RunOrder, method_title, run_order
 from patch.pipeline.results.published import Published
-from patch.pipeline.results.record import ModelInfo, RecordRun
 from patch.pipeline.results.speed import (
     PAPER_MODEL,
     SpeedRecord,
@@ -18,6 +17,7 @@ from patch.pipeline.results.speed import (
     published_devices,
     published_speedup,
 )
+from patch.pipeline.runs.run import ModelInfo, Run
 
 # Layers with fewer bytes stay in the cache of a CPU or GPU between decoding steps.
 CACHED_BYTES = 50e6
@@ -50,8 +50,8 @@ def speed_table(speeds: Speeds, models: Sequence[ModelInfo]) -> Table:
     return Table("speedup", _caption([record for _, record in measured]), header, tuple(rows), tuple(notes), True)
 
 
-def _order(run: RecordRun) -> RunOrder:
-    return run_order(run.method, run.pattern, run.sparsity, run.tile)
+def _order(run: Run) -> RunOrder:
+    return run_order(run)
 
 
 def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, papers: Sequence[str]) -> Row:

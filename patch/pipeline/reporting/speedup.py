@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from patch.pipeline.reporting import figure_style as style
 from patch.pipeline.results.order import percent
-from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Quartiles, SpeedRecord
+from patch.pipeline.runs.run import ModelInfo
 
 # Distance between points that share a speed, and margin beside the outermost points, as fractions of the speed range.
 STEP, ROOM = 0.028, 0.1

@@ -18,9 +18,9 @@ from patch.pipeline.reporting.uncertainty import uncertainty
 from patch.pipeline.reporting.units import duration, size
 from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.published import Published
-from patch.pipeline.results.record import ModelInfo, Record
+from patch.pipeline.results.record import Record
 from patch.pipeline.results.speed import SpeedRecord
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 
 COMPARED = (
     f"A number agrees with the paper if it is within {ERRORS} standard errors of the measurement. The published "

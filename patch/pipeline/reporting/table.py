@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from patch.pipeline.results.collect import DENSITY
 from patch.pipeline.results.order import QUANTIZATIONS, tile_title
-from patch.pipeline.results.record import ModelInfo, RecordRun
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 
 DASH = "–"
 # Suffixes of the CSV columns of each heading.
@@ -77,7 +76,7 @@ class Heading:
         return f"{prefix}{self.metric}" + ("_percent" if self.higher_is_better else "")
 
 
-def pattern_title(run: Run | RecordRun) -> str:
+def pattern_title(run: Run) -> str:
     """Return the printed pattern of a run, with its tile size and quantization: `hybrid 16×16, AbsMax`."""
     pattern = f"{run.pattern} {tile_title(run.tile)}" if run.tile else run.pattern
     return f"{pattern}, {QUANTIZATIONS[run.quantization]}" if run.quantization else pattern

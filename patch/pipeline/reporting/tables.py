@@ -17,10 +17,9 @@ from patch.pipeline.reporting.units import count
 from patch.pipeline.results.collect import DENSITY
 from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.order import RunOrder, method_title, run_order, variant_title
-from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.results.statistics import summarize
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 
 SPEEDUP = "speedup"
 NAMED_MISSING = 6
@@ -139,9 +138,9 @@ def _run(line: tuple, seed: int) -> Run:
     )
 
 
-def _method(run: Run, model: ModelInfo) -> str:
-    """Return the method of a row that all models share: each model's own variant of PATCH is `patch`."""
-    return "patch" if run.method == f"patch-{model.variant}" else run.method
+def _shared(run: Run, model: ModelInfo) -> Run:
+    """Return the run of a row that all models share: each model's own variant of PATCH is `patch`."""
+    return run.model_copy(update={"method": "patch"}) if run.method == f"patch-{model.variant}" else run
 
 
 def _lines(
@@ -153,8 +152,7 @@ def _lines(
         for run in runs.values():
             if run.model == model.name:
                 place, title = (0, None) if chosen.columns == "models" else (index, model.title)
-                options = run.pattern, run.sparsity, run.tile, run.quantization, run.variant
-                key = place, run_order(_method(run, model), *options)
+                key = place, run_order(_shared(run, model))
                 lines.setdefault(key, _Line({}, title)).runs[run.model] = run
 
     def position(key: tuple[int, RunOrder]) -> tuple:
@@ -183,7 +181,7 @@ def _row(line: _Line, measures: tuple[Measure | None, ...], models: Mapping[str,
     model = models[name]
     setting = variant_title(run.variant) if run.variant else ""
     comparable = line.title is None or model.comparable
-    method = method_title(_method(run, model))
+    method = method_title(_shared(run, model).method)
     return Row(line.title, run.sparsity, method, pattern_title(run), achieved, measures, setting, comparable)
 
 

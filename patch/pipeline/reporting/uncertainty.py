@@ -12,8 +12,8 @@ from patch.pipeline.reporting.layout import Layout
 from patch.pipeline.reporting.render import markdown_table
 from patch.pipeline.reporting.table import DASH, pattern_title
 from patch.pipeline.results.order import method_title, percent, variant_title
-from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.run import Run
+from patch.pipeline.results.record import Record
+from patch.pipeline.runs.run import ModelInfo, Run
 
 # A line names its pairs only up to this number.
 NAMED = 4

@@ -19,8 +19,8 @@ from patch.pipeline.results.current import refuse_stale
 from patch.pipeline.results.order import run_order
 from patch.pipeline.results.projections import projection_density
 from patch.pipeline.results.published import Published, published_value
-from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.run import Run
+from patch.pipeline.results.record import Record
+from patch.pipeline.runs.run import ModelInfo, Run
 
 # Prefix of a projection's name in the column `metric`.
 DENSITY = "density/"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,27 +15,6 @@ from patch.pipeline.runs.run import Run
 StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
 # Fractions computed from fp64 sums differ in their last digits.
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Description of a configured model for tables and figures.
-
-    Attributes:
-        name: key under `models` in the configuration.
-        title: printed name.
-        variant: variant that the grid's method `patch` selects for this model.
-        published: id of the corresponding model in `published.json`.
-        comparable: False if ``published`` is another model of the family.
-        tile: the experiment's tile size, which is matched with the paper's tile size if models are not comparable.
-    """
-
-    name: str
-    title: str
-    variant: Literal["joint", "tile"]
-    published: str | None = None
-    comparable: bool = True
-    tile: int | None = None
 
 
 class Environment(Schema):

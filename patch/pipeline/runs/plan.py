@@ -12,7 +12,7 @@ from patch.files.io import read_json
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.layout import Layout, digest, input_path, settings_digest
-from patch.pipeline.runs.run import Run, format_tile
+from patch.pipeline.runs.run import ModelInfo, Run, format_tile
 from patch.pipeline.runs.shared_masks import SharedMasks
 from patch.pipeline.runs.stage_settings import (
     CompareSettings,
@@ -235,9 +235,11 @@ class Plan:
         owners |= {statistics.path: statistics.model for statistics in self.statistics.values()}
         return owners.get(path)
 
-    def _model_info(self, name: str) -> dict[str, str | int | bool | None]:
-        shown = {"title", "variant", "published", "comparable"}
-        return {"name": name, **self.experiment.models[name].model_dump(include=shown), "tile": self.experiment.tile}
+    def model_info(self, name: str) -> ModelInfo:
+        """Return the description of a model for tables and figures."""
+        model = self.experiment.models[name]
+        shown = {key: getattr(model, key) for key in ("title", "variant", "published", "comparable")}
+        return ModelInfo(name=name, tile=self.experiment.tile, **shown)
 
     def tabulate_settings(self, speed: bool = False) -> TabulateSettings:
         """Return the settings of tables.
@@ -250,7 +252,7 @@ class Plan:
         }
         return TabulateSettings(
             digests=self.digests(self.grid.runs, self.timed_models if speed else ()),
-            models=[self._model_info(name) for name in self.models],
+            models=[self.model_info(name) for name in self.models],
             runs=[run for run in self.grid.runs],
             standard=tables.pop(None, []),
             tables=tables,
@@ -278,13 +280,13 @@ class Plan:
 
     def density_settings(self, model: str) -> FigureSettings:
         """Return the settings of the density figure."""
-        return FigureSettings(model=self._model_info(model), digests=self.digests(self.hybrid_runs(model)))
+        return FigureSettings(model=self.model_info(model), digests=self.digests(self.hybrid_runs(model)))
 
     def pareto_settings(self, model: str) -> FigureSettings:
         """Return the settings of the Pareto figure, whose points are the rows of the standard tables."""
         rows = dict.fromkeys(f"{model}/{run.row}" for run in self.grid.standard if run.model == model)
         digests = self.digests(self.grid.runs)
-        return FigureSettings(model=self._model_info(model), digests=digests, rows=list(rows))
+        return FigureSettings(model=self.model_info(model), digests=digests, rows=list(rows))
 
     def speedup_figure_settings(self, model: str) -> FigureSettings:
         """Return the settings of the figure of the same points against their measured speed."""
@@ -293,7 +295,7 @@ class Plan:
 
     def curves_settings(self, model: str) -> FigureSettings:
         """Return the settings of the figure of training curves, with a label for each curve."""
-        return FigureSettings(model=self._model_info(model), labels=[_label(run) for run in self.learned_runs(model)])
+        return FigureSettings(model=self.model_info(model), labels=[_label(run) for run in self.learned_runs(model)])
 
     def learned_runs(self, model: str) -> list[Run]:
         """Return the learned runs whose curves are drawn: the first seed of each row of the standard tables."""

@@ -101,3 +101,23 @@ def nm_sparsity(pattern: str) -> float:
     """Return the fraction of zeros of an N:M pattern, which keeps N of M weights."""
     n, m = parse_nm(pattern)
     return 1 - n / m
+
+
+class ModelInfo(Schema):
+    """Description of a configured model for tables and figures.
+
+    Attributes:
+        name: Key under `models` in the configuration.
+        title: Printed name.
+        variant: Variant that the grid's method `patch` selects for this model.
+        published: Id of the corresponding model in `published.json`.
+        comparable: False if ``published`` is another model of the family.
+        tile: The experiment's tile size, which is matched with the paper's tile size if models are not comparable.
+    """
+
+    name: Name
+    title: str
+    variant: Literal["joint", "tile"]
+    published: str | None = None
+    comparable: bool = True
+    tile: Positive | None = None

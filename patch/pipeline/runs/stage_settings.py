@@ -14,7 +14,7 @@ from patch.learning.settings import Learning
 from patch.models.settings import GgufModel, HubModel, LocalModel, TrainedModel
 from patch.pipeline.config.experiment import Evaluation, Speedup
 from patch.pipeline.config.imports import FileMask, HubMask
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 from patch.pruning.settings import Pruning
 from patch.quantization.settings import Quantization
 from patch.settings import Section
@@ -227,7 +227,7 @@ class TabulateSettings(Section):
 
     version: int = VERSIONS["tabulate"]
     digests: dict[str, str]
-    models: list[dict[str, str | int | bool | None]]
+    models: list[ModelInfo]
     runs: list[Run]
     standard: list[str]
     tables: dict[str, list[str]]
@@ -252,7 +252,7 @@ class FigureSettings(Section):
 
     version: int = VERSIONS["tabulate"]
     digests: dict[str, str] = {}
-    model: dict[str, str | int | bool | None]
+    model: ModelInfo
     labels: list[str] = []
     rows: list[str] = []
 

@@ -11,7 +11,6 @@ from patch.pipeline.results.collect import read_results
 from patch.pipeline.results.current import read_records, read_speeds
 from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.published import load_published
-from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.runs.stage_settings import SummarySettings
 
@@ -27,25 +26,20 @@ def run(
     speedups: list[Path] | None = None,
 ) -> None:
     """Write the README; ``command`` is the command that reproduces the experiment."""
-    tabulate, frame, paired = (
-        settings.tabulate,
-        read_results(results, settings.tabulate.digests),
-        Differences.read(differences, settings.tabulate.row_digests),
-    )
-    models = [ModelInfo(**model) for model in tabulate.models]
+    tabulate = settings.tabulate
+    models, runs = tabulate.models, tabulate.runs
+    frame, paired = read_results(results, tabulate.digests), Differences.read(differences, tabulate.row_digests)
     arrangement, published = Arrangement(tabulate.standard, tabulate.tables), load_published(tabulate.published)
     speeds = Speeds(read_speeds(speedups or [], tabulate.digests), published)
     text = summary(
         Results(
             experiment=settings.experiment,
             run=settings.run,
-            tables=[
-                build_table(name, frame, models, tabulate.runs, arrangement, paired, speeds) for name in settings.shown
-            ],
+            tables=[build_table(name, frame, models, runs, arrangement, paired, speeds) for name in settings.shown],
             records=read_records(records, tabulate.digests),
             differences=paired.frame,
             models=models,
-            expected=tabulate.runs,
+            expected=runs,
             published=published,
             speeds=speeds.records,
             command=command,

@@ -10,7 +10,6 @@ from patch.pipeline.results.collect import read_results
 from patch.pipeline.results.current import read_speeds
 from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.published import load_published
-from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.runs.stage_settings import TabulateSettings
 
@@ -22,15 +21,8 @@ def run(
 
     The speed table needs ``speedups``, the records of speed measurements.
     """
-    models = [ModelInfo(**model) for model in settings.models]
-    arrangement, errors = (
-        Arrangement(settings.standard, settings.tables),
-        Differences.read(differences, settings.row_digests),
-    )
+    arrangement = Arrangement(settings.standard, settings.tables)
+    errors = Differences.read(differences, settings.row_digests)
     speeds = Speeds(read_speeds(speedups or [], settings.digests), load_published(settings.published))
-    write_table(
-        build_table(
-            out.name, read_results(results, settings.digests), models, settings.runs, arrangement, errors, speeds
-        ),
-        out,
-    )
+    frame = read_results(results, settings.digests)
+    write_table(build_table(out.name, frame, settings.models, settings.runs, arrangement, errors, speeds), out)

@@ -14,8 +14,8 @@ import pytest
 
 from patch.pipeline.results.collect import collect
 from patch.pipeline.results.published import Published, load_published
-from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.run import Run
+from patch.pipeline.results.record import Record
+from patch.pipeline.runs.run import ModelInfo, Run
 
 ROOT = Path(__file__).parents[4]
 TASKS = {"cloze_words": 0.25, "next_verse": 0.25, "who_speaks": 0.25, "order": 0.5, "grammar": 0.5, "rhyme": 0.25}
@@ -24,9 +24,18 @@ PAPER_TASKS |= {"piqa": 0.5, "winogrande": 0.5}
 # Growth of perplexity over the dense model's, as measured on small models.
 GROWTH = {"magnitude": 0.29, "wanda": 0.24, "sparsegpt": 0.12, "maskllm": 0.10, "patch-joint": 0.13, "patch-tile": 0.15}
 MODELS = [
-    ModelInfo("qwen", "Qwen2-mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False, tile=16),
-    ModelInfo("gemma", "Gemma-3-1B", "joint", "google/gemma-3-1b-pt"),
-    ModelInfo("llama", "Llama-mini", "tile", "meta-llama/Llama-2-7b-hf", comparable=False, tile=16),
+    ModelInfo(
+        name="qwen", title="Qwen2-mini", variant="joint", published="Qwen/Qwen2.5-0.5B", comparable=False, tile=16
+    ),
+    ModelInfo(name="gemma", title="Gemma-3-1B", variant="joint", published="google/gemma-3-1b-pt"),
+    ModelInfo(
+        name="llama",
+        title="Llama-mini",
+        variant="tile",
+        published="meta-llama/Llama-2-7b-hf",
+        comparable=False,
+        tile=16,
+    ),
 ]
 
 

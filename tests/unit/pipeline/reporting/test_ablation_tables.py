@@ -12,11 +12,13 @@ from patch.pipeline.reporting.tables import Arrangement, build_table
 from patch.pipeline.results.collect import collect
 from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.published import load_published
-from patch.pipeline.results.record import ModelInfo, Record
-from patch.pipeline.runs.run import Run
+from patch.pipeline.results.record import Record
+from patch.pipeline.runs.run import ModelInfo, Run
 
-QWEN = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B", tile=128)
-GEMMA = ModelInfo("gemma", "Gemma mini", "joint", "google/gemma-3-1b-pt", comparable=False, tile=16)
+QWEN = ModelInfo(name="qwen", title="Qwen2.5-0.5B", variant="joint", published="Qwen/Qwen2.5-0.5B", tile=128)
+GEMMA = ModelInfo(
+    name="gemma", title="Gemma mini", variant="joint", published="google/gemma-3-1b-pt", comparable=False, tile=16
+)
 VALUES = {"tile_prior=none": 14.9, "tile_prior=sparsegpt": 14.6, "tile_prior=wanda": 14.5, None: 14.6}
 
 

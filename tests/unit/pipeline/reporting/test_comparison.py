@@ -4,11 +4,11 @@ import pytest
 
 from patch.pipeline.reporting.comparison import compare_with_paper
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table
-from patch.pipeline.results.record import ModelInfo
+from patch.pipeline.runs.run import ModelInfo
 
 NAN = float("nan")
-SAME = ModelInfo("same", "Same-1B", "joint", "org/same")
-OTHER = ModelInfo("other", "Mini", "joint", "org/large", comparable=False)
+SAME = ModelInfo(name="same", title="Same-1B", variant="joint", published="org/same")
+OTHER = ModelInfo(name="other", title="Mini", variant="joint", published="org/large", comparable=False)
 
 
 def row(method, *measures, sparsity=0.5, pattern="2:4"):

@@ -8,7 +8,6 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,8 +30,8 @@ from patch.pipeline.reporting.summary import Results, summary
 from patch.pipeline.reporting.table import Table
 from patch.pipeline.reporting.tables import build_table
 from patch.pipeline.results.differences import COLUMNS
-from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import SpeedRecord, Speeds
+from patch.pipeline.runs.run import ModelInfo
 
 ROOT = Path(__file__).parents[4]
 SECRET = "the contents of another file"
@@ -132,7 +131,7 @@ def rst(text: str) -> Page:
 
 def titled(title: str, experiment: Any) -> list[ModelInfo]:
     first, *others = experiment.models
-    return [replace(first, title=title), *others]
+    return [first.model_copy(update={"title": title}), *others]
 
 
 @pytest.fixture

@@ -1,9 +1,5 @@
 import re
 
-import pytest
-
-from patch.errors import InputError
-from patch.pipeline.config.load import load_experiment
 from patch.pipeline.reporting.overview import cost_page, environment_page
 from patch.pipeline.resources.forecast import Forecast
 from patch.pipeline.results.costs import measured_costs

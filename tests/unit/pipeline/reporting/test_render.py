@@ -78,7 +78,7 @@ def test_a_line_parts_the_sparsities(one_seed):
 
 def test_every_text_is_escaped(one_seed):
     evil = "<script>alert('1')</script> & \"x\""
-    one_seed.models = [dataclasses.replace(model, title=evil) for model in one_seed.models]
+    one_seed.models = [model.model_copy(update={"title": evil}) for model in one_seed.models]
     table = dataclasses.replace(build("tile", one_seed), caption=evil, notes=(evil,))
     table = dataclasses.replace(
         table, rows=tuple(dataclasses.replace(row, method=evil, pattern=evil) for row in table.rows)

@@ -18,10 +18,10 @@ from patch.pipeline.reporting.speedup import speedup
 from patch.pipeline.reporting.summary import cost_line
 from patch.pipeline.reporting.table import Table
 from patch.pipeline.reporting.tables import build_table
-from patch.pipeline.results.record import ModelInfo
 from patch.pipeline.results.speed import SpeedRecord, Speeds
+from patch.pipeline.runs.run import ModelInfo
 
-PAPERS = ModelInfo("big", "Llama-2-7B", "tile", "meta-llama/Llama-2-7b-hf", tile=128)
+PAPERS = ModelInfo(name="big", title="Llama-2-7B", variant="tile", published="meta-llama/Llama-2-7b-hf", tile=128)
 
 
 @pytest.fixture

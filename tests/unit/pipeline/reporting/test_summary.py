@@ -12,8 +12,7 @@ from patch.pipeline.reporting.tables import build_table
 from patch.pipeline.reporting.uncertainty import close_pairs
 from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.differences import COLUMNS
-from patch.pipeline.results.record import ModelInfo
-from patch.pipeline.runs.run import Run
+from patch.pipeline.runs.run import ModelInfo, Run
 
 
 def differences(experiment):
@@ -145,13 +144,16 @@ def test_rows_of_the_paper_that_are_not_in_the_grid(one_seed):
 
 
 def test_ablations_of_the_paper_count_as_rows(one_seed):
-    qwen = ModelInfo("qwen", "Qwen2.5-0.5B", "joint", "Qwen/Qwen2.5-0.5B")
-    plain = [Run("qwen", "patch-joint", "hybrid", level, 128, 0) for level in (0.45, 0.35, 0.25)]
+    qwen = ModelInfo(name="qwen", title="Qwen2.5-0.5B", variant="joint", published="Qwen/Qwen2.5-0.5B")
+    plain = [
+        Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=level, tile=128, seed=0)
+        for level in (0.45, 0.35, 0.25)
+    ]
     (before, *_) = missing_results(one_seed.published, plain, [qwen])
     assert "PATCH (joint)" not in before and "tile 64×64, 32×32, 16×16, 8×8, 4×4 at 45, 35, 25 %" in before
     # The plain run covers the first value of each varied setting.
     assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target layer at 45, 35, 25 %" in before
-    varied = [replace(run, variant="target=layer") for run in plain] + [replace(run, tile=4) for run in plain]
+    varied = [run.model_copy(update=change) for change in ({"variant": "target=layer"}, {"tile": 4}) for run in plain]
     (after, *_) = missing_results(one_seed.published, [*plain, *varied], [qwen])
     assert "target" not in after and "4×4" not in after
     imported = [

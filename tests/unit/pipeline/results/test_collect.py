@@ -1,15 +1,15 @@
 import math
-from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from patch.errors import InputError
 from patch.pipeline.results.collect import COLUMNS, DENSITY, collect, mean_chance, read_results
-from patch.pipeline.results.record import ModelInfo, Record
+from patch.pipeline.results.record import Record
+from patch.pipeline.runs.run import ModelInfo
 
-QWEN = ModelInfo("qwen", "Qwen mini", "joint", "Qwen/Qwen2.5-0.5B", comparable=False)
-LLAMA = ModelInfo("llama", "Llama", "tile", "meta-llama/Llama-2-7b-hf")
+QWEN = ModelInfo(name="qwen", title="Qwen mini", variant="joint", published="Qwen/Qwen2.5-0.5B", comparable=False)
+LLAMA = ModelInfo(name="llama", title="Llama", variant="tile", published="meta-llama/Llama-2-7b-hf")
 
 
 def test_columns_units_and_costs(raw, published):
@@ -66,10 +66,12 @@ def test_the_order_of_records_does_not_matter(raw, published):
 def test_the_papers_tile_matters_only_where_models_are_comparable(raw, published):
     run = {"method": "patch-tile", "pattern": "hybrid", "sparsity": 0.45, "tile": 16, "model": "llama"}
     record = Record.model_validate(raw(**run))
-    other = ModelInfo("llama", "Llama mini", "tile", LLAMA.published, comparable=False, tile=16)
+    other = ModelInfo(
+        name="llama", title="Llama mini", variant="tile", published=LLAMA.published, comparable=False, tile=16
+    )
     assert collect([record], [LLAMA], published)["published"].isna().all()
     assert collect([record], [other], published)["published"].notna().sum() == 2
-    assert collect([record], [replace(other, tile=32)], published)["published"].isna().all()
+    assert collect([record], [other.model_copy(update={"tile": 32})], published)["published"].isna().all()
 
 
 def test_density_of_hybrid_runs_is_a_mean_over_layers(raw, published):
@@ -100,7 +102,7 @@ def test_refuses_what_cannot_be_right(raw, published):
     with pytest.raises(InputError, match="2 records of run"):
         collect([record, record], [QWEN], published)
     with pytest.raises(InputError, match=r"`models.qwen.published` is 'Qwen/Qwen2.5'; did you mean"):
-        collect([record], [ModelInfo("qwen", "Qwen", "joint", "Qwen/Qwen2.5")], published)
+        collect([record], [ModelInfo(name="qwen", title="Qwen", variant="joint", published="Qwen/Qwen2.5")], published)
 
 
 def test_mean_chance_needs_every_task(raw):
@@ -133,7 +135,7 @@ def test_what_was_written_is_read(written):
 
 
 def test_names_that_look_like_numbers_stay_names(raw, published, tmp_path):
-    record, model = Record.model_validate(raw(model="1e3")), replace(QWEN, name="1e3")
+    record, model = Record.model_validate(raw(model="1e3")), QWEN.model_copy(update={"name": "1e3"})
     frame = collect([record], [model], published)
     frame.to_csv(tmp_path / "results.csv", index=False)
     assert set(read_results(tmp_path / "results.csv")["model"]) == {"1e3"}
