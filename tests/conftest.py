@@ -1,4 +1,4 @@
-"""Tiny random models of the families, token windows, and a small configuration to vary."""
+"""Tiny random models of the families, token sequences, and a small configuration to vary."""
 
 from __future__ import annotations
 
@@ -119,11 +119,6 @@ def sequences() -> Callable[..., np.ndarray]:
         return np.random.default_rng(seed).integers(0, VOCABULARY, (count, seqlen)).astype(np.uint16)
 
     return make
-
-
-@pytest.fixture
-def windows(sequences: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    return sequences
 
 
 CONFIG: dict[str, Any] = {

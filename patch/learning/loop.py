@@ -70,7 +70,7 @@ def run_steps(
         checkpoint_minutes: wall time between checkpoints, in minutes.
         log_every: number of steps between log lines.
         name: label of the progress line.
-        tracking: experiment trackers that the log's lines are also reported to.
+        tracking: experiment trackers and progress reports.
         columns: the columns that this process holds of the sharded tensors in ``state``, see `assemble`.
 
     Raises:
@@ -137,7 +137,7 @@ class _Record:
         self.logged, self.started = set(logged), time.monotonic()
         self.log = StepLog(folder / LOG, first)
         self.trackers = Trackers(tracking, first, folder)
-        self.progress = Progress(name, first, steps)
+        self.progress = Progress(name, first, steps, tracking.on_progress)
 
     def add(self, step: int, metrics: dict[str, float | None], loss: float) -> None:
         if step in self.logged:
@@ -157,7 +157,7 @@ class _Record:
 
 def _leave(done: int, steps: int) -> NoReturn:
     if is_first():
-        print(f"stopped by a signal after step {done} of {steps}; run again to go on", flush=True)
+        print(f"stopped by a signal after step {done} of {steps}; run again to resume", flush=True)
     sys.exit(EXIT_RESUMABLE)
 
 
@@ -182,7 +182,7 @@ def _copy(source: Path, target: Path) -> None:
         with atomic_file(target) as temporary:
             shutil.copyfile(source, temporary)
     except OSError as error:
-        raise InputError(f"the curve {target} could not be written: {error.strerror}; run again to go on") from error
+        raise InputError(f"the curve {target} could not be written: {error.strerror}; run again to resume") from error
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from patch.errors import InputError, suggest
 from patch.learning.loop import run_steps
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate
+from patch.learning.trackers import UNTRACKED, Tracking
 from patch.models.loading import prunable_linears
 from patch.models.settings import TrainedModel
 
 
-def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN001 - a transformers tokenizer
+def new_model(source: TrainedModel, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """Return a model with random weights, a function of the training seed.
 
     Raises:
@@ -53,7 +56,14 @@ def new_model(source: TrainedModel, tokenizer) -> torch.nn.Module:  # noqa: ANN0
         raise InputError(f"the config of a {source.architecture} model is refused by transformers: {reason}") from error
 
 
-def train(source: TrainedModel, tokenizer, sequences: np.ndarray, folder: Path, curve: Path) -> torch.nn.Module:  # noqa: ANN001
+def train(
+    source: TrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: np.ndarray,
+    folder: Path,
+    curve: Path,
+    tracking: Tracking = UNTRACKED,
+) -> nn.Module:
     """Train by next-token prediction, with linear warm-up and cosine decay to a twentieth.
 
     Muon trains the blocks' matrices: here it needs half of AdamW's steps to the same loss, and steps take most of the
@@ -65,6 +75,7 @@ def train(source: TrainedModel, tokenizer, sequences: np.ndarray, folder: Path, 
         sequences: `[count, seqlen]` token ids.
         folder: folder of the checkpoints, from which a stopped run resumes.
         curve: file of the training curve, in JSON lines.
+        tracking: experiment trackers and progress reports.
 
     Returns:
         The trained model in fp32.
@@ -106,5 +117,6 @@ def train(source: TrainedModel, tokenizer, sequences: np.ndarray, folder: Path, 
         2.0,
         10,
         "train",
+        tracking,
     )
     return model.eval()

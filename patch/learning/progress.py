@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -14,10 +15,20 @@ INTERVAL = 5
 
 
 class Progress:
-    """Progress display of a run: a bar on a terminal, a line every few seconds in a file."""
+    """Progress display of a run: a bar on a terminal, a line every few seconds in a file.
 
-    def __init__(self, name: str, first: int, steps: int) -> None:
-        self.name, self.first, self.steps = name, first, steps
+    Args:
+        name: name of the run.
+        first: completed steps at the start.
+        steps: number of steps.
+        on_progress: called with the completed steps, ``steps``, and the estimated seconds that are left.
+    """
+
+    def __init__(
+        self, name: str, first: int, steps: int, on_progress: Callable[[int, int, float | None], None]
+    ) -> None:
+        self.name, self.first, self.steps, self.on_progress = name, first, steps, on_progress
+        on_progress(first, steps, None)
         self._started = self._shown = time.monotonic()
         self._bar = None
         if sys.stdout.isatty():
@@ -31,11 +42,14 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             self._bar.update(done - self._bar.n)
-        elif now - self._shown > INTERVAL or done == self.steps:
+        if now - self._shown > INTERVAL or done == self.steps:
             self._shown = now
             pace = (now - self._started) / (done - self.first)
-            line = f"{self.name} {done}/{self.steps}  loss {loss:.4f}  {pace:.3f} s/step"
-            print(f"{line}  {(self.steps - done) * pace:.0f} s left", flush=True)
+            left = (self.steps - done) * pace
+            self.on_progress(done, self.steps, left)
+            if self._bar is None:
+                line = f"{self.name} {done}/{self.steps}  loss {loss:.4f}  {pace:.3f} s/step"
+                print(f"{line}  {left:.0f} s left", flush=True)
 
     def close(self) -> None:
         """Close the bar and leave it on the terminal."""

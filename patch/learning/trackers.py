@@ -39,19 +39,22 @@ _TOKEN = re.compile(r"\bhf_\w{8,}|\bwandb_v\d_\w{8,}|\b[0-9a-f]{40,}\b|(?<=://)[
 
 @dataclass(frozen=True)
 class Tracking:
-    """Settings of a run's experiment trackers.
+    """Reporting of a run's progress, and settings of its experiment trackers.
 
     Attributes:
         report_to: names of `TRACKERS`.
         folder: folder of the files of TensorBoard and wandb.
         run: name of the run; parts are separated by slashes.
         settings: settings of the run, shown with it.
+        on_progress: called every few seconds with the completed steps, their total, and the estimated seconds that are
+            left; None at the start of a run.
     """
 
     report_to: tuple[str, ...] = ()
     folder: Path = Path("watch")
     run: str = "learn"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    on_progress: Callable[[int, int, float | None], None] = lambda done, total, seconds_left: None
 
     def check(self) -> None:
         """Check that the trackers are installed, before anything is computed.

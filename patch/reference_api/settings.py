@@ -92,7 +92,7 @@ class ApiSettings(Section):
     learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run.")
     proxsparse: dict[str, Any] = Field(default_factory=dict, description="Keys of a ProxSparse run.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Settings of the evaluation.")
-    calibration: Calibration = Field(default_factory=Calibration, description="Calibration windows.")
+    calibration: Calibration = Field(default_factory=Calibration, description="Settings of the calibration.")
     folder: str = Field("patch-runs", description="Where checkpoints, curves, learned masks and corpora go.")
 
     @field_validator("learning")

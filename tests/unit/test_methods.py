@@ -82,13 +82,13 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_documented_method_prunes(example: Path, tiny_model: Callable, windows: Callable) -> None:
+def test_the_documented_method_prunes(example: Path, tiny_model: Callable, sequences: Callable) -> None:
     for pattern in (NM(2, 4), NM(3, 4), Unstructured(0.3)):
-        masks = prune(tiny_model(), "ria", pattern, windows())
+        masks = prune(tiny_model(), "ria", pattern, sequences())
         masks.verify()
         assert masks.sparsity == pytest.approx(pattern.sparsity, abs=0.03)
-    wanda = prune(tiny_model(), "wanda", NM(2, 4), windows())
-    ria = prune(tiny_model(), "ria", NM(2, 4), windows())
+    wanda = prune(tiny_model(), "wanda", NM(2, 4), sequences())
+    ria = prune(tiny_model(), "ria", NM(2, 4), sequences())
     assert any(not torch.equal(mask, wanda.masks[name]) for name, mask in ria.masks.items())
 
 

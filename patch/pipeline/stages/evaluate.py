@@ -61,7 +61,7 @@ def run(
     done = PartialRecord(partial, settings_digest(settings))
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)
-    with leave_when_asked("stopped by a signal; run again to go on") if partial else nullcontext():
+    with leave_when_asked("stopped by a signal; run again to resume") if partial else nullcontext():
         _measure(settings, network, model, sequences, tasks, done)
     accuracies = {name: done.parts[name].metric for name in settings.evaluation.tasks}
     found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}

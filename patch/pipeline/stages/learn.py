@@ -17,6 +17,7 @@ from patch.models.loading import load_model, load_tokenizer
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import LearnSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
+from patch.pipeline.stages._progress import report
 
 # Mapping of the stage's inputs to the arguments of `learn`.
 START = {"pattern_mask": "pattern_prior", "tile_mask": "tile_prior", "frozen_mask": "frozen"}
@@ -45,7 +46,7 @@ def run(
     ``report_to`` are names in `patch.learning.trackers.TRACKERS`.
     """
     device = prepare_device(settings.device)
-    tracking = Tracking(tuple(report_to or ()), tracker_folder, run_name, settings.model_dump(mode="json"))
+    tracking = Tracking(tuple(report_to or ()), tracker_folder, run_name, settings.model_dump(mode="json"), report)
     with process_group(device, processes * nodes):
         on_first(tracking.check)
         network = load_model(model, settings.dtype, device)

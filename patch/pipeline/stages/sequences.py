@@ -19,7 +19,7 @@ def run(settings: SequencesSettings, *, corpus: Path, tokenizer: Path, out: Path
 
     Packed sequences are made by ``workers`` processes, and an interrupted run resumes.
     """
-    with leave_when_asked("stopped by a signal; run again to go on"):
+    with leave_when_asked("stopped by a signal; run again to resume"):
         count = _make(settings, corpus, tokenizer, out, workers)
     print(f"{out}: {count} sequences of {settings.seqlen} tokens")
 

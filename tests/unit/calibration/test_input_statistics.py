@@ -17,19 +17,19 @@ from patch.masks.nm import NM, Unstructured
 from patch.pruning.prune import prune
 
 
-def take(model: nn.Module, windows: Callable, folder: Path, gram: bool = True) -> list[dict[str, InputStatistics]]:
+def take(model: nn.Module, sequences: Callable, folder: Path, gram: bool = True) -> list[dict[str, InputStatistics]]:
     paths, seen = block_files(folder), []
 
     def save(linears: dict[str, nn.Module], statistics: dict[str, InputStatistics]) -> None:
         save_statistics(next(paths), statistics)
         seen.append(statistics)
 
-    walk_blocks(model, windows(), save, gram=gram, propagate="dense")
+    walk_blocks(model, sequences(), save, gram=gram, propagate="dense")
     return seen
 
 
-def test_round_trip(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
-    for expected, path in zip(take(tiny_model(), windows, tmp_path), block_files(tmp_path), strict=False):
+def test_round_trip(tiny_model: Callable, sequences: Callable, tmp_path: Path) -> None:
+    for expected, path in zip(take(tiny_model(), sequences, tmp_path), block_files(tmp_path), strict=False):
         found = load_statistics(path)
         assert found.keys() == expected.keys()
         for name, statistics in expected.items():
@@ -45,29 +45,29 @@ def test_round_trip(tiny_model: Callable, windows: Callable, tmp_path: Path) -> 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "thanos"])
 @pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.4)])
 def test_pruning_from_files_is_pruning_with_dense_inputs(
-    family: str, method: str, pattern: NM | Unstructured, tiny_model: Callable, windows: Callable, tmp_path: Path
+    family: str, method: str, pattern: NM | Unstructured, tiny_model: Callable, sequences: Callable, tmp_path: Path
 ) -> None:
-    take(tiny_model(family), windows, tmp_path)
+    take(tiny_model(family), sequences, tmp_path)
     from_files, at_once = tiny_model(family), tiny_model(family)
     masks = prune(from_files, method, pattern, statistics=tmp_path)
-    expected = prune(at_once, method, pattern, windows(), propagate="dense")
+    expected = prune(at_once, method, pattern, sequences(), propagate="dense")
     for name, mask in expected.masks.items():
         assert torch.equal(masks.masks[name], mask), name
     for mine, theirs in zip(from_files.parameters(), at_once.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
 
-def test_norms_alone_have_no_gram_matrices(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
-    take(tiny_model(), windows, tmp_path, gram=False)
+def test_norms_alone_have_no_gram_matrices(tiny_model: Callable, sequences: Callable, tmp_path: Path) -> None:
+    take(tiny_model(), sequences, tmp_path, gram=False)
     assert prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path).sparsity == 0.5
     with pytest.raises(InputError, match="without squares or without Gram matrices"):
         prune(tiny_model(), "sparsegpt", NM(2, 4), statistics=tmp_path)
 
 
-def test_what_is_not_there_or_of_another_model(tiny_model: Callable, windows: Callable, tmp_path: Path) -> None:
+def test_what_is_not_there_or_of_another_model(tiny_model: Callable, sequences: Callable, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path)
-    take(tiny_model("opt"), windows, tmp_path)
+    take(tiny_model("opt"), sequences, tmp_path)
     with pytest.raises(InputError, match="other layers than the model's"):
         prune(tiny_model(), "wanda", NM(2, 4), statistics=tmp_path)
     path = next(block_files(tmp_path))

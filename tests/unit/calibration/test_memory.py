@@ -38,10 +38,10 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
-def peak(model: nn.Module, windows: np.ndarray, method: str, **options: Any) -> int:
+def peak(model: nn.Module, sequences: np.ndarray, method: str, **options: Any) -> int:
     """Return the peak bytes besides the model's weights and the masks' bits."""
     with PeakMemory(model) as memory:
-        masks = prune(model, method, NM(2, 4), windows, batch_size=2, **options)
+        masks = prune(model, method, NM(2, 4), sequences, batch_size=2, **options)
     del masks
     return memory.bytes
 
@@ -53,11 +53,11 @@ def mask_bytes(model: nn.Module) -> int:
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_peak_memory_grows_neither_with_depth_nor_with_samples(
-    method: str, propagate: str, tiny_model: Callable, windows: Callable
+    method: str, propagate: str, tiny_model: Callable, sequences: Callable
 ) -> None:
     def measure(blocks: int, samples: int) -> tuple[int, int]:
         model = tiny_model("llama", num_hidden_layers=blocks)
-        return peak(model, windows(samples, 40), method, propagate=propagate), mask_bytes(model)
+        return peak(model, sequences(samples, 40), method, propagate=propagate), mask_bytes(model)
 
     shallow, few_bits = measure(4, 4)
     deep, many_bits = measure(24, 4)

@@ -24,7 +24,7 @@ def halve(linear: nn.Module) -> None:
     weight_matrix(linear).data[:, ::2] = 0
 
 
-def walk(model: nn.Module, windows: np.ndarray, batch_size: int = 4, gram: bool = True) -> dict[str, InputStatistics]:
+def walk(model: nn.Module, sequences: np.ndarray, batch_size: int = 4, gram: bool = True) -> dict[str, InputStatistics]:
     seen: dict[str, InputStatistics] = {}
 
     def prune_block(linears: dict[str, nn.Module], statistics: dict[str, InputStatistics]) -> None:
@@ -33,15 +33,15 @@ def walk(model: nn.Module, windows: np.ndarray, batch_size: int = 4, gram: bool 
         for linear in linears.values():
             halve(linear)
 
-    walk_blocks(model, windows, prune_block, batch_size, gram)
+    walk_blocks(model, sequences, prune_block, batch_size, gram)
     return seen
 
 
-def brute_force(model: nn.Module, windows: np.ndarray) -> dict[str, torch.Tensor]:
+def brute_force(model: nn.Module, sequences: np.ndarray) -> dict[str, torch.Tensor]:
     """Return the Gram matrix of every linear layer's input, by one whole forward pass for each block."""
     grams: dict[str, torch.Tensor] = {}
     prefix, blocks = decoder_blocks(model)
-    tokens = torch.as_tensor(windows.astype(np.int64))
+    tokens = torch.as_tensor(sequences.astype(np.int64))
     for index, block in enumerate(blocks):
         inputs: dict[str, torch.Tensor] = {}
         linears = {f"{prefix}.{index}.{n}": m for n, m in block.named_modules() if is_linear(m)}
@@ -62,10 +62,10 @@ def brute_force(model: nn.Module, windows: np.ndarray) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
-def test_squares_and_gram(family: str, batch_size: int, tiny_model: Callable, windows: Callable) -> None:
-    expected = brute_force(tiny_model(family), windows())
+def test_squares_and_gram(family: str, batch_size: int, tiny_model: Callable, sequences: Callable) -> None:
+    expected = brute_force(tiny_model(family), sequences())
     model = tiny_model(family)
-    actual = walk(model, windows(), batch_size)
+    actual = walk(model, sequences(), batch_size)
     assert set(actual) == set(expected) == set(prunable_linears(model))
     for name, gram in expected.items():
         statistics = actual[name]
@@ -77,15 +77,17 @@ def test_squares_and_gram(family: str, batch_size: int, tiny_model: Callable, wi
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_squares_alone(family: str, tiny_model: Callable, windows: Callable) -> None:
-    with_gram, without = walk(tiny_model(family), windows()), walk(tiny_model(family), windows(), gram=False)
+def test_squares_alone(family: str, tiny_model: Callable, sequences: Callable) -> None:
+    with_gram, without = walk(tiny_model(family), sequences()), walk(tiny_model(family), sequences(), gram=False)
     for name, statistics in without.items():
         assert statistics.gram is None
         torch.testing.assert_close(statistics.squares, with_gram[name].squares, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_that_share_an_input_share_statistics_and_others_do_not(tiny_model: Callable, windows: Callable) -> None:
-    seen = walk(tiny_model(), windows())
+def test_layers_that_share_an_input_share_statistics_and_others_do_not(
+    tiny_model: Callable, sequences: Callable
+) -> None:
+    seen = walk(tiny_model(), sequences())
     q, k, v, o = (seen[f"model.layers.1.self_attn.{n}_proj"].gram for n in "qkvo")
     gate, up = (seen[f"model.layers.1.mlp.{n}_proj"].gram for n in ("gate", "up"))
     assert torch.equal(q, k) and torch.equal(q, v) and torch.equal(gate, up)
@@ -109,10 +111,10 @@ def record_arguments(model: nn.Module, run: Callable[[], object]) -> list[list[d
     return calls
 
 
-def test_each_gemma_block_gets_its_own_mask_and_rotary_embedding(tiny_model: Callable, windows: Callable) -> None:
-    model, tokens = tiny_model("gemma3_text"), torch.as_tensor(windows().astype(np.int64))
+def test_each_gemma_block_gets_its_own_mask_and_rotary_embedding(tiny_model: Callable, sequences: Callable) -> None:
+    model, tokens = tiny_model("gemma3_text"), torch.as_tensor(sequences().astype(np.int64))
     expected = record_arguments(model, lambda: model(tokens, use_cache=False))
-    actual = record_arguments(model, lambda: walk(model, windows(), batch_size=100))
+    actual = record_arguments(model, lambda: walk(model, sequences(), batch_size=100))
 
     def cosines(call: dict) -> torch.Tensor:
         return call["position_embeddings"][0]
@@ -128,20 +130,20 @@ def test_each_gemma_block_gets_its_own_mask_and_rotary_embedding(tiny_model: Cal
             assert mask is None or torch.equal(call["attention_mask"].expand_as(mask), mask)
 
 
-def test_the_window_of_sliding_attention_is_obeyed(tiny_model: Callable, windows: Callable) -> None:
+def test_the_window_of_sliding_attention_is_obeyed(tiny_model: Callable, sequences: Callable) -> None:
     """Statistics differ between sliding and full attention, so the attention mask is used."""
-    sliding = walk(tiny_model("gemma3_text"), windows())
-    full = walk(tiny_model("gemma3_text", layer_types=["full_attention"] * 3), windows())
+    sliding = walk(tiny_model("gemma3_text"), sequences())
+    full = walk(tiny_model("gemma3_text", layer_types=["full_attention"] * 3), sequences())
     name = "model.layers.0.self_attn.o_proj"
     assert not torch.allclose(sliding[name].gram, full[name].gram, rtol=1e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_is_as_before(family: str, tiny_model: Callable, windows: Callable) -> None:
+def test_model_is_as_before(family: str, tiny_model: Callable, sequences: Callable) -> None:
     model = tiny_model(family)
-    tokens = torch.as_tensor(windows().astype(np.int64))
+    tokens = torch.as_tensor(sequences().astype(np.int64))
     before = model(tokens).logits
-    walk_blocks(model, windows(), lambda linears, statistics: None, 4, True)
+    walk_blocks(model, sequences(), lambda linears, statistics: None, 4, True)
     assert torch.equal(model(tokens).logits, before)
     for name, module in model.named_modules():
         assert "forward" not in vars(module), name
@@ -149,7 +151,7 @@ def test_model_is_as_before(family: str, tiny_model: Callable, windows: Callable
 
 
 @pytest.mark.parametrize("where", ["visit", "forward"])
-def test_forward_is_restored_after_an_error(where: str, tiny_model: Callable, windows: Callable) -> None:
+def test_forward_is_restored_after_an_error(where: str, tiny_model: Callable, sequences: Callable) -> None:
     model = tiny_model()
     _, blocks = decoder_blocks(model)
 
@@ -159,21 +161,21 @@ def test_forward_is_restored_after_an_error(where: str, tiny_model: Callable, wi
     if where == "forward":
         handle = blocks[1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        walk_blocks(model, windows(), fail if where == "visit" else lambda linears, statistics: None, 4)
+        walk_blocks(model, sequences(), fail if where == "visit" else lambda linears, statistics: None, 4)
     if where == "forward":
         handle.remove()
     assert all("forward" not in vars(block) for block in blocks)
     assert not any(module._forward_pre_hooks for module in model.modules())
-    model(torch.as_tensor(windows().astype(np.int64)))
+    model(torch.as_tensor(sequences().astype(np.int64)))
 
 
-def test_progress(tiny_model: Callable, windows: Callable) -> None:
+def test_progress(tiny_model: Callable, sequences: Callable) -> None:
     seen: list[tuple[int, int]] = []
-    walk_blocks(tiny_model(), windows(), lambda a, b: None, on_block=lambda *numbers: seen.append(numbers))
+    walk_blocks(tiny_model(), sequences(), lambda a, b: None, on_block=lambda *numbers: seen.append(numbers))
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_inputs_of_finished_batches_are_let_go(tiny_model: Callable, windows: Callable) -> None:
+def test_inputs_of_finished_batches_are_let_go(tiny_model: Callable, sequences: Callable) -> None:
     """The memory of a pass does not grow with the calibration set: it holds the activations of one batch."""
     model, seen = tiny_model(), []
     alive: list[int] = []
@@ -183,14 +185,14 @@ def test_inputs_of_finished_batches_are_let_go(tiny_model: Callable, windows: Ca
         seen.append(weakref.ref(inputs[0]))
 
     handle = model.model.layers[0].mlp.down_proj.register_forward_pre_hook(hook)
-    walk_blocks(model, windows(), lambda linears, statistics: None, 1)
+    walk_blocks(model, sequences(), lambda linears, statistics: None, 1)
     handle.remove()
-    assert len(alive) == 13 and max(alive) == 0, "six windows twice, and a look at the first block"
+    assert len(alive) == 13 and max(alive) == 0, "six sequences twice, and a look at the first block"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_batch_size_gives_the_same_bits(family: str, tiny_model: Callable, windows: Callable) -> None:
-    first, *others = (walk(tiny_model(family), windows(), size) for size in (1, 4, 5, 100))
+def test_every_batch_size_gives_the_same_bits(family: str, tiny_model: Callable, sequences: Callable) -> None:
+    first, *others = (walk(tiny_model(family), sequences(), size) for size in (1, 4, 5, 100))
     for other in others:
         for name, statistics in first.items():
             assert torch.equal(statistics.gram, other[name].gram), name
@@ -199,7 +201,7 @@ def test_every_batch_size_gives_the_same_bits(family: str, tiny_model: Callable,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dense_inputs_are_those_of_one_pass_of_the_dense_model(
-    family: str, tiny_model: Callable, windows: Callable
+    family: str, tiny_model: Callable, sequences: Callable
 ) -> None:
     model, found = tiny_model(family), {}
 
@@ -208,11 +210,11 @@ def test_dense_inputs_are_those_of_one_pass_of_the_dense_model(
         for linear in linears.values():
             halve(linear)
 
-    walk_blocks(model, windows(), visit, gram=True, propagate="dense")
+    walk_blocks(model, sequences(), visit, gram=True, propagate="dense")
     dense, inputs = tiny_model(family), {}
     for name, linear in prunable_linears(dense).items():
         linear.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].flatten(0, -2)}))
-    dense(torch.as_tensor(windows().astype(np.int64)))
+    dense(torch.as_tensor(sequences().astype(np.int64)))
     for name, x in inputs.items():
         expected = x.double().T @ x.double()
         torch.testing.assert_close(found[name].gram.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
@@ -245,23 +247,23 @@ class OlderModel(nn.Module):
         return states
 
 
-def test_blocks_that_give_tuples_and_take_arguments_by_position(windows: Callable) -> None:
+def test_blocks_that_give_tuples_and_take_arguments_by_position(sequences: Callable) -> None:
     torch.manual_seed(0)
     model = OlderModel().eval()
     with torch.no_grad():
-        expected = brute_force(copy.deepcopy(model), windows())
-    for name, statistics in walk(model, windows()).items():
+        expected = brute_force(copy.deepcopy(model), sequences())
+    for name, statistics in walk(model, sequences()).items():
         scale = float(expected[name].abs().max())
         torch.testing.assert_close(statistics.gram.double(), expected[name], rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_no_windows_are_refused(tiny_model: Callable, windows: Callable) -> None:
+def test_no_windows_are_refused(tiny_model: Callable, sequences: Callable) -> None:
     with pytest.raises(InputError, match="no calibration sequences"):
-        walk_blocks(tiny_model(), windows(0), lambda linears, statistics: None)
+        walk_blocks(tiny_model(), sequences(0), lambda linears, statistics: None)
 
 
-def test_a_layer_that_takes_no_part_is_named(tiny_model: Callable, windows: Callable) -> None:
+def test_a_layer_that_takes_no_part_is_named(tiny_model: Callable, sequences: Callable) -> None:
     model = tiny_model()
     model.model.layers[1].spare = nn.Linear(24, 24)
     with pytest.raises(InputError, match="model.layers.1.spare is not part"):
-        walk_blocks(model, windows(), lambda linears, statistics: None)
+        walk_blocks(model, sequences(), lambda linears, statistics: None)

@@ -30,13 +30,13 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def windows():
+def sequences():
     return np.random.default_rng(0).integers(0, 97, (7, 12)).astype(np.uint16)
 
 
-def slow(model, windows) -> tuple[float, float, list[float]]:
+def slow(model, sequences) -> tuple[float, float, list[float]]:
     means = []
-    for window in windows:
+    for window in sequences:
         logits = model.double()(torch.tensor([window.tolist()])).logits[0].detach().numpy()
         losses = []
         for position in range(len(window) - 1):
@@ -50,10 +50,10 @@ def slow(model, windows) -> tuple[float, float, list[float]]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 @pytest.mark.parametrize("chunk_logits", [1, 97 * 4, 1 << 24])
-def test_agrees_with_float64(model, windows, batch_size, chunk_logits, monkeypatch):
+def test_agrees_with_float64(model, sequences, batch_size, chunk_logits, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_LOGITS", chunk_logits)
-    metric = perplexity(model, windows, batch_size)
-    value, stderr, means = slow(model, windows)
+    metric = perplexity(model, sequences, batch_size)
+    value, stderr, means = slow(model, sequences)
     assert metric.value == pytest.approx(value, rel=1e-5)
     assert metric.values == pytest.approx(tuple(means), rel=1e-5)
     # With so few sequences the exponential is not linear, which the bootstrap includes.
@@ -63,16 +63,16 @@ def test_agrees_with_float64(model, windows, batch_size, chunk_logits, monkeypat
     assert all(type(value) is float for value in metric.values)
 
 
-def test_the_same_again(model, windows):
-    assert perplexity(model, windows, 3) == perplexity(model, windows, 3)
+def test_the_same_again(model, sequences):
+    assert perplexity(model, sequences, 3) == perplexity(model, sequences, 3)
 
 
-def test_one_window_has_no_error(model, windows):
-    metric = perplexity(model, windows[:1], 4)
+def test_one_window_has_no_error(model, sequences):
+    metric = perplexity(model, sequences[:1], 4)
     assert metric.stderr is None and len(metric.values) == 1
 
 
-def test_nothing_to_predict(model, windows):
-    for empty in (windows[:0], windows[:, :1]):
+def test_nothing_to_predict(model, sequences):
+    for empty in (sequences[:0], sequences[:, :1]):
         with pytest.raises(InputError, match="predict nothing"):
             perplexity(model, empty, 4)

@@ -73,7 +73,7 @@ def priors() -> Callable[[torch.nn.Module, float], dict[str, dict[str, torch.Ten
 
 @pytest.fixture
 def run_learning(
-    tiny_model: Callable, windows: Callable, learning_settings: Callable, priors: Callable, tmp_path: Path
+    tiny_model: Callable, sequences: Callable, learning_settings: Callable, priors: Callable, tmp_path: Path
 ) -> Callable[..., tuple[MaskSet, list[dict[str, Any]]]]:
     """Return a function that learns and returns masks and curve without times; keywords change the settings."""
 
@@ -94,7 +94,7 @@ def run_learning(
         masks = learn(
             model,
             method,
-            windows(10),
+            sequences(10),
             learning_settings(**changes),
             sparsity if hybrid else 0.5,
             tile if hybrid else None,

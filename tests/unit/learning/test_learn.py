@@ -46,7 +46,7 @@ def test_first_loss_and_gradient_against_float64(
     recorded: list,
     run_learning: Callable,
     tiny_model: Callable,
-    windows: Callable,
+    sequences: Callable,
 ) -> None:
     """The whole step in float64 by autograd: masks from the plain formula, loss from the model's own logits."""
     rows = learn_module.batch_indices(0, 4, 10, 0)
@@ -71,7 +71,7 @@ def test_first_loss_and_gradient_against_float64(
         total += weight.square().sum()
         dense = dense + mask.sum()
         size += mask.numel()
-    tokens = torch.as_tensor(windows(10)[rows].astype("int64"))
+    tokens = torch.as_tensor(sequences(10)[rows].astype("int64"))
     logits = torch.func.functional_call(model, replaced, (tokens,), {"use_cache": False}).logits
     entropy = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
     loss = entropy + 3.0 * (dense / size - 0.6).abs() - 2.0 * kept / total

@@ -47,8 +47,8 @@ def test_every_weight_is_trained_and_the_loss_falls(family: str, source: Callabl
     settings = source(family, steps=40)
     start = {name: value.clone() for name, value in new_model(settings, Tokenizer()).state_dict().items()}
     # Each window repeats four tokens in order: easy to predict.
-    windows = np.tile(np.arange(8)[:, None] + np.arange(4), 3).astype(np.uint16)
-    model = train(settings, Tokenizer(), windows, tmp_path / "run", tmp_path / "c.jsonl")
+    sequences = np.tile(np.arange(8)[:, None] + np.arange(4), 3).astype(np.uint16)
+    model = train(settings, Tokenizer(), sequences, tmp_path / "run", tmp_path / "c.jsonl")
     assert not model.training
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32 and value.isfinite().all()
@@ -64,9 +64,9 @@ def test_weights_are_a_function_of_the_seed(source: Callable) -> None:
 
 
 def test_a_crash_changes_nothing(
-    source: Callable, windows: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Callable, sequences: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, settings = windows(7), source()
+    data, settings = sequences(7), source()
     whole = train(settings, Tokenizer(), data, tmp_path / "whole", tmp_path / "whole.jsonl").state_dict()
     real, often = training.batch_indices, training.run_steps
 

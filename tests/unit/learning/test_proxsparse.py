@@ -31,7 +31,7 @@ OFTEN = 1e-9  # minutes: a checkpoint after every step
 
 @pytest.fixture
 def run_proxsparse(
-    tiny_model: Callable, windows: Callable, learning_settings: Callable, tmp_path: Path
+    tiny_model: Callable, sequences: Callable, learning_settings: Callable, tmp_path: Path
 ) -> Callable[..., tuple[MaskSet, list[dict[str, Any]]]]:
     """Return a function that returns masks and curve without times of a tiny run; keywords change the settings."""
 
@@ -40,7 +40,7 @@ def run_proxsparse(
     ) -> tuple[MaskSet, list[dict[str, Any]]]:
         settings = learning_settings(**{"steps": 4, "prox_strength": 0.5} | changes)
         curve = tmp_path / f"{folder}.jsonl"
-        masks = proxsparse(model or tiny_model(), windows(10), settings, seed, tmp_path / folder, curve, upstream)
+        masks = proxsparse(model or tiny_model(), sequences(10), settings, seed, tmp_path / folder, curve, upstream)
         lines = [json.loads(line) for line in curve.read_text().splitlines()]
         times = ("seconds", "tokens_per_second", "peak_memory_mb")
         return masks, [{key: value for key, value in line.items() if key not in times} for line in lines]
@@ -131,12 +131,12 @@ def fine_tuned(model: torch.nn.Module, sequences: Any, rates: list[float], stren
 
 @pytest.mark.parametrize("strength", [0.3, 3.0])
 def test_a_run_against_float64(
-    strength: float, run_proxsparse: Callable, tiny_model: Callable, windows: Callable, saved: Callable
+    strength: float, run_proxsparse: Callable, tiny_model: Callable, sequences: Callable, saved: Callable
 ) -> None:
     masks, curve = run_proxsparse(prox_strength=strength, lr=0.003)
     model = tiny_model().double()
     rates = [0.003, 0.003, 0.002, 0.001]
-    norms = fine_tuned(model, windows(10), rates, strength)
+    norms = fine_tuned(model, sequences(10), rates, strength)
     assert max(norms) > 1 and [line["lr"] for line in curve] == pytest.approx(rates)
     weights = saved()["model"]
     for name, linear in prunable_linears(model).items():

@@ -21,10 +21,10 @@ METHODS = ["magnitude", "wanda", "sparsegpt", "thanos"]
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), Unstructured(0.35)])
 def test_weights_follow_the_masks(
-    family: str, method: str, pattern: NM | Unstructured, tiny_model: Callable, windows: Callable
+    family: str, method: str, pattern: NM | Unstructured, tiny_model: Callable, sequences: Callable
 ) -> None:
     model, dense = tiny_model(family), tiny_model(family).state_dict()
-    masks = prune(model, method, pattern, windows(), batch_size=4)
+    masks = prune(model, method, pattern, sequences(), batch_size=4)
     masks.verify()
     linears = prunable_linears(model)
     assert masks.pattern == str(pattern) and set(masks.masks) == set(linears)
@@ -60,12 +60,12 @@ def test_magnitude_needs_no_sequences_and_looks_at_dense_weights(tiny_model: Cal
 @pytest.mark.parametrize("family", ["gemma3_text", "gpt2"])
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "thanos"])
 def test_every_batch_size_gives_the_same_bits(
-    method: str, family: str, dtype: torch.dtype, tiny_model: Callable, windows: Callable
+    method: str, family: str, dtype: torch.dtype, tiny_model: Callable, sequences: Callable
 ) -> None:
     results = []
     for batch_size in (1, 4, 5, 64):
         model = tiny_model(family).to(dtype)
-        masks = prune(model, method, NM(2, 4), windows(count=6), batch_size).masks
+        masks = prune(model, method, NM(2, 4), sequences(count=6), batch_size).masks
         results.append((masks, [linear.weight for linear in prunable_linears(model).values()]))
     first_masks, first_weights = results[0]
     for masks, weights in results[1:]:
@@ -75,26 +75,26 @@ def test_every_batch_size_gives_the_same_bits(
 
 @pytest.mark.parametrize("family", ["qwen3", "opt"])
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "thanos"])
-def test_rounding_plays_no_part(method: str, family: str, tiny_model: Callable, windows: Callable) -> None:
+def test_rounding_plays_no_part(method: str, family: str, tiny_model: Callable, sequences: Callable) -> None:
     """Rounding differences between devices do not change the masks."""
-    single = prune(tiny_model(family), method, NM(2, 4), windows())
-    double = prune(tiny_model(family).double(), method, NM(2, 4), windows())
+    single = prune(tiny_model(family), method, NM(2, 4), sequences())
+    double = prune(tiny_model(family).double(), method, NM(2, 4), sequences())
     assert all(torch.equal(mask, double.masks[name]) for name, mask in single.masks.items())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_gpu_gives_the_same_masks(method: str, tiny_model: Callable, windows: Callable) -> None:
+def test_a_gpu_gives_the_same_masks(method: str, tiny_model: Callable, sequences: Callable) -> None:
     model = tiny_model()
-    expected = prune(tiny_model(), method, NM(2, 4), windows())
-    masks = prune(model, method, NM(2, 4), windows(), device="cuda")
+    expected = prune(tiny_model(), method, NM(2, 4), sequences())
+    masks = prune(model, method, NM(2, 4), sequences(), device="cuda")
     assert all(torch.equal(mask, expected.masks[name]) for name, mask in masks.masks.items())
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
-def test_later_blocks_see_pruned_ones(tiny_model: Callable, windows: Callable) -> None:
+def test_later_blocks_see_pruned_ones(tiny_model: Callable, sequences: Callable) -> None:
     """The second block's Wanda mask depends on the pruned first block."""
-    sequential = prune(tiny_model(), "wanda", NM(1, 4), windows()).masks
+    sequential = prune(tiny_model(), "wanda", NM(1, 4), sequences()).masks
     expected, dense = {}, {}
     for target, pruned_first in ((expected, True), (dense, False)):
         model, squares = tiny_model(), {}
@@ -109,7 +109,7 @@ def test_later_blocks_see_pruned_ones(tiny_model: Callable, windows: Callable) -
             )
             for name, linear in linears.items()
         ]
-        model(torch.as_tensor(windows().astype("int64")))
+        model(torch.as_tensor(sequences().astype("int64")))
         for handle in handles:
             handle.remove()
         for name, linear in linears.items():
@@ -121,18 +121,22 @@ def test_later_blocks_see_pruned_ones(tiny_model: Callable, windows: Callable) -
     assert not all(torch.equal(sequential[name], dense[name]) for name in second)
 
 
-def test_settings_reach_sparsegpt(tiny_model: Callable, windows: Callable) -> None:
+def test_settings_reach_sparsegpt(tiny_model: Callable, sequences: Callable) -> None:
     weights = []
     for damp in (0.01, 10.0):
         model = tiny_model()
-        prune(model, "sparsegpt", NM(2, 4), windows(), settings=Pruning(sparsegpt={"damp": damp}))
+        prune(model, "sparsegpt", NM(2, 4), sequences(), settings=Pruning(sparsegpt={"damp": damp}))
         weights.append(next(iter(prunable_linears(model).values())).weight)
     assert not torch.equal(*weights)
 
 
-def test_progress_counts_blocks(tiny_model: Callable, windows: Callable) -> None:
+def test_progress_counts_blocks(tiny_model: Callable, sequences: Callable) -> None:
     seen: list[tuple[int, int]] = []
     prune(
-        tiny_model("gemma3_text"), "wanda", NM(2, 4), windows(), on_block=lambda done, total: seen.append((done, total))
+        tiny_model("gemma3_text"),
+        "wanda",
+        NM(2, 4),
+        sequences(),
+        on_block=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]

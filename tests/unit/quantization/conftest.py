@@ -22,7 +22,7 @@ def two_of_four(_: str, weight: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def compensated(windows: Callable[..., np.ndarray]) -> Callable[..., dict[str, QuantizedLayer]]:
+def compensated(sequences: Callable[..., np.ndarray]) -> Callable[..., dict[str, QuantizedLayer]]:
     """Return a function that compresses a model in place, 2:4 by magnitude."""
 
     def compress(model: nn.Module, settings: Quantization | None = None) -> dict[str, QuantizedLayer]:
@@ -31,7 +31,7 @@ def compensated(windows: Callable[..., np.ndarray]) -> Callable[..., dict[str, Q
         def visit(linears: dict[str, nn.Module], statistics: dict[str, InputStatistics]) -> None:
             layers.update(compensate_block(linears, statistics, two_of_four, settings or DEFAULT))
 
-        walk_blocks(model, windows(), visit, batch_size=4)
+        walk_blocks(model, sequences(), visit, batch_size=4)
         return layers
 
     return compress

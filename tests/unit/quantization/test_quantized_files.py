@@ -85,14 +85,14 @@ def test_four_bits_take_half_a_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_a_model_that_loads_the_layers_gives_the_same_outputs(
-    tmp_path: Path, family: str, tiny_model: Callable[..., nn.Module], compensated: Compress, windows: Callable
+    tmp_path: Path, family: str, tiny_model: Callable[..., nn.Module], compensated: Compress, sequences: Callable
 ) -> None:
     model = tiny_model(family).to(torch.bfloat16)
     layers = compensated(model, Quantization(bits=4, group_size=10, rank_ratio=0.25, quantize_adapters=True))
     save_layers(tmp_path / "q", layers, "abc", COST)
     other = tiny_model(family).to(torch.bfloat16)
     apply_layers(other, load_layers(tmp_path / "q")[0])
-    tokens = torch.as_tensor(windows().astype(np.int64))
+    tokens = torch.as_tensor(sequences().astype(np.int64))
     with torch.inference_mode():
         assert torch.equal(other(tokens).logits, model(tokens).logits)
 

@@ -24,9 +24,9 @@ Models = Callable[..., nn.Module]
 Compress = Callable[..., dict[str, QuantizedLayer]]
 
 
-def logits(model: nn.Module, windows: np.ndarray) -> torch.Tensor:
+def logits(model: nn.Module, sequences: np.ndarray) -> torch.Tensor:
     with torch.inference_mode():
-        return model(torch.as_tensor(windows.astype(np.int64)), use_cache=False).logits
+        return model(torch.as_tensor(sequences.astype(np.int64)), use_cache=False).logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,7 +49,7 @@ def test_quantize_model_rounds_each_layer_and_keeps_the_pattern(family: str, tin
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_are_those_of_the_dense_sum(
-    family: str, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    family: str, tiny_model: Models, compensated: Compress, sequences: Callable[..., np.ndarray]
 ) -> None:
     model, reference = tiny_model(family), tiny_model(family)
     names = list(prunable_linears(model))
@@ -62,9 +62,9 @@ def test_outputs_are_those_of_the_dense_sum(
         dense = layer.weight.dequantize().double()
         dense += layer.adapter.left.double() @ layer.adapter.right.double()
         weight_matrix(linear).copy_(dense)
-    expected = logits(reference, windows())
-    assert torch.allclose(logits(model, windows()).double(), expected, atol=1e-3)
-    assert torch.allclose(logits(model.double(), windows()), expected, atol=1e-9)
+    expected = logits(reference, sequences())
+    assert torch.allclose(logits(model, sequences()).double(), expected, atol=1e-3)
+    assert torch.allclose(logits(model.double(), sequences()), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,19 +79,19 @@ def test_the_weights_stay_sparse_beside_their_adapters(family: str, tiny_model: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_bring_the_outputs_closer(
-    family: str, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    family: str, tiny_model: Models, compensated: Compress, sequences: Callable[..., np.ndarray]
 ) -> None:
-    expected = logits(tiny_model(family), windows())
+    expected = logits(tiny_model(family), sequences())
     errors = []
     for ratio in (0.0, 0.25, 0.5, 1.0):
         model = tiny_model(family)
         compensated(model, Quantization(bits=4, group_size=10, rank_ratio=ratio))
-        errors.append(float((logits(model, windows()) - expected).norm()))
+        errors.append(float((logits(model, sequences()) - expected).norm()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-3 * errors[0]
 
 
-def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, windows: Callable) -> None:
+def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, sequences: Callable) -> None:
     """The first layer's adapter follows from statistics that plain hooks collect on the dense model."""
     model = tiny_model()
     name, linear = next(iter(prunable_linears(model).items()))
@@ -101,9 +101,9 @@ def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, wi
         squares.add_(inputs[0].square().sum((0, 1)))
 
     handle = linear.register_forward_pre_hook(add)
-    logits(model, windows())
+    logits(model, sequences())
     handle.remove()
-    statistics = InputStatistics(squares, None, len(windows()))
+    statistics = InputStatistics(squares, None, len(sequences()))
     weight = weight_matrix(linear).clone()
     pruned = weight * nm_mask(weight.abs(), NM(2, 4))
     settings = Quantization(bits=4, group_size=10, rank_ratio=0.25)
@@ -118,15 +118,15 @@ def test_the_layers_of_a_block_are_fitted_to_their_inputs(tiny_model: Models, wi
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_get_adapters_of_their_dtype(
-    dtype: torch.dtype, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    dtype: torch.dtype, tiny_model: Models, compensated: Compress, sequences: Callable[..., np.ndarray]
 ) -> None:
     model, full = tiny_model().to(dtype), tiny_model()
     layers = compensated(model)
     apply_layers(full, layers)
     assert {layer.adapter.left.dtype for layer in layers.values()} == {dtype}
     assert {linear.adapter_right.dtype for linear in prunable_linears(model).values()} == {dtype}
-    difference = logits(model, windows()).float() - logits(full, windows())
-    assert difference.norm() < 0.03 * logits(full, windows()).norm()
+    difference = logits(model, sequences()).float() - logits(full, sequences())
+    assert difference.norm() < 0.03 * logits(full, sequences()).norm()
 
 
 def test_layers_of_rank_zero_have_no_adapter(tiny_model: Models, compensated: Compress) -> None:
@@ -138,37 +138,37 @@ def test_layers_of_rank_zero_have_no_adapter(tiny_model: Models, compensated: Co
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_applying_layers_gives_the_same_outputs_and_can_be_repeated(
-    family: str, tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    family: str, tiny_model: Models, compensated: Compress, sequences: Callable[..., np.ndarray]
 ) -> None:
     model, other = tiny_model(family), tiny_model(family, seed=1)
     with torch.no_grad():
         # All that is not quantised is the same.
         other.load_state_dict(model.state_dict())
     layers = compensated(model)
-    expected = logits(model, windows())
+    expected = logits(model, sequences())
     for _ in range(2):
         apply_layers(other, layers)
-        assert torch.equal(logits(other, windows()), expected)
-    assert torch.equal(logits(copy.deepcopy(other), windows()), expected)
+        assert torch.equal(logits(other, sequences()), expected)
+    assert torch.equal(logits(copy.deepcopy(other), sequences()), expected)
     for linear in prunable_linears(other).values():
         detach_adapter(linear)
     apply_layers(model, {name: QuantizedLayer(layer.weight) for name, layer in layers.items()})
-    assert torch.equal(logits(other, windows()), logits(model, windows()))
-    assert not torch.equal(logits(model, windows()), expected)
+    assert torch.equal(logits(other, sequences()), logits(model, sequences()))
+    assert not torch.equal(logits(model, sequences()), expected)
     assert model.state_dict().keys() == tiny_model(family).state_dict().keys()
 
 
 def test_a_copy_can_lose_its_adapters_alone(
-    tiny_model: Models, compensated: Compress, windows: Callable[..., np.ndarray]
+    tiny_model: Models, compensated: Compress, sequences: Callable[..., np.ndarray]
 ) -> None:
     model = tiny_model()
     compensated(model)
-    expected = logits(model, windows())
+    expected = logits(model, sequences())
     twin = copy.deepcopy(model)
     for linear in prunable_linears(twin).values():
         detach_adapter(linear)
-    assert torch.equal(logits(model, windows()), expected)
-    assert not torch.equal(logits(twin, windows()), expected)
+    assert torch.equal(logits(model, sequences()), expected)
+    assert not torch.equal(logits(twin, sequences()), expected)
 
 
 def test_layers_of_another_model_are_refused(tiny_model: Models) -> None:

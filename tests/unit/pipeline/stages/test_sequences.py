@@ -58,7 +58,7 @@ def test_a_signal_stops_it_and_it_goes_on(
 ) -> None:
     stage.run(SPEC, **files | {"out": files["out"].with_name("whole.npy")})
     stopped_by(monkeypatch, files, number, workers)
-    assert "stopped by a signal; run again to go on" in capfd.readouterr().out
+    assert "stopped by a signal; run again to resume" in capfd.readouterr().out
     stage.run(SPEC, **files, workers=workers)
     assert "resuming after" in capfd.readouterr().out
     assert files["out"].read_bytes() == files["out"].with_name("whole.npy").read_bytes()
