@@ -22,7 +22,7 @@ from patch.pipeline.reporting.experiment import describe_experiment
 from patch.pipeline.runs.stale import force
 
 try:
-    # Snakemake's own reader takes the last of two equal keys without a word.
+    # Snakemake's own reader silently keeps the last of two equal keys.
     for file in workflow.configfiles:
         read_yaml(file)
     if not workflow.configfiles:
@@ -36,12 +36,12 @@ except InputError as error:
     raise WorkflowError(str(error)) from None
 
 
-# `snakemake --report results/EXPERIMENT/report.zip` starts with it.
+# First page of `snakemake --report results/EXPERIMENT/report.zip`.
 report: "workflow/report/overview.rst"
 
 
 onstart:
-    # Not in the processes that the jobs of a cluster start, which read this file again.
+    # Cluster jobs parse this file again, but must not repeat this.
     if workflow.is_main_process:
         graph = JobGraph.read(PLAN, workflow.dag)
         try:
@@ -56,8 +56,8 @@ onstart:
 
 
 onerror:
-    print("What failed: python -m patch status --configfile CONFIG")
-    print("Tables of the runs that are there: python -m patch show --partial --configfile CONFIG")
+    print("Failed jobs: python -m patch status --configfile CONFIG")
+    print("Tables of the finished runs: python -m patch show --partial --configfile CONFIG")
 
 
 COST = CostModel(PLAN)
@@ -79,7 +79,7 @@ include: "workflow/rules/tabulate.smk"
 
 
 rule all:
-    """Every table and figure, and the pages that tell of them."""
+    """Request all tables, figures and pages."""
     default_target: True
     input:
         rules.tables.input,

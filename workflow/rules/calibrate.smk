@@ -1,11 +1,11 @@
-"""Token sequences, made once for each tokenizer and use and shared by all that read them.
+"""Token sequences, made once for each tokenizer and use.
 
 Inputs: a corpus, a tokenizer. Outputs: work/sequences/*.npy.
 """
 
 
 rule calibrate:
-    """Sequences of one text in one tokenizer's tokens; for calibration, shared by every method."""
+    """Sample the calibration sequences that all methods share."""
     input:
         corpus=lambda wildcards: PLAN.sequences[wildcards.calibration].corpus,
         tokenizer=lambda wildcards: PLAN.sequences[wildcards.calibration].tokenizer,
@@ -22,7 +22,7 @@ rule calibrate:
     params:
         **job_files("sequences", lambda wildcards: PLAN.sequences[wildcards.calibration].settings),
     shell:
-        # Threads, not parameters: the result does not depend on them.
+        # The number of threads is no parameter, because the result does not depend on it.
         f"{STAGE} sequences {JOB} --out {{output:q}} --workers {{threads}} &> {{log:q}}"
 
 

@@ -1,6 +1,6 @@
 """Definitions that all rules share: the command of a stage, constraints on wildcards, resources and job files.
 
-The environment that the rules name is made before Snakemake starts, by conda or by `make` (see README.md).
+The environment is made before Snakemake starts, by conda or by `make` (see README.md).
 """
 
 import re

@@ -1,12 +1,12 @@
 """Evaluation.
 
-Inputs: a model, perplexity sequences, task data, and the run's mask and weights. Outputs: for each run one
-record and what it is the mean of, the results of each sequence and question.
+Inputs: a model, token sequences for perplexity, task data, and the mask and weights of a run. Outputs: a record, and
+the results of each sequence and question.
 """
 
 
 rule evaluate:
-    """Perplexity and zero-shot accuracy of one run."""
+    """Measure the perplexity and the zero-shot accuracy of a run."""
     input:
         unpack(lambda wildcards: PLAN.evaluate_inputs(run_of(wildcards))),
     output:

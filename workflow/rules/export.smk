@@ -1,12 +1,12 @@
-"""Sparse models to use elsewhere.
+"""Export for use elsewhere.
 
-Inputs: a model, the mask and weights of a run. Outputs: results/<experiment>/export/<model>/<run>/, a folder that
-transformers alone loads, with the mask in the published format. Made when it is asked for.
+Inputs: a model, and the mask and weights of a run. Outputs: results/<experiment>/export/<model>/<run>/, a folder that
+transformers loads, with the mask in the published format. Made only on request.
 """
 
 
 rule export:
-    """A model with zeros in place, verified after it is saved, and its mask.npz."""
+    """Write a model with its zeros, verify it, and write its mask as mask.npz."""
     input:
         unpack(lambda wildcards: PLAN.export_inputs(run_of(wildcards))),
     output:

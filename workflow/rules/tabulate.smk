@@ -1,8 +1,8 @@
 """Tables, figures and pages.
 
-Inputs: the records of all runs, of learning and of speed. Outputs: results/<experiment>/results.csv,
-tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html, README.md. What
-`snakemake --report` shows is marked with report(); the captions are in workflow/report/.
+Inputs: the records of evaluations, training curves and speed measurements. Outputs: results/<experiment>/results.csv,
+tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html and README.md. Outputs in
+report() appear in `snakemake --report`, with captions from workflow/report/.
 """
 
 from patch.pipeline.reporting.experiment import command, overview_settings, summary_settings
@@ -34,7 +34,7 @@ wildcard_constraints:
 
 
 rule tables:
-    """Every table, and the records and tidy data that they are made from."""
+    """Request all tables, with the records and the tidy data that they are made from."""
     input:
         RECORDS,
         SPEEDUPS,
@@ -43,7 +43,7 @@ rule tables:
 
 
 rule figures:
-    """Every figure."""
+    """Request all figures."""
     input:
         [
             f"{RESULTS}/figures/{model}/{figure}.{kind}"
@@ -54,7 +54,7 @@ rule figures:
 
 
 rule collect:
-    """One tidy table of every number: a row for each (run, metric)."""
+    """Collect all results in one tidy table, with a row for each metric of a run."""
     input:
         records=RECORDS,
         published=PLAN.experiment.published,
@@ -73,7 +73,7 @@ rule collect:
 
 
 rule compare:
-    """Differences of all rows that share a sparsity, with paired errors."""
+    """Compute the paired differences of all rows of a sparsity."""
     input:
         samples=SAMPLES,
     output:
@@ -91,7 +91,7 @@ rule compare:
 
 
 rule table:
-    """One table of the paper, measured beside published."""
+    """Write a table with measured and published results."""
     input:
         results=f"{RESULTS}/results.csv",
         differences=f"{RESULTS}/differences.csv",
@@ -118,7 +118,7 @@ rule table:
 
 
 rule pareto:
-    """Accuracy and perplexity against sparsity."""
+    """Draw accuracy and perplexity against sparsity."""
     input:
         results=f"{RESULTS}/results.csv",
         record=lambda wildcards: PLAN.layout.record(next(c for c in PLAN.grid.runs if c.model == wildcards.model)),
@@ -144,7 +144,7 @@ rule pareto:
 
 
 rule density:
-    """Density by layer and projection."""
+    """Draw the density of each layer and projection."""
     input:
         records=lambda wildcards: [PLAN.layout.record(run) for run in PLAN.hybrid_runs(wildcards.model)],
     output:
@@ -169,7 +169,7 @@ rule density:
 
 
 rule curves:
-    """Training curves: loss, density against target, temperature."""
+    """Draw training curves: loss, density with its target, and temperature."""
     input:
         curves_of=lambda wildcards: [PLAN.masks.curve(run) for run in PLAN.learned_runs(wildcards.model)],
     output:
@@ -194,7 +194,7 @@ rule curves:
 
 
 rule speedup_figure:
-    """Accuracy and perplexity against measured speedup."""
+    """Draw accuracy and perplexity against measured speedup."""
     input:
         results=f"{RESULTS}/results.csv",
         speedup=f"{RESULTS}/speedup/{{timed}}.json",
@@ -220,7 +220,7 @@ rule speedup_figure:
 
 
 rule overview:
-    """Pages on the plan and what it cost, and on where and with what the runs were evaluated."""
+    """Write the pages on planned and measured cost, and on the environment."""
     input:
         records=RECORDS,
     output:
@@ -249,7 +249,7 @@ rule overview:
 
 
 rule summary:
-    """README.md: what was run, all tables and figures, how they compare with the paper, how sure they are."""
+    """Write README.md: configuration, tables, figures, comparison with the paper, and uncertainty."""
     input:
         records=RECORDS,
         results=f"{RESULTS}/results.csv",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,6 @@ class Plan:
         self.store = Store(experiment)
         self.grid = Grid(experiment)
         self.layout = Layout(experiment.experiment)
-        self._mask_digests: dict[Run, str] = {}
-        self._record_digests: dict[Run, str] = {}
         masked = [run for run in self.grid.closure if run.definition.stage != "none" and not run.quantization]
         self.masks = SharedMasks(masked, self.mask_digest, self.layout, experiment.reuse)
         self._check_published()
@@ -171,13 +169,9 @@ class Plan:
         names = ("method", "pattern", "sparsity", "tile")
         return ExpectedMask(digest=self.mask_digest(run.pruned), **{name: getattr(run, name) for name in names})
 
+    @cache  # noqa: B019 - one plan a process
     def mask_digest(self, run: Run) -> str:
         """Return the digest of everything that a run's mask or low-bit weights depend on; empty for a dense run."""
-        if run not in self._mask_digests:
-            self._mask_digests[run] = self._mask_digest(run)
-        return self._mask_digests[run]
-
-    def _mask_digest(self, run: Run) -> str:
         if run.quantization:
             return settings_digest(self.quantize_settings(run))
         by_stage = {"prune": self.prune_settings, "learn": self.learn_settings, "import": self.import_settings}
@@ -253,7 +247,7 @@ class Plan:
         return TabulateSettings(
             digests=self.digests(self.grid.runs, self.timed_models if speed else ()),
             models=[self.model_info(name) for name in self.models],
-            runs=[run for run in self.grid.runs],
+            runs=self.grid.runs,
             standard=tables.pop(None, []),
             tables=tables,
             published=self.experiment.published,
@@ -263,11 +257,10 @@ class Plan:
         """Return the settings of the job that computes differences from the samples."""
         return CompareSettings(digests=self.digests(self.grid.runs))
 
+    @cache  # noqa: B019 - one plan a process
     def record_digest(self, run: Run) -> str:
         """Return the digest of the settings of a run's evaluation."""
-        if run not in self._record_digests:
-            self._record_digests[run] = settings_digest(self.evaluate_settings(run))
-        return self._record_digests[run]
+        return settings_digest(self.evaluate_settings(run))
 
     def speed_digest(self, model: str) -> str:
         """Return the digest of the settings of a model's speed measurement."""

@@ -1,7 +1,7 @@
 """Settings of each stage: exactly the values of the configuration that its result depends on.
 
 Their digest is a parameter of the job's rule, so a change of any value reruns the job, and no other change does. Edited
-code does not rerun a job: raise the stage's number in `VERSIONS` if an algorithm computes something else.
+code does not rerun a job: raise the `version` of the stage if an algorithm computes something else.
 `upstream` is a digest of the settings that the inputs were made with.
 """
 
@@ -19,24 +19,8 @@ from patch.pruning.settings import Pruning
 from patch.quantization.settings import Quantization
 from patch.settings import Section
 
-VERSIONS = {
-    "corpus": 1,
-    "tokenizer": 1,
-    "model": 1,
-    "sequences": 1,
-    "tasks": 1,
-    "statistics": 2,
-    "mask": 1,
-    "import": 2,
-    "prune": 3,
-    "learn": 3,
-    "quantize": 2,
-    "export": 2,
-    "evaluate": 3,
-    "speedup": 2,
-    "compare": 2,
-    "tabulate": 4,
-}
+# Version of tables, figures and pages, which change together.
+TABULATE_VERSION = 4
 
 
 class ExpectedMask(Section):
@@ -52,14 +36,14 @@ class ExpectedMask(Section):
 class CorpusSettings(Section):
     """Settings of the stage that divides a text into splits."""
 
-    version: int = VERSIONS["corpus"]
+    version: int = 1
     corpus: Corpus
 
 
 class TokenizerSettings(Section):
     """Settings of the stage that trains a byte-level BPE tokenizer on the train split."""
 
-    version: int = VERSIONS["tokenizer"]
+    version: int = 1
     upstream: str
     vocab_size: int
 
@@ -67,7 +51,7 @@ class TokenizerSettings(Section):
 class ModelSettings(Section):
     """Settings of the stages that download, copy or train a model."""
 
-    version: int = VERSIONS["model"]
+    version: int = 1
     upstream: str
     source: TrainedModel | HubModel | LocalModel | GgufModel
 
@@ -75,7 +59,7 @@ class ModelSettings(Section):
 class SequencesSettings(Section):
     """Settings of the stage that makes token sequences of a text."""
 
-    version: int = VERSIONS["sequences"]
+    version: int = 1
     upstream: str
     kind: Literal["calibration", "packed", "joined"]
     split: Split
@@ -87,7 +71,7 @@ class SequencesSettings(Section):
 class TasksSettings(Section):
     """Settings of the stages that make or download the data of the zero-shot tasks."""
 
-    version: int = VERSIONS["tasks"]
+    version: int = 1
     upstream: str
     tasks: list[str]
     include_path: str | None
@@ -98,14 +82,14 @@ class TasksSettings(Section):
 class MaskSettings(Section):
     """Settings of the stage that downloads a mask file from a hub."""
 
-    version: int = VERSIONS["mask"]
+    version: int = 1
     source: HubMask
 
 
 class ImportSettings(Section):
     """Settings of the stage that checks an imported mask; ``upstream`` is a digest of the file and the model."""
 
-    version: int = VERSIONS["import"]
+    version: int = 2
     upstream: str
     source: HubMask | FileMask
     method: str
@@ -116,7 +100,7 @@ class ImportSettings(Section):
 class StatisticsSettings(Section):
     """Settings of the stage that collects statistics of the inputs of a dense model's layers."""
 
-    version: int = VERSIONS["statistics"]
+    version: int = 2
     upstream: str
     gram: bool
     batch_size: int
@@ -127,7 +111,7 @@ class StatisticsSettings(Section):
 class PruneSettings(Section):
     """Settings of one-shot pruning."""
 
-    version: int = VERSIONS["prune"]
+    version: int = 3
     upstream: str
     model: str
     method: str
@@ -143,7 +127,7 @@ class PruneSettings(Section):
 class LearnSettings(Section):
     """Settings of mask learning."""
 
-    version: int = VERSIONS["learn"]
+    version: int = 3
     upstream: str
     model: str
     method: str
@@ -160,7 +144,7 @@ class LearnSettings(Section):
 class QuantizeSettings(Section):
     """Settings of the quantization of a pruned run; ``method`` is `absmax` or `slim-lora`."""
 
-    version: int = VERSIONS["quantize"]
+    version: int = 2
     upstream: str
     method: str
     mask: ExpectedMask | None
@@ -173,7 +157,7 @@ class QuantizeSettings(Section):
 class ExportSettings(Section):
     """Settings of the export of a run to a folder that transformers loads."""
 
-    version: int = VERSIONS["export"]
+    version: int = 2
     upstream: str
     mask: ExpectedMask
     dtype: str
@@ -182,7 +166,7 @@ class ExportSettings(Section):
 class EvaluateSettings(Section):
     """Settings of the evaluation of a run; ``quantized`` is the digest of its low-bit weights."""
 
-    version: int = VERSIONS["evaluate"]
+    version: int = 3
     upstream: str
     experiment: str
     run: Run
@@ -196,7 +180,7 @@ class EvaluateSettings(Section):
 class SpeedupSettings(Section):
     """Settings of the speed measurement of a model; ``masks`` and the mask files have the order of ``runs``."""
 
-    version: int = VERSIONS["speedup"]
+    version: int = 2
     upstream: str
     experiment: str
     model: str
@@ -213,7 +197,7 @@ class CompareSettings(Section):
     ``digests`` maps `model/run` to the digest of the settings of the run's evaluation.
     """
 
-    version: int = VERSIONS["compare"]
+    version: int = 2
     digests: dict[str, str]
 
 
@@ -225,7 +209,7 @@ class TabulateSettings(Section):
     evaluation, and `speedup/model` to the digest of the settings of the speed measurement.
     """
 
-    version: int = VERSIONS["tabulate"]
+    version: int = TABULATE_VERSION
     digests: dict[str, str]
     models: list[ModelInfo]
     runs: list[Run]
@@ -250,7 +234,7 @@ class FigureSettings(Section):
     `TabulateSettings`, for the runs that the figure shows.
     """
 
-    version: int = VERSIONS["tabulate"]
+    version: int = TABULATE_VERSION
     digests: dict[str, str] = {}
     model: ModelInfo
     labels: list[str] = []
@@ -260,7 +244,7 @@ class FigureSettings(Section):
 class OverviewSettings(Section):
     """Settings of the pages on cost and environment; ``digests`` is as in `TabulateSettings`."""
 
-    version: int = VERSIONS["tabulate"]
+    version: int = TABULATE_VERSION
     digests: dict[str, str]
     experiment: str
 
@@ -272,7 +256,7 @@ class SummarySettings(Section):
     relative to the page. ``run`` describes the experiment.
     """
 
-    version: int = VERSIONS["tabulate"]
+    version: int = TABULATE_VERSION
     experiment: str
     tabulate: TabulateSettings
     shown: list[str]
