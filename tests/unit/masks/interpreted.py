@@ -1,0 +1,67 @@
+"""Comparison of the Triton kernels of masks with plain PyTorch: a program for Triton's interpreter."""
+
+import itertools
+from dataclasses import replace
+
+import torch
+
+from patch.masks.kernels import eager, fused
+from patch.masks.kernels.eager import pack_bits
+from patch.masks.kernels.layer import Layer, Sampling
+from patch.masks.noise import noise_keys
+
+
+def layer(joint, tile, hard, dtype, rows, columns, temperature):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    logits = torch.randn(6, rows * columns // 4, generator=generator) * 0.02 if joint else None
+    bits = None if joint else pack_bits(torch.rand(rows, columns, generator=generator) > 0.5)
+    tile_density = torch.rand(rows // tile, columns // tile, generator=generator) if tile else None
+    sampling = Sampling(100.0, temperature, hard)
+    return Layer(weight, logits, bits, tile_density, (tile, tile) if tile else (1, 4), sampling, noise_keys(1, 2))
+
+
+def own(one, first, last):
+    groups = one.weight.shape[1] // 4
+    return replace(one, logits=one.logits[:, first * groups : last * groups].clone(), first_row=first)
+
+
+def results(kernel, one, add, start, stop):
+    rows, columns = one.weight.shape
+    gradient = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)).to(one.weight.dtype)
+    grad_logits = torch.ones_like(one.logits) if one.logits is not None else None
+    grad_density = torch.zeros_like(one.tile_density) if one.tile_density is not None else None
+    found, norm = [], 0.0
+    middle = (start + stop) // 2 - 1
+    for first, last in ((start, middle), (middle, stop)):
+        masked = torch.empty(last - first, columns, dtype=one.weight.dtype)
+        kept = torch.empty(6, last - first, columns // 4) if one.logits is not None else None
+        norm = norm + kernel.forward(one, first, masked, kept)
+        kernel.backward(one, first, gradient[first:last].contiguous(), kept, 0.3, grad_logits, add, grad_density)
+        found += [masked.float()] + ([kept] if kept is not None else [])
+    return [*found, torch.as_tensor(norm), *(t for t in (grad_logits, grad_density) if t is not None)]
+
+
+def main() -> None:
+    """Compare both implementations on layers of every kind, and print the number of cases."""
+    count = 0
+    for joint, tile, hard, dtype, temperature in itertools.product(
+        (True, False), (None, 4, 8), (True, False), (torch.float32, torch.bfloat16), (4.0, 0.05)
+    ):
+        if not joint and (tile is None or hard):
+            continue
+        one = layer(joint, tile, hard, dtype, 16, 40, temperature)
+        cases = [(one, 0, 16)] + ([(own(one, 8, 16), 8, 16)] if joint else [])
+        for case in cases:
+            found = [results(kernel, case[0], count % 2 == 0, *case[1:]) for kernel in (fused, eager)]
+            for actual, expected in zip(*found, strict=True):
+                scale = float(expected.abs().max())
+                # The interpreter cuts a number off where a GPU rounds it to bf16.
+                tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
+                torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale)
+            count += 1
+    print(count, "cases")
+
+
+if __name__ == "__main__":
+    main()
