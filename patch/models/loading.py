@@ -121,8 +121,9 @@ def read_pretrained(name: Path | str, what: str, **options: Any) -> PreTrainedMo
     from transformers import AutoModelForCausalLM
 
     # Weights in other files than safetensors are pickles.
-    safe = {"trust_remote_code": False, "use_safetensors": True}
-    model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **safe, **options)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        name, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **options
+    )
     if report["missing_keys"]:
         raise InputError(f"{what}: its files lack the weights {sorted(report['missing_keys'])[0]}, ...")
     return model

@@ -46,7 +46,8 @@ class Terminal(io.StringIO):
 
 def test_a_bar_stays_in_its_place_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    progress = Progress("patch-joint", 3, 6)
+    reports: list[tuple] = []
+    progress = Progress("patch-joint", 3, 6, lambda *report: reports.append(report))
     for done in (4, 5, 6):
         time.sleep(0.21)
         progress.show(done, 1 / done)
@@ -56,10 +57,12 @@ def test_a_bar_stays_in_its_place_on_a_terminal(monkeypatch: pytest.MonkeyPatch)
     last = text.split("\r")[-1]
     assert last.startswith("patch-joint: 100%") and "6/6" in last and "loss 0.1667" in last
     assert "3/6" in text and "4/6" in text
+    assert reports == [(3, 6, None), (6, 6, 0)]
 
 
 def test_lines_in_a_file(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = Progress("patch-joint", 0, 3)
+    reports: list[tuple] = []
+    progress = Progress("patch-joint", 0, 3, lambda *report: reports.append(report))
     progress.show(1, 1.0)
     monkeypatch.setattr(progress_module, "INTERVAL", 0)
     progress.show(2, 0.5)
@@ -72,3 +75,4 @@ def test_lines_in_a_file(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
         ["patch-joint 3/3", "loss 0.2500"],
     ]
     assert lines[-1].endswith("s/step  0 s left")
+    assert [report[:2] for report in reports] == [(0, 3), (2, 3), (3, 3)]

@@ -43,7 +43,7 @@ def test_as_the_plan_has_it(raw_config: dict) -> None:
 
 def test_command_line(raw_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config))
-    assert main(["--configfile", str(tmp_path / "config.yaml"), "--gpus", "2", "--config", "tile=8"]) == 0
+    assert main(["--configfile", str(tmp_path / "config.yaml"), "--gpus", "2", "--config", "seeds=[1]"]) == 0
     printed = capsys.readouterr().out
     assert "joint, 2" in printed and "does not fit in 80 GB" in printed
     assert main(["--gpus", "0"]) == 2
