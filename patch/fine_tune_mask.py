@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.errors import InputError
+from patch.evaluation.harness import wrap_model
 from patch.evaluation.lm_eval_model import AlignedLM
 from patch.masks.packed import apply_masks
 from patch.reference_api import loading
@@ -61,7 +62,7 @@ def learn_mask(
             "was loaded from a folder or copied into another"
         )
     if not arguments.learnable_mask:
-        return compressed_model, loading.wrap(compressed_model, tokenizer)
+        return compressed_model, wrap_model(compressed_model, tokenizer, batch_size=1)
     check_initial_masks(arguments, initial)
     target = initial.settings["target_sparsity_ratio"]
     if arguments.mask_llm and target != 0.5:
@@ -77,4 +78,4 @@ def learn_mask(
             "give what get_llm was called with"
         )
     apply_masks(model, learn_masks(model, tokenizer, arguments, learning, initial, settings))
-    return model, loading.wrap(model, tokenizer)
+    return model, wrap_model(model, tokenizer, batch_size=1)

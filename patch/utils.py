@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.errors import InputError
-from patch.evaluation.harness import DATA_VARIABLE, TaskEvaluator, mean_accuracy
+from patch.evaluation.harness import DATA_VARIABLE, TaskEvaluator, mean_accuracy, wrap_model
 from patch.evaluation.lm_eval_model import AlignedLM
 from patch.evaluation.perplexity import perplexity
 from patch.evaluation.tasks import make_task_data
@@ -53,7 +53,7 @@ def get_llm(
     name = loading.local_name(model_name)
     model = loading.load_causal_lm(name, local_files_only, hf_token, dtype, device, options)
     tokenizer = loading.load_tokenizer(name, local_files_only, hf_token, options)
-    return model, loading.wrap(model, tokenizer)
+    return model, wrap_model(model, tokenizer, batch_size=1)
 
 
 def prepare_pruned_model(

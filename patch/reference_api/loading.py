@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.errors import InputError, suggest
-from patch.evaluation.lm_eval_model import AlignedLM
 from patch.hub.errors import hub_errors
 from patch.models.loading import read_pretrained
 
@@ -52,24 +50,6 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(
             name, token=token, local_files_only=local_files_only, trust_remote_code=False, **options
         )
-
-
-def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1) -> AlignedLM:
-    """Wrap a model for lm-eval."""
-    # lm-eval warns about every model that is passed as an object.
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return AlignedLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            softmax_dtype="float32",
-            trust_remote_code=False,
-        )
-    finally:
-        logger.setLevel(before)
 
 
 def _dtype(dtype: Any) -> Any:
