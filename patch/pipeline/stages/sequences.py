@@ -36,7 +36,8 @@ def _make(settings: SequencesSettings, corpus: Path, tokenizer: Path, out: Path,
         print(f"calibration sequences from {'crops of documents' if way == 'documents' else 'the packed stream'}")
     else:
         sequences = joined_sequences(documents, encoder, settings.seqlen)
-    return save_sequences(out, [sequences])
+    save_sequences(out, sequences)
+    return len(sequences)
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:

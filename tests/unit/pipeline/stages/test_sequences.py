@@ -70,3 +70,13 @@ def test_a_corpus_that_was_made_anew_begins_anew(files: dict[str, Path], monkeyp
     stage.run(SPEC, **files)
     tokenizer = train_tokenizer(["some text to learn from"], 300)
     assert load_sequences(files["out"]).tolist() == pack_sequences(documents, tokenizer, 16).tolist()
+
+
+@pytest.mark.parametrize("kind", ["calibration", "joined"])
+def test_calibration_and_perplexity_files_hold_one_row_per_sequence(
+    files: dict[str, Path], capsys: Any, kind: str
+) -> None:
+    stage.run(SPEC.model_copy(update={"kind": kind, "samples": 5, "seed": 0}), **files)
+    sequences = load_sequences(files["out"])
+    assert sequences.ndim == 2 and sequences.shape[1] == 16
+    assert f"{len(sequences)} sequences of 16 tokens" in capsys.readouterr().out
