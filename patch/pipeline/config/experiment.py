@@ -178,4 +178,4 @@ class Experiment(Section):
         128, description="Side of a square tile in weights, a multiple of 4; `matrix` is one tile per layer."
     )
     published: str = Field("config/published.json", description="File of the paper's numbers.")
-    resources: Resources = Field(default_factory=Resources, description="Resources of jobs.")
+    resources: Resources = Field(default_factory=Resources, description="Device, threads and GPUs of jobs.")
