@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patch.errors import InputError
+from patch.files.plain import read_yaml
 from patch.pipeline.config.load import DEFAULT_CONFIG
 from patch.pipeline.resources.jobs import JobGraph
 from patch.pipeline.runs.plan import Plan
@@ -71,6 +72,7 @@ def _open_workflow(options: argparse.Namespace) -> Iterator[Workflow]:
     for path in options.configfile:
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file")
+        read_yaml(path)  # refuses templates, which Snakemake's own reader would evaluate
     with redirect_stderr(StringIO()):  # a line on the profile that is used
         _, snakemake = parse_args(["--dry-run", "--configfile", *options.configfile])
     try:

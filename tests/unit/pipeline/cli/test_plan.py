@@ -101,6 +101,13 @@ def test_mistakes(options: list[str], message: str, project: Project, capsys: py
     assert errors.startswith("error: ") and message in errors and "Traceback" not in errors
 
 
+def test_a_template_is_refused_before_its_expressions_are_evaluated(project: Project, tmp_path: Path) -> None:
+    file, evaluated = tmp_path / "template.yaml", tmp_path / "evaluated"
+    file.write_text(f"__use_yte__: true\nexperiment: ?open({str(evaluated)!r}, 'w') and 'x'\n")
+    assert main(["--configfile", str(file)]) == 2
+    assert not evaluated.exists()
+
+
 def test_a_folder_without_the_workflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
