@@ -241,9 +241,9 @@ def _ours(method: str) -> Callable:
         import torch
 
         from patch.learning.learn import step_function
+        from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
         from patch.learning.model_masks import attached, build_masks
         from patch.learning.objective import recomputed_blocks
-        from patch.learning.settings import METHOD_DEFAULTS, Learning
 
         values = {"steps": 100, "batch_size": 1, "micro_batch_size": 1, "seqlen": SEQLEN, "tile_prior": "none"}
         values |= {"pattern_prior": "none"}

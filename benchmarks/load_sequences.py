@@ -140,7 +140,7 @@ def learning(folder: Path) -> float:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from patch.learning.learn import learn
-    from patch.learning.settings import Learning
+    from patch.learning.learning_settings import Learning
 
     torch.manual_seed(0)
     torch.set_flush_denormal(True)

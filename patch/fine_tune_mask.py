@@ -13,10 +13,10 @@ from patch.evaluation.harness import wrap_model
 from patch.evaluation.lm_eval_model import AlignedLM
 from patch.masks.packed import apply_masks
 from patch.reference_api import loading
+from patch.reference_api.api_settings import load_settings
 from patch.reference_api.arguments import MaskArguments, read_arguments
 from patch.reference_api.checkpoint import InitialMasks, model_fingerprint
 from patch.reference_api.learning import check_initial_masks, learn_masks, learning_settings
-from patch.reference_api.settings import load_settings
 
 __all__ = ["learn_mask"]
 

@@ -17,11 +17,11 @@ from patch.evaluation.perplexity import perplexity
 from patch.evaluation.tasks import make_task_data
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.reference_api import loading
+from patch.reference_api.api_settings import ApiSettings, load_settings
 from patch.reference_api.arguments import PruneArguments, read_arguments, tile_side
 from patch.reference_api.checkpoint import compare_settings, load_initial_masks, save_initial_masks
 from patch.reference_api.datasets import find_text, perplexity_sequences
 from patch.reference_api.pruning import Pruner
-from patch.reference_api.settings import ApiSettings, load_settings
 
 __all__ = ["evaluate", "get_llm", "prepare_pruned_model"]
 

@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 
 from patch.data import sources
-from patch.data.settings import Corpus, FilesSource, HubSource, PackageSource, Split, SplitBySeed
+from patch.data.corpus_settings import Corpus, FilesSource, HubSource, PackageSource, Split, SplitBySeed
 from patch.errors import InputError, suggest
 from patch.files.io import atomic_directory, write_json
 from patch.hub.errors import hub_errors

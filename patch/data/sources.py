@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from patch.data.settings import FilesSource, PackageSource
+from patch.data.corpus_settings import FilesSource, PackageSource
 from patch.errors import InputError
 
 # Characters of a document, at most. All Psalms of the King James text are one line of 227,000 characters, 5 % of the

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
 from patch.learning.document_masking import DocumentMasking
+from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
 from patch.learning.model_masks import Masks, attached, build_masks, density_penalty, finalize, kept_norm_regularizer
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.ordered_sums import OrderedGradients, sum_in_order
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
-from patch.learning.settings import Learning
 from patch.learning.sharded_state import shard_columns
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass

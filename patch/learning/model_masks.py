@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.distributed.collectives import rank, world_size
-from patch.learning.settings import Learning
+from patch.learning.learning_settings import Learning
 from patch.masks.kernels.eager import PATTERNS
 from patch.masks.learnable import LearnableMask
 from patch.masks.packed import MaskSet

@@ -19,7 +19,7 @@ from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.models.loading import prunable_linears
-from patch.models.settings import TrainedModel
+from patch.models.model_settings import TrainedModel
 
 
 def new_model(source: TrainedModel, tokenizer: PreTrainedTokenizerBase) -> nn.Module:

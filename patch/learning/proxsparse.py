@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from patch.distributed.collectives import rank, sum_over_processes, world_size
+from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, linear_rate
-from patch.learning.settings import Learning
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.masks.packed import MaskSet

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from patch.learning.settings import Ramp
+from patch.learning.learning_settings import Ramp
 
 
 def ramp(ends: Ramp, step: int, steps: int) -> float:

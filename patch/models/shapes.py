@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patch.errors import InputError
 from patch.files.io import read_json_object
-from patch.models.settings import LocalModel, Model, Shape, TrainedModel
+from patch.models.model_settings import LocalModel, Model, Shape, TrainedModel
 from patch.settings import validate
 
 # Defaults of transformers for keys that a family's configuration may omit.

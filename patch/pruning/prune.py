@@ -18,7 +18,7 @@ from patch.masks.nm import Pattern
 from patch.masks.packed import MaskSet, PackedMasks
 from patch.methods import get_method
 from patch.models.loading import blocks_on, decoder_blocks, weight_matrix
-from patch.pruning.settings import Pruning
+from patch.pruning.pruning_settings import Pruning
 
 PruneLayer = Callable[[Tensor, InputStatistics | None], tuple[Tensor, Tensor]]
 

@@ -14,7 +14,7 @@ from patch.errors import InputError
 from patch.masks.packed import check_layers
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.quantization.absmax import Quantized, quantize
-from patch.quantization.settings import Quantization
+from patch.quantization.quantization_settings import Quantization
 from patch.quantization.slim_lora import Adapter, adapter_rank, saliency, slim_lora
 
 

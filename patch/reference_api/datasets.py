@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from patch.data import sources
 from patch.data.corpus import fetch_corpus, read_documents
+from patch.data.corpus_settings import Corpus, HubSource
 from patch.data.packing import pack_file
 from patch.data.sequences import joined_sequences, load_sequences, sample_sequences
-from patch.data.settings import Corpus, HubSource
 from patch.errors import InputError
+from patch.reference_api.api_settings import HUB, ApiSettings
 from patch.reference_api.arguments import PruneArguments
-from patch.reference_api.settings import HUB, ApiSettings
 
 Purpose = Literal["calibration", "learning", "test"]
 

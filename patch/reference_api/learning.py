@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from patch.data.tokenization import find_separator
 from patch.errors import InputError
 from patch.learning.learn import learn
-from patch.learning.settings import METHOD_DEFAULTS, Learning
+from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 from patch.masks.packed import MaskSet, save_masks
+from patch.reference_api.api_settings import LEARNING_KEYS, SET_BY, ApiSettings
 from patch.reference_api.arguments import MaskArguments, checked
 from patch.reference_api.checkpoint import InitialMasks, compare_settings, digest_of, tokenizer_fingerprint
 from patch.reference_api.datasets import check_length, find_text, learning_sequences
-from patch.reference_api.settings import LEARNING_KEYS, SET_BY, ApiSettings
 
 # The public code always learns on this corpus, independent of the calibration data.
 CORPUS = "slimpajama"

@@ -16,14 +16,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from patch.errors import InputError
+from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 from patch.learning.proxsparse import proxsparse
-from patch.learning.settings import METHOD_DEFAULTS, Learning
 from patch.masks.nm import Unstructured, parse_pattern
 from patch.masks.packed import MaskSet, apply_masks
 from patch.masks.published_masks import read_published
 from patch.methods import get_method
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.prune import prune
+from patch.reference_api.api_settings import ApiSettings
 from patch.reference_api.arguments import PruneArguments, checked
 from patch.reference_api.checkpoint import InitialMasks, digest_of, model_fingerprint, tokenizer_fingerprint
 from patch.reference_api.datasets import (
@@ -33,7 +34,6 @@ from patch.reference_api.datasets import (
     find_text,
     sequence_length,
 )
-from patch.reference_api.settings import ApiSettings
 
 
 class Pruner:

@@ -28,7 +28,7 @@ import torch
 
 from patch.errors import InputError
 from patch.models.loading import load_model, load_skeleton, load_tokenizer
-from patch.models.settings import LocalModel, Model
+from patch.models.model_settings import LocalModel, Model
 from patch.models.shapes import model_shape
 
 SECONDS = 30

@@ -11,7 +11,7 @@ import torch
 
 import patch.pruning
 from patch.errors import InputError
-from patch.learning.settings import METHOD_DEFAULTS
+from patch.learning.learning_settings import METHOD_DEFAULTS
 from patch.masks.nm import NM, Unstructured
 from patch.methods import METHODS, PAPER_ORDER, Method, get_method, one_shot_methods
 from patch.pipeline.config.load import validate_experiment

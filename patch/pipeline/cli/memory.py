@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from patch.errors import InputError, print_result
-from patch.learning.settings import METHOD_DEFAULTS, Learning
+from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 from patch.models.shapes import Shape, model_shape
 from patch.pipeline.cli.workflow import add_config_options, read_plan
 from patch.pipeline.config.experiment import Experiment

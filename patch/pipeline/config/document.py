@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from patch.learning.settings import METHOD_DEFAULTS, Learning
+from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 from patch.methods import METHODS
 from patch.pipeline.config.experiment import Experiment
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from patch.calibration.settings import Calibration
-from patch.data.settings import Corpus, Use
+from patch.calibration.calibration_settings import Calibration
+from patch.data.corpus_settings import Corpus, Use
 from patch.masks.pattern import Tile
-from patch.models.settings import Model
+from patch.models.model_settings import Model
 from patch.pipeline.config.imports import Import
-from patch.pruning.settings import Pruning
-from patch.quantization.settings import Quantization
+from patch.pruning.pruning_settings import Pruning
+from patch.quantization.quantization_settings import Quantization
 from patch.settings import Section
 
 # Names become parts of paths and of shell commands.

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 
-from patch.data.settings import Use
+from patch.data.corpus_settings import Use
 from patch.pipeline.config.load import DEFAULT_CONFIG
 from patch.pipeline.reporting.units import count
 from patch.pipeline.results.order import method_title, percent

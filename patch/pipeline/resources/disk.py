@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from patch.data.settings import HubSource, PackageSource
-from patch.models.settings import GgufModel, LocalModel, TrainedModel
+from patch.data.corpus_settings import HubSource, PackageSource
+from patch.models.model_settings import GgufModel, LocalModel, TrainedModel
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.resources.cost import BYTES
 from patch.pipeline.runs.plan import Plan

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from patch.errors import InputError, suggest
-from patch.learning.settings import Learning
+from patch.learning.learning_settings import Learning
 from patch.masks.pattern import NM_TEXT
 from patch.methods import get_method
 from patch.models.shapes import check_groups, check_tile, model_shape

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from patch.data.settings import Use
+from patch.data.corpus_settings import Use
 from patch.errors import InputError, suggest
-from patch.learning.settings import METHOD_DEFAULTS, Learning, used_by
+from patch.learning.learning_settings import METHOD_DEFAULTS, Learning, used_by
 from patch.masks.pattern import NM_TEXT
 from patch.methods import METHODS, get_method
 from patch.pipeline.config.experiment import Experiment

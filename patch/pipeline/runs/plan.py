@@ -28,7 +28,7 @@ from patch.pipeline.runs.stage_settings import (
     TabulateSettings,
 )
 from patch.pipeline.runs.store import Sequences, Statistics, Store, calibrated
-from patch.pruning.settings import Pruning
+from patch.pruning.pruning_settings import Pruning
 
 STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "density", "seeds", "speedup")
 

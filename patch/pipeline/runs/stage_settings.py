@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from patch.data.settings import Corpus, Split
-from patch.learning.settings import Learning
-from patch.models.settings import GgufModel, HubModel, LocalModel, TrainedModel
+from patch.data.corpus_settings import Corpus, Split
+from patch.learning.learning_settings import Learning
+from patch.models.model_settings import GgufModel, HubModel, LocalModel, TrainedModel
 from patch.pipeline.config.experiment import Evaluation, Speedup
 from patch.pipeline.config.imports import FileMask, HubMask
 from patch.pipeline.runs.run import ModelInfo, Run
-from patch.pruning.settings import Pruning
-from patch.quantization.settings import Quantization
+from patch.pruning.pruning_settings import Pruning
+from patch.quantization.quantization_settings import Quantization
 from patch.settings import Section
 
 # Version of tables, figures and pages, which change together.

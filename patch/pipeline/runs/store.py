@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from patch.data.settings import Use
+from patch.data.corpus_settings import Use
 from patch.data.sources import expand
 from patch.errors import InputError, suggest
 from patch.evaluation.tasks import task_files, task_names

@@ -11,7 +11,7 @@ from pathlib import Path
 from patch.errors import InputError
 from patch.files.io import atomic_directory
 from patch.hub.errors import hub_errors, library_errors
-from patch.models.settings import GgufModel, HubModel, LocalModel
+from patch.models.model_settings import GgufModel, HubModel, LocalModel
 from patch.pipeline.runs.stage_settings import ModelSettings
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from patch.data import sources
 from patch.data.corpus import SPLITS, assign_parts, fetch_corpus, read_documents
-from patch.data.settings import Corpus, FilesSource, HubSource, PackageSource, SplitBySeed
+from patch.data.corpus_settings import Corpus, FilesSource, HubSource, PackageSource, SplitBySeed
 from patch.errors import InputError
 
 KJV = PackageSource(

@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from patch.errors import InputError
 from patch.learning.learn import learn
-from patch.learning.settings import Learning
+from patch.learning.learning_settings import Learning
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.nm import NM, Unstructured, nm_mask
 from patch.masks.packed import MaskSet

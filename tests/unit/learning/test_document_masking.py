@@ -16,8 +16,8 @@ from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
 from patch.learning.document_masking import DocumentMasking
 from patch.learning.learn import learn
+from patch.learning.learning_settings import Learning, used_by
 from patch.learning.objective import cross_entropy, recomputed_blocks
-from patch.learning.settings import Learning, used_by
 from patch.pipeline.stages.learn import _separator
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma3_text", "opt", "gpt2"]

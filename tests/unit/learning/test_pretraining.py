@@ -14,7 +14,7 @@ import torch
 from patch.errors import InputError
 from patch.learning import pretraining as training
 from patch.learning.pretraining import new_model, train
-from patch.models.settings import TrainedModel
+from patch.models.model_settings import TrainedModel
 
 
 class Tokenizer:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
 from patch.models.loading import load_config, load_model, load_skeleton, load_tokenizer
-from patch.models.settings import LocalModel, Model
+from patch.models.model_settings import LocalModel, Model
 from patch.models.shapes import model_shape
 
 DEEP, LONG = "[" * 100_000, "9" * 5000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from patch.errors import InputError
 from patch.models.loading import prunable_linears
-from patch.models.settings import Shape
+from patch.models.model_settings import Shape
 from patch.models.shapes import check_groups, check_tile, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.config.load import validate_experiment
 

@@ -11,7 +11,7 @@ from patch.masks.nm import NM, Unstructured
 from patch.models.loading import is_transposed, prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 from patch.pruning.prune import prune
-from patch.pruning.settings import Pruning
+from patch.pruning.pruning_settings import Pruning
 
 FAMILIES = ("qwen2", "qwen3", "llama", "gemma3_text", "opt", "gpt2")
 METHODS = ["magnitude", "wanda", "sparsegpt", "thanos"]

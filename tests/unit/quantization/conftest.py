@@ -12,7 +12,7 @@ from patch.calibration.input_statistics import InputStatistics
 from patch.calibration.walk import walk_blocks
 from patch.masks.nm import NM, nm_mask
 from patch.quantization.model import QuantizedLayer, compensate_block
-from patch.quantization.settings import Quantization
+from patch.quantization.quantization_settings import Quantization
 
 DEFAULT = Quantization(bits=4, group_size=10, rank_ratio=0.25)
 

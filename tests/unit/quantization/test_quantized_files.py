@@ -20,8 +20,8 @@ from patch.models.loading import prunable_linears
 from patch.pruning.weights import save_weights
 from patch.quantization.absmax import quantize
 from patch.quantization.model import QuantizedLayer, apply_layers
+from patch.quantization.quantization_settings import Quantization
 from patch.quantization.quantized_files import FORMAT, load_layers, save_layers
-from patch.quantization.settings import Quantization
 from patch.quantization.slim_lora import Adapter
 
 # What an evaluation reports of the stage.

@@ -16,7 +16,7 @@ from patch.masks.nm import NM, nm_mask
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.quantization.absmax import quantize
 from patch.quantization.model import QuantizedLayer, apply_layers, compensate_layer, detach_adapter, quantize_model
-from patch.quantization.settings import Quantization
+from patch.quantization.quantization_settings import Quantization
 from patch.quantization.slim_lora import saliency, slim_lora
 
 FAMILIES = ["qwen2", "llama", "gemma3_text", "gpt2"]

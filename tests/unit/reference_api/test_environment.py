@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from patch.data.settings import Corpus
+from patch.data.corpus_settings import Corpus
 from patch.errors import InputError
+from patch.reference_api.api_settings import ApiSettings, load_settings
 from patch.reference_api.datasets import HUB, find_text
 from patch.reference_api.loading import load_causal_lm
-from patch.reference_api.settings import ApiSettings, load_settings
 from patch.utils import evaluate, get_llm
 
 PAPER = Path(__file__).parents[3] / "config" / "paper.yaml"

@@ -11,9 +11,9 @@ from patch.errors import InputError
 from patch.fine_tune_mask import learn_mask
 from patch.masks.nm import NM, obeys
 from patch.models.loading import load_model, prunable_linears, weight_matrix
+from patch.reference_api.api_settings import load_settings
 from patch.reference_api.arguments import MaskArguments, read_arguments
 from patch.reference_api.learning import learning_settings
-from patch.reference_api.settings import load_settings
 from patch.utils import evaluate, get_llm
 
 from .conftest import MASK_ARGS, save_model
@@ -162,7 +162,7 @@ def test_every_argument_reaches_its_setting():
 
 @pytest.mark.parametrize("method", ["patch-joint", "patch-tile", "maskllm"])
 def test_defaults_are_the_documented_ones(method, monkeypatch):
-    from patch.learning.settings import Learning
+    from patch.learning.learning_settings import Learning
 
     monkeypatch.delenv("PATCH_API_CONFIG")
     given = {"joint_optim": method == "patch-joint", "mask_llm": method == "maskllm"}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patch.learning.learn import learn
-from patch.learning.settings import Learning
+from patch.learning.learning_settings import Learning
 from patch.masks.nm import NM
 from patch.masks.packed import load_masks, save_masks
 from patch.models.loading import prunable_linears

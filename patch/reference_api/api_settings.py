@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from patch.data.settings import Corpus, HubSource
+from patch.data.corpus_settings import Corpus, HubSource
 from patch.errors import InputError, suggest
 from patch.files.plain import read_yaml
-from patch.learning.settings import Learning
+from patch.learning.learning_settings import Learning
 from patch.reference_api.arguments import checked
 from patch.settings import Section
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from patch.data.settings import Use
+from patch.data.corpus_settings import Use
 from patch.errors import InputError
 from patch.settings import Section
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from patch.data.settings import Use
+from patch.data.corpus_settings import Use
 from patch.settings import Section
 
 
