@@ -23,7 +23,7 @@ never reads the option.)
 
 The measurements are calls of SLURM's commands, on the login node and inside jobs; processor seconds of slurmctld, from
 /proc; and messages to slurmctld (RPCs), from `sdiag`. Every job writes the time and its SLURM job. A side fails unless
-every file exists and comes from a SLURM job of its own.
+every file exists and comes from a separate SLURM job.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def run_side(side: Side, cluster: Cluster, folder: Path, jobs: int, hurry: bool 
     """Run the jobs through one side and return its measurements.
 
     Raises:
-        RunFailed: a job did not run, or not in a SLURM job of its own.
+        RunFailed: a job did not run, or not in a separate SLURM job.
     """
     folder.mkdir(parents=True)
     (folder / "Snakefile").write_text(SNAKEFILE)

@@ -1,6 +1,6 @@
 """Benchmark of packed hybrid layers against dense ones: single layers, and generation by a whole model.
 
-    python benchmarks/inference.py                       # what docs/performance.md says of a CPU
+    python benchmarks/inference.py                       # the numbers of docs/performance.md for a CPU
     python benchmarks/inference.py --models              # layers of the five models, rows 1, 16, 128, 2048
     python benchmarks/inference.py --device cuda --dtypes bfloat16 --rows 16 2048 --models
 

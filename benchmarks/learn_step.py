@@ -77,15 +77,15 @@ def compare(options: argparse.Namespace) -> int:
             lines = []
             for way, numbers in found.items():
                 floor = numbers["state_mb"] + found["dense"]["activations_mb"]
-                numbers["of_floor"] = numbers["peak_mb"] / floor
+                numbers["over_floor"] = numbers["peak_mb"] / floor
                 line = [way, size, threads, f"{numbers['weights'] / 1e6:.1f}M", f"{median(times[way]):.3f}"]
                 line += [f"{ratios[way]:.2f}" if way in ratios else "", f"{numbers['peak_mb']:.0f}", f"{floor:.0f}"]
-                lines.append([*line, f"{numbers['of_floor']:.2f}", numbers["plan_mb"] or ""])
+                lines.append([*line, f"{numbers['over_floor']:.2f}", numbers["plan_mb"] or ""])
             print("\n" + table(HEADERS, lines), flush=True)
             worst["joint_speedup"].append(ratios["joint"])
-            worst["joint_peak_over_floor"].append(found["joint"]["of_floor"])
+            worst["joint_peak_over_floor"].append(found["joint"]["over_floor"])
             worst["tile_step_over_dense"].append(ratios["tile"])
-            worst["tile_peak_over_floor"].append(found["tile"]["of_floor"])
+            worst["tile_peak_over_floor"].append(found["tile"]["over_floor"])
     pick = {name: min if name == "joint_speedup" else max for name in worst}
     print(json.dumps({name: round(pick[name](values), 3) for name, values in worst.items()}))
     return 0
@@ -330,8 +330,8 @@ def _reference(mode: str) -> Callable:
             size = sum(mask.numel() for mask, _ in masks)
             density = sum(mask.sum() for mask, _ in masks) / size
             norm = sum((weight.float() ** 2).sum() for _, weight in masks)
-            reward = sum(((mask * weight) ** 2).sum() for mask, weight in masks) / norm
-            (loss + 7 * (density - (1 - SPARSITY)).abs() - 10 * reward).backward()
+            kept_norm = sum(((mask * weight) ** 2).sum() for mask, weight in masks) / norm
+            (loss + 7 * (density - (1 - SPARSITY)).abs() - 10 * kept_norm).backward()
             optimizer.step()
 
         return step, lambda: 4 * sum(p.numel() * p.element_size() for p in parameters)

@@ -52,13 +52,13 @@ def learn_mask(
     arguments = read_arguments(MaskArguments, mask_args, "mask_args")
     if wandb:
         raise InputError(
-            "`wandb` is True, but curves are not sent there; use False and read the JSON lines in `curve.jsonl` of "
+            "`wandb` is True, but curves are not sent to it; use False and read the JSON lines in `curve.jsonl` of "
             "the run's folder, `patch-runs/<method>-<digest>`"
         )
     initial = getattr(compressed_model, "patch_priors", None)
     if not isinstance(initial, InitialMasks):
         raise InputError(
-            "`compressed_model` has no masks to start from; use what prepare_pruned_model returned, not a model that "
+            "`compressed_model` has no masks to start from; use the result of prepare_pruned_model, not a model that "
             "was loaded from a folder or copied into another"
         )
     if not arguments.learnable_mask:
@@ -75,7 +75,7 @@ def learn_mask(
     if model_fingerprint(model) != initial.settings["model"]:
         raise InputError(
             f"`model_name` is {name!r}, whose weights are not those that compressed_model was pruned from; "
-            "give what get_llm was called with"
+            "give the name that get_llm was called with"
         )
     apply_masks(model, learn_masks(model, tokenizer, arguments, learning, initial, settings))
     return model, wrap_model(model, tokenizer, batch_size=1)

@@ -137,9 +137,7 @@ def evaluate(
         InputError: an argument cannot be honoured, or there is no text or no data.
     """
     if evaluate_perplexity and eval_dataset != "wikitext2":
-        raise InputError(
-            f"`eval_dataset` is {eval_dataset!r}, on which perplexity is not measured here; use 'wikitext2'"
-        )
+        raise InputError(f"`eval_dataset` is {eval_dataset!r}, which is not supported for perplexity; use 'wikitext2'")
     if isinstance(eval_batch_size, bool) or not isinstance(eval_batch_size, int) or eval_batch_size < 1:
         raise InputError(f"`eval_batch_size` is {eval_batch_size!r}; use a whole number from 1 on")
     if getattr(lm_eval_model, "model", model) is not model:

@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file go to one process, and so do those of a folder where they share what takes a minute to set up."""
+    """Run the tests of a file in one process, and all tests of a folder if they share a slow setup."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -95,7 +95,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def tiny_model() -> Callable[..., torch.nn.Module]:
-    """A function: family -> a frozen random model in fp32; equal arguments give equal weights."""
+    """Return a function that makes a frozen random fp32 model of a family; equal arguments give equal weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     def make(family: str = "qwen2", seed: int = 0, **changes: Any) -> torch.nn.Module:
@@ -113,7 +113,7 @@ def tiny_model() -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture
 def sequences() -> Callable[..., np.ndarray]:
-    """A function: random token sequences `[count, seqlen]`."""
+    """Return a function that makes random token sequences `[count, seqlen]`."""
 
     def make(count: int = 6, seqlen: int = 12, seed: int = 0) -> np.ndarray:
         return np.random.default_rng(seed).integers(0, VOCABULARY, (count, seqlen)).astype(np.uint16)
@@ -175,5 +175,5 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture
 def raw_config() -> dict[str, Any]:
-    """A small valid configuration, as YAML would give it; change it freely."""
+    """Return a small valid configuration as read from YAML, which a test may change."""
     return copy.deepcopy(CONFIG)

@@ -48,7 +48,7 @@ class InputStatistics:
 class Accumulator:
     """Accumulator of input statistics by forward hooks, until the context ends.
 
-    Layers with the same input tensor share their sums. Sums are taken sequence by sequence, so that they do not depend
+    Layers with the same input tensor share their sums. Sums are accumulated by sequence, so that they do not depend
     on the batch size.
     """
 
@@ -127,7 +127,7 @@ def load_statistics(
     """
     endings = (_SQUARES, _GRAM) if gram else (_SQUARES,)
     values, tensors = load_tensors(path, FORMAT, "statistics", lambda name: name.endswith(endings))
-    header = check(_Header, values, f"statistics {path}: not their header")
+    header = check(_Header, values, f"statistics {path}: invalid header")
     found = {}
     for name in dict.fromkeys(header.shared.values()):
         squares, matrix = tensors.get(f"{name}{_SQUARES}"), tensors.get(f"{name}{_GRAM}")
@@ -136,7 +136,7 @@ def load_statistics(
         # An fp64 sum of finite fp32 values is finite, and is cheaper than a mask of the matrix.
         sums = [value.sum(dtype=torch.float64) for value in (squares, matrix) if value is not None]
         if not all(map(torch.isfinite, sums)) or (squares < 0).any():
-            raise InputError(f"statistics {path}: sums of {name} that no finite inputs have; the model may be broken")
+            raise InputError(f"statistics {path}: invalid sums of {name}; the model may be broken")
         on_device = matrix.to(device) if gram else None
         found[name] = InputStatistics(squares.to(device), on_device, header.sequences)
     return {name: found[leader] for name, leader in header.shared.items()}

@@ -1,1 +1,1 @@
-"""Text data: download, disjoint parts, and token sequences on disk."""
+"""Text data: download, disjoint splits, and token sequences on disk."""

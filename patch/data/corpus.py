@@ -1,4 +1,4 @@
-"""Corpus on disk: one file per part and a manifest. Only this module downloads data sets from the hub."""
+"""Corpus on disk: one file per split and a manifest. Only this module downloads data sets from the hub."""
 
 from __future__ import annotations
 
@@ -22,59 +22,59 @@ SPLITS: tuple[str, ...] = get_args(Split)
 
 
 def fetch_corpus(corpus: Corpus, out: Path) -> None:
-    """Create the folder ``out``: `<part>.jsonl` (hub: `<part>.parquet`) with the column `text`, and `manifest.json`.
+    """Create the folder ``out``: `<split>.jsonl` (hub: `<split>.parquet`) with the column `text`, and `manifest.json`.
 
-    Packages and lists of files are cleaned, deduplicated and split into disjoint parts by a seeded shuffle of
+    Packages and lists of files are cleaned, deduplicated and divided into disjoint splits by a seeded shuffle of
     documents. Files that a mapping names are only cleaned. Data sets of the hub stay unchanged, including empty
     documents: published perplexities count them.
 
     Raises:
-        InputError: a part of the source is missing or holds no text.
+        InputError: a split of the source is missing or holds no text.
     """
     source = corpus.source
     with atomic_directory(out) as folder:
         if isinstance(source, HubSource):
             parts = _fetch_hub(source, folder)
         elif isinstance(source, FilesSource) and isinstance(source.files, dict):
-            parts = _write_parts(_mapped(source), folder)
+            parts = _write_splits(_mapped(source), folder)
         else:
-            parts = _write_parts(_split_by_seed(_reader(source), source.split), folder)
+            parts = _write_splits(_split_by_seed(_reader(source), source.split), folder)
         write_json(folder / "manifest.json", {"source": source.model_dump(), "parts": parts})
 
 
 def read_documents(folder: Path, split: str) -> Iterator[str]:
-    """Return the documents of one part, in the order of the source.
+    """Return the documents of one split, in the order of the source.
 
     Raises:
-        InputError: the folder has no such part.
+        InputError: the folder has no such split.
     """
     readers = {".jsonl": _read_json_lines, ".parquet": _read_parquet}
     for ending, read in readers.items():
         if (path := Path(folder) / f"{split}{ending}").exists():
             return read(path)
     known = [name for name in SPLITS if any((Path(folder) / f"{name}{ending}").exists() for ending in readers)]
-    hint = suggest(split, known) if known else "it has no part at all; was it fetched?"
-    raise InputError(f"corpus {folder} has no text in its part `{split}`; {hint}")
+    hint = suggest(split, known) if known else "it has no splits; was it fetched?"
+    raise InputError(f"corpus {folder} has no text in its split `{split}`; {hint}")
 
 
-def assign_parts(lengths: np.ndarray, split: SplitBySeed) -> np.ndarray:
-    """Assign each document to a part: the shuffled documents fill the parts in proportion to their fractions.
+def assign_splits(lengths: np.ndarray, split: SplitBySeed) -> np.ndarray:
+    """Assign each document to a split: the shuffled documents fill the splits in proportion to their fractions.
 
     Args:
         lengths: `[documents]` characters.
         split: fractions and seed.
 
     Returns:
-        `[documents]` indices into ``SPLITS``; the parts match the fractions of characters up to one document.
+        `[documents]` indices into ``SPLITS``; the splits match the fractions of characters up to one document.
     """
     order = np.random.default_rng(split.seed).permutation(len(lengths))
     ends = np.cumsum(lengths[order], dtype=np.float64)
     middles = (ends - lengths[order] / 2) / ends[-1]
-    # side="right" skips parts of fraction zero; without the last edge, rounding cannot exceed it.
+    # side="right" skips splits of fraction zero; without the last edge, rounding cannot exceed it.
     fractions = np.cumsum([getattr(split, name) for name in SPLITS])
-    parts = np.empty(len(lengths), dtype=np.int64)
-    parts[order] = np.searchsorted(fractions[:-1], middles, side="right")
-    return parts
+    assigned = np.empty(len(lengths), dtype=np.int64)
+    assigned[order] = np.searchsorted(fractions[:-1], middles, side="right")
+    return assigned
 
 
 def _reader(source: PackageSource | FilesSource) -> Callable[[], Iterator[str]]:
@@ -99,8 +99,8 @@ def _split_by_seed(read: Callable[[], Iterator[str]], split: SplitBySeed) -> Ite
     lengths = np.array([len(document) for document in read()])
     if not len(lengths):
         raise InputError("the corpus holds no text: every document is empty")
-    for part, document in zip(assign_parts(lengths, split), read(), strict=True):
-        yield SPLITS[part], document
+    for index, document in zip(assign_splits(lengths, split), read(), strict=True):
+        yield SPLITS[index], document
 
 
 def _mapped(source: FilesSource) -> Iterator[tuple[str, str]]:
@@ -110,8 +110,8 @@ def _mapped(source: FilesSource) -> Iterator[tuple[str, str]]:
                 yield split, document
 
 
-def _write_parts(documents: Iterable[tuple[str, str]], folder: Path) -> dict[str, dict[str, int]]:
-    """Write `(part, text)` pairs and return the number of documents and characters of each non-empty part."""
+def _write_splits(documents: Iterable[tuple[str, str]], folder: Path) -> dict[str, dict[str, int]]:
+    """Write `(split, text)` pairs and return the number of documents and characters of each non-empty split."""
     files, parts = {}, {}
     with ExitStack() as stack:
         for split, text in documents:
@@ -130,7 +130,7 @@ def _fetch_hub(source: HubSource, folder: Path) -> dict[str, dict[str, int]]:
     parts = {}
     for split, hub_split in source.splits.items():
         with hub_errors(f"data set {source.repo} at {source.revision}, split {hub_split!r} cannot be fetched"):
-            part = datasets.load_dataset(
+            table = datasets.load_dataset(
                 source.repo,
                 source.name,
                 data_files=source.data_files,
@@ -138,14 +138,14 @@ def _fetch_hub(source: HubSource, folder: Path) -> dict[str, dict[str, int]]:
                 split=hub_split,
                 trust_remote_code=False,
             )
-        if source.field not in part.column_names:
-            known = suggest(source.field, part.column_names)
+        if source.field not in table.column_names:
+            known = suggest(source.field, table.column_names)
             raise InputError(f"data set {source.repo}: `field` is {source.field!r}, which is no column; {known}")
-        part = part.select_columns([source.field])
+        table = table.select_columns([source.field])
         if source.field != "text":
-            part = part.rename_column(source.field, "text")
-        part.to_parquet(str(folder / f"{split}.parquet"))
-        parts[split] = {"documents": len(part)}
+            table = table.rename_column(source.field, "text")
+        table.to_parquet(str(folder / f"{split}.parquet"))
+        parts[split] = {"documents": len(table)}
     return parts
 
 

@@ -72,7 +72,7 @@ class Corpus(Section):
     )
 
     @property
-    def parts(self) -> list[str]:
+    def split_names(self) -> list[str]:
         """Names of the splits that have text."""
         source = self.source
         if isinstance(source, HubSource):

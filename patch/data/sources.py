@@ -13,7 +13,7 @@ from patch.data.corpus_settings import FilesSource, PackageSource
 from patch.errors import InputError
 
 # Characters of a document, at most. All Psalms of the King James text are one line of 227,000 characters, 5 % of the
-# book, which would unbalance its part.
+# book, which would unbalance its split.
 LONGEST = 10_000
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -73,10 +73,10 @@ def expand(patterns: list[str]) -> list[Path]:
 
 
 def files_by_part(source: FilesSource) -> dict[str, list[Path]]:
-    """Return the files of each part of a source whose `files` is a mapping.
+    """Return the files of each split of a source whose `files` is a mapping.
 
     Raises:
-        InputError: a pattern matches no file, or a file is in two parts.
+        InputError: a pattern matches no file, or a file is in two splits.
     """
     assert isinstance(source.files, dict)
     parts = {split: expand(patterns) for split, patterns in source.files.items()}
@@ -85,7 +85,7 @@ def files_by_part(source: FilesSource) -> dict[str, list[Path]]:
         for file in files:
             other = parts_by_file.setdefault(file.resolve(), split)
             if other != split:
-                raise InputError(f"corpus file {file} is in the parts `{other}` and `{split}`; leave it in one")
+                raise InputError(f"corpus file {file} is in the splits `{other}` and `{split}`; leave it in one")
     return parts
 
 

@@ -54,7 +54,7 @@ def find_separator(tokenizer: PreTrainedTokenizerBase) -> Separator:
     """
     name = type(tokenizer).__name__
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{name} has no end-of-sequence token, which must part the documents")
+        raise InputError(f"{name} has no end-of-sequence token, which must separate the documents")
     (ids,) = tokenize(tokenizer, ["a"])
     if not ids:
         raise InputError(f"{name} makes no token of text; are the files of the tokenizer there?")
@@ -129,7 +129,7 @@ def tokens_in_order(
     except BrokenProcessPool:
         raise InputError(
             f"one of {processes} processes that tokenise was killed, which happens when there is too little memory; "
-            "lower `resources.threads` and run again, what is done is kept"
+            "lower `resources.threads` and run again; finished work is kept"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

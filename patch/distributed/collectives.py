@@ -49,7 +49,7 @@ def process_group(device: str, processes: int) -> Iterator[None]:
     """Join the group of ``processes`` that were started together, within the block; with 1, do nothing.
 
     Args:
-        device: `cpu` or `cuda`; on `cuda` each process of a node uses a GPU of its own.
+        device: `cpu` or `cuda`; on `cuda` each process of a node uses its own GPU.
         processes: the number of processes that must have been started.
 
     Raises:
@@ -85,11 +85,11 @@ def process_group(device: str, processes: int) -> Iterator[None]:
 
 
 def _take_gpu() -> None:
-    local, needed, there = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count()
-    if local >= there:
+    local, needed, found = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count()
+    if local >= found:
         raise InputError(
-            f"`resources.learn_gpus` is {needed} but torch sees {there} GPUs on {socket.gethostname()}; "
-            f"set it to {there} or ask for more"
+            f"`resources.learn_gpus` is {needed} but torch finds {found} GPUs on {socket.gethostname()}; "
+            f"set it to {found} or ask for more"
         )
     torch.cuda.set_device(local)
 
@@ -112,17 +112,17 @@ def gathered(tensor: Tensor) -> list[Tensor]:
     return parts
 
 
-def exchange_rows(received: Tensor, sent: Tensor, of_each: list[int], to_each: list[int]) -> None:
+def exchange_rows(received: Tensor, sent: Tensor, received_counts: list[int], sent_counts: list[int]) -> None:
     """Send rows of a contiguous tensor to every process, and fill another with the rows received, in order.
 
     Args:
-        received: has as many rows as ``of_each`` sums to; a row has the same size in all processes.
-        sent: has as many rows as ``to_each`` sums to.
-        of_each: number of rows received from each process.
-        to_each: number of rows sent to each process.
+        received: has as many rows as ``received_counts`` sums to; a row has the same size in all processes.
+        sent: has as many rows as ``sent_counts`` sums to.
+        received_counts: number of rows received from each process.
+        sent_counts: number of rows sent to each process.
     """
     # As bytes: not every version of gloo and NCCL sends all types.
-    dist.all_to_all_single(_bytes(received), _bytes(sent), of_each, to_each)
+    dist.all_to_all_single(_bytes(received), _bytes(sent), received_counts, sent_counts)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Launcher of a stage as several processes: on one node directly, on several by `srun` and one launcher on each node.
 
-The launcher keeps a `TCPStore` on a port of its own. The processes find each other there and report how they end,
+The launcher keeps a `TCPStore` on a separate port. The processes find each other there and report how they end,
 because neither an exit code nor `srun` carries a message, and the rest are ended when one process fails.
 """
 
@@ -155,7 +155,7 @@ def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, st
     deadline = math.inf
     try:
         for environment in environments:
-            # In sessions of their own, so that a terminal's signals reach them through this process alone.
+            # In separate sessions, so that a terminal's signals reach them through this process alone.
             processes.append(
                 subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
             )

@@ -144,7 +144,7 @@ def _check_name(name: str, manager: TaskManager, own: list[str]) -> None:
         )
     if name not in manager.all_tasks:
         known = suggest(name, own) if own else "see `lm_eval ls tasks`"
-        raise InputError(f"`evaluation.tasks` names {name!r}, which lm-eval does not know; {known}")
+        raise InputError(f"`evaluation.tasks` names {name!r}, which is not a task of lm-eval; {known}")
 
 
 def _metric(name: str, results: dict[str, Any]) -> Measurement:

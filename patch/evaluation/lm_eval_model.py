@@ -1,4 +1,4 @@
-"""lm-eval's transformers model with a fix for its shared log-likelihoods; imports lm-eval."""
+"""Subclass of lm-eval's transformers model with a fix for its shared log-likelihoods; imports lm-eval."""
 
 from __future__ import annotations
 

@@ -120,5 +120,5 @@ class HybridLinear(nn.Module):
         full = packed_bytes((self.out_features, self.in_features), self.tile, self.dense.numel(), self.values.itemsize)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"tile={self.tile}, sparse_tiles={sparse}/{self.dense.numel()}, of_dense={held / full:.3f}"
+            f"tile={self.tile}, sparse_tiles={sparse}/{self.dense.numel()}, size_ratio={held / full:.3f}"
         )

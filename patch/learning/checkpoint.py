@@ -33,7 +33,7 @@ VISIBLE_TIMEOUT = 90.0
 
 
 class Checkpoints:
-    """Checkpoints of one run, in a folder of their own.
+    """Checkpoints of one run, in a separate folder.
 
     Args:
         folder: folder of the checkpoints, made when the first one is written.

@@ -54,7 +54,7 @@ def assemble(
         wanted: the entry of ``columns`` for the key that the shards are below.
 
     Returns:
-        A state with tensors of its own; no more is read of the shards than it needs.
+        A state with newly allocated tensors; only the required part of the shards is read.
     """
     first = shards[0]
     if isinstance(first, dict):

@@ -23,8 +23,8 @@ CONVEX, CONVEX_SWEEPS = 1 / 6, 12
 # For the two largest weights times the strength, a and b: four weights are a minimum only where a + b <= 1, and three
 # are better than two only where a^2 + b^2 <= 1. The largest of such a group, a + the products, is 5/4 at most.
 LARGEST = 1.25
-# In between: steps in which a group grows to its size, then up to ROUNDS times ROUND sweeps until the change is small.
-GROWTH, ROUNDS, ROUND, STILL = 8, 25, 8, 1e-7
+# In between: GROWTH steps to the full size of a group, then up to REPEATS times SWEEPS sweeps while it still changes.
+GROWTH, REPEATS, SWEEPS, STILL = 8, 25, 8, 1e-7
 # Groups at a time: as many as fit a core's cache, and as many as keep a GPU busy.
 CHUNK, GPU_CHUNK = 1 << 16, 1 << 22
 
@@ -136,9 +136,9 @@ def _grow(z: Tensor, strength: float) -> Tensor:
     for step in range(1, GROWTH):
         _sweep(w, z * (step / GROWTH), strength, 1)
     left = torch.arange(z.shape[1], device=z.device)
-    for _ in range(ROUNDS):
+    for _ in range(REPEATS):
         target = z[:, left]
-        before = _sweep(w[:, left], target, strength, ROUND - 1)
+        before = _sweep(w[:, left], target, strength, SWEEPS - 1)
         w[:, left] = after = _sweep(before.clone(), target, strength, 1)
         left = left[(after - before).abs().amax(0) > STILL * target[0]]
         if not len(left):

@@ -71,7 +71,7 @@ def compensate_block(
 def _replace(
     linears: Mapping[str, nn.Module], compressed: Callable[[str, Tensor], QuantizedLayer]
 ) -> dict[str, QuantizedLayer]:
-    """Replace the weights of layers by what ``compressed`` returns for their names and weights; return that."""
+    """Replace the weights of layers by the results of ``compressed`` for their names and weights; return these."""
     layers: dict[str, QuantizedLayer] = {}
     for name, linear in linears.items():
         try:

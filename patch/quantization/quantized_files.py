@@ -74,7 +74,7 @@ def load_layers(path: Path | str, digest: str | None = None) -> tuple[dict[str, 
             settings differ.
     """
     values, tensors = load_tensors(path, FORMAT, "quantised weights")
-    header = check(_Header, values, f"quantised weights {path}: not their header")
+    header = check(_Header, values, f"quantised weights {path}: invalid header")
     if digest is not None and header.digest != digest:
         raise InputError(f"quantised weights {path}: made with other settings; remove them to make them again")
     try:

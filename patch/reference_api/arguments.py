@@ -52,9 +52,9 @@ class PruneArguments(Section):
     @model_validator(mode="after")
     def _can_be_honoured(self) -> PruneArguments:
         if self.fine_tune:
-            raise ValueError("fine_tune is True, but weights are not fine-tuned after pruning here; use False")
+            raise ValueError("fine_tune is True, but weights cannot be fine-tuned after pruning; use False")
         if self.shift_zero_metrics:
-            raise ValueError("shift_zero_metrics is True, but scores are used as they are here; use False")
+            raise ValueError("shift_zero_metrics is True, but shifted scores are not supported; use False")
         if self.sparsity_type == "2:4" and self.sparsity_ratio != 0.5:
             raise ValueError(
                 f"sparsity_ratio is {self.sparsity_ratio:g} with sparsity_type '2:4', which is 0.5; "

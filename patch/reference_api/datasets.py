@@ -35,7 +35,7 @@ CALIBRATION_SEQLEN = 2048
 PERPLEXITY_SEQLEN = 4096
 # Bounds the documents in memory: the shard of C4 has fewer, SlimPajama has millions.
 _DRAWN_FROM = 400_000
-_PARTS = {"calibration": ("calibration", "train"), "learning": ("train",), "test": ("test",)}
+_SPLITS = {"calibration": ("calibration", "train"), "learning": ("train",), "test": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Text:
     Attributes:
         files: local files, read unchanged.
         corpus: corpus to fetch if there are no local files.
-        part: part of the corpus to read.
+        split: split of the corpus to read.
         cache: folder that keeps corpora from the hub.
     """
 
     files: tuple[Path, ...] = ()
     corpus: Corpus | None = None
-    part: str = ""
+    split: str = ""
     cache: Path = Path()
 
     def identity(self) -> str:
@@ -62,8 +62,8 @@ class Text:
         else:
             source = self.corpus.source
             if isinstance(source, HubSource):
-                return f"{source.repo}@{source.revision[:12]} {source.name or ''} {source.splits[self.part]}"
-            digest.update(f"{self.part} {source.model_dump_json()}".encode())
+                return f"{source.repo}@{source.revision[:12]} {source.name or ''} {source.splits[self.split]}"
+            digest.update(f"{self.split} {source.model_dump_json()}".encode())
             files = _files(source.files) if source.kind == "files" else ()
         for path in files:
             with path.open("rb") as file:
@@ -80,29 +80,29 @@ class Text:
             folder = self.cache / digest
             if not folder.exists():
                 fetch_corpus(self.corpus, folder)
-            yield read_documents(folder, self.part)
+            yield read_documents(folder, self.split)
         else:  # local files may have changed since the last read
             with tempfile.TemporaryDirectory() as folder:
                 fetch_corpus(self.corpus, Path(folder) / "corpus")
-                yield read_documents(Path(folder) / "corpus", self.part)
+                yield read_documents(Path(folder) / "corpus", self.split)
 
 
 def find_text(name: str, purpose: Purpose, settings: ApiSettings) -> Text:
     """Return the text of a data set name, from the environment, else the settings file, else the hub.
 
     Raises:
-        InputError: a variable matches no file, or the corpus has no part for the purpose.
+        InputError: a variable matches no file, or the corpus has no split for the purpose.
     """
     files = _from_environment(name, purpose)
     if files:
         return Text(files=files)
     corpus = settings.corpora.get(name) or Corpus(source=HUB[name])
-    for part in _PARTS[purpose]:
-        if part in corpus.parts:
-            return Text(corpus=corpus, part=part, cache=Path(settings.folder) / "corpora")
-    wanted = " or ".join(f"`{part}`" for part in _PARTS[purpose])
+    for split in _SPLITS[purpose]:
+        if split in corpus.split_names:
+            return Text(corpus=corpus, split=split, cache=Path(settings.folder) / "corpora")
+    wanted = " or ".join(f"`{split}`" for split in _SPLITS[purpose])
     raise InputError(
-        f"corpus `{name}` has no part {wanted}, which its use for {purpose} needs; it has: {', '.join(corpus.parts)}"
+        f"corpus `{name}` has no split {wanted}, needed for {purpose}; it has: {', '.join(corpus.split_names)}"
     )
 
 

@@ -67,7 +67,7 @@ def _device(device: Any) -> torch.device:
     except (RuntimeError, TypeError):
         raise InputError(f"`device` is {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from None
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"`device` is {device!r}, but torch sees {torch.cuda.device_count()} GPUs here")
+        raise InputError(f"`device` is {device!r}, but torch finds {torch.cuda.device_count()} GPUs")
     return found
 
 

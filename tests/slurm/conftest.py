@@ -1,4 +1,4 @@
-"""One SLURM cluster for all tests here, reset after each."""
+"""Fixtures: one SLURM cluster for all tests of this folder, reset after each."""
 
 from collections.abc import Iterator
 

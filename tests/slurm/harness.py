@@ -146,16 +146,16 @@ class Run:
 
     @property
     def output(self) -> str:
-        """Its output until now, both streams."""
+        """Output of both streams so far."""
         return self.log.read_text(errors="replace")
 
     @property
     def code(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """Exit code, negative for a signal; None while it runs."""
         return self.process.poll()
 
     def wait(self, seconds: float = SECONDS) -> Run:
-        """Wait for its end."""
+        """Wait for the end of the process."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -164,7 +164,7 @@ class Run:
         return self
 
     def wait_for(self, pattern: str, seconds: float = SECONDS) -> re.Match[str]:
-        """Wait until its output matches a pattern."""
+        """Wait until the output matches a pattern."""
         deadline = time.monotonic() + seconds
         while not (match := re.search(pattern, self.output, re.MULTILINE)):
             assert self.code is None, f"it ended with {self.code} without {pattern!r}:\n{self.output}"

@@ -1,4 +1,4 @@
-"""The cluster that the other tests here run on does what it promises."""
+"""Tests of the test cluster against its documented behaviour."""
 
 import ipaddress
 import os
@@ -34,7 +34,7 @@ def _wait(cluster: Cluster, job: str, state: str) -> None:
 
 
 def _listeners(pids: set[int]) -> Iterator[str]:
-    """Addresses of the TCP sockets on which these processes listen."""
+    """Return the addresses of the TCP sockets on which these processes listen."""
     inodes = set()
     for pid in pids:
         inodes.update(re.findall(r"socket:\[(\d+)\]", "\n".join(open_files(pid))))

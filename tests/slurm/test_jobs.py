@@ -204,7 +204,7 @@ def test_a_job_out_of_memory_runs_again_with_more(mishaps: Project) -> None:
     assert "Error in rule grows" not in output
 
 
-def test_a_job_that_never_fits_says_what_to_raise(mishaps: Project) -> None:
+def test_a_job_that_never_fits_names_what_to_raise(mishaps: Project) -> None:
     first, second = mishaps.ids("greedy")
     message = _error(mishaps, "greedy")
     assert f"SLURM job {second}: out of memory with 1000M after 2 tries; raise `mem_mb`.\nThe end of /" in message

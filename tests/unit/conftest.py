@@ -1,4 +1,4 @@
-"""A record of speed as the stage would leave it, and a machine without programs."""
+"""Fixtures: speed records as the stage writes them, and an environment without programs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _timed(model: str, variant: str, tile: int, run: tuple[str, str, float, floa
 
 @pytest.fixture
 def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder that programs are looked for in; has none."""
+    """Return an empty folder that is the only one on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -55,7 +55,7 @@ def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def speed_record() -> Callable[..., dict[str, Any]]:
-    """A function: the raw record of a model, its variant of PATCH and its tile, with some keys changed."""
+    """Return a function that makes the raw record of a model, variant of PATCH and tile, with some keys changed."""
 
     def make(model: str = "qwen", variant: str = "joint", tile: int = 16, **changes: Any) -> dict[str, Any]:
         record = {

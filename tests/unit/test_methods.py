@@ -59,7 +59,7 @@ def test_misspelt_methods(name: str, close: str) -> None:
         ("METHOD = 3", "must be Method"),
     ],
 )
-def test_a_file_that_says_something_else_is_named(line: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_named(line: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(line)
     with pytest.raises(InputError, match=words) as error:
         one_shot_methods(tmp_path)
@@ -74,7 +74,7 @@ def test_files_without_the_line_are_no_methods(tmp_path: Path) -> None:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The guide's file in the folder of the methods."""
+    """Return the guide's example, written into the folder of the methods."""
     code = re.search(r"```python\n(\"\"\"RIA.*?)```", GUIDE.read_text(), re.DOTALL)[1]
     (tmp_path / "ria.py").write_text(code)
     monkeypatch.setattr(patch.pruning, "__path__", [*patch.pruning.__path__, str(tmp_path)])

@@ -50,11 +50,11 @@ def seen(report: Path, chromium: str, tmp_path_factory: pytest.TempPathFactory) 
     return walk
 
 
-def test_the_overview_says_what_it_is(seen: dict) -> None:
+def test_the_overview_describes_the_experiment(seen: dict) -> None:
     text = " ".join(seen["overview"].split())
     assert text.startswith("PATCH: the experiment tiny")
     config = (
-        "Local (local folder local-model), Trained (trained here).",
+        "Local (local folder local-model), Trained (trained by the workflow).",
         "3 steps",
         "sequences of 32 tokens",
         "continuation, word_order",

@@ -25,8 +25,8 @@ def _probabilities(layer: Layer, first: int, rows: int, out: Tensor) -> None:
     start, count, sampling = first * groups, rows * groups, layer.sampling
     index, whole = places(count, start, layer.weight.device), len(layer.weight) * groups
     scores = torch.stack([gumbel_noise(index + k * whole, layer.keys) for k in range(6)])
-    here = start - layer.first_row * groups
-    scores.add_(layer.logits[:, here : here + count], alpha=sampling.scale).div_(sampling.temperature)
+    offset = start - layer.first_row * groups
+    scores.add_(layer.logits[:, offset : offset + count], alpha=sampling.scale).div_(sampling.temperature)
     torch.softmax(scores, 0, out=out.view(6, count))
 
 
@@ -87,8 +87,8 @@ def backward(
         by_pattern = _patterns(flat.device) @ (grad_mask * (1 - dense)).view(-1, 4).T
         by_pattern -= (by_pattern * flat).sum(0)
         by_pattern.mul_(flat).mul_(layer.sampling.scale / layer.sampling.temperature)
-        here = (first - layer.first_row) * columns // 4
-        place = logits_gradient[:, here : here + rows * columns // 4]
+        offset = (first - layer.first_row) * columns // 4
+        place = logits_gradient[:, offset : offset + rows * columns // 4]
         place.add_(by_pattern) if add else place.copy_(by_pattern)
 
 

@@ -30,20 +30,20 @@ def _mix(bits, key0, key1):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _score(logits, here, place, inside, key0, key1, scale, temperature):  # noqa: ANN001, ANN202
+def _score(logits, index, place, inside, key0, key1, scale, temperature):  # noqa: ANN001, ANN202
     noise = ((_mix(place, key0, key1) >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-7
     gumbel = -tl.log(-tl.log(noise))
-    return (tl.load(logits + here, mask=inside, other=0.0) * scale + gumbel) / temperature
+    return (tl.load(logits + index, mask=inside, other=0.0) * scale + gumbel) / temperature
 
 
 @triton.jit
-def _four(values, here, inside):  # noqa: ANN001, ANN202
+def _four(values, index, inside):  # noqa: ANN001, ANN202
     """Load the numbers at each of the four places of the groups, as fp32."""
     return (
-        tl.load(values + 4 * here, mask=inside, other=0).to(tl.float32),
-        tl.load(values + 4 * here + 1, mask=inside, other=0).to(tl.float32),
-        tl.load(values + 4 * here + 2, mask=inside, other=0).to(tl.float32),
-        tl.load(values + 4 * here + 3, mask=inside, other=0).to(tl.float32),
+        tl.load(values + 4 * index, mask=inside, other=0).to(tl.float32),
+        tl.load(values + 4 * index + 1, mask=inside, other=0).to(tl.float32),
+        tl.load(values + 4 * index + 2, mask=inside, other=0).to(tl.float32),
+        tl.load(values + 4 * index + 3, mask=inside, other=0).to(tl.float32),
     )
 
 
@@ -102,9 +102,9 @@ def _forward(
     KEPT: tl.constexpr,
     SIZE: tl.constexpr,
 ):  # noqa: ANN001, ANN202, E501
-    here = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    inside = here < count
-    group = first_group + here
+    index = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    inside = index < count
+    group = first_group + index
     own = group - logits_group
     if LEARNED:
         p0 = _score(logits, own, group, inside, key0, key1, scale, temperature)
@@ -119,27 +119,27 @@ def _forward(
         total = 1.0 / (p0 + p1 + p2 + p3 + p4 + p5)
         p0, p1, p2, p3, p4, p5 = p0 * total, p1 * total, p2 * total, p3 * total, p4 * total, p5 * total
         if KEPT:
-            tl.store(probabilities + here, p0, mask=inside)
-            tl.store(probabilities + count + here, p1, mask=inside)
-            tl.store(probabilities + 2 * count + here, p2, mask=inside)
-            tl.store(probabilities + 3 * count + here, p3, mask=inside)
-            tl.store(probabilities + 4 * count + here, p4, mask=inside)
-            tl.store(probabilities + 5 * count + here, p5, mask=inside)
+            tl.store(probabilities + index, p0, mask=inside)
+            tl.store(probabilities + count + index, p1, mask=inside)
+            tl.store(probabilities + 2 * count + index, p2, mask=inside)
+            tl.store(probabilities + 3 * count + index, p3, mask=inside)
+            tl.store(probabilities + 4 * count + index, p4, mask=inside)
+            tl.store(probabilities + 5 * count + index, p5, mask=inside)
         if HARD:
             p0, p1, p2, p3, p4, p5 = _hardened(p0, p1, p2, p3, p4, p5)
         m0, m1, m2, m3 = p0 + p1 + p2, p0 + p3 + p4, p1 + p3 + p5, p2 + p4 + p5
     else:
-        m0, m1, m2, m3 = _four(pattern, here, inside)
+        m0, m1, m2, m3 = _four(pattern, index, inside)
     if TILED:
         dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
         m0, m1 = dense + (1 - dense) * m0, dense + (1 - dense) * m1
         m2, m3 = dense + (1 - dense) * m2, dense + (1 - dense) * m3
-    w0, w1, w2, w3 = _four(weight, here, inside)
+    w0, w1, w2, w3 = _four(weight, index, inside)
     w0, w1, w2, w3 = w0 * m0, w1 * m1, w2 * m2, w3 * m3
-    tl.store(masked + 4 * here, w0, mask=inside)
-    tl.store(masked + 4 * here + 1, w1, mask=inside)
-    tl.store(masked + 4 * here + 2, w2, mask=inside)
-    tl.store(masked + 4 * here + 3, w3, mask=inside)
+    tl.store(masked + 4 * index, w0, mask=inside)
+    tl.store(masked + 4 * index + 1, w1, mask=inside)
+    tl.store(masked + 4 * index + 2, w2, mask=inside)
+    tl.store(masked + 4 * index + 3, w3, mask=inside)
     tl.store(norms + tl.program_id(0), tl.sum(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3))
 
 
@@ -177,35 +177,35 @@ def _backward(
     ADD: tl.constexpr,
     SIZE: tl.constexpr,
 ):  # noqa: ANN001, ANN202, E501
-    here = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    inside = here < count
-    group = first_group + here
+    index = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    inside = index < count
+    group = first_group + index
     if LEARNED:
-        p0 = tl.load(probabilities + here, mask=inside, other=0.0)
-        p1 = tl.load(probabilities + count + here, mask=inside, other=0.0)
-        p2 = tl.load(probabilities + 2 * count + here, mask=inside, other=0.0)
-        p3 = tl.load(probabilities + 3 * count + here, mask=inside, other=0.0)
-        p4 = tl.load(probabilities + 4 * count + here, mask=inside, other=0.0)
-        p5 = tl.load(probabilities + 5 * count + here, mask=inside, other=0.0)
+        p0 = tl.load(probabilities + index, mask=inside, other=0.0)
+        p1 = tl.load(probabilities + count + index, mask=inside, other=0.0)
+        p2 = tl.load(probabilities + 2 * count + index, mask=inside, other=0.0)
+        p3 = tl.load(probabilities + 3 * count + index, mask=inside, other=0.0)
+        p4 = tl.load(probabilities + 4 * count + index, mask=inside, other=0.0)
+        p5 = tl.load(probabilities + 5 * count + index, mask=inside, other=0.0)
         if HARD:
             c0, c1, c2, c3, c4, c5 = _hardened(p0, p1, p2, p3, p4, p5)
         else:
             c0, c1, c2, c3, c4, c5 = p0, p1, p2, p3, p4, p5
         m0, m1, m2, m3 = c0 + c1 + c2, c0 + c3 + c4, c1 + c3 + c5, c2 + c4 + c5
     else:
-        m0, m1, m2, m3 = _four(pattern, here, inside)
+        m0, m1, m2, m3 = _four(pattern, index, inside)
     dense = tl.zeros([SIZE], tl.float32)
     if TILED:
         dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
-    w0, w1, w2, w3 = _four(weight, here, inside)
-    g0, g1, g2, g3 = _four(gradient, here, inside)
+    w0, w1, w2, w3 = _four(weight, index, inside)
+    g0, g1, g2, g3 = _four(gradient, index, inside)
     g0 = w0 * (g0 + 2 * norm_gradient * (dense + (1 - dense) * m0) * w0)
     g1 = w1 * (g1 + 2 * norm_gradient * (dense + (1 - dense) * m1) * w1)
     g2 = w2 * (g2 + 2 * norm_gradient * (dense + (1 - dense) * m2) * w2)
     g3 = w3 * (g3 + 2 * norm_gradient * (dense + (1 - dense) * m3) * w3)
     if TILED:
-        share = g0 * (1 - m0) + g1 * (1 - m1) + g2 * (1 - m2) + g3 * (1 - m3)
-        tl.store(by_group + here, share, mask=inside)
+        term = g0 * (1 - m0) + g1 * (1 - m1) + g2 * (1 - m2) + g3 * (1 - m3)
+        tl.store(by_group + index, term, mask=inside)
         g0, g1, g2, g3 = g0 * (1 - dense), g1 * (1 - dense), g2 * (1 - dense), g3 * (1 - dense)
     if WANTED:
         own = group - logits_group

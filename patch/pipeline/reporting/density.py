@@ -54,7 +54,7 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
     for axis in axes[-columns:]:
         axis.set_xlabel("Layer")
     figure.suptitle(model.title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"])
-    bar = figure.colorbar(image, ax=list(axes), pad=0.01, aspect=30 if stacked else 18, label="Density (kept share)")
+    bar = figure.colorbar(image, ax=list(axes), pad=0.01, aspect=30 if stacked else 18, label="Density (kept fraction)")
     bar.outline.set_linewidth(0.4)
     return figure
 

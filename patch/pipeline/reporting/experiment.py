@@ -71,7 +71,7 @@ def _seeded(run: Run) -> bool:
 
 def _source(plan: Plan, model: str) -> str:
     source = plan.experiment.models[model].source
-    kinds = {"train": "trained here", "hub": "hub", "local": "local folder", "gguf": "package"}
+    kinds = {"train": "trained by the workflow", "hub": "hub", "local": "local folder", "gguf": "package"}
     names = {"hub": "repo", "local": "path", "gguf": "distribution"}
     return kinds[source.kind] + (f" {getattr(source, names[source.kind])}" if source.kind in names else "")
 

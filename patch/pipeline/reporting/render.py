@@ -84,7 +84,7 @@ def write_table(table: Table, stem: Path | str) -> list[Path]:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV, with the ``Heading.parts`` of each measure in columns of their own."""
+    """Return a table as CSV, with the ``Heading.parts`` of each measure in separate columns."""
     rows = table.rows
     columns: dict[str, list[str | int | None]] = {"model": [row.model for row in rows]} if table.names_models else {}
     columns |= {

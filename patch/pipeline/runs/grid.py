@@ -89,7 +89,7 @@ class Grid:
             )
 
     def _check_split(self, key: str, use: Use) -> None:
-        parts = self.experiment.corpora[use.corpus].parts
+        parts = self.experiment.corpora[use.corpus].split_names
         if use.split not in parts:
             hint = suggest(use.split, parts)
             raise InputError(f"`{key}.split` is {use.split!r}, of which corpus `{use.corpus}` has no text; {hint}")
@@ -154,7 +154,7 @@ class Grid:
         values = values | self._variants.get(run.variant, {})
         learning = validate(Learning, values, where=f"learning.methods.{run.method}")
         if learning.use is None:
-            raise InputError("`learning.common.use` is missing: name the corpus and part that masks are learned on")
+            raise InputError("`learning.common.use` is missing: name the corpus and split that masks are learned on")
         if learning.use.corpus not in self.experiment.corpora:
             corpus = learning.use.corpus
             raise InputError(

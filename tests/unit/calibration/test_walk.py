@@ -221,7 +221,7 @@ def test_dense_inputs_are_those_of_one_pass_of_the_dense_model(
 
 
 class OlderBlock(nn.Module):
-    """Block that returns a tuple and takes its mask by position."""
+    """Block that returns a tuple and expects its mask by position."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -257,13 +257,13 @@ def test_blocks_that_give_tuples_and_take_arguments_by_position(sequences: Calla
         torch.testing.assert_close(statistics.gram.double(), expected[name], rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_no_windows_are_refused(tiny_model: Callable, sequences: Callable) -> None:
+def test_no_sequences_are_refused(tiny_model: Callable, sequences: Callable) -> None:
     with pytest.raises(InputError, match="no calibration sequences"):
         walk_blocks(tiny_model(), sequences(0), lambda linears, statistics: None)
 
 
 def test_a_layer_that_takes_no_part_is_named(tiny_model: Callable, sequences: Callable) -> None:
     model = tiny_model()
-    model.model.layers[1].spare = nn.Linear(24, 24)
-    with pytest.raises(InputError, match="model.layers.1.spare is not part"):
+    model.model.layers[1].unused = nn.Linear(24, 24)
+    with pytest.raises(InputError, match="model.layers.1.unused is not part"):
         walk_blocks(model, sequences(), lambda linears, statistics: None)

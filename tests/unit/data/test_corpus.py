@@ -1,4 +1,4 @@
-"""Corpora on disk have disjoint parts, and errors name a valid alternative."""
+"""Tests of corpora on disk: splits are disjoint, and errors name a valid alternative."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patch.data import sources
-from patch.data.corpus import SPLITS, assign_parts, fetch_corpus, read_documents
+from patch.data.corpus import SPLITS, assign_splits, fetch_corpus, read_documents
 from patch.data.corpus_settings import Corpus, FilesSource, HubSource, PackageSource, SplitBySeed
 from patch.errors import InputError
 
@@ -42,8 +42,8 @@ def test_kjv_parts_never_overlap_and_meet_their_shares(kjv):
     documents = [document for part in parts.values() for document in part]
     assert len(documents) == len(set(documents)) > 4000
     total = sum(map(len, documents))
-    for split, share in {"train": 0.88, "calibration": 0.04, "validation": 0.02, "test": 0.06}.items():
-        assert abs(sum(map(len, parts[split])) / total - share) < 0.002
+    for split, fraction in {"train": 0.88, "calibration": 0.04, "validation": 0.02, "test": 0.06}.items():
+        assert abs(sum(map(len, parts[split])) / total - fraction) < 0.002
 
 
 def test_kjv_keeps_the_whole_text_in_pieces_of_sane_length(kjv):
@@ -79,7 +79,7 @@ def test_fetching_again_gives_the_same_bytes_and_another_seed_other_parts(kjv, t
 def test_shares_are_met_up_to_one_document(lengths, seed):
     lengths = np.array(lengths)
     split = SplitBySeed(train=0.5, calibration=0.25, validation=0.0, test=0.25, seed=seed)
-    parts = assign_parts(lengths, split)
+    parts = assign_splits(lengths, split)
     for index, name in enumerate(SPLITS):
         got, wanted = lengths[parts == index].sum(), getattr(split, name) * lengths.sum()
         assert abs(got - wanted) <= 50
@@ -99,7 +99,7 @@ def test_a_mapping_puts_whole_files_into_parts(tmp_path):
     files = {"train": [str(tmp_path / "[ab].txt")], "test": [str(tmp_path / "c.txt")]}
     parts = fetch(FilesSource(files=files), tmp_path / "out")
     assert parts == {"train": ["first file", "one paragraph", "another"], "test": ["held out"]}
-    with pytest.raises(InputError, match="no text in its part `validation`.*known: train, test"):
+    with pytest.raises(InputError, match="no text in its split `validation`.*known: train, test"):
         read_documents(tmp_path / "out", "validation")
 
 
@@ -149,7 +149,7 @@ def test_files_that_are_missing_or_in_two_parts(tmp_path):
         fetch_corpus(Corpus(source=FilesSource(files=[str(tmp_path / "*.txt")])), tmp_path / "out")
     (tmp_path / "a.txt").write_text("x")
     files = {"train": [str(tmp_path / "*.txt")], "test": [str(tmp_path / "a.txt")]}
-    with pytest.raises(InputError, match="is in the parts `train` and `test`"):
+    with pytest.raises(InputError, match="is in the splits `train` and `test`"):
         fetch_corpus(Corpus(source=FilesSource(files=files)), tmp_path / "out")
 
 

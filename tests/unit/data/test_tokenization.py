@@ -48,7 +48,7 @@ def test_one_end_of_sequence_between_documents(template: str, bos: str, expected
 
 
 def test_a_tokenizer_without_vocabulary(tiny_model, tmp_path) -> None:  # noqa: ANN001
-    """transformers makes such a tokenizer from a folder without tokenizer files."""
+    """Refuse the tokenizer that transformers makes from a folder without tokenizer files."""
     from patch.models.loading import load_tokenizer
 
     tiny_model("qwen2").save_pretrained(tmp_path)

@@ -33,7 +33,7 @@ def test_error_of_a_perplexity_is_that_of_the_delta_method() -> None:
 
 
 def test_covers_the_truth_as_often_as_it_should() -> None:
-    """Of 300 means, 68 % are within one standard error of the true mean."""
+    """One standard error around the mean covers the true mean in 68 % of 300 samples."""
     rng = np.random.default_rng(1)
     hits = [
         abs(values.mean() - 3.0) <= bootstrap_stderr(values)

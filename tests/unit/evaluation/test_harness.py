@@ -1,4 +1,4 @@
-"""lm-eval agrees with slowly computed log-likelihoods on a tiny model, offline."""
+"""Tests of lm-eval against slowly computed log-likelihoods on a tiny model, offline."""
 
 import json
 import math
@@ -224,7 +224,7 @@ def few_names(monkeypatch):
     ],
 )
 def test_names_that_do_not_exist(few_names, tmp_path, include_path, hint):
-    with pytest.raises(InputError, match=f"names 'clozed', which lm-eval does not know; {hint}"):
+    with pytest.raises(InputError, match=f"names 'clozed', which is not a task of lm-eval; {hint}"):
         fetch_task_data(["clozed"], include_path, tmp_path / "receipt.json")
     with pytest.raises(InputError, match="names 'a_tag', a tag of lm-eval without a score; name its tasks: x, y"):
         fetch_task_data(["a_tag"], include_path, tmp_path / "receipt.json")

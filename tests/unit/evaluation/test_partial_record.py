@@ -36,8 +36,8 @@ def test_parts_come_back(tmp_path: Path) -> None:
 
 
 def test_parts_of_other_settings_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    filled(tmp_path / "cell.json")
-    assert PartialRecord(tmp_path / "cell.json", "another").parts == {}
+    filled(tmp_path / "run.json")
+    assert PartialRecord(tmp_path / "run.json", "another").parts == {}
     assert "other settings" in caplog.text
 
 
@@ -64,7 +64,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "3", "cut", "nan", *DAMAGES])
 def test_a_broken_file_is_ignored(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "cell.json"
+    path = tmp_path / "run.json"
     filled(path)
     text = path.read_text()
     if damage in DAMAGES:

@@ -36,12 +36,12 @@ def sequences():
 
 def slow(model, sequences) -> tuple[float, float, list[float]]:
     means = []
-    for window in sequences:
-        logits = model.double()(torch.tensor([window.tolist()])).logits[0].detach().numpy()
+    for sequence in sequences:
+        logits = model.double()(torch.tensor([sequence.tolist()])).logits[0].detach().numpy()
         losses = []
-        for position in range(len(window) - 1):
+        for position in range(len(sequence) - 1):
             row = logits[position] - logits[position].max()
-            losses.append(math.log(np.exp(row).sum()) - row[window[position + 1]])
+            losses.append(math.log(np.exp(row).sum()) - row[sequence[position + 1]])
         means.append(np.mean(losses))
     model.float()
     delta = math.exp(np.mean(means)) * np.std(means, ddof=1) / math.sqrt(len(means))
@@ -67,7 +67,7 @@ def test_the_same_again(model, sequences):
     assert perplexity(model, sequences, 3) == perplexity(model, sequences, 3)
 
 
-def test_one_window_has_no_error(model, sequences):
+def test_one_sequence_has_no_error(model, sequences):
     metric = perplexity(model, sequences[:1], 4)
     assert metric.stderr is None and len(metric.values) == 1
 

@@ -34,13 +34,13 @@ class Hybrid:
 
 
 def _hybrid_mask(
-    shape: tuple[int, int], tile: int, share: float, generator: torch.Generator, fewer: bool = False
+    shape: tuple[int, int], tile: int, fraction: float, generator: torch.Generator, fewer: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return a random 2:4 mask, up to 2:4 with ``fewer``, under dense tiles, and their map."""
     (rows, columns), height, width = shape, min(shape[0], tile), min(shape[1], tile)
     assert rows % height == 0 and columns % width == 0, (shape, tile)
-    dense = torch.rand(rows // height, columns // width, generator=generator) < share
-    if 0 < share < 1 and dense.numel() > 1:
+    dense = torch.rand(rows // height, columns // width, generator=generator) < fraction
+    if 0 < fraction < 1 and dense.numel() > 1:
         first, last = torch.randperm(dense.numel(), generator=generator)[:2].tolist()
         dense.view(-1)[first], dense.view(-1)[last] = True, False
     mask = (torch.rand(rows, columns // 4, 4, generator=generator).argsort(-1) < 2).view(shape)
@@ -54,35 +54,35 @@ def _hybrid_mask(
 
 @pytest.fixture
 def hybrid_weight() -> Callable[..., Hybrid]:
-    """A function of shape, tile and dense fraction that returns a random weight and mask, the same at each call."""
+    """Return a function of shape, tile and dense fraction that makes an equal random weight and mask at each call."""
 
     def make(
         shape: tuple[int, int],
         tile: int,
-        share: float = 0.5,
+        fraction: float = 0.5,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         fewer: bool = False,
         whole: bool = False,
     ) -> Hybrid:
-        """With ``whole``, weights are small integers, whose sums are exact in fp32."""
+        """Return the weight; with ``whole`` it has small integers, whose sums are exact in fp32."""
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randint(-4, 5, shape, generator=generator) if whole else torch.randn(shape, generator=generator)
-        return Hybrid(weight.to(dtype), *_hybrid_mask(shape, tile, share, generator, fewer), tile)
+        return Hybrid(weight.to(dtype), *_hybrid_mask(shape, tile, fraction, generator, fewer), tile)
 
     return make
 
 
 @pytest.fixture
 def model_masks() -> Callable[..., MaskSet]:
-    """A function of a model and a tile, None for 2:4, that returns random masks; the first layer's tiles are dense."""
+    """Return a function of a model and a tile (None: 2:4) that makes random masks; the first layer is dense."""
 
-    def make(model: nn.Module, tile: int | None, share: float = 0.4, seed: int = 0) -> MaskSet:
+    def make(model: nn.Module, tile: int | None, fraction: float = 0.4, seed: int = 0) -> MaskSet:
         generator = torch.Generator().manual_seed(seed)
         masks, tiles = {}, {}
         for i, (name, linear) in enumerate(prunable_linears(model).items()):
             shape = tuple(weight_matrix(linear).shape)
-            part = 0.0 if tile is None else share if i else 1.0
+            part = 0.0 if tile is None else fraction if i else 1.0
             masks[name], tiles[name] = _hybrid_mask(shape, tile or max(shape), part, generator)
         return MaskSet(masks, "2:4") if tile is None else MaskSet(masks, "hybrid", tiles, tile)
 
@@ -91,7 +91,7 @@ def model_masks() -> Callable[..., MaskSet]:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """A function that sets the number of threads until the test ends."""
+    """Return a function that sets the number of threads until the test ends."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

@@ -45,7 +45,7 @@ def hybrid(model: nn.Module) -> MaskSet:
 
 @pytest.fixture(params=["qwen2", "gpt2"])
 def model(request: pytest.FixtureRequest, tiny_model: Callable) -> nn.Module:
-    """A tiny model with weights as `[out, in]`, and one with weights as `[in, out]`."""
+    """Return a tiny model with weights as `[out, in]`, and one with weights as `[in, out]`."""
     return tiny_model(request.param)
 
 

@@ -100,8 +100,8 @@ def assert_product(found: Tensor, inputs: Tensor, masked: Tensor) -> None:
 def test_a_product_is_that_of_the_masked_weight(
     shape: tuple, tile: int, dtype: torch.dtype, instructions: str, hybrid_weight: Callable
 ) -> None:
-    for share in (0.0, 0.5, 1.0):
-        made = hybrid_weight(shape, tile, share, dtype)
+    for fraction in (0.0, 0.5, 1.0):
+        made = hybrid_weight(shape, tile, fraction, dtype)
         packed = made.packed
         for rows in ROWS:
             inputs = random_inputs(rows, shape[1], dtype)
@@ -353,7 +353,7 @@ def test_a_compiler_that_does_not_know_the_newest_instructions(
 
 
 @needs_compiler
-def test_it_says_why_not(hybrid_weight: Callable) -> None:
+def test_the_reason_is_named(hybrid_weight: Callable) -> None:
     def reason(packed: PackedWeight, inputs: Tensor) -> str:
         return compiled.supports(packed, inputs) or ""
 

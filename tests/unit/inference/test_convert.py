@@ -36,7 +36,7 @@ CASES = [
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{'larger' if case[2] else 'tiny'}")
 def case(request: pytest.FixtureRequest, tiny_model: Callable, model_masks: Callable) -> tuple[nn.Module, MaskSet]:
-    """A model and its masks."""
+    """Return a model and its masks."""
     family, tile, changes = request.param
     model = tiny_model(family, **changes)
     return model, model_masks(model, tile)
@@ -117,7 +117,7 @@ def test_which_layers_are_packed(case: tuple) -> None:
 
 def test_masks_that_are_dense_throughout_change_nothing(tiny_model: Callable, model_masks: Callable) -> None:
     model = tiny_model("llama")
-    masks = model_masks(model, 4, share=1.0)
+    masks = model_masks(model, 4, fraction=1.0)
     weights = {name: linear.weight.clone() for name, linear in prunable_linears(model).items()}
     convert(model, masks)
     assert not any(isinstance(module, HybridLinear) for module in model.modules())

@@ -266,7 +266,7 @@ def test_a_model_that_transformers_does_not_save_is_a_users_mistake(tiny_model: 
 
 @pytest.fixture
 def dense(tiny_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Callable[..., list[str]]:
-    """A function that writes a model, its tokenizer and a mask, and returns the options of the command line."""
+    """Return a function that writes a model, a tokenizer and a mask, and returns the options of the command line."""
 
     def make(family: str = "gpt2", dtype: torch.dtype = torch.float32) -> list[str]:
         model = tiny_model(family).to(dtype)
@@ -354,14 +354,14 @@ def test_command_line_errors(
     assert not (tmp_path / "sparse").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_dtype_of_a_folder_that_says_none_is_float32(dense: Callable, tmp_path: Path) -> None:
+def test_dtype_of_a_folder_without_one_is_float32(dense: Callable, tmp_path: Path) -> None:
     dense(dtype=torch.bfloat16)
     path = tmp_path / "dense" / "config.json"
     config = json.loads(path.read_text())
     assert stored_dtype(path.parent) == config.pop("dtype") == "bfloat16"
     path.write_text(json.dumps(config))
     assert stored_dtype(path.parent) == "float32"
-    path.write_text(json.dumps(config | {"torch_dtype": "float16"}))  # as older folders say it
+    path.write_text(json.dumps(config | {"torch_dtype": "float16"}))  # the key in older folders
     assert stored_dtype(path.parent) == "float16"
 
 

@@ -41,7 +41,7 @@ TOKENS = torch.randint(0, 50, (2, 5), generator=torch.Generator().manual_seed(0)
 
 @pytest.fixture
 def made(tiny_model: Callable, model_masks: Callable) -> Callable[..., nn.Module]:
-    """A function that returns a converted tiny model."""
+    """Return a function that makes a converted tiny model."""
 
     def make(
         family: str = "qwen2", tile: int | None = 8, dtype: torch.dtype = torch.float32, **changes: Any
@@ -277,7 +277,7 @@ def test_a_model_that_is_not_converted(tiny_model: Callable, tmp_path: Path) -> 
 
 @pytest.fixture
 def folder(made: Callable, tmp_path: Path) -> Path:
-    """A saved model."""
+    """Return the folder of a saved model."""
     save(made(), tmp_path / "packed")
     return tmp_path / "packed"
 
@@ -296,11 +296,11 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
     refused(folder, "packed.safetensors: no such file")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
-def test_a_truncated_file(share: float, folder: Path) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.01, 0.5, 0.999])
+def test_a_truncated_file(fraction: float, folder: Path) -> None:
     path = folder / "packed.safetensors"
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     refused(folder, "packed.safetensors: truncated or not a safetensors file")
 
 

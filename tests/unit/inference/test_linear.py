@@ -197,10 +197,10 @@ def test_it_describes_itself(hybrid_weight: Callable) -> None:
     sparse = int((~made.dense).sum())
     assert 0 < sparse < 6
     # A dense tile of 32 takes 4096 bytes, a sparse one 2048 and 128 of bits; each one of the map.
-    share = (6 * 4096 - sparse * 1920 + 6) / (6 * 4096 + 6)
+    ratio = (6 * 4096 - sparse * 1920 + 6) / (6 * 4096 + 6)
     assert repr(layer) == (
         f"HybridLinear(in_features=96, out_features=64, bias=True, tile=32, sparse_tiles={sparse}/6, "
-        f"of_dense={share:.3f})"
+        f"size_ratio={ratio:.3f})"
     )
     assert "bias=False" in repr(pair(made, bias=False)[0])
 

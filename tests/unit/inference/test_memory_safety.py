@@ -22,7 +22,7 @@ UNSEEN = {"numpy_bits", "numpy_no_bits", "numpy_some_bits", "data_bits", "storag
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, str]]:
-    """Outcomes by attack and kind of weight."""
+    """Return the outcomes by attack and kind of weight."""
     script = Path(__file__).with_name("attacks.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

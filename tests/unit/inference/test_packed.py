@@ -85,14 +85,14 @@ def unpacked_slowly(packed: PackedWeight) -> Tensor:
     return torch.tensor(flat, dtype=packed.values.dtype).view(packed.shape)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("fewer", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "tile"), SHAPES)
 def test_what_is_packed_comes_back(
-    shape: tuple, tile: int, dtype: torch.dtype, fewer: bool, share: float, hybrid_weight: Callable
+    shape: tuple, tile: int, dtype: torch.dtype, fewer: bool, fraction: float, hybrid_weight: Callable
 ) -> None:
-    made = hybrid_weight(shape, tile, share, dtype, fewer=fewer)
+    made = hybrid_weight(shape, tile, fraction, dtype, fewer=fewer)
     packed = made.packed
     assert packed.values.dtype == dtype and packed.bits.dtype == torch.uint8
     assert torch.equal(bits_of(unpack(packed)), bits_of(made.masked))
@@ -104,24 +104,24 @@ def test_what_is_packed_comes_back(
     side=st.sampled_from([4, 8, 12, 20, 36]),
     down=st.one_of(st.integers(1, 3), st.integers(-36, -1)),
     across=st.integers(1, 3),
-    share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    fraction=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     fewer=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_any_shape_is_read_as_it_was_written(
-    side: int, down: int, across: int, share: float, fewer: bool, seed: int, hybrid_weight: Callable
+    side: int, down: int, across: int, fraction: float, fewer: bool, seed: int, hybrid_weight: Callable
 ) -> None:
     rows = down * side if down > 0 else min(-down, side)
-    made = hybrid_weight((rows, across * side), side, share, seed=seed, fewer=fewer)
+    made = hybrid_weight((rows, across * side), side, fraction, seed=seed, fewer=fewer)
     packed = made.packed
     assert torch.equal(unpacked_slowly(packed), made.masked)
     assert torch.equal(unpack(packed), made.masked)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("shape", "tile"), SHAPES)
-def test_the_layout(shape: tuple, tile: int, share: float, hybrid_weight: Callable) -> None:
-    made = hybrid_weight(shape, tile, share, torch.bfloat16)
+def test_the_layout(shape: tuple, tile: int, fraction: float, hybrid_weight: Callable) -> None:
+    made = hybrid_weight(shape, tile, fraction, torch.bfloat16)
     packed = made.packed
     values, found = packed_slowly(made.weight, made.mask, made.dense, tile)
     assert packed.values.tolist() == values and packed.bits.tolist() == found

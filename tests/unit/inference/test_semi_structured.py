@@ -10,10 +10,10 @@ from patch.inference.backends import semi_structured
 from patch.inference.packed import PackedWeight, pack, unpack
 
 
-def packed_weight(out: int, columns: int, share: float = 0.0, dtype: torch.dtype = torch.float16) -> PackedWeight:
+def packed_weight(out: int, columns: int, fraction: float = 0.0, dtype: torch.dtype = torch.float16) -> PackedWeight:
     """Return a random weight with tiles of 32, about a fraction of them dense."""
     generator = torch.Generator().manual_seed(0)
-    dense = torch.rand(out // 32, columns // 32, generator=generator) < share
+    dense = torch.rand(out // 32, columns // 32, generator=generator) < fraction
     kept = torch.rand(out, columns // 4, 4, generator=generator).argsort(-1) < 2
     mask = kept.view(out, columns) | dense.repeat_interleave(32, 0).repeat_interleave(32, 1)
     return pack(torch.randn(out, columns, generator=generator).to(dtype), mask, dense, 32)
@@ -39,7 +39,7 @@ REASONS: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), REASONS)
-def test_it_says_why_not(changes: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_is_named(changes: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, half, shape = torch.device("cuda", 0), torch.float16, changes.get("shape", (64, 64))
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: changes.get("capability", (9, 0)))

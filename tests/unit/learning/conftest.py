@@ -29,7 +29,7 @@ from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 
 learn_module = importlib.import_module("patch.learning.learn")
-# What the machine decides.
+# Values that depend on the machine.
 TIMES = ("seconds", "tokens_per_second", "peak_memory_mb")
 
 
@@ -200,7 +200,7 @@ def _fork(rank: int, count: int, store: Path, function: Callable[[int], Any], re
     if pid:
         return pid
     try:
-        # The threads of the parent are not here, and whoever waits for them waits for ever.
+        # A fork lacks the threads of its parent, and waiting for them would never end.
         torch.set_num_threads(1)
         method, timeout = f"file://{store}", timedelta(seconds=30)
         dist.init_process_group("gloo", init_method=method, rank=rank, world_size=count, timeout=timeout)

@@ -70,7 +70,7 @@ def spoil(path: Path, place: int, bad: bytes) -> None:
 
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("fault", BAD_LINES)
-def test_a_run_goes_on_from_before_a_bad_line(
+def test_a_run_resumes_from_before_a_bad_line(
     fault: str,
     every: int,
     run: Callable,

@@ -84,7 +84,7 @@ def test_recomputed_blocks_have_the_same_gradient(tiny_model: Callable, cut_of: 
     [
         (Separator(EOS), [EOS, 5, 6, EOS, 7, EOS], [1, 1, 0, 0, 1, 0]),
         (Separator(EOS, BOS), [5, EOS, BOS, 6, EOS, BOS], [1, 0, 1, 0, 0, 1]),
-        # One token for both ends, as in OPT: at the beginning of a window it may be either.
+        # One token for both ends, as in OPT: at the beginning of a sequence it may be either.
         (Separator(EOS, EOS), [EOS, 5, 6, EOS, EOS, 7], [1, 0, 0, 0, 1, 0]),
         (Separator(EOS, EOS), [EOS, EOS, 5, 6, EOS, EOS], [1, 1, 0, 0, 0, 1]),
     ],
@@ -99,12 +99,12 @@ def test_starts_and_positions(tiny_model: Callable, separator: Separator, row: l
     assert positions == expected
 
 
-def test_a_window_of_separators_alone_has_no_loss(tiny_model: Callable, cut_of: Callable) -> None:
+def test_a_sequence_of_separators_alone_has_no_loss(tiny_model: Callable, cut_of: Callable) -> None:
     model = tiny_model()
     assert cross_entropy(model, torch.full((1, 6), EOS), cut_of(model)).item() == 0
 
 
-def test_a_window_of_one_document_is_what_it_was(tiny_model: Callable, cut_of: Callable) -> None:
+def test_a_sequence_of_one_document_is_unchanged(tiny_model: Callable, cut_of: Callable) -> None:
     model, tokens = tiny_model(), packed(ROWS[1:2])
     plain, cut = cross_entropy(model, tokens), cross_entropy(model, tokens, cut_of(model))
     assert cut.item() == pytest.approx(plain.item(), rel=1e-6)

@@ -18,7 +18,7 @@ from patch.masks.noise import TILES, gumbel_noise, logistic_noise, noise_keys, p
 from patch.models.loading import is_transposed, prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 
-# The package's function of the same name hides nothing: the module itself is needed to change what it calls.
+# The package exports a function of the same name; the tests patch the module.
 learn_module = importlib.import_module("patch.learning.learn")
 SIX = torch.tensor([(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1)])
 
@@ -48,7 +48,7 @@ def test_first_loss_and_gradient_against_float64(
     tiny_model: Callable,
     sequences: Callable,
 ) -> None:
-    """The whole step in float64 by autograd: masks from the plain formula, loss from the model's own logits."""
+    """Compare with a step in float64 by autograd: masks from the plain formula, loss from the model's own logits."""
     rows = learn_module.batch_indices(0, 4, 10, 0)
     options = {"sparsity_reg": 3.0, "weight_reg": 2.0, "weight_reg_decay": weight_reg_decay, "micro_batch_size": 4}
     _, curve = run_learning(model=tiny_model(family), steps=2, **options)
@@ -63,9 +63,9 @@ def test_first_loss_and_gradient_against_float64(
         gumbel = gumbel_noise(places(pattern.numel()), noise_keys(0, 0, 0, layer)).double().view_as(pattern)
         logistic = logistic_noise(places(tiles.numel()), noise_keys(0, 0, 0, layer, TILES)).double().view_as(tiles)
         soft = (torch.softmax((100.0 * pattern + gumbel) / 4.0, 0).T @ SIX.double()).reshape(weight.shape)
-        share = torch.sigmoid((25.0 * tiles + logistic) / 2.0)
-        share = torch.kron(share, torch.ones(4, 4, dtype=torch.float64))
-        mask = share + (1 - share) * soft
+        density = torch.sigmoid((25.0 * tiles + logistic) / 2.0)
+        density = torch.kron(density, torch.ones(4, 4, dtype=torch.float64))
+        mask = density + (1 - density) * soft
         replaced[f"{name}.weight"] = (mask * weight).T if is_transposed(linear) else mask * weight
         kept = kept + (mask * weight).square().sum()
         total += weight.square().sum()
@@ -88,7 +88,7 @@ def test_first_loss_and_gradient_against_float64(
 def test_accumulation_changes_nothing(
     method: str, recorded: list, run_learning: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4 x 1, 2 x 2 and 1 x 4 sequences with the same noise give the same loss, gradients and terms."""
+    """Batches of 4 x 1, 2 x 2 and 1 x 4 sequences with the same noise give the same loss, gradients and terms."""
 
     def same_for_all(seed: int, step: int, micro: int, *rest: int) -> tuple[int, int]:
         return noise_keys(seed, step, 0, *rest)
@@ -117,7 +117,7 @@ def test_micro_batches_have_noise_of_their_own(run_learning: Callable, monkeypat
 
     monkeypatch.setattr(learnable, "noise_keys", spy)
     run_learning(steps=3, micro_batch_size=1)
-    # Of the patterns and of the tiles.
+    # Gradients of the patterns and of the tiles.
     assert len(seen) == len(set(seen)) == 3 * 4 * 14 * 2
     assert len({noise_keys(*counters) for counters in seen}) == len(seen)
 
@@ -294,7 +294,7 @@ def test_the_kept_norm_regularizer_leads_to_the_largest_weights(run_learning: Ca
 def test_files_are_left_tidy(run_learning: Callable, tmp_path: Path) -> None:
     run_learning(folder="run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.jsonl"]
-    # The log, and the state after the last until the caller has saved the masks.
+    # The log, and the final state, which is kept until the caller has saved the masks.
     assert sorted(path.suffix for path in (tmp_path / "run").iterdir()) == [".jsonl", ".pt"]
 
 

@@ -104,7 +104,7 @@ def test_penalty_pushes_towards_the_target() -> None:
     assert all((mask.tile_logits.grad < 0).all() for mask in masks.values()), "too sparse: logits must rise"
 
 
-def test_reward_is_the_kept_share_of_the_squared_norm() -> None:
+def test_kept_norm_is_the_kept_fraction_of_the_squared_norm() -> None:
     masks, total, kept = layers(tile=None), 0.0, 0.0
     generator = torch.Generator().manual_seed(1)
     for name, mask in masks.items():

@@ -46,7 +46,7 @@ def losses(curve: Path) -> list[float]:
 def test_every_weight_is_trained_and_the_loss_falls(family: str, source: Callable, tmp_path: Path) -> None:
     settings = source(family, steps=40)
     start = {name: value.clone() for name, value in new_model(settings, Tokenizer()).state_dict().items()}
-    # Each window repeats four tokens in order: easy to predict.
+    # Each sequence repeats four tokens in order: easy to predict.
     sequences = np.tile(np.arange(8)[:, None] + np.arange(4), 3).astype(np.uint16)
     model = train(settings, Tokenizer(), sequences, tmp_path / "run", tmp_path / "c.jsonl")
     assert not model.training

@@ -136,7 +136,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(
     results = in_processes(2, lambda rank: run_learning())
     assert [stopped.code for stopped in results] == [EXIT_RESUMABLE] * 2
     assert sorted(path.name for path in (tmp_path / "run").glob("*.pt")) == files_of(3, 2)
-    # One process goes on where two were.
+    # One process resumes the run of two.
     in_step(-1, lambda: None)
     resumed, resumed_curve = run_learning()
     same_masks(resumed, masks)

@@ -60,7 +60,7 @@ def saved(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def gpt2() -> torch.nn.Module:
-    """A model with transposed layers, tied embeddings, and dropout in training mode."""
+    """Return a model with transposed layers, tied embeddings, and dropout in training mode."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -265,9 +265,9 @@ def test_transposed_layers_and_recomputed_blocks_without_dropout(
 
 def test_loss_and_penalty_fall_and_groups_become_two_four(run_proxsparse: Callable, saved: Callable) -> None:
     masks, curve = run_proxsparse(steps=40, lr=0.003, prox_strength=0.3)
-    losses, penalties, shares = ([line[key] for line in curve] for key in ("loss", "penalty", "sparse_groups"))
+    losses, penalties, fractions = ([line[key] for line in curve] for key in ("loss", "penalty", "sparse_groups"))
     assert sum(losses[-5:]) < sum(losses[:5]) - 1
-    assert penalties[-1] < 0.2 * penalties[0] and 0 <= shares[0] < 0.2 < 0.5 < shares[-1] <= 1
+    assert penalties[-1] < 0.2 * penalties[0] and 0 <= fractions[0] < 0.2 < 0.5 < fractions[-1] <= 1
     # What is left is what the mask keeps.
     kept = total = 0
     for name, mask in masks.masks.items():
@@ -276,11 +276,11 @@ def test_loss_and_penalty_fall_and_groups_become_two_four(run_proxsparse: Callab
     assert kept > 0.99 * total
 
 
-@pytest.mark.parametrize(("strength", "share"), [(0.0, 0.0), (1e6, 1.0)])
-def test_extreme_strengths(strength: float, share: float, run_proxsparse: Callable) -> None:
+@pytest.mark.parametrize(("strength", "fraction"), [(0.0, 0.0), (1e6, 1.0)])
+def test_extreme_strengths(strength: float, fraction: float, run_proxsparse: Callable) -> None:
     masks, curve = run_proxsparse(steps=2, prox_strength=strength)
     masks.verify()
-    assert all(line["sparse_groups"] == share and (line["penalty"] > 0) == (share == 0) for line in curve)
+    assert all(line["sparse_groups"] == fraction and (line["penalty"] > 0) == (fraction == 0) for line in curve)
 
 
 def test_rate_is_linear_up_and_down() -> None:

@@ -89,8 +89,8 @@ def killed(
     in_fork(lambda: (tmp_path / "moments").write_text(str(moments().during(whole))))
     count = int((tmp_path / "moments").read_text())
 
-    def learn_and_die(folder: str, share: float) -> None:
-        last = max(1, int(share * count))
+    def learn_and_die(folder: str, fraction: float) -> None:
+        last = max(1, int(fraction * count))
         run = lambda: run_learning(folder=folder, model=model, checkpoint_minutes=OFTEN)  # noqa: E731
         assert in_fork(lambda: moments(last).during(run)) == signal.SIGKILL
 
@@ -210,7 +210,7 @@ def test_a_signal_at_any_step(
     resumed, resumed_curve = run_learning(method)
     same_masks(resumed, masks)
     assert resumed_curve == curve
-    # The finished state stays until the caller has saved the masks: asked again, the run does no step.
+    # The final state is kept until the caller has saved the masks, so a second call trains no step.
     again, again_curve = run_learning(method)
     same_masks(again, masks)
     assert again_curve == curve
@@ -292,7 +292,7 @@ def test_checkpoints_of_other_settings_do_not_crowd_out_its_own(
     resumed, resumed_curve = run_learning(checkpoint_minutes=OFTEN, lr=0.02)
     assert "resuming at step 2" in capsys.readouterr().out
     same_masks(resumed, masks)
-    # The interval is a setting, and has no part in the result.
+    # The result does not depend on the checkpoint interval.
     assert resumed_curve == curve
 
 

@@ -56,7 +56,7 @@ def test_each_sequence_once_in_a_pass(batch_size: int, sequences: int, seed: int
 def test_a_function_of_seed_and_step_alone(step: int, micro_batches: int, seed: int) -> None:
     batch = batch_indices(step, 8 * micro_batches, 37, seed)
     assert batch.dtype == np.int64 and batch.shape == (8 * micro_batches,)
-    # A batch is the row of smaller batches that follow each other.
+    # A batch equals the concatenation of successive smaller batches.
     smaller = [batch_indices(step * micro_batches + index, 8, 37, seed) for index in range(micro_batches)]
     assert np.array_equal(batch, np.concatenate(smaller))
     assert np.array_equal(batch, batch_indices(step, 8 * micro_batches, 37, seed))

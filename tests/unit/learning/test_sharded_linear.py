@@ -19,7 +19,7 @@ from patch.masks import linear
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.sharded_linear import RowSharding, shard_rows
 
-ROUNDS = 2
+TURNS = 2
 
 
 @dataclass
@@ -89,7 +89,7 @@ def cases(count: int, seed: int) -> list[Case]:
 def alone(case: Case, processes: int) -> dict[str, Any]:
     """Run all micro-batches in order in one process."""
     mask, found, tiles = case.mask(), [], []
-    for index in range(ROUNDS * processes):
+    for index in range(TURNS * processes):
         found.append(case.micro_batch(mask, index, []))
         if case.tile:
             tiles.append(mask.tile_logits.grad)
@@ -101,7 +101,7 @@ def together(case: Case, processes: int, rank: int) -> dict[str, Any]:
     """Run the micro-batches of one of several processes."""
     sharding = shard_rows(case.shape[0], case.tile[0] if case.tile else 1, processes, rank, case.seed)
     mask, found, tiles = case.mask(sharding), [], []
-    for turn in range(ROUNDS):
+    for turn in range(TURNS):
         passes = [(case.seed, turn * processes + other) for other in range(processes)]
         found.append(case.micro_batch(mask, turn * processes + rank, passes))
         if case.tile:
@@ -169,7 +169,7 @@ def test_a_process_of_four_holds_a_quarter(
     held = [sum(logits.numel() for logits in part.values()) for part in parts]
     total = sum(logits.numel() for logits in whole.values())
     assert sum(held) == total and max(held) < 1.15 * total / 4
-    # No view of what others hold.
+    # Not a view of the rows of other processes.
     for part in parts:
         assert all(logits.untyped_storage().nbytes() == 4 * logits.numel() for logits in part.values())
 

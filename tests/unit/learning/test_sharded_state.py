@@ -47,7 +47,7 @@ def stopped(in_step: Callable, in_processes: Callable, run_learning: Callable) -
 @pytest.mark.parametrize(
     ("before", "after", "method"), [(4, 1, "patch-joint"), (1, 3, "maskllm"), (2, 4, "patch-joint")]
 )
-def test_another_number_of_processes_goes_on_bit_for_bit(
+def test_another_number_of_processes_resumes_bit_for_bit(
     before: int,
     after: int,
     method: str,
@@ -79,13 +79,13 @@ def test_kill_one_or_all_at_random_moments(
 
     counts, chance, found = in_processes(2, counted), random.Random(3), set()
     for number in range(6):
-        folder, share, victims = f"run{number}", (number + chance.random()) / 6.5, [{0}, {1}, {0, 1}][number % 3]
+        folder, fraction, victims = f"run{number}", (number + chance.random()) / 6.5, [{0}, {1}, {0, 1}][number % 3]
 
-        def dies(rank: int, folder: str = folder, share: float = share, victims: set[int] = victims) -> Any:
-            last = max(1, int(share * counts[rank])) if rank in victims else 0
+        def dies(rank: int, folder: str = folder, fraction: float = fraction, victims: set[int] = victims) -> Any:
+            last = max(1, int(fraction * counts[rank])) if rank in victims else 0
             moments(last).during(lambda: run_learning(folder=folder, checkpoint_minutes=OFTEN, **RUN))
 
-        # Without the one, the other fails or finishes.
+        # If one process stops, the other fails or finishes.
         assert {in_processes(2, dies)[victim] for victim in victims} == {None}
         steps = {path.name[:13] for path in (tmp_path / folder).glob("step-*.pt")}
         found.add(max(steps, default=""))
@@ -192,7 +192,7 @@ def test_a_part_that_the_first_does_not_see_stops_all(
     folders = [tmp_path / "a", tmp_path / "b"]
     results = in_processes(2, lambda rank: run_held(Held(torch.ones(3, 2)), rank, folders[rank]))
     assert all("must share the folder" in str(error) for error in results)
-    assert files_of(1, 2)[1] in str(results[1]), "says which"
+    assert files_of(1, 2)[1] in str(results[1]), "names the file"
 
 
 def test_a_step_that_is_given_up_again_is_not_written_again(

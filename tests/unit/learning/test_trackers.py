@@ -125,7 +125,7 @@ def test_all_libraries_get_the_lines_of_the_log(
 
 
 @pytest.mark.parametrize("mode", [None, "online"])
-def test_wandb_is_offline_unless_its_variable_says_otherwise(
+def test_wandb_is_offline_unless_its_variable_is_set(
     mode: str | None, library: Library, tracking: Tracking, run_learning: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mode:

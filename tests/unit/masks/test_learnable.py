@@ -160,11 +160,11 @@ def plain(case: Case) -> Plain:
     if case.tiles is not None:
         tiles = case.tiles.double().requires_grad_()
         score = case.tile_sampling.scale * tiles + logistic(tiles.shape, case.counters)
-        share = torch.sigmoid(score / case.tile_sampling.temperature)
+        density = torch.sigmoid(score / case.tile_sampling.temperature)
         if case.tile_sampling.hard:
-            share = straight_through(share, (share > 0.5).double())
+            density = straight_through(density, (density > 0.5).double())
         one_tile = torch.ones(min(rows, case.tile), min(columns, case.tile), dtype=torch.float64)
-        dense = torch.kron(share, one_tile)
+        dense = torch.kron(density, one_tile)
         mask = dense + (1 - dense) * mask
     masked = mask * case.weight.double()
     output = torch.einsum("...i,oi->...o", inputs, masked)
@@ -273,7 +273,7 @@ def test_inputs_and_gradients_that_are_not_contiguous(mode: str, kernel: ModuleT
     assert not case.inputs.is_contiguous()
     check(case)
     expected, mask, inputs = plain(case), case.mask(), case.inputs.clone().requires_grad_()
-    # The gradient of a sum is one number, expanded.
+    # The gradient of a sum is one expanded number.
     expected.output.sum().backward()
     mask.linear(inputs, case.weight, case.bias).sum().backward()
     close(inputs.grad, expected.inputs.grad, 1e-5)
@@ -329,7 +329,7 @@ def test_finite_at_the_lowest_temperature_with_decided_logits(hard: bool, kernel
     mask = LearnableMask(torch.Size((16, 16)), patterns, None, tiles, 4)
     begin_pass([mask], Sampling(500.0, 0.05, hard), Sampling(500.0, 0.05, hard), [(1,)])
     weight = torch.randn(16, 16, generator=generator) * 100
-    # Of the identity the outputs are the masked weights.
+    # With the identity as input, the outputs are the masked weights.
     masked = mask.linear(torch.eye(16), weight, None).T
     (masked.square().sum() - 10 * mask.kept_norm + mask.density()).backward()
     for value in (masked, mask.kept_norm, mask.density(), mask.pattern_logits.grad, mask.tile_logits.grad):
@@ -397,7 +397,7 @@ def test_gradients_accumulate_in_place(mode: str, hard: bool, kernel: ModuleType
 
 
 def test_one_graph_twice(kernel: ModuleType) -> None:
-    """A layer that is used twice in one pass, and a second pass through a graph that was kept."""
+    """Use a layer twice in one pass, and run a second backward pass through a retained graph."""
     case = make("joint")
     expected, mask = plain(case), case.mask()
     loss_of(expected.output, expected.norm, "both").backward()

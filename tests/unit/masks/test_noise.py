@@ -99,7 +99,7 @@ def test_the_six_of_a_group_are_independent(plane: int) -> None:
     six = draw("gumbel", 0, 1, 2, 3, count=6 * plane).view(6, plane)
     for one, other in itertools.combinations(six, 2):
         assert correlation(one, other) < 4
-    # Any of the six is as likely as another to be the largest, and so is any order of three of them.
+    # Each of the six is equally likely to be the largest, and so is each order of three of them.
     assert stats.chisquare(six.argmax(0).bincount(minlength=6).numpy()).pvalue > 1e-3
     for three in itertools.combinations(six, 3):
         order = torch.stack(three).argsort(0)
@@ -120,7 +120,7 @@ def test_what_differs_in_one_counter_is_uncorrelated(kind: str, changed: str) ->
         noise = draw(kind, *other)
         assert (noise == sample).float().mean() < 0.001
         assert correlation(sample, noise) < 4
-        # Nor is one the other moved on.
+        # Neither is a shifted copy of the other.
         assert correlation(sample[1:], noise[:-1]) < 4 and correlation(sample[:-1], noise[1:]) < 4
         assert abs(stats.spearmanr(sample.numpy(), noise.numpy()).statistic) * COUNT**0.5 < 4
 
@@ -189,7 +189,7 @@ def test_equal_logits_choose_every_pattern_equally_often(kernel: ModuleType) -> 
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
-def test_logits_choose_patterns_as_their_softmax_says(kernel: ModuleType) -> None:
+def test_patterns_follow_the_softmax_of_the_logits(kernel: ModuleType) -> None:
     groups = 30_000
     logits = torch.tensor([0.0, 0.5, 1.0, -1.0, 0.2, -0.4])
     scaled = (logits[:, None] / 10).repeat(1, groups)
@@ -233,7 +233,7 @@ def test_the_ends_of_the_distribution(bits: int, kernel: ModuleType) -> None:
     torch.testing.assert_close(probabilities.flatten().double(), rates / rates.sum(), rtol=3e-6, atol=0)
 
 
-def test_tiles_are_dense_as_often_as_the_sigmoid_says() -> None:
+def test_dense_tiles_follow_the_sigmoid_of_the_logits() -> None:
     count = 40_000
     tile_density = sample_tiles(torch.full((count,), 0.04), Sampling(25.0, 0.05), draw("logistic", 4, count=count))
     dense = int((tile_density > 0.5).sum())

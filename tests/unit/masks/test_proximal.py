@@ -44,7 +44,7 @@ def searched(z: Tensor, strength: float, starts: int = 30, sweeps: int = 200) ->
 
 
 def random_groups(count: int, seed: int, strength: float = 1.0) -> Tensor:
-    """`[count, 4]` fp32 whose sizes times ``strength`` range from nearly nothing to where only two weights stay."""
+    """Return fp32 groups `[count, 4]` whose sizes times ``strength`` range from near zero to where two weights stay."""
     generator = torch.Generator().manual_seed(seed)
     exponent = torch.rand(count, 1, generator=generator) * 2.5 - 2
     return torch.randn(count, 4, generator=generator) * 10**exponent / strength
@@ -79,7 +79,7 @@ def test_no_point_is_better_among_ties_and_zeros(values: list[float]) -> None:
 
 @pytest.mark.parametrize("count", [3, 4])
 def test_minima_that_are_planted(count: int) -> None:
-    """`z = w + gradient of R` makes w stationary, and a minimum where second derivatives are positive definite."""
+    """Construct `z = w + gradient of R`, of which w is a minimum where second derivatives are positive definite."""
     generator = torch.Generator().manual_seed(count)
     near = torch.rand(100_000, 1, generator=generator, dtype=torch.float64)
     w = near * torch.rand(len(near), 4, generator=generator, dtype=torch.float64) ** near

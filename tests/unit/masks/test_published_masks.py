@@ -189,7 +189,7 @@ def test_round_trip(family: str, pattern: str, tiny_model: Callable, tmp_path: P
     model = tiny_model(family)
     masks = masks_of(model, pattern)
     path = tmp_path / "a name without an ending"
-    write_published(path, model, masks, {"method": "patch", "tile": "not mine to say"})
+    write_published(path, model, masks, {"method": "patch", "tile": "a foreign value"})
     found = read_published(path, model, pattern)
     check_equal(found, masks)
     own = {"format": "patch", "pattern": pattern, "tile": masks.tile, "achieved_sparsity": masks.sparsity}
@@ -274,7 +274,7 @@ def test_what_cannot_be_written_leaves_nothing(tiny_model: Callable, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-# What is refused.
+# Refusal of invalid files.
 
 
 def refused(path: Path, model: nn.Module, pattern: str = "2:4", **options: Any) -> str:
@@ -339,7 +339,7 @@ def test_pickled_objects_are_not_loaded(key: str, tiny_model: Callable, tmp_path
     np.savez(path, allow_pickle=True, **entries)
     assert f"mask {path}: {key}: {PICKLED}" in refused(path, model)
     with np.load(path, allow_pickle=True) as file:
-        file[key]  # the trap is a real one
+        file[key]  # a loader that unpickles runs the code
     assert (tmp_path / "ran").exists()
 
 
@@ -517,16 +517,16 @@ def test_bombs_are_not_unpacked(tiny_model: Callable, tmp_path: Path) -> None:
     bomb = npy(f"({size},)", bytes(size))
     path = rezip(tmp_path / "m.npz", model, bomb)
     assert path.stat().st_size < size // 200
-    said: list[str] = []
-    assert peak_memory(lambda: said.append(refused(path, model))) < 4 << 20
-    assert f"{FIRST} unpacks to {len(bomb)} bytes, but 72 belong there" in said[0]
+    messages: list[str] = []
+    assert peak_memory(lambda: messages.append(refused(path, model))) < 4 << 20
+    assert f"{FIRST} unpacks to {len(bomb)} bytes, but 72 belong there" in messages[0]
 
-    # The directory says that the entry is small: then no more than that is unpacked.
+    # The directory declares a small entry, so no more than that is unpacked.
     small = len(npy("(72,)", bytes(72)))
     path.write_bytes(path.read_bytes().replace(len(bomb).to_bytes(4, "little"), small.to_bytes(4, "little")))
-    said.clear()
-    assert peak_memory(lambda: said.append(refused(path, model))) < 4 << 20
-    assert f"mask {path}: {FIRST}: " in said[0]
+    messages.clear()
+    assert peak_memory(lambda: messages.append(refused(path, model))) < 4 << 20
+    assert f"mask {path}: {FIRST}: " in messages[0]
 
     # The array declares a size that no memory holds.
     rezip(path, model, npy(f"({1 << 50},)", bytes(72)))

@@ -36,7 +36,7 @@ for load in (load_model, load_skeleton, load_tokenizer):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model type that only its own module defines; importing the module creates a file."""
+    """Return the folder of a model type that only its own module defines; importing the module creates a file."""
     folder = tmp_path / "model"
     folder.mkdir()
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
@@ -80,7 +80,7 @@ def test_a_model_with_code_is_not_fetched(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "patch").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_reader_is_told_to_run_no_code(path: Path) -> None:
+def test_every_reader_disables_remote_code(path: Path) -> None:
     for call in ast.walk(ast.parse(path.read_text())):
         if not isinstance(call, ast.Call):
             continue

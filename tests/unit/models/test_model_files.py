@@ -26,7 +26,7 @@ DEEP, LONG = "[" * 100_000, "9" * 5000
 
 @pytest.fixture
 def folder(tiny_model: Callable, tmp_path: Path) -> Path:
-    """A tiny model with a tokenizer."""
+    """Return the folder of a tiny model with a tokenizer."""
     tiny_model().save_pretrained(tmp_path)
     train_tokenizer(["In the beginning"], 300).save_pretrained(tmp_path)
     return tmp_path

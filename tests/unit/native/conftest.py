@@ -1,4 +1,4 @@
-"""A small source, a compiler that counts its calls, and a cache folder."""
+"""Fixtures: a small source, a compiler that counts its calls, and a cache folder."""
 
 from __future__ import annotations
 

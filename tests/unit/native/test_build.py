@@ -129,7 +129,7 @@ def test_a_source_or_flag_that_the_compiler_does_not_know(source: Path, cache: P
 def test_the_next_compiler_is_tried(
     source: Path, program: Callable, counting: Callable, empty_path: Path, cache: Path
 ) -> None:
-    # `empty_path` forgets `$CXX`.
+    # `empty_path` unsets `$CXX`.
     (empty_path.parent / "counting-c++").rename(empty_path / "g++")
     program(empty_path / "c++", "exit 1")
     assert number(build(source)) == 42 and counting() == 1
@@ -214,7 +214,7 @@ def test_processes_that_build_at_the_same_time(source: Path, counting: Callable,
 
 
 def test_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = processor.__wrapped__  # without what is remembered
+    asked = processor.__wrapped__  # without the cache
     monkeypatch.setattr(Path, "read_text", lambda _: "model: A\nflags\t\t: fpu amx_tile\nflags\t\t: other\n")
     assert asked() >= {"fpu", "amx_tile"} and not asked() & {"other", "A"}
     monkeypatch.setattr(Path, "read_text", lambda _: "Features\t: asimd bf16\n")

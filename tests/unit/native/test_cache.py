@@ -109,7 +109,7 @@ def test_a_loaded_library_outlives_its_file(source: Path, counting: Callable, ca
     assert in_child(outlives) == 0
 
 
-def test_libraries_of_one_process_are_told_apart(source: Path, counting: Callable, cache: Path) -> None:
+def test_libraries_of_one_process_are_distinguished(source: Path, counting: Callable, cache: Path) -> None:
     numbers = range(3, 9)
     loaded = [library(source, (f"-DNUMBER={number}",)) for number in numbers]
     assert [each.number() for each in loaded] == list(numbers)

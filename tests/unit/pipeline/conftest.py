@@ -1,4 +1,4 @@
-"""A folder with the workflow and a small configuration, whose outputs can be fabricated."""
+"""Fixture: a folder with the workflow and a small configuration, whose outputs can be fabricated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Project:
                 os.utime(path, (self._made, self._made))
 
     def finish(self, graph: JobGraph) -> None:
-        """Fabricate what is there when all jobs have ended."""
+        """Fabricate the outputs of all jobs."""
         self.make(*graph.jobs)
         for path in (path for job in graph.jobs if job.temporary for path in job.outputs):
             Path(path).unlink()
@@ -51,7 +51,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_config: dict[str, Any]) -> Project:
-    """The project in an empty folder, which is the current one; fabricated outputs count as made with its settings."""
+    """Return a project in the current folder; fabricated outputs count as made with its settings."""
     for name in ("Snakefile", "workflow", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
     raw_config["published"] = str(ROOT / "config/published.json")

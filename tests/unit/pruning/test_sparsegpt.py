@@ -35,7 +35,7 @@ def surgery(
     hessian += torch.eye(len(hessian), dtype=torch.float64) * damp * hessian.diag().mean()
     rows, columns = weight.shape
     mask = torch.ones(rows, columns, dtype=torch.bool)
-    # What removing a weight of column j costs once all columns before it are fixed: w^2 / inverse_jj.
+    # Cost of removing a weight of column j once all columns before it are fixed: w^2 / inverse_jj.
     inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(columns)]
     for column in range(columns):
         if isinstance(pattern, NM) and column % pattern.m == 0:
@@ -165,7 +165,7 @@ def test_all_inputs_dead() -> None:
 
 @pytest.mark.parametrize("damp", [1e-6, 3e-7, 1e-7, 1e-9])
 @pytest.mark.parametrize("columns", [4, 8, 32, 64])
-def test_a_singular_hessian_says_what_to_raise(columns: int, damp: float) -> None:
+def test_a_singular_hessian_names_what_to_raise(columns: int, damp: float) -> None:
     """A failing factorization raises the documented message, not a LinAlgError."""
     for seed in range(5):
         x = torch.randn(3, columns, generator=torch.Generator().manual_seed(seed)) + 10

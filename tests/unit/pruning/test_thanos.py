@@ -15,7 +15,7 @@ from patch.errors import InputError
 from patch.masks.nm import NM, Unstructured, obeys
 from patch.pruning.thanos import thanos
 
-# By its name: the package has a function that is called so too.
+# By its name, since the package exports a function of the same name.
 module = import_module("patch.pruning.thanos")
 
 DAMP = 0.01
@@ -218,7 +218,7 @@ def test_all_inputs_dead(pattern: NM | Unstructured) -> None:
 def test_systems_too_hard_for_single_precision_are_corrected_or_solved_in_double(
     bits: int, precisions: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two inputs that hardly differ; what they differ in tells of the third.
+    # Two nearly equal inputs, whose difference predicts the third.
     near, apart = 1 - 2**-bits, 0.5 + 2**-12
     gram = torch.tensor([[1, near, 0.5, 0.5], [near, 1, apart, 0.5], [0.5, apart, 1, 0.25], [0.5, 0.5, 0.25, 1]])
     statistics, weight = InputStatistics(torch.ones(4), gram, 2), torch.tensor([[0.5, -0.25, 3.0, 2.0]])
@@ -237,7 +237,7 @@ def test_systems_too_hard_for_single_precision_are_corrected_or_solved_in_double
 
 @pytest.mark.parametrize("damp", [1e-6, 1e-8, 1e-12])
 @pytest.mark.parametrize("columns", [4, 32])
-def test_what_cannot_be_solved_says_what_to_raise(columns: int, damp: float) -> None:
+def test_an_unsolvable_system_names_what_to_raise(columns: int, damp: float) -> None:
     for seed in range(5):
         x = torch.randn(3, columns, generator=torch.Generator().manual_seed(seed)) + 10
         try:

@@ -24,7 +24,7 @@ from patch.quantization.quantization_settings import Quantization
 from patch.quantization.quantized_files import FORMAT, load_layers, save_layers
 from patch.quantization.slim_lora import Adapter
 
-# What an evaluation reports of the stage.
+# Cost of the stage in an evaluation's record.
 COST = {"seconds": 1.5, "peak_memory_mb": 20.0}
 Compress = Callable[..., dict[str, QuantizedLayer]]
 

@@ -142,7 +142,7 @@ def test_applying_layers_gives_the_same_outputs_and_can_be_repeated(
 ) -> None:
     model, other = tiny_model(family), tiny_model(family, seed=1)
     with torch.no_grad():
-        # All that is not quantised is the same.
+        # All other parameters are unchanged.
         other.load_state_dict(model.state_dict())
     layers = compensated(model)
     expected = logits(model, sequences())
@@ -185,7 +185,7 @@ def test_layers_of_another_model_are_refused(tiny_model: Models) -> None:
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
 
 
-def test_the_error_says_which_layer_is_not_finite(tiny_model: Models, compensated: Compress) -> None:
+def test_the_error_names_the_layer_that_is_not_finite(tiny_model: Models, compensated: Compress) -> None:
     model = tiny_model()
     name, linear = list(prunable_linears(model).items())[-1]
     linear.weight[1, 2] = float("nan")

@@ -92,7 +92,7 @@ def test_channels_that_are_a_million_times_louder_do_not_spoil_the_rest() -> Non
     channels[:3] *= 1e6
     case = weight, compressed, channels
     rest = np.sqrt((singular_values(case)[20:] ** 2).sum())
-    # In fp64: that the adapter itself is rounded to fp32 costs as much, 1e-7 of the loudest channels.
+    # In fp64; rounding the adapter to fp32 costs as much, 1e-7 of the loudest channels.
     target = (weight.double() - compressed.double()) * channels
     left, right = _best_factors(target, 20)
     assert float((target - left @ right).norm()) == pytest.approx(rest, rel=1e-3)

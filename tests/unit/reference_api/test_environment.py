@@ -35,13 +35,13 @@ def test_get_llm(model_folder):
         ({"dtype": "floaty"}, "`dtype` is 'floaty'; use 'auto'"),
         ({"dtype": "int8"}, "`dtype` is 'int8'"),
         ({"device": "gpu"}, "`device` is 'gpu'; use 'cpu'"),
-        ({"device": "cuda:99"}, "`device` is 'cuda:99', but torch sees"),
+        ({"device": "cuda:99"}, "`device` is 'cuda:99', but torch finds"),
         ({"device_map": "auto"}, "no argument `device_map`; did you mean `device`?"),
         ({"model_name": "no-such-folder", "local_files_only": True}, "model 'no-such-folder' cannot be loaded"),
         ({"model_name": ""}, "`model_name` is ''"),
     ],
 )
-def test_loading_says_what_is_wrong(changes, words, model_folder):
+def test_errors_of_loading_name_the_argument(changes, words, model_folder):
     with pytest.raises(InputError, match=words):
         get_llm(**{"model_name": model_folder} | changes)
 
@@ -110,7 +110,7 @@ def test_corpora_of_the_settings_file(monkeypatch, configure, tmp_path):
     (tmp_path / "here.txt").write_text("there")
     assert read("c4", "calibration") == ["there"]
     assert find_text("c4", "calibration", load_settings()).identity() != before
-    with pytest.raises(InputError, match="`c4` has no part `test`.*it has: train"):
+    with pytest.raises(InputError, match="`c4` has no split `test`.*it has: train"):
         read("c4", "test")
     monkeypatch.setenv("PATCH_C4", str(tmp_path / "patch_c4.txt"))
     assert read("c4", "calibration") != ["there"]

@@ -79,7 +79,7 @@ def test_the_same_call_gives_the_same_masks_from_any_kind_of_arguments(prepare, 
     assert all(torch.equal(mask, patterns(second)[name]) for name, mask in patterns(first).items())
 
 
-def test_a_stopped_run_goes_on(learn, monkeypatch, configure):
+def test_a_stopped_run_resumes(learn, monkeypatch, configure):
     from patch.learning import learn as module
 
     learning = {"steps": 6, "batch_size": 4, "warmup_steps": 1, "checkpoint_minutes": 1e-9}
@@ -181,7 +181,7 @@ def test_defaults_are_the_documented_ones(method, monkeypatch):
         ({"joint_optim": True, "hard_2_4": True, "hard_tile": True}, True),
     ],
 )
-def test_hard_is_what_it_says(given, hard):
+def test_hard_flag(given, hard):
     assert learning_settings(read_arguments(MaskArguments, given, "mask_args"), load_settings()).hard is hard
 
 
@@ -201,7 +201,7 @@ def test_hard_is_what_it_says(given, hard):
         ({"fine_tuning_sequence_length": 129}, "is 129, longer than the model's context of 128"),
     ],
 )
-def test_what_cannot_be_honoured_says_so(changes, words, learn):
+def test_unsupported_arguments_are_refused(changes, words, learn):
     with pytest.raises(InputError, match=words):
         learn(**changes)
 
@@ -213,7 +213,7 @@ def test_wandb_is_refused(prepare, model_folder):
 
 def test_a_model_without_masks_is_refused(load, model_folder):
     model, tokenizer = load()
-    with pytest.raises(InputError, match="use what prepare_pruned_model returned"):
+    with pytest.raises(InputError, match="use the result of prepare_pruned_model"):
         learn_mask(model_folder, model, tokenizer, MASK_ARGS)
 
 

@@ -54,7 +54,7 @@ def test_every_method_prunes_and_its_checkpoint_is_used_again(method, prepare, p
         mask = initial_masks.compressed.masks[name]
         assert obeys(mask, NM(2, 4)).all() and (weight[~mask] == 0).all()
         assert torch.equal(weight[mask], original[name][mask]) != (method in UPDATING)
-    # Made again it would have another time.
+    # A new file would have another modification time.
     before = Path("prior.pt").stat().st_mtime_ns
     if method not in UPDATING:
         monkeypatch.setattr("patch.reference_api.pruning.prune", None)
@@ -193,7 +193,7 @@ def test_arguments_may_be_objects(kind, prepare, load):
         ({"checkpoint": "."}, "`checkpoint_name` is '.'"),
     ],
 )
-def test_what_cannot_be_honoured_says_so(changes, words, prepare):
+def test_unsupported_arguments_are_refused(changes, words, prepare):
     with pytest.raises(InputError, match=words):
         prepare(**changes)
 

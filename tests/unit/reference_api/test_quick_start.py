@@ -86,7 +86,7 @@ def test_quick_start(model_folder, tmp_path):
         test_lmharness=True,
     )
 
-    # What it left behind.
+    # Results of the run.
     assert 1 < ppl < 1e6
     assert set(results) == {"cloze", "word_order", "average"}
     assert results["average"] == pytest.approx((results["cloze"] + results["word_order"]) / 2)

@@ -94,7 +94,7 @@ def test_halves_of_a_refused_array_take_its_place(tmp_path: Path) -> None:
     assert [part.id for part in History(tmp_path).entries.values()] == ["8_0", "8_1", "9_0", "9_1"]
 
 
-def test_runs_are_read_in_their_order_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_read_in_order_independent_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for clock, job in ((2000.0, "7"), (1000.0, "8"), (0.0, "9")):
         monkeypatch.setattr(module.time, "time", lambda clock=clock: clock)
         put(Ledger(tmp_path), f"batch-{job}", "a", [job])
@@ -183,7 +183,7 @@ def test_a_filesystem_without_locks_stops_nothing(tmp_path: Path, monkeypatch: p
 def test_a_ledger_may_be_cut_off_anywhere(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     a, *_ = put(ledger, "batch", "äb", ["7_0", "7_1"])
-    ledger.end(a, "failed", "it | says\nmore")
+    ledger.end(a, "failed", "it | fails\nbadly")
     close(ledger)
     path = ledger.run / "ledger.jsonl"
     whole = path.read_bytes()

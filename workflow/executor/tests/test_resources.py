@@ -229,7 +229,7 @@ def test_submitit_takes_every_request(commands: Any, tmp_path: Path, resources: 
     assert not [line for line in lines if "wckey" in line or "None" in line or "False" in line]
 
 
-def test_the_script_says_all_of_it(commands: Any, tmp_path: Path) -> None:
+def test_the_script_has_all_parameters(commands: Any, tmp_path: Path) -> None:
     commands.add("srun")
     resources = {
         "runtime": 600,

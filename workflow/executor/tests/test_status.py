@@ -105,7 +105,7 @@ def test_decision(result: Result | None, slurm: str | None, facts: dict[str, Any
         (None, state("DEADLINE"), "SLURM ended it: DEADLINE on n1, without a result"),
     ],
 )
-def test_the_reason_says_what_happened_and_where(result: Result | None, slurm: JobState | None, reason: str) -> None:
+def test_the_reason_names_the_event_and_the_node(result: Result | None, slurm: JobState | None, reason: str) -> None:
     assert decision(result, slurm).reason == reason
 
 
@@ -182,7 +182,7 @@ def test_a_job_whose_next_submission_is_put_off_waits(clock: Clock) -> None:
     assert clock.check(2000) == "wait"
 
 
-def test_an_answer_from_before_the_submission_says_nothing(clock: Clock) -> None:
+def test_an_answer_from_before_the_submission_is_ignored(clock: Clock) -> None:
     clock.answer(99)
     assert clock.check(1000) == "wait"
 
@@ -251,7 +251,7 @@ def test_a_new_submission_begins_anew(clock: Clock) -> None:
     assert clock.check(121) == "wait" and clock.tracked.state is None
 
 
-def test_the_end_of_the_first_log_that_says_something(tmp_path: Path) -> None:
+def test_the_end_of_the_first_log_with_content(tmp_path: Path) -> None:
     entry = Entry("tag", "rule", [], [str(tmp_path / "own")], "batch", tmp_path, "7")
     assert log_tail(entry, False) == ""
     entry.log("out").write_text("printed\n")

@@ -1,4 +1,4 @@
-"""The printed plan: its sums, its command line, and what it needs to run."""
+"""Tests of the printed plan: its sums, its command line, and its requirements."""
 
 from __future__ import annotations
 

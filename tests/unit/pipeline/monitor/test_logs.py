@@ -1,4 +1,4 @@
-"""Ends of logs."""
+"""Tests of reading the ends of logs."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Experiment:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """Tidy frame of the records."""
+        """Return the tidy frame of the records."""
         return collect(self.records, self.models, self.published)
 
 

@@ -25,7 +25,7 @@ def test_density_values_are_means_over_seeds(experiment):
     assert [float(image[1, 1]) for image in images] == pytest.approx(list(per_level))
 
 
-def test_density_without_hybrid_runs_says_so(one_seed, tmp_path):
+def test_density_without_hybrid_runs_has_a_message(one_seed, tmp_path):
     dense = [record for record in one_seed.records if record.run.method == "dense"]
     figure = density(dense, one_seed.models[0])
     assert "no hybrid run" in figure.axes[0].get_title(loc="left")

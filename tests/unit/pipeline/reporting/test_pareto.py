@@ -46,7 +46,7 @@ def test_points_of_one_sparsity_do_not_coincide(one_seed):
     assert min(np.diff(at_half)) > 0.5
 
 
-def test_legend_says_what_is_drawn(one_seed):
+def test_legend_names_what_is_drawn(one_seed):
     model = one_seed.models[2]
     labels = texts(pareto(one_seed.frame, model, mean_chance(one_seed.records, model.name)))
     assert {"Wanda, 2:4", "Wanda, unstructured", "PATCH (tile)", "Dense"} <= set(labels)

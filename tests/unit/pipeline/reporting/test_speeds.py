@@ -72,7 +72,7 @@ def test_other_models_have_dashes(one_seed: Any, speeds: Callable) -> None:
     assert not any("Paper:" in note for note in alone.notes)
 
 
-def test_a_model_of_the_family_is_told_apart(one_seed: Any, speeds: Callable) -> None:
+def test_a_model_of_the_family_is_distinguished(one_seed: Any, speeds: Callable) -> None:
     table = build(one_seed, speeds("llama"))
     assert any(
         note == "Llama-mini: another model of the paper's family; the values cannot be compared."

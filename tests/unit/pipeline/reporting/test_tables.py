@@ -118,7 +118,7 @@ def test_an_unknown_table_is_refused(experiment):
         build("ablation", experiment)
 
 
-def test_a_table_without_runs_says_so(experiment, tmp_path):
+def test_a_table_without_runs_has_a_message(experiment, tmp_path):
     experiment.models = [model for model in experiment.models if model.variant == "joint"]
     experiment.records = [record for record in experiment.records if record.run.model != "llama"]
     table = build("tile", experiment)

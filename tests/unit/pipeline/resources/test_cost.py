@@ -1,4 +1,4 @@
-"""Estimates grow with what costs, and are near what the paper reports."""
+"""Tests that estimates grow with the sizes of jobs and are near the paper's numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_wall_clock_of_the_paper(model: str, method: str, hours: float, raw_conf
     assert hours <= job.minutes / 60 <= 3 * hours, "a scheduler that kills the job early is worse than a long queue"
 
 
-def test_one_gpu_holds_what_fits_and_the_estimate_says_so(raw_config: dict) -> None:
+def test_estimates_of_jobs_that_fit_one_gpu(raw_config: dict) -> None:
     plan, cost = paper(raw_config, learn_gpus=1)
     # Weights in bf16, and six fp32 logits a group of four with gradient and two moments.
     job = cost.learn(run(plan, "qwen-0.5b", "patch-joint"))
@@ -72,7 +72,7 @@ def test_one_gpu_holds_what_fits_and_the_estimate_says_so(raw_config: dict) -> N
 
 
 def test_several_gpus_share_out_the_logits(raw_config: dict) -> None:
-    """With gradient and moments; the weights are on each, and so are tiles' few logits."""
+    """Pattern logits, with gradient and moments, are sharded; weights and tile logits are replicated."""
     plan, cost = paper(raw_config, learn_gpus=4)
     wanted, weights, logits = run(plan, "llama-7b", "maskllm"), 2 * 6.74e9 / 1e6, 4 * 4 * 1.5 * 6.48e9 / 1e6
     assert weights + logits / 4 < cost.learn(wanted).gpu_mem_mb < 1.1 * (weights + logits / 4) + 5000 < 80_000
@@ -120,7 +120,7 @@ def test_more_threads_less_time(raw_config: dict) -> None:
 
 
 def test_nodes_and_processes_of_a_learn_job(raw_config: dict) -> None:
-    """GPUs and memory are of each node, the time is of them all."""
+    """Check that GPUs and memory are per node, and that the time is that of all nodes."""
     plan, one = paper(raw_config, learn_gpus=1)
     wanted = run(plan, "llama-7b", "patch-tile")
     many = paper(raw_config, learn_gpus=4, learn_nodes=2)[1]

@@ -1,4 +1,4 @@
-"""Disk estimates against sizes by hand and against what the code really holds."""
+"""Tests of disk estimates against sizes by hand and against real files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 
 MB = 1e6
-# Of one block of the tests' models: q, k, v, o, gate, up, down.
+# Layers of one block of the tests' models: q, k, v, o, gate, up, down.
 QWEN = 2 * (24 * 24 + 12 * 24 + 12 * 24 + 24 * 24 + 3 * 24 * 40)
 LLAMA = 2 * (4 * 24 * 24 + 3 * 24 * 48)
 

@@ -1,4 +1,4 @@
-"""The forecast that is printed beside the measured cost."""
+"""Tests of the forecast that is printed beside the measured cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that are read from Snakemake: their order, their resources, and those that are still to run."""
+"""Tests of the jobs read from Snakemake: their order, their resources, and pending ones."""
 
 from __future__ import annotations
 

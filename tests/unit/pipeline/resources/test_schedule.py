@@ -1,4 +1,4 @@
-"""The simulation against one that goes minute by minute, on random small graphs."""
+"""Tests of the simulation against a minute-by-minute one, on random small graphs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_by_hand() -> None:
     tasks = [Task(10, 2), Task(5, 1), Task(7, 1), Task(1, 0, (1, 2))]
     assert simulate(tasks, 2).minutes == 18
     assert simulate(tasks).minutes == 10
-    # The one that does not fit beside a running one lets the next pass.
+    # A job that does not fit beside a running one lets the next one start.
     assert simulate([Task(10, 1), Task(5, 2), Task(8, 1)], 2).minutes == 15
 
 

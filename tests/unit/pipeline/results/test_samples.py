@@ -1,4 +1,4 @@
-"""The file of a run's samples, written and read."""
+"""Tests of writing and reading the file of a run's samples."""
 
 from __future__ import annotations
 

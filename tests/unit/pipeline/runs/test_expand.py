@@ -1,4 +1,4 @@
-"""Ablations, imported masks, seeds of a block, and files that go on top of others."""
+"""Tests of ablations, imported masks, seeds of a block, and configuration files that override others."""
 
 import copy
 from pathlib import Path

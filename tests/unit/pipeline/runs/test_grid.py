@@ -1,4 +1,4 @@
-"""Which runs exist, what they are called, and what they need."""
+"""Tests of the runs of a grid, their names and their dependencies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def grid_of(raw: dict, **changes: Any) -> Grid:
 
 @st.composite
 def entries(draw: st.DrawFn) -> list[dict]:
-    """Grid entries of every kind that is allowed."""
+    """Draw grid entries of every allowed kind."""
     sparsities = st.lists(st.floats(0, 0.5), min_size=1, max_size=3)
     kinds = {
         "dense": {"methods": ["dense"]},
@@ -220,7 +220,7 @@ def test_learning_settings_in_order(raw_config: dict) -> None:
 
 
 def test_published_hyper_parameters(raw_config: dict) -> None:
-    """The paper's table, with nothing in the configuration but the text."""
+    """Compare the defaults with the paper's table; the configuration sets only the text."""
     raw_config["learning"]["common"] = {"use": {"corpus": "text", "split": "train"}}
     grid = grid_of(raw_config)
     joint, tile = (grid.learning(next(c for c in grid.runs if c.method == m)) for m in ("patch-joint", "patch-tile"))

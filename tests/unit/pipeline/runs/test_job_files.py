@@ -1,4 +1,4 @@
-"""Job files: a stage reads what the workflow wrote, or an error that names the file."""
+"""Tests of job files: a stage reads the written values, or raises an error that names the file."""
 
 from __future__ import annotations
 

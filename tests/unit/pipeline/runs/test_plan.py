@@ -1,4 +1,4 @@
-"""Specs say all that a result depends on and no more: one change touches exactly what it must."""
+"""Tests that the settings of a job hold exactly the values that its result depends on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from patch.pipeline.runs.layout import Layout, digest
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 
-Specs = dict[tuple[str, str, str], str]
+JobSettings = dict[tuple[str, str, str], str]
 
 
 def plan_of(raw: dict) -> Plan:
     return Plan(validate_experiment(copy.deepcopy(raw)))
 
 
-def settings(raw: dict) -> Specs:
-    """(stage, model, run) -> settings as JSON, for all that a plan runs."""
+def settings(raw: dict) -> JobSettings:
+    """Return the settings of all jobs of a plan as JSON, by (stage, model, run)."""
     plan = plan_of(raw)
-    found: Specs = {}
+    found: JobSettings = {}
     for run in plan.grid.closure:
         if run.definition.stage == "prune":
             found["prune", run.model, run.id] = plan.prune_settings(run).model_dump_json()
@@ -44,7 +44,7 @@ def settings(raw: dict) -> Specs:
 
 
 def difference(raw: dict, change: Callable[[dict], None]) -> tuple[set, set]:
-    """What is new or gone, and what changed under the same name."""
+    """Return the added or removed jobs, and those whose settings changed."""
     changed = copy.deepcopy(raw)
     change(changed)
     before, after = settings(raw), settings(changed)
@@ -52,7 +52,7 @@ def difference(raw: dict, change: Callable[[dict], None]) -> tuple[set, set]:
 
 
 def learned(raw: dict, *methods: str, model: str | None = None) -> set:
-    """Learn and evaluate jobs of the methods' runs."""
+    """Return the learn and evaluate jobs of the methods' runs."""
     plan = plan_of(raw)
     runs = [c for c in plan.grid.runs if c.method in methods and model in (None, c.model)]
     return {(stage, c.model, c.id) for c in runs for stage in ("learn", "evaluate")}
@@ -98,7 +98,7 @@ def test_learning_rate_of_joint(raw_config: dict) -> None:
 
 
 def test_learning_rate_of_maskllm_reaches_what_is_built_on_it(raw_config: dict) -> None:
-    """patch-tile is frozen on maskllm's mask, so its jobs change as well; patch-joint's do not."""
+    """Check that patch-tile, frozen on maskllm's mask, changes with it, and that patch-joint does not."""
     different, changed = difference(raw_config, set_at("learning", "methods", {"maskllm": {"lr": 0.5}}))
     assert different == set() and changed == learned(raw_config, "maskllm", "patch-tile")
 
@@ -242,8 +242,8 @@ def test_layout_examples() -> None:
     assert layout.checkpoints(run) == "work/demo/checkpoints/qwen/patch-joint_hybrid_0.45_t16_s0"
 
 
-def test_specs_survive_the_command_line(raw_config: dict) -> None:
-    """A settings is handed to its job as JSON: what is read there is what was written."""
+def test_settings_survive_the_command_line(raw_config: dict) -> None:
+    """Settings are passed to a job as JSON and are equal after reading."""
     plan = plan_of(raw_config)
     for run in plan.grid.runs:
         settings = plan.evaluate_settings(run)

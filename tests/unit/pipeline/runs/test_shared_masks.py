@@ -1,4 +1,4 @@
-"""One file for masks that are made in the same way, and masks of another experiment."""
+"""Tests of mask files that several runs or experiments share."""
 
 import copy
 import struct
@@ -26,7 +26,7 @@ def plan_of(raw: dict, *entries: dict, **changes: object) -> Plan:
 
 
 def write(path: str, provenance: dict | None) -> None:
-    """A mask file made as ``provenance`` says; None for a damaged one."""
+    """Write a mask file with this provenance, or a damaged one for None."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_masks(path, MaskSet({"a": MASK}, "2:4", header=provenance or {}))
     if provenance is None:

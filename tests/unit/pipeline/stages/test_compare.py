@@ -1,4 +1,4 @@
-"""Samples of runs -> differences.csv."""
+"""Tests of the stage that writes differences.csv from samples."""
 
 from __future__ import annotations
 

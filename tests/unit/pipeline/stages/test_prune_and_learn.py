@@ -1,4 +1,4 @@
-"""The pruning and learning stages write what the functions behind them return."""
+"""Tests that the pruning and learning stages write the results of the functions behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of a stage: its counts, and how it ends."""
+"""Tests of the reports of a stage: its counts and its end."""
 
 from __future__ import annotations
 
