@@ -100,7 +100,7 @@ def report_end(code: int, message: str = "") -> bool:
     """Report to the launcher how this process ends, by `EXIT_RESUMABLE` or an `InputError`.
 
     Returns:
-        Whether a launcher has received the report.
+        True if a launcher has received the report.
     """
     return is_launched() and _report(f"process/{os.environ['RANK']}", {"code": code, "message": message})
 

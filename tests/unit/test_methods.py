@@ -1,4 +1,4 @@
-"""Methods are found by their files, and the documented example is a valid method."""
+"""Tests of the discovery of methods by their files, and of the documented example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics files return the same bits, and invalid ones are refused."""
+"""Tests of statistics files: they return the same bits, and invalid ones are refused."""
 
 from __future__ import annotations
 

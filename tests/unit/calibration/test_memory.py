@@ -1,4 +1,4 @@
-"""Memory of a walk is that of one block and one batch, for any depth and any number of samples."""
+"""Tests that a walk needs the memory of one block and one batch, for any depth and number of samples."""
 
 from __future__ import annotations
 

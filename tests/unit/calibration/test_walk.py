@@ -1,4 +1,4 @@
-"""Statistics of the block-by-block walk equal those of whole forward passes of the partly pruned model."""
+"""Tests of the walk's statistics against whole forward passes of the partly pruned model."""
 
 from __future__ import annotations
 

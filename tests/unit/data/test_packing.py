@@ -1,4 +1,4 @@
-"""Packed sequence files are the same to the bit for any number of processes and interruptions."""
+"""Tests that packed files have the same bits for any number of processes and interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token sequences."""
+"""Tests of token sequences and their files."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Separator tokens between the documents of a stream, and the types of ids."""
+"""Tests of separator tokens between the documents of a stream, and the types of ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the byte-level BPE tokenizer."""
+"""Tests of the training of the byte-level BPE tokenizer."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Stop signals are neither lost nor fatal before there is something to save, and they reach all processes."""
+"""Tests of stop signals: none is lost or ends a process too early, and all processes receive them."""
 
 from __future__ import annotations
 

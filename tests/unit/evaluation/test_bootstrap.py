@@ -1,4 +1,4 @@
-"""Bootstrap errors agree with closed forms up to a Monte-Carlo error of 1.6 %."""
+"""Tests of bootstrap errors against closed forms, up to a Monte-Carlo error of 1.6 %."""
 
 from __future__ import annotations
 

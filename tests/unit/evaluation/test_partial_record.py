@@ -1,4 +1,4 @@
-"""Partial records are read back bit for bit, or ignored."""
+"""Tests of partial records, which are read back bit for bit or ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perplexity agrees with a slow float64 version."""
+"""Tests of perplexity against a slow float64 version."""
 
 import math
 

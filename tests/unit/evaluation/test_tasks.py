@@ -1,4 +1,4 @@
-"""Questions made from text are well-formed and deterministic, and do not reveal their answer."""
+"""Tests of questions made from text: well-formed, deterministic, and without hints at the answer."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""YAML that PyYAML accepts silently, or never finishes to read, is refused with its key, line and file."""
+"""Tests of the refusal of YAML that PyYAML accepts silently or never finishes to read."""
 
 from __future__ import annotations
 

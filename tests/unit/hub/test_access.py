@@ -1,4 +1,4 @@
-"""Requests to the hub, and messages made from its answers; without a network."""
+"""Tests of requests to the hub and messages about its answers, without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random hybrid weights, and masks of tiny models, made without the code under test."""
+"""Fixtures: random hybrid weights, and masks of tiny models, made without the code under test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prunable layers are found by structure, and models are loaded from local folders."""
+"""Tests of the structural search for prunable layers, and of loading from local folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's own code never runs, for any input on stdin."""
+"""Tests that a model's own code never runs, for any input on stdin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged model folders raise one message that names the folder and, if known, the file."""
+"""Tests of damaged model folders, whose error names the folder and, if known, the file."""
 
 from __future__ import annotations
 

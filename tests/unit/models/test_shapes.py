@@ -1,4 +1,4 @@
-"""Sizes from the configuration equal those of the real models."""
+"""Tests of the sizes from a configuration against those of the real models."""
 
 from __future__ import annotations
 

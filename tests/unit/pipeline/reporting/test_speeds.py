@@ -1,4 +1,4 @@
-"""Speed table and speedup figure."""
+"""Tests of the speed table and the speedup figure."""
 
 from __future__ import annotations
 

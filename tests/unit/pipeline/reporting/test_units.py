@@ -1,4 +1,4 @@
-"""Formats of numbers and aligned text."""
+"""Tests of the formats of numbers and aligned text."""
 
 from __future__ import annotations
 

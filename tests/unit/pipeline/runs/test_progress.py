@@ -1,4 +1,4 @@
-"""Progress of a job beside its log."""
+"""Tests of the progress files beside the logs of jobs."""
 
 from __future__ import annotations
 
