@@ -1,4 +1,4 @@
-"""Fixtures: a raw record with changes, and the paper's numbers."""
+"""A record to vary."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RAW: dict[str, Any] = {
 
 @pytest.fixture
 def raw() -> Callable[..., dict[str, Any]]:
-    """Return a function that makes a raw record whose run has the given keys changed."""
+    """A function: a raw record whose run has the given keys changed."""
 
     def make(**run: Any) -> dict[str, Any]:
         record = copy.deepcopy(RAW)
@@ -60,5 +60,5 @@ def raw() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def published() -> Published:
-    """Return the paper's numbers."""
+    """The paper's numbers."""
     return load_published(Path(__file__).parents[4] / "config/published.json")

@@ -1,4 +1,4 @@
-"""Tests of paired differences against closed forms; errors have a Monte-Carlo error of 1.6 %."""
+"""Paired differences against closed forms; a Monte-Carlo error of 1.6 % of an error is left."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_mean_over_tasks() -> None:
 
 
 def test_tasks_of_one_size_are_resampled_apart() -> None:
-    """Check that tasks of one size are resampled independently; otherwise equal answers would not reduce the error."""
+    """Were they resampled alike, the same answers in both tasks would have the error of one."""
     a, b = answers(1), answers(2)
     found = compare(of(WANDA, cloze=a, order=a), of(SPARSEGPT, cloze=b, order=b))
     error = found.stderr("qwen", "accuracy", WANDA.row, SPARSEGPT.row)

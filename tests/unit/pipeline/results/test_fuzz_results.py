@@ -1,4 +1,4 @@
-"""Tests of some hundred damaged result files, which are refused or read the same; see `tests/fuzz/results.py`."""
+"""Some hundred damaged files of results are refused or mean the same; `tests/fuzz/results.py` has the attack."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_round_trips_through_json(raw):
 
 
 def changed(record, key, value):
-    """Return the record with one value changed; the key is a path."""
+    """The record with one value changed; a key of several parts goes down."""
     *parents, last = key.split("/")
     place = record
     for name in parents:

@@ -1,4 +1,4 @@
-"""Tests of writing and reading the file of a run's samples."""
+"""The file of a run's samples, written and read."""
 
 from __future__ import annotations
 

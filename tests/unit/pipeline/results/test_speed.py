@@ -1,4 +1,4 @@
-"""Tests of speed records, and of the paper's tokens per second."""
+"""Records of speed, and the paper's tokens per second beside them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from patch.pipeline.results.speed import (
 
 @pytest.fixture
 def written(tmp_path: Path, speed_record: Callable) -> Callable[..., Path]:
-    """Return a function that writes a record with some keys changed, or another text in its place."""
+    """A function: a record with some keys changed, or some text in its place, on disk."""
 
     def write(text: str | None = None, **changes: Any) -> Path:
         path = tmp_path / "speed.json"

@@ -1,4 +1,4 @@
-"""Tests of the command line: invalid input gives one message and exit code 2, never a traceback."""
+"""The command line: bad input is one message and exit code 2, never a traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def two_four(model: torch.nn.Module) -> MaskSet:
 
 
 def one_message(ended: Any, *expected: str) -> None:
-    """Check for exit code 2 and one message with the expected parts, without signs of a crash."""
+    """Exit code 2, one message that names what is expected, and nothing that looks like a crash."""
     assert ended.code == 2
     assert "Traceback" not in ended.error and 'File "' not in ended.error
     messages = [line for line in ended.error.splitlines() if line.startswith("error: ")]
@@ -130,7 +130,7 @@ def test_no_gpu(files: Any, stage: Callable, tmp_path: Path) -> None:
 
 
 def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, sequences: Callable) -> None:
-    """Calibrate on one sequence of a repeated token, which gives a Hessian of rank one."""
+    """One sequence of one repeated token: a Hessian of rank one."""
     import numpy as np
 
     np.save(files.sequences, np.zeros((1, 12), dtype=np.uint16))
@@ -228,7 +228,7 @@ def test_a_local_model_that_is_not_there(stage: Callable, tmp_path: Path) -> Non
 
 
 def test_exit_code_of_the_process(tmp_path: Path, job_file: Callable) -> None:
-    """Run a real command line, where a traceback could come from outside `main`."""
+    """Through a real command line, where a traceback could come from outside `main`."""
     file = job_file("fetch_model", {"upstream": "", "source": {"kind": "local", "path": "nowhere"}})
     ended = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""Tests of the stage that writes differences.csv from samples."""
+"""Samples of runs -> differences.csv."""
 
 from __future__ import annotations
 

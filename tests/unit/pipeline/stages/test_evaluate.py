@@ -1,4 +1,4 @@
-"""Tests of interrupted evaluations, which resume after their last finished metric and give the same record."""
+"""An evaluation that is stopped goes on after its last finished part and gives the same record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed",
 
 @pytest.fixture
 def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]:
-    """Return the options for a model with a tokenizer, sequences and task data."""
+    """A model with a tokenizer, sequences and task data."""
     tokenizer = train_tokenizer([" ".join(WORDS)], 320)
     tiny_model("qwen2", vocab_size=len(tokenizer)).save_pretrained(files.model)
     tokenizer.save_pretrained(files.model)
@@ -43,14 +43,14 @@ def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]
 
 @pytest.fixture
 def settings(files: Any) -> dict[str, Any]:
-    """Return the settings of the dense run, with several tasks."""
+    """The dense run, with several tasks."""
     settings = files.settings("dense")
     return settings | {"evaluation": settings["evaluation"] | {"tasks": TASKS}}
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list of the measured metrics; an item `stop` in it sends SIGUSR2 before `next_word`."""
+    """Parts that were measured; before `next_word` comes a SIGUSR2 if it is asked for by an item `stop`."""
     names: list[str] = []
     task, perplexity = TaskEvaluator.measure, evaluate_stage.perplexity
 

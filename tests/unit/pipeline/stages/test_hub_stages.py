@@ -1,4 +1,4 @@
-"""Tests of stages that access the hub: failures give one line without a token."""
+"""Stages that reach for a hub: they explain what went wrong in one line, and no message holds a token."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[ThreadingHTTPServer]:
-    """Return a hub that refuses every request with a message that contains the token."""
+    """A hub that refuses everything and says with which token it was asked."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Echo,), {"seen": []}))
     Thread(target=server.serve_forever, daemon=True).start()
     yield server

@@ -1,4 +1,4 @@
-"""Tests of imported masks: fetched from a fake hub, checked, and written in this project's format."""
+"""Masks that were made elsewhere: fetched (the hub is stood in for), checked, and written as our own."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Tests of a learning stage of several real processes, which ends as a single process does."""
+"""A learning stage of several real processes ends as one process does, in success, failure and interruption."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ sys.exit(max(task.returncode % 256 for task in tasks))
 
 @pytest.fixture
 def settings(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return settings with two micro-batches a step; the parameter is the number of steps."""
+    """A run of two micro-batches a step; the parameter is its number of steps."""
     settings = files.settings("patch-joint")
     steps = getattr(request, "param", 5)
     return settings | {"learning": settings["learning"] | {"steps": steps, "batch_size": 4, "micro_batch_size": 2}}
@@ -52,14 +52,14 @@ def settings(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def options(files: Any, tmp_path: Path) -> dict[str, Path]:
-    """Return the inputs and outputs of the run."""
+    """Inputs and outputs of the run."""
     outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
     return {"model": files.model, "sequences": files.sequences} | outputs
 
 
 @pytest.fixture
 def whole(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> Path:
-    """Return the mask of an uninterrupted run in this process."""
+    """The mask of an uninterrupted run in this process."""
     mask = tmp_path / "whole"
     ended = stage("learn", settings, **options | {"mask": mask, "checkpoints": tmp_path / "whole-run"})
     assert ended.code == 0, ended.error
@@ -68,7 +68,7 @@ def whole(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> Pat
 
 @pytest.fixture
 def start(settings: dict, options: dict, job_file: Callable) -> Callable[..., subprocess.Popen]:
-    """Return a function that starts the run on a command line with further options."""
+    """A function: start the run on a command line with further options."""
     processes: list[subprocess.Popen] = []
 
     def run(**more: Any) -> subprocess.Popen:

@@ -1,4 +1,4 @@
-"""Tests that the pruning and learning stages write the results of the functions behind them."""
+"""The pruning and learning stages write what the functions behind them return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the reports of a stage: its counts and its end."""
+"""Reports of a stage: its counts, and how it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the stage that makes packed sequences: it stops at a signal, and does not mix two texts."""
+"""The stage that makes packed sequences: it stops when it is told to, and does not mix two texts."""
 
 from __future__ import annotations
 

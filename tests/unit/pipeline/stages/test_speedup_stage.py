@@ -1,4 +1,4 @@
-"""Tests of the stage that measures speed: the record of a model and its runs, its table and its figure."""
+"""The stage that measures speed: one record of the dense model and its runs; and the table and figure of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from patch.pruning.prune import prune
 
 @pytest.fixture
 def plan(raw_config: dict) -> Plan:
-    """Return a plan with a section `speedup`, and a 2:4 and a hybrid run of one model."""
+    """With a section `speedup`, a 2:4 and a hybrid run of one model."""
     raw_config |= {
         "speedup": {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4},
         "grid": [
@@ -37,7 +37,7 @@ def plan(raw_config: dict) -> Plan:
 
 @pytest.fixture
 def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
-    """Make the masks of the plan's runs without the workflow."""
+    """Of its runs, made without the workflow."""
     pattern = prune(tiny_model("qwen2"), "magnitude", NM(2, 4)).masks
     tiles = {n: torch.arange(m.numel() // 16).view(tile_grid(m.shape, 4)) % 2 == 0 for n, m in pattern.items()}
     hybrid = {name: mask | expand_tiles(tiles[name], mask.shape) for name, mask in pattern.items()}
@@ -53,7 +53,7 @@ def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_path: Path) -> Callable[..., int]:
-    """Return a function that runs the stage and returns its exit code."""
+    """A function: run the stage, and return its exit code."""
 
     def run(*paths: Path, **changes: Any) -> int:
         settings = plan.speedup_settings("qwen").model_dump(mode="json") | changes
