@@ -1,4 +1,4 @@
-"""Tests of atomic writes, which leave the old or the new contents and nothing else."""
+"""Atomic writes leave the old or the new contents, and nothing else."""
 
 from __future__ import annotations
 

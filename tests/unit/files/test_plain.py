@@ -1,4 +1,4 @@
-"""Tests of the refusal of YAML that PyYAML accepts silently or never finishes to read."""
+"""YAML that PyYAML accepts silently, or never finishes to read, is refused with its key, line and file."""
 
 from __future__ import annotations
 

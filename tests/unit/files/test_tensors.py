@@ -1,4 +1,4 @@
-"""Tests of tensor files, which return the written contents or raise an error that names the file."""
+"""Tensor files return the written contents, or raise an error that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of requests to the hub and messages about its answers, without a network."""
+"""Requests to the hub, and messages made from its answers; without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that messages of libraries become one line without tokens."""
+"""Messages of libraries are one line without tokens."""
 
 from __future__ import annotations
 

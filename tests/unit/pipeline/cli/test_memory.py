@@ -1,4 +1,4 @@
-"""Tests of the table of GPU memory for learning: the cost model's numbers, and a star where they do not fit."""
+"""The table of what learning takes of a GPU: the cost model's numbers, and a star where they do not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAPER = Path(__file__).parents[4] / "config/paper.yaml"
 def test_what_fits_one_gpu_and_what_takes_four() -> None:
     head, *rows = table(load_experiment(PAPER))
     assert head == ["model", "joint, 1", "joint, 4", "tile, 1"]
-    fits = {row[0]: ["*" not in entry for entry in row[1:]] for row in rows}
+    fits = {row[0]: ["*" not in cell for cell in row[1:]] for row in rows}
     assert len(fits) == 5 and {tuple(fit) for name, fit in fits.items() if name in ("Llama-2-7B", "Llama-3.1-8B")} == {
         (False, True, True)
     }
@@ -27,7 +27,7 @@ def test_what_fits_one_gpu_and_what_takes_four() -> None:
 
 
 def test_as_the_plan_has_it(raw_config: dict) -> None:
-    """Stars mark the same jobs as the plan's list of jobs that do not fit."""
+    """The same stars as in the plan's list of what does not fit."""
     raw = copy.deepcopy(raw_config)
     raw["resources"] = {"device": "cuda", "gpu_memory_gb": 0.001}
     plan = Plan(validate_experiment(raw))

@@ -1,4 +1,4 @@
-"""Tests of the printed plan: its sums, its command line, and its requirements."""
+"""The printed plan: its sums, its command line, and what it needs to run."""
 
 from __future__ import annotations
 

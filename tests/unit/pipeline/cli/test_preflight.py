@@ -1,4 +1,4 @@
-"""Tests of the checks before a run on a cluster: disk, folders, and pending downloads."""
+"""Checks before a run on a cluster: disk, folders, and what is left to fetch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPE = {
 
 
 class Hub:
-    """Substitute for the hub that grants every request."""
+    """All is well there."""
 
     def model_info(self, repo: str, **options: object) -> SimpleNamespace:
         return SimpleNamespace(gated=False)
@@ -40,7 +40,7 @@ class Hub:
 
 @pytest.fixture
 def with_hub(project: Project) -> Project:
-    """Return a project with a model, a corpus and tasks of the hub beside the trained models."""
+    """A project with a model, a corpus and tasks of the hub beside the trained models."""
     raw_config = project.raw
     model = {"kind": "hub", "repo": "a/model", "revision": "1234567", "shape": SHAPE}
     corpus = {"kind": "hub", "repo": "a/text", "revision": "89abcde", "splits": {"test": "test"}, "size_gb": 10}

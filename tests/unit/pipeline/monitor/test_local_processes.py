@@ -1,4 +1,4 @@
-"""Tests of local processes that print into a file, and of the clock of the file system."""
+"""Processes of this machine that print into a file, and the clock of the file system."""
 
 from __future__ import annotations
 

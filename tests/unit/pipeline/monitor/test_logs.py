@@ -1,4 +1,4 @@
-"""Tests of reading the ends of logs."""
+"""Ends of logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `python -m patch status` on fabricated outputs, logs, ledgers and queues."""
+"""`python -m patch status` on fabricated outputs, logs, ledgers and queues."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Place:
         self.answer(0)
 
     def answer(self, code: int, words: str = "") -> None:
-        """Write a fake squeue that prints the queue, and an error text, and exits with a code."""
+        """What squeue does."""
         (self.folder / "bin").mkdir(exist_ok=True)
         squeue = self.folder / "bin/squeue"
         squeue.write_text(f"#!/bin/sh\necho call >> calls\ncat queue\necho '{words}' >&2\nexit {code}\n")
