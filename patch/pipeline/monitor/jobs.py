@@ -122,11 +122,10 @@ class Monitor:
     def _submitted(self, status: JobStatus, entry: Entry, made: bool) -> JobStatus:
         """Return the status of a job that has no outcome in the ledger."""
         events = read_events(entry)
-        verdict = self.queue.judge(entry, events, made)
-        if verdict.state == "done":
+        status = replace(status, **self.queue.state(entry, events, made))
+        if status.state == "done":
             return status
-        status = replace(status, **vars(verdict))
-        if verdict.state == "failed":
+        if status.state == "failed":
             return _failed(status, entry, events)
         started = events.written if events.kind == "start" else None
         written = read_progress(status.log) if events.starts else None

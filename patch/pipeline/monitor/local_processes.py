@@ -7,34 +7,25 @@ import tempfile
 import time
 from pathlib import Path
 
-PROCESSES = Path("/proc")
+import psutil
 
 
 def printing_processes() -> dict[str, float]:
     """Return a map from each file that is the standard output or error of a process to that process's age in seconds.
 
-    A file of several processes maps to the age of the oldest. Only this user's processes on this machine are found,
-    and none without `/proc`. Processes that read a file, such as `tail -f`, are not counted because they have it open
-    under another descriptor.
+    A file of several processes maps to the age of the oldest. Only this user's processes on this machine are found.
+    Processes that read a file, such as `tail -f`, are not counted because they have it open under another descriptor.
     """
     ages: dict[str, float] = {}
-    for process in PROCESSES.glob("[0-9]*"):
+    for process in psutil.process_iter():
         try:
-            files = {os.readlink(process / "fd" / number) for number in ("1", "2")}
-            age = _age(process)
-        except (OSError, ValueError, IndexError):  # The process is another user's or has ended.
+            files = {file.path for file in process.open_files() if file.fd in (1, 2)}
+            age = max(0.0, time.time() - process.create_time())
+        except psutil.Error:  # The process is another user's or has ended.
             continue
         for file in files:
             ages[file] = max(age, ages.get(file, 0.0))
     return ages
-
-
-def _age(process: Path) -> float:
-    """Return the seconds since a process started, measured from boot and so independent of the wall clock."""
-    # The process name in parentheses may contain any character, so fields are counted after the last `)`.
-    ticks = float((process / "stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float((PROCESSES / "uptime").read_text().split()[0])
-    return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def file_time(folder: Path | str) -> float:

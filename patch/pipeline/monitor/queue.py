@@ -48,25 +48,6 @@ class Events:
         return datetime.fromtimestamp(self.last["time"]).isoformat(timespec="seconds")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """State of a submission that has no outcome in the ledger.
-
-    Attributes:
-        state: `pending`, `running`, `failed` or `done`.
-        reason: reason why the job waits or failed.
-        node: name of the node that the job runs on.
-        started: start time by the clock of SLURM, or of the node if SLURM does not answer.
-        expected: start time that SLURM expects.
-    """
-
-    state: str
-    reason: str = ""
-    node: str | None = None
-    started: str | None = None
-    expected: str | None = None
-
-
 class Queue:
     """Submissions of a submit folder.
 
@@ -84,13 +65,13 @@ class Queue:
         try:
             history = History(folder)
         except OSError as error:
-            self.note = f"{folder}: cannot be read ({error.strerror}); what SLURM does is not known"
+            self.note = f"{folder}: cannot be read ({error.strerror}); the state of SLURM's queue is unknown"
         except WorkflowError as error:
-            self.note = f"what SLURM does is not known: {error}"
+            self.note = f"the state of SLURM's queue is unknown: {error}"
         else:
             entries = history.entries
             for damage in history.damage.values():
-                log.warning("%s; passed over", damage)
+                log.warning("%s; skipped", damage)
         self._by_output: dict[str, Entry] = {}
         for entry in sorted(entries.values(), key=lambda entry: (entry.run.name, entry.submitted)):
             self._by_output.update(dict.fromkeys(entry.outputs, entry))
@@ -99,14 +80,14 @@ class Queue:
             try:
                 self._states = slurm.read_squeue()
             except slurm.SlurmError as error:
-                self.note = f"no answer from SLURM, told from files alone ({str(error).splitlines()[-1]})"
+                self.note = f"no answer from SLURM; states are from files alone ({str(error).splitlines()[-1]})"
 
     def newest(self, outputs: Iterable[str]) -> Entry | None:
         """Return the newest submission that makes one of these files, or None."""
         return next((self._by_output[path] for path in outputs if path in self._by_output), None)
 
-    def judge(self, entry: Entry, events: Events, made: bool) -> Verdict:
-        """Return the state of a submission that has no outcome in the ledger.
+    def state(self, entry: Entry, events: Events, made: bool) -> dict[str, str | None]:
+        """Return the state of a submission that has no outcome in the ledger, as fields of `JobStatus`.
 
         Args:
             entry: the submission.
@@ -114,19 +95,19 @@ class Queue:
             made: True if its outputs exist.
         """
         if entry.id is None:
-            return Verdict("pending", "SLURM has not taken it yet")
+            return {"state": "pending", "reason": "SLURM has not accepted it yet"}
         state = self._states.get(entry.id)
         if state is not None and state.alive:
             return _living(state)
         if made:
-            return Verdict("done")
-        if self.note and events.kind != "end":
-            if events.kind == "start":
-                return Verdict("running", node=events.last.get("node"), started=events.started)
-            return Verdict(
-                "pending", {"time limit": "after its time limit", "terminated": "stopped"}.get(events.kind, "")
-            )
-        return Verdict("failed", _end(state, events), events.last.get("node"))
+            return {"state": "done"}
+        node = events.last.get("node")
+        if not self.note or events.kind == "end":
+            return {"state": "failed", "reason": _end(state, events), "node": node}
+        if events.kind == "start":
+            return {"state": "running", "node": node, "started": events.started}
+        reasons = {"time limit": "after its time limit", "terminated": "stopped"}
+        return {"state": "pending", "reason": reasons.get(events.kind, "")}
 
 
 def read_events(entry: Entry) -> Events:
@@ -137,29 +118,29 @@ def read_events(entry: Entry) -> Events:
     except OSError:
         return Events()
     if damage:
-        log.warning("%s; passed over", damage)
+        log.warning("%s; skipped", damage)
     kinds = [event["event"] for event in noted]
     return Events(noted[-1] if noted else {}, kinds.count("start"), kinds.count("time limit"), written)
 
 
-def _living(state: slurm.JobState) -> Verdict:
+def _living(state: slurm.JobState) -> dict[str, str | None]:
     reason = state.reason if state.reason not in NOTHING else ""
     start = state.start if state.start not in NOTHING else None
     if state.state in RUNNING:
         reason = "" if state.state == "RUNNING" else state.state.lower()
-        return Verdict("running", reason, state.node or None, start)
+        return {"state": "running", "reason": reason, "node": state.node or None, "started": start}
     if state.state != "PENDING":
         reason = f"{state.state.lower()} {reason}".strip()
-    return Verdict("pending", reason, expected=start)
+    return {"state": "pending", "reason": reason, "expected": start}
 
 
 def _end(state: slurm.JobState | None, events: Events) -> str:
     if events.kind == "end":
         code = events.last.get("exit")
-        return f"exit code {code}" if code else "it ended well, but its output is not there"
+        return f"exit code {code}" if code else "it succeeded, but its output is missing"
     if events.kind == "time limit":
         return f"its time limit was reached {events.time_limits} times"
     if state is None:
-        return "SLURM no longer knows the job and its output is not there"
+        return "SLURM no longer knows the job and its output is missing"
     detail = f", {state.reason}" if state.reason not in NOTHING else ""
     return f"SLURM ended it: {state.state}{detail}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from textwrap import wrap
 
 from patch.pipeline.monitor.jobs import BLOCKED, STATES, JobStatus
-from patch.pipeline.reporting.units import duration
+from patch.pipeline.reporting.units import aligned_lines, count, duration
 from patch.pipeline.resources.cost import SLACK
 from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
 from patch.pipeline.resources.schedule import Task, simulate
@@ -16,13 +16,11 @@ WIDTH = 120
 # Row limits of the job tables. Failed jobs get fewer rows because each prints the end of its log.
 ROWS, FAILED_ROWS = 50, 20
 ALWAYS = ("done", "running", "pending", "failed", "waiting")
-# Column headings and values. A column of `_COLUMNS` that is empty in all rows is left out.
-_NAMES: dict[str, Callable[[JobStatus], str]] = {
+# Column headings and values. A column that is empty in all rows is left out.
+_COLUMNS: dict[str, Callable[[JobStatus], str]] = {
     "rule": lambda s: s.rule,
     "model": lambda s: s.model or "",
     "run": lambda s: s.run,
-}
-_COLUMNS: dict[str, Callable[[JobStatus], str]] = {
     "job": lambda s: s.job or "",
     "node": lambda s: s.node or "",
     "since": lambda s: _when(s.started),
@@ -33,8 +31,8 @@ _COLUMNS: dict[str, Callable[[JobStatus], str]] = {
     "why": lambda s: " ".join(s.reason.split()),
 }
 _RIGHT = ("step", "left")
-# Minimum width of a text column that is cut to fit the terminal.
-_NARROWEST = 12
+# Width that the fields of a table are cut to if its lines do not fit the terminal.
+_FIELD = 40
 
 
 def to_text(graph: JobGraph, statuses: dict[Job, JobStatus], note: str = "", everything: bool = False) -> str:
@@ -67,22 +65,21 @@ def _stages(statuses: list[JobStatus]) -> list[str]:
     rows = [["stage", "jobs", *states]]
     for stage, counts in by_stage.items():
         if counts:
-            rows.append(
-                [stage, f"{counts.total()}", *(f"{counts[state]}" if counts[state] else "-" for state in states)]
-            )
-    return columns(rows, right=range(1, len(rows[0])))
+            rows.append([stage, f"{counts.total()}", *(f"{counts[state] or '-'}" for state in states)])
+    return aligned_lines(rows)
 
 
 def _section(state: str, statuses: list[JobStatus], everything: bool) -> list[str]:
     limit = len(statuses) if everything else FAILED_ROWS if state == "failed" else ROWS
     # Reasons of failed jobs get lines of their own because messages of sbatch are long.
-    shown = {head: of for head, of in _COLUMNS.items() if head != "why" or state != "failed"}
-    heads = _NAMES | {head: of for head, of in shown.items() if any(of(status) for status in statuses)}
-    rows = [[of(status) for of in heads.values()] for status in statuses[:limit]]
-    head, *lines = columns([list(heads), *rows], [index for index, head in enumerate(heads) if head in _RIGHT])
-    text = [f"{state} ({len(statuses)})", f"  {head}"]
+    shown = [head for head in _COLUMNS if head != "why" or state != "failed"]
+    columns = {head: _COLUMNS[head] for head in shown if any(map(_COLUMNS[head], statuses))}
+    rows = [[of(status) for of in columns.values()] for status in statuses[:limit]]
+    left = [index for index, head in enumerate(columns) if head not in _RIGHT]
+    head, *lines = _fitting_lines([list(columns), *rows], left)
+    text = [f"{state} ({len(statuses)})", head]
     for status, line in zip(statuses, lines, strict=False):
-        text.append(f"  {line}")
+        text.append(line)
         if state == "failed":
             text += wrap(status.reason, WIDTH, initial_indent="      ", subsequent_indent="      ")
             text += [shorten(f"      | {said}", WIDTH) for said in status.tail]
@@ -96,25 +93,22 @@ def _outlook(graph: JobGraph, statuses: dict[Job, JobStatus]) -> list[str]:
     lines = []
     blocked = sum(status.reason == BLOCKED for status in statuses.values())
     if blocked:
-        lines.append(f"{blocked} jobs wait for one that failed: they run once it has succeeded.")
+        lines.append(f"{blocked} jobs wait for a failed job; they run after it has succeeded.")
     to_come = [job for job, s in statuses.items() if s.state not in ("done", "failed") and s.reason != BLOCKED]
     # Running jobs come first so that they occupy their slots from the start of the simulation.
     to_come.sort(key=lambda job: statuses[job].state != "running")
     running = [job for job in to_come if statuses[job].state == "running"]
     slots = sum(job.slots for job in running)
     index = {job: number for number, job in enumerate(to_come)}
-    tasks = [
-        Task(
-            _minutes(job, statuses[job]),
-            job.slots,
-            () if job in running else tuple(index[need] for need in job.needs if need in index),
-        )
-        for job in to_come
-    ]
+    tasks = []
+    for job in to_come:
+        eta, needs = statuses[job].eta_seconds, () if job in running else job.needs
+        minutes = job.minutes if eta is None else eta / 60
+        tasks.append(Task(minutes, job.slots, tuple(index[need] for need in needs if need in index)))
     outcome = simulate(tasks, slots) if running else None
     if outcome is not None:
         unit = "GPU" if graph.plan.experiment.resources.device == "cuda" else "core"
-        held = f" on the {slots} {unit}{'s' * (slots != 1)} that jobs hold now" if slots else ""
+        held = f" on the {count(slots, unit)} that jobs hold now" if slots else ""
         lines += [
             f"To come: {len(to_come)} jobs, up to {duration(outcome.minutes)}{held}, by the progress of the running",
             f"jobs and the cost model's limits for the others (with a factor of {SLACK:g}).",
@@ -122,29 +116,12 @@ def _outlook(graph: JobGraph, statuses: dict[Job, JobStatus]) -> list[str]:
     return lines
 
 
-def _minutes(job: Job, status: JobStatus) -> float:
-    """Return the minutes left according to the job's report, or else the cost model's limit."""
-    return job.minutes if status.eta_seconds is None else status.eta_seconds / 60
-
-
-def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Return rows as aligned lines with two spaces between columns; the columns ``right`` are right-aligned.
-
-    If the lines are too wide, text columns are cut: the last one first, then the widest.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    *others, last = range(len(widths))
-    for index in (last, *sorted(others, key=lambda index: -widths[index])):
-        excess = sum(widths) + 2 * len(widths) - WIDTH
-        if excess > 0 and index not in right:
-            widths[index] -= min(excess, max(0, widths[index] - _NARROWEST))
-    return [
-        "  ".join(
-            text.rjust(width) if index in right else shorten(text, width).ljust(width)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+def _fitting_lines(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Return rows as indented lines that fit the terminal, with the columns ``left`` left-aligned."""
+    lines = aligned_lines(rows, left)
+    if max(map(len, lines)) > WIDTH - 2:
+        lines = aligned_lines([[shorten(text, _FIELD) for text in row] for row in rows], left)
+    return [shorten(f"  {line}", WIDTH) for line in lines]
 
 
 def shorten(text: str, width: int) -> str:

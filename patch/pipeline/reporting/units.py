@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tabulate import tabulate
 
@@ -41,8 +41,8 @@ def metric_value(value: float, metric: str) -> str:
     return f"{value:.{decimals}f}"
 
 
-def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as aligned lines of text: the first column is left-aligned, the others are right-aligned."""
-    alignment = ["left", *["right"] * (len(rows[0]) - 1)]
+def aligned_lines(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Return rows as aligned lines of text: the columns ``left`` are left-aligned, the others are right-aligned."""
+    alignment = ["left" if index in left else "right" for index in range(len(rows[0]))]
     text = tabulate(rows, tablefmt="plain", colalign=alignment, disable_numparse=True, preserve_whitespace=True)
     return [line.rstrip() for line in text.splitlines()]

@@ -297,7 +297,7 @@ def test_a_failure_is_shown_with_the_end_of_its_log_and_holds_up_what_follows(pl
     [
         ("OUT_OF_MEMORY|OutOfMemory|n1|x", [{"event": "start"}], "SLURM ended it: OUT_OF_MEMORY, OutOfMemory"),
         ("COMPLETED|None|n1|x", [{"event": "start"}, {"event": "end", "exit": 2}], "exit code 2"),
-        ("", [{"event": "start"}], "SLURM no longer knows the job and its output is not there"),
+        ("", [{"event": "start"}], "SLURM no longer knows the job and its output is missing"),
         ("", [{"event": "start"}, {"event": "time limit"}] * 3, "its time limit was reached 3 times"),
     ],
 )
@@ -343,7 +343,7 @@ def test_without_an_answer_from_squeue_the_files_tell(place: Place) -> None:
     assert [found["state"] for found in states.values()] == ["running", "pending", "failed"]
     assert states[runs]["node"] == "n9" and states[runs]["started"].startswith("2030-03-1")
     text = place.text()
-    assert "no answer from SLURM, told from files alone (slurm_load_jobs error: Unable to contact" in text
+    assert "no answer from SLURM; states are from files alone (slurm_load_jobs error: Unable to contact" in text
     assert (place.folder / "calls").read_text().count("call") == 4, "once for each report"
 
 
@@ -375,7 +375,7 @@ def test_bad_lines_are_passed_over_with_a_warning(place: Place, line: bytes, cap
     for path in (ledger, entry.events):
         relative = path.relative_to(place.folder)
         (warning,) = (text for text in caplog.messages if text.startswith(f"{relative}: "))
-        assert "line 1 cannot be used (" in warning and warning.endswith(", nor can 1 more; passed over")
+        assert "line 1 cannot be used (" in warning and warning.endswith(", nor can 1 more; skipped")
 
 
 def test_a_submit_folder_that_others_can_write_to_is_not_read(place: Place) -> None:
@@ -383,7 +383,7 @@ def test_a_submit_folder_that_others_can_write_to_is_not_read(place: Place) -> N
     place.submit(job, job="41", squeue="RUNNING|None|n1|x")
     (place.folder / "work/submit").chmod(0o777)
     assert place.json(job)["job"] is None
-    assert "what SLURM does is not known: work/submit belongs to " in place.text()
+    assert "the state of SLURM's queue is unknown: work/submit belongs to " in place.text()
 
 
 # -- what is printed ----------------------------------------------------------------------------
