@@ -6,19 +6,19 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-# Command -> its module, whose `main` takes the arguments, and what it does.
+# Command -> its module, whose `main` takes the arguments, and a description.
 COMMANDS = {
-    "plan": ("patch.pipeline.cli.plan", "jobs, GPU-hours, memory, disk and wall time of an experiment"),
-    "preflight": ("patch.pipeline.cli.preflight", "checks before a run on a cluster"),
-    "status": ("patch.pipeline.cli.status", "the state of every job"),
-    "show": ("patch.pipeline.cli.show", "the first table, and the paths of all results"),
-    "memory": ("patch.pipeline.cli.memory", "memory of each GPU at a learning step"),
-    "export": ("patch.inference.export", "a folder with a sparse model that transformers loads"),
+    "plan": ("patch.pipeline.cli.plan", "estimate jobs, GPU-hours, memory, disk and wall time"),
+    "preflight": ("patch.pipeline.cli.preflight", "check disk, hub and folders before a run on a cluster"),
+    "status": ("patch.pipeline.cli.status", "print the state of the jobs"),
+    "show": ("patch.pipeline.cli.show", "print the first table and the paths of all results"),
+    "memory": ("patch.pipeline.cli.memory", "estimate the GPU memory of mask learning"),
+    "export": ("patch.inference.export", "write a sparse model to a folder that transformers can load"),
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     name = arguments[0] if arguments else ""
     if name in COMMANDS:
         return import_module(COMMANDS[name][0]).main(arguments[1:])
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     lines = ["usage: python -m patch COMMAND [--help]", "", "commands:"]
     lines += [f"  {command:<10} {about}" for command, (_, about) in COMMANDS.items()]
     if not asked and name:
-        lines.append(f"error: no command {name!r}")
+        lines.append(f"error: unknown command {name!r}")
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2
 

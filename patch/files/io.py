@@ -172,19 +172,28 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def read_bytes(path: Path | str, where: object, most: int = -1) -> bytes:
+    """Read a file, up to ``most`` bytes if given.
+
+    Raises:
+        InputError: the file is missing or cannot be read; the message starts with ``where``.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror})") from None
+
+
 def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
     Raises:
         InputError: the file is missing or is not JSON.
     """
-    try:
-        text = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse_json(text, path)
+    return parse_json(read_bytes(path, path), path)
 
 
 def read_json_object(path: Path | str) -> dict[str, Any]:

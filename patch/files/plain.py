@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 from patch.errors import InputError
+from patch.files.io import read_bytes
 
 # Bounds far above any configuration; without them a few lines of aliases could expand without end.
 LARGEST_FILE = 1_000_000  # bytes
@@ -62,20 +63,12 @@ def read_plain(path: Path | str, kind: str, drop_tags: bool = False) -> Any:
             value, or exceeds a size limit; the message names the line.
     """
     where = f"{kind} {path}"
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        text = content.decode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: cannot be read ({error})") from None
+    content = read_bytes(path, where, LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
         raise InputError(f"{where} has more than {LARGEST_FILE:,} bytes; it must be smaller")
     try:
-        loader = _Loader(text, where, drop_tags)
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
+        return _Loader(content.decode(), where, drop_tags).get_single_data()
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 
 

@@ -84,7 +84,16 @@ def load_header(path: Path | str, kind: str, what: str) -> dict[str, Any]:
 
 def _contents(path: Path | str, kind: str, what: str) -> dict[str, Any]:
     """Return the verified contents of a file without its tensors: the format, the header and the tensor checksums."""
-    metadata = _read_metadata(path, what)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Read as NumPy's, the file needs no import of PyTorch.
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(f"{what} {path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, what, error) from None
     contents = parse_json(metadata.get(_METADATA, "{}"), f"{what} {path}: its header")
     found = contents.get("format") if isinstance(contents, dict) else None
     if found != kind:
@@ -98,19 +107,6 @@ def _contents(path: Path | str, kind: str, what: str) -> dict[str, Any]:
     if not isinstance(header, dict) or not isinstance(checksums, dict):
         raise InputError(f"{what} {path}: its header and its checksums must be JSON objects")
     return contents
-
-
-def _read_metadata(path: Path | str, what: str) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # Read as NumPy's, the file needs no import of PyTorch.
-        with safe_open(path, "np") as file:
-            return file.metadata() or {}
-    except FileNotFoundError:
-        raise InputError(f"{what} {path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, what, error) from None
 
 
 def _unreadable(path: Path | str, what: str, error: Exception) -> InputError:

@@ -17,19 +17,12 @@ PROBE = "Salesforce/wikitext"
 
 @dataclass(frozen=True)
 class Wanted:
-    """Repository to fetch.
+    """Repository to fetch."""
 
-    Attributes:
-        key: its key in the configuration, such as `models.llama.source`.
-        kind: kind of its contents; the hub stores masks as models.
-        repo: `owner/name`.
-        revision: commit; None for the newest.
-    """
-
-    key: str
-    kind: Literal["model", "dataset", "mask"]
-    repo: str
-    revision: str | None = None
+    key: str  # in the configuration, such as `models.llama.source`
+    kind: Literal["model", "dataset", "mask"]  # the hub stores masks as models
+    repo: str  # `owner/name`
+    revision: str | None = None  # commit; None for the newest
 
 
 def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, str], api: Any = None) -> list[str]:
@@ -44,11 +37,9 @@ def hub_problems(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str
     """
     if not wanted and not tasks:
         return []
-    offline = _offline(wanted, tasks, environment)
-    if offline:
+    if offline := _offline(wanted, tasks, environment):
         return offline
-    malformed = token_problem()
-    if malformed:
+    if malformed := token_problem():
         return [malformed]
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
@@ -82,7 +73,7 @@ def _offline(wanted: Sequence[Wanted], tasks: bool, environment: Mapping[str, st
     if tasks or any(one.kind == "dataset" for one in wanted):
         names.append("HF_DATASETS_OFFLINE")
     return [
-        f"{name} is {environment[name]!r}, with this still to fetch: {fetches(wanted, tasks)}; unset it"
+        f"{name} is {environment[name]!r}, but {fetches(wanted, tasks)} must still be fetched; unset it"
         for name in names
         if environment.get(name, "").upper() in TRUE
     ]

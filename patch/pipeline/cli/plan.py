@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from patch.errors import InputError, print_result
-from patch.pipeline.cli.workflow import add_config_options, read_graph
+from patch.pipeline.cli.workflow import command_parser, read_graph
 from patch.pipeline.reporting.units import aligned_lines, duration, hours, size
 from patch.pipeline.resources.cost import SLACK, CostModel, too_large
 from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
@@ -90,15 +90,15 @@ def to_text(numbers: dict[str, Any]) -> str:
         lines += [*aligned_lines(table), ""]
     walls = [["GPUs" if on_gpu else "cores", "wall time", "peak disk"]]
     for wall in numbers["wall"]:
-        count = wall["gpus"] or "unlimited"
         fits = wall["minutes"] is not None
-        walls.append([f"{count}", *([duration(wall["minutes"]), size(wall["peak_disk_mb"])] if fits else ["-", "-"])])
+        values = [duration(wall["minutes"]), size(wall["peak_disk_mb"])] if fits else ["-", "-"]
+        walls.append([f"{wall['gpus'] or 'unlimited'}", *values])
     lines += [*aligned_lines(walls), ""]
     if any(wall["minutes"] is None for wall in numbers["wall"]):
         lines.append(f"-: a job needs more {walls[0][0]} than that.")
     lines.append(
         f"Disk, work/ and results/: {size(disk['kept_mb'])} kept, {size(disk['kept_to_come_mb'])} of it to come; "
-        "peak disk is what the jobs to come hold at once."
+        "peak disk includes temporary files of the jobs to come."
     )
     if disk["cache_to_come_mb"]:
         lines.append(f"Disk, the hub's cache (HF_HOME): {size(disk['cache_to_come_mb'])} to come.")
@@ -107,8 +107,7 @@ def to_text(numbers: dict[str, Any]) -> str:
     if len(large) > SHOWN:
         lines.append(f"Does not fit: {len(large) - SHOWN} more (--json has all)")
     lines.append(
-        f"These are the cost model's numbers (patch/pipeline/resources/): limits with a factor of {SLACK:g} "
-        "on every time, not what to expect."
+        f"Times are limits of the cost model (patch/pipeline/resources/) with a factor of {SLACK:g}, not expected times."
     )
     return "\n".join(lines)
 
@@ -128,11 +127,9 @@ def _row(sums: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m patch plan` and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m patch plan", description=__doc__)
-    add_config_options(parser)
-    parser.add_argument(
-        "--gpus", metavar="N", type=int, nargs="+", default=GPUS, help="GPUs (cpu device: cores) to tell the time for"
-    )
+    parser = command_parser("plan", __doc__)
+    about = "numbers of GPUs, or of cores on a cpu device, to estimate the wall time for (default: 1 4 8 32)"
+    parser.add_argument("--gpus", metavar="N", type=int, nargs="+", default=GPUS, help=about)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     return print_result(lambda: _report(options))

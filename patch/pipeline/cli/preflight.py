@@ -1,11 +1,10 @@
-"""Checks of disk, hub and folders before the first job of a cluster run: `python -m patch preflight`.
+"""Checks of disk space, hub access and folders before the first job of a cluster run.
 
 The checks apply to the machine that Snakemake runs on, where the `fetch_*` rules run too.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 from patch.errors import InputError, print_result
 from patch.hub.access import Wanted, fetches, hub_problems
-from patch.pipeline.cli.workflow import add_config_options, read_graph
+from patch.pipeline.cli.workflow import command_parser, read_graph
 from patch.pipeline.reporting.units import hours, size
 from patch.pipeline.resources.cost import CostModel, too_large
 from patch.pipeline.resources.jobs import JobGraph
@@ -60,7 +59,7 @@ def preflight(
     lines = [
         f"plan: {len(graph.remaining)} of {len(graph.jobs)} jobs to come, up to {hours(work)} {unit}-hours",
         f"disk: {disk}",
-        f"hub: {fetches(wanted, tasks)} within reach" if wanted or tasks else "hub: nothing to fetch",
+        f"hub: {fetches(wanted, tasks)} can be fetched" if wanted or tasks else "hub: nothing to fetch",
     ]
     return "\n".join([*lines, *_warnings(graph)])
 
@@ -88,7 +87,7 @@ def _folders(plan: Plan) -> list[str]:
     for folder in (STORE, plan.layout.root):
         there = _existing(folder)
         if not there.is_dir():
-            problems.append(f"{folder}/ cannot be made: {there} is not a folder; move it away")
+            problems.append(f"{folder}/ cannot be created: {there} is not a folder; move it away")
         elif not os.access(there, os.W_OK | os.X_OK):
             problems.append(f"{folder}/ cannot be written: {there} is not writable for you; change its permissions")
     return problems
@@ -99,33 +98,28 @@ def _disk(graph: JobGraph, jobs: float, environment: Mapping[str, str]) -> tuple
     tasks, results = graph.tasks(), graph.plan.layout.root
     kept = sum(job.kept_mb for job in graph.remaining if job.outputs[0].startswith(f"{results}/"))
     cache = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    folders = {"work/": Path(STORE), "results/": Path(results), "HF_HOME": Path(cache).expanduser()}
+    folders = {name: _existing(folder) for name, folder in folders.items()}
+    devices = {name: folder.stat().st_dev for name, folder in folders.items()}
     needs = {
-        "work/": (Path(STORE), simulate(tasks, jobs=jobs).peak_mb),
-        "results/": (Path(results), kept),
-        "HF_HOME": (Path(cache).expanduser(), sum(job.cache_mb for job in graph.remaining)),
+        "work/": simulate(tasks, jobs=jobs).peak_mb,
+        "results/": 0.0 if devices["results/"] == devices["work/"] else kept,  # the peak of all jobs includes it
+        "HF_HOME": sum(job.cache_mb for job in graph.remaining),
     }
-    devices = {name: _existing(folder).stat().st_dev for name, (folder, _) in needs.items()}
-    if devices["results/"] == devices["work/"]:  # the peak of all jobs includes it
-        needs["results/"] = (Path(results), 0.0)
     problems, lines = [], []
     for device in dict.fromkeys(devices.values()):
-        names = [name for name in needs if devices[name] == device and (needs[name][1] or name != "HF_HOME")]
+        names = [name for name in needs if devices[name] == device and (needs[name] or name != "HF_HOME")]
         if not names:
             continue
-        need = sum(needs[name][1] for name in names)
-        free = shutil.disk_usage(_existing(needs[names[0]][0])).free / 1e6
-        line = f"{size(need)} needed at most in {', '.join(names)}, {size(free)} free"
-        lines.append(line)
+        need, free = sum(needs[name] for name in names), shutil.disk_usage(folders[names[0]]).free / 1e6
+        lines.append(f"{size(need)} needed at most in {', '.join(names)}, {size(free)} free")
         if need > free:
-            hint = "free some or put it elsewhere"
+            hint = "free some space or move the folder to another disk"
             if "work/" in names:
-                alone = need - needs["work/"][1] + simulate(tasks, jobs=1).peak_mb
-                hint = (
-                    f"free some, or run fewer jobs at once: --jobs 1 needs {size(alone)}"
-                    if alone <= free
-                    else f"free some: even --jobs 1 needs {size(alone)}"
-                )
-            problems.append(f"disk: {line}; {hint}")
+                alone = need - needs["work/"] + simulate(tasks, jobs=1).peak_mb
+                fewer = ", or run fewer jobs at once: --jobs 1 needs" if alone <= free else ": even --jobs 1 needs"
+                hint = f"free some space{fewer} {size(alone)}"
+            problems.append(f"disk: {lines[-1]}; {hint}")
     return problems, "; ".join(lines)
 
 
@@ -134,12 +128,10 @@ def _warnings(graph: JobGraph) -> list[str]:
     for folder in (STORE, plan.layout.root):
         kind = filesystem(folder)
         if kind in NODE_LOCAL:
-            warnings.append(f"warning: {folder}/ is on {kind}, which the machines that jobs run on do not see")
-    large = len(too_large(CostModel(plan)))
-    if large:
-        warnings.append(
-            f"warning: {large} learn jobs need more memory than a GPU has; `python -m patch plan` names them"
-        )
+            warnings.append(f"warning: {folder}/ is on {kind}, which is not visible on the nodes that run the jobs")
+    if large := len(too_large(CostModel(plan))):
+        message = "learn jobs need more memory than a GPU has; `python -m patch plan` names them"
+        warnings.append(f"warning: {large} {message}")
     return warnings
 
 
@@ -163,9 +155,9 @@ def _existing(folder: Path | str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m patch preflight` and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m patch preflight", description=__doc__)
-    add_config_options(parser)
-    parser.add_argument("--jobs", metavar="N", type=int, help="jobs at the same time, as in `snakemake --jobs N`")
+    parser = command_parser("preflight", __doc__)
+    about = "maximum number of jobs at the same time, as in `snakemake --jobs N` (default: no limit)"
+    parser.add_argument("--jobs", metavar="N", type=int, help=about)
     options = parser.parse_args(arguments)
     jobs = math.inf if options.jobs is None else max(1, options.jobs)
     return print_result(lambda: preflight(read_graph(options), jobs))

@@ -1,11 +1,10 @@
-"""Output of an experiment's first table and the paths of its tables and figures: `python -m patch show`.
+"""First table of an experiment, and the paths of its tables and figures.
 
-With `--partial` the tables are made from the existing records, even if some runs are missing.
+With `--partial` the tables contain only the runs that are done.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from patch.errors import InputError, print_result
 from patch.files.io import atomic_file
-from patch.pipeline.cli.workflow import add_config_options, read_plan
+from patch.pipeline.cli.workflow import command_parser, read_plan
 from patch.pipeline.reporting.experiment import command, describe_experiment
 from patch.pipeline.reporting.render import to_text, write_table
 from patch.pipeline.reporting.summary import Results, summary
@@ -39,7 +38,7 @@ def show(plan: Plan, command: str) -> str:
     results, differences = root / "results.csv", root / "differences.csv"
     for path in (results, differences):
         if not path.exists():
-            raise InputError(f"{path} is not there yet; `--partial` makes tables of the runs that are")
+            raise InputError(f"{path}: no such file; `--partial` makes tables of the runs that are done")
     settings = plan.tabulate_settings()
     frame, paired = read_results(results, settings.digests), Differences.read(differences, settings.row_digests)
     first = _table(plan, plan.tables()[0], frame, paired, _speeds(plan, stale_outputs(plan)))
@@ -122,9 +121,8 @@ def _table(plan: Plan, name: str, frame: pd.DataFrame, differences: Differences,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m patch show` and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m patch show", description=__doc__)
-    add_config_options(parser)
-    parser.add_argument("--partial", action="store_true", help="make tables of the runs that are there")
+    parser = command_parser("show", __doc__)
+    parser.add_argument("--partial", action="store_true", help="make tables of the runs that are done")
     options = parser.parse_args(arguments)
     run = show_partial if options.partial else show
     return print_result(lambda: run(read_plan(options), command(options.configfile, options.config)))

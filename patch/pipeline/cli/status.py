@@ -1,7 +1,4 @@
-"""Progress of an experiment's jobs: `python -m patch status`.
-
-The command reads files and queries SLURM's queue once. It changes nothing.
-"""
+"""State and progress of an experiment's jobs, from its files and one query of SLURM's queue; nothing is changed."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from patch.errors import InputError, print_result, suggest
-from patch.pipeline.cli.workflow import add_config_options, read_graph
+from patch.pipeline.cli.workflow import command_parser, read_graph
 from patch.pipeline.monitor.jobs import Monitor
 from patch.pipeline.monitor.logs import logs_of
 from patch.pipeline.monitor.queue import Queue
@@ -65,14 +62,12 @@ def _report(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m patch status` and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m patch status", description=__doc__)
-    add_config_options(parser)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--json", action="store_true", help="print a JSON list of all jobs")
-    what.add_argument("--all", action="store_true", help="list all jobs, not only those under way and failed")
-    what.add_argument("--logs", metavar="RUN", help="print the paths of a run's logs; a part of its name will do")
-    parser.add_argument(
-        "--folder", default=SUBMIT_FOLDER, help=f"what the executor has as --submitit-folder ({SUBMIT_FOLDER})"
-    )
+    parser = command_parser("status", __doc__)
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print a JSON list of all jobs")
+    output.add_argument("--all", action="store_true", help="list all jobs, not only active and failed ones")
+    output.add_argument("--logs", metavar="RUN", help="print the paths of a run's logs; a part of its name is enough")
+    about = f"submit folder, the executor's --submitit-folder (default: {SUBMIT_FOLDER})"
+    parser.add_argument("--folder", default=SUBMIT_FOLDER, help=about)
     options = parser.parse_args(arguments)
     return print_result(lambda: _report(options))

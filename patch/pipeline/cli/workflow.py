@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 UNLIMITED = 1 << 30
 
 
-def add_config_options(parser: argparse.ArgumentParser, default: str = DEFAULT_CONFIG) -> None:
-    """Add the options `--configfile` and `--config`, which have the same meaning as in Snakemake."""
-    about = f"configuration files, each on top of those before it ({default})"
-    parser.add_argument("--configfile", metavar="FILE", nargs="+", default=[default], help=about)
-    parser.add_argument("--config", metavar="KEY=VALUE", nargs="+", default=[], help="keys that replace the files'")
+def command_parser(command: str, about: str | None, default: str = DEFAULT_CONFIG) -> argparse.ArgumentParser:
+    """Return a parser with the options `--configfile` and `--config`, which mean the same as in Snakemake."""
+    parser = argparse.ArgumentParser(prog=f"python -m patch {command}", description=about)
+    files = f"configuration files; later files override earlier ones (default: {default})"
+    parser.add_argument("--configfile", metavar="FILE", nargs="+", default=[default], help=files)
+    keys = "keys that override the configuration files, such as seeds=[0,1,2]"
+    parser.add_argument("--config", metavar="KEY=VALUE", nargs="+", default=[], help=keys)
+    return parser
 
 
 def read_plan(options: argparse.Namespace) -> Plan:

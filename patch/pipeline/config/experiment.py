@@ -40,9 +40,7 @@ class Evaluation(Section):
         description="Names of lm-eval tasks, including those in `include_path`; `accuracy` is the unweighted mean of "
         "their `acc`.",
     )
-    include_path: str | None = Field(
-        None, description="Folder of lm-eval task files whose data is made from `task_use`."
-    )
+    include_path: str | None = Field(None, description="Folder of lm-eval task files, with data from `task_use`.")
     task_use: Use | None = Field(None, description="Corpus and split that the data of these tasks is made from.")
     task_samples: int = Field(200, ge=10, description="Questions per task made from text.")
     batch_size: int = Field(32, ge=1, description="Requests per forward pass.")
@@ -77,12 +75,8 @@ class GridEntry(Section):
         description="Names of methods; `patch` stands for patch-joint or patch-tile according to the model's "
         "`variant`, `import` for the masks under `imports`.",
     )
-    pattern: str | None = Field(
-        None, description="`2:4` or another N:M, `unstructured`, or `hybrid`; by default that of the method."
-    )
-    sparsity: list[float] | None = Field(
-        None, description="Target sparsities in [0, 1); `N:M` patterns imply their own."
-    )
+    pattern: str | None = Field(None, description="N:M, `unstructured` or `hybrid`; by default the method's pattern.")
+    sparsity: list[float] | None = Field(None, description="Target sparsities in [0, 1); `N:M` patterns imply theirs.")
     tiles: list[Tile] | None = Field(None, description="Tile sizes of hybrid runs; by default the experiment's `tile`.")
     quantization: Literal["absmax", "slim-lora"] | None = Field(
         None, description="Quantize the weights after pruning, with low-rank adapters if `slim-lora`."
@@ -95,9 +89,7 @@ class GridEntry(Section):
     vary: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(
         default_factory=dict, description="Ablation: keys of a learning run, each with a list of values."
     )
-    table: Name | None = Field(
-        None, description="Name of a separate table for these runs; they are then left out of the standard tables."
-    )
+    table: Name | None = Field(None, description="Separate table of these runs; the standard tables then omit them.")
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -121,9 +113,7 @@ class LearningConfig(Section):
 
     common: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run for all methods.")
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Keys of a learning run by method.")
-    overrides: list[LearningOverride] = Field(
-        default_factory=list, description="Keys for selected runs, applied in order."
-    )
+    overrides: list[LearningOverride] = Field(default_factory=list, description="Keys for selected runs, in order.")
 
 
 class Resources(Section):
@@ -153,29 +143,20 @@ class Resources(Section):
 class Experiment(Section):
     """Configuration of one experiment."""
 
-    extends: str | None = Field(
-        None, description="Path of a base configuration. Mappings are merged; lists are replaced."
-    )
+    extends: str | None = Field(None, description="Base configuration file: mappings are merged, lists are replaced.")
     experiment: ID = Field(description="Name of the experiment; results go to `results/<experiment>`.")
-    reuse: list[ID] = Field(
-        default_factory=list,
-        description="Experiments whose masks are reused if they were made with the same settings.",
-    )
+    reuse: list[ID] = Field(default_factory=list, description="Experiments whose masks with equal settings are reused.")
     corpora: dict[Name, Corpus] = Field(description="Sources of text.")
     models: dict[Name, Model] = Field(min_length=1, description="Models of the grid.")
     calibration: Calibration = Field(description="Calibration text of the one-shot methods.")
     pruning: Pruning = Field(default_factory=Pruning, description="Settings of the one-shot methods.")
-    quantization: Quantization = Field(
-        default_factory=Quantization, description="Settings of the runs with `quantization`."
-    )
+    quantization: Quantization = Field(default_factory=Quantization, description="Settings of quantized runs.")
     learning: LearningConfig = Field(description="Settings of mask learning.")
     imports: dict[Name, Import] = Field(default_factory=dict, description="Masks that were made elsewhere.")
     evaluation: Evaluation = Field(description="Settings of the evaluation.")
     speedup: Speedup | None = Field(None, description="Settings of the speed measurement; by default, none.")
     grid: list[GridEntry] = Field(min_length=1, description="Blocks of runs.")
     seeds: list[Seed] = Field([0], min_length=1, description="Seeds of calibration and learning.")
-    tile: Tile = Field(
-        128, description="Side of a square tile in weights, a multiple of 4; `matrix` is one tile per layer."
-    )
+    tile: Tile = Field(128, description="Side of a tile in weights, a multiple of 4; `matrix` is one tile per layer.")
     published: str = Field("config/published.json", description="File of the paper's numbers.")
     resources: Resources = Field(default_factory=Resources, description="Device, threads and GPUs of jobs.")

@@ -33,26 +33,24 @@ def validate_experiment(raw: dict[str, Any]) -> Experiment:
     return validate(Experiment, extended(raw))
 
 
-def extended(raw: dict[str, Any]) -> dict[str, Any]:
+def extended(raw: dict[str, Any], seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a configuration merged with the file that its key `extends` names, recursively.
 
-    Mappings are merged; all other values of the configuration replace those of the file.
+    Mappings are merged; all other values of the configuration replace those of the file. ``seen`` are the files that
+    extend this one.
 
     Raises:
         InputError: A file is missing or is not YAML, or the files extend each other in a cycle.
     """
-    layers, seen = [raw], []
-    while (base := layers[-1].get("extends")) is not None:
-        if not isinstance(base, str):
-            raise InputError(f"`extends` is {base!r}; give the path of a configuration, such as config/paper.yaml")
-        if base in seen:
-            raise InputError(f"`extends` goes in a circle: {' -> '.join([*seen, base])}")
-        seen.append(base)
-        layers.append(read_yaml(base))
-    merged: dict[str, Any] = {}
-    for layer in reversed(layers):
-        merged = _merged(merged, {key: value for key, value in layer.items() if key != "extends"})
-    return merged
+    own = {key: value for key, value in raw.items() if key != "extends"}
+    base = raw.get("extends")
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise InputError(f"`extends` is {base!r}; give the path of a configuration, such as config/paper.yaml")
+    if base in seen:
+        raise InputError(f"`extends` forms a cycle: {' -> '.join([*seen, base])}")
+    return _merged(extended(read_yaml(base), (*seen, base)), own)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

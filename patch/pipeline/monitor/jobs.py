@@ -27,47 +27,26 @@ BLOCKED = "behind a failed job"
 
 @dataclass(frozen=True)
 class JobStatus:
-    """Status of a job; the fields are the keys of `--json`.
+    """Status of a job; the fields are the keys of `--json`."""
 
-    Attributes:
-        stage: group of rules, see `patch.pipeline.resources.jobs.STAGES`.
-        rule: rule of the workflow.
-        model: model of the job, None if models share the job.
-        run: name of the run, or of the job's product.
-        state: one of ``STATES``.
-        reason: explanation of the state; empty if there is none.
-        job: SLURM's id of the job.
-        node: name of the node that the job runs on.
-        started: local start time, such as `2030-01-02T03:04:05`, by the clock of SLURM or of the node.
-        expected: local start time that SLURM expects.
-        step: completed steps, blocks or tasks.
-        steps: total number of steps, blocks or tasks.
-        eta_seconds: estimated seconds left for the remaining steps.
-        restarts: number of returns to the queue, None if the job has no SLURM job.
-        time_limits: number of time limits that the job reached, None if the job has no SLURM job.
-        log: path of the rule's log, which may not exist.
-        outputs: paths of the outputs.
-        tail: last lines of the log of a failed job.
-    """
-
-    stage: str
+    stage: str  # group of rules, see `patch.pipeline.resources.jobs.STAGES`
     rule: str
-    model: str | None
-    run: str
-    state: str
-    reason: str = ""
-    job: str | None = None
+    model: str | None  # None if models share the job
+    run: str  # name of the run, or of the job's product
+    state: str  # one of `STATES`
+    reason: str = ""  # explanation of the state
+    job: str | None = None  # SLURM's id of the job
     node: str | None = None
-    started: str | None = None
-    expected: str | None = None
-    step: int | None = None
-    steps: int | None = None
-    eta_seconds: int | None = None
-    restarts: int | None = None
-    time_limits: int | None = None
-    log: str = ""
+    started: str | None = None  # local time such as `2030-01-02T03:04:05`, by the clock of SLURM or of the node
+    expected: str | None = None  # local start time that SLURM expects
+    step: int | None = None  # completed steps, blocks or tasks
+    steps: int | None = None  # total number of steps, blocks or tasks
+    eta_seconds: int | None = None  # estimated seconds left for the remaining steps
+    restarts: int | None = None  # number of returns to the queue, None if the job has no SLURM job
+    time_limits: int | None = None  # number of time limits that the job reached, None if the job has no SLURM job
+    log: str = ""  # path of the rule's log, which may not exist
     outputs: tuple[str, ...] = ()
-    tail: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()  # last lines of the log of a failed job
 
 
 class Monitor:
@@ -110,9 +89,11 @@ class Monitor:
             return status
         age = self._printing.get(os.path.abspath(job.log))
         if age is not None:
-            return self._local(status, age)
+            started = (datetime.now() - timedelta(seconds=age)).isoformat(timespec="seconds")
+            status = replace(status, state="running", node=os.uname().nodename, started=started)
+            return self._with_progress(status, read_progress(status.log))
         if entry is not None and entry.outcome == "failed":
-            return _failed(replace(status, reason=entry.reason), entry, read_events(entry))
+            return self._failed(replace(status, reason=entry.reason), entry, read_events(entry))
         if any(need.to_run for need in job.needs):
             return replace(status, state="waiting")
         if entry is not None and entry.outcome == "cancelled":
@@ -126,18 +107,12 @@ class Monitor:
         if status.state == "done":
             return status
         if status.state == "failed":
-            return _failed(status, entry, events)
+            return self._failed(status, entry, events)
         started = events.written if events.kind == "start" else None
         written = read_progress(status.log) if events.starts else None
         if written and started and written.time < started:  # by the previous start
             written = None
         return self._with_progress(_with_job(status, entry, events), written)
-
-    def _local(self, status: JobStatus, age: float) -> JobStatus:
-        """Return the status of a job that runs on this machine."""
-        started = (datetime.now() - timedelta(seconds=age)).isoformat(timespec="seconds")
-        status = replace(status, state="running", node=os.uname().nodename, started=started)
-        return self._with_progress(status, read_progress(status.log))
 
     def _by_progress(self, status: JobStatus) -> JobStatus:
         """Return the status of a job that can run but is known neither to SLURM nor to this machine."""
@@ -145,15 +120,23 @@ class Monitor:
         if written is None or written.progress.state == "done":  # the outputs of a job that is done were removed
             return replace(status, state="ready")
         progress = written.progress
-        if progress.state == "stopped":
-            return self._with_progress(replace(status, state="ready", reason="stopped"), written)
         if progress.state == "failed":
             tail = last_lines(status.log, TAIL_LINES)
-            return self._with_progress(replace(status, state="failed", reason=progress.error, tail=tail), written)
-        if not self._locked:
-            return self._with_progress(replace(status, state="ready", reason="interrupted"), written)
-        reason = f"its last report was {duration(max(0.0, self._now - written.time) / 60)} ago"
-        return self._with_progress(replace(status, state="started", reason=reason), written)
+            status = replace(status, state="failed", reason=progress.error, tail=tail)
+        elif progress.state == "running" and self._locked:
+            reason = f"its last report was {duration(max(0.0, self._now - written.time) / 60)} ago"
+            status = replace(status, state="started", reason=reason)
+        else:
+            reason = "interrupted" if progress.state == "running" else progress.state
+            status = replace(status, state="ready", reason=reason)
+        return self._with_progress(status, written)
+
+    def _failed(self, status: JobStatus, entry: Entry, events: Events) -> JobStatus:
+        """Mark a job as failed and add the end of the rule's log, or of the job's standard error or output."""
+        tails = (last_lines(path, TAIL_LINES) for path in (status.log, entry.log("err"), entry.log("out")))
+        node, tail = status.node or events.last.get("node"), next(filter(None, tails), ())
+        status = _with_job(replace(status, state="failed", node=node, tail=tail), entry, events)
+        return self._with_progress(status, read_progress(status.log))
 
     def _with_progress(self, status: JobStatus, written: Written | None) -> JobStatus:
         if written is None:
@@ -171,13 +154,3 @@ def _with_job(status: JobStatus, entry: Entry, events: Events) -> JobStatus:
     """Add SLURM's id and the number of restarts and reached time limits."""
     restarts = events.starts if status.state == "pending" else max(0, events.starts - 1)
     return replace(status, job=entry.id, restarts=restarts, time_limits=events.time_limits)
-
-
-def _failed(status: JobStatus, entry: Entry, events: Events) -> JobStatus:
-    """Mark a job as failed and add the end of the rule's log, or of the job's standard error or output."""
-    status = replace(status, state="failed", node=status.node or events.last.get("node"))
-    tails = (last_lines(path, TAIL_LINES) for path in (status.log, entry.log("err"), entry.log("out")))
-    status = replace(status, tail=next(filter(None, tails), ()))
-    if written := read_progress(status.log):
-        status = replace(status, step=written.progress.done, steps=written.progress.total)
-    return _with_job(status, entry, events)

@@ -21,12 +21,10 @@ def last_lines(path: Path | str, count: int) -> tuple[str, ...]:
             lines = file.read(TAIL_BYTES).decode(errors="replace").splitlines()
     except OSError:
         return ()
-    clean = (_printable(line).rstrip() for line in (lines[1:] if size > TAIL_BYTES else lines))
-    return tuple(line for line in clean if line)[-count:]
-
-
-def _printable(line: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in line)
+    if size > TAIL_BYTES:
+        del lines[0]  # it may be incomplete
+    clean = ("".join(char if char.isprintable() else " " for char in line).rstrip() for line in lines)
+    return tuple(filter(None, clean))[-count:]
 
 
 def logs_of(queue: Queue, jobs: Iterable[Job]) -> list[str]:

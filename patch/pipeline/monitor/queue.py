@@ -21,19 +21,12 @@ NOTHING = ("", "None", "N/A", "(null)")
 
 @dataclass(frozen=True)
 class Events:
-    """Start and stop events that a job recorded on its nodes.
+    """Start and stop events that a job recorded on its nodes."""
 
-    Attributes:
-        last: newest event.
-        starts: number of starts.
-        time_limits: number of time limits that were reached.
-        written: time of the newest event by the clock of the file system, None if there are no events.
-    """
-
-    last: dict = field(default_factory=dict)
-    starts: int = 0
-    time_limits: int = 0
-    written: float | None = None
+    last: dict = field(default_factory=dict)  # newest event
+    starts: int = 0  # number of starts
+    time_limits: int = 0  # number of time limits that were reached
+    written: float | None = None  # time of the newest event by the clock of the file system
 
     @property
     def kind(self) -> str:

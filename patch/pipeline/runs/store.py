@@ -14,6 +14,7 @@ from patch.data.corpus_settings import Use
 from patch.data.sources import expand
 from patch.errors import InputError, suggest
 from patch.evaluation.tasks import task_files, task_names
+from patch.files.io import read_bytes
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.config.imports import FileMask
 from patch.pipeline.runs.layout import STORE, digest, input_path, settings_digest
@@ -35,10 +36,7 @@ def _contents(folder: str) -> str:
 
 
 def _text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"task file {path}: cannot be read ({error.strerror})") from None
+    content = read_bytes(path, f"task file {path}")
     # Bytes that are not UTF-8 become surrogates, so that they change the digest too.
     return content.decode("utf-8", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
 

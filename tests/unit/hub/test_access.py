@@ -128,7 +128,7 @@ def test_tasks_alone_ask_whether_there_is_a_hub() -> None:
 def test_offline_variables(name: str) -> None:
     hub = Hub()
     (line,) = problems(hub, MODEL, DATA, tasks=True, **{name: "1"})
-    assert line == f"{name} is '1', with this still to fetch: 1 model, 1 data set, the tasks' data; unset it"
+    assert line == f"{name} is '1', but 1 model, 1 data set, the tasks' data must still be fetched; unset it"
     assert hub.asked == []
     assert problems(hub, MODEL, DATA, **{name: "0"}) == []
 

@@ -60,7 +60,7 @@ def test_three_lines_when_all_is_well(with_hub: Project, monkeypatch: pytest.Mon
     plan, disk, hub = preflight(with_hub.graph(), api=Hub(), environment={}).splitlines()
     assert plan.startswith("plan: ") and plan.endswith("CPU-hours")
     assert disk.startswith("disk: ") and disk.endswith("10,000 GB free")
-    assert hub == "hub: 1 model, 1 data set, the tasks' data within reach"
+    assert hub == "hub: 1 model, 1 data set, the tasks' data can be fetched"
 
 
 def test_without_the_hub_nobody_asks_it(project: Project) -> None:
@@ -83,7 +83,7 @@ def test_published_masks_are_fetched_too(with_hub: Project, monkeypatch: pytest.
     with_hub.raw["grid"] = [{"methods": ["import"]}]
     graph, mask = with_hub.graph(), Wanted("imports.theirs.source", "mask", "a/mask", "main")
     assert mask in to_fetch(graph)[0]
-    assert "1 data set, 1 mask, the tasks' data within reach" in preflight(graph, api=Hub(), environment={})
+    assert "1 data set, 1 mask, the tasks' data can be fetched" in preflight(graph, api=Hub(), environment={})
     with_hub.make(find(graph, "fetch_mask"))
     assert mask not in to_fetch(with_hub.graph())[0]
 
@@ -123,7 +123,7 @@ def test_file_systems_are_counted_apart(with_hub: Project, monkeypatch: pytest.M
     with pytest.raises(InputError) as error:
         preflight(with_hub.graph(), api=Hub(), environment={"HF_HOME": "hub"})
     (line,) = [line for line in str(error.value).splitlines() if "disk: " in line]
-    assert "39.0 GB needed at most in HF_HOME, 100 MB free; free some or put it elsewhere" in line
+    assert "39.0 GB needed at most in HF_HOME, 100 MB free; free some space or move the folder to another disk" in line
     free["hub"] = 1e6
     disk = preflight(with_hub.graph(), api=Hub(), environment={"HF_HOME": "hub"}).splitlines()[1]
     assert [part.split(" in ")[1].split(",")[0] for part in disk.split("; ")] == ["work/", "results/", "HF_HOME"]
@@ -138,7 +138,7 @@ def test_every_problem_in_one_message(with_hub: Project, monkeypatch: pytest.Mon
     folders, disk, offline, hint = str(error.value).splitlines()
     with pytest.raises(InputError, match="results: Not a directory"):
         with_hub.graph()
-    assert folders.startswith("preflight: results/tiny/ cannot be made: ") and "is not a folder" in folders
+    assert folders.startswith("preflight: results/tiny/ cannot be created: ") and "is not a folder" in folders
     assert disk.startswith("  disk: ") and offline.startswith("  HF_HUB_OFFLINE is '1'")
     assert hint == "  (`snakemake --no-hooks` starts without these checks)"
 
@@ -161,7 +161,7 @@ def test_file_system_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "warning" not in preflight(project.graph(), environment={})
     Path("work").symlink_to(spaced)
     *_, warning = preflight(project.graph(), environment={}).splitlines()
-    assert warning == "warning: work/ is on tmpfs, which the machines that jobs run on do not see"
+    assert warning == "warning: work/ is on tmpfs, which is not visible on the nodes that run the jobs"
 
 
 def test_jobs_that_do_not_fit_are_a_warning(project: Project) -> None:
