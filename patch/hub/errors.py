@@ -47,8 +47,7 @@ def hub_errors(what: str, token: str | None = None) -> Iterator[None]:
 
     A malformed token is refused first, because libraries print it in warnings and exceptions.
     """
-    problem = token_problem(token)
-    if problem:
+    if problem := token_problem(token):
         raise InputError(f"{what}: {problem}")
     with library_errors(what, token):
         yield
@@ -96,8 +95,7 @@ def hub_answer(error: BaseException, page: str = "its page on the hub") -> str |
     answers = {
         errors.GatedRepoError: f"it is gated: accept its licence at {page} with an account, then {LOG_IN}",
         errors.RevisionNotFoundError: "the hub has no such commit of it; its page lists them",
-        errors.RepositoryNotFoundError: "the hub has none of that name, or a private one; correct the name, or "
-        + LOG_IN,
+        errors.RepositoryNotFoundError: f"no such repository, or a private one; correct the name, or {LOG_IN}",
         errors.RemoteEntryNotFoundError: "the hub has no such file in it; its page lists them",
         errors.HFValidationError: "it is not the name of a repository; it must be `owner/name`",
     }
@@ -114,18 +112,15 @@ def hub_answer(error: BaseException, page: str = "its page on the hub") -> str |
 
 def unreachable(error: BaseException) -> str:
     """Return the message for an unreachable hub."""
-    return (
-        f"the Hugging Face hub cannot be reached ({type(error).__name__}); start where there is a network, "
-        "set HTTPS_PROXY or HF_ENDPOINT, or fetch on another machine and copy work/ and HF_HOME"
-    )
+    remedy = "set HTTPS_PROXY or HF_ENDPOINT, or fetch on another machine and copy work/ and HF_HOME"
+    return f"the Hugging Face hub cannot be reached ({type(error).__name__}); use a machine with a network, {remedy}"
 
 
 def _reason(error: BaseException) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         return OWN_CODE
-    answer = hub_answer(error)
-    if answer:
+    if answer := hub_answer(error):
         return answer
     for one in reversed(_chain(error)):
         if isinstance(one, (ConnectionError, TimeoutError)) or type(one).__module__.startswith("httpx"):

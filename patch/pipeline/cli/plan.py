@@ -106,9 +106,8 @@ def to_text(numbers: dict[str, Any]) -> str:
     lines += [f"Does not fit: {line}" for line in large[:SHOWN]]
     if len(large) > SHOWN:
         lines.append(f"Does not fit: {len(large) - SHOWN} more (--json has all)")
-    lines.append(
-        f"Times are limits of the cost model (patch/pipeline/resources/) with a factor of {SLACK:g}, not expected times."
-    )
+    model = "the cost model (patch/pipeline/resources/)"
+    lines.append(f"Times are limits of {model} with a factor of {SLACK:g}, not expected times.")
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from patch.errors import InputError, print_result
 from patch.hub.access import Wanted, fetches, hub_problems
 from patch.pipeline.cli.workflow import command_parser, read_graph
@@ -24,7 +26,6 @@ from patch.pipeline.runs.plan import Plan
 
 # File systems that are not visible to other machines.
 NODE_LOCAL = ("tmpfs", "ramfs", "devtmpfs")
-MOUNTS = Path("/proc/mounts")
 
 
 def preflight(
@@ -130,7 +131,7 @@ def _warnings(graph: JobGraph) -> list[str]:
         if kind in NODE_LOCAL:
             warnings.append(f"warning: {folder}/ is on {kind}, which is not visible on the nodes that run the jobs")
     if large := len(too_large(CostModel(plan))):
-        message = "learn jobs need more memory than a GPU has; `python -m patch plan` names them"
+        message = "learn jobs need more memory than a GPU has; `python -m patch plan` lists them"
         warnings.append(f"warning: {large} {message}")
     return warnings
 
@@ -138,12 +139,8 @@ def _warnings(graph: JobGraph) -> list[str]:
 def filesystem(folder: Path | str) -> str | None:
     """Return the type of the file system that a folder is or will be on, such as `nfs4`, or None if unknown."""
     path = _existing(folder)
-    try:
-        mounts = [line.split() for line in MOUNTS.read_text().splitlines()]
-    except OSError:
-        return None
-    # The kernel writes a space in a path as \040. A later mount at the same path hides an earlier one.
-    kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in mounts}
+    # A later mount at the same path hides an earlier one.
+    kinds = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
     return next((kinds[parent] for parent in (path, *path.parents) if parent in kinds), None)
 
 

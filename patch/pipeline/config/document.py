@@ -89,17 +89,13 @@ def _keys() -> str:
 def _references(field: JsonSchema, path: str) -> Iterator[tuple[str, str]]:
     """Yield the sections that the key at ``path`` may hold, each with its own path."""
     if "$ref" in field:
-        yield _name(field), path
+        yield field["$ref"].rpartition("/")[2], path
     for option in field.get("anyOf", field.get("oneOf", [])):
         yield from _references(option, path)
     if "items" in field:
         yield from _references(field["items"], f"{path}[]")
     for values in _mapping_values(field):
         yield from _references(values, f"{path}.<name>")
-
-
-def _name(reference: JsonSchema) -> str:
-    return reference["$ref"].rpartition("/")[2]
 
 
 def _mapping_values(field: JsonSchema) -> list[JsonSchema]:
@@ -133,7 +129,8 @@ def _value(value: Any) -> str:
 def _type(field: JsonSchema) -> str:
     """Return the description of a type, with sections as links to their tables."""
     if "$ref" in field:
-        return f"[{_name(field)}](#{_name(field).lower()})"
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
     if choices := field.get("enum", [field["const"]] if "const" in field else []):
         return " or ".join(f"`{choice}`" for choice in choices)
     if options := field.get("anyOf", field.get("oneOf")):

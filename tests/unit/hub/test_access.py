@@ -78,9 +78,9 @@ def test_gated_with_and_without_access() -> None:
 
 def test_no_such_repository() -> None:
     (line,) = problems(Hub(model=failure(errors.RepositoryNotFoundError)), MODEL)
-    assert line.startswith("`models.one.source.repo` is 'owner/model': the hub has none of that name")
+    assert line.startswith("`models.one.source.repo` is 'owner/model': no such repository")
     (line,) = problems(Hub(text=failure(errors.RepositoryNotFoundError)), DATA)
-    assert "none of that name" in line
+    assert "no such repository" in line
     (line,) = problems(Hub(model=errors.HFValidationError(SECRET)), MODEL)
     assert "`owner/name`" in line
 

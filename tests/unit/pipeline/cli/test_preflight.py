@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import patch.pipeline.cli.preflight
 from patch.errors import InputError
 from patch.hub.access import Wanted
 from patch.pipeline.cli.preflight import filesystem, main, preflight, to_fetch
@@ -150,13 +149,13 @@ def test_a_folder_that_cannot_be_written(project: Project, monkeypatch: pytest.M
 
 
 def test_file_system_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Project) -> None:
-    mounts = tmp_path / "mounts"
-    monkeypatch.setattr(patch.pipeline.cli.preflight, "MOUNTS", mounts)
+    mounts: list[SimpleNamespace] = []
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
     assert filesystem("work") is None
     spaced = tmp_path / "a b"
     spaced.mkdir()
-    escaped = str(spaced).replace(" ", "\\040")
-    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/b {tmp_path} nfs4 rw 0 0\ntmpfs {escaped} tmpfs rw 0 0\n")
+    kinds = {"/": "ext4", str(tmp_path): "nfs4", str(spaced): "tmpfs"}
+    mounts += [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in kinds.items()]
     assert (filesystem("/"), filesystem("work/not/yet"), filesystem(spaced / "x")) == ("ext4", "nfs4", "tmpfs")
     assert "warning" not in preflight(project.graph(), environment={})
     Path("work").symlink_to(spaced)

@@ -171,7 +171,7 @@ def test_a_file_on_top_of_another(raw_config, tmp_path, monkeypatch):
     [
         ("extends: none.yaml\n", "none.yaml: no such file"),
         ("extends: [a]\n", "`extends` is .*give the path of a configuration"),
-        ("extends: loop.yaml\n", "goes in a circle: loop.yaml -> loop.yaml"),
+        ("extends: loop.yaml\n", "forms a cycle: loop.yaml -> loop.yaml"),
     ],
 )
 def test_what_cannot_be_extended(tmp_path, monkeypatch, text, message):
