@@ -71,7 +71,7 @@ def test_show_partial_leaves_stale_records_out(forgotten: Path) -> None:
     shown = command(forgotten, "show", "--partial")
     assert shown.returncode == 0, shown.stderr
     assert "17 of 18 runs" in shown.stdout
-    assert "Left out, since they were made with other settings" in shown.stdout
+    assert "Left out because they were made with other settings" in shown.stdout
     assert "records/local/dense_dense_0_s0.json" in shown.stdout
 
 

@@ -29,10 +29,7 @@ NODE_LOCAL = ("tmpfs", "ramfs", "devtmpfs")
 
 
 def preflight(
-    graph: JobGraph,
-    jobs: float = math.inf,
-    api: Any = None,
-    environment: Mapping[str, str] | None = None,
+    graph: JobGraph, jobs: float = math.inf, api: Any = None, environment: Mapping[str, str] | None = None
 ) -> str:
     """Check disk space, hub access and folders before a run starts.
 

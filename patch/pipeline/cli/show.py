@@ -48,8 +48,8 @@ def show(plan: Plan, command: str) -> str:
     lines += [f"  {root}/figures/{m}/{name}.svg .pdf .png" for m in plan.models for name in plan.figures(m)]
     lines += [
         f"All numbers: {root}/results.csv",
-        f"All of it on one page: {root}/README.md",
-        f"As a report for a browser: {command} --report {root}/report.zip",
+        f"All tables on one page: {root}/README.md",
+        f"Report for a browser: {command} --report {root}/report.zip",
     ]
     return "\n".join(lines)
 
@@ -93,7 +93,7 @@ def show_partial(plan: Plan, command: str) -> str:
     with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(summary(results), encoding="utf-8")
     where = f"{len(paths)} of {len(runs)} runs. Tables: {folder}/, on one page in its README.md"
-    named = [f"Left out, since they were made with other settings ({len(stale)}):", *stale] if stale else []
+    named = [f"Left out because they were made with other settings ({len(stale)}):", *stale] if stale else []
     return "\n  ".join(["\n".join([to_text(tables[0]), where, *named[:1]]), *named[1:]])
 
 

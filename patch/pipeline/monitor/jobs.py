@@ -68,15 +68,12 @@ class Monitor:
         """Return the status of every job in the order of the graph, each job after its dependencies."""
         statuses: dict[Job, JobStatus] = {}
         for job in self.graph.jobs:
-            status = self._status(job)
-            if status.state in ("waiting", "ready") and self._blocked(job, statuses):
+            status, needs = self._status(job), [statuses[need] for need in job.needs]
+            blocked = any(need.state == "failed" or need.reason == BLOCKED for need in needs)
+            if blocked and status.state in ("waiting", "ready"):
                 status = replace(status, state="waiting", reason=BLOCKED)
             statuses[job] = status
         return statuses
-
-    def _blocked(self, job: Job, statuses: dict[Job, JobStatus]) -> bool:
-        needs = (statuses[need] for need in job.needs)
-        return any(need.state == "failed" or need.reason == BLOCKED for need in needs)
 
     def _status(self, job: Job) -> JobStatus:
         status = JobStatus(job.stage, job.rule, job.model, job.name, "done", log=job.log, outputs=job.outputs)

@@ -31,7 +31,7 @@ _COLUMNS: dict[str, Callable[[JobStatus], str]] = {
     "why": lambda s: " ".join(s.reason.split()),
 }
 _RIGHT = ("step", "left")
-# Width that the fields of a table are cut to if its lines do not fit the terminal.
+# Maximum width of a field in a table whose lines do not fit the terminal.
 _FIELD = 40
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes leave the old or the new contents, and nothing else."""
+"""Tests that atomic writes leave the old or the new contents, and nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_file_appears_only_when_the_block_succeeds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Boom])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_failed_file_leaves_what_was_there(tmp_path: Path, error: type[BaseException], before: str | None) -> None:
+def test_failed_file_leaves_the_old_contents(tmp_path: Path, error: type[BaseException], before: str | None) -> None:
     target = tmp_path / "a.txt"
     if before:
         target.write_text(before)
@@ -58,7 +58,7 @@ def test_file_cannot_replace_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "a/inside"]
 
 
-def test_directory_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_directory_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old").write_text("old")
@@ -71,7 +71,7 @@ def test_directory_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Boom])
 @pytest.mark.parametrize("before", [False, True])
-def test_failed_directory_leaves_what_was_there(tmp_path: Path, error: type[BaseException], before: bool) -> None:
+def test_failed_directory_leaves_the_old_contents(tmp_path: Path, error: type[BaseException], before: bool) -> None:
     target = tmp_path / "folder"
     if before:
         target.mkdir()
@@ -140,7 +140,7 @@ with atomic_directory(sys.argv[1]) as temporary:
 
 
 def test_killed_replacement_leaves_one_whole_folder(tmp_path: Path) -> None:
-    """The process is killed during the slow removal of a large old folder."""
+    """Kill the process during the slow removal of a large old folder."""
     target = tmp_path / "folder"
     target.mkdir()
     old = {str(number) for number in range(20_000)}

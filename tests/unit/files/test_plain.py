@@ -1,4 +1,4 @@
-"""YAML that PyYAML accepts silently, or never finishes to read, is refused with its key, line and file."""
+"""Tests that YAML which PyYAML accepts silently or never finishes reading is refused with its key, line and file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_yaml_that_is_refused(fault: str, tmp_path: Path) -> None:
+def test_refused_yaml(fault: str, tmp_path: Path) -> None:
     text, message = FAULTS[fault]
     (tmp_path / "c.yaml").write_text(text)
     started = time.monotonic()
@@ -113,7 +113,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("fault", VALUES)
-def test_values_that_are_refused(fault: str, raw_config: dict) -> None:
+def test_refused_values(fault: str, raw_config: dict) -> None:
     change, message = VALUES[fault]
     change(raw_config)
     with pytest.raises(InputError, match=message) as error:

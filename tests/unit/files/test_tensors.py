@@ -1,4 +1,4 @@
-"""Tensor files return the written contents, or raise an error that names the file."""
+"""Tests that tensor files return the written contents, or raise an error that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to the hub, and messages made from its answers; without a network."""
+"""Tests of requests to the hub and of the messages made from its answers, without a network."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def problems(hub: Hub | None, *wanted: Wanted, tasks: bool = False, **environmen
     return lines
 
 
-def test_all_is_well() -> None:
+def test_no_problems() -> None:
     hub = Hub()
     assert problems(hub, MODEL, DATA, tasks=True) == []
     assert hub.asked == [
@@ -60,7 +60,7 @@ def test_all_is_well() -> None:
     ]
 
 
-def test_nothing_is_asked_when_nothing_is_wanted() -> None:
+def test_the_hub_is_not_queried_without_downloads() -> None:
     assert problems(None, HF_HUB_OFFLINE="1") == []
 
 
@@ -103,20 +103,20 @@ def test_other_answers(status: int, hint: str) -> None:
     assert f"status {status}" in line and hint in line
 
 
-def test_unreachable_is_said_once() -> None:
+def test_an_unreachable_hub_is_reported_once() -> None:
     hub = Hub(model=ConnectionError(SECRET), text=ConnectionError(SECRET))
     (line,) = problems(hub, MODEL, DATA)
     assert "cannot be reached (ConnectionError)" in line and len(hub.asked) == 1
 
 
-def test_unreachable_as_the_library_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_with_the_real_library(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
     (line,) = hub_problems([MODEL], False, {}, HfApi(endpoint="http://127.0.0.1:9"))
     assert "cannot be reached" in line
 
 
-def test_tasks_alone_ask_whether_there_is_a_hub() -> None:
+def test_tasks_alone_only_test_that_the_hub_answers() -> None:
     hub = Hub()
     assert problems(hub, tasks=True) == []
     assert [asked[:2] for asked in hub.asked] == [("dataset", PROBE)]
@@ -133,5 +133,5 @@ def test_offline_variables(name: str) -> None:
     assert problems(hub, MODEL, DATA, **{name: "0"}) == []
 
 
-def test_models_do_not_care_whether_data_sets_are_offline() -> None:
+def test_offline_data_sets_do_not_affect_models() -> None:
     assert problems(Hub(), MODEL, HF_DATASETS_OFFLINE="1") == []

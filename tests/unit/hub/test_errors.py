@@ -1,4 +1,4 @@
-"""Messages of libraries are one line without tokens."""
+"""Tests that messages of libraries become one line without tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_password_in_an_address_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("token", ["hf_a b", "hf_\xe9", "hf_\x0bx", "hf_\x7f"])
-def test_a_token_that_cannot_be_sent_is_refused_before_it_is(token: str) -> None:
+def test_a_malformed_token_is_refused_before_it_is_sent(token: str) -> None:
     words = "^it failed: the token in the argument `token` holds a character"
     with pytest.raises(InputError, match=words), hub_errors("it failed", token):
         pytest.fail("the block was entered")
@@ -52,6 +52,6 @@ def test_line_ends_around_a_token_are_no_fault() -> None:
         pass
 
 
-def test_what_ends_a_process_is_let_through() -> None:
+def test_keyboard_interrupts_pass() -> None:
     with pytest.raises(KeyboardInterrupt), library_errors("it failed"):
         raise KeyboardInterrupt

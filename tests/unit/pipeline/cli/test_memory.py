@@ -1,4 +1,4 @@
-"""The table of what learning takes of a GPU: the cost model's numbers, and a star where they do not fit."""
+"""Tests of the GPU memory table: the cost model's numbers, and a star where they do not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patch.pipeline.runs.plan import Plan
 PAPER = Path(__file__).parents[4] / "config/paper.yaml"
 
 
-def test_what_fits_one_gpu_and_what_takes_four() -> None:
+def test_models_that_fit_one_gpu_and_models_that_need_four() -> None:
     head, *rows = table(load_experiment(PAPER))
     assert head == ["model", "joint, 1", "joint, 4", "tile, 1"]
     fits = {row[0]: ["*" not in cell for cell in row[1:]] for row in rows}
@@ -26,8 +26,8 @@ def test_what_fits_one_gpu_and_what_takes_four() -> None:
     assert all(all(fit) for name, fit in fits.items() if name not in ("Llama-2-7B", "Llama-3.1-8B"))
 
 
-def test_as_the_plan_has_it(raw_config: dict) -> None:
-    """The same stars as in the plan's list of what does not fit."""
+def test_stars_agree_with_the_plan(raw_config: dict) -> None:
+    """Compare the stars with the plan's list of jobs that do not fit."""
     raw = copy.deepcopy(raw_config)
     raw["resources"] = {"device": "cuda", "gpu_memory_gb": 0.001}
     plan = Plan(validate_experiment(raw))
@@ -51,7 +51,7 @@ def test_command_line(raw_config: dict, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_documents_have_the_numbers() -> None:
-    """`docs/performance.md` has the table of the paper's models."""
+    """Compare `docs/performance.md` with the table of the paper's models."""
     text = (PAPER.parents[1] / "docs/performance.md").read_text().replace(" \\*", "*")
     for row in table(load_experiment(PAPER))[1:]:
         assert "| " + " | ".join(run.strip() for run in row) + " |" in text, row

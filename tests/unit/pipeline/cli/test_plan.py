@@ -1,4 +1,4 @@
-"""The printed plan: its sums, its command line, and what it needs to run."""
+"""Tests of the resource plan: sums, command line and imports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_finished_jobs_are_counted_apart(project: Project) -> None:
     assert f"{done['total']['jobs']} done, 0 to come" in to_text(done)
 
 
-def test_text_is_aligned_and_says_what_the_numbers_are(project: Project, capsys: pytest.CaptureFixture) -> None:
+def test_text_is_aligned_and_explains_the_numbers(project: Project, capsys: pytest.CaptureFixture) -> None:
     project.write()
     assert main(["--configfile", "tiny.yaml", "--gpus", "2", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()

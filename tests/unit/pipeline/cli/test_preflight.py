@@ -1,4 +1,4 @@
-"""Checks before a run on a cluster: disk, folders, and what is left to fetch."""
+"""Tests of the checks before a run on a cluster: disk, folders and pending downloads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHAPE = {
 
 
 class Hub:
-    """All is well there."""
+    """Hub without problems."""
 
     def model_info(self, repo: str, **options: object) -> SimpleNamespace:
         return SimpleNamespace(gated=False)
@@ -39,7 +39,7 @@ class Hub:
 
 @pytest.fixture
 def with_hub(project: Project) -> Project:
-    """A project with a model, a corpus and tasks of the hub beside the trained models."""
+    """Return a project with a model, a corpus and tasks of the hub beside the trained models."""
     raw_config = project.raw
     model = {"kind": "hub", "repo": "a/model", "revision": "1234567", "shape": SHAPE}
     corpus = {"kind": "hub", "repo": "a/text", "revision": "89abcde", "splits": {"test": "test"}, "size_gb": 10}
@@ -54,7 +54,7 @@ def disk_with(monkeypatch: pytest.MonkeyPatch, free_mb: float) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_mb * 1e6))
 
 
-def test_three_lines_when_all_is_well(with_hub: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_lines_without_problems(with_hub: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_with(monkeypatch, 10_000_000)
     plan, disk, hub = preflight(with_hub.graph(), api=Hub(), environment={}).splitlines()
     assert plan.startswith("plan: ") and plan.endswith("CPU-hours")
@@ -62,7 +62,7 @@ def test_three_lines_when_all_is_well(with_hub: Project, monkeypatch: pytest.Mon
     assert hub == "hub: 1 model, 1 data set, the tasks' data can be fetched"
 
 
-def test_without_the_hub_nobody_asks_it(project: Project) -> None:
+def test_the_hub_is_not_queried_without_downloads(project: Project) -> None:
     assert "hub: nothing to fetch" in preflight(project.graph(), api=None, environment={"HF_HUB_OFFLINE": "1"})
 
 

@@ -1,4 +1,4 @@
-"""Processes of this machine that print into a file, and the clock of the file system."""
+"""Tests of the processes that print into a file, and of the clock of the file system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patch.pipeline.monitor.local_processes import file_time, printing_processes
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
-def test_who_prints_into_a_file_is_seen_and_who_reads_it_is_not(tmp_path: Path) -> None:
+def test_processes_that_print_into_a_file_are_found_and_readers_are_not(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("printed", "read")]
     for path in paths:
         path.touch()
@@ -31,7 +31,7 @@ def test_who_prints_into_a_file_is_seen_and_who_reads_it_is_not(tmp_path: Path) 
     assert str(paths[0]) not in printing_processes()
 
 
-def test_the_time_is_that_of_new_files(tmp_path: Path) -> None:
+def test_file_time_equals_the_time_of_new_files(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("x")
     assert abs(file_time(tmp_path) - (tmp_path / "new").stat().st_mtime) < 5
     assert abs(file_time(tmp_path / "none") - time.time()) < 5

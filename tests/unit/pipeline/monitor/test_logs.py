@@ -1,4 +1,4 @@
-"""Ends of logs."""
+"""Tests of reading the end of a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m patch status` on fabricated outputs, logs, ledgers and queues."""
+"""Tests of `python -m patch status` with fabricated outputs, logs, ledgers and queues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEYS = [*NAMES, "step", "steps", "eta_seconds", "restarts", "time_limits", "log"
 
 
 class Place:
-    """A project in which an experiment is under way."""
+    """Project with an unfinished experiment."""
 
     def __init__(self, project: Project, capsys: pytest.CaptureFixture) -> None:
         self.project, self.folder, self._capsys = project, project.folder, capsys
@@ -36,7 +36,7 @@ class Place:
         self.answer(0)
 
     def answer(self, code: int, words: str = "") -> None:
-        """What squeue does."""
+        """Make a squeue that prints the queue and ends with this code and message."""
         (self.folder / "bin").mkdir(exist_ok=True)
         squeue = self.folder / "bin/squeue"
         squeue.write_text(f"#!/bin/sh\necho call >> calls\ncat queue\necho '{words}' >&2\nexit {code}\n")
@@ -70,7 +70,7 @@ class Place:
         return path
 
     def submit(self, *jobs: Job, job: str | None = None, squeue: str = "", events: list[dict] | None = None) -> Entry:
-        """Note jobs in the ledger as one array, and as ``squeue`` (state|reason|job|start) in the queue."""
+        """Record jobs in the ledger as one array, and as ``squeue`` (state|reason|job|start) in the queue."""
         batch = f"batch-{job}-{time.monotonic()}"
         entries = [
             Entry(f"{one.rule}-{one.model}-{one.name}", one.rule, list(one.outputs), [], batch, Path()) for one in jobs
@@ -116,17 +116,17 @@ def place(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 # -- without SLURM ------------------------------------------------------------------------------
 
 
-def test_what_is_made_is_done_and_what_it_allows_is_ready(place: Place) -> None:
+def test_jobs_with_outputs_are_done_and_their_dependents_are_ready(place: Place) -> None:
     corpus = place.job("fetch_corpus")
     assert place.json(corpus)["state"] == "ready"
     place.project.make(corpus)
     assert place.json(corpus)["state"] == "done"
     assert place.json(place.job("make_tokenizer"))["state"] == "ready"
     assert place.json(place.job("train_model"))["state"] == "waiting"
-    assert not (place.folder / "calls").exists(), "nothing is submitted: squeue has nothing to tell"
+    assert not (place.folder / "calls").exists(), "squeue is not called without submissions"
 
 
-def test_an_experiment_that_is_finished(place: Place) -> None:
+def test_a_finished_experiment(place: Place) -> None:
     place.project.make(*(n for n in place.jobs if n.stage in ("evaluate", "tabulate")))
     for job in place.jobs:
         if job.rule == "update_weights":  # temporary
@@ -165,7 +165,7 @@ def test_a_job_of_this_machine_runs_while_a_process_prints_into_its_log(place: P
         ({"state": "stopped"}, "ready", "stopped"),
     ],
 )
-def test_a_report_says_how_a_job_of_this_machine_ended(
+def test_the_progress_file_shows_how_a_local_job_ended(
     place: Place, progress: dict[str, str], state: str, reason: str
 ) -> None:
     job = place.job("learn", "qwen/maskllm")
@@ -230,7 +230,7 @@ def test_a_job_without_reports_for_long_is_silent(place: Place) -> None:
     assert (found["step"], found["eta_seconds"], found["reason"]) == (120, None, "silent for 1 h 00 min")
 
 
-def test_jobs_of_an_array_wait_with_slurms_words(place: Place) -> None:
+def test_pending_array_jobs_have_slurms_reason(place: Place) -> None:
     jobs = [place.job("learn", f"{model}/maskllm") for model in ("qwen", "llama")]
     for job in jobs:
         place.make_inputs(job)
@@ -251,7 +251,7 @@ def test_jobs_of_an_array_wait_with_slurms_words(place: Place) -> None:
     assert "pending (3)" in place.text()
 
 
-def test_a_job_that_went_back_to_the_queue(place: Place) -> None:
+def test_a_requeued_job(place: Place) -> None:
     job = place.job("learn", "qwen/maskllm")
     place.make_inputs(job)
     events = [{"event": "start", "restarts": 0}, {"event": "time limit"}]
@@ -272,7 +272,7 @@ def test_a_report_of_the_previous_start_is_ignored(place: Place) -> None:
     assert (found["state"], found["step"], found["reason"], found["restarts"]) == ("running", None, "", 1)
 
 
-def test_a_failure_is_shown_with_the_end_of_its_log_and_holds_up_what_follows(place: Place) -> None:
+def test_a_failed_job_is_shown_with_the_end_of_its_log_and_blocks_its_dependents(place: Place) -> None:
     job = place.job("prune", "qwen/sparsegpt")
     place.make_inputs(job)
     entry = place.submit(job, job="41", events=[{"event": "start", "restarts": 0}, {"event": "end", "exit": 1}])
@@ -301,7 +301,7 @@ def test_a_failure_is_shown_with_the_end_of_its_log_and_holds_up_what_follows(pl
         ("", [{"event": "start"}, {"event": "time limit"}] * 3, "its time limit was reached 3 times"),
     ],
 )
-def test_an_end_that_no_snakemake_saw(place: Place, squeue: str, events: list[dict], reason: str) -> None:
+def test_a_job_that_ended_without_snakemake(place: Place, squeue: str, events: list[dict], reason: str) -> None:
     job = place.job("prune", "qwen/wanda_2of4")
     place.make_inputs(job)
     entry = place.submit(job, job="41", squeue=squeue, events=events)
@@ -313,7 +313,7 @@ def test_an_end_that_no_snakemake_saw(place: Place, squeue: str, events: list[di
     assert place.json(job)["state"] == "done"
 
 
-def test_the_words_of_a_refusal_are_shown_in_full(place: Place) -> None:
+def test_sbatch_errors_are_shown_in_full(place: Place) -> None:
     job = place.job("prune", "qwen/wanda_2of4")
     place.make_inputs(job)
     words = f"sbatch: error: {'a reason that is long ' * 10}"
@@ -322,7 +322,7 @@ def test_the_words_of_a_refusal_are_shown_in_full(place: Place) -> None:
     assert " ".join(words.split()) in " ".join(place.text().split())
 
 
-def test_what_was_cancelled_can_run_again_and_a_newer_submission_counts(place: Place) -> None:
+def test_a_cancelled_job_can_run_again_and_the_newest_submission_counts(place: Place) -> None:
     job = place.job("prune", "qwen/wanda_2of4")
     place.make_inputs(job)
     place.ledger.end(place.submit(job, job="41"), "cancelled")
@@ -332,7 +332,7 @@ def test_what_was_cancelled_can_run_again_and_a_newer_submission_counts(place: P
     assert (place.json(job)["state"], place.json(job)["job"]) == ("running", "42")
 
 
-def test_without_an_answer_from_squeue_the_files_tell(place: Place) -> None:
+def test_without_an_answer_from_squeue_states_come_from_files(place: Place) -> None:
     runs, waits, ended = (place.job("prune", f"qwen/{name}") for name in ("magnitude", "wanda_2of4", "sparsegpt"))
     place.project.make(place.job("train_model", "qwen"), place.job("calibrate"))
     place.submit(runs, job="41", events=[{"event": "start", "restarts": 0}])
@@ -362,7 +362,7 @@ def test_without_an_answer_from_squeue_the_files_tell(place: Place) -> None:
     ],
     ids=["zeros", "UTF-8", "cut off", "list", "null", "jobs", "batch", "event", "deep"],
 )
-def test_bad_lines_are_passed_over_with_a_warning(place: Place, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_lines_are_skipped_with_a_warning(place: Place, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
     job = place.job("prune", "qwen/magnitude")
     place.make_inputs(job)
     entry = place.submit(job, job="41", events=[{"event": "start", "restarts": 0}])
@@ -386,10 +386,10 @@ def test_a_submit_folder_that_others_can_write_to_is_not_read(place: Place) -> N
     assert "the state of SLURM's queue is unknown: work/submit belongs to " in place.text()
 
 
-# -- what is printed ----------------------------------------------------------------------------
+# -- text output --------------------------------------------------------------------------------
 
 
-def test_the_lines_of_stages_add_up(place: Place) -> None:
+def test_stage_counts_add_up(place: Place) -> None:
     place.project.make(place.job("train_model", "qwen"))
     head, _, columns, *lines = place.text().splitlines()
     assert columns.split() == ["stage", "jobs", "done", "running", "pending", "failed", "ready", "waiting"]
@@ -430,7 +430,7 @@ def test_logs_of_a_run_are_found_by_a_part_of_its_name(place: Place) -> None:
     assert set(place.run("--logs", "learn/")[1].split()) == {str(own), slurm, str(other)}
 
 
-def test_a_run_that_is_not_there(place: Place) -> None:
+def test_an_unknown_run(place: Place) -> None:
     code, out, err = place.run("--logs", "maskllm_2of4_0.5_s1")
     assert (code, out) == (2, "")
     assert "no run `maskllm_2of4_0.5_s1`; did you mean `maskllm_2of4_0.5_s0`?" in err
