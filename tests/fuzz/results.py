@@ -32,9 +32,9 @@ from patch.files.io import CHECKSUM
 from patch.pipeline.results.collect import collect, read_results
 from patch.pipeline.results.differences import Differences, paired_differences
 from patch.pipeline.results.published import load_published
-from patch.pipeline.results.record import Record, read_record, write_record
-from patch.pipeline.results.samples import Samples, read_samples, write_samples
-from patch.pipeline.results.speed import read_speed, write_speed
+from patch.pipeline.results.record import Record
+from patch.pipeline.results.samples import Samples, write_samples
+from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.run import ModelInfo, Run
 
 from ._damage import checked_text, damaged_bytes, damaged_json, hostile_text, outcome
@@ -196,7 +196,7 @@ def _write_samples(path: Path) -> None:
 
 
 def _read_samples(path: Path) -> dict[str, Any]:
-    found = read_samples(path)
+    found = Samples.read(path)
     samples = {name: values.tolist() for name, values in found.samples.items()}
     return {"experiment": found.experiment, "run": found.run.model_dump(), "samples": samples}
 
@@ -283,7 +283,10 @@ def _sound_results(facts: list[dict[str, Any]]) -> None:
 
 def _write_differences(path: Path) -> None:
     rng = np.random.default_rng(0)
-    samples = [Samples("demo", run, {"perplexity": rng.random(5) + 3, "cloze": rng.random(5)}, "abcd") for run in RUNS]
+    samples = []
+    for run in RUNS:
+        values = {"perplexity": rng.random(5) + 3, "cloze": rng.random(5)}
+        samples.append(Samples.model_construct(run=run, samples=values, config_digest="abcd"))
     paired_differences(samples).to_csv(path, index=False)
 
 
@@ -294,14 +297,14 @@ def _sound_differences(facts: list[dict[str, Any]]) -> None:
 
 KINDS = {
     "record": Kind(
-        lambda path: write_record(path, _raw_record()),
-        lambda path: read_record(path).model_dump(by_alias=True),
+        lambda path: Record.write(path, _raw_record()),
+        lambda path: Record.read(path).model_dump(by_alias=True),
         _sound_record,
     ),
     "samples": Kind(_write_samples, _read_samples, _sound_samples),
     "speed": Kind(
-        lambda path: write_speed(path, _raw_speed()),
-        lambda path: read_speed(path).model_dump(by_alias=True),
+        lambda path: SpeedRecord.write(path, _raw_speed()),
+        lambda path: SpeedRecord.read(path).model_dump(by_alias=True),
         _sound_speed,
     ),
     "partial": Kind(_write_partial, _read_partial, _sound_partial),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.pipeline.results.speed import read_speed
+from patch.pipeline.results.speed import SpeedRecord
 
 
 def test_every_file_is_there(finished: Path) -> None:
@@ -35,7 +35,7 @@ def test_records_say_what_was_measured(finished: Path) -> None:
 
 def test_speed_is_measured_beside_dense(finished: Path) -> None:
     for model, hybrid in (("trained", "patch-tile"), ("local", "patch-joint")):
-        record = read_speed(finished / f"results/tiny/speedup/{model}.json")
+        record = SpeedRecord.read(finished / f"results/tiny/speedup/{model}.json")
         assert [timed.run.method for timed in record.timed] == ["dense", "magnitude", hybrid]
         assert record.environment.threads == 2, "all cores of the run"
         for timed in record.timed:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from patch.pipeline.config.load import load_experiment
-from patch.pipeline.results.record import write_record
+from patch.pipeline.results.record import Record
 from patch.pipeline.results.samples import write_samples
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.plan import Plan
@@ -71,7 +71,7 @@ def large(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for run in plan.grid.runs:
             samples = {"perplexity": (3 + rng.random(8)).tolist()}
             samples |= {task: rng.integers(0, 2, 12).tolist() for task in settings["evaluation"]["tasks"]}
-            write_record(plan.layout.record(run), record(plan, run, samples))
+            Record.write(plan.layout.record(run), record(plan, run, samples))
             digest = plan.record_digest(run)
             write_samples(
                 plan.layout.samples(run), "large", plan.evaluate_settings(run).run.model_dump(), samples, digest

@@ -14,8 +14,7 @@ from matplotlib.image import AxesImage
 
 from patch.pipeline.reporting.figure_style import STYLE, TEXT_WIDTH
 from patch.pipeline.results.order import method_title, percent
-from patch.pipeline.results.projections import projections
-from patch.pipeline.results.record import Record
+from patch.pipeline.results.record import Record, projections
 from patch.pipeline.runs.run import ModelInfo, format_tile
 
 ORDER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

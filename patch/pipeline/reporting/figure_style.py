@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from patch.files.io import atomic_file
+from patch.pipeline.results.collect import summarize
 from patch.pipeline.results.order import method_title
-from patch.pipeline.results.statistics import summarize
 from patch.pipeline.runs.run import IMPORT, ModelInfo, format_tile
 
 matplotlib.use("Agg")

@@ -11,9 +11,8 @@ from patch.pipeline.reporting.render import html_page, html_table
 from patch.pipeline.reporting.table import DASH
 from patch.pipeline.reporting.units import count, hours, size
 from patch.pipeline.resources.forecast import Forecast
-from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.order import QUANTIZATIONS, method_title
-from patch.pipeline.results.record import Record
+from patch.pipeline.results.record import Record, measured_costs
 
 COST_TITLES = [("", "Stage"), ("", "Method")]
 COST_TITLES += [("Measured", name) for name in ("Jobs", "Seconds", "Peak memory")]

@@ -16,9 +16,8 @@ from patch.pipeline.reporting.render import to_markdown
 from patch.pipeline.reporting.table import Table
 from patch.pipeline.reporting.uncertainty import uncertainty
 from patch.pipeline.reporting.units import duration, size
-from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.published import Published
-from patch.pipeline.results.record import Record
+from patch.pipeline.results.record import Record, measured_costs
 from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.run import ModelInfo, Run
 

@@ -14,11 +14,10 @@ from patch.pipeline.reporting.selection import TABLES, Selection, selection
 from patch.pipeline.reporting.speeds import speed_table
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_best, pattern_title
 from patch.pipeline.reporting.units import count
-from patch.pipeline.results.collect import DENSITY
+from patch.pipeline.results.collect import DENSITY, summarize
 from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.order import RunOrder, method_title, run_order, variant_title
 from patch.pipeline.results.speed import Speeds
-from patch.pipeline.results.statistics import summarize
 from patch.pipeline.runs.run import ModelInfo, Run
 
 SPEEDUP = "speedup"

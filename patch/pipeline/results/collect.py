@@ -1,4 +1,4 @@
-"""Tidy frame of all records."""
+"""Tidy frame of all records, and its means and standard errors over seeds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
 from patch.errors import InputError, suggest
 from patch.evaluation.metric import Fraction
 from patch.files.schema import Name
-from patch.pipeline.results.csv_files import Row, read_rows
-from patch.pipeline.results.current import refuse_stale
 from patch.pipeline.results.order import run_order
-from patch.pipeline.results.projections import projection_density
 from patch.pipeline.results.published import Published, published_value
-from patch.pipeline.results.record import Record
+from patch.pipeline.results.record import Record, projection_density
+from patch.pipeline.results.result_files import Row, read_rows, refuse_stale
 from patch.pipeline.runs.run import ModelInfo, Run
 
 # Prefix of a projection's name in the column `metric`.
@@ -53,6 +52,8 @@ class ResultRow(Run):
 
 RUN_COLUMNS = list(Run.model_fields)
 COLUMNS = list(ResultRow.model_fields)
+# Columns that identify the row of a table and its metric; runs that differ in the seed alone share them.
+ROW = [name for name in RUN_COLUMNS if name != "seed"] + ["metric"]
 # Rounding may put a percentage slightly above 100.
 _ROUNDING = 1e-9
 _FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb")
@@ -147,8 +148,8 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
         )
     if run.pattern == "hybrid" and not run.quantization:
         blank = {"stderr": None, "published": None}
-        shares = projection_density(record.density)
-        rows += [shared | blank | {"metric": f"{DENSITY}{name}", "value": 100 * v} for name, v in shares.items()]
+        densities = projection_density(record.density)
+        rows += [shared | blank | {"metric": f"{DENSITY}{name}", "value": 100 * v} for name, v in densities.items()]
     return rows
 
 
@@ -210,3 +211,45 @@ def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
         lacking = {name for name in metrics[run.model] - names if has_densities or not name.startswith(DENSITY)}
         if lacking:
             raise InputError(f"{path}: `{min(lacking)}` of {run.model}/{run.id} is missing")
+
+
+def summarize(frame: pd.DataFrame) -> pd.DataFrame:
+    """Aggregate the seeds of each table row and metric, keeping the order of the frame.
+
+    Args:
+        frame: tidy frame that `collect` returns.
+
+    Returns:
+        A frame with the columns ``ROW`` and one for each aggregate. ``value`` is the mean over seeds, ``spread`` is the
+        sample standard deviation over seeds (null for one seed), ``stderr`` is the error to print (see
+        `combined_stderr`), and ``seeds`` is the number of seeds. ``achieved_sparsity`` and ``seconds`` are means.
+        ``peak_memory_mb`` is the maximum.
+    """
+    groups = frame.groupby(ROW, sort=False, dropna=False)
+    summary = groups.agg(
+        value=("value", "mean"),
+        spread=("value", "std"),
+        seeds=("value", "size"),
+        published=("published", "first"),
+        achieved_sparsity=("achieved_sparsity", "mean"),
+        seconds=("seconds", "mean"),
+        peak_memory_mb=("peak_memory_mb", "max"),
+    )
+    summary["stderr"] = [combined_stderr(group["value"], group["stderr"]) for _, group in groups]
+    return summary.reset_index()
+
+
+def combined_stderr(values: pd.Series, stderrs: pd.Series) -> float:
+    """Return the standard error of a mean over seeds, in the unit of the values.
+
+    All seeds are evaluated on the same questions, so averaging over seeds reduces the error due to the choice of
+    seeds but not the error due to the finite test set: ``sqrt(mean(stderr^2) + std(values)^2 / seeds)``. The result
+    for one seed is its own standard error. Missing standard errors are left out of the mean. The result is NaN if all
+    are missing and there is only one seed.
+    """
+    known = np.asarray(stderrs.dropna(), dtype=np.float64)
+    test_set = float(np.mean(known**2)) if known.size else np.nan
+    if len(values) == 1:
+        return float(np.sqrt(test_set))
+    seeds = float(np.var(np.asarray(values, dtype=np.float64), ddof=1)) / len(values)
+    return float(np.sqrt(np.nan_to_num(test_set) + seeds))

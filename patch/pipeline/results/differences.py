@@ -21,9 +21,8 @@ from pydantic import Field
 from patch.errors import InputError
 from patch.evaluation.bootstrap import SEED, resampled_means
 from patch.files.schema import Name, Positive
-from patch.pipeline.results.csv_files import Row, read_rows
-from patch.pipeline.results.current import joint_digest, refuse_stale
 from patch.pipeline.results.order import run_order
+from patch.pipeline.results.result_files import Row, joint_digest, read_rows, refuse_stale
 from patch.pipeline.results.samples import Samples
 from patch.pipeline.runs.run import Run, format_sparsity
 
@@ -52,12 +51,12 @@ _KINDS |= dict.fromkeys(("model", "metric", "a", "b", "config_digest"), "str")
 class _Estimate:
     """Estimate of one metric of one row.
 
-    ``by_seed`` has one value for each seed, ``rounds`` the mean over seeds for each bootstrap resample, and
+    ``by_seed`` has one value for each seed, ``resamples`` the mean over seeds for each resample of the bootstrap, and
     ``counts`` the number of samples of each data set. Only rows with equal ``counts`` are compared.
     """
 
     by_seed: np.ndarray
-    rounds: np.ndarray
+    resamples: np.ndarray
     counts: dict[str, int]
 
     @property
@@ -149,8 +148,8 @@ def _estimates(rows: dict[str, list[Samples]], metric: str) -> dict[str, _Estima
             by_run = np.exp(values.mean(axis=1)) if metric == "perplexity" else 100 * values.mean(axis=1)
             resampled = np.exp(means) if metric == "perplexity" else 100 * means
         ends = np.cumsum([len(rows[row]) for row in names])[:-1]
-        for row, by_seed, rounds in zip(names, np.split(by_run, ends), np.split(resampled, ends), strict=True):
-            estimates[row] = _Estimate(by_seed, rounds.mean(axis=0), {metric: count})
+        for row, by_seed, means in zip(names, np.split(by_run, ends), np.split(resampled, ends), strict=True):
+            estimates[row] = _Estimate(by_seed, means.mean(axis=0), {metric: count})
     return estimates
 
 
@@ -165,7 +164,7 @@ def _means_over_tasks(
             parts = [estimates[task][row] for task in tasks]
             means[row] = _Estimate(
                 np.mean([part.by_seed for part in parts], axis=0),
-                np.mean([part.rounds for part in parts], axis=0),
+                np.mean([part.resamples for part in parts], axis=0),
                 {task: part.counts[task] for task, part in zip(tasks, parts, strict=True)},
             )
     return means
@@ -173,7 +172,7 @@ def _means_over_tasks(
 
 def _difference(a: _Estimate, b: _Estimate) -> tuple[float, float, int, int]:
     with np.errstate(over="ignore", invalid="ignore"):
-        variance = np.var(a.rounds - b.rounds, ddof=1) + a.seed_variance + b.seed_variance
+        variance = np.var(a.resamples - b.resamples, ddof=1) + a.seed_variance + b.seed_variance
         difference = a.by_seed.mean() - b.by_seed.mean()
     # The variance overflows for very large perplexities.
     stderr = math.sqrt(variance) if math.isfinite(variance) else math.nan

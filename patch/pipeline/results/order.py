@@ -50,6 +50,6 @@ def run_order(run: Run) -> RunOrder:
     return (run.pattern != "dense", -run.sparsity, *method, kind, run.pattern, run.tile or 0, rank, run.variant or "")
 
 
-def percent(share: float) -> str:
+def percent(fraction: float) -> str:
     """Return a fraction as a percentage with at most four significant digits: 0.45 -> `45`."""
-    return f"{100 * share:.4g}"
+    return f"{100 * fraction:.4g}"

@@ -1,16 +1,18 @@
-"""Schema of the JSON record that the evaluation of a run writes."""
+"""Record that the evaluation of a run writes, and the costs and densities that follow from records."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from patch.evaluation.metric import Fraction, Metric, StageCost, check_metrics
-from patch.files.io import read_checked_json, write_checked_json
-from patch.files.schema import Name, Positive, Schema, check
-from patch.pipeline.runs.run import Run
+from patch.files.schema import Name, Positive, Schema
+from patch.pipeline.results.result_files import RunFile
 
 StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
 # Fractions computed from fp64 sums differ in their last digits.
@@ -28,20 +30,18 @@ class Environment(Schema):
     time: str
 
 
-class Record(Schema):
+class Record(RunFile):
     """Results of one run.
 
     ``achieved_sparsity`` is counted on the evaluated model. ``density`` is the kept fraction of each linear layer.
     Kept weights that quantization rounds to zero count as kept.
     """
 
-    schema_version: Literal[1] = Field(alias="schema")
-    experiment: Name
-    run: Run
+    what = "a record"
+
     metrics: dict[Name, Metric]
     achieved_sparsity: Fraction
     density: dict[Name, Fraction]
-    config_digest: Name
     stages: dict[StageName, StageCost]
     environment: Environment
 
@@ -59,20 +59,56 @@ class Record(Schema):
         return self
 
 
-def write_record(path: Path | str, record: dict[str, Any]) -> None:
-    """Check a record and write it atomically, with a checksum.
+@dataclass(frozen=True)
+class Cost:
+    """Cost of all jobs of one stage and method: job count, total seconds, and the largest peak memory in MB."""
 
-    Raises:
-        InputError: ``record`` does not match the schema. Nothing is written.
+    jobs: int
+    seconds: float
+    peak_memory_mb: float
+
+
+def measured_costs(records: Iterable[Record]) -> dict[tuple[str, str], Cost]:
+    """Return the cost for each (stage, method), ordered by stage and then by record.
+
+    A mask is counted once even if several runs use it: the record of a run and those of its quantized versions all
+    contain the cost of the same mask. A mask that only initializes other runs has no record and is not counted.
     """
-    check(Record, record, f"{path}: not a record")
-    write_checked_json(path, record)
+    jobs: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float]]] = {}
+    for record in records:
+        run = record.run
+        mask = run.model_copy(update={"variant": None}).pruned.id
+        for stage, cost in record.stages.items():
+            method = run.quantization or run.method if stage == "quantize" else run.method
+            # An ablation's default value shares the plain run's mask. Equal cost identifies the shared mask.
+            made = f"{mask} {cost.seconds} {cost.peak_memory_mb}"
+            job = run.id if stage in ("quantize", "evaluate") else made
+            jobs.setdefault((stage, method), {})[run.model, job] = (cost.seconds, cost.peak_memory_mb)
+    stages = get_args(StageName)
+    return {
+        key: Cost(len(jobs[key]), sum(s for s, _ in jobs[key].values()), max(peak for _, peak in jobs[key].values()))
+        for key in sorted(jobs, key=lambda key: stages.index(key[0]))
+    }
 
 
-def read_record(path: Path | str) -> Record:
-    """Read and check one record.
+def projections(names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Return the projection and block of each layer: `model.layers.3.self_attn.q_proj` -> (`q_proj`, 3).
 
-    Raises:
-        InputError: the file is missing or damaged, or is not a record. The one-line message names the key.
+    The last component is the projection. The first integer is the block, 0 if there is none. A projection that occurs
+    twice in a block, such as GPT-2's `c_proj` in attention and MLP, is prefixed with the component before it.
     """
-    return check(Record, read_checked_json(path), f"{path}: not a record")
+    parts = {name: re.split(r"[./]", name) for name in names}
+    blocks = {name: next((int(part) for part in split if part.isdigit()), 0) for name, split in parts.items()}
+    counts = Counter((split[-1], blocks[name]) for name, split in parts.items())
+    twice = {projection for (projection, _), count in counts.items() if count > 1}
+    return {
+        name: (".".join(split[-2:]) if split[-1] in twice else split[-1], blocks[name]) for name, split in parts.items()
+    }
+
+
+def projection_density(density: dict[str, float]) -> dict[str, float]:
+    """Return the mean kept fraction of each projection over blocks; a projection has the same size in all blocks."""
+    fractions: dict[str, list[float]] = {}
+    for name, (projection, _) in projections(density).items():
+        fractions.setdefault(projection, []).append(density[name])
+    return {projection: sum(values) / len(values) for projection, values in fractions.items()}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from patch.evaluation.metric import Fraction, StageCost
-from patch.files.io import read_checked_json, write_checked_json
-from patch.files.schema import Name, Positive, Schema, check
+from patch.files.schema import Name, Positive, Schema
 from patch.pipeline.results.order import percent
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import Environment
+from patch.pipeline.results.result_files import ResultFile
 from patch.pipeline.runs.run import Run
 
 # Model of the paper's throughput table, and the number of new tokens that the paper's text discusses.
@@ -80,21 +79,20 @@ class Settings(Schema):
     repeats: Positive
 
 
-class SpeedRecord(Schema):
+class SpeedRecord(ResultFile):
     """Speed of one model's runs, measured in one process; the dense model comes first.
 
     ``hardware`` is the name of the GPU or the CPU.
     """
 
-    schema_version: Literal[1] = Field(alias="schema")
-    experiment: Name
+    what = "a record of speed"
+
     model: Name
     settings: Settings
     dtype: str
     device: Literal["cpu", "cuda"]
     hardware: str
     timed: list[Timed] = Field(min_length=1)
-    config_digest: Name
     cost: StageCost
     environment: Environment
 
@@ -109,6 +107,11 @@ class SpeedRecord(Schema):
         return self
 
     @property
+    def name(self) -> str:
+        """Name of the measurement, as `speedup/model`."""
+        return f"speedup/{self.model}"
+
+    @property
     def dense(self) -> Timed:
         """Timing of the dense model, the baseline of all speedups."""
         return self.timed[0]
@@ -120,25 +123,6 @@ class Speeds:
 
     records: Sequence[SpeedRecord]
     published: Published
-
-
-def write_speed(path: Path | str, record: dict[str, Any]) -> None:
-    """Check a speed record and write it atomically, with a checksum.
-
-    Raises:
-        InputError: ``record`` does not match the schema. Nothing is written.
-    """
-    check(SpeedRecord, record, f"{path}: not a record of speed")
-    write_checked_json(path, record)
-
-
-def read_speed(path: Path | str) -> SpeedRecord:
-    """Read and check one speed record.
-
-    Raises:
-        InputError: the file is missing or damaged, or is not a speed record. The one-line message names the key.
-    """
-    return check(SpeedRecord, read_checked_json(path), f"{path}: not a record of speed")
 
 
 def published_devices(published: Published) -> list[str]:

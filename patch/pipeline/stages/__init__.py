@@ -1,4 +1,4 @@
-"""Stages of the pipeline, one module each: `python -m patch.pipeline.stages STAGE`.
+"""Stages of the pipeline: `python -m patch.pipeline.stages STAGE`.
 
-A stage reads its inputs, calls the library and writes its outputs.
+A stage reads its inputs, calls the library and writes its outputs. `_run.STAGES` lists all stages.
 """

@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from patch.errors import InputError
 from patch.masks.packed import MaskSet, load_masks
+from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import ExpectedMask
+from patch.settings import Section
 
 
 def prepare_device(device: str) -> str:
@@ -38,12 +41,16 @@ def prepare_device(device: str) -> str:
 
 
 @contextmanager
-def measured(cost: dict[str, float], device: str) -> Iterator[None]:
-    """Measure the block; write its `seconds` and the process' `peak_memory_mb` (of the GPU on `cuda`) to ``cost``."""
+def measured(device: str) -> Iterator[dict[str, float]]:
+    """Measure the block; at its end, the yielded dictionary has its `seconds` and the process' `peak_memory_mb`.
+
+    The memory is that of the GPU on `cuda`.
+    """
+    cost: dict[str, float] = {}
     started = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    yield
+    yield cost
     cost["seconds"] = round(time.monotonic() - started, 3)
     peak = (
         torch.cuda.max_memory_allocated() / 1e6
@@ -51,6 +58,11 @@ def measured(cost: dict[str, float], device: str) -> Iterator[None]:
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     )
     cost["peak_memory_mb"] = round(peak, 1)
+
+
+def mask_header(settings: Section, cost: dict[str, float]) -> dict[str, Any]:
+    """Return the header of a mask file: the settings of the stage that made the mask, their digest, and the cost."""
+    return {"settings": settings.model_dump(mode="json"), "digest": settings_digest(settings), "cost": cost}
 
 
 def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = "mask") -> MaskSet | None:

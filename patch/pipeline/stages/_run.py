@@ -1,6 +1,6 @@
 """Execution of a stage.
 
-A stage is a module with a function `run(settings, *, name: Path, ...)`. Job files provide its settings and inputs.
+A stage is a function `run_STAGE(settings, *, name: Path, ...)`. Job files provide its settings and inputs.
 Options of the command line, named like the function's keyword arguments, provide its outputs and the other arguments.
 """
 
@@ -10,14 +10,12 @@ import argparse
 import importlib
 import inspect
 import os
-import pkgutil
 import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import patch.pipeline.stages
 from patch.distributed.launch import is_launched, launch, report_end
 from patch.distributed.signals import EXIT_RESUMABLE, hold_signals, ignore_signals
 from patch.errors import InputError
@@ -25,14 +23,21 @@ from patch.pipeline.runs.job_files import read_inputs, read_settings
 from patch.pipeline.stages import _progress
 from patch.settings import validate
 
-
-def stage_names() -> list[str]:
-    """Return the names of all stages."""
-    return sorted(
-        module.name
-        for module in pkgutil.iter_modules(patch.pipeline.stages.__path__)
-        if not module.name.startswith("_")
-    )
+# Module -> its stages. A module is imported when one of its stages runs, since most modules import torch.
+MODULES = {
+    "fetch": ("fetch_corpus", "fetch_mask", "fetch_model", "fetch_tasks", "tasks", "tokenizer"),
+    "train": ("train",),
+    "sequences": ("sequences",),
+    "prune": ("statistics", "prune", "update", "import_mask"),
+    "learn": ("learn",),
+    "quantize": ("quantize",),
+    "export": ("export",),
+    "evaluate": ("evaluate",),
+    "speedup": ("speedup",),
+    "tabulate": ("collect", "compare", "table", "overview", "summary"),
+    "figures": ("pareto", "density", "curves", "speedup_figure"),
+}
+STAGES = {stage: module for module, stages in MODULES.items() for stage in stages}
 
 
 def _parameters(run: typing.Callable) -> dict[str, inspect.Parameter]:
@@ -116,7 +121,7 @@ def _end(state: str, error: str) -> None:
 
 
 def _run_stage(stage: str, *arguments: str) -> int:
-    run = importlib.import_module(f"patch.pipeline.stages.{stage}").run
+    run = getattr(importlib.import_module(f"patch.pipeline.stages.{STAGES[stage]}"), f"run_{stage}")
     parser, parameters = _parser(stage, run), _parameters(run)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     log, first = given.pop("log", None), os.environ.get("RANK", "0") == "0"

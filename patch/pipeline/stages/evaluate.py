@@ -18,7 +18,7 @@ from patch.evaluation.perplexity import perplexity
 from patch.masks.packed import apply_masks
 from patch.models.loading import load_model, load_tokenizer, prunable_linears
 from patch.pipeline.results.environment import describe_environment
-from patch.pipeline.results.record import write_record
+from patch.pipeline.results.record import Record
 from patch.pipeline.results.samples import write_samples
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import EvaluateSettings
@@ -29,7 +29,7 @@ from patch.quantization.model import apply_layers
 from patch.quantization.quantized_files import load_layers
 
 
-def run(
+def run_evaluate(
     settings: EvaluateSettings,
     *,
     model: Path,
@@ -74,7 +74,7 @@ def run(
         weights_left = {name: int(masks.masks[name].sum()) for name in sizes} if masks else sizes
     sparsity = 1 - sum(weights_left.values()) / sum(sizes.values())
     write_samples(samples, settings.experiment, settings.run, _values(found), settings_digest(settings))
-    write_record(
+    Record.write(
         record,
         {
             "schema": 1,
@@ -119,7 +119,7 @@ def _measure(
         return TaskEvaluator(network, load_tokenizer(model), todo, include_path, data, evaluation.batch_size, limit)
 
     if "perplexity" not in partial.parts:
-        with measured(cost := {}, settings.device):
+        with measured(settings.device) as cost:
             metric = perplexity(network, load_sequences(sequences), evaluation.perplexity.batch_size)
         partial.add("perplexity", metric, cost)
         print(f"perplexity {metric.value:.3f}", flush=True)
@@ -129,7 +129,7 @@ def _measure(
         number = f"task {position + 1} of {count}"
         print(f"{number}: {name}", flush=True)
         report(position, count)
-        with measured(cost := {}, settings.device):
+        with measured(settings.device) as cost:
             metric = evaluator().measure(name)
         partial.add(name, metric, cost)
         print(f"{number}: {name} {100 * metric.value:.2f} %, in {cost['seconds']:.1f} s", flush=True)

@@ -11,7 +11,7 @@ from patch.pipeline.stages._common import load_expected, prepare_device
 from patch.pruning.weights import load_weights
 
 
-def run(settings: ExportSettings, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
+def run_export(settings: ExportSettings, *, model: Path, mask: Path, out: Path, weights: Path | None = None) -> None:
     """Save the sparse model of a run and its `mask.npz`; ``weights`` are the updated weights, if the method has any."""
     prepare_device("cpu")
     masks, network = load_expected(mask, settings.mask), load_model(model, settings.dtype)

@@ -14,16 +14,15 @@ from patch.learning.proxsparse import proxsparse
 from patch.learning.trackers import Tracking
 from patch.masks.packed import check_masks, save_masks
 from patch.models.loading import load_model, load_tokenizer
-from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import LearnSettings
-from patch.pipeline.stages._common import load_expected, measured, prepare_device
+from patch.pipeline.stages._common import load_expected, mask_header, measured, prepare_device
 from patch.pipeline.stages._progress import report
 
 # Mapping of the stage's inputs to the arguments of `learn`.
 START = {"pattern_mask": "pattern_prior", "tile_mask": "tile_prior", "frozen_mask": "frozen"}
 
 
-def run(
+def run_learn(
     settings: LearnSettings,
     *,
     model: Path,
@@ -57,9 +56,8 @@ def run(
             check_masks(network, masks)
         if settings.method == "patch-tile" and "frozen" not in start:
             raise InputError("patch-tile needs the 2:4 masks of its sparse tiles: give --frozen-mask")
-        cost: dict[str, float] = {}
         files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "tracking": tracking}
-        with measured(cost, device):
+        with measured(device) as cost:
             if settings.method == "proxsparse":
                 masks = proxsparse(network, load_sequences(sequences), settings.learning, settings.seed, **files)
             else:
@@ -76,11 +74,7 @@ def run(
                     **{name: masks.masks for name, masks in start.items()},
                 )
         if is_first():
-            masks.header = {
-                "settings": settings.model_dump(mode="json"),
-                "digest": settings_digest(settings),
-                "cost": cost,
-            }
+            masks.header = mask_header(settings, cost)
             save_masks(mask, masks)
             shutil.rmtree(checkpoints, ignore_errors=True)
             print(

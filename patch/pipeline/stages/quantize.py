@@ -22,7 +22,7 @@ from patch.quantization.model import QuantizedLayer, compensate_block, quantize_
 from patch.quantization.quantized_files import save_layers
 
 
-def run(
+def run_quantize(
     settings: QuantizeSettings,
     *,
     model: Path,
@@ -36,8 +36,7 @@ def run(
     masks = load_expected(mask, settings.mask)
     network = load_model(model, settings.dtype)
     linears, made_by = prunable_linears(network), settings.mask.digest if settings.mask else ""
-    cost: dict[str, float] = {}
-    with measured(cost, device):
+    with measured(device) as cost:
         if settings.method == "slim-lora":
             updated = read_weights(weights, linears, made_by) if weights else {}
             found = _compensated(settings, network, device, masks, updated, sequences)

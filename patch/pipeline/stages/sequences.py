@@ -14,7 +14,7 @@ from patch.pipeline.runs.layout import digest
 from patch.pipeline.runs.stage_settings import SequencesSettings
 
 
-def run(settings: SequencesSettings, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
+def run_sequences(settings: SequencesSettings, *, corpus: Path, tokenizer: Path, out: Path, workers: int = 1) -> None:
     """Make one file of token sequences.
 
     Packed sequences are made by ``workers`` processes, and an interrupted run resumes.

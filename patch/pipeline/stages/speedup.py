@@ -15,7 +15,7 @@ from patch.inference.timing import interleaved, quartiles
 from patch.masks.packed import MaskSet
 from patch.models.loading import load_model
 from patch.pipeline.results.environment import describe_environment, hardware
-from patch.pipeline.results.speed import write_speed
+from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.stage_settings import SpeedupSettings
@@ -24,7 +24,7 @@ from patch.pipeline.stages._common import load_expected, measured, prepare_devic
 WARMUP = 2
 
 
-def run(settings: SpeedupSettings, *, model: Path, masks: list[Path], record: Path) -> None:
+def run_speedup(settings: SpeedupSettings, *, model: Path, masks: list[Path], record: Path) -> None:
     """Measure the speed of the dense model and of the runs in ``settings``, and write one record.
 
     ``masks`` are in the order of the runs. Other work on the same hardware would distort the times.
@@ -32,7 +32,7 @@ def run(settings: SpeedupSettings, *, model: Path, masks: list[Path], record: Pa
     if len(masks) != len(settings.runs):
         raise InputError(f"{len(masks)} masks of {len(settings.runs)} runs; give one of each, in their order")
     device = prepare_device(settings.device)
-    with measured(cost := {}, device):
+    with measured(device) as cost:
         network = load_model(model, settings.dtype, device)
         tokens = random_prompt(network, settings.speedup.batch_size, settings.speedup.prompt)
         candidates = _Candidates(settings, network, tokens)
@@ -43,7 +43,7 @@ def run(settings: SpeedupSettings, *, model: Path, masks: list[Path], record: Pa
     for name, numbers in times.items():
         speed, gain = numbers["tokens_per_second"], numbers["speedup"]
         print(f"{name}: {speed['median']:.1f} tokens/s, {gain['median']:.3f} of dense", flush=True)
-    write_speed(
+    SpeedRecord.write(
         record,
         {
             "schema": 1,

@@ -15,7 +15,7 @@ from patch.pipeline.stages._common import prepare_device
 from patch.pipeline.stages._progress import report
 
 
-def run(settings: ModelSettings, *, tokenizer: Path, sequences: Path, out: Path) -> None:
+def run_train(settings: ModelSettings, *, tokenizer: Path, sequences: Path, out: Path) -> None:
     """Train a small model and write its folder with its training curve."""
     prepare_device("cpu")
     encoder = load_tokenizer(tokenizer)

@@ -2,7 +2,7 @@ import re
 
 from patch.pipeline.reporting.overview import cost_page, environment_page
 from patch.pipeline.resources.forecast import Forecast
-from patch.pipeline.results.costs import measured_costs
+from patch.pipeline.results.record import measured_costs
 
 LINE = {"jobs": 2, "minutes": 3, "device_hours": 0.1, "memory_mb": 900}
 

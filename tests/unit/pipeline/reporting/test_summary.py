@@ -10,8 +10,8 @@ from patch.pipeline.reporting.render import to_markdown
 from patch.pipeline.reporting.summary import Results, cost_line, environment_line, summary
 from patch.pipeline.reporting.tables import build_table
 from patch.pipeline.reporting.uncertainty import close_pairs
-from patch.pipeline.results.costs import measured_costs
 from patch.pipeline.results.differences import COLUMNS
+from patch.pipeline.results.record import measured_costs
 from patch.pipeline.runs.run import ModelInfo, Run
 
 

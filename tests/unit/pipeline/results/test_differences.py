@@ -22,7 +22,8 @@ PATCH = Run(model="qwen", method="patch-joint", pattern="hybrid", sparsity=0.45,
 
 
 def of(run: Run, **values: np.ndarray) -> Samples:
-    return Samples("demo", run, {name: np.asarray(found, dtype=np.float64) for name, found in values.items()}, "abcd")
+    samples = {name: np.asarray(found, dtype=np.float64) for name, found in values.items()}
+    return Samples.model_construct(run=run, samples=samples, config_digest="abcd")
 
 
 def losses(seed: int, count: int = 400) -> np.ndarray:

@@ -1,6 +1,6 @@
 import pytest
 
-from patch.pipeline.results.projections import projection_density, projections
+from patch.pipeline.results.record import projection_density, projections
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import pytest
 
 from patch.errors import InputError
 from patch.files.io import write_checked_json
-from patch.pipeline.results.record import Record, read_record, write_record
+from patch.pipeline.results.record import Record
 
 
 def test_reads_a_record(tmp_path, raw):
-    write_record(tmp_path / "r.json", raw())
-    record = read_record(tmp_path / "r.json")
+    Record.write(tmp_path / "r.json", raw())
+    record = Record.read(tmp_path / "r.json")
     assert record == Record.model_validate(raw())
     assert record.run.method == "wanda"
     assert record.metrics["order"].stderr is None
@@ -78,11 +78,11 @@ FAULTS = [
 def test_names_the_fault_in_one_line(tmp_path, raw, key, value, fault):
     path, record = tmp_path / "r.json", changed(raw(), key, value)
     with pytest.raises(InputError, match=r"r\.json: not a record: "):
-        write_record(path, record)
+        Record.write(path, record)
     assert not path.exists()
     write_checked_json(path, record)
     with pytest.raises(InputError, match=rf"r\.json: not a record: .*{fault}") as caught:
-        read_record(path)
+        Record.read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_refuses_an_unknown_pattern(tmp_path, raw, pattern):
     path = tmp_path / "r.json"
     write_checked_json(path, raw(pattern=pattern))
     with pytest.raises(InputError, match="`run`: pattern .* is not N:M with 0 < N <= M") as caught:
-        read_record(path)
+        Record.read(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
@@ -103,20 +103,20 @@ def test_missing_or_broken_file(tmp_path, text):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=r"r\.json"):
-        read_record(path)
+        Record.read(path)
 
 
 def test_an_edited_record_is_refused(tmp_path, raw):
     path = tmp_path / "r.json"
-    write_record(path, raw())
+    Record.write(path, raw())
     text = path.read_text()
     assert "28.5" in text
     path.write_text(text.replace("28.5", "18.5"))
     with pytest.raises(InputError, match="do not match its checksum"):
-        read_record(path)
+        Record.read(path)
     path.write_text(text.replace("28.5", "NaN"))
     with pytest.raises(InputError, match="NaN is not a number"):
-        read_record(path)
+        Record.read(path)
     path.write_text(json.dumps(raw()))
     with pytest.raises(InputError, match="it has no checksum"):
-        read_record(path)
+        Record.read(path)

@@ -10,7 +10,7 @@ import pytest
 
 from patch.errors import InputError
 from patch.files.io import read_checked_json, write_checked_json
-from patch.pipeline.results.samples import read_samples, write_samples
+from patch.pipeline.results.samples import Samples, write_samples
 from patch.pipeline.runs.run import Run
 
 RUN = Run(
@@ -32,7 +32,7 @@ def write(path: Path) -> Path:
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    found = read_samples(write(tmp_path / "sub/s.json"))
+    found = Samples.read(write(tmp_path / "sub/s.json"))
     assert (found.experiment, found.run) == ("demo", RUN)
     assert list(found.samples) == ["perplexity", "cloze", "group"]
     assert found.samples["perplexity"].tolist() == [3.141593, 10.12346, 2e-9]
@@ -87,7 +87,7 @@ def test_names_the_fault_in_one_line(change: dict, fault: str, tmp_path: Path) -
     path = write(tmp_path / "s.json")
     write_checked_json(path, read_checked_json(path) | change)
     with pytest.raises(InputError, match=rf"s\.json: not the samples of a run: {fault}") as caught:
-        read_samples(path)
+        Samples.read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_an_edited_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "s.json")
     path.write_text(path.read_text().replace("[1,0,1]", "[1,1,1]"))
     with pytest.raises(InputError, match="do not match its checksum"):
-        read_samples(path)
+        Samples.read(path)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
@@ -104,4 +104,4 @@ def test_missing_or_broken_file(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=r"s\.json"):
-        read_samples(path)
+        Samples.read(path)

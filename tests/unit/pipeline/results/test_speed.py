@@ -18,8 +18,6 @@ from patch.pipeline.results.speed import (
     paper_new_tokens,
     published_devices,
     published_speedup,
-    read_speed,
-    write_speed,
 )
 
 
@@ -36,7 +34,7 @@ def written(tmp_path: Path, speed_record: Callable) -> Callable[..., Path]:
 
 
 def test_a_record_is_read(written: Callable) -> None:
-    record = read_speed(written())
+    record = SpeedRecord.read(written())
     assert record.dense.run.method == "dense" and [timed.run.sparsity for timed in record.timed] == [
         0,
         0.5,
@@ -62,7 +60,7 @@ def test_a_record_is_read(written: Callable) -> None:
 )
 def test_a_wrong_record_is_named(changes: dict, words: str, written: Callable) -> None:
     with pytest.raises(InputError, match=r"speed\.json: not a record of speed: ") as error:
-        read_speed(written(**changes))
+        SpeedRecord.read(written(**changes))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -70,32 +68,32 @@ def test_the_dense_model_stands_first(written: Callable, speed_record: Callable)
     timed = speed_record()["timed"]
     for wrong in (timed[1:], timed[::-1], [timed[0], *timed]):
         with pytest.raises(InputError, match="must begin with the dense model"):
-            read_speed(written(timed=wrong))
+            SpeedRecord.read(written(timed=wrong))
 
 
 def test_quartiles_out_of_order_and_runs_there_twice(written: Callable, speed_record: Callable) -> None:
     timed = speed_record()["timed"]
     with pytest.raises(InputError, match="`timed` must have each run once"):
-        read_speed(written(timed=[*timed, timed[1]]))
+        SpeedRecord.read(written(timed=[*timed, timed[1]]))
     timed[1]["speedup"] = {"median": 1.0, "low": 1.1, "high": 1.2}
     with pytest.raises(InputError, match=r"`timed.1.speedup`: the quartiles 1.1, 1.0, 1.2 are not in order"):
-        read_speed(written(timed=timed))
+        SpeedRecord.read(written(timed=timed))
 
 
 def test_what_is_written_is_checked(speed_record: Callable, tmp_path: Path) -> None:
-    write_speed(tmp_path / "speed.json", speed_record())
-    assert read_speed(tmp_path / "speed.json") == SpeedRecord.model_validate(speed_record())
+    SpeedRecord.write(tmp_path / "speed.json", speed_record())
+    assert SpeedRecord.read(tmp_path / "speed.json") == SpeedRecord.model_validate(speed_record())
     with pytest.raises(InputError, match=r"none\.json: not a record of speed: `dtype`"):
-        write_speed(tmp_path / "none.json", speed_record(dtype=None))
+        SpeedRecord.write(tmp_path / "none.json", speed_record(dtype=None))
     assert not (tmp_path / "none.json").exists()
 
 
 def test_a_truncated_or_missing_file_is_named(written: Callable, tmp_path: Path) -> None:
     whole = written().read_text()
     with pytest.raises(InputError, match=r"speed\.json: not valid JSON"):
-        read_speed(written(whole[: len(whole) // 2]))
+        SpeedRecord.read(written(whole[: len(whole) // 2]))
     with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
-        read_speed(tmp_path / "nowhere.json")
+        SpeedRecord.read(tmp_path / "nowhere.json")
 
 
 def test_spread_is_half_of_what_lies_between_the_quartiles() -> None:

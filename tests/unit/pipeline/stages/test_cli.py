@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet
 from patch.models.loading import prunable_linears
-from patch.pipeline.stages.__main__ import main, stage_names
+from patch.pipeline.stages.__main__ import main
+from patch.pipeline.stages._run import STAGES
 from patch.pruning.weights import save_weights
 
 ROOT = Path(__file__).parents[4]
@@ -47,12 +48,7 @@ def test_usage_names_the_stages(arguments: list[str], code: int, capsys: pytest.
     assert "usage: python -m patch.pipeline.stages STAGE" in error and "prune" in error and "_common" not in error
 
 
-def test_stages() -> None:
-    assert {"prune", "learn", "evaluate", "train", "sequences", "fetch_model", "fetch_corpus"} <= set(stage_names())
-    assert not any(name.startswith("_") for name in stage_names())
-
-
-@pytest.mark.parametrize("name", stage_names())
+@pytest.mark.parametrize("name", STAGES)
 def test_every_stage_explains_itself(name: str, stage: Callable, capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])

@@ -12,7 +12,7 @@ from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.samples import write_samples
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.stage_settings import CompareSettings
-from patch.pipeline.stages import compare
+from patch.pipeline.stages.tabulate import run_compare
 
 RUNS = [
     Run(model="qwen", method="dense", pattern="dense", sparsity=0.0),
@@ -33,11 +33,11 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def test_writes_the_differences(paths: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "sub/differences.csv"
-    compare.run(CompareSettings(digests=DIGESTS), samples=paths, out=out)
+    run_compare(CompareSettings(digests=DIGESTS), samples=paths, out=out)
     text = out.read_bytes()
     assert text.decode().splitlines()[0].split(",") == COLUMNS
     assert list(Differences.read(out).frame["metric"]) == ["perplexity", "accuracy", "cloze"]
-    compare.run(CompareSettings(digests=DIGESTS), samples=paths[::-1], out=out)
+    run_compare(CompareSettings(digests=DIGESTS), samples=paths[::-1], out=out)
     assert out.read_bytes() == text
 
 

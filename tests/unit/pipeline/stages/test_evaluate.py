@@ -15,8 +15,8 @@ import pytest
 
 from patch.data.tokenizer import train_tokenizer
 from patch.evaluation.harness import TaskEvaluator
-from patch.pipeline.results.record import read_record
-from patch.pipeline.results.samples import read_samples
+from patch.pipeline.results.record import Record
+from patch.pipeline.results.samples import Samples
 from patch.pipeline.stages import evaluate as evaluate_stage
 
 TASKS = ["cloze", "next_word", "continuation"]
@@ -136,7 +136,7 @@ def test_nothing_is_measured_when_only_the_record_is_missing(
 
 def test_samples_make_the_record(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> None:
     assert stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "sub/s.json").code == 0
-    record, samples = read_record(tmp_path / "r.json"), read_samples(tmp_path / "sub/s.json")
+    record, samples = Record.read(tmp_path / "r.json"), Samples.read(tmp_path / "sub/s.json")
     assert samples.experiment == record.experiment and samples.run.id == record.run.id
     assert list(samples.samples) == ["perplexity", *TASKS]
     assert math.exp(samples.samples["perplexity"].mean()) == pytest.approx(record.metrics["perplexity"].value)

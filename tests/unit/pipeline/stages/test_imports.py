@@ -14,8 +14,8 @@ from patch.masks.packed import MaskSet, load_masks, save_masks
 from patch.models.loading import load_skeleton, prunable_linears, weight_matrix
 from patch.pipeline.config.imports import FileMask, HubMask
 from patch.pipeline.runs.stage_settings import ImportSettings, MaskSettings
-from patch.pipeline.stages.fetch_mask import run as fetch_mask
-from patch.pipeline.stages.import_mask import run as import_mask
+from patch.pipeline.stages.fetch import run_fetch_mask as fetch_mask
+from patch.pipeline.stages.prune import run_import_mask as import_mask
 
 
 def first_two(shape):

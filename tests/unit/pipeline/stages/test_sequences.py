@@ -47,7 +47,7 @@ def stopped_by(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], number: 
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
         patched.setattr(packing, "write_checked_json", then_signal)
-        stage.run(SPEC, **files, workers=workers)
+        stage.run_sequences(SPEC, **files, workers=workers)
     assert stop.value.code == EXIT_RESUMABLE and not files["out"].exists()
 
 
@@ -56,10 +56,10 @@ def stopped_by(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], number: 
 def test_a_signal_stops_it_and_it_goes_on(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: Any, number: int, workers: int
 ) -> None:
-    stage.run(SPEC, **files | {"out": files["out"].with_name("whole.npy")})
+    stage.run_sequences(SPEC, **files | {"out": files["out"].with_name("whole.npy")})
     stopped_by(monkeypatch, files, number, workers)
     assert "stopped by a signal; run again to resume" in capfd.readouterr().out
-    stage.run(SPEC, **files, workers=workers)
+    stage.run_sequences(SPEC, **files, workers=workers)
     assert "resuming after" in capfd.readouterr().out
     assert files["out"].read_bytes() == files["out"].with_name("whole.npy").read_bytes()
 
@@ -67,7 +67,7 @@ def test_a_signal_stops_it_and_it_goes_on(
 def test_a_corpus_that_was_made_anew_begins_anew(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     stopped_by(monkeypatch, files, signal.SIGTERM, 1)
     documents = write(files["corpus"], "text some")
-    stage.run(SPEC, **files)
+    stage.run_sequences(SPEC, **files)
     tokenizer = train_tokenizer(["some text to learn from"], 300)
     assert load_sequences(files["out"]).tolist() == pack_sequences(documents, tokenizer, 16).tolist()
 

@@ -15,7 +15,7 @@ from patch.masks.tile import expand_tiles, tile_grid
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.results.collect import COLUMNS
 from patch.pipeline.results.differences import COLUMNS as DIFFERENCES
-from patch.pipeline.results.speed import read_speed
+from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 from patch.pipeline.stages._run import run_stage
@@ -66,7 +66,7 @@ def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_
 
 def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert measured() == 0
-    record = read_speed(tmp_path / "speed.json")
+    record = SpeedRecord.read(tmp_path / "speed.json")
     runs = [timed.run for timed in record.timed]
     assert runs == [
         Run(model="qwen", method="dense", pattern="dense", sparsity=0.0),

