@@ -121,7 +121,7 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     for module in (source.package, "gguf"):
-        if importlib.util.find_settings(module) is None:
+        if importlib.util.find_spec(module) is None:
             raise InputError(
                 f"package `{module}` is missing; install {source.distribution} and its reader: pip install '.[gguf]'"
             )

