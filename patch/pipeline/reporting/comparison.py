@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from scipy.stats import kendalltau
-
 from patch.pipeline.reporting.escape import escape_markdown
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table
 from patch.pipeline.reporting.units import metric_value
@@ -71,6 +69,9 @@ def _largest(found: list[Found], perplexity: bool) -> str:
 
 def _order(found: list[Found]) -> str:
     """Return the rank correlation with the published perplexities, and the swapped neighbours, as text."""
+    # Its import takes a second, and most stages that make tables need no comparison.
+    from scipy.stats import kendalltau
+
     rows = [(m.published, m.value, row) for row, heading, m in found if heading.metric == "perplexity"]
     rows.sort(key=lambda row: row[0])
     # Tau-b: ties count for neither order. It is NaN if all values of one side are equal.

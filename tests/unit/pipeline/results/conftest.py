@@ -1,4 +1,4 @@
-"""A record to vary."""
+"""Fixtures of a raw record and the published numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RAW: dict[str, Any] = {
 
 @pytest.fixture
 def raw() -> Callable[..., dict[str, Any]]:
-    """A function: a raw record whose run has the given keys changed."""
+    """Return a function that returns a raw record whose run has the given keys changed."""
 
     def make(**run: Any) -> dict[str, Any]:
         record = copy.deepcopy(RAW)
@@ -60,5 +60,5 @@ def raw() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def published() -> Published:
-    """The paper's numbers."""
+    """Return the paper's numbers."""
     return load_published(Path(__file__).parents[4] / "config/published.json")

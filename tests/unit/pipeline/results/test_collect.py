@@ -115,7 +115,7 @@ def test_mean_chance_needs_every_task(raw):
 
 @pytest.fixture
 def written(raw, published, tmp_path):
-    """`results.csv` of a few runs, and the frame that it was made from."""
+    """Return the path of a `results.csv` of a few runs, and the frame that it was made from."""
     hybrid = {"method": "patch-joint", "pattern": "hybrid", "tile": 16, "sparsity": 0.45}
     runs = [{}, {"seed": 1}, hybrid, hybrid | {"quantization": "absmax"}, hybrid | {"variant": "tile_prior=none"}]
     records = []

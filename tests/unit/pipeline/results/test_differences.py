@@ -1,4 +1,4 @@
-"""Paired differences against closed forms; a Monte-Carlo error of 1.6 % of an error is left."""
+"""Paired differences against closed forms, within a Monte-Carlo error of 1.6 % of each standard error."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_mean_over_tasks() -> None:
 
 
 def test_tasks_of_one_size_are_resampled_apart() -> None:
-    """Were they resampled alike, the same answers in both tasks would have the error of one."""
+    """If tasks shared resamples, equal answers in both tasks would have the error of one task."""
     a, b = answers(1), answers(2)
     found = compare(of(WANDA, cloze=a, order=a), of(SPARSEGPT, cloze=b, order=b))
     error = found.stderr("qwen", "accuracy", WANDA.row, SPARSEGPT.row)
@@ -159,7 +159,7 @@ def test_metrics_without_the_same_samples_are_left_out() -> None:
     missing = {name: values for name, values in whole.items() if name != "order"}
     assert metrics_of(of(WANDA, **whole), of(DENSE, **missing)) == ["perplexity", "cloze"]
     assert metrics_of(of(WANDA, **missing), of(DENSE, **missing)) == ["perplexity", "accuracy", "cloze"]
-    # A seed that lacks a task: the row's mean would be over other questions than its value in the table.
+    # If a seed lacks a task, the row's mean covers other questions than its value in the table.
     seed = of(WANDA.model_copy(update={"seed": 1}), **missing)
     assert metrics_of(of(WANDA, **whole), seed, of(DENSE, **whole)) == ["perplexity", "cloze"]
 
@@ -187,7 +187,7 @@ def test_the_same_again_in_any_order() -> None:
     again = paired_differences(samples[::-1])
     assert frame.drop(columns="stderr").equals(again.drop(columns="stderr"))
     assert list(again["stderr"]) == pytest.approx(list(frame["stderr"]), rel=1e-9)
-    # Nor does it matter which others are compared.
+    # The other rows of the comparison do not change the result either.
     alone = compare(samples[0], samples[1]).stderr("qwen", "cloze", WANDA.row, DENSE.row)
     assert Differences(frame).stderr("qwen", "cloze", WANDA.row, DENSE.row) == pytest.approx(alone, rel=1e-9)
 

@@ -1,4 +1,4 @@
-"""Some hundred damaged files of results are refused or mean the same; `tests/fuzz/results.py` has the attack."""
+"""Hundreds of damaged result files are refused or keep their meaning; see `tests/fuzz/results.py`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ QWEN, GEMMA, LLAMA2, LLAMA31 = (
 )
 
 
-# Read off the paper's tables by hand.
+# Copied from the paper's tables by hand.
 @pytest.mark.parametrize(
     ("run", "expected"),
     [

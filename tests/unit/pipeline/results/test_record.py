@@ -22,7 +22,7 @@ def test_round_trips_through_json(raw):
 
 
 def changed(record, key, value):
-    """The record with one value changed; a key of several parts goes down."""
+    """Return the record with one value changed; slashes in the key separate nested keys."""
     *parents, last = key.split("/")
     place = record
     for name in parents:

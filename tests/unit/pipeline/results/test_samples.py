@@ -1,4 +1,4 @@
-"""The file of a run's samples, written and read."""
+"""Writing and reading of a run's sample file."""
 
 from __future__ import annotations
 

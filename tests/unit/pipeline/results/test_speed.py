@@ -1,4 +1,4 @@
-"""Records of speed, and the paper's tokens per second beside them."""
+"""Speed records and the paper's speedups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from patch.pipeline.results.speed import (
 
 @pytest.fixture
 def written(tmp_path: Path, speed_record: Callable) -> Callable[..., Path]:
-    """A function: a record with some keys changed, or some text in its place, on disk."""
+    """Return a function that writes a record with some keys changed, or a text instead, and returns its path."""
 
     def write(text: str | None = None, **changes: Any) -> Path:
         path = tmp_path / "speed.json"

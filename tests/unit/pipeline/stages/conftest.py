@@ -1,4 +1,4 @@
-"""A model, sequences and settings on disk, as the workflow would hand them to a stage."""
+"""Fixtures that run a stage, with a model, sequences and settings on disk as in the workflow."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.stages.__main__ import main
 
-# Transformers logs to the stderr of its first use: let that be the session's, not one test's.
+# Transformers logs to the stderr of its first use, which must be that of the session and not of one test.
 transformers.utils.logging.get_logger()
 
 
 @dataclass
 class Stage:
-    """How a stage ended."""
+    """Exit code and output of a stage."""
 
     code: int
     out: str
@@ -37,7 +37,7 @@ class Stage:
 
 @pytest.fixture
 def job_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function: write the settings of a stage, or its `inputs`, which may be wrong, as a job file."""
+    """Return a function that writes settings or `inputs` of a stage, valid or not, as a job file."""
 
     def write(stage: str, content: Any) -> Path:
         path = tmp_path_factory.mktemp("jobs") / f"{stage}-{json_checksum(content)[:16]}.json"
@@ -49,7 +49,7 @@ def job_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, job_file: Callable) -> Callable[..., Stage]:
-    """A function: run a stage in this process with its settings and options, as its command line would."""
+    """Return a function that runs the command line of a stage in this process."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
 
@@ -74,7 +74,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, job_fil
 
 @dataclass
 class Files:
-    """Inputs on disk and the settings that go with them."""
+    """Inputs on disk, and the settings of their stages."""
 
     folder: Path
     model: Path
@@ -82,7 +82,7 @@ class Files:
     plan: Plan
 
     def settings(self, method: str, **changes: Any) -> dict[str, Any]:
-        """Settings of the first run of a method of `qwen`, with some keys changed; learning without priors."""
+        """Return the settings of the first run of a method of `qwen`, with changes; learning has no mask inputs."""
         run = next(c for c in self.plan.grid.closure if c.model == "qwen" and c.method == method)
         make = {"prune": self.plan.prune_settings, "learn": self.plan.learn_settings}.get(
             run.definition.stage, self.plan.evaluate_settings
@@ -91,19 +91,19 @@ class Files:
         return make(run).model_dump(mode="json") | no_priors | changes
 
     def evaluation(self, method: str, **changes: Any) -> dict[str, Any]:
-        """Settings of the evaluation of the first run of a method of `qwen`, with some keys changed."""
+        """Return the evaluation settings of the first run of a method of `qwen`, with changes."""
         run = next(c for c in self.plan.grid.runs if c.model == "qwen" and c.method == method)
         return self.plan.evaluate_settings(run).model_dump(mode="json") | changes
 
     def expected(self, mask: Path) -> dict[str, Any]:
-        """What the settings of a job say of the mask in a file."""
+        """Return the description of a mask file for the settings of a job."""
         masks = load_masks(mask)
         settings = masks.header.get("settings", {})
         found = {"method": settings.get("method", "magnitude"), "sparsity": settings.get("sparsity", 0.5)}
         return found | {"pattern": masks.pattern, "tile": masks.tile, "digest": masks.header.get("digest", "none")}
 
     def save(self, path: Path, masks: MaskSet) -> dict[str, Any]:
-        """Write a mask as magnitude pruning would; returns what the settings of a job say of it."""
+        """Write a mask as magnitude pruning does, and return its description for the settings of a job."""
         masks.header = {"settings": {"method": "magnitude"}, "digest": "made by hand"}
         save_masks(path, masks)
         return self.expected(path)
@@ -111,7 +111,7 @@ class Files:
 
 @pytest.fixture
 def files(tmp_path: Path, tiny_model: Callable, sequences: Callable, raw_config: dict) -> Files:
-    """A tiny Qwen2 with its sequences; `patch-tile` is in its grid as well, on a frozen magnitude mask."""
+    """Return a tiny Qwen2 with sequences; its grid includes `patch-tile` with a frozen magnitude mask."""
     model = tmp_path / "model"
     tiny_model("qwen2").save_pretrained(model)
     np.save(tmp_path / "sequences.npy", sequences(8))

@@ -1,4 +1,4 @@
-"""The command line: bad input is one message and exit code 2, never a traceback."""
+"""Command line of the stages: invalid input gives one message and exit code 2, and no traceback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def two_four(model: torch.nn.Module) -> MaskSet:
 
 
 def one_message(ended: Any, *expected: str) -> None:
-    """Exit code 2, one message that names what is expected, and nothing that looks like a crash."""
+    """Check for exit code 2 and one message with the expected parts, without a traceback."""
     assert ended.code == 2
     assert "Traceback" not in ended.error and 'File "' not in ended.error
     messages = [line for line in ended.error.splitlines() if line.startswith("error: ")]
@@ -126,7 +126,7 @@ def test_no_gpu(files: Any, stage: Callable, tmp_path: Path) -> None:
 
 
 def test_damping_that_is_too_small(files: Any, stage: Callable, tmp_path: Path, sequences: Callable) -> None:
-    """One sequence of one repeated token: a Hessian of rank one."""
+    """A sequence of one repeated token gives a Hessian of rank one."""
     import numpy as np
 
     np.save(files.sequences, np.zeros((1, 12), dtype=np.uint16))
@@ -233,7 +233,7 @@ def test_a_gguf_model_of_a_missing_package(stage: Callable, tmp_path: Path) -> N
 
 
 def test_exit_code_of_the_process(tmp_path: Path, job_file: Callable) -> None:
-    """Through a real command line, where a traceback could come from outside `main`."""
+    """Run a real command line, where a traceback may come from outside `main`."""
     file = job_file("fetch_model", {"upstream": "", "source": {"kind": "local", "path": "nowhere"}})
     ended = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""Samples of runs -> differences.csv."""
+"""Stage that writes differences.csv from the samples of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation that is stopped goes on after its last finished part and gives the same record."""
+"""A stopped evaluation resumes after its last finished metric and gives the same record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed",
 
 @pytest.fixture
 def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]:
-    """A model with a tokenizer, sequences and task data."""
+    """Return the paths of a model with a tokenizer, sequences and task data."""
     tokenizer = train_tokenizer([" ".join(WORDS)], 320)
     tiny_model("qwen2", vocab_size=len(tokenizer)).save_pretrained(files.model)
     tokenizer.save_pretrained(files.model)
@@ -43,14 +43,14 @@ def options(files: Any, tiny_model: Callable, tmp_path: Path) -> dict[str, Path]
 
 @pytest.fixture
 def settings(files: Any) -> dict[str, Any]:
-    """The dense run, with several tasks."""
+    """Return the settings of the dense run with several tasks."""
     settings = files.settings("dense")
     return settings | {"evaluation": settings["evaluation"] | {"tasks": TASKS}}
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Parts that were measured; before `next_word` comes a SIGUSR2 if it is asked for by an item `stop`."""
+    """Return the list of measured metrics; an item `stop` in it requests a SIGUSR2 before `next_word`."""
     names: list[str] = []
     task, perplexity = TaskEvaluator.measure, evaluate_stage.perplexity
 
@@ -97,7 +97,7 @@ def test_a_stopped_evaluation_goes_on(
     assert one["metrics"] == other["metrics"]
     assert list(one["metrics"]) == list(other["metrics"]) == ["perplexity", "accuracy", *TASKS]
     assert (tmp_path / "s.json").read_bytes() == (tmp_path / "whole_samples.json").read_bytes()
-    # What was measured before the stop counts.
+    # The cost before the stop counts.
     assert other["stages"]["evaluate"]["seconds"] > sum(part["cost"]["seconds"] for part in done.values())
 
 
@@ -145,7 +145,7 @@ def test_samples_make_the_record(stage: Callable, settings: dict, options: dict,
     for task in TASKS:
         assert samples.samples[task].mean() == pytest.approx(record.metrics[task].value)
         assert set(samples.samples[task]) <= {0, 1}
-    # The record alone says that a run is done.
+    # Only the record marks a run as done.
     assert (tmp_path / "sub/s.json").stat().st_mtime_ns <= (tmp_path / "r.json").stat().st_mtime_ns
     assert "values" not in (tmp_path / "r.json").read_text()
 

@@ -1,4 +1,4 @@
-"""Stages that reach for a hub: they explain what went wrong in one line, and no message holds a token."""
+"""Stages that access a hub report each error in one line without the token."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[ThreadingHTTPServer]:
-    """A hub that refuses everything and says with which token it was asked."""
+    """Start a hub that refuses all requests and records their tokens."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Echo,), {"seen": []}))
     Thread(target=server.serve_forever, daemon=True).start()
     yield server

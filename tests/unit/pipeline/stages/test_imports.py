@@ -1,4 +1,4 @@
-"""Masks that were made elsewhere: fetched (the hub is stood in for), checked, and written as our own."""
+"""External masks are downloaded from a substitute of the hub, checked, and converted."""
 
 import json
 from types import SimpleNamespace

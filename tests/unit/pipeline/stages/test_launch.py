@@ -44,7 +44,7 @@ sys.exit(max(task.returncode % 256 for task in tasks))
 
 @pytest.fixture
 def settings(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A run of two micro-batches a step; the parameter is its number of steps."""
+    """Return settings with two micro-batches for each step; the parameter is the number of steps."""
     settings = files.settings("patch-joint")
     steps = getattr(request, "param", 5)
     return settings | {"learning": settings["learning"] | {"steps": steps, "batch_size": 4, "micro_batch_size": 2}}
@@ -52,14 +52,14 @@ def settings(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def options(files: Any, tmp_path: Path) -> dict[str, Path]:
-    """Inputs and outputs of the run."""
+    """Return the inputs and outputs of the run."""
     outputs = {"mask": tmp_path / "m", "curve": tmp_path / "c", "checkpoints": tmp_path / "run"}
     return {"model": files.model, "sequences": files.sequences} | outputs
 
 
 @pytest.fixture
 def whole(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> Path:
-    """The mask of an uninterrupted run in this process."""
+    """Return the mask of an uninterrupted run in this process."""
     mask = tmp_path / "whole"
     ended = stage("learn", settings, **options | {"mask": mask, "checkpoints": tmp_path / "whole-run"})
     assert ended.code == 0, ended.error
@@ -68,7 +68,7 @@ def whole(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> Pat
 
 @pytest.fixture
 def start(settings: dict, options: dict, job_file: Callable) -> Callable[..., subprocess.Popen]:
-    """A function: start the run on a command line with further options."""
+    """Return a function that starts the run on a command line with further options."""
     processes: list[subprocess.Popen] = []
 
     def run(**more: Any) -> subprocess.Popen:

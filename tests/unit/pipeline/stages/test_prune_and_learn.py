@@ -1,4 +1,4 @@
-"""The pruning and learning stages write what the functions behind them return."""
+"""The pruning and learning stages write the results of the library functions."""
 
 from __future__ import annotations
 

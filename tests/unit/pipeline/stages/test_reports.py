@@ -1,4 +1,4 @@
-"""Reports of a stage: its counts, and how it ends."""
+"""Progress reports of a stage: counts and final state."""
 
 from __future__ import annotations
 

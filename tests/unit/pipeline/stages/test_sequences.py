@@ -1,4 +1,4 @@
-"""The stage that makes packed sequences: it stops when it is told to, and does not mix two texts."""
+"""Stage that packs sequences: a signal stops it, it resumes, and it does not mix two texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage that measures speed: one record of the dense model and its runs; and the table and figure of it."""
+"""Stage that measures speed, and the table and figure of its record."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from patch.pruning.prune import prune
 
 @pytest.fixture
 def plan(raw_config: dict) -> Plan:
-    """With a section `speedup`, a 2:4 and a hybrid run of one model."""
+    """Return a plan with a section `speedup`, and a 2:4 and a hybrid run of one model."""
     raw_config |= {
         "speedup": {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4},
         "grid": [
@@ -37,7 +37,7 @@ def plan(raw_config: dict) -> Plan:
 
 @pytest.fixture
 def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
-    """Of its runs, made without the workflow."""
+    """Return the masks of the runs, made without the workflow."""
     pattern = prune(tiny_model("qwen2"), "magnitude", NM(2, 4)).masks
     tiles = {n: torch.arange(m.numel() // 16).view(tile_grid(m.shape, 4)) % 2 == 0 for n, m in pattern.items()}
     hybrid = {name: mask | expand_tiles(tiles[name], mask.shape) for name, mask in pattern.items()}
@@ -53,7 +53,7 @@ def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_path: Path) -> Callable[..., int]:
-    """A function: run the stage, and return its exit code."""
+    """Return a function that runs the stage and returns its exit code."""
 
     def run(*paths: Path, **changes: Any) -> int:
         settings = plan.speedup_settings("qwen").model_dump(mode="json") | changes
