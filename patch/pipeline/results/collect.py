@@ -201,7 +201,7 @@ def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
     for row in rows:
         names = runs[Run(**{name: getattr(row, name) for name in RUN_COLUMNS})]
         if row.metric in names:
-            raise InputError(f"{path}: `{row.metric}` of {row.model}/{row.id} is there twice")
+            raise InputError(f"{path}: `{row.metric}` of {row.model}/{row.id} occurs twice; expected once")
         names.add(row.metric)
     metrics: dict[str, set[str]] = defaultdict(set)
     for run, names in runs.items():

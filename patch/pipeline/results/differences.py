@@ -215,7 +215,7 @@ class Differences:
             1
         ) or [((), 0)]
         if count > 1:
-            raise InputError(f"{path}: the difference of {' '.join(pair)} is there {count} times; expected once")
+            raise InputError(f"{path}: the difference of {' '.join(pair)} occurs {count} times; expected once")
         if digests is not None:
             found = {(row.model, row.a, row.b): row.config_digest for row in rows}
             stale = [

@@ -73,7 +73,7 @@ class ResultFile(Schema):
         for path, result in found.items():
             if result.name not in digests:
                 raise InputError(
-                    f"{path}: results of `{result.name}`, which is not among the {len(digests)} to be read"
+                    f"{path}: results of `{result.name}`, which is not one of the {len(digests)} expected results"
                 )
         stale = [str(path) for path, result in found.items() if digests[result.name] != result.config_digest]
         refuse_stale(stale, len(found))
@@ -136,7 +136,7 @@ def read_rows(path: Path | str, schema: type[AnyRow], what: str) -> list[AnyRow]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as {what} ({error})") from None
     if not lines or not text.endswith("\n"):
-        raise InputError(f"{path}: cannot be read as {what} (truncated: its last line has no end)")
+        raise InputError(f"{path}: cannot be read as {what} (truncated: the last line has no newline)")
     if lines[0] != columns:
         raise InputError(f"{path}: columns are {repr(', '.join(lines[0])[:200])[1:-1]}; expected {', '.join(columns)}")
     rows = []

@@ -99,11 +99,11 @@ class SpeedRecord(ResultFile):
     @model_validator(mode="after")
     def _dense_first(self) -> SpeedRecord:
         if [timed.run.pattern == DENSE for timed in self.timed] != [True] + [False] * (len(self.timed) - 1):
-            raise ValueError("`timed` must begin with the dense model, and have it once")
+            raise ValueError("`timed` must begin with the dense model and contain it once")
         if {timed.run.model for timed in self.timed} != {self.model}:
-            raise ValueError(f"`timed` must be of the model {self.model[:80]!r} alone")
+            raise ValueError(f"`timed` must contain only the model {self.model[:80]!r}")
         if len({timed.run.id for timed in self.timed}) < len(self.timed):
-            raise ValueError("`timed` must have each run once")
+            raise ValueError("`timed` must contain each run once")
         return self
 
     @property

@@ -149,7 +149,7 @@ def _inputs(file: Path, parameters: Mapping[str, inspect.Parameter]) -> dict[str
     for name, value in read_inputs(file).items():
         several = isinstance(value, list)
         if name not in parameters or several != _is_list(parameters[name]):
-            raise InputError(f"{file}: `{name}` is {value!r}, which is no input of this stage")
+            raise InputError(f"{file}: `{name}` is {value!r}, which does not match the inputs of this stage")
         kind = _kind(parameters[name])
         found[name] = [kind(one) for one in value] if several else kind(value)
     return found

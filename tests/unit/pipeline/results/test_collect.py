@@ -156,8 +156,12 @@ def test_names_that_look_like_numbers_stay_names(raw, published, tmp_path):
         (",0.5,", ",1.5,", "line 2: `sparsity`"),
         (",0,,,demo,accuracy", ",-1,,,demo,accuracy", "line 2: `seed`"),
         (",0,,,demo,accuracy", ",zero,,,demo,accuracy", "line 2: `seed`"),
-        (",0,,,demo,accuracy", ",1,,,demo,accuracy", "`accuracy` of qwen/wanda_2of4_0.5_s1 is there twice"),
-        ("accuracy", "perplexity", "`perplexity` of qwen/wanda_2of4_0.5_s0 is there twice"),
+        (
+            ",0,,,demo,accuracy",
+            ",1,,,demo,accuracy",
+            "`accuracy` of qwen/wanda_2of4_0.5_s1 occurs twice; expected once",
+        ),
+        ("accuracy", "perplexity", "`perplexity` of qwen/wanda_2of4_0.5_s0 occurs twice; expected once"),
     ],
 )
 def test_what_is_damaged_is_refused(written, old, new, fault):

@@ -52,7 +52,7 @@ def test_a_record_is_read(written: Callable) -> None:
         ({"hardware": None}, "`hardware`"),
         ({"settings": {"batch_size": 4}}, "`settings.prompt`"),
         ({"settings": {"batch_size": 4, "prompt": 0, "new_tokens": 1, "repeats": 1}}, "`settings.prompt`"),
-        ({"model": "llama"}, "`timed` must be of the model 'llama' alone"),
+        ({"model": "llama"}, "`timed` must contain only the model 'llama'"),
         ({"cost": {"seconds": -1.0, "peak_memory_mb": 1.0}}, "`cost.seconds`"),
         ({"cost": {"seconds": "1", "peak_memory_mb": 1.0}}, "`cost.seconds`"),
         ({"more": 1}, "`more`"),
@@ -73,7 +73,7 @@ def test_the_dense_model_stands_first(written: Callable, speed_record: Callable)
 
 def test_quartiles_out_of_order_and_runs_there_twice(written: Callable, speed_record: Callable) -> None:
     timed = speed_record()["timed"]
-    with pytest.raises(InputError, match="`timed` must have each run once"):
+    with pytest.raises(InputError, match="`timed` must contain each run once"):
         SpeedRecord.read(written(timed=[*timed, timed[1]]))
     timed[1]["speedup"] = {"median": 1.0, "low": 1.1, "high": 1.2}
     with pytest.raises(InputError, match=r"`timed.1.speedup`: the quartiles 1.1, 1.0, 1.2 are not in order"):

@@ -45,5 +45,5 @@ def test_samples_of_an_unknown_run(stage: Callable, paths: list[Path], tmp_path:
     settings = CompareSettings(digests=dict(list(DIGESTS.items())[:1])).model_dump(mode="json")
     ended = stage("compare", settings, samples=paths[1], out=tmp_path / "differences.csv")
     assert ended.code == 2
-    assert "results of `qwen/wanda_2of4_0.5_s0`, which is not among the 1 to be read" in ended.error
+    assert "results of `qwen/wanda_2of4_0.5_s0`, which is not one of the 1 expected results" in ended.error
     assert not (tmp_path / "differences.csv").exists()
