@@ -73,9 +73,7 @@ def large(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             samples |= {task: rng.integers(0, 2, 12).tolist() for task in settings["evaluation"]["tasks"]}
             Record.write(plan.layout.record(run), record(plan, run, samples))
             digest = plan.record_digest(run)
-            write_samples(
-                plan.layout.samples(run), "large", plan.evaluate_settings(run).run.model_dump(), samples, digest
-            )
+            write_samples(plan.layout.samples(run), "large", run, samples, digest)
         assert len(plan.grid.runs) == 1000
         assert len(plan.tabulate_settings().model_dump_json()) > LONGEST_ARGUMENT
     return folder
