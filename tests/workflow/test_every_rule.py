@@ -64,8 +64,8 @@ def test_other_sizes_measure_speed_alone_again(copied: Path, planned) -> None:
 def test_results_are_tidy(finished: Path) -> None:
     header, *rows = (finished / "results/tiny/results.csv").read_text().splitlines()
     assert header == (
-        "experiment,model,method,pattern,sparsity,tile,quantization,variant,seed,metric,value,stderr,published,achieved_sparsity,"
-        "seconds,peak_memory_mb,config_digest"
+        "model,method,pattern,sparsity,tile,seed,quantization,variant,experiment,metric,value,stderr,published,"
+        "achieved_sparsity,seconds,peak_memory_mb,config_digest"
     )
     # Perplexity, the mean and four tasks; densities of Llama's seven projections and GPT-2's four.
     assert len(rows) == 18 * 6 + 7 + 4
