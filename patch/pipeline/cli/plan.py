@@ -12,7 +12,7 @@ from patch.errors import InputError, print_result
 from patch.pipeline.cli.workflow import command_parser, read_graph
 from patch.pipeline.reporting.units import aligned_lines, duration, hours, size
 from patch.pipeline.resources.cost import SLACK, CostModel, too_large
-from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
+from patch.pipeline.resources.jobs import Job, JobGraph
 from patch.pipeline.resources.schedule import simulate
 
 GPUS = (1, 4, 8, 32)
@@ -46,7 +46,7 @@ def budget(graph: JobGraph, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
         "experiment": plan.experiment.experiment,
         "device": plan.experiment.resources.device,
         "total": _sums(jobs),
-        "stages": {stage: _sums([job for job in jobs if job.stage == stage]) for stage in STAGES},
+        "stages": {stage: _sums(some) for stage, some in graph.stages.items()},
         "models": {name: _sums(some) for name, some in models.items()},
         "disk": {
             "kept_mb": round(sum(job.kept_mb for job in jobs)),

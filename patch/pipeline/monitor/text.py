@@ -9,7 +9,7 @@ from textwrap import wrap
 from patch.pipeline.monitor.jobs import BLOCKED, STATES, JobStatus
 from patch.pipeline.reporting.units import aligned_lines, count, duration
 from patch.pipeline.resources.cost import SLACK
-from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
+from patch.pipeline.resources.jobs import Job, JobGraph
 from patch.pipeline.resources.schedule import Task, simulate
 
 WIDTH = 120
@@ -49,7 +49,7 @@ def to_text(graph: JobGraph, statuses: dict[Job, JobStatus], note: str = "", eve
     head = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     lines = [f"{graph.plan.experiment.experiment}: {len(all_statuses)} jobs: {head}"]
     lines += [shorten(note, WIDTH)] if note else []
-    lines += ["", *_stages(all_statuses)]
+    lines += ["", *_stages(graph, statuses)]
     for state in STATES if everything else ("running", "started", "pending", "failed"):
         chosen = [status for status in all_statuses if status.state == state]
         if chosen:
@@ -58,9 +58,9 @@ def to_text(graph: JobGraph, statuses: dict[Job, JobStatus], note: str = "", eve
     return "\n".join([*lines, *([""] if last else []), *last])
 
 
-def _stages(statuses: list[JobStatus]) -> list[str]:
+def _stages(graph: JobGraph, statuses: dict[Job, JobStatus]) -> list[str]:
     """Return a table of job counts by stage and state."""
-    by_stage = {stage: Counter(s.state for s in statuses if s.stage == stage) for stage in STAGES}
+    by_stage = {stage: Counter(statuses[job].state for job in jobs) for stage, jobs in graph.stages.items()}
     states = [state for state in STATES if state in ALWAYS or any(counts[state] for counts in by_stage.values())]
     rows = [["stage", "jobs", *states]]
     for stage, counts in by_stage.items():

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from patch.errors import InputError
 from patch.files.io import atomic_file
-from patch.pipeline.resources.jobs import STAGES, Job, JobGraph
+from patch.pipeline.resources.jobs import Job, JobGraph
 from patch.settings import Section
 
 # Rule -> stage of a record that has the measured cost of the rule's job.
@@ -51,7 +51,6 @@ def forecast(graph: JobGraph) -> Forecast:
     """Return the forecast of all jobs of a graph, finished or not."""
     grid, device = graph.plan.grid, graph.plan.experiment.resources.device
     evaluated = {(run.model, run.pruned.id) for run in grid.runs}
-    stages = {stage: [job for job in graph.jobs if job.stage == stage] for stage in STAGES}
     recorded: dict[tuple[str, str], list[Job]] = {}
     for job in graph.jobs:
         if job.rule in RECORDED:
@@ -61,7 +60,7 @@ def forecast(graph: JobGraph) -> Forecast:
                 recorded.setdefault((RECORDED[job.rule], of), []).append(job)
     return Forecast(
         device=device,
-        stages=[_line(stage, "", jobs, device) for stage, jobs in stages.items() if jobs],
+        stages=[_line(stage, "", jobs, device) for stage, jobs in graph.stages.items() if jobs],
         recorded=[_line(stage, of, jobs, device) for (stage, of), jobs in recorded.items()],
     )
 

@@ -109,8 +109,8 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """Row of the printed plan."""
-        return next(stage for stage, rules in STAGES.items() if self.rule in rules)
+        """Row of the printed plan; a rule that is not in ``STAGES`` has its own."""
+        return next((stage for stage, rules in STAGES.items() if self.rule in rules), self.rule)
 
     @property
     def kept_mb(self) -> float:
@@ -140,6 +140,12 @@ class JobGraph:
                     needs = frozenset(jobs[need] for need in dag.dependencies[job])
                     jobs[job] = _job(plan, job, needs, job in to_run)
         return cls(plan, list(jobs.values()))
+
+    @cached_property
+    def stages(self) -> dict[str, list[Job]]:
+        """Jobs of each row of the printed plan."""
+        names = dict.fromkeys([*STAGES, *(job.stage for job in self.jobs)])
+        return {stage: [job for job in self.jobs if job.stage == stage] for stage in names}
 
     @cached_property
     def remaining(self) -> list[Job]:

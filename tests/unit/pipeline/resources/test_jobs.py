@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from patch.pipeline.resources.jobs import Job
+from patch.pipeline.resources.jobs import Job, JobGraph
 
 from ..conftest import Project, find
 
@@ -57,6 +58,13 @@ def test_a_job_has_the_names_and_files_of_its_rule(project: Project) -> None:
     assert (find(graph, "pareto", "qwen").of_run, find(graph, "collect").model) == (False, None)
     # The figure shows the chance accuracy, which it reads from a record.
     assert {need.rule for need in find(graph, "pareto").needs} == {"collect", "evaluate"}
+
+
+def test_a_rule_of_no_known_stage_is_a_stage(project: Project) -> None:
+    graph = project.graph()
+    added = replace(find(graph, "collect"), rule="my_rule")
+    stages = JobGraph(graph.plan, [*graph.jobs, added]).stages
+    assert stages["my_rule"] == [added] and list(stages)[-1] == "my_rule"
 
 
 def test_nothing_remains_of_a_finished_run(project: Project) -> None:
