@@ -80,7 +80,7 @@ def test_nothing_starts_when_a_check_fails(folder: Path) -> None:
     failed = run(folder, HF_HUB_OFFLINE="1")
     message = failed.stdout + failed.stderr
     assert failed.returncode == 1
-    assert message.count("HF_HUB_OFFLINE is '1', with this still to fetch: 1 model; unset it") == 1
+    assert message.count("HF_HUB_OFFLINE is '1', but 1 model must still be fetched; unset it") == 1
     assert "Traceback" not in message and "Execute " not in message
     assert not (folder / "work").exists() and not (folder / "submitted.txt").exists()
     # Snakemake has released its lock, so the next run can start.

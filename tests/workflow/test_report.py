@@ -81,8 +81,8 @@ def test_every_table_is_shown_with_its_runs(seen: dict, finished: Path) -> None:
     for result in seen["categories"]["Tables"]:
         markdown = (finished / f"results/tiny/tables/{result['labels'][0]}.md").read_text()
         rows = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")][2:]
-        expected = [run.replace("**", "").replace("\\", "").strip() for row in rows for run in row]
-        assert [run for run in result["runs"] if run] == [run for run in expected if run]
+        expected = [cell.replace("**", "").replace("\\", "").strip() for row in rows for cell in row]
+        assert [cell for cell in result["cells"] if cell] == [cell for cell in expected if cell]
         assert not result["overflows"], "a wide table scrolls in itself"
 
 
@@ -94,8 +94,8 @@ def test_every_figure_is_drawn(seen: dict) -> None:
 
 def test_the_pages_say_what_it_cost_and_where(seen: dict) -> None:
     (cost,), (environment,) = seen["categories"]["Plan and cost"], seen["categories"]["Environment"]
-    assert "2 models, 18 runs, 1 seed" in cost["text"] and {"evaluate", "PATCH (tile)"} <= set(cost["runs"])
-    assert "18 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["runs"])
+    assert "2 models, 18 runs, 1 seed" in cost["text"] and {"evaluate", "PATCH (tile)"} <= set(cost["cells"])
+    assert "18 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["cells"])
 
 
 def test_nothing_comes_from_elsewhere(report: Path) -> None:

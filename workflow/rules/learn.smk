@@ -32,7 +32,7 @@ rule learn:
             checkpoints=lambda wildcards: PLAN.layout.checkpoints(run_of(wildcards)),
             report_to=PLAN.experiment.resources.report_to,
             tracker_folder=f"{STORE}/watch",
-            run_name=lambda wildcards: f"{PLAN.experiment.experiment}/{wildcards.model}/{wildcards.learned}",
+            run_name=lambda wildcards: "/".join((PLAN.experiment.experiment, wildcards.model, wildcards.learned)),
         ),
     shell:
         f"{STAGE} learn {JOB} --mask {{output.mask:q}} --curve {{output.curve:q}}"
