@@ -157,13 +157,14 @@ class JobGraph:
         index = {job: number for number, job in enumerate(self.remaining)}
         claims = [job.disk_mb for job in self.remaining]
         frees = [job.scratch_mb for job in self.remaining]
+        last_reader = {need: number for number, job in enumerate(self.remaining) for need in job.needs}
         for number, job in enumerate(self.remaining):
             if job.rule == "update_weights":
                 # The pruning job caches the weights, and this job moves them.
                 for pruning in (index[need] for need in job.needs if need in index and need.rule == "prune"):
                     claims[number], frees[pruning] = 0.0, 0.0
-            if job.temporary and (readers := [index[other] for other in self.remaining if job in other.needs]):
-                frees[max(readers)] += job.disk_mb
+            if job.temporary and job in last_reader:
+                frees[last_reader[job]] += job.disk_mb
         return [
             Task(job.minutes, job.slots, tuple(sorted(index[n] for n in job.needs if n in index)), claim, free)
             for job, claim, free in zip(self.remaining, claims, frees, strict=True)
