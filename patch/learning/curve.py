@@ -15,7 +15,7 @@ LARGEST, LARGEST_INTEGER = 1e300, 2**63 - 1
 
 @dataclass(frozen=True)
 class Line:
-    """Line of a curve: its text in the file and its values, of which None is a gap."""
+    """Line of a curve: its text in the file and its values; None marks a gap."""
 
     step: int
     values: dict[str, float | None]

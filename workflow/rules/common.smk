@@ -4,6 +4,7 @@ The environment is made before Snakemake starts, by conda or by `make` (see READ
 """
 
 import re
+from functools import cache
 
 from patch.pipeline.resources.disk import DiskModel, Space
 from patch.pipeline.resources.jobs import JOB_RESOURCES, download, job_resources
@@ -73,12 +74,12 @@ def run_of(wildcards):
 def needs(subject, cost=None, space=None):
     """Return the resources of a rule: functions of the wildcards, which estimate the job of ``subject(wildcards)``."""
 
-    def estimate(wildcards):
-        made = subject(wildcards)
+    @cache  # Snakemake asks for each resource of a job by itself.
+    def estimate(made):
         used = space(made) if space else Space()
         return job_resources(cost(made) if cost else download(used), used)
 
-    return {name: lambda wildcards, name=name: estimate(wildcards)[name] for name in JOB_RESOURCES}
+    return {name: lambda wildcards, name=name: estimate(subject(wildcards))[name] for name in JOB_RESOURCES}
 
 
 def job_files(stage, settings, **options):

@@ -178,7 +178,7 @@ def _job(plan: Plan, job: SnakemakeJob, needs: frozenset[Job], to_run: bool) -> 
     cores = min(job.threads, plan.experiment.resources.threads * resources.get("processes", 1)) * nodes
     return Job(
         rule=job.rule.name,
-        model=model or plan.model_of(job.output[0]),
+        model=model or plan.model_folders.get(job.output[0]),
         name=next(iter(wildcards.values()), None) or model or Path(job.output[0]).stem,
         of_run=bool(model and wildcards),
         outputs=tuple(map(str, job.output)),

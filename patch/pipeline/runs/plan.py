@@ -223,11 +223,11 @@ class Plan:
         used = {run.model for run in self.grid.runs}
         return [name for name in self.experiment.models if name in used]
 
-    def model_of(self, path: str) -> str | None:
-        """Return the model that a folder in the store belongs to, or None if models share it."""
-        owners = {self.store.model_path(name): name for name in self.experiment.models}
-        owners |= {statistics.path: statistics.model for statistics in self.statistics.values()}
-        return owners.get(path)
+    @cached_property
+    def model_folders(self) -> dict[str, str]:
+        """Models of those folders in the store that belong to one model."""
+        folders = {self.store.model_path(name): name for name in self.experiment.models}
+        return folders | {statistics.path: statistics.model for statistics in self.statistics.values()}
 
     def model_info(self, name: str) -> ModelInfo:
         """Return the description of a model for tables and figures."""
