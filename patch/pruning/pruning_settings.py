@@ -7,6 +7,14 @@ from pydantic import Field
 from patch.settings import Section
 
 
+class Wanda(Section):
+    """Settings of Wanda (Sun et al., 2023)."""
+
+    shift_zero_metrics: bool = Field(
+        False, description="Add the smallest positive squared input norm of a layer to each, as SLiM's code can."
+    )
+
+
 class SparseGPT(Section):
     """Settings of SparseGPT (Frantar and Alistarh, 2023)."""
 
@@ -25,5 +33,9 @@ class Thanos(Section):
 class Pruning(Section):
     """Settings of the one-shot methods. A key has the name of its method; its values are arguments of the method."""
 
+    # Left out at its default, so that the digests of finished jobs stay the same.
+    wanda: Wanda = Field(
+        default_factory=Wanda, exclude_if=lambda wanda: wanda == Wanda(), description="Settings of Wanda."
+    )
     sparsegpt: SparseGPT = Field(default_factory=SparseGPT, description="Settings of SparseGPT.")
     thanos: Thanos = Field(default_factory=Thanos, description="Settings of Thanos.")

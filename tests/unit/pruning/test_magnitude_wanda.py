@@ -75,6 +75,29 @@ def test_wanda(case: tuple) -> None:
     assert (wanda(weight, statistics, pattern).numpy() == mask_of(score, pattern, whole=False)).all()
 
 
+@given(layers())
+def test_wanda_with_shifted_norms(case: tuple) -> None:
+    weight, statistics, pattern = case
+    squares = [float(np.float32(value) / np.float32(statistics.sequences)) for value in statistics.squares]
+    shift = min(1.0 if square == 0 else square for square in squares)
+    norms = np.array([np.sqrt(np.float32(square) + np.float32(shift)) for square in squares])
+    score = np.abs(weight.float().numpy()) * norms
+    found = wanda(weight, statistics, pattern, shift_zero_metrics=True)
+    assert (found.numpy() == mask_of(score, pattern, whole=False)).all()
+
+
+def test_shifted_norms_rank_the_weights_of_dead_inputs() -> None:
+    weight = torch.tensor([[1.0, 2.0, 4.0, 3.0]])
+    statistics = InputStatistics(torch.tensor([0.0, 0.0, 0.0, 0.25]), None, 1)
+    assert wanda(weight, statistics, NM(2, 4)).tolist() == [[False, False, True, True]]
+    assert wanda(weight, statistics, NM(1, 4)).tolist() == [[False, False, False, True]]
+    assert wanda(weight, statistics, NM(1, 4), True).tolist() == [[False, False, False, True]]
+    dead = InputStatistics(torch.zeros(4), None, 1)
+    weight = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    assert wanda(weight, dead, NM(2, 4)).tolist() == [[False, False, True, True]]
+    assert wanda(weight, dead, NM(2, 4), True).tolist() == [[True, True, False, False]]
+
+
 def test_wanda_prefers_loud_inputs_where_magnitude_does_not() -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     statistics = InputStatistics(torch.tensor([10_000.0, 100.0, 1.0, 0.0]), None, 1)

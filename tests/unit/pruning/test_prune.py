@@ -121,6 +121,25 @@ def test_later_blocks_see_pruned_ones(tiny_model: Callable, sequences: Callable)
     assert not all(torch.equal(sequential[name], dense[name]) for name in second)
 
 
+def test_settings_reach_wanda(tiny_model: Callable, sequences: Callable) -> None:
+    """The inputs of a layer are all zero: shifted norms rank its weights by magnitude, others leave them tied."""
+    for shift in (False, True):
+        model = tiny_model("opt")
+        (*_, before, last) = prunable_linears(model)
+        prunable_linears(model)[before].bias.data.fill_(-1e9)
+        magnitudes = magnitude(prunable_linears(model)[last].weight, NM(2, 4))
+        settings = Pruning(wanda={"shift_zero_metrics": shift})
+        mask = prune(model, "wanda", NM(2, 4), sequences(), settings=settings).masks[last]
+        assert torch.equal(mask, magnitudes) == shift
+
+
+def test_settings_of_wanda_are_written_only_if_changed() -> None:
+    """The digests of jobs that were finished before these settings existed stay the same."""
+    assert "wanda" not in Pruning().model_dump(mode="json")
+    changed = Pruning(wanda={"shift_zero_metrics": True})
+    assert Pruning.model_validate(changed.model_dump(mode="json")) == changed != Pruning()
+
+
 def test_settings_reach_sparsegpt(tiny_model: Callable, sequences: Callable) -> None:
     weights = []
     for damp in (0.01, 10.0):
