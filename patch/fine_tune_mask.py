@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from patch.reference_api import loading
 from patch.reference_api.api_settings import load_settings
 from patch.reference_api.arguments import MaskArguments, read_arguments
 from patch.reference_api.checkpoint import InitialMasks, model_fingerprint
+from patch.reference_api.datasets import check_length
 from patch.reference_api.learning import check_initial_masks, learn_masks, learning_settings
 
 __all__ = ["learn_mask"]
@@ -39,7 +41,7 @@ def learn_mask(
         mask_args: arguments, see `patch.reference_api.arguments.MaskArguments`; a dict or an object.
         local_files_only: True to use the local cache alone.
         hf_token: token for gated models.
-        wandb: must be False; the curve is a file of JSON lines.
+        wandb: True to report the curve to Weights & Biases too; offline, unless `WANDB_MODE` is set to `online`.
 
     Returns:
         The sparse model, its kept weights bit for bit the original ones, and its wrapper for lm-eval. With
@@ -50,11 +52,8 @@ def learn_mask(
             there is no text.
     """
     arguments = read_arguments(MaskArguments, mask_args, "mask_args")
-    if wandb:
-        raise InputError(
-            "`wandb` is True, but curves are not sent to it; use False and read the JSON lines in `curve.jsonl` of "
-            "the run's folder, `patch-runs/<method>-<digest>`"
-        )
+    if wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError("`wandb` is True, but the package is not installed; pip install wandb, or use False")
     initial = getattr(compressed_model, "patch_priors", None)
     if not isinstance(initial, InitialMasks):
         raise InputError(
@@ -64,6 +63,7 @@ def learn_mask(
     if not arguments.learnable_mask:
         return compressed_model, wrap_model(compressed_model, tokenizer, batch_size=1)
     check_initial_masks(arguments, initial)
+    check_length("mask_args.fine_tuning_sequence_length", arguments.fine_tuning_sequence_length, compressed_model)
     target = initial.settings["target_sparsity_ratio"]
     if arguments.mask_llm and target != 0.5:
         warnings.warn(f"mask_llm makes every group 2:4: sparsity 0.5, not the target {target:g}", stacklevel=2)
@@ -77,5 +77,5 @@ def learn_mask(
             f"`model_name` is {name!r}, whose weights are not those that compressed_model was pruned from; "
             "give the name that get_llm was called with"
         )
-    apply_masks(model, learn_masks(model, tokenizer, arguments, learning, initial, settings))
+    apply_masks(model, learn_masks(model, tokenizer, arguments, learning, initial, settings, wandb))
     return model, wrap_model(model, tokenizer, batch_size=1)

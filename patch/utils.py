@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ from patch.evaluation.tasks import make_task_data
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.reference_api import loading
 from patch.reference_api.api_settings import ApiSettings, load_settings
-from patch.reference_api.arguments import PruneArguments, read_arguments, tile_side
+from patch.reference_api.arguments import EvalDataset, PruneArguments, read_arguments, tile_side
 from patch.reference_api.checkpoint import compare_settings, load_initial_masks, save_initial_masks
 from patch.reference_api.datasets import find_text, perplexity_sequences
 from patch.reference_api.pruning import Pruner
@@ -125,7 +125,7 @@ def evaluate(
         lm_eval_model: the wrapper of the model.
         tokenizer: its tokenizer.
         evaluate_perplexity: True to measure perplexity.
-        eval_dataset: data set of the perplexity, `wikitext2`.
+        eval_dataset: data set of the perplexity, `wikitext2` or `ptb`.
         eval_batch_size: sequences, and requests, per forward pass.
         test_lmharness: True to measure the zero-shot tasks.
 
@@ -136,8 +136,9 @@ def evaluate(
     Raises:
         InputError: an argument cannot be honoured, or there is no text or no data.
     """
-    if evaluate_perplexity and eval_dataset != "wikitext2":
-        raise InputError(f"`eval_dataset` is {eval_dataset!r}, which is not supported for perplexity; use 'wikitext2'")
+    if evaluate_perplexity and eval_dataset not in get_args(EvalDataset):
+        supported = " or ".join(map(repr, get_args(EvalDataset)))
+        raise InputError(f"`eval_dataset` is {eval_dataset!r}, which is not supported for perplexity; use {supported}")
     if isinstance(eval_batch_size, bool) or not isinstance(eval_batch_size, int) or eval_batch_size < 1:
         raise InputError(f"`eval_batch_size` is {eval_batch_size!r}; use a whole number from 1 on")
     if getattr(lm_eval_model, "model", model) is not model:

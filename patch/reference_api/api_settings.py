@@ -16,7 +16,7 @@ from patch.reference_api.arguments import checked
 from patch.settings import Section
 
 VARIABLE = "PATCH_API_CONFIG"
-# The sources of `config/paper.yaml`, plus the train split of WikiText-2.
+# The sources of `config/paper.yaml`, plus the train split of WikiText-2 and the Penn Treebank.
 HUB = {
     "c4": HubSource(
         repo="allenai/c4",
@@ -34,6 +34,14 @@ HUB = {
         repo="DKYoon/SlimPajama-6B",
         revision="b5f90f419b7489cdba26fdbc8c022fcb5562f968",
         splits={"train": "train"},
+    ),
+    # Its main branch holds a loading script, which `datasets` no longer runs; this branch holds the output as Parquet.
+    "ptb": HubSource(
+        repo="ptb-text-only/ptb_text_only",
+        revision="refs/convert/parquet",
+        data_files="penn_treebank/test/0000.parquet",
+        splits={"test": "train"},  # `datasets` calls the split of named files `train`
+        field="sentence",
     ),
 }
 

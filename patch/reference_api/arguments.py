@@ -13,7 +13,7 @@ from patch.settings import Section, validate
 
 T = TypeVar("T", bound=BaseModel)
 
-EvalDataset = Literal["wikitext2"]
+EvalDataset = Literal["wikitext2", "ptb"]
 
 
 def tile_side(value: Any) -> Any:
@@ -53,8 +53,11 @@ class PruneArguments(Section):
     def _can_be_honoured(self) -> PruneArguments:
         if self.fine_tune:
             raise ValueError("fine_tune is True, but weights cannot be fine-tuned after pruning; use False")
-        if self.shift_zero_metrics:
-            raise ValueError("shift_zero_metrics is True, but shifted scores are not supported; use False")
+        if self.shift_zero_metrics and self.prune_method != "wanda":
+            raise ValueError(
+                f"shift_zero_metrics is True, but prune_method {self.prune_method!r} has no norms to shift, which "
+                "'wanda' alone has; use False"
+            )
         if self.sparsity_type == "2:4" and self.sparsity_ratio != 0.5:
             raise ValueError(
                 f"sparsity_ratio is {self.sparsity_ratio:g} with sparsity_type '2:4', which is 0.5; "
@@ -66,8 +69,8 @@ class PruneArguments(Section):
             )
         if self.prune_method == "maskllm" and not self.maskllm_checkpoint:
             raise ValueError(
-                "maskllm_checkpoint is missing; prune_method 'maskllm' needs the path of a published mask file "
-                "(`mask_compressed.npz` or `mask.npz`)"
+                "maskllm_checkpoint is missing; prune_method 'maskllm' needs published masks: a repository of the hub, "
+                "such as 'Vinnnf/LLaMA-2-7B-MaskLLM-C4', or the path of its `mask_compressed.npz`"
             )
         return self
 
@@ -96,8 +99,8 @@ class MaskArguments(Section):
     scaler_schedule_2_4: Schedule = (100.0, 500.0)
     hard_2_4: bool = False
     prior_strength_2_4: float = Field(3.0, ge=0)
-    joint_optim: bool | None = None
-    temp_schedule_tile: Schedule = (2.0, 0.05)
+    joint_optim: bool = False
+    temp_schedule_tile: Schedule = (4.0, 0.05)
     scaler_schedule_tile: Schedule = (25.0, 350.0)
     hard_tile: bool = False
     prior_strength_tile: float = Field(3.0, ge=0)
@@ -106,14 +109,7 @@ class MaskArguments(Section):
 
     @model_validator(mode="after")
     def _can_be_honoured(self) -> MaskArguments:
-        if not self.learnable_mask or self.mask_llm:
-            return self
-        if self.joint_optim is None:
-            raise ValueError(
-                "joint_optim is missing; use True to learn 2:4 patterns and tiles, False to learn tiles over the "
-                "one-shot 2:4 mask"
-            )
-        if self.joint_optim and self.hard_2_4 != self.hard_tile:
+        if self.learnable_mask and self.method == "patch-joint" and self.hard_2_4 != self.hard_tile:
             raise ValueError(
                 f"hard_2_4 is {self.hard_2_4} and hard_tile is {self.hard_tile}, but patterns and tiles that are "
                 "learned together are sampled in one way; use the same for both"

@@ -28,7 +28,12 @@ from patch.reference_api.arguments import PruneArguments
 
 Purpose = Literal["calibration", "learning", "test"]
 
-VARIABLES = {"c4": "PATCH_C4", "wikitext2": "PATCH_WIKITEXT2", "slimpajama": "PATCH_SLIMPAJAMA"}
+VARIABLES = {
+    "c4": "PATCH_C4",
+    "wikitext2": "PATCH_WIKITEXT2",
+    "slimpajama": "PATCH_SLIMPAJAMA",
+    "ptb": "PATCH_PTB",
+}
 # Local text has no splits: without this variable, calibration reads the test text of WikiText-2.
 WIKITEXT2_TRAIN = "PATCH_WIKITEXT2_TRAIN"
 CALIBRATION_SEQLEN = 2048
@@ -142,7 +147,9 @@ def check_length(name: str, seqlen: int, model: nn.Module) -> int:
     """
     longest = context_length(model)
     if longest is not None and seqlen > longest:
-        raise InputError(f"`{name}` is {seqlen}, longer than the model's context of {longest} tokens; lower it")
+        raise InputError(
+            f"`{name}` is {seqlen}, longer than the model's context of {longest} tokens; use at most {longest}"
+        )
     return seqlen
 
 
@@ -183,9 +190,12 @@ def learning_sequences(
 def perplexity_sequences(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, settings: ApiSettings
 ) -> np.ndarray:
-    """Return the sequences of the test text, `[count, seqlen]` ids."""
+    """Return the sequences of the test text, `[count, seqlen]` ids.
+
+    The sentences of the Penn Treebank are joined by spaces, as in its published perplexities.
+    """
     seqlen = sequence_length(
         "evaluation.perplexity_seqlen", settings.evaluation.perplexity_seqlen, PERPLEXITY_SEQLEN, model
     )
     with find_text(name, "test", settings).documents() as documents:
-        return joined_sequences(documents, tokenizer, seqlen)
+        return joined_sequences([" ".join(documents)] if name == "ptb" else documents, tokenizer, seqlen)

@@ -15,11 +15,12 @@ from patch.data.tokenization import find_separator
 from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
+from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.packed import MaskSet, save_masks
 from patch.reference_api.api_settings import LEARNING_KEYS, SET_BY, ApiSettings
 from patch.reference_api.arguments import MaskArguments, checked
 from patch.reference_api.checkpoint import InitialMasks, compare_settings, digest_of, tokenizer_fingerprint
-from patch.reference_api.datasets import check_length, find_text, learning_sequences
+from patch.reference_api.datasets import find_text, learning_sequences
 
 # The public code always learns on this corpus, independent of the calibration data.
 CORPUS = "slimpajama"
@@ -68,15 +69,15 @@ def learn_masks(
     learning: Learning,
     initial: InitialMasks,
     settings: ApiSettings,
+    wandb: bool = False,
 ) -> MaskSet:
     """Learn the masks of a model with its original weights, which stay unchanged in the end.
 
     Another call resumes an interrupted run. The folder of the run keeps `curve.jsonl` and `mask.safetensors`.
 
     Raises:
-        InputError: see `patch.learning.learn.learn`; or the sequences exceed the model's context, or text is missing.
+        InputError: see `patch.learning.learn.learn`; or text is missing.
     """
-    check_length("mask_args.fine_tuning_sequence_length", learning.seqlen, model)
     text = find_text(CORPUS, "learning", settings)
     tile, target = initial.settings["mask_tile_size"], initial.settings["target_sparsity_ratio"]
     seed, hybrid = initial.settings["seed"], arguments.method != "maskllm"
@@ -84,6 +85,8 @@ def learn_masks(
     digest = digest_of([arguments.method, initial.settings, text.identity(), tokenizer_fingerprint(tokenizer), values])
     folder = Path(settings.folder) / f"{arguments.method}-{digest[:12]}"
     packed, checkpoints, curve = folder / "sequences.npy", folder / "checkpoints", folder / "curve.jsonl"
+    run = {"method": arguments.method, "prior": initial.settings, "learning": values}
+    tracking = Tracking(("wandb",), Path(settings.folder), folder.name, run) if wandb else UNTRACKED
     sequences = learning_sequences(packed, text, tokenizer, learning.seqlen, learning.steps * learning.batch_size)
     with _flushed_denormals():
         masks = learn(
@@ -100,9 +103,10 @@ def learn_masks(
             folder=checkpoints,
             curve=curve,
             upstream=digest,
+            tracking=tracking,
             separator=find_separator(tokenizer) if learning.cut_attention else None,
         )
-    masks.header = {"method": arguments.method, "prior": initial.settings, "learning": values}
+    masks.header = run
     save_masks(folder / "mask.safetensors", masks)
     shutil.rmtree(checkpoints)
     packed.unlink()

@@ -31,7 +31,7 @@ def load_causal_lm(
             raise InputError(f"get_llm has no argument `{key}`; {suggest(key, ['dtype', 'device', *OPTIONS])}")
     dtype = _dtype(dtype)
     with hub_errors(f"model {name!r} cannot be loaded", token):
-        access = {"token": token, "local_files_only": local_files_only}
+        access = {"token": token or None, "local_files_only": local_files_only}
         model = read_pretrained(name, f"model {name!r}", dtype=dtype, **access, **options)
     model.patch_options = dict(options)
     return model.to(_device(device)).eval().requires_grad_(False)
@@ -48,7 +48,7 @@ def load_tokenizer(
     options = {key: value for key, value in options.items() if key != "attn_implementation"}
     with hub_errors(f"tokenizer of {name!r} cannot be loaded", token):
         return AutoTokenizer.from_pretrained(
-            name, token=token, local_files_only=local_files_only, trust_remote_code=False, **options
+            name, token=token or None, local_files_only=local_files_only, trust_remote_code=False, **options
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from patch.errors import InputError
+from patch.hub.errors import hub_errors
 from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 from patch.learning.proxsparse import proxsparse
 from patch.masks.nm import Unstructured, parse_pattern
@@ -24,6 +27,7 @@ from patch.masks.published_masks import read_published
 from patch.methods import get_method
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.prune import prune
+from patch.pruning.pruning_settings import Pruning, Wanda
 from patch.reference_api.api_settings import ApiSettings
 from patch.reference_api.arguments import PruneArguments, checked
 from patch.reference_api.checkpoint import InitialMasks, digest_of, model_fingerprint, tokenizer_fingerprint
@@ -34,6 +38,9 @@ from patch.reference_api.datasets import (
     find_text,
     sequence_length,
 )
+
+# Name of the file in MaskLLM's repositories.
+MASK_FILE = "mask_compressed.npz"
 
 
 class Pruner:
@@ -74,6 +81,8 @@ class Pruner:
             self._text = find_text(arguments.calibration_dataset, "calibration", settings)
             given = settings.calibration.seqlen
             self._seqlen = sequence_length("calibration.seqlen", given, CALIBRATION_SEQLEN, model)
+        self._pruning = Pruning(wanda=Wanda(shift_zero_metrics=arguments.shift_zero_metrics))
+        self._mask_file = mask_file(arguments.maskllm_checkpoint) if arguments.method == "maskllm" else None
         self._proxsparse: Learning | None = None
         if arguments.method == "proxsparse":
             values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}
@@ -82,9 +91,6 @@ class Pruner:
 
     def _depends_on(self, tile: int) -> dict[str, Any]:
         arguments, before = self._arguments, getattr(self._model, "patch_priors", None)
-        checkpoint = None
-        if arguments.method == "maskllm":
-            checkpoint = _digest_of_file(Path(str(arguments.maskllm_checkpoint)))
         return {
             "prune_method": arguments.prune_method,
             "sparsity_type": arguments.sparsity_type,
@@ -97,7 +103,8 @@ class Pruner:
             "calibration text": self._text.identity() if self._text else None,
             "calibration.seqlen": self._seqlen,
             "tokenizer": tokenizer_fingerprint(self._tokenizer) if self._calibrates else None,
-            "maskllm_checkpoint": checkpoint,
+            "shift_zero_metrics": arguments.shift_zero_metrics or None,
+            "maskllm_checkpoint": _digest_of_file(self._mask_file) if self._mask_file else None,
             "proxsparse": self._proxsparse.model_dump(mode="json") if self._proxsparse else None,
             "dtype": str(self._model.dtype).removeprefix("torch."),
             # Digest of the weights before any pruning.
@@ -113,7 +120,7 @@ class Pruner:
         """Prune the model in place; a failure restores its weights."""
         sequences = self._sequences()
         with _restored(self._model, always=True):
-            ranking = prune(self._model, self._ranker, Unstructured(self._target), sequences)
+            ranking = prune(self._model, self._ranker, Unstructured(self._target), sequences, settings=self._pruning)
         with _restored(self._model):
             compressed = self._compress(sequences)
         return InitialMasks(compressed, ranking, self.settings)
@@ -140,11 +147,11 @@ class Pruner:
         arguments = self._arguments
         if self._one_shot:
             pattern = parse_pattern(arguments.sparsity_type, arguments.sparsity_ratio)
-            return prune(self._model, arguments.method, pattern, sequences)
+            return prune(self._model, arguments.method, pattern, sequences, settings=self._pruning)
         if arguments.method == "proxsparse":
             masks = self._learn(sequences)
         else:
-            masks = read_published(Path(str(arguments.maskllm_checkpoint)), self._model, "2:4")
+            masks = read_published(self._mask_file, self._model, "2:4")
         apply_masks(self._model, masks)
         return masks
 
@@ -158,12 +165,22 @@ class Pruner:
         return masks
 
 
+def mask_file(checkpoint: str | Path) -> Path:
+    """Return the path of a published mask file, which is downloaded if ``checkpoint`` is a repository of the hub.
+
+    Raises:
+        InputError: there is no such file and no such repository, or the hub cannot be reached.
+    """
+    if Path(checkpoint).is_file():
+        return Path(checkpoint)
+    what = f"`prune_args.maskllm_checkpoint` is {str(checkpoint)!r}, which is no file"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(checkpoint)):
+        raise InputError(f"{what}; give the path of `{MASK_FILE}` or a repository of the hub, `owner/name`")
+    with hub_errors(f"{what}, and {MASK_FILE} of the repository of that name cannot be fetched"):
+        return Path(hf_hub_download(str(checkpoint), MASK_FILE))
+
+
 def _digest_of_file(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(
-            f"`prune_args.maskllm_checkpoint` is {str(path)!r}, which is no file; download the masks and give the "
-            "path of `mask_compressed.npz` or `mask.npz`"
-        )
     with path.open("rb") as file:
         return file_digest(file, partial(blake2b, digest_size=12)).hexdigest()
 

@@ -36,19 +36,20 @@ def model_folder(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     return save_model("opt", text, tmp_path_factory.mktemp("opt"))
 
 
-def save_model(family: str, text: list[str], folder: Path) -> Path:
+def save_model(family: str, text: list[str], folder: Path, **sizes: int) -> Path:
+    """Save a random model and its tokenizer; ``sizes`` replace those of the configuration."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(text[:100], 300)
+    sizes = {"max_position_embeddings": CONTEXT} | SIZES[family] | sizes
     config = AutoConfig.for_model(
         family,
         vocab_size=len(tokenizer),
         num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **({"init_std": 0.2} if family == "opt" else {"initializer_range": 0.2}),
-        **SIZES[family],
+        **sizes,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from patch.data.corpus_settings import Corpus
 from patch.errors import InputError
 from patch.reference_api.api_settings import ApiSettings, load_settings
-from patch.reference_api.datasets import HUB, find_text
+from patch.reference_api.datasets import HUB, find_text, perplexity_sequences
 from patch.reference_api.loading import load_causal_lm
 from patch.utils import evaluate, get_llm
 
@@ -27,6 +28,7 @@ def test_get_llm(model_folder):
     assert wrapper.model is model and model.dtype == torch.bfloat16 and not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert get_llm(str(model_folder), True, "a-token", "float32")[0].dtype == torch.float32
+    assert get_llm(model_folder, hf_token="")[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,23 @@ def test_the_hub_is_that_of_the_paper():
         same = ("repo", "revision", "name", "data_files", "field")
         assert all(getattr(HUB[ours], key) == getattr(wanted, key) for key in same)
         assert wanted.splits.items() <= HUB[ours].splits.items()
+
+
+def test_ptb_is_read_from_parquet_and_joined_by_spaces(load, monkeypatch, tmp_path):
+    sentences = [f"sentence {index} of <unk> words" for index in range(300)]
+    file = tmp_path / "ptb" / HUB["ptb"].data_files
+    file.parent.mkdir(parents=True)
+    pandas.DataFrame({"sentence": sentences}).to_parquet(file)
+    monkeypatch.setitem(HUB, "ptb", HUB["ptb"].model_copy(update={"repo": str(tmp_path / "ptb")}))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = load()
+    ids = tokenizer(" ".join(sentences)).input_ids
+    found = perplexity_sequences(model, tokenizer, "ptb", load_settings())
+    assert found.shape == (len(ids) // 64, 64) and found.reshape(-1).tolist() == ids[: found.size]
+    (tmp_path / "local.txt").write_text("\n\n".join(sentences))
+    monkeypatch.setenv("PATCH_PTB", "local.txt")
+    assert (perplexity_sequences(model, tokenizer, "ptb", load_settings()) == found).all()
+    assert evaluate(model, None, tokenizer, eval_dataset="ptb", test_lmharness=False)[0] > 1
 
 
 def test_text_of_the_hub_is_fetched_once(monkeypatch):
@@ -149,7 +168,7 @@ def test_a_value_of_a_learning_run_is_checked(configure, prepare, model_folder):
 
     configure({"learning": {"steps": 0}, "calibration": {"seqlen": 32}})
     with pytest.raises(InputError, match="`learning.steps` is 0"):
-        learn_mask(model_folder, *prepare(), {"joint_optim": True})
+        learn_mask(model_folder, *prepare(), {"fine_tuning_sequence_length": 32})
 
 
 def test_lengths_beyond_the_context_are_refused_and_defaults_fit(configure, load, prepare):

@@ -1,8 +1,10 @@
 """Tests of each mode of learning, and of unsupported arguments."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_tile_mode_keeps_the_one_shot_mask_in_sparse_tiles(learn, prepare, model
 
 def test_maskllm_mode_is_two_four_everywhere(learn, prepare, model_folder):
     compressed, _ = prepare(target=0.5)
-    model, _ = learn(compressed, mask_llm=True, joint_optim=None)
+    model, _ = learn(compressed, mask_llm=True)
     originals = prunable_linears(load_model(model_folder))
     for name, mask in patterns(model).items():
         assert obeys(mask, NM(2, 4)).all() and mask.float().mean() == 0.5
@@ -68,7 +70,7 @@ def test_layer_target_gives_each_layer_its_budget(learn):
 
 def test_without_learning_the_compressed_model_comes_back(learn, prepare):
     compressed, _ = prepare()
-    model, wrapper = learn(compressed, learnable_mask=False, joint_optim=None)
+    model, wrapper = learn(compressed, learnable_mask=False)
     assert model is compressed and wrapper.model is compressed
 
 
@@ -167,7 +169,7 @@ def test_defaults_are_the_documented_ones(method, monkeypatch):
     monkeypatch.delenv("PATCH_API_CONFIG")
     given = {"joint_optim": method == "patch-joint", "mask_llm": method == "maskllm"}
     settings = learning_settings(read_arguments(MaskArguments, given, "mask_args"), load_settings())
-    assert settings == Learning(weight_reg_decay=method == "maskllm")
+    assert settings == Learning(weight_reg_decay=method == "maskllm", tile_temperature=(4.0, 0.05))
     assert (settings.steps, settings.batch_size, settings.seqlen) == (2000, 256, 4096)
 
 
@@ -194,11 +196,11 @@ def test_hard_flag(given, hard):
         ({"mask_tile_size": 4}, "compressed_model was made.*`mask_tile_size` was 8 and is 4 now"),
         ({"target_sparsity_ratio": 0.25}, "`target_sparsity_ratio` was 0.45 and is 0.25 now"),
         ({"hard_tile": True}, "hard_2_4 is False and hard_tile is True"),
-        ({"joint_optim": None}, "joint_optim is missing"),
+        ({"joint_optim": None}, "`mask_args.joint_optim` is None"),
         ({"local_bs": 3}, "`mask_args.local_bs` is 3, which does not divide the batch of 4"),
         ({"temp_schedule_tile": [1, 0]}, r"`mask_args.temp_schedule_tile.1` is 0: Input should be greater than 0"),
         ({"lr": -1}, "`mask_args.lr` is -1"),
-        ({"fine_tuning_sequence_length": 129}, "is 129, longer than the model's context of 128"),
+        ({"fine_tuning_sequence_length": 129}, "is 129, longer than .* context of 128 tokens; use at most 128"),
     ],
 )
 def test_unsupported_arguments_are_refused(changes, words, learn):
@@ -206,9 +208,25 @@ def test_unsupported_arguments_are_refused(changes, words, learn):
         learn(**changes)
 
 
-def test_wandb_is_refused(prepare, model_folder):
-    with pytest.raises(InputError, match="`wandb` is True.*curve.jsonl"):
-        learn_mask(model_folder, *prepare(), MASK_ARGS, wandb=True)
+def test_wandb_gets_the_curve(prepare, model_folder, monkeypatch):
+    begun, lines = [], []
+    run = SimpleNamespace(log=lambda values, step: lines.append((step, values)), finish=lambda: None)
+    library = ModuleType("wandb")
+    library.__spec__ = ModuleSpec("wandb", None)
+    library.Settings, library.init = SimpleNamespace, lambda **options: begun.append(options) or run
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    learn_mask(model_folder, *prepare(), MASK_ARGS, wandb=True)
+    (curve,) = Path("patch-runs").glob("patch-joint-*/curve.jsonl")
+    losses = [json.loads(line)["loss"] for line in curve.read_text().splitlines()]
+    assert [(step, values["loss"]) for step, values in lines] == list(enumerate(losses))
+    (options,) = begun
+    assert options["name"] == curve.parent.name and options["config"]["learning"]["steps"] == 6
+
+
+def test_wandb_must_be_installed(prepare, model_folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="`wandb` is True, .*pip install wandb"):
+        learn_mask(model_folder, None, None, MASK_ARGS, wandb=True)
 
 
 def test_a_model_without_masks_is_refused(load, model_folder):
@@ -242,7 +260,7 @@ def test_a_wrapper_of_another_model_is_refused(learn, load):
     dense, tokenizer = load()
     with pytest.raises(InputError, match="`lm_eval_model` holds another model"):
         evaluate(dense, learn()[1], tokenizer)
-    with pytest.raises(InputError, match="`eval_dataset` is 'ptb'"):
-        evaluate(model, None, tokenizer, eval_dataset="ptb")
+    with pytest.raises(InputError, match="`eval_dataset` is 'c4', .*'wikitext2' or 'ptb'"):
+        evaluate(model, None, tokenizer, eval_dataset="c4")
     with pytest.raises(InputError, match="`eval_batch_size` is 0"):
         evaluate(model, None, tokenizer, eval_batch_size=0)

@@ -14,6 +14,7 @@ from patch.errors import InputError
 from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.models.loading import load_model, prunable_linears, weight_matrix
+from patch.pruning.prune import prune
 from patch.reference_api.checkpoint import FORMAT, InitialMasks
 from patch.utils import evaluate, prepare_pruned_model
 
@@ -64,6 +65,41 @@ def test_every_method_prunes_and_its_checkpoint_is_used_again(method, prepare, p
     assert Path("prior.pt").stat().st_mtime_ns == before
     for name, mask in second.patch_priors.ranking.masks.items():
         assert torch.equal(mask, initial_masks.ranking.masks[name])
+
+
+def test_published_masks_come_from_the_hub(prepare, published, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "patch.reference_api.pruning.hf_hub_download", lambda *names: asked.append(names) or str(published)
+    )
+    arguments = {"prune_method": "maskllm", "maskllm_checkpoint": "Vinnnf/LLaMA-2-7B-MaskLLM-C4"}
+    first = prepare(**arguments)[0].patch_priors
+    assert asked == [("Vinnnf/LLaMA-2-7B-MaskLLM-C4", "mask_compressed.npz")]
+    second = prepare(**arguments | {"maskllm_checkpoint": published})[0].patch_priors
+    assert same(first.compressed.masks, second.compressed.masks)
+
+
+def test_a_hub_that_cannot_be_reached_is_explained(prepare, monkeypatch):
+    def fail(*_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("patch.reference_api.pruning.hf_hub_download", fail)
+    with pytest.raises(InputError, match="'owner/name', .* no file, and mask_compressed.npz .*cannot be reached"):
+        prepare(prune_method="maskllm", maskllm_checkpoint="owner/name")
+
+
+def test_shifted_norms_reach_both_masks(prepare, monkeypatch):
+    seen = []
+
+    def recorded(*arguments, settings):
+        seen.append(settings.wanda.shift_zero_metrics)
+        return prune(*arguments, settings=settings)
+
+    monkeypatch.setattr("patch.reference_api.pruning.prune", recorded)
+    prepare(shift_zero_metrics=True)
+    assert seen == [True, True]
+    with pytest.raises(InputError, match="`shift_zero_metrics` was True and is None now"):
+        prepare()
 
 
 def test_published_masks_are_the_prior(prepare, published):
@@ -177,12 +213,15 @@ def test_arguments_may_be_objects(kind, prepare, load):
         ({"sparsity_ratio": 0.4}, "sparsity_ratio is 0.4 with sparsity_type '2:4', which is 0.5"),
         ({"sparsity_type": "4:8"}, "`prune_args.sparsity_type` is '4:8': .*'2:4'"),
         ({"fine_tune": True}, "fine_tune is True"),
-        ({"shift_zero_metrics": True}, "shift_zero_metrics is True"),
+        ({"shift_zero_metrics": True, "prune_method": "magnitude"}, "'magnitude' has no norms .* use False"),
         ({"optimizer_FT_pruning": "adafactor"}, "`prune_args.optimizer_FT_pruning` is 'adafactor': .*'adamw_torch'"),
-        ({"eval_dataset": "ptb"}, "`prune_args.eval_dataset` is 'ptb': .*'wikitext2'"),
+        ({"eval_dataset": "c4"}, "`prune_args.eval_dataset` is 'c4': .*'wikitext2' or 'ptb'"),
         ({"calibration_dataset": "ptb"}, "`prune_args.calibration_dataset` is 'ptb': .*'c4'"),
         ({"prune_method": "maskllm"}, "maskllm_checkpoint is missing"),
-        ({"prune_method": "maskllm", "maskllm_checkpoint": "owner/name"}, "'owner/name', which is no file; download"),
+        (
+            {"prune_method": "maskllm", "maskllm_checkpoint": "masks.npz"},
+            "'masks.npz', which is no file; .*owner/name",
+        ),
         ({"prune_method": "prox_sparse", "sparsity_type": "unstructured"}, "'prox_sparse' makes '2:4' alone"),
         ({"nsamples": 10**6}, "`prune_args.nsamples` is 1000000 with calibration_dataset 'c4'"),
         ({"tile": (8, 4)}, r"`mask_tile_size`: \(8, 4\) is not square"),

@@ -1,103 +1,88 @@
-"""Tests of the public code's quick start on a small model and local text."""
+"""Tests of the public code's quick start, unchanged, on a small model and local text."""
 
+import importlib
 import json
+import pkgutil
+import runpy
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from patch.fine_tune_mask import learn_mask
+from patch.errors import InputError
 from patch.masks.nm import NM, obeys
 from patch.masks.packed import load_masks
 from patch.masks.tile import sum_tiles
 from patch.models.loading import load_model, prunable_linears, weight_matrix
-from patch.utils import evaluate, get_llm, prepare_pruned_model
+from patch.reference_api import loading
+from patch.utils import get_llm
 
+from .conftest import TASKS, save_model
+
+QUICK_START = Path(__file__).with_name("quick_start.txt")
+SLIM = Path(__file__).parents[3] / "slim_local"
 TILE, TARGET = 8, 0.45
 
 
-def test_quick_start(model_folder, tmp_path):
-    model_name = str(model_folder)
-    model, lm_eval_model = get_llm(model_name=model_name, local_files_only=False, hf_token=None)
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that runs the quick start as a script on a model folder, and returns its variables."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
-    prune_args = {
-        "prune_method": "wanda",
-        "sparsity_type": "2:4",
-        "sparsity_ratio": 0.5,
-        "nsamples": 128,
-        "maskllm_checkpoint": None,
-        "optimizer_FT_pruning": "adamw_torch",
-        "calibration_dataset": "c4",
-        "eval_dataset": "wikitext2",
-        "shift_zero_metrics": False,
-        "fine_tune": False,
-    }
-    compressed_model = prepare_pruned_model(
-        model=model,
-        tokenizer=tokenizer,
-        checkpoint_name="checkpoints/opt.pt",
-        prune_args=prune_args,
-        mask_tile_size=TILE,
-        target_sparsity_ratio=TARGET,
+    def run_script(folder):
+        code, name = QUICK_START.read_text(), 'model_name = "facebook/opt-125m"'
+        assert code.count(name) == 1
+        script = tmp_path / "script.py"
+        script.write_text('checkpoint_name = "opt.pt"\n' + code.replace(name, f"model_name = {str(folder)!r}"))
+        return runpy.run_path(str(script))
+
+    return run_script
+
+
+def test_quick_start(run, configure, text, tmp_path):
+    sizes = {"hidden_size": 256, "ffn_dim": 512, "word_embed_proj_dim": 256, "max_position_embeddings": 4096}
+    folder = save_model("opt", text, tmp_path / "opt", **sizes)
+    configure(
+        {
+            "learning": {"steps": 2, "batch_size": 1, "warmup_steps": 1},
+            "calibration": {"seqlen": 32},
+            "evaluation": {"tasks": ["cloze"], "include_path": str(TASKS), "task_samples": 10, "perplexity_seqlen": 64},
+        }
     )
+    found = run(folder)
 
-    mask_args = {
-        "learnable_mask": True,
-        "mask_tile_size": TILE,
-        "grad_checkpoint": True,
-        "local_bs": 1,
-        "optimizer": "adamw_torch",
-        "fine_tuning_sequence_length": 32,
-        "target_sparsity_ratio": TARGET,
-        "lr": 1e-3,
-        "sparse_reg": 7,
-        "weight_reg": 10.0,
-        "temp_schedule_2_4": [4.0, 0.05],
-        "scaler_schedule_2_4": [100.0, 500.0],
-        "hard_2_4": False,
-        "prior_strength_2_4": 3.0,
-        "joint_optim": True,
-        "temp_schedule_tile": [4.0, 0.05],
-        "scaler_schedule_tile": [25.0, 350.0],
-        "hard_tile": False,
-        "prior_strength_tile": 3.0,
-        "mask_llm": False,
-        "layer_target": False,
-    }
-    model, lm_eval_model = learn_mask(
-        model_name=model_name,
-        compressed_model=compressed_model,
-        tokenizer=tokenizer,
-        mask_args=mask_args,
-        local_files_only=False,
-        hf_token=None,
-        wandb=False,
+    assert 1 < found["ppl_test"] < 1e6
+    results = found["lmharness_results"]
+    assert set(results) == {"cloze", "average"} and 0 <= results["average"] == results["cloze"] <= 1
+    check_hybrid(found["model"], folder, 128)
+    (run_folder,) = Path("patch-runs").glob("patch-tile-*")
+    assert sorted(file.name for file in run_folder.iterdir()) == ["curve.jsonl", "mask.safetensors"]
+    curve = [json.loads(line) for line in (run_folder / "curve.jsonl").read_text().splitlines()]
+    assert len(curve) == 2 and curve[0]["tile_temperature"] == 4.0 and curve[0]["target_density"] == 0.55
+    stored = load_masks(run_folder / "mask.safetensors").masks
+    for name, linear in prunable_linears(found["model"]).items():
+        assert torch.equal(weight_matrix(linear) != 0, stored[name])
+
+
+def test_a_short_context_is_refused_before_the_model_is_loaded_again(run, model_folder, monkeypatch):
+    loaded, load = [], loading.load_causal_lm
+    monkeypatch.setattr(
+        loading, "load_causal_lm", lambda name, *rest, **more: loaded.append(name) or load(name, *rest, **more)
     )
+    with pytest.raises(InputError, match="`mask_args.fine_tuning_sequence_length` is 4096, .* use at most 128"):
+        run(model_folder)
+    assert loaded == [str(model_folder)]
 
-    ppl, results = evaluate(
-        model,
-        lm_eval_model,
-        tokenizer,
-        evaluate_perplexity=True,
-        eval_dataset="wikitext2",
-        eval_batch_size=1,
-        test_lmharness=True,
-    )
 
-    # Results of the run.
-    assert 1 < ppl < 1e6
-    assert set(results) == {"cloze", "word_order", "average"}
-    assert results["average"] == pytest.approx((results["cloze"] + results["word_order"]) / 2)
-    assert all(0 <= accuracy <= 1 for accuracy in results.values())
-    check_hybrid(model, model_folder)
-    (run,) = Path("patch-runs").glob("patch-joint-*")
-    assert sorted(file.name for file in run.iterdir()) == ["curve.jsonl", "mask.safetensors"]
-    curve = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
-    assert len(curve) == 6 and curve[0]["tile_temperature"] == 4.0 and curve[0]["target_density"] == 0.55
-    stored = load_masks(run / "mask.safetensors")
-    assert all(torch.equal(weight_matrix(m) != 0, stored.masks[name]) for name, m in prunable_linears(model).items())
+def test_the_folder_of_the_facade_on_the_path_shadows_nothing(tmp_path, monkeypatch):
+    """A script in the root of the repository puts this folder first on the path."""
+    (tmp_path / "utils.py").touch()
+    monkeypatch.setattr(sys, "path", [str(SLIM), str(tmp_path), *sys.path])
+    assert importlib.import_module("slim_local.utils.model").get_llm is get_llm
+    assert PathFinder.find_spec("utils").origin == str(tmp_path / "utils.py")
+    assert not list(pkgutil.iter_modules([str(SLIM)]))
 
 
 def check_hybrid(model, model_folder, tile=TILE, target=TARGET):
