@@ -82,7 +82,7 @@ class Pruner:
             given = settings.calibration.seqlen
             self._seqlen = sequence_length("calibration.seqlen", given, CALIBRATION_SEQLEN, model)
         self._pruning = Pruning(wanda=Wanda(shift_zero_metrics=arguments.shift_zero_metrics))
-        self._mask_file = mask_file(arguments.maskllm_checkpoint) if arguments.method == "maskllm" else None
+        self._mask_file = _find_mask_file(arguments.maskllm_checkpoint) if arguments.method == "maskllm" else None
         self._proxsparse: Learning | None = None
         if arguments.method == "proxsparse":
             values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}
@@ -165,7 +165,7 @@ class Pruner:
         return masks
 
 
-def mask_file(checkpoint: str | Path) -> Path:
+def _find_mask_file(checkpoint: str | Path) -> Path:
     """Return the path of a published mask file, which is downloaded if ``checkpoint`` is a repository of the hub.
 
     Raises:
