@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from patch.errors import InputError, suggest
 from patch.files.plain import shown
@@ -13,10 +16,62 @@ from patch.files.plain import shown
 T = TypeVar("T", bound=BaseModel)
 
 
+Scalar = str | int | float  # bool is an int
+
+
 class Section(BaseModel):
-    """Frozen settings section that rejects unknown keys."""
+    """Frozen settings section that rejects unknown keys. A scalar is accepted for a list of scalars."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_scalars(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        fields = cls.model_fields
+        return {key: _as_lists(fields[key].annotation, value) if key in fields else value for key, value in raw.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(core)
+        for field in handler.resolve_ref_schema(reference).get("properties", {}).values():
+            _allow_scalars(field)
+        return reference
+
+
+def _as_lists(annotation: Any, value: Any) -> Any:
+    """Return ``value`` with a list of one element for each scalar where ``annotation`` has only a list."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _as_lists(arguments[0], value)
+    if origin is list:
+        return [value] if isinstance(value, Scalar) and not _sections(arguments[0]) else value
+    if origin is dict and isinstance(value, dict):
+        return {key: _as_lists(arguments[1], entry) for key, entry in value.items()}
+    if origin in (Union, UnionType):
+        # The options that are containers; a scalar option takes a scalar as it is.
+        options = [option for option in arguments if option is not NoneType]
+        if all(get_origin(option) in (list, dict) for option in options):
+            for option in options:
+                value = _as_lists(option, value)
+    return value
+
+
+def _allow_scalars(field: JsonSchemaValue) -> None:
+    """Add the type of the elements to each list in the JSON schema of a key, as `Section` accepts it."""
+    if "anyOf" in field:
+        for option in field["anyOf"]:
+            _allow_scalars(option)
+        nested = (option["anyOf"] if option.keys() == {"anyOf"} else [option] for option in field["anyOf"])
+        field["anyOf"] = [option for options in nested for option in options]
+    for values in (field.get("additionalProperties"), *field.get("patternProperties", {}).values()):
+        if isinstance(values, dict):
+            _allow_scalars(values)
+    if field.get("type") == "array" and "$ref" not in field.get("items", {"$ref": ""}):
+        keys = [key for key in ("type", "items", "minItems", "maxItems") if key in field]
+        array = {key: field.pop(key) for key in keys}
+        field["anyOf"] = [array["items"], array]
 
 
 def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
@@ -38,10 +93,12 @@ def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
 
 
 def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
-    """Return ``location`` without the tags of unions, which are not keys of the file."""
+    """Return ``location`` without the tags of unions and the indices of scalars, which are not keys of the file."""
     parts = []
     for index, part in enumerate(location):
         if isinstance(raw, dict) and part not in raw and index < len(location) - 1:
+            continue
+        if isinstance(raw, Scalar):  # the index in the list that stands for it
             continue
         parts.append(str(part))
         with suppress(LookupError, TypeError):

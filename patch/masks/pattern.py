@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -12,9 +12,13 @@ from patch.errors import InputError
 NM_TEXT = re.compile(r"([0-9]{1,4}):([0-9]{1,4})\Z")
 # A tile that is larger than a layer ends with it, so a tile of this side covers any layer.
 WHOLE_MATRIX = 2**20
+_Side = Annotated[int, Field(ge=4, le=WHOLE_MATRIX)]
 # Side of a tile.
 Tile = Annotated[
-    int, BeforeValidator(lambda value: WHOLE_MATRIX if value == "matrix" else value), Field(ge=4, le=WHOLE_MATRIX)
+    _Side,
+    BeforeValidator(
+        lambda value: WHOLE_MATRIX if value == "matrix" else value, json_schema_input_type=_Side | Literal["matrix"]
+    ),
 ]
 
 

@@ -134,7 +134,10 @@ def _type(field: JsonSchema) -> str:
     if choices := field.get("enum", [field["const"]] if "const" in field else []):
         return " or ".join(f"`{choice}`" for choice in choices)
     if options := field.get("anyOf", field.get("oneOf")):
-        return " or ".join(_type(option) for option in options if option.get("type") != "null")
+        # A scalar that stands for a list of one element is described once for all lists, above the tables.
+        elements = [option["items"] for option in options if "items" in option]
+        names = [_type(option) for option in options if option.get("type") != "null" and option not in elements]
+        return " or ".join(names)
     if "prefixItems" in field:
         return f"{len(field['prefixItems'])} {_type(field['prefixItems'][0])}s"
     if field.get("type") == "array":
