@@ -11,6 +11,8 @@ from patch.errors import InputError
 from patch.settings import Section
 
 Ramp = tuple[float, float]
+# Pairs of the values at the first and last step.
+RAMPS = ("pattern_temperature", "tile_temperature", "pattern_scale", "tile_scale")
 
 
 class Learning(Section):
@@ -94,7 +96,7 @@ class Learning(Section):
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {list(self.betas)}; both must be in [0, 1)")
-        for name in ("pattern_temperature", "tile_temperature", "pattern_scale", "tile_scale"):
+        for name in RAMPS:
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} is {list(getattr(self, name))}; both ends must be positive")
         return self

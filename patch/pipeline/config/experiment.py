@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, field_validator
+from pydantic_core import PydanticCustomError
 
 from patch.calibration.calibration_settings import Calibration
 from patch.data.corpus_settings import Corpus, Use
@@ -19,8 +20,25 @@ from patch.settings import Section
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 ID = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0)]
-# A value that an ablation varies becomes part of a path.
-Value = bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
+
+
+def _explain_value(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Replace the messages of all types of a varied value by one."""
+    try:
+        return handler(value)
+    except ValidationError:
+        message = (
+            "a varied value is part of a file name; give a number, true or false, a word of letters, digits, `.`, `_` "
+            "and `-`, or a list of numbers such as [4, 0.05]"
+        )
+        raise PydanticCustomError("varied_value", message) from None
+
+
+Numbers = Annotated[list[int | float], Field(min_length=1, max_length=8)]
+Value = Annotated[
+    bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)] | Numbers,
+    WrapValidator(_explain_value),
+]
 
 
 class Perplexity(Section):
@@ -87,9 +105,20 @@ class GridEntry(Section):
         None, min_length=1, description="Names under `imports` for the method `import`; by default all of the models."
     )
     vary: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(
-        default_factory=dict, description="Ablation: keys of a learning run, each with a list of values."
+        default_factory=dict,
+        description="Ablation: keys of a learning run, each with a list of values; a value of a pair is a list itself.",
     )
     table: Name | None = Field(None, description="Separate table of these runs; the standard tables then omit them.")
+
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _without_use(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "use" in value:
+            raise ValueError(
+                "`use` is a corpus and a split, which cannot be part of a file name; write a configuration for each, "
+                "which `extends` a common one and sets `learning.common.use`"
+            )
+        return value
 
     @field_validator("pattern", mode="before")
     @classmethod

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from patch.learning.learning_settings import RAMPS
 from patch.masks.pattern import WHOLE_MATRIX
 from patch.methods import METHODS, PAPER_ORDER, paper_rank
 from patch.pipeline.runs.run import IMPORT, Run
@@ -15,7 +18,10 @@ HARDWARE_ORDER = ("dense", "n:m", "hybrid", "unstructured")
 # Quantization -> printed name, in the order of rows.
 QUANTIZATIONS = {"absmax": "AbsMax", "slim-lora": "AbsMax + SLiM-LoRA"}
 
-RunOrder = tuple[bool, float, int, str, int, str, int, int, str]
+NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
+
+VariantOrder = tuple[tuple[str, float], ...]
+RunOrder = tuple[bool, float, int, str, int, str, int, int, VariantOrder, str]
 
 
 def method_title(method: str) -> str:
@@ -35,19 +41,35 @@ def pattern_kind(pattern: str) -> str:
 
 
 def variant_title(variant: str) -> str:
-    """Return the printed name of a variant: `frozen_mask=wanda` -> `frozen mask: Wanda`."""
+    """Return the printed name of a variant: `frozen_mask=wanda` -> `frozen mask: Wanda`.
+
+    A pair is printed as `4 to 0.05` if it is a ramp, else as `0.9 and 0.95`.
+    """
     if variant.startswith(IMPORT):
         return f"imported: {variant.removeprefix(IMPORT)}"
     pairs = (pair.partition("=") for pair in variant.split(","))
-    return ", ".join(f"{key.replace('_', ' ')}: {method_title(value)}" for key, _, value in pairs)
+    return ", ".join(f"{key.replace('_', ' ')}: {_value_title(key, value)}" for key, _, value in pairs)
+
+
+def _value_title(key: str, value: str) -> str:
+    if re.fullmatch(f"{NUMBER}(-{NUMBER})+", value):
+        return (" to " if key in RAMPS else " and ").join(re.findall(NUMBER, value))
+    return method_title(value)
+
+
+def _variant_order(variant: str) -> VariantOrder:
+    """Return a sort key that compares numbers by value: `lr=5e-05` before `lr=0.001`."""
+    texts_and_numbers = re.split(f"({NUMBER})", variant)
+    return tuple(zip(texts_and_numbers[::2], [*map(float, texts_and_numbers[1::2]), 0.0], strict=True))
 
 
 def run_order(run: Run) -> RunOrder:
     """Return a sort key: dense first, then by falling sparsity, then methods as in the paper, unknown ones by name."""
     rank = 1 + list(QUANTIZATIONS).index(run.quantization) if run.quantization else 0
     kind = HARDWARE_ORDER.index(pattern_kind(run.pattern))
-    method = (paper_rank(run.method), run.method)
-    return (run.pattern != "dense", -run.sparsity, *method, kind, run.pattern, run.tile or 0, rank, run.variant or "")
+    method, variant = (paper_rank(run.method), run.method), run.variant or ""
+    options = (kind, run.pattern, run.tile or 0, rank, _variant_order(variant), variant)
+    return (run.pattern != "dense", -run.sparsity, *method, *options)
 
 
 def percent(fraction: float) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from patch.errors import InputError, suggest
+from patch.files.plain import shown
 from patch.learning.learning_settings import Learning
 from patch.masks.pattern import NM_TEXT
 from patch.methods import get_method
@@ -52,6 +55,8 @@ def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
         if key not in Learning.model_fields:
             raise InputError(f"unknown key `grid.vary.{key}`; {suggest(key, sorted(Learning.model_fields))}")
     _check_count(math.prod(map(len, entry.vary.values())))
+    for key, values in entry.vary.items():
+        _check_values(key, values)
     combinations = [dict(zip(entry.vary, values, strict=True)) for values in itertools.product(*entry.vary.values())]
     found = {",".join(f"{key}={_value(value)}" for key, value in chosen.items()): chosen for chosen in combinations}
     if too_long := next((name for name in found if len(name) > LONGEST_VARIANT), None):
@@ -61,15 +66,33 @@ def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
     return found
 
 
+def _check_values(key: str, values: list[Any]) -> None:
+    """Check each value of a varied key alone; `Grid.learning` checks it with the other settings of a run."""
+    field = Learning.model_fields[key]
+    adapter = TypeAdapter(Annotated[field.annotation, field])
+    for value in values:
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            (fault, *_) = error.errors()
+            paired = isinstance(field.default, tuple)
+            hint = f"; list pairs, such as [{list(field.default)}]" if paired else ""
+            raise InputError(f"`grid.vary.{key}` has {shown(value)}: {fault['msg']}{hint}") from None
+
+
 def _check_count(runs: int) -> None:
     if runs > MOST_RUNS:
         raise InputError(f"grid: a block combines its lists to {runs:,} runs; use at most {MOST_RUNS:,}")
 
 
-def _value(value: bool | float | str) -> str:
+def _value(value: bool | float | str | list[float]) -> str:
+    """Return a varied value as part of a name: [4, 0.05] as `4-0.05`. Different values have different names."""
+    if isinstance(value, list):
+        return "-".join(map(_value, value))
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
 
 
 def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> list[Run]:

@@ -43,9 +43,37 @@ def test_a_varied_value_is_the_last_word(raw_config):
     assert [run.variant for run in grid.runs] == ["lr=0.25", "lr=1", None]
 
 
+def test_pairs_are_varied(raw_config):
+    vary = {"tile_temperature": [[4, 0.05], [2.0, 1e-05]], "betas": [[0.9, 0.999]]}
+    grid = grid_of(raw_config, PATCH | {"vary": vary})
+    assert [run.variant for run in grid.runs] == [
+        "tile_temperature=4-0.05,betas=0.9-0.999",
+        "tile_temperature=2-1e-05,betas=0.9-0.999",
+    ]
+    assert [(grid.learning(run).tile_temperature, grid.learning(run).betas) for run in grid.runs] == [
+        ((4.0, 0.05), (0.9, 0.999)),
+        ((2.0, 1e-05), (0.9, 0.999)),
+    ]
+
+
+def test_values_that_differ_in_the_last_digits_have_names_of_their_own(raw_config):
+    values = [0.1234567, 0.12345671, 1e-05, 2.0, 1e20]
+    grid = grid_of(raw_config, PATCH | {"vary": {"lr": values}})
+    assert [run.variant for run in grid.runs] == ["lr=0.1234567", "lr=0.12345671", "lr=1e-05", "lr=2", "lr=1e+20"]
+    assert [grid.learning(run).lr for run in grid.runs] == values
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"vary": {"tile_temperature": [4, 0.05]}}, r"`grid.vary.tile_temperature` has 4: .*such as \[\[2.0, 0.05\]\]"),
+        ({"vary": {"tile_temperature": [[4]]}}, r"`grid.vary.tile_temperature` has \[4\]: .*list pairs"),
+        ({"vary": {"tile_temperature": [[4, 0]]}}, r"tile_temperature is \[4.0, 0.0\]; both ends must be positive"),
+        ({"vary": {"betas": [[0.9, 1.5]]}}, r"betas are \[0.9, 1.5\]"),
+        ({"vary": {"betas": [["a", "b"]]}}, r"`grid.0.vary.betas.0` is \['a', 'b'\]: a varied value is part of a file"),
+        ({"vary": {"tile_prior": [[1, 2]]}}, r"`grid.vary.tile_prior` has \[1, 2\]: Input should be a valid string"),
+        ({"vary": {"use": [{"corpus": "text", "split": "train"}]}}, "`grid.0.vary`: `use` is a corpus and a split"),
+        ({"vary": {"lr": -2}}, "`grid.vary.lr` has -2: Input should be greater than 0"),
         ({"vary": {"tile_prio": ["none"]}}, r"`grid.vary.tile_prio`; did you mean `tile_prior`"),
         ({"vary": {"tile_prior": ["wandaa"]}}, r"`learning.tile_prior` is 'wandaa'; did you mean `wanda`"),
         ({"vary": {"lr": [-1.0]}}, "greater than 0"),
