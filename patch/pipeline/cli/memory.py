@@ -22,8 +22,7 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
     """Return the rows of the table, header first: GB of a learning step on each GPU, with a star if it does not fit.
 
     Each model is learned in its own dtype, with the configuration's micro-batch size and sequence length. A step fits
-    if `GPU_SLACK` times its memory is at most `resources.gpu_memory_gb`, as in
-    `patch.pipeline.resources.cost.too_large`.
+    if `GPU_SLACK` times its memory is at most that of a GPU, as in `patch.pipeline.resources.cost.too_large`.
     """
     learning = [*(("patch-joint", count) for count in gpus), ("patch-tile", 1)]
     rows = [["model", *(f"{method.removeprefix('patch-')}, {count}" for method, count in learning)]]
@@ -33,7 +32,7 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
             settings = validate(Learning, METHOD_DEFAULTS[method] | experiment.learning.common, "learning.common")
             tokens, checkpointed = settings.micro_batch_size * settings.seqlen, settings.gradient_checkpointing
             need = learning_mb(shape, method, BYTES[model.dtype], tokens, checkpointed, "cuda", count) / 1000
-            row.append(f"{need:.0f}{'*' if GPU_SLACK * need > experiment.resources.gpu_memory_gb else ' '}")
+            row.append(f"{need:.0f}{'*' if GPU_SLACK * need > experiment.resources.memory_gb else ' '}")
         rows.append(row)
     return rows
 
@@ -52,6 +51,6 @@ def _report(options: argparse.Namespace) -> str:
         raise InputError(f"--gpus is {min(options.gpus)}; it must be 1 or more")
     experiment = read_plan(options).experiment
     heading = "GB on each GPU at the peak of a learning step, by number of GPUs:"
-    limit = f"{experiment.resources.gpu_memory_gb:g} GB (`resources.gpu_memory_gb`)"
+    limit = f"{experiment.resources.memory_gb:g} GB (`resources.gpu`, `resources.gpu_memory_gb`)"
     note = f"*: does not fit in {limit} with a margin of one tenth."
     return "\n".join([heading, "", *aligned_lines(table(experiment, options.gpus)), "", note])

@@ -11,6 +11,7 @@ from patch.calibration.calibration_settings import Calibration
 from patch.data.corpus_settings import Corpus, Use
 from patch.masks.pattern import Tile
 from patch.models.model_settings import Model
+from patch.pipeline.config.gpus import GPUS, GpuName
 from patch.pipeline.config.imports import Import
 from patch.pruning.pruning_settings import Pruning
 from patch.quantization.quantization_settings import Quantization
@@ -159,14 +160,23 @@ class Resources(Section):
         "one process up to rounding, so a change does not trigger a rerun.",
     )
     learn_nodes: int = Field(1, ge=1, description="Nodes of a learning job; more than one requires SLURM.")
-    gpu_memory_gb: float = Field(80.0, gt=0, description="Memory of one GPU in GB.")
-    gpu_tflops: float = Field(400.0, gt=0, description="Sustained dense bf16 matrix throughput of one GPU in TFLOP/s.")
+    gpu: GpuName = Field(
+        "H100",
+        description="Model of the GPUs, for the estimates of memory and time; A100 is the card with 80 GB. For another "
+        "card, give a similar one and `gpu_memory_gb`.",
+    )
+    gpu_memory_gb: float | None = Field(None, gt=0, description="Memory of one GPU in GB; by default that of `gpu`.")
     cpu_gflops: float = Field(40.0, gt=0, description="Sustained throughput of one CPU thread in GFLOP/s.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         default_factory=list,
         description="Experiment trackers of learning runs; `pip install -e '.[watch]'` installs all three. wandb runs "
         "offline unless the variable `WANDB_MODE` is set. A change does not trigger a rerun.",
     )
+
+    @property
+    def memory_gb(self) -> float:
+        """Memory of one GPU in GB."""
+        return GPUS[self.gpu].memory_gb if self.gpu_memory_gb is None else self.gpu_memory_gb
 
 
 class Experiment(Section):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from patch.masks.pattern import block_size
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
+from patch.pipeline.config.gpus import GPUS
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import Sequences, Statistics
@@ -94,7 +95,8 @@ class CostModel:
         resources = self.experiment.resources
         on_gpu = resources.device == "cuda" and gpus > 0
         processes = max(1, gpus)
-        device = resources.gpu_tflops * 1e12 if on_gpu else resources.cpu_gflops * 1e9 * resources.threads
+        gpu, cpu = GPUS[resources.gpu].sustained_tflops * 1e12, resources.cpu_gflops * 1e9 * resources.threads
+        device = gpu if on_gpu else cpu
         speed = device * processes * nodes
         minutes = max(10 if on_gpu else 2, math.ceil(SLACK * flops / (speed * efficiency) / 60))
         through_host = work_mb if host_mb is None else host_mb
@@ -285,11 +287,11 @@ def _learned(shape: Shape, method: str) -> float:
 
 def too_large(costs: CostModel) -> list[str]:
     """Return one line for each learning job that needs more memory than a GPU has."""
-    limit = 1000 * costs.experiment.resources.gpu_memory_gb
+    limit = 1000 * costs.experiment.resources.memory_gb
     needs = {run: costs.learn(run).gpu_mem_mb for run in costs.grid.closure if run.definition.stage == "learn"}
     return [
         f"{run.model} {run.id} needs about {need / 1000:.0f} GB of GPU memory; "
-        f"`resources.gpu_memory_gb` is {limit / 1000:g}"
+        f"a GPU has {limit / 1000:g} (`resources.gpu`, `resources.gpu_memory_gb`)"
         for run, need in needs.items()
         if need > limit
     ]

@@ -156,6 +156,11 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
         put("models", "qwen", "source", {"kind": "local", "path": "no/such"}),
         ["models.qwen.source.path", "'no/such'", "save_pretrained"],
     ),
+    "gpu": (
+        put("resources", {"gpu": "V100"}),
+        ["`resources.gpu` is 'V100'", "'A100', 'H100', 'H200', 'A6000' or 'L40S'"],
+    ),
+    "gpu-throughput": (put("resources", {"gpu_tflops": 400}), ["unknown key `resources.gpu_tflops`", " gpu, "]),
     "files": (
         put("corpora", "more", {"source": {"kind": "files", "files": ["no/such/*.txt"]}}),
         ["`corpora.more.source.files`", "'no/such/*.txt'"],

@@ -167,6 +167,21 @@ def test_training_is_on_the_cpu_whatever_the_device(raw_config: dict) -> None:
     assert jobs[0] == jobs[1] and jobs[1].gpus == 0
 
 
+def test_gpu_presets(raw_config: dict) -> None:
+    hours, limits = {}, {}
+    for gpu in ("A6000", "A100", "L40S", "H100", "H200"):
+        plan, cost = paper(raw_config, gpu=gpu)
+        hours[gpu] = cost.learn(run(plan, "llama-7b", "patch-tile")).minutes / 60
+        limits[gpu] = plan.experiment.resources.memory_gb
+        assert ("llama-13b maskllm" in " ".join(too_large(cost))) == (limits[gpu] < 141)
+    assert limits == {"A6000": 48, "A100": 80, "L40S": 48, "H100": 80, "H200": 141}
+    # By the peaks of the data sheets: 989 TFLOP/s against 312 and 155.
+    assert hours["A100"] == pytest.approx(hours["H100"] * 989 / 312, rel=0.01)
+    assert hours["A6000"] == pytest.approx(hours["H100"] * 989 / 155, rel=0.01)
+    assert hours["H200"] == hours["H100"] < hours["L40S"] < hours["A100"]
+    assert paper(raw_config, gpu="A100", gpu_memory_gb=40)[0].experiment.resources.memory_gb == 40
+
+
 def test_statistics_cost(raw_config: dict) -> None:
     plan, cost = paper(raw_config)
     magnitude, wanda, sparsegpt = (cost.prune(run(plan, "llama-7b", m)) for m in ("magnitude", "wanda", "sparsegpt"))
