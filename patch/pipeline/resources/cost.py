@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from patch.masks.pattern import block_size
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.config.gpus import GPUS
+from patch.pipeline.resources.task_sizes import task_tokens
+from patch.pipeline.resources.text_size import CHARACTERS_PER_TOKEN, MB, split_mb
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import Sequences, Statistics
@@ -16,8 +19,6 @@ GB = 1000
 # Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), and of Snakemake and
 # submitit in a cluster job (250 MB), rounded up.
 BASE_MB = 1000
-# Tokens of the eight zero-shot tasks: 90,000 requests of 90 tokens on average, and WikiText-2's 300,000.
-EVALUATION_TOKENS = 90_000 * 90 + 300_000
 # Fraction of a device's matrix throughput that a stage reaches. From the paper's wall-clock times on
 # 4 x H100 (4.5 h for joint at 0.5B, 21 h for tile at 7B, both 2000 steps of 256 x 4096 tokens).
 EFFICIENCY = {
@@ -217,9 +218,18 @@ class CostModel:
         """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
         shape, evaluation = self._shape(run.model), self.experiment.evaluation
         size = BYTES[self.experiment.models[run.model].dtype]
-        tokens = EVALUATION_TOKENS if not evaluation.include_path else evaluation.task_samples * 1000
         work = size * parameters(shape) + evaluation.batch_size * 256 * _activation_bytes(shape, size, True)
-        return self._estimate(2.0 * parameters(shape) * tokens, EFFICIENCY["evaluate"], work / 1e6)
+        flops = 2.0 * parameters(shape) * self._evaluation_tokens
+        return self._estimate(flops, EFFICIENCY["evaluate"], work / 1e6)
+
+    @cached_property
+    def _evaluation_tokens(self) -> float:
+        """Tokens of an evaluation: all whole sequences of the perplexity text, and the tasks."""
+        evaluation = self.experiment.evaluation
+        perplexity = evaluation.perplexity
+        characters = MB * (split_mb(self.plan.store, perplexity.use) or 0.0)
+        sequences = characters // (CHARACTERS_PER_TOKEN * perplexity.seqlen)
+        return sequences * perplexity.seqlen + task_tokens(evaluation)
 
     def speedup(self, model: str) -> Estimate:
         """Return the resources of a speed measurement.

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from patch.data.corpus_settings import HubSource, PackageSource
+from patch.data.corpus_settings import HubSource
 from patch.models.model_settings import GgufModel, LocalModel, TrainedModel
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.resources.cost import BYTES
+from patch.pipeline.resources.text_size import ARROW, CHARACTERS_PER_TOKEN, MB, corpus_mb
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import Sequences, Statistics
 
-MB = 1e6
-# Sizes of a hub data set as multiples of its download: the text in arrow files of `datasets`
-# (WikiText-2: 2.8, C4: 2.6, SlimPajama: 1.7), and the parquet files of the corpus.
-ARROW, PARQUET = 2.8, 1.5
-# Lower bound: English text has 4 to 5 in a large vocabulary, and 2.9 in a vocabulary of 2048.
-CHARACTERS_PER_TOKEN = 2.5
+# Size of a corpus' parquet files as a multiple of the download of a hub data set.
+PARQUET = 1.5
 # The data sets of the paper's eight zero-shot tasks, downloads and arrow files together, rounded up.
 TASKS_MB = 1000
 # Two checkpoints are kept, and a third is complete before the oldest is removed: see patch/learning/checkpoint.py.
@@ -51,22 +47,13 @@ class DiskModel:
     def _shape(self, model: str) -> Shape:
         return model_shape(model, self.experiment.models[model])
 
-    def text(self, corpus: str) -> float | None:
-        """Return an upper bound of the size of a corpus' text in MB, or None if it is unknown without reading it."""
-        source = self.experiment.corpora[corpus].source
-        if isinstance(source, HubSource):
-            return 1000 * source.size_gb * ARROW
-        if isinstance(source, PackageSource):
-            return _module_size(source)
-        return sum(Path(path).stat().st_size for path in self.plan.store.corpus_files(corpus)) / MB
-
     def corpus(self, corpus: str) -> Space:
         """Return the space of a corpus' splits, and for a hub corpus also of the download and its arrow files."""
         source = self.experiment.corpora[corpus].source
         if isinstance(source, HubSource):
             download = 1000 * source.size_gb
             return Space(kept=PARQUET * download, cache=(1 + ARROW) * download)
-        return Space(kept=self.text(corpus) or 0.0)
+        return Space(kept=corpus_mb(self.plan.store, corpus) or 0.0)
 
     def model(self, model: str) -> Space:
         """Return the space of a model's weights, and of its training's checkpoints."""
@@ -93,7 +80,7 @@ class DiskModel:
         settings = sequences.settings
         bounds = [settings.samples * settings.seqlen] if settings.samples else []
         corpus = next(name for name in self.experiment.corpora if store.corpus_path(name) == sequences.corpus)
-        text = self.text(corpus)
+        text = corpus_mb(store, corpus)
         if text is not None:
             bounds.append(text * MB / CHARACTERS_PER_TOKEN)
         return Space(kept=size * min(bounds, default=0.0) / MB)
@@ -162,14 +149,3 @@ def _tiles(shape: Shape, run: Run) -> int:
         return 0
     grids = [[side // min(side, run.tile) for side in layer] for layer in linear_shapes(shape).values()]
     return shape.num_hidden_layers * sum(map(math.prod, grids))
-
-
-def _module_size(source: PackageSource) -> float | None:
-    """Return the size in MB of the module that contains a package's text, without importing it."""
-    module = source.text.partition(":")[0].replace(".", "/")
-    try:
-        files = distribution(source.distribution).files or []
-    except PackageNotFoundError:
-        return None
-    sizes = [file.size or 0 for file in files if str(file) == f"{module}.py" or str(file).startswith(f"{module}/")]
-    return sum(sizes) / MB

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,6 +167,28 @@ def test_training_is_on_the_cpu_whatever_the_device(raw_config: dict) -> None:
         plan = Plan(validate_experiment(raw_config | {"resources": {"device": device, "threads": 2}}))
         jobs.append(CostModel(plan).train("qwen"))
     assert jobs[0] == jobs[1] and jobs[1].gpus == 0
+
+
+def test_evaluation_counts_sequences_and_questions(raw_config: dict, tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("x" * 1_000_000)
+    files = {"kind": "files", "files": {split: str(tmp_path / "test.txt") for split in ("train", "test")}}
+    files["files"]["train"] = str(tmp_path / "train.txt")
+    (tmp_path / "train.txt").write_text("x" * 9_000_000)
+    raw_config["corpora"]["held-out"] = {"source": files}
+    raw_config["evaluation"]["perplexity"] = {"use": {"corpus": "held-out", "split": "test"}, "seqlen": 3000}
+
+    def minutes(**evaluation: Any) -> int:
+        raw_config["evaluation"] |= evaluation
+        plan, cost = paper(raw_config, device="cpu", cpu_gflops=0.1)
+        return cost.evaluate(run(plan, "qwen-0.5b", "dense")).minutes
+
+    def expected(tokens: float) -> int:
+        flops = 2 * (151936 * 896 + 24 * (2 * 896 * (896 + 128) + 3 * 896 * 4864)) * tokens
+        return math.ceil(1.5 * flops / (0.1e9 * 0.15) / 60)
+
+    # 400,000 tokens of 2.5 characters make 133 whole sequences.
+    assert minutes(tasks="arc_easy", limit=200) == pytest.approx(expected(133 * 3000 + 200 * 4 * 37), rel=0.01)
+    assert minutes(limit=None) == pytest.approx(expected(133 * 3000 + 2376 * 4 * 37), rel=0.01)
 
 
 def test_gpu_presets(raw_config: dict) -> None:

@@ -128,7 +128,7 @@ def test_sequences_of_all_text(raw_config: dict, tmp_path: Path) -> None:
     source = {"kind": "files", "files": [str(tmp_path / "*.txt")]}
     raw_config["corpora"]["text"] = {"source": source}
     disk = disk_of(raw_config)
-    assert disk.corpus("text").kept == disk.text("text") == 1250 / MB
+    assert disk.corpus("text").kept == 1250 / MB
     assert sequences_of(disk, "qwen", "packed") == 2 * 500 / MB
 
 
@@ -144,14 +144,6 @@ def test_data_sets_of_the_hub(raw_config: dict) -> None:
     raw_config["corpora"]["other"] = {"source": source}
     space = disk_of(raw_config).corpus("other")
     assert space.kept == 3000 and space.cache == pytest.approx(2000 * 3.8)
-
-
-def test_text_of_an_installed_package(raw_config: dict) -> None:
-    source = {"kind": "package", "distribution": "pydantic", "text": "pydantic.main:text"}
-    raw_config["corpora"]["other"] = {"source": source}
-    import pydantic.main
-
-    assert disk_of(raw_config).text("other") == Path(pydantic.main.__file__).stat().st_size / MB
 
 
 def test_data_sets_of_lm_evals_tasks_fill_the_cache(raw_config: dict) -> None:
