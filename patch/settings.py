@@ -15,7 +15,6 @@ from patch.files.plain import shown
 
 T = TypeVar("T", bound=BaseModel)
 
-
 Scalar = str | int | float  # bool is an int
 
 
@@ -42,17 +41,17 @@ class Section(BaseModel):
 
 def _as_lists(annotation: Any, value: Any) -> Any:
     """Return ``value`` with a list of one element for each scalar where ``annotation`` has only a list."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _as_lists(arguments[0], value)
     if origin is list:
         return [value] if isinstance(value, Scalar) and not _sections(arguments[0]) else value
     if origin is dict and isinstance(value, dict):
         return {key: _as_lists(arguments[1], entry) for key, entry in value.items()}
     if origin in (Union, UnionType):
-        # The options that are containers; a scalar option takes a scalar as it is.
-        options = [option for option in arguments if option is not NoneType]
-        if all(get_origin(option) in (list, dict) for option in options):
+        options = [get_args(option)[0] if get_origin(option) is Annotated else option for option in arguments]
+        # Another option, such as text, takes a scalar as it is.
+        if all(get_origin(option) in (list, dict) or option is NoneType for option in options):
             for option in options:
                 value = _as_lists(option, value)
     return value
@@ -63,8 +62,11 @@ def _allow_scalars(field: JsonSchemaValue) -> None:
     if "anyOf" in field:
         for option in field["anyOf"]:
             _allow_scalars(option)
-        nested = (option["anyOf"] if option.keys() == {"anyOf"} else [option] for option in field["anyOf"])
-        field["anyOf"] = [option for options in nested for option in options]
+        options = field["anyOf"]
+        field["anyOf"] = []
+        for option in options:
+            nested = option["anyOf"] if option.keys() == {"anyOf"} else [option]
+            field["anyOf"] += [inner for inner in nested if inner not in field["anyOf"]]
     for values in (field.get("additionalProperties"), *field.get("patternProperties", {}).values()):
         if isinstance(values, dict):
             _allow_scalars(values)

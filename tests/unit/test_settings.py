@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -29,7 +29,7 @@ class Lists(Section):
     """Keys of all kinds of lists."""
 
     words: list[str] = Field(["a"], min_length=1)
-    numbers: list[int] | None = None
+    numbers: Annotated[list[int], Field(max_length=3)] | None = None
     by_name: dict[str, list[float]] = {}
     files: list[str] | dict[str, list[str]] = []
     either: str | list[str] = "a"
@@ -51,7 +51,12 @@ class Lists(Section):
 )
 def test_a_scalar_is_a_list_of_one_element(raw: dict, wanted: dict) -> None:
     assert validate(Lists, raw).model_dump(exclude_unset=True) == wanted
-    assert Draft202012Validator(Lists.model_json_schema()).is_valid(raw)
+    schema = Lists.model_json_schema()
+    assert Draft202012Validator(schema).is_valid(raw)
+    assert schema["properties"]["either"]["anyOf"] == [
+        {"type": "string"},
+        {"items": {"type": "string"}, "type": "array"},
+    ]
 
 
 @pytest.mark.parametrize(
