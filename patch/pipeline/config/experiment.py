@@ -35,7 +35,7 @@ def _explain_value(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         raise PydanticCustomError("varied_value", message) from None
 
 
-Numbers = Annotated[list[int | float], Field(min_length=1, max_length=8)]
+Numbers = Annotated[list[float], Field(min_length=1, max_length=8)]
 Value = Annotated[
     bool | int | float | Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)] | Numbers,
     WrapValidator(_explain_value),

@@ -67,11 +67,14 @@ def test_values_that_differ_in_the_last_digits_have_names_of_their_own(raw_confi
     ("change", "message"),
     [
         ({"vary": {"tile_temperature": [4, 0.05]}}, r"`grid.vary.tile_temperature` has 4: .*such as \[\[2.0, 0.05\]\]"),
-        ({"vary": {"tile_temperature": [[4]]}}, r"`grid.vary.tile_temperature` has \[4\]: .*list pairs"),
+        ({"vary": {"tile_temperature": [[4]]}}, r"`grid.vary.tile_temperature` has \[4.0\]: .*list pairs"),
         ({"vary": {"tile_temperature": [[4, 0]]}}, r"tile_temperature is \[4.0, 0.0\]; both ends must be positive"),
         ({"vary": {"betas": [[0.9, 1.5]]}}, r"betas are \[0.9, 1.5\]"),
         ({"vary": {"betas": [["a", "b"]]}}, r"`grid.0.vary.betas.0` is \['a', 'b'\]: a varied value is part of a file"),
-        ({"vary": {"tile_prior": [[1, 2]]}}, r"`grid.vary.tile_prior` has \[1, 2\]: Input should be a valid string"),
+        (
+            {"vary": {"tile_prior": [[1, 2]]}},
+            r"`grid.vary.tile_prior` has \[1.0, 2.0\]: Input should be a valid string",
+        ),
         ({"vary": {"use": [{"corpus": "text", "split": "train"}]}}, "`grid.0.vary`: `use` is a corpus and a split"),
         ({"vary": {"lr": -2}}, "`grid.vary.lr` has -2: Input should be greater than 0"),
         ({"vary": {"tile_prio": ["none"]}}, r"`grid.vary.tile_prio`; did you mean `tile_prior`"),
