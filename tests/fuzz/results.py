@@ -213,11 +213,11 @@ def _raw_speed() -> dict[str, Any]:
         quartiles = {"median": 1.5, "low": 1.25, "high": 2.0}
         names = ("tokens_per_second", "prefill_seconds", "decode_seconds", "speedup")
         backends = {"prefill": {"dense": 14}, "decode": {"dense": 14}}
-        facts = {"run": run.model_dump(), "achieved_sparsity": run.sparsity, "backends": backends}
+        facts = {"run": run.model_dump(), "new_tokens": 128, "achieved_sparsity": run.sparsity, "backends": backends}
         facts |= {"linear_bytes": {"dense": 80, "measured": 40, "expected": 40}, "peak_memory_mb": 10.0}
         return facts | dict.fromkeys(names, quartiles) | {"logits_difference": 1e-5, "largest_logit": 12.0}
 
-    settings = {"batch_size": 16, "prompt": 128, "new_tokens": 128, "repeats": 20}
+    settings = {"batch_size": 16, "prompt": 128, "new_tokens": [128], "repeats": 20}
     texts = {"experiment": "demo", "model": "qwen", "dtype": "float32", "device": "cpu", "hardware": "A CPU"}
     made = {"config_digest": "abcd", "cost": COST, "environment": ENVIRONMENT}
     return {"schema": 1, "settings": settings, "timed": [timed(RUNS[3]), timed(RUNS[0])]} | texts | made

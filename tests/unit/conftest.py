@@ -23,13 +23,14 @@ def _quartiles(median: float, spread: float) -> dict[str, float]:
     return {"median": median, "low": median - spread, "high": median + spread}
 
 
-def _timed(model: str, variant: str, tile: int, run: tuple[str, str, float, float]) -> dict[str, Any]:
+def _timed(model: str, variant: str, tile: int, new_tokens: int, run: tuple[str, str, float, float]) -> dict[str, Any]:
     method, pattern, sparsity, gain = run
     name = f"patch-{variant}" if method == "patch" else method
     size = tile if pattern == "hybrid" else None
     run = Run(model=model, method=name, pattern=pattern, sparsity=sparsity, tile=size)
     return {
         "run": run.model_dump(),
+        "new_tokens": new_tokens,
         "achieved_sparsity": sparsity,
         "tokens_per_second": _quartiles(1000 * gain, 30.0),
         "prefill_seconds": _quartiles(0.1 / gain, 0.01),
@@ -57,16 +58,22 @@ def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def speed_record() -> Callable[..., dict[str, Any]]:
     """Return a function that makes the raw record of a model, variant of PATCH and tile, with some keys changed."""
 
-    def make(model: str = "qwen", variant: str = "joint", tile: int = 16, **changes: Any) -> dict[str, Any]:
+    def make(
+        model: str = "qwen",
+        variant: str = "joint",
+        tile: int = 16,
+        new_tokens: tuple[int, ...] = (128,),
+        **changes: Any,
+    ) -> dict[str, Any]:
         record = {
             "schema": 1,
             "experiment": "demo",
             "model": model,
-            "settings": {"batch_size": 16, "prompt": 128, "new_tokens": 128, "repeats": 20},
+            "settings": {"batch_size": 16, "prompt": 128, "new_tokens": list(new_tokens), "repeats": 20},
             "dtype": "float32",
             "device": "cpu",
             "hardware": "A CPU @ 2 GHz",
-            "timed": [_timed(model, variant, tile, run) for run in RUNS],
+            "timed": [_timed(model, variant, tile, new, run) for new in new_tokens for run in RUNS],
             "config_digest": "abcd",
             "cost": {"seconds": 12.0, "peak_memory_mb": 900.0},
             "environment": {

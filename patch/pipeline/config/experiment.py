@@ -21,6 +21,7 @@ from patch.settings import Section
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 ID = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0)]
+NewTokens = Annotated[int, Field(ge=2)]
 
 
 def _explain_value(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -82,8 +83,25 @@ class Speedup(Section):
 
     batch_size: int = Field(16, ge=1, description="Sequences that are generated together.")
     prompt: int = Field(128, ge=1, description="Prompt length in tokens.")
-    new_tokens: int = Field(128, ge=2, description="Generated tokens per sequence, by greedy decoding.")
+    new_tokens: list[NewTokens] = Field(
+        [128], min_length=1, description="Generated tokens per sequence, by greedy decoding; each number is measured."
+    )
     repeats: int = Field(20, ge=4, description="Timed generations per candidate, of which the median is reported.")
+    models: list[str] | None = Field(
+        None, min_length=1, description="Names under `models` that are measured; by default all."
+    )
+
+    @field_validator("new_tokens", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _distinct(cls, numbers: list[int]) -> list[int]:
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"it is {numbers}; list each number once")
+        return numbers
 
 
 class GridEntry(Section):

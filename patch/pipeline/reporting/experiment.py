@@ -62,7 +62,8 @@ def _speed(plan: Plan) -> str:
     if sizes is None or not plan.timed_models:
         return ""
     batch = f"batch of {count(sizes.batch_size, 'sequence')}"
-    return f"{batch}, prompt of {sizes.prompt} tokens, {sizes.new_tokens} new tokens, {sizes.repeats} repeats"
+    new = " and ".join(map(str, sizes.new_tokens))
+    return f"{batch}, prompt of {sizes.prompt} tokens, {new} new tokens, {sizes.repeats} repeats"
 
 
 def _seeded(run: Run) -> bool:

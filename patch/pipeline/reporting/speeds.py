@@ -44,7 +44,7 @@ def speed_table(speeds: Speeds, models: Sequence[ModelInfo]) -> Table:
     rows = [
         _row(model, record, timed, speeds, papers)
         for model, record in measured
-        for timed in sorted(record.timed, key=lambda timed: _order(timed.run))
+        for timed in sorted(record.timed, key=lambda timed: (_order(timed.run), timed.new_tokens))
     ]
     notes = _notes(measured, models, speeds.published) if measured else [NOTHING]
     return Table("speedup", _caption([record for _, record in measured]), header, tuple(rows), tuple(notes), True)
@@ -55,7 +55,7 @@ def _order(run: Run) -> RunOrder:
 
 
 def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, papers: Sequence[str]) -> Row:
-    run, new = timed.run, record.settings.new_tokens
+    run, new = timed.run, timed.new_tokens
     compared = run.pattern in ("dense", "hybrid")
     paper = [
         published_speedup(speeds.published, model.published, name, run.sparsity, new) if compared else None
@@ -71,7 +71,9 @@ def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, pa
     # Speed does not depend on the 2:4 method.
     method = "any" if run.pattern == "2:4" else method_title(run.method)
     achieved = {model.name: timed.achieved_sparsity}
-    return Row(model.title, run.sparsity, method, pattern_title(run), achieved, measures, comparable=model.comparable)
+    setting = f"{new} new tokens" if len(record.settings.new_tokens) > 1 else ""
+    pattern = pattern_title(run)
+    return Row(model.title, run.sparsity, method, pattern, achieved, measures, setting, comparable=model.comparable)
 
 
 def _caption(records: Sequence[SpeedRecord]) -> str:
@@ -80,7 +82,8 @@ def _caption(records: Sequence[SpeedRecord]) -> str:
         return "Speed of generation with the masks, relative to the dense model."
     hardware = dict.fromkeys(_hardware(record) for record in records)
     sizes = dict.fromkeys(
-        f"batch {r.settings.batch_size}, prompt {r.settings.prompt}, {r.settings.new_tokens} new tokens"
+        f"batch {r.settings.batch_size}, prompt {r.settings.prompt}, "
+        f"{' and '.join(map(str, r.settings.new_tokens))} new tokens"
         for r in records
     )
     return f"Speed of greedy generation on {' and '.join(hardware)}: {'; '.join(sizes)}."
@@ -105,7 +108,8 @@ def _notes(
             f"{', '.join(small)}: demo size. The layers fit into a cache, so reading fewer bytes saves no time, and "
             "call overhead dominates. These numbers do not transfer to large models."
         )
-    tokens = {paper_new_tokens(r.settings.new_tokens, published) for m, r in measured if m.published == PAPER_MODEL}
+    papers = [record for model, record in measured if model.published == PAPER_MODEL]
+    tokens = {paper_new_tokens(new, published) for record in papers for new in record.settings.new_tokens}
     if tokens:
         new = " or ".join(map(str, sorted(tokens)))
         notes.append(f"Paper: speedups of LLaMA-2 7B, batch 16, prompt 128, {new} new tokens. {DASH}: not published.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import matplotlib
@@ -15,9 +16,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from patch.pipeline.reporting import figure_style as style
 from patch.pipeline.results.order import percent
-from patch.pipeline.results.speed import Quartiles, SpeedRecord
+from patch.pipeline.results.speed import Quartiles, SpeedRecord, Timed
 from patch.pipeline.runs.run import ModelInfo
 
+# Height in inches of the first row of panels with the legend, and of each other row.
+FIRST_ROW, ROW = 3.1, 2.4
 # Distance between points that share a speed, and margin beside the outermost points, as fractions of the speed range.
 STEP, ROOM = 0.028, 0.1
 # Minimum speed range of a panel, so that noise does not fill it.
@@ -35,36 +38,42 @@ BRACKET, FOOT = 0.03, 0.07
 def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figure:
     """Return a figure of accuracy (left) and perplexity (right) against measured speedup, with dense = 1.
 
-    All 2:4 methods share one measured speed. They are drawn side by side, with the quartiles of the speed below them.
-    Rows without a measured speed, such as unstructured ones, are left out.
+    Each number of new tokens has a row of panels. All 2:4 methods share one measured speed. They are drawn side by
+    side, with the quartiles of the speed below them. Rows without a measured speed, such as unstructured ones, are left
+    out.
 
     Args:
         frame: tidy frame that `patch.pipeline.results.collect` returns.
         record: speed record of the model.
         model: model to draw.
     """
-    summary = style.quality(frame, model)
-    speeds = [_speed(row, record) for row in summary.itertuples()]
-    summary = summary.assign(speed=speeds)[np.array([speed is not None for speed in speeds], dtype=bool)]
-    data = style.with_series(summary.reset_index(drop=True))
-    low = min([1.0, *(speed.low for speed in data["speed"])])
-    high = max([1.0, *(speed.high for speed in data["speed"])])
-    width = max(NARROWEST, high - low)
-    figure = Figure(figsize=(style.TEXT_WIDTH, 3.1), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, 2), style.LABELS, strict=True):
-        _panel(axis, data[data["metric"] == metric], metric, width)
-        axis.set_xlim(low - ROOM * width, high + ROOM * width)
-    sizes = record.settings
-    title = f"{model.title} on {record.hardware}: batch {sizes.batch_size}, {sizes.new_tokens} new tokens"
-    figure.axes[0].set_title(title, loc="left")
+    summary, sizes = style.quality(frame, model), record.settings
+    figure = Figure(figsize=(style.TEXT_WIDTH, FIRST_ROW + ROW * (len(sizes.new_tokens) - 1)), layout="constrained")
+    for axes, new in zip(figure.subplots(len(sizes.new_tokens), 2, squeeze=False), sizes.new_tokens, strict=True):
+        data = _with_speeds(summary, record.timed_with(new))
+        low = min([1.0, *(speed.low for speed in data["speed"])])
+        high = max([1.0, *(speed.high for speed in data["speed"])])
+        width = max(NARROWEST, high - low)
+        for axis, metric in zip(axes, style.LABELS, strict=True):
+            _panel(axis, data[data["metric"] == metric], metric, width)
+            axis.set_xlim(low - ROOM * width, high + ROOM * width)
+        title = f"{model.title} on {record.hardware}: batch {sizes.batch_size}, {new} new tokens"
+        axes[0].set_title(title, loc="left")
     style.add_legend(figure, _legend(data))
     return figure
 
 
-def _speed(row: tuple, record: SpeedRecord) -> Quartiles | None:
+def _with_speeds(summary: pd.DataFrame, timed: Sequence[Timed]) -> pd.DataFrame:
+    """Return the rows that have a measured speed, with the speed and the series that they are drawn in."""
+    speeds = [_speed(row, timed) for row in summary.itertuples()]
+    summary = summary.assign(speed=speeds)[np.array([speed is not None for speed in speeds], dtype=bool)]
+    return style.with_series(summary.reset_index(drop=True))
+
+
+def _speed(row: tuple, candidates: Sequence[Timed]) -> Quartiles | None:
     """Return the speedup of a summary row, or None if it was not measured; all 2:4 rows share one speedup."""
     tile, variant = (None if pd.isna(value) else value for value in (row.tile, row.variant))
-    for timed in record.timed:
+    for timed in candidates:
         run = timed.run
         own = (run.method, run.sparsity, run.tile, run.variant) == (row.method, row.sparsity, tile, variant)
         if run.pattern == row.pattern and (own or run.pattern in ("2:4", "dense")):

@@ -234,19 +234,21 @@ class CostModel:
     def speedup(self, model: str) -> Estimate:
         """Return the resources of a speed measurement.
 
-        The dense model and its runs generate in turn. All of them are in memory, with one masked model to compare.
+        The dense model and its runs generate in turn. All of them are in memory, first with one masked model to
+        compare, then with a cache of keys and values that they share.
         """
         shape, settings, runs = self._shape(model), self.experiment.speedup, self.plan.timed_runs(model)
         size = BYTES[self.experiment.models[model].dtype]
         generations = (settings.repeats + UNCOUNTED) * (1 + len(runs))
-        length = settings.prompt + settings.new_tokens
-        keys = 2 * settings.batch_size * length * shape.num_key_value_heads * shape.head_dim * shape.num_hidden_layers
-        # All candidates share one cache of keys and values; the two models that are compared have one each.
-        held = parameters(shape) + prunable_parameters(shape) + 3 * keys
+        keys = 2 * settings.batch_size * shape.num_key_value_heads * shape.head_dim * shape.num_hidden_layers
+        # The two models that are compared have a cache each, for the prompt and two tokens.
+        comparing = prunable_parameters(shape) + 2 * keys * (settings.prompt + 2)
+        held = parameters(shape) + max(comparing, keys * (settings.prompt + max(settings.new_tokens)))
         # A sparse tile stores half its values and one bit for each weight: 0.5625 of a dense tile at 16 bits.
         held += sum(prunable_parameters(shape) * (1 - 0.875 * run.sparsity) for run in runs)
         work = size * held + settings.batch_size * settings.prompt * _activation_bytes(shape, size, True)
-        flops = 2.0 * parameters(shape) * generations * settings.batch_size * length
+        lengths = sum(settings.prompt + new for new in settings.new_tokens)
+        flops = 2.0 * parameters(shape) * generations * settings.batch_size * lengths
         return self._estimate(flops, EFFICIENCY["speedup"], work / 1e6, host_mb=2 * size * parameters(shape) / 1e6)
 
 
@@ -296,13 +298,15 @@ def _learned(shape: Shape, method: str) -> float:
 
 
 def too_large(costs: CostModel) -> list[str]:
-    """Return one line for each learning job that needs more memory than a GPU has."""
+    """Return one line for each learning job and speed measurement that needs more memory than a GPU has."""
     limit = 1000 * costs.experiment.resources.memory_gb
-    needs = {run: costs.learn(run).gpu_mem_mb for run in costs.grid.closure if run.definition.stage == "learn"}
+    learned = [run for run in costs.grid.closure if run.definition.stage == "learn"]
+    needs = {f"{run.model} {run.id}": costs.learn(run).gpu_mem_mb for run in learned}
+    needs |= {f"speedup of {model}": costs.speedup(model).gpu_mem_mb for model in costs.plan.timed_models}
     return [
-        f"{run.model} {run.id} needs about {need / 1000:.0f} GB of GPU memory; "
+        f"{job} needs about {need / 1000:.0f} GB of GPU memory; "
         f"a GPU has {limit / 1000:g} (`resources.gpu`, `resources.gpu_memory_gb`)"
-        for run, need in needs.items()
+        for job, need in needs.items()
         if need > limit
     ]
 

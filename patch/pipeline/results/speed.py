@@ -50,7 +50,7 @@ class LinearBytes(Schema):
 
 
 class Timed(Schema):
-    """Timing of one run or of the dense model.
+    """Timing of one run or of the dense model with one number of new tokens.
 
     ``speedup`` is relative to the dense model, from interleaved repeats. ``backends`` maps each phase (`prefill`,
     `decode`) to the number of layers per matrix-multiplication backend. ``logits_difference`` is the largest absolute
@@ -58,6 +58,7 @@ class Timed(Schema):
     """
 
     run: Run
+    new_tokens: Positive
     achieved_sparsity: Fraction
     tokens_per_second: Quartiles
     prefill_seconds: Quartiles
@@ -75,12 +76,12 @@ class Settings(Schema):
 
     batch_size: Positive
     prompt: Positive
-    new_tokens: Positive
+    new_tokens: list[Positive] = Field(min_length=1)
     repeats: Positive
 
 
 class SpeedRecord(ResultFile):
-    """Speed of one model's runs, measured in one process; the dense model comes first.
+    """Speed of one model's runs, measured in one process; for each number of new tokens the dense model comes first.
 
     ``hardware`` is the name of the GPU or the CPU.
     """
@@ -98,13 +99,20 @@ class SpeedRecord(ResultFile):
 
     @model_validator(mode="after")
     def _dense_first(self) -> SpeedRecord:
-        if [timed.run.pattern == DENSE for timed in self.timed] != [True] + [False] * (len(self.timed) - 1):
-            raise ValueError("`timed` must begin with the dense model and contain it once")
+        for timed in map(self.timed_with, self.settings.new_tokens):
+            if [one.run.pattern == DENSE for one in timed] != [True] + [False] * (len(timed) - 1):
+                raise ValueError("`timed` must begin with the dense model and contain it once")
+            if len({one.run.id for one in timed}) < len(timed):
+                raise ValueError("`timed` must contain each run once")
         if {timed.run.model for timed in self.timed} != {self.model}:
             raise ValueError(f"`timed` must contain only the model {self.model[:80]!r}")
-        if len({timed.run.id for timed in self.timed}) < len(self.timed):
-            raise ValueError("`timed` must contain each run once")
+        if {timed.new_tokens for timed in self.timed} != set(self.settings.new_tokens):
+            raise ValueError(f"`timed` must have the new tokens of `settings`, {self.settings.new_tokens}")
         return self
+
+    def timed_with(self, new_tokens: int) -> list[Timed]:
+        """Return the timings with a number of new tokens, the dense model first."""
+        return [timed for timed in self.timed if timed.new_tokens == new_tokens]
 
     @property
     def name(self) -> str:
@@ -113,7 +121,7 @@ class SpeedRecord(ResultFile):
 
     @property
     def dense(self) -> Timed:
-        """Timing of the dense model, the baseline of all speedups."""
+        """Timing of the dense model with the first number of new tokens."""
         return self.timed[0]
 
 

@@ -83,6 +83,9 @@ class Grid:
                 value = getattr(override, key)
                 if value is not None and value not in known:
                     raise InputError(f"`learning.overrides.{index}.{key}` is {value!r}; {suggest(value, known)}")
+        for name in (experiment.speedup and experiment.speedup.models) or []:
+            if name not in experiment.models:
+                raise InputError(f"`speedup.models` names {name!r}; {suggest(name, list(experiment.models))}")
         if experiment.evaluation.include_path and not experiment.evaluation.task_use:
             raise InputError(
                 "`evaluation.include_path` is given but `evaluation.task_use` is missing: name the held-out text"

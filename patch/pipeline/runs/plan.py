@@ -213,7 +213,8 @@ class Plan:
             model=model,
             runs=runs,
             masks=[self._expected_mask(run) for run in runs],
-            speedup=self.experiment.speedup,
+            # Other measured models do not change this one's speed.
+            speedup=self.experiment.speedup.model_copy(update={"models": None}),
             **self._machine(runs[0]),
         )
 
@@ -307,14 +308,17 @@ class Plan:
         """Return the runs of a model whose speed is measured: the first 2:4 run, and the first run of each hybrid row.
 
         The speed does not depend on which weights of a group are kept, nor on the seed. It may depend on the positions
-        of the dense tiles. The list is empty if the configuration has no section `speedup`.
+        of the dense tiles. The list is empty if the configuration has no section `speedup`, or one without the model.
         """
+        speedup = self.experiment.speedup
+        if speedup is None or (speedup.models is not None and model not in speedup.models):
+            return []
         first: dict[str, Run] = {}
         for run in self.grid.standard:
             plain = run.model == model and not run.quantization and not run.variant
             if plain and run.pattern in ("2:4", "hybrid"):
                 first.setdefault(run.row if run.pattern == "hybrid" else "2:4", run)
-        return list(first.values()) if self.experiment.speedup else []
+        return list(first.values())
 
     @cached_property
     def timed_models(self) -> list[str]:

@@ -35,25 +35,21 @@ def run_speedup(settings: SpeedupSettings, *, model: Path, masks: list[Path], re
     with measured(device) as cost:
         network = load_model(model, settings.dtype, device)
         tokens = random_prompt(network, settings.speedup.batch_size, settings.speedup.prompt)
-        candidates = _Candidates(settings, network, tokens)
+        candidates = _Candidates(settings.model, network, tokens)
         for run, mask, expected in zip(settings.runs, masks, settings.masks, strict=True):
             candidates.add(run, load_expected(mask, expected))
-        found = interleaved(candidates.generations, settings.speedup.repeats, WARMUP)
-    times = {name: _times(settings, seconds, found[candidates.dense]) for name, seconds in found.items()}
-    for name, numbers in times.items():
-        speed, gain = numbers["tokens_per_second"], numbers["speedup"]
-        print(f"{name}: {speed['median']:.1f} tokens/s, {gain['median']:.3f} of dense", flush=True)
+        timed = [one for new in settings.speedup.new_tokens for one in candidates.time(new, settings.speedup.repeats)]
     SpeedRecord.write(
         record,
         {
             "schema": 1,
             "experiment": settings.experiment,
             "model": settings.model,
-            "settings": settings.speedup.model_dump(),
+            "settings": settings.speedup.model_dump(exclude={"models"}),
             "dtype": settings.dtype,
             "device": device,
             "hardware": hardware(device),
-            "timed": [candidates.facts[name] | numbers for name, numbers in times.items()],
+            "timed": timed,
             "config_digest": settings_digest(settings),
             "cost": cost,
             "environment": describe_environment(device),
@@ -64,11 +60,11 @@ def run_speedup(settings: SpeedupSettings, *, model: Path, masks: list[Path], re
 class _Candidates:
     """Dense model and its converted runs, all in memory, with one copy of the tensors that they share."""
 
-    def __init__(self, settings: SpeedupSettings, network: nn.Module, tokens: Tensor) -> None:
-        self.settings, self.network, self.tokens = settings, network, tokens
-        self.generations: dict[str, Generation] = {}
+    def __init__(self, model: str, network: nn.Module, tokens: Tensor) -> None:
+        self.network, self.tokens = network, tokens
+        self.models: dict[str, nn.Module] = {}
         self.facts: dict[str, dict[str, Any]] = {}
-        run = Run(model=settings.model, method="dense", pattern="dense", sparsity=0.0)
+        run = Run(model=model, method="dense", pattern="dense", sparsity=0.0)
         self.dense = run.id
         self._add(run, network, 0.0, (0.0, 0.0))
 
@@ -80,28 +76,49 @@ class _Candidates:
         print(f"{run.id}: converted; logits differ by {difference:.2g} of {largest:.2g}", flush=True)
 
     def _add(self, run: Run, model: nn.Module, sparsity: float, logits: tuple[float, float]) -> None:
-        rows, new = len(self.tokens), self.settings.speedup.new_tokens
-        once = Generation(model, self.tokens, new, graph=False)
+        self.models[run.id] = model
         self.facts[run.id] = {
             "run": run.model_dump(),
             "achieved_sparsity": sparsity,
             "linear_bytes": weight_bytes(self.network, model),
-            "peak_memory_mb": round(peak_bytes(model, once) / 1e6, 3),
             "backends": {
                 "prefill": backend_counts(self.network, model, self.tokens.numel()),
-                "decode": backend_counts(self.network, model, rows),
+                "decode": backend_counts(self.network, model, len(self.tokens)),
             },
             "logits_difference": logits[0],
             "largest_logit": logits[1],
         }
-        # All candidates share one cache, which has gigabytes at 7B. Their generations do not overlap.
-        cache = self.generations[self.dense].cache if self.generations else None
-        self.generations[run.id] = Generation(model, self.tokens, new, run.id, cache=cache)
+
+    def time(self, new_tokens: int, repeats: int) -> list[dict[str, Any]]:
+        """Return one entry of the record for each candidate, the dense model first."""
+        peaks = {
+            name: peak_bytes(model, Generation(model, self.tokens, new_tokens, graph=False))
+            for name, model in self.models.items()
+        }
+        generations: dict[str, Generation] = {}
+        for name, model in self.models.items():
+            # All candidates share one cache, which has gigabytes at 7B. Their generations do not overlap.
+            cache = generations[self.dense].cache if generations else None
+            generations[name] = Generation(model, self.tokens, new_tokens, name, cache=cache)
+        found = interleaved(generations, repeats, WARMUP)
+        timed = []
+        for name, seconds in found.items():
+            times = _times(len(self.tokens) * new_tokens, seconds, found[self.dense])
+            speed, gain = times["tokens_per_second"], times["speedup"]
+            print(
+                f"{name}, {new_tokens} new tokens: {speed['median']:.1f} tokens/s, {gain['median']:.3f} of dense",
+                flush=True,
+            )
+            peak = {"peak_memory_mb": round(peaks[name] / 1e6, 3)}
+            timed.append(self.facts[name] | peak | {"new_tokens": new_tokens} | times)
+        return timed
 
 
-def _times(settings: SpeedupSettings, seconds: list[Seconds], dense: list[Seconds]) -> dict[str, dict[str, float]]:
-    """Return the statistics of one candidate; each repeat is compared with the dense repeat of the same turn."""
-    tokens = settings.speedup.batch_size * settings.speedup.new_tokens
+def _times(tokens: int, seconds: list[Seconds], dense: list[Seconds]) -> dict[str, dict[str, float]]:
+    """Return the statistics of one candidate that generates ``tokens``.
+
+    Each repeat is compared with the dense repeat of the same turn.
+    """
     values = {
         "tokens_per_second": [tokens / run.total for run in seconds],
         "prefill_seconds": [run.prefill for run in seconds],

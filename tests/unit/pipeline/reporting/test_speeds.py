@@ -103,9 +103,28 @@ def test_models_of_demo_size_are_called_that(one_seed: Any, speeds: Callable) ->
 
 
 def test_the_part_of_the_paper_with_as_many_new_tokens(one_seed: Any, speeds: Callable) -> None:
-    sizes = {"batch_size": 16, "prompt": 128, "new_tokens": 1024, "repeats": 20}
-    table = build(one_seed, speeds("big", settings=sizes), PAPERS)
+    table = build(one_seed, speeds("big", new_tokens=(1024,)), PAPERS)
     assert runs(table)[3][7] == "1.25" and any("1024 new tokens. –" in note for note in table.notes)
+
+
+def test_several_numbers_of_new_tokens_have_rows_of_their_own(one_seed: Any, speeds: Callable, tmp_path: Any) -> None:
+    table = build(one_seed, speeds("big", new_tokens=(128, 1024)), PAPERS)
+    head, *rows = runs(table)
+    assert head[4] == "Setting"
+    assert [(row[1], row[4], *row[8:10]) for row in rows] == [
+        ("0", "128 new tokens", "1.00", "1.00"),
+        ("0", "1024 new tokens", "1.00", "1.00"),
+        ("50", "128 new tokens", "–", "–"),
+        ("50", "1024 new tokens", "–", "–"),
+        ("45", "128 new tokens", "1.38", "1.16"),
+        ("45", "1024 new tokens", "1.25", "1.12"),
+        ("25", "128 new tokens", "1.18", "1.07"),
+        ("25", "1024 new tokens", "1.13", "1.06"),
+    ]
+    assert "batch 16, prompt 128, 128 and 1024 new tokens" in table.caption
+    assert any("128 or 1024 new tokens. –" in note for note in table.notes)
+    with write_table(table, tmp_path / "speedup")[0].open(encoding="utf-8") as file:
+        assert [row["setting"] for row in csv.DictReader(file)][:2] == ["128 new tokens", "1024 new tokens"]
 
 
 def test_what_is_not_measured_is_said(one_seed: Any, speeds: Callable) -> None:
@@ -173,6 +192,17 @@ def test_methods_of_2_4_share_a_speed_and_stand_side_by_side(one_seed: Any, spee
     assert {"Wanda, 2:4", "PATCH (joint), 45 %", "PATCH (joint), 25 %", "Dense", "Speed of dense"} <= set(labels)
     assert not any("unstructured" in label or "35 %" in label for label in labels)
     assert "A CPU @ 2 GHz" in figure.axes[0].get_title(loc="left")
+
+
+def test_each_number_of_new_tokens_has_a_row_of_panels(one_seed: Any, speeds: Callable) -> None:
+    raw = speeds("qwen", new_tokens=(128, 1024)).records[0].model_dump(by_alias=True)
+    for timed in raw["timed"][5:]:
+        timed["speedup"] = {name: 2 * value for name, value in timed["speedup"].items()}
+    figure = speedup(one_seed.frame, SpeedRecord.model_validate(raw), one_seed.models[0])
+    accuracy = [figure.axes[0], figure.axes[2]]
+    assert len(figure.axes) == 4
+    assert [sorted(x for x, _ in points(axis))[:2] for axis in accuracy] == [[1.2, 1.4], [2.4, 2.8]]
+    assert [axis.get_title(loc="left")[-15:] for axis in accuracy] == [" 128 new tokens", "1024 new tokens"]
 
 
 def test_imported_masks_have_the_speed_of_their_pattern_alone(one_seed: Any, speeds: Callable) -> None:

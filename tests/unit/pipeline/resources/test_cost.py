@@ -221,7 +221,15 @@ def test_speed_is_measured_with_all_candidates_in_memory(raw_config: dict) -> No
     floor = 2 * (6.74e9 + 6.48e9 * (1 + 9 / 16 + 0.6 + 0.78))
     assert floor / 1e6 < job.gpu_mem_mb < 80_000
     assert (job.gpus, job.nodes, job.processes) == (1, 1, 1) and 10 <= job.minutes <= 60
-    raw_config["grid"] = [{"methods": ["magnitude"]}]
+    raw_config["speedup"] = {"new_tokens": [128, 1024]}
+    longer = paper(raw_config)[1]
+    # One cache for 1152 positions of 16 sequences replaces the masked model, which is only compared before the timing.
+    cache = 2 * 16 * 1152 * 32 * 128 * 32
+    floor = 2 * (6.74e9 + cache + 6.48e9 * (9 / 16 + 0.6 + 0.78))
+    assert floor / 1e6 < longer.speedup("llama-7b").gpu_mem_mb < 80_000
+    assert longer.speedup("llama-7b").minutes > 4 * job.minutes
+    assert any(line.startswith("speedup of llama-13b needs about") for line in too_large(longer))
+    raw_config |= {"speedup": {}, "grid": [{"methods": ["magnitude"]}]}
     assert paper(raw_config)[1].speedup("llama-7b").gpu_mem_mb < job.gpu_mem_mb
     jobs = [cost.speedup(model) for model in SHAPES]
     assert jobs == sorted(jobs, key=lambda one: one.gpu_mem_mb) and jobs[0].minutes <= jobs[-1].minutes

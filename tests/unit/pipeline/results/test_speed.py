@@ -51,7 +51,8 @@ def test_a_record_is_read(written: Callable) -> None:
         ({"timed": []}, "`timed`"),
         ({"hardware": None}, "`hardware`"),
         ({"settings": {"batch_size": 4}}, "`settings.prompt`"),
-        ({"settings": {"batch_size": 4, "prompt": 0, "new_tokens": 1, "repeats": 1}}, "`settings.prompt`"),
+        ({"settings": {"batch_size": 4, "prompt": 0, "new_tokens": [1], "repeats": 1}}, "`settings.prompt`"),
+        ({"settings": {"batch_size": 4, "prompt": 1, "new_tokens": 128, "repeats": 1}}, "`settings.new_tokens`"),
         ({"model": "llama"}, "`timed` must contain only the model 'llama'"),
         ({"cost": {"seconds": -1.0, "peak_memory_mb": 1.0}}, "`cost.seconds`"),
         ({"cost": {"seconds": "1", "peak_memory_mb": 1.0}}, "`cost.seconds`"),
@@ -78,6 +79,17 @@ def test_quartiles_out_of_order_and_runs_there_twice(written: Callable, speed_re
     timed[1]["speedup"] = {"median": 1.0, "low": 1.1, "high": 1.2}
     with pytest.raises(InputError, match=r"`timed.1.speedup`: the quartiles 1.1, 1.0, 1.2 are not in order"):
         SpeedRecord.read(written(timed=timed))
+
+
+def test_each_number_of_new_tokens_has_every_run(written: Callable, speed_record: Callable) -> None:
+    raw = speed_record(new_tokens=(128, 1024))
+    record = SpeedRecord.read(written(**raw))
+    for new in (128, 1024):
+        assert [timed.run.sparsity for timed in record.timed_with(new)] == [0, 0.5, 0.45, 0.25]
+    with pytest.raises(InputError, match="must begin with the dense model"):
+        SpeedRecord.read(written(**raw | {"timed": raw["timed"][:4]}))
+    with pytest.raises(InputError, match=r"must have the new tokens of `settings`, \[128\]"):
+        SpeedRecord.read(written(timed=raw["timed"]))
 
 
 def test_what_is_written_is_checked(speed_record: Callable, tmp_path: Path) -> None:

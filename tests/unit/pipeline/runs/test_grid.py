@@ -258,6 +258,9 @@ def test_format_of_sparsities() -> None:
         ({"evaluation": {"tasks": ["cloze", "cloze"]}}, ["cloze", "more than once"]),
         ({"learning": {"common": {"betas": [2, 0.9]}}}, ["betas", "[0, 1)"]),
         ({"published": "nowhere.json"}, ["published", "nowhere.json"]),
+        ({"speedup": {"models": ["qwem"]}}, ["`speedup.models` names 'qwem'", "did you mean `qwen`?"]),
+        ({"speedup": {"new_tokens": [8, 8]}}, ["speedup.new_tokens", "[8, 8]", "each number once"]),
+        ({"speedup": {"new_tokens": [8, 1]}}, ["speedup.new_tokens.1"]),
     ],
 )
 def test_what_would_fail_after_hours_fails_at_once(change: dict, words: list[str], raw_config: dict) -> None:

@@ -308,11 +308,14 @@ def test_settings_of_speed_touch_speed_alone(raw_config: dict) -> None:
     assert plan_of(raw_config).speedup_settings("qwen").speedup.model_dump() == {
         "batch_size": 16,
         "prompt": 128,
-        "new_tokens": 128,
+        "new_tokens": [128],
         "repeats": 20,
+        "models": None,
     }
     different, changed = difference(raw_config, set_at("speedup", {"batch_size": 4}))
     assert different == set() and changed == {("speedup", "qwen", ""), ("speedup", "llama", "")}
+    different, changed = difference(raw_config, set_at("speedup", {"models": ["llama"]}))
+    assert different == {("speedup", "qwen", "")} and changed == set(), "the speed of others does not depend on it"
     assert difference(raw_config, set_at("resources", "threads", 2)) == (set(), set())
     different, _ = difference(raw_config, set_at("speedup", None))
     assert {stage for stage, *_ in different} == {"speedup"}

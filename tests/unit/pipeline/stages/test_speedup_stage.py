@@ -26,7 +26,7 @@ from patch.pruning.prune import prune
 def plan(raw_config: dict) -> Plan:
     """Return a plan with a section `speedup`, and a 2:4 and a hybrid run of one model."""
     raw_config |= {
-        "speedup": {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4},
+        "speedup": {"batch_size": 2, "prompt": 5, "new_tokens": [3, 6], "repeats": 4},
         "grid": [
             {"methods": ["magnitude"], "models": ["qwen"]},
             {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25]},
@@ -67,14 +67,11 @@ def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_
 def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert measured() == 0
     record = SpeedRecord.read(tmp_path / "speed.json")
-    runs = [timed.run for timed in record.timed]
-    assert runs == [
-        Run(model="qwen", method="dense", pattern="dense", sparsity=0.0),
-        *plan.timed_runs("qwen"),
-    ]
-    assert record.settings.model_dump() == {"batch_size": 2, "prompt": 5, "new_tokens": 3, "repeats": 4}
+    runs = [Run(model="qwen", method="dense", pattern="dense", sparsity=0.0), *plan.timed_runs("qwen")]
+    assert [(timed.new_tokens, timed.run) for timed in record.timed] == [(new, run) for new in (3, 6) for run in runs]
+    assert record.settings.model_dump() == {"batch_size": 2, "prompt": 5, "new_tokens": [3, 6], "repeats": 4}
     assert (record.device, record.dtype, record.experiment) == ("cpu", "float32", "tiny") and record.hardware
-    dense, pattern, hybrid = record.timed
+    dense, pattern, hybrid = record.timed_with(6)
     assert dense.speedup.model_dump() == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert (dense.achieved_sparsity, pattern.achieved_sparsity) == (0.0, 0.5)
     assert hybrid.achieved_sparsity == pytest.approx(0.25, abs=0.01)
@@ -88,8 +85,13 @@ def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.Ca
     for timed in record.timed:
         assert timed.tokens_per_second.low <= timed.tokens_per_second.median <= timed.tokens_per_second.high
         assert timed.prefill_seconds.median > 0 and timed.decode_seconds.median > 0
+    for short, long in zip(record.timed_with(3), record.timed_with(6), strict=True):
+        assert (short.linear_bytes, short.logits_difference) == (long.linear_bytes, long.logits_difference)
+        # Five steps follow the prompt instead of two.
+        assert long.decode_seconds.median > 1.3 * short.decode_seconds.median
     out = capfd.readouterr().out
     assert "magnitude_2of4_0.5_s0: converted; logits differ by" in out and "tokens/s, 1.000 of dense" in out
+    assert "magnitude_2of4_0.5_s0, 6 new tokens:" in out
 
 
 def test_masks_must_be_of_the_runs(measured: Callable, masks: list[Path], capfd: pytest.CaptureFixture) -> None:
@@ -98,7 +100,7 @@ def test_masks_must_be_of_the_runs(measured: Callable, masks: list[Path], capfd:
 
 
 def test_more_tokens_than_the_model_has_positions(measured: Callable, capfd: pytest.CaptureFixture) -> None:
-    sizes = {"batch_size": 1, "prompt": 60, "new_tokens": 10, "repeats": 4}
+    sizes = {"batch_size": 1, "prompt": 60, "new_tokens": [10], "repeats": 4}
     assert measured(speedup=sizes) == 2
     assert "lower `speedup.prompt` or `speedup.new_tokens`" in capfd.readouterr().err
 
