@@ -1,8 +1,8 @@
 """Tests of config/README.md and config/schema.json: generated parts, links and snippets."""
 
-import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,8 +15,13 @@ from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[4]
 README = (ROOT / "config/README.md").read_text(encoding="utf-8")
-DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
-SNIPPETS = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+# Title, configuration that the text names ("on top of ..."), and snippet of each recipe.
+RECIPES = [
+    (title, base[0] if base else "config/demo.yaml", snippet)
+    for title, text in re.findall(r"^\*\*(.*?)\*\*(.*?)(?=^\*\*|^## |^<!--)", README, flags=re.DOTALL | re.MULTILINE)
+    for base in [re.findall(r"on top of `(config/[\w./-]+)`", text)]
+    for snippet in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+]
 REMAKE = "run `python -m patch.pipeline.config.document`"
 
 
@@ -50,14 +55,33 @@ def test_every_section_has_a_table():
     assert sections == set(re.findall(r"^### (\w+)$", README, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_each_snippet_is_a_change_of_the_demo_that_can_be_planned(snippet, tmp_path, monkeypatch):
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts/novel.txt").write_text("Text.")
-    monkeypatch.chdir(tmp_path)  # the corpus snippet names local files
-    changed = copy.deepcopy(DEMO)
-    changed["evaluation"]["include_path"] = str(ROOT / "workflow/tasks")
-    update_config(changed, yaml.safe_load(snippet))  # what Snakemake does with a second --configfile
-    changed["published"] = str(ROOT / "config/published.json")
-    assert changed != DEMO
-    assert Plan(validate_experiment(changed)).grid.runs
+def plan_with(base: str, change: dict[str, Any]) -> Plan:
+    """Return the plan of a configuration with a change merged on top, as Snakemake merges a second --configfile."""
+    raw = yaml.safe_load(Path(base).read_text())
+    update_config(raw, change)
+    return Plan(validate_experiment(raw))
+
+
+def results_of(plan: Plan) -> dict[str, Any]:
+    """Return the digests of everything that an experiment measures, its tables, and the resources of its jobs."""
+    tables = {name: [f"{run.model}/{run.id}" for run in runs] for name, runs in plan.grid.tables.items()}
+    digests = plan.digests(plan.grid.runs, plan.timed_models)
+    return {"digests": digests, "tables": tables, "resources": plan.experiment.resources}
+
+
+def test_each_snippet_belongs_to_a_recipe() -> None:
+    assert [snippet for _, _, snippet in RECIPES] == re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    assert {base for _, base, _ in RECIPES} >= {"config/demo.yaml", "config/paper.yaml"}
+
+
+@pytest.mark.parametrize(("base", "snippet"), [recipe[1:] for recipe in RECIPES], ids=[title for title, *_ in RECIPES])
+def test_each_recipe_changes_what_its_configuration_measures(
+    base: str, snippet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    change = yaml.safe_load(snippet)
+    # The name alone changes digests.
+    renamed = {"experiment": change["experiment"]} if "experiment" in change else {}
+    changed = plan_with(base, change)
+    assert changed.grid.runs and changed.tables()
+    assert results_of(changed) != results_of(plan_with(base, renamed))
