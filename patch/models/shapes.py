@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from patch.errors import InputError
@@ -112,11 +113,15 @@ def check_groups(name: str, shape: Shape, size: int) -> None:
     """Refuse a group size that does not divide the inputs of every linear layer.
 
     Raises:
-        InputError: a layer does not fit; the message names the model, the group size and the layer.
+        InputError: a layer does not fit; the message names the model, the group size, the layer and valid sizes.
     """
-    for layer, (_, columns) in linear_shapes(shape).items():
+    inputs = {layer: columns for layer, (_, columns) in linear_shapes(shape).items()}
+    for layer, columns in inputs.items():
         if columns % size:
-            raise InputError(f"groups of {size} do not divide the {columns} inputs of {layer} of model `{name}`")
+            raise InputError(
+                f"groups of {size} do not divide the {columns} inputs of {layer} of model `{name}`; use a pattern N:M "
+                f"whose M divides {math.gcd(*inputs.values())}"
+            )
 
 
 def check_tile(name: str, shape: Shape, tile: int) -> None:

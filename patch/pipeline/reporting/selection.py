@@ -74,6 +74,7 @@ CAPTIONS = {
     "target": "One density target for the whole model, or one for each layer.",
     "frozen_mask": "Learned tiles over frozen 2:4 masks, and tiles learned together with the patterns.",
     "tile_prior": "Initial ranking of the tiles when mask learning starts.",
+    "nm_25": "Patterns with 25 % zeros: 3:4 and 6:8 groups, PATCH, and unstructured pruning.",
     "imported": "Published masks, evaluated in this experiment.",
 }
 

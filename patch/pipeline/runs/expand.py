@@ -152,7 +152,10 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
         check_tile(model, model_shape(model, experiment.models[model]), tile)
     if kind == "n:m":
         nm_sparsity(pattern)
-        check_groups(model, model_shape(model, experiment.models[model]), int(pattern.split(":")[1]))
+        try:
+            check_groups(model, model_shape(model, experiment.models[model]), int(pattern.split(":")[1]))
+        except InputError as error:
+            raise InputError(f"grid: `pattern` is `{pattern}`: {error}") from None
     # SLiM-LoRA reads calibration text, which depends on the seed.
     seeded = method.seeded or entry.quantization == "slim-lora"
     seeds = (entry.seeds or experiment.seeds) if seeded else [0]

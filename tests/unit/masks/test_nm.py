@@ -11,7 +11,7 @@ from patch.errors import InputError
 from patch.masks import nm
 from patch.masks.nm import NM, Unstructured, drop_smallest, nm_mask, obeys, parse_pattern
 
-patterns = st.sampled_from([NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), NM(4, 4), NM(0, 2), NM(1, 3)])
+patterns = st.sampled_from([NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), NM(6, 8), NM(4, 4), NM(0, 2), NM(1, 3)])
 
 
 @st.composite

@@ -13,7 +13,7 @@ from patch.masks.nm import NM, Unstructured
 from patch.pruning.magnitude import magnitude
 from patch.pruning.wanda import wanda
 
-NMS = [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8)]
+NMS = [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), NM(6, 8)]
 
 
 def worst(values: np.ndarray, count: int) -> set[int]:

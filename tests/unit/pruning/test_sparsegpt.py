@@ -60,7 +60,7 @@ def statistics_of(x: torch.Tensor, sequences: int) -> InputStatistics:
     return InputStatistics(x.square().sum(0), x.T @ x, sequences)
 
 
-PATTERNS = [NM(2, 4), NM(3, 4), NM(4, 8), NM(1, 4), *map(Unstructured, (0.5, 0.35, 0.0))]
+PATTERNS = [NM(2, 4), NM(3, 4), NM(4, 8), NM(6, 8), NM(1, 4), *map(Unstructured, (0.5, 0.35, 0.0))]
 
 
 @st.composite

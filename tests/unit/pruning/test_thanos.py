@@ -19,7 +19,7 @@ from patch.pruning.thanos import thanos
 module = import_module("patch.pruning.thanos")
 
 DAMP = 0.01
-PATTERNS = [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), *map(Unstructured, (0.5, 0.35, 0.0))]
+PATTERNS = [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), NM(6, 8), *map(Unstructured, (0.5, 0.35, 0.0))]
 
 
 def damped(statistics: InputStatistics, damp: float = DAMP) -> torch.Tensor:

@@ -100,7 +100,10 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     "pattern-word": (add({"methods": ["wanda"], "pattern": "2-4"}), ["`wanda`", "`2-4`"]),
     "pattern-too-many": (add({"methods": ["wanda"], "pattern": "5:4"}), ["'5:4'", "2:4"]),
     "pattern-none": (add({"methods": ["wanda"], "pattern": "0:4"}), ["'0:4'", "2:4"]),
-    "pattern-does-not-fit": (add({"methods": ["wanda"], "pattern": "2:5"}), ["groups of 5", "24", "q_proj", "`qwen`"]),
+    "pattern-does-not-fit": (
+        add({"methods": ["wanda"], "pattern": "12:16"}),
+        ["`pattern` is `12:16`", "groups of 16", "24 inputs of q_proj", "`qwen`", "M divides 8"],
+    ),
     "pattern-of-maskllm": (add({"methods": ["maskllm"], "pattern": "3:4"}), ["`maskllm`", "`3:4`", "it makes: 2:4"]),
     "pattern-unquoted": (add({"methods": ["wanda"], "pattern": 124}), ["`grid.3.pattern`", "124", '"2:4"']),
     "sparsity-above": (add(HYBRID | {"sparsity": [0.51]}), ["0.51", "[0, 0.5]"]),
