@@ -66,11 +66,13 @@ def paper(tmp_path_factory) -> list[Job]:
 
 
 def test_paper_has_each_job_once_and_no_other(paper):
-    models, ratios, large, small = 5, 3, 2, 3
+    models, ratios, large, small = 6, 3, 2, 3
+    compared = 5  # all but Llama-2-13B: unstructured pruning, MaskLLM's mask, and speed
     magnitude, thanos, proxsparse, maskllm, dense = 1, 1, 1, 1, 1
-    wanda, sparsegpt = 1 + ratios, 1 + ratios  # 2:4, and unstructured at each ratio
-    patch = ratios
+    wanda, sparsegpt, patch = 1, 1, ratios
     one_shot = magnitude + wanda + sparsegpt + thanos
+    # SparseGPT at each ratio, from which the tiles start, is in the grid of the other models.
+    unstructured = compared * 2 * ratios
     quantized = large * (maskllm + 2 * patch)  # without and with adapters, of the two models of the paper's table
     assert counts(paper) == {
         "fetch_corpus": 3,  # SlimPajama, C4, WikiText-2
@@ -80,13 +82,13 @@ def test_paper_has_each_job_once_and_no_other(paper):
         "import_mask": large,
         "calibrate": models,  # one seed; shared by all one-shot methods and by SLiM-LoRA
         "tokenize": models * 3,  # the text for mask learning, for ProxSparse, and for perplexity
-        # The mask initializations, SparseGPT at 2:4 and at each ratio, are already in the grid.
-        "prune": models * one_shot,  # 5 x 10 = 50
-        "update_weights": models * (sparsegpt + thanos),  # 5 x 5 = 25
-        "learn": models * (proxsparse + patch) + small * maskllm,  # 5 x 4 + 3 = 23
+        "prune": models * one_shot + unstructured + ratios,  # 6 x 4 + 30 + 3 = 57
+        "update_weights": models * (sparsegpt + thanos) + compared * ratios,  # 6 x 2 + 15 = 27
+        "learn": models * (proxsparse + patch) + small * maskllm,  # 6 x 4 + 3 = 27
         "quantize": quantized,  # 2 x 7 = 14
-        "evaluate": models * (dense + one_shot + proxsparse + maskllm + patch) + quantized,  # 5 x 16 + 14 = 94
-        "speedup": models,
+        # 6 x 9 + 5 + 30 + 14 = 103
+        "evaluate": models * (dense + one_shot + proxsparse + patch) + compared * maskllm + unstructured + quantized,
+        "speedup": compared,
         "collect": 1,
         "compare": 1,
         "table": 7,  # joint, tile, unstructured, quantized, tasks, density, speedup
@@ -95,7 +97,7 @@ def test_paper_has_each_job_once_and_no_other(paper):
         "pareto": models,
         "density": models,
         "curves": models,
-        "speedup_figure": models,
+        "speedup_figure": compared,
         "all": 1,
     }
 
@@ -160,9 +162,10 @@ ABLATIONS = {
     "tile-prior": (5 * 3, 1 + 5 * 3, ["tile_prior"]),
     "unstructured": (5 * 3, 5 * (1 + 3 + 2 * 3), []),
     "quantized": (2 * 3, 2 + 2 * (1 + 2 * 3), []),
-    "density": (5 * 3, 5 * (1 + 3), []),
+    "density": (6 * 3 + 1, 6 * (1 + 3), []),  # and ProxSparse at 13B, over which PATCH learns
+    "nm-25": (6 + 1, 6 * (1 + 3 * 4 + 1), ["nm_25"]),
     "seeds": (3 * 3 * (1 + 1 + 3), 3 * (1 + 1 + 3 * (3 + 2 + 3)), []),  # dense and magnitude have no seed
-    "published-masks": (0, 5 * (1 + 3) + 4, []),
+    "published-masks": (0, 6 * (1 + 3) + 4, []),
 }
 
 
@@ -189,7 +192,7 @@ def test_ablations_in_small_learn_nothing_twice(tmp_path):
     sizes, layer, frozen, priors = 5, 1, 4, 4  # one tile, target and prior each is the default
     assert counts(jobs)["learn"] == plain + ratios * (sizes + layer + frozen + priors)
     written = {path for job in jobs if job.rule == "table" for path in job.files("output")}
-    tables = ("unstructured", "quantized", "density", "tile_size", "target", "frozen_mask", "tile_prior")
+    tables = ("unstructured", "quantized", "density", "tile_size", "target", "frozen_mask", "tile_prior", "nm_25")
     assert {f"results/ablations/tables/{name}.md" for name in tables} <= written
     seeds = dry_run(tmp_path, "--configfile", "config/ablations/demo-seeds.yaml")
     assert counts(seeds)["learn"] == 3 * plain
@@ -210,7 +213,7 @@ def test_one_shot_methods_of_a_model_share_their_sequences(paper):
         for path in job.files("input")
         if path.startswith("work/sequences/")
     }
-    assert len(sequences) == len({model for model, _ in sequences}) == 5
+    assert len(sequences) == len({model for model, _ in sequences}) == 6
 
 
 COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate", "speedup")
@@ -275,16 +278,19 @@ def test_planning_imports_nothing_heavy(tmp_path):
 def test_learning_settings_of_the_paper_are_the_published_ones(sparsity):
     grid = Grid(load_experiment(ROOT / "config/paper.yaml"))
     learned = [run for run in grid.runs if run.definition.stage == "learn" and not run.quantization]
-    runs = {run.method: run for run in learned if run.sparsity == sparsity}
-    joint, tile = grid.learning(runs["patch-joint"]), grid.learning(runs["patch-tile"])
-    for settings in (joint, tile):
+    runs = {(run.method, run.model): grid.learning(run) for run in learned if run.sparsity == sparsity}
+    joint, tile = runs["patch-joint", "qwen2.5-0.5b"], runs["patch-tile", "llama-3.1-8b"]
+    largest = runs["patch-tile", "llama-2-13b"]
+    for settings in (joint, tile, largest):
         assert (settings.steps, settings.batch_size, settings.seqlen) == (2000, 256, 4096)
         assert (settings.pattern_scale, settings.pattern_temperature) == ((100, 500), (4, 0.05))
     assert (joint.lr, joint.sparsity_reg, joint.weight_reg) == (1e-3, 7, 10)
-    assert (tile.lr, tile.sparsity_reg, tile.weight_reg) == (1e-4, 3, 0.1)
-    assert (joint.tile_scale, tile.tile_scale) == ((25, 350), (100, 500))
+    assert (tile.lr, tile.sparsity_reg, tile.weight_reg, tile.frozen_mask) == (1e-4, 3, 0.1, "import")
+    assert (largest.lr, largest.sparsity_reg, largest.weight_reg) == (1e-3, 2, 0.05)
+    assert largest.frozen_mask == "proxsparse"
+    assert (joint.tile_scale, tile.tile_scale, largest.tile_scale) == ((25, 350), (100, 500), (100, 500))
     assert joint.tile_temperature == ((4, 0.05) if sparsity == 0.45 else (2, 0.05))
-    assert tile.tile_temperature == (2, 0.05)
+    assert tile.tile_temperature == largest.tile_temperature == (2, 0.05)
 
 
 def test_proxsparse_of_the_paper_has_its_own_published_settings():
@@ -293,4 +299,5 @@ def test_proxsparse_of_the_paper_has_its_own_published_settings():
     for model, settings in runs.items():
         assert (settings.steps, settings.batch_size, settings.seqlen, settings.warmup_steps) == (400, 1, 4096, 40)
         assert settings.use.corpus == "c4" and settings.betas == (0.9, 0.999)
-        assert (settings.prox_strength, settings.lr) == ((0.85, 5e-5) if model == "llama-3.1-8b" else (0.25, 1e-4))
+        published = {"llama-3.1-8b": (0.85, 5e-5), "llama-2-13b": (0.5, 1e-4)}.get(model, (0.25, 1e-4))
+        assert (settings.prox_strength, settings.lr) == published
