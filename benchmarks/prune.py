@@ -128,9 +128,7 @@ def _counts(plan: Plan, costs: CostModel, runs: list[Run], shared: bool = False)
             found["minutes"] += costs.learn(run).minutes * max(1, costs.learn(run).gpus)
     if shared:
         found["passes"] += len(plan.statistics)
-        found["minutes"] += sum(
-            costs.statistics(each.model, each.definition.gram).minutes for each in plan.statistics.values()
-        )
+        found["minutes"] += sum(costs.statistics(each).minutes for each in plan.statistics.values())
     return found
 
 
