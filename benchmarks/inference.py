@@ -1,7 +1,7 @@
 """Benchmark of packed hybrid layers against dense ones: single layers, and generation by a whole model.
 
     python benchmarks/inference.py                       # the numbers of docs/performance.md for a CPU
-    python benchmarks/inference.py --models              # layers of the five models, rows 1, 16, 128, 2048
+    python benchmarks/inference.py --models              # layers of the paper's models, rows 1, 16, 128, 2048
     python benchmarks/inference.py --device cuda --dtypes bfloat16 --rows 16 2048 --models
 
 The reference is PyTorch's dense linear layer. Weights are random, tiles have side 128, and the fraction of sparse tiles
