@@ -14,6 +14,7 @@ from patch.pruning.magnitude import magnitude
 from patch.pruning.wanda import wanda
 
 NMS = [NM(2, 4), NM(3, 4), NM(1, 4), NM(4, 8), NM(6, 8)]
+PATTERNS = [*NMS, *map(Unstructured, (0.0, 0.25, 0.35, 0.45, 0.5, 0.9))]
 
 
 def worst(values: np.ndarray, count: int) -> set[int]:
@@ -41,8 +42,7 @@ def mask_of(score: np.ndarray, pattern: NM | Unstructured, whole: bool) -> np.nd
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[torch.Tensor, InputStatistics, NM | Unstructured]:
-    pattern = draw(st.sampled_from([*NMS, *map(Unstructured, (0.0, 0.25, 0.35, 0.45, 0.5, 0.9))]))
+def layers(draw: st.DrawFn, pattern: NM | Unstructured) -> tuple[torch.Tensor, InputStatistics]:
     step = pattern.m if isinstance(pattern, NM) else 4
     rows, columns = draw(st.integers(1, 6)), step * draw(st.integers(1, 4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
@@ -54,19 +54,21 @@ def layers(draw: st.DrawFn) -> tuple[torch.Tensor, InputStatistics, NM | Unstruc
         x[:, torch.rand(columns, generator=generator) < 0.5] = 0
     if draw(st.booleans()):
         weight = weight.bfloat16()
-    return weight, InputStatistics(x.square().sum(0), None, draw(st.integers(1, 5))), pattern
+    return weight, InputStatistics(x.square().sum(0), None, draw(st.integers(1, 5)))
 
 
-@given(layers())
-def test_magnitude(case: tuple) -> None:
-    weight, _, pattern = case
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+@given(st.data())
+def test_magnitude(pattern: NM | Unstructured, data: st.DataObject) -> None:
+    weight, _ = data.draw(layers(pattern))
     expected = mask_of(np.abs(weight.float().numpy()), pattern, whole=True)
     assert (magnitude(weight, pattern).numpy() == expected).all()
 
 
-@given(layers())
-def test_wanda(case: tuple) -> None:
-    weight, statistics, pattern = case
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+@given(st.data())
+def test_wanda(pattern: NM | Unstructured, data: st.DataObject) -> None:
+    weight, statistics = data.draw(layers(pattern))
     score = np.abs(weight.float().numpy())
     norms = np.sqrt(statistics.squares.numpy() / np.float32(statistics.sequences))
     for row in range(score.shape[0]):
