@@ -56,13 +56,8 @@ class Generation:
     ) -> None:
         from transformers import StaticCache
 
+        check_positions(model, tokens.shape[1], new_tokens)
         length = tokens.shape[1] + new_tokens
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and length > positions:
-            raise InputError(
-                f"a prompt of {tokens.shape[1]} tokens and {new_tokens} new ones need {length} positions; the model "
-                f"has {positions}: lower `speedup.prompt` or `speedup.new_tokens`"
-            )
         self.model, self.tokens, self.new_tokens, self.name = model, tokens, new_tokens, name
         self.length, self.device = length, tokens.device
         self.cache = StaticCache(config=model.config, max_cache_len=length) if cache is None else cache
@@ -160,6 +155,20 @@ def _captured(function: Callable[[], object]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         function()
     return graph.replay
+
+
+def check_positions(model: nn.Module, prompt: int, new_tokens: int) -> None:
+    """Refuse more tokens than a model has positions.
+
+    Raises:
+        InputError: the model has too few positions.
+    """
+    length, positions = prompt + new_tokens, getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise InputError(
+            f"a prompt of {prompt} tokens and {new_tokens} new ones need {length} positions; the model "
+            f"has {positions}: lower `speedup.prompt` or `speedup.new_tokens`"
+        )
 
 
 def random_prompt(model: nn.Module, batch_size: int, prompt: int, seed: int = 0) -> Tensor:

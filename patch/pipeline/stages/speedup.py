@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patch.errors import InputError
 from patch.inference.comparison import backend_counts, logits_difference, peak_bytes, share_tensors, weight_bytes
 from patch.inference.convert import convert
-from patch.inference.generation import Generation, Seconds, random_prompt
+from patch.inference.generation import Generation, Seconds, check_positions, random_prompt
 from patch.inference.timing import interleaved, quartiles
 from patch.masks.packed import MaskSet
 from patch.models.loading import load_model
@@ -34,6 +34,8 @@ def run_speedup(settings: SpeedupSettings, *, model: Path, masks: list[Path], re
     device = prepare_device(settings.device)
     with measured(device) as cost:
         network = load_model(model, settings.dtype, device)
+        # Before the conversions and the shorter generations, which may take an hour.
+        check_positions(network, settings.speedup.prompt, max(settings.speedup.new_tokens))
         tokens = random_prompt(network, settings.speedup.batch_size, settings.speedup.prompt)
         candidates = _Candidates(settings.model, network, tokens)
         for run, mask, expected in zip(settings.runs, masks, settings.masks, strict=True):

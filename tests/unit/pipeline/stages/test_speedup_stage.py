@@ -100,9 +100,11 @@ def test_masks_must_be_of_the_runs(measured: Callable, masks: list[Path], capfd:
 
 
 def test_more_tokens_than_the_model_has_positions(measured: Callable, capfd: pytest.CaptureFixture) -> None:
-    sizes = {"batch_size": 1, "prompt": 60, "new_tokens": [10], "repeats": 4}
+    sizes = {"batch_size": 1, "prompt": 60, "new_tokens": [2, 10], "repeats": 4}
     assert measured(speedup=sizes) == 2
-    assert "lower `speedup.prompt` or `speedup.new_tokens`" in capfd.readouterr().err
+    printed = capfd.readouterr()
+    assert "60 tokens and 10 new ones need 70 positions; the model has 64: lower `speedup.prompt` or" in printed.err
+    assert printed.out == "", "nothing is converted or timed before"
 
 
 def test_a_damaged_record_stops_the_table(
