@@ -91,11 +91,6 @@ class Speedup(Section):
         None, min_length=1, description="Names under `models` that are measured; by default all."
     )
 
-    @field_validator("new_tokens", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return value if isinstance(value, list) else [value]
-
     @field_validator("new_tokens")
     @classmethod
     def _distinct(cls, numbers: list[int]) -> list[int]:
