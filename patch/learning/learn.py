@@ -20,7 +20,7 @@ from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.ordered_sums import OrderedGradients, sum_in_order
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
-from patch.learning.sharded_state import shard_columns
+from patch.learning.sharded_state import logit_shards
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
@@ -80,7 +80,7 @@ def learn(
     masking = DocumentMasking(model, separator) if settings.cut_attention else None
     masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
     container = nn.ModuleList(masks.values())
-    columns = shard_columns(container)
+    shards = logit_shards(container)
     # The fused implementation needs no memory beside its moments.
     optimizer = torch.optim.AdamW(
         container.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
@@ -99,7 +99,7 @@ def learn(
             settings.log_every,
             name=method,
             tracking=tracking,
-            columns=columns,
+            shards=shards,
         )
     return finalize(masks, sparsity, settings)
 

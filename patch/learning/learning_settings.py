@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -100,6 +101,13 @@ class Learning(Section):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} is {list(getattr(self, name))}; both ends must be positive")
         return self
+
+    def dividing_processes(self, processes: int) -> int:
+        """Return the largest number of processes that divide the micro-batches evenly and that divides ``processes``.
+
+        The processes beyond can only repeat the micro-batches of these.
+        """
+        return math.gcd(self.batch_size // self.micro_batch_size, processes)
 
     def micro_batches(self, rank: int = 0, processes: int = 1) -> range:
         """Return the micro-batches of an optimizer step that process ``rank`` of ``processes`` computes.

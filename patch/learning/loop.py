@@ -21,7 +21,7 @@ from patch.files.io import atomic_file
 from patch.learning.checkpoint import Checkpoints, StepLog, read_states
 from patch.learning.curve import read_lines
 from patch.learning.progress import Progress
-from patch.learning.sharded_state import ShardColumns, assemble
+from patch.learning.sharded_state import StateShard, assemble
 from patch.learning.trackers import UNTRACKED, Trackers, Tracking
 
 # File of the growing log, in the folder of the checkpoints.
@@ -51,7 +51,7 @@ def run_steps(
     log_every: int = 1,
     name: str = "step",
     tracking: Tracking = UNTRACKED,
-    columns: Mapping[Hashable, ShardColumns] | None = None,
+    shards: Mapping[Hashable, StateShard] | None = None,
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
@@ -63,7 +63,7 @@ def run_steps(
         step_fn: runs one step and returns the values to log; the key `loss` must be finite, and the same in all
             processes. While it has not changed ``state`` yet, such as between micro-batches, it may call its second
             argument, equally often in all processes: a long step is abandoned there when the run is to stop.
-        state: state that checkpoints hold; the same in all processes but for ``columns``.
+        state: state that checkpoints hold; the same in all processes but for ``shards``.
         folder: folder of the checkpoints and the growing log; the caller removes it once the run's result is saved.
         identity: description of the run, see `Checkpoints`.
         curve: file of the finished log.
@@ -71,16 +71,16 @@ def run_steps(
         log_every: number of steps between log lines.
         name: label of the progress line.
         tracking: experiment trackers and progress reports.
-        columns: the columns that this process holds of the sharded tensors in ``state``, see `assemble`.
+        shards: the parts that this process holds of the sharded tensors in ``state``, see `assemble`.
 
     Raises:
         InputError: the loss or the state is not finite (the message names the step), the disk is full, or the log of
             the steps before every checkpoint is damaged. The last valid checkpoint stays.
         SystemExit: with `EXIT_RESUMABLE`, after SIGTERM, SIGUSR1 or SIGUSR2 and a checkpoint.
     """
-    checkpoints = Checkpoints(folder, identity, sharded=bool(columns))
+    checkpoints = Checkpoints(folder, identity, sharded=bool(shards))
     logged = [step for step in range(steps) if step % log_every == 0 or step == steps - 1]
-    first = _resume(checkpoints, state, columns or {}, lambda step: _gap(folder / LOG, logged, step))
+    first = _resume(checkpoints, state, shards or {}, lambda step: _gap(folder / LOG, logged, step))
     record = _Record(name, first, steps, logged, folder, tracking) if is_first() else None
     saved, saved_step = time.monotonic(), first or None
     with stop_request() as stop, record or nullcontext():
@@ -207,7 +207,7 @@ def _gap(log: Path, logged: list[int], first: int) -> str:
 def _resume(
     checkpoints: Checkpoints,
     state: dict[str, Stateful],
-    columns: Mapping[Hashable, ShardColumns],
+    shards: Mapping[Hashable, StateShard],
     gap: Callable[[int], str],
 ) -> int:
     """Load the newest checkpoint into ``state`` and return the step to resume at, or 0."""
@@ -218,9 +218,9 @@ def _resume(
         return 0
 
     def load() -> None:
-        shards = read_states(files)
+        saved = read_states(files)
         for key, part in state.items():
-            part.load_state_dict(assemble([shard[key] for shard in shards], columns))
+            part.load_state_dict(assemble([one[key] for one in saved], shards))
 
     on_all(load)
     if is_first():

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from patch.distributed.collectives import rank, sum_over_processes, world_size
+from patch.distributed.collectives import broadcast_rows, rank, sum_over_processes, world_size
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, linear_rate
 from patch.learning.trackers import UNTRACKED, Tracking
+from patch.learning.trainable_copy import TrainableCopy, own_part, row_bounds, trainable_copy
 from patch.masks.nm import NM, nm_mask, obeys
 from patch.masks.packed import MaskSet
 from patch.masks.proximal import proximal_two_four, triple_products
@@ -43,8 +43,10 @@ def proxsparse(
     All parameters are trained, in fp32 and without dropout. After each optimizer step the blocks' linear layers
     go through the proximal operator, whose strength does not follow the learning rate. Only the masks are kept.
 
-    With several processes (`torch.distributed` is initialised) each computes its part of every batch. All have the same
-    arguments and get the same masks, those of one process but for rounding.
+    With several processes (`torch.distributed` is initialised) each holds a shard of the weights, gradients and moments
+    (`patch.learning.trainable_copy`). The processes divide the micro-batches of a step, as far as they can be divided
+    evenly; the others repeat the same micro-batches. All have the same arguments and get the same masks, which are
+    those of one process, bit for bit if each dividing process computes one micro-batch and at most two divide.
 
     Args:
         model: causal language model; afterwards it has its own weights, frozen and in evaluation mode. During the run
@@ -61,21 +63,20 @@ def proxsparse(
         2:4 masks of the two largest of each fine-tuned group; among equals the later stays.
 
     Raises:
-        InputError: the loss is not finite, a layer has no groups of four, or the processes cannot divide a batch
-            evenly.
+        InputError: the loss is not finite, or a layer has no groups of four.
 
     Source: ProxSparse (arXiv 2502.00258); its code trains in bf16.
     """
     identity = f"proxsparse {seed} {upstream} {settings.model_dump_json()}"
-    with _trainable_copy(model), recomputed_blocks(model, settings.gradient_checkpointing):
+    with trainable_copy(model) as trained, recomputed_blocks(trained.model, settings.gradient_checkpointing):
         # The fused implementation needs no memory beside its moments.
         optimizer = torch.optim.AdamW(
-            model.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
+            trained.shards.values(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         run_steps(
             settings.steps,
-            _step_function(model, sequences, settings, seed, optimizer),
-            {"model": model, "optimizer": optimizer},
+            _step_function(trained, sequences, settings, seed, optimizer),
+            {"model": trained, "optimizer": optimizer},
             Path(folder),
             identity,
             Path(curve),
@@ -83,53 +84,37 @@ def proxsparse(
             settings.log_every,
             name="proxsparse",
             tracking=tracking,
+            shards=trained.ranges,
         )
-        weights = {name: weight_matrix(linear).detach() for name, linear in prunable_linears(model).items()}
-        return MaskSet({name: nm_mask(weight.abs(), PATTERN).cpu() for name, weight in weights.items()}, str(PATTERN))
-
-
-@contextmanager
-def _trainable_copy(model: nn.Module) -> Iterator[None]:
-    """Make the parameters trainable fp32 copies within the block; afterwards restore their own values, frozen."""
-    model.eval()
-    parameters = list(model.parameters())
-    originals = []
-    try:
-        for parameter in parameters:
-            originals.append(parameter.data.cpu())
-            parameter.data = parameter.data.to(torch.float32, copy=True)
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        model.requires_grad_(False)
-        for parameter, original in zip(parameters, originals, strict=False):
-            parameter.grad = None
-            parameter.data = original.to(parameter.device)
+        linears = prunable_linears(trained.model)
+        return MaskSet({name: _final_mask(linear).cpu() for name, linear in linears.items()}, str(PATTERN))
 
 
 def _step_function(
-    model: nn.Module, sequences: np.ndarray, settings: Learning, seed: int, optimizer: torch.optim.Optimizer
+    trained: TrainableCopy, sequences: np.ndarray, settings: Learning, seed: int, optimizer: torch.optim.Optimizer
 ) -> StepFunction:
-    parameters, linears = list(model.parameters()), list(prunable_linears(model).values())
-    device = parameters[0].device
-    micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
+    model, linears = trained.model, list(prunable_linears(trained.model).values())
+    device = next(model.parameters()).device
+    micro_batches, dividing = len(settings.micro_batches()), settings.dividing_processes(world_size())
+    mine = settings.micro_batches(rank() % dividing, dividing)
+    # A process that repeats the micro-batches of another adds nothing to the gradient.
+    factor = 1.0 if rank() < dividing else 0.0
 
     def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
         rate = settings.lr * linear_rate(step, settings.steps, settings.warmup_steps)
         optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+        trained.zero_grad()
         rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
         total = torch.zeros((), device=device)
         for index in mine:
             may_stop()
             tokens = torch.as_tensor(sequences[rows[index]].astype(np.int64), device=device)
-            loss = cross_entropy(model, tokens) / micro_batches
+            loss = factor * cross_entropy(model, tokens) / micro_batches
             loss.backward()
             total += loss.detach()
-        sum_over_processes(parameter.grad for parameter in parameters if parameter.grad is not None)
         sum_over_processes([total])
-        nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+        trained.clip_gradients(GRADIENT_NORM)
         optimizer.step()
         penalty, sparse_groups = _shrink(linears, settings.prox_strength)
         return {
@@ -149,10 +134,25 @@ def _shrink(linears: list[nn.Module], strength: float) -> tuple[float, float]:
     """Apply the proximal operator; return the regularizer's mean over groups and the fraction of 2:4 groups."""
     penalties, sparse, groups = [], [], 0
     for linear in linears:
-        matrix = weight_matrix(linear)
+        matrix = own_part(weight_matrix(linear))
         matrix.copy_(proximal_two_four(matrix, strength))
         products = triple_products(matrix)
         penalties.append(products.sum(dtype=torch.float64))
         sparse.append(obeys(matrix != 0, PATTERN).sum())
-        groups += products.numel()
-    return (torch.stack(penalties).sum() / groups).item(), (torch.stack(sparse).sum() / groups).item()
+        groups += linear.weight.numel() // 4
+    penalty, count = torch.stack(penalties), torch.stack(sparse)
+    sum_over_processes([penalty, count])
+    return (penalty.sum() / groups).item(), (count.sum() / groups).item()
+
+
+@torch.no_grad()
+def _final_mask(linear: nn.Module) -> Tensor:
+    """Return the mask of the two largest weights of each group: `[out, in]` bool, the same in all processes."""
+    matrix = weight_matrix(linear)
+    own, bounds = nm_mask(own_part(matrix).abs(), PATTERN), row_bounds(len(matrix))
+    if world_size() == 1:
+        return own
+    mask = own.new_empty(matrix.shape)
+    mask[bounds[rank()] : bounds[rank() + 1]] = own
+    broadcast_rows(mask, bounds)
+    return mask

@@ -1,4 +1,4 @@
-"""Sharded states: the columns of tensors that each process holds, and reassembly from the shards."""
+"""Sharded states: the part of each tensor that a process holds, and reassembly from the parts of all."""
 
 from __future__ import annotations
 
@@ -11,70 +11,70 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class ShardColumns:
-    """Columns of a matrix that a process holds.
+class StateShard:
+    """Part of a tensor that a process holds: consecutive slices along one dimension.
 
     Attributes:
-        first: number of the first of them.
-        count: number of columns held.
-        total: number of columns of the matrix.
+        first: number of the first slice.
+        count: number of slices held.
+        total: number of slices of the tensor.
+        dim: the dimension: 0 for rows, 1 for columns.
     """
 
     first: int
     count: int
     total: int
+    dim: int = 1
 
 
-def shard_columns(masks: nn.ModuleList) -> dict[Hashable, ShardColumns]:
+def logit_shards(masks: nn.ModuleList) -> dict[Hashable, StateShard]:
     """Return the columns of the pattern logits that this process holds, by every key that states use for a parameter.
 
     The keys are its name in the modules' state, and its number among the parameters in the optimizer's.
     """
-    columns: dict[Hashable, ShardColumns] = {}
+    shards: dict[Hashable, StateShard] = {}
     for number, (name, parameter) in enumerate(masks.named_parameters()):
         layer, _, kind = name.partition(".")
         if kind != "pattern_logits":
             continue
         mask, groups = masks[int(layer)], masks[int(layer)].shape[1] // 4
         first = mask.sharding.own.start * groups if mask.sharding else 0
-        held = ShardColumns(first, parameter.shape[1], mask.shape.numel() // 4)
-        columns |= dict.fromkeys((name, number), held)
-    return columns
+        held = StateShard(first, parameter.shape[1], mask.shape.numel() // 4)
+        shards |= dict.fromkeys((name, number), held)
+    return shards
 
 
-def assemble(
-    shards: Sequence[Any], columns: Mapping[Hashable, ShardColumns], wanted: ShardColumns | None = None
-) -> Any:
-    """Return one process' state from the shards of a state that any number of processes have saved.
+def assemble(states: Sequence[Any], shards: Mapping[Hashable, StateShard], wanted: StateShard | None = None) -> Any:
+    """Return one process' state from the states that any number of processes have saved.
 
     Args:
-        shards: states of all processes that saved, in order. Matrices below a key of ``columns`` lie side by side;
-            everything else is the same in all.
-        columns: the columns of the whole that this process is to hold, by the keys of parameters in states.
-        wanted: the entry of ``columns`` for the key that the shards are below.
+        states: states of all processes that saved, in order. Tensors below a key of ``shards`` are consecutive parts,
+            but numbers such as the step are not; everything else is the same in all.
+        shards: the parts that this process is to hold, by the keys of parameters in states.
+        wanted: the entry of ``shards`` for the key that the states are below.
 
     Returns:
-        A state with newly allocated tensors; only the required part of the shards is read.
+        A state with newly allocated tensors; only the required part of the saved states is read.
     """
-    first = shards[0]
+    first = states[0]
     if isinstance(first, dict):
-        return {key: assemble([shard[key] for shard in shards], columns, columns.get(key, wanted)) for key in first}
+        return {key: assemble([state[key] for state in states], shards, shards.get(key, wanted)) for key in first}
     if not isinstance(first, Tensor):
         return first
-    if wanted is None or first.dim() < 2:
+    if wanted is None or first.dim() == 0:
         return first.clone()
-    return _cut(shards, wanted)
+    return _cut(states, wanted)
 
 
-def _cut(shards: Sequence[Tensor], columns: ShardColumns) -> Tensor:
-    """Return the columns of the matrix whose shards lie side by side."""
-    widths = [shard.shape[1] for shard in shards]
-    if sum(widths) != columns.total:
-        raise ValueError(f"shards of {widths} columns do not make {columns.total}")
+def _cut(parts: Sequence[Tensor], wanted: StateShard) -> Tensor:
+    """Return the slices of the tensor whose parts are given in order."""
+    dim, sizes = wanted.dim, [part.shape[wanted.dim] for part in parts]
+    if sum(sizes) != wanted.total:
+        raise ValueError(f"shards of {sizes} {('rows', 'columns')[dim]} do not make {wanted.total}")
     pieces, start = [], 0
-    for shard, width in zip(shards, widths, strict=True):
-        first, last = max(columns.first, start), min(columns.first + columns.count, start + width)
+    for part, size in zip(parts, sizes, strict=True):
+        first, last = max(wanted.first, start), min(wanted.first + wanted.count, start + size)
         if first < last:
-            pieces.append(shard[:, first - start : last - start])
-        start += width
-    return torch.cat(pieces, 1) if pieces else shards[0].new_empty(len(shards[0]), 0)
+            pieces.append(part.narrow(dim, first - start, last - first))
+        start += size
+    return torch.cat(pieces, dim) if pieces else parts[0].narrow(dim, 0, 0).clone()

@@ -22,6 +22,8 @@ from torch import distributed as dist
 from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.learning.learning_settings import Learning
+from patch.learning.proxsparse import proxsparse
+from patch.learning.schedules import batch_indices
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.nm import NM, Unstructured, nm_mask
 from patch.masks.packed import MaskSet
@@ -29,6 +31,7 @@ from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
 
 learn_module = importlib.import_module("patch.learning.learn")
+proxsparse_module = importlib.import_module("patch.learning.proxsparse")
 # Values that depend on the machine.
 TIMES = ("seconds", "tokens_per_second", "peak_memory_mb")
 
@@ -109,6 +112,51 @@ def run_learning(
         return masks, [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
     return run
+
+
+@pytest.fixture
+def run_proxsparse(
+    tiny_model: Callable, sequences: Callable, learning_settings: Callable, tmp_path: Path
+) -> Callable[..., tuple[MaskSet, list[dict[str, Any]]]]:
+    """Return a function that returns masks and curve without times of a tiny run; keywords change the settings."""
+
+    def run(
+        model: torch.nn.Module | None = None, folder: str = "run", seed: int = 0, upstream: str = "", **changes: Any
+    ) -> tuple[MaskSet, list[dict[str, Any]]]:
+        settings = learning_settings(**{"steps": 4, "prox_strength": 0.5} | changes)
+        curve = tmp_path / f"{folder}.jsonl"
+        masks = proxsparse(model or tiny_model(), sequences(10), settings, seed, tmp_path / folder, curve, upstream)
+        lines = [json.loads(line) for line in curve.read_text().splitlines()]
+        return masks, [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+    return run
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that reads a ProxSparse run's newest checkpoint in one file."""
+
+    def load(folder: str = "run") -> dict[str, Any]:
+        return torch.load(max((tmp_path / folder).glob("*.pt")), weights_only=True)["state"]
+
+    return load
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Return a function that runs an action once in the middle of a step."""
+
+    def arrange(wanted: int, action: Callable[[], None]) -> None:
+        pending = [action]
+
+        def spy(step: int, *rest: Any) -> Any:
+            if step == wanted and pending:
+                pending.pop()()
+            return batch_indices(step, *rest)
+
+        monkeypatch.setattr(proxsparse_module, "batch_indices", spy)
+
+    return arrange
 
 
 def assert_same_masks(one: MaskSet, other: MaskSet) -> None:

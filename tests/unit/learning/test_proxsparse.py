@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import os
 import signal
 from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,45 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patch.distributed import collectives as distributed
 from patch.distributed.signals import EXIT_RESUMABLE
 from patch.errors import InputError
-from patch.learning.proxsparse import proxsparse
 from patch.learning.schedules import batch_indices, linear_rate
-from patch.masks.packed import MaskSet
 from patch.models.loading import prunable_linears, weight_matrix
 
 module = importlib.import_module("patch.learning.proxsparse")
 OFTEN = 1e-9  # minutes: a checkpoint after every step
-
-
-@pytest.fixture
-def run_proxsparse(
-    tiny_model: Callable, sequences: Callable, learning_settings: Callable, tmp_path: Path
-) -> Callable[..., tuple[MaskSet, list[dict[str, Any]]]]:
-    """Return a function that returns masks and curve without times of a tiny run; keywords change the settings."""
-
-    def run(
-        model: torch.nn.Module | None = None, folder: str = "run", seed: int = 0, upstream: str = "", **changes: Any
-    ) -> tuple[MaskSet, list[dict[str, Any]]]:
-        settings = learning_settings(**{"steps": 4, "prox_strength": 0.5} | changes)
-        curve = tmp_path / f"{folder}.jsonl"
-        masks = proxsparse(model or tiny_model(), sequences(10), settings, seed, tmp_path / folder, curve, upstream)
-        lines = [json.loads(line) for line in curve.read_text().splitlines()]
-        times = ("seconds", "tokens_per_second", "peak_memory_mb")
-        return masks, [{key: value for key, value in line.items() if key not in times} for line in lines]
-
-    return run
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return a function that reads a run's newest checkpoint."""
-
-    def load(folder: str = "run") -> dict[str, Any]:
-        return torch.load(max((tmp_path / folder).glob("*.pt")), weights_only=True)["state"]
-
-    return load
 
 
 @pytest.fixture
@@ -67,23 +33,6 @@ def gpt2() -> torch.nn.Module:
     sizes = {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 50, "initializer_range": 0.2}
     config = AutoConfig.for_model("gpt2", **sizes, bos_token_id=0, eos_token_id=0)
     return AutoModelForCausalLM.from_config(config).requires_grad_(False)
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """Return a function that runs an action once in the middle of a step."""
-
-    def arrange(wanted: int, action: Callable[[], None]) -> None:
-        pending = [action]
-
-        def spy(step: int, *rest: Any) -> Any:
-            if step == wanted and pending:
-                pending.pop()()
-            return batch_indices(step, *rest)
-
-        monkeypatch.setattr(module, "batch_indices", spy)
-
-    return arrange
 
 
 def searched(groups: Tensor, strength: float) -> Tensor:
@@ -236,18 +185,6 @@ def test_accumulation_changes_nothing(run_proxsparse: Callable, saved: Callable)
             assert line == pytest.approx(expected, rel=1e-4)
         for name, value in saved(str(micro))["model"].items():
             assert ((value - saved("4")["model"][name]).abs() > 1e-5).double().mean() < 0.01
-
-
-def test_two_micro_batches_on_two_processes_are_one_process_bit_for_bit(
-    in_processes: Callable, run_proxsparse: Callable, same_masks: Callable, saved: Callable
-) -> None:
-    masks, curve = run_proxsparse(folder="one")
-    for found, found_curve in in_processes(2, lambda rank: run_proxsparse(folder="two")):
-        same_masks(found, masks)
-        assert found_curve == curve
-    expected = saved("one")["model"]
-    assert all(torch.equal(value, expected[name]) for name, value in saved("two")["model"].items())
-    assert distributed.world_size() == 1
 
 
 def test_transposed_layers_and_recomputed_blocks_without_dropout(

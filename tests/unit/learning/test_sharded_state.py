@@ -20,7 +20,7 @@ from patch.errors import InputError
 from patch.learning import checkpoint, loop
 from patch.learning.checkpoint import Checkpoints, read_states
 from patch.learning.loop import run_steps
-from patch.learning.sharded_state import ShardColumns, assemble
+from patch.learning.sharded_state import StateShard, assemble
 
 OFTEN = 1e-9  # minutes: a checkpoint after every step
 # Few: processes that share a core take milliseconds for each exchange.
@@ -169,9 +169,9 @@ class Held:
 
 
 def run_held(state: Held, rank: int, folder: Path, steps: int = 2) -> None:
-    columns = {"x": ShardColumns(2 * rank, 2, 4)}
+    shards = {"x": StateShard(2 * rank, 2, 4)}
     step = lambda number, may_stop: {"loss": 1.0}  # noqa: E731
-    run_steps(steps, step, {"held": state}, folder, "me", folder / "curve.jsonl", OFTEN, columns=columns)
+    run_steps(steps, step, {"held": state}, folder, "me", folder / "curve.jsonl", OFTEN, shards=shards)
 
 
 @pytest.mark.parametrize("spoiled", [0, 1])
@@ -231,7 +231,7 @@ def test_parts_make_any_other_parts(before: list[int], after: list[int]) -> None
     parts = [{0: {"m": m, "step": torch.tensor(3.0)}, "tiles": torch.ones(6, 2)} for m in whole.split(before, 1)]
     first = 0
     for size in after:
-        found = assemble(parts, {0: ShardColumns(first, size, width)})
+        found = assemble(parts, {0: StateShard(first, size, width)})
         assert torch.equal(found[0]["m"], whole[:, first : first + size]) and found[0]["step"] == 3
         assert torch.equal(found["tiles"], torch.ones(6, 2)), "what is not shared out is the same in all"
         assert not any(found[0]["m"].data_ptr() == part[0]["m"].data_ptr() for part in parts if found[0]["m"].numel())
@@ -240,4 +240,4 @@ def test_parts_make_any_other_parts(before: list[int], after: list[int]) -> None
 
 def test_parts_of_another_layer_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shards of \[2, 3\] columns do not make 6"):
-        assemble([{"x": torch.ones(6, 2)}, {"x": torch.ones(6, 3)}], {"x": ShardColumns(0, 3, 6)})
+        assemble([{"x": torch.ones(6, 2)}, {"x": torch.ones(6, 3)}], {"x": StateShard(0, 3, 6)})
