@@ -86,6 +86,7 @@ def proxsparse(
             tracking=tracking,
             shards=trained.ranges,
         )
+        trained.zero_grad()
         linears = prunable_linears(trained.model)
         return MaskSet({name: _final_mask(linear).cpu() for name, linear in linears.items()}, str(PATTERN))
 

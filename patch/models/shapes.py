@@ -142,3 +142,26 @@ def check_tile(name: str, shape: Shape, tile: int) -> None:
         f"tile {tile} {reason} of model `{name}`; "
         f"use one of {', '.join(map(str, good)) or 'none: this model has no common tile'}"
     )
+
+
+def check_sharding(name: str, shape: Shape, processes: int) -> None:
+    """Refuse more processes than a linear layer has rows, or a number that does not divide the rows of GPT-2's layers.
+
+    FSDP2 shards GPT-2's `[in, out]` weights along the second dimension, which it divides only evenly.
+
+    Raises:
+        InputError: a layer does not fit; the message names the keys, the model, the layer and a number that fits.
+    """
+    rows = {layer: size[0] for layer, size in linear_shapes(shape).items()}
+    layer = min(rows, key=rows.__getitem__)
+    fitting, reason = min(processes, rows[layer]), "more than"
+    if shape.fused_attention:
+        common = math.gcd(*rows.values())
+        fitting = max(number for number in range(1, fitting + 1) if common % number == 0)
+        layer = next((layer for layer, count in rows.items() if count % processes), layer)
+        reason = "no divisor of"
+    if fitting < processes:
+        raise InputError(
+            f"proxsparse shards the weights of model `{name}` over {processes} processes (`resources.learn_gpus` times "
+            f"`resources.learn_nodes`), {reason} the {rows[layer]} rows of {layer}; use {fitting} of them"
+        )

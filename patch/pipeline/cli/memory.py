@@ -1,4 +1,4 @@
-"""GPU memory of mask learning for every model of a configuration, with joint learning divided among several GPUs."""
+"""GPU memory of mask learning for every model of a configuration, on one GPU and divided among several."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
     if `GPU_SLACK` times its memory is at most that of a GPU, as in `patch.pipeline.resources.cost.too_large`.
     """
     learning = [*(("patch-joint", count) for count in gpus), ("patch-tile", 1)]
+    learning += [("proxsparse", count) for count in gpus]
     rows = [["model", *(f"{method.removeprefix('patch-')}, {count}" for method, count in learning)]]
     for name, model in experiment.models.items():
         shape, row = model_shape(name, model), [model.title]
@@ -40,7 +41,7 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m patch memory` and return the exit code."""
     parser = command_parser("memory", __doc__, DEFAULT_CONFIG)
-    about = "numbers of GPUs that share joint learning (default: 1 4)"
+    about = "numbers of GPUs that share joint learning or ProxSparse (default: 1 4)"
     parser.add_argument("--gpus", metavar="N", type=int, nargs="+", default=GPUS, help=about)
     options = parser.parse_args(arguments)
     return print_result(lambda: _report(options))

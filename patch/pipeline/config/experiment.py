@@ -168,9 +168,10 @@ class Resources(Section):
         1,
         ge=1,
         description="GPUs per node of a learning job, with one process per GPU; on `cpu`, processes per node. The "
-        "processes divide the micro-batches of a step evenly, and each holds a shard of the pattern "
-        "logits, which joint learning at 7B needs (`python -m patch memory`). The masks equal those of "
-        "one process up to rounding, so a change does not trigger a rerun.",
+        "processes divide the micro-batches of a step evenly. Those of ProxSparse that cannot divide its batch repeat "
+        "the same micro-batches. Each process holds a shard of the pattern logits, or of ProxSparse's weights, which "
+        "joint learning and ProxSparse at 7B need (`python -m patch memory`). The masks equal those of one process up "
+        "to rounding, so a change does not trigger a rerun.",
     )
     learn_nodes: int = Field(1, ge=1, description="Nodes of a learning job; more than one requires SLURM.")
     gpu: GpuName = Field(

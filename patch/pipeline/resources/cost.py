@@ -34,6 +34,8 @@ EFFICIENCY = {
 }
 # Half the measured speed of a fast tokenizer on one thread (1.0 million tokens in 1.3 s).
 TOKENIZED_PER_MINUTE = 20_000_000
+# Time of products in fp32, without tensor cores, in units of that in bf16 at the efficiency above.
+FP32_FACTOR = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLACK = 1.5
 # Generations of each speed candidate that are not timed: warm-up, and CUDA-graph capture on a GPU.
@@ -206,13 +208,17 @@ class CostModel:
         size = BYTES[self.experiment.models[run.model].dtype]
         tokens = settings.steps * settings.batch_size * settings.seqlen
         held = settings.micro_batch_size * settings.seqlen
-        device = self.experiment.resources.device
-        gpus, nodes = self.grid.processes(run)
-        count = gpus * nodes
-        work = learning_mb(shape, run.method, size, held, settings.gradient_checkpointing, device, count)
+        resources, count = self.experiment.resources, self.grid.processes
+        work = learning_mb(shape, run.method, size, held, settings.gradient_checkpointing, resources.device, count)
         # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
         host = (size * parameters(shape) + 12 * _learned(shape, run.method) / count) / 1e6
-        return self._estimate(6.0 * parameters(shape) * tokens, EFFICIENCY[run.method], work, gpus, nodes, host)
+        flops = 6.0 * parameters(shape) * tokens
+        if run.method == "proxsparse":
+            # The processes that cannot divide a batch repeat each other.
+            flops *= count / settings.dividing_processes(count)
+            flops *= FP32_FACTOR if resources.device == "cuda" else 1
+        gpus, nodes = resources.learn_gpus, resources.learn_nodes
+        return self._estimate(flops, EFFICIENCY[run.method], work, gpus, nodes, host)
 
     def evaluate(self, run: Run) -> Estimate:
         """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
@@ -270,13 +276,16 @@ def learning_mb(
         tokens: Tokens of a micro-batch.
         checkpointed: True if decoder blocks are recomputed in the backward pass.
         device: `cpu` or `cuda`.
-        processes: Number of processes that shard the pattern logits, with their gradients and moments.
+        processes: Number of processes that shard the pattern logits, with their gradients and moments, or ProxSparse's
+            weights with theirs.
     """
-    assert processes == 1 or method != "proxsparse", "it is learned by one"
     learned = _learned(shape, method) / processes
-    total = size * parameters(shape) + 16 * learned
     if method == "proxsparse":
-        return (total + tokens * _activation_bytes(shape, 4, checkpointed)) / 1e6
+        # On a GPU the original weights are in host memory.
+        total = 16 * learned + (size * parameters(shape) if device == "cpu" else 0)
+        activations = tokens * _activation_bytes(shape, 4, checkpointed)
+        return (total + (activations if processes == 1 else _whole_bytes(shape, processes, activations))) / 1e6
+    total = size * parameters(shape) + 16 * learned
     # The frozen mask is stored as bits. One block adds its masked weights, gradient, probabilities and tile sums.
     total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
     learned_patterns = method != "patch-tile"
@@ -287,6 +296,19 @@ def learning_mb(
         at_once = max(rows * columns for rows, columns in linear_shapes(shape).values())
     total += at_once * (2 * size + 1 + 6 * learned_patterns)
     return (total + tokens * _activation_bytes(shape, size, checkpointed)) / 1e6
+
+
+def _whole_bytes(shape: Shape, processes: int, activations: float) -> float:
+    """Return the bytes of whole fp32 weights and gradients, and of activations, in a backward pass of ProxSparse.
+
+    The embedding and the output layer are whole for the whole pass, with the gradient of one of them. A block needs its
+    weights and gradients, while those of the next block are gathered and the gradients of the last one are reduced; at
+    that point, the shards of the gradients of two blocks do not exist yet. At the end, the gradients of the layers
+    outside the blocks are reduced.
+    """
+    block = 4 * prunable_parameters(shape) / shape.num_hidden_layers
+    rest, embedding = 4 * (parameters(shape) - prunable_parameters(shape)), 4 * shape.vocab_size * shape.hidden_size
+    return rest + embedding + max(rest, (4 - 2 / processes) * block + activations)
 
 
 def _learned(shape: Shape, method: str) -> float:

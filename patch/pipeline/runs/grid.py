@@ -10,6 +10,7 @@ from patch.errors import InputError, suggest
 from patch.learning.learning_settings import METHOD_DEFAULTS, Learning, used_by
 from patch.masks.pattern import NM_TEXT
 from patch.methods import METHODS, get_method
+from patch.models.shapes import check_sharding, model_shape
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.runs.expand import expand, import_runs, variants
 from patch.pipeline.runs.run import Run, nm_sparsity
@@ -45,6 +46,9 @@ class Grid:
         for run in self.closure:
             if run.definition.stage == "learn":
                 self.learning(run)
+            if run.method == "proxsparse":
+                shape = model_shape(run.model, experiment.models[run.model])
+                check_sharding(run.model, shape, self.processes)
 
     def _check_names(self) -> None:
         experiment, corpora = self.experiment, list(self.experiment.corpora)
@@ -166,16 +170,14 @@ class Grid:
         self._check_split("learning.common.use", learning.use)
         learning = used_by(run.method, learning)
         self._check_priors(learning)
-        learning.micro_batches(processes=self.processes(run)[0] * self.processes(run)[1])
+        if run.method != "proxsparse":
+            learning.micro_batches(processes=self.processes)
         return learning
 
-    def processes(self, run: Run) -> tuple[int, int]:
-        """Return the processes on each node and the nodes of a learning run.
-
-        ProxSparse has a batch size of one, which cannot be divided, so it always uses one process.
-        """
-        resources = self.experiment.resources
-        return (1, 1) if run.method == "proxsparse" else (resources.learn_gpus, resources.learn_nodes)
+    @property
+    def processes(self) -> int:
+        """Number of processes of a learning run on all nodes."""
+        return self.experiment.resources.learn_gpus * self.experiment.resources.learn_nodes
 
     def _check_priors(self, learning: Learning) -> None:
         one_shot = {name: method for name, method in METHODS.items() if method.stage == "prune"}

@@ -18,10 +18,10 @@ PAPER = Path(__file__).parents[4] / "config/paper.yaml"
 
 def test_models_that_fit_one_gpu_and_models_that_need_four() -> None:
     head, *rows = table(load_experiment(PAPER))
-    assert head == ["model", "joint, 1", "joint, 4", "tile, 1"]
+    assert head == ["model", "joint, 1", "joint, 4", "tile, 1", "proxsparse, 1", "proxsparse, 4"]
     fits = {row[0]: ["*" not in cell for cell in row[1:]] for row in rows}
-    assert fits.pop("Llama-2-13B") == [False, False, True]
-    assert [fits.pop(name) for name in ("Llama-2-7B", "Llama-3.1-8B")] == 2 * [[False, True, True]]
+    assert fits.pop("Llama-2-13B") == [False, False, True, False, True]
+    assert [fits.pop(name) for name in ("Llama-2-7B", "Llama-3.1-8B")] == 2 * [[False, True, True, False, True]]
     assert len(fits) == 3 and all(map(all, fits.values()))
 
 

@@ -88,6 +88,30 @@ def test_several_gpus_share_out_the_logits(raw_config: dict) -> None:
     assert cost.learn(wanted).mem_mb < one.learn(wanted).mem_mb + 3 * (8000 + 1.2 * weights) + 4
 
 
+@pytest.mark.parametrize("model", ["llama-7b", "llama-13b"])
+def test_proxsparse_shards_weights_gradients_and_moments(model: str, raw_config: dict) -> None:
+    """Four GPUs of 80 GB hold 7B and 13B in fp32 with two moments; one GPU does not."""
+    raw_config["grid"] = [{"methods": ["proxsparse"]}]
+    plan, four = paper(raw_config, learn_gpus=4)
+    one, wanted = paper(raw_config, learn_gpus=1)[1], run(plan, model, "proxsparse")
+    state = 16 * {"llama-7b": 6.74e9, "llama-13b": 13.02e9}[model] / 1e6
+    several, single = four.learn(wanted), one.learn(wanted)
+    assert state / 4 < several.gpu_mem_mb < 80_000 < state < single.gpu_mem_mb
+    assert (several.nodes, several.processes, several.gpus) == (1, 4, 4)
+    # Each process reads the whole model in bf16 and its shard of a checkpoint.
+    assert 4 * (state / 8 + 0.75 * state / 4) < several.mem_mb < 512_000
+    assert f"{model} proxsparse" in " ".join(too_large(one)) and f"{model} proxsparse" not in " ".join(too_large(four))
+
+
+def test_processes_that_repeat_a_batch_save_no_time(raw_config: dict) -> None:
+    raw_config["grid"], minutes = [{"methods": ["proxsparse"]}], {}
+    for batch, gpus in ((1, 1), (1, 4), (6, 1), (6, 4)):
+        raw_config["learning"]["methods"] = {"proxsparse": {"batch_size": batch, "steps": 40_000 // batch}}
+        plan, cost = paper(raw_config, learn_gpus=gpus)
+        minutes[batch, gpus] = cost.learn(run(plan, "llama-7b", "proxsparse")).minutes
+    assert minutes[1, 4] == minutes[1, 1] and minutes[6, 4] == pytest.approx(minutes[6, 1] / 2, rel=0.01)
+
+
 def test_grows_with_the_model(raw_config: dict) -> None:
     plan, cost = paper(raw_config)
     for estimate, method in ((cost.prune, "sparsegpt"), (cost.learn, "maskllm"), (cost.evaluate, "dense")):

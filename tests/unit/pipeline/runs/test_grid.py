@@ -317,12 +317,32 @@ def test_any_one_shot_mask_is_a_prior(method: str, raw_config: dict) -> None:
     assert {run.method for run in grid.closure} == {method, "patch-joint", "patch-tile"}
 
 
-def test_proxsparse_may_be_frozen_and_runs_in_one_process(raw_config: dict) -> None:
+def test_proxsparse_may_be_frozen_and_runs_in_any_number_of_processes(raw_config: dict) -> None:
     raw_config["learning"] |= {"methods": {"patch-tile": {"frozen_mask": "proxsparse"}}}
     raw_config["learning"]["common"].pop("batch_size")
     resources = {"learn_gpus": 4, "learn_nodes": 2}
     grid = grid_of(raw_config, grid=[{"methods": ["patch"], "sparsity": [0.4]}], resources=resources)
     runs = {run.method: run for run in grid.closure if run.model == "llama"}
-    assert grid.processes(runs["proxsparse"]) == (1, 1) and grid.processes(runs["patch-tile"]) == (4, 2)
+    assert grid.processes == 8 and grid.learning(runs["proxsparse"]).batch_size == 1
     assert grid.priors(runs["patch-tile"])["frozen"] == runs["proxsparse"]
     assert grid.priors(runs["proxsparse"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "message"),
+    [
+        # 2 key and value heads of 6, and GPT-2's smallest common divisor of 72, 24 and 96 rows.
+        ("qwen", 13, "`qwen` over 13 processes .*more than the 12 rows of k_proj; use 12 of them"),
+        ("gpt2", 5, "`gpt2` over 5 processes .*no divisor of the 72 rows of qkv_proj; use 4 of them"),
+        ("gpt2", 16, "`gpt2` over 16 processes .*no divisor of the 72 rows of qkv_proj; use 12 of them"),
+    ],
+)
+def test_processes_that_cannot_shard_the_weights(model: str, gpus: int, message: str, raw_config: dict) -> None:
+    sizes = {"n_embd": 24, "n_layer": 2, "n_head": 2, "vocab_size": 300}
+    source = raw_config["models"]["qwen"]["source"] | {"architecture": "gpt2", "config": sizes}
+    raw_config["models"]["gpt2"] = raw_config["models"]["qwen"] | {"source": source}
+    grid = [{"methods": ["proxsparse"], "models": [model]}]
+    with pytest.raises(InputError, match=f"proxsparse shards the weights of model {message}"):
+        grid_of(raw_config, grid=grid, resources={"learn_gpus": gpus})
+    fitting = int(message.split("use ")[1].split()[0])
+    assert grid_of(raw_config, grid=grid, resources={"learn_gpus": fitting}).processes == fitting
