@@ -107,13 +107,16 @@ def test_uneven_shards(
     saved: Callable,
     tmp_path: Path,
 ) -> None:
-    """Three processes divide 80 rows of the MLP and 50 of the tied embedding as 27, 27, 26 and 17, 17, 16."""
-    make = lambda: model("llama", hidden_size=96, tie_word_embeddings=True)  # noqa: E731
+    """Four processes divide 50 rows of the tied embedding as 13, 13, 13, 11, and 6 of the keys as 2, 2, 2, 0."""
+    sizes = {"hidden_size": 192, "num_attention_heads": 32, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    make = lambda: model("llama", tie_word_embeddings=True, **sizes)  # noqa: E731
     masks, _ = run_proxsparse(make(), folder="one", **ONE)
-    for found, _ in in_processes(3, lambda rank: run_proxsparse(make(), folder="many", **ONE)):
+    for found, _ in in_processes(4, lambda rank: run_proxsparse(make(), folder="many", **ONE)):
         same_masks(found, masks)
     parts = shards(tmp_path / "many")
-    assert [len(part["model"]["lm_head.weight"]) for part in parts] == [17, 17, 16]
+    lengths = {"lm_head.weight": [13, 13, 13, 11], "model.layers.0.self_attn.k_proj.weight": [2, 2, 2, 0]}
+    for name, expected in lengths.items():
+        assert [len(part["model"][name]) for part in parts] == expected
     assert_shards_of(parts, saved("one"))
 
 

@@ -43,9 +43,16 @@ sys.exit(max(task.returncode % 256 for task in tasks))
 
 
 @pytest.fixture
-def settings(files: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
+def method() -> str:
+    """Return the name of the method that learns."""
+    return "patch-joint"
+
+
+@pytest.fixture
+def settings(files: Any, method: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Return settings with two micro-batches for each step; the parameter is the number of steps."""
-    settings = files.settings("patch-joint")
+    two_four = {"method": method, "pattern": "2:4", "sparsity": 0.5, "tile": None}
+    settings = files.settings("patch-joint") | (two_four if method == "proxsparse" else {})
     steps = getattr(request, "param", 5)
     return settings | {"learning": settings["learning"] | {"steps": steps, "batch_size": 4, "micro_batch_size": 2}}
 
@@ -110,8 +117,9 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(mask, others.masks[name]) for name, mask in masks.masks.items())
 
 
+@pytest.mark.parametrize("method", ["patch-joint", "proxsparse"])
 def test_two_nodes_learn_what_one_process_does(
-    start: Callable, whole: Path, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, start: Callable, whole: Path, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/srun").write_text(SRUN)
@@ -121,7 +129,7 @@ def test_two_nodes_learn_what_one_process_does(
     process = start(processes=1, nodes=2)
     out, error = process.communicate(timeout=WAIT)
     assert process.returncode == 0, error
-    assert out.count("patch-joint: sparsity") == 1
+    assert out.count(f"{method}: sparsity") == 1
     assert same(options["mask"], whole) and not options["checkpoints"].exists()
     assert [json.loads(line)["step"] for line in options["curve"].read_text().splitlines()] == [0, 1, 2, 3, 4]
 
