@@ -25,6 +25,10 @@ def test_models_that_fit_one_gpu_and_models_that_need_four() -> None:
     assert len(fits) == 3 and all(map(all, fits.values()))
 
 
+def test_every_job_of_the_paper_fits() -> None:
+    assert too_large(CostModel(Plan(load_experiment(PAPER)))) == []
+
+
 def test_stars_agree_with_the_plan(raw_config: dict) -> None:
     """Compare the stars with the plan's list of jobs that do not fit."""
     raw = copy.deepcopy(raw_config)
