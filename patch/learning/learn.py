@@ -13,9 +13,18 @@ from torch import Tensor, nn
 from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
 from patch.learning.document_masking import DocumentMasking
+from patch.learning.gradient_clipping import clip_gradients
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
-from patch.learning.model_masks import Masks, attached, build_masks, density_penalty, finalize, kept_norm_regularizer
+from patch.learning.model_masks import (
+    Masks,
+    attached,
+    build_masks,
+    density_penalty,
+    finalize,
+    kept_norm_regularizer,
+    target_units,
+)
 from patch.learning.objective import cross_entropy, recomputed_blocks
 from patch.learning.ordered_sums import OrderedGradients, sum_in_order
 from patch.learning.progress import peak_memory_mb
@@ -101,7 +110,7 @@ def learn(
             tracking=tracking,
             shards=shards,
         )
-    return finalize(masks, sparsity, settings)
+    return finalize(masks, sparsity, settings, target_units(model, settings.target))
 
 
 def step_function(
@@ -116,11 +125,13 @@ def step_function(
 ) -> StepFunction:
     """Return the function of one optimizer step, see `patch.learning.loop.run_steps`."""
     device = next(model.parameters()).device
-    total_norm = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()]).sum()
+    squared_norms = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()])
+    units = target_units(model, settings.target)
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
     hybrid = next(iter(masks.values())).tile is not None
     sharded = next(iter(masks.values())).sharding is not None
     tile_logits = [mask.tile_logits for mask in masks.values() if mask.tile_logits is not None]
+    pattern_logits = [mask.pattern_logits for mask in masks.values() if mask.pattern_logits is not None]
 
     def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
         pattern, tiles = _sampling(settings, step)
@@ -129,8 +140,8 @@ def step_function(
         begin_pass([*masks.values()], pattern, tiles, counters[0], counters[1:])
         tokens = torch.as_tensor(sequences[rows].astype(np.int64), device=device)
         text_loss = cross_entropy(model, tokens, masking)
-        penalty, density = density_penalty(masks, 1 - sparsity, settings.target == "layer")
-        kept_norm = kept_norm_regularizer(masks, total_norm)
+        penalty, density = density_penalty(masks, 1 - sparsity, units, settings.target_reduction)
+        kept_norm = kept_norm_regularizer(masks, squared_norms, settings.weight_reg_form)
         decay = 1 - step / settings.steps if settings.weight_reg_decay else 1.0
         weight_term = -settings.weight_reg * decay * kept_norm
         sparsity_term = settings.sparsity_reg * penalty if hybrid else torch.zeros_like(penalty)
@@ -149,7 +160,8 @@ def step_function(
 
     def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
-        rate = settings.lr * cosine_rate(step, settings.steps, settings.warmup_steps)
+        factor = cosine_rate(step, settings.steps, settings.warmup_steps, from_zero=settings.warmup_from_zero)
+        rate = settings.lr * factor
         optimizer.param_groups[0]["lr"] = rate
         for mask in masks.values():
             mask.forget_gradients()
@@ -162,6 +174,8 @@ def step_function(
             gradients.add()
         gradients.finish()
         totals = sum_in_order(torch.stack([torch.stack([*values.values()]) for values in terms]))
+        if settings.max_grad_norm is not None:
+            clip_gradients(pattern_logits, tile_logits, settings.max_grad_norm)
         optimizer.step()
         pattern, tiles = _sampling(settings, step)
         return {
@@ -183,4 +197,5 @@ def _sampling(settings: Learning, step: int) -> list[Sampling]:
         (settings.pattern_scale, settings.pattern_temperature),
         (settings.tile_scale, settings.tile_temperature),
     )
-    return [Sampling(*(ramp(ends, step, settings.steps) for ends in pair), settings.hard) for pair in schedules]
+    steps = settings.steps + settings.ramp_past_end
+    return [Sampling(*(ramp(ends, step, steps) for ends in pair), settings.hard) for pair in schedules]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from patch.settings import Section
 Ramp = tuple[float, float]
 # Pairs of the values at the first and last step.
 RAMPS = ("pattern_temperature", "tile_temperature", "pattern_scale", "tile_scale")
+Recipe = Literal["paper", "public-code"]
 
 
 class Learning(Section):
@@ -28,12 +29,23 @@ class Learning(Section):
         False,
         description="Restrict attention and prediction to the document of a token; ignored by ProxSparse.",
     )
+    append_eos: bool = Field(
+        True,
+        description="Append an end-of-sequence token to each document of the packed sequences; otherwise the next "
+        "document follows directly.",
+    )
     lr: float = Field(
         1e-3, gt=0, description="Peak learning rate of AdamW; it decays to zero by a cosine (ProxSparse: linearly)."
     )
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
+    warmup_from_zero: bool = Field(
+        False, description="Start the warm-up with a learning rate of zero instead of `lr / warmup_steps`."
+    )
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of AdamW's moment estimates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the logits.")
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="Clip the gradient of all logits to this norm; by default, not at all."
+    )
 
     pattern_temperature: Ramp = Field(
         (4.0, 0.05), description="Temperature tau of the 2:4 Gumbel-softmax at the first and last step."
@@ -46,6 +58,10 @@ class Learning(Section):
         3.0, ge=0, description="Strength of this initialization, in standard deviations of the initial logits."
     )
     pattern_std: float = Field(0.01, gt=0, description="Standard deviation of the initial pattern logits.")
+    pattern_noise: Literal["add", "replace"] = Field(
+        "add",
+        description="Initial pattern logits: `add` the initialization to the noise, or `replace` the noise by it.",
+    )
 
     tile_temperature: Ramp = Field((2.0, 0.05), description="Temperature tau of the tiles, first and last step.")
     tile_scale: Ramp = Field((25.0, 350.0), description="Scale kappa of the tile logits, first and last step.")
@@ -68,11 +84,23 @@ class Learning(Section):
         7.0, ge=0, description="Weight lambda 1 of the sparsity regularizer |density - target|."
     )
     weight_reg: float = Field(10.0, ge=0, description="Weight lambda 2 of the kept-norm regularizer.")
+    weight_reg_form: Literal["squared_ratio", "norm_ratio", "squared_sum", "norm_sum"] = Field(
+        "squared_ratio",
+        description="Form of the kept-norm regularizer: sum over layers of the masked weights' squared norms, or of "
+        "their norms, alone or as a ratio to that of the weights.",
+    )
     weight_reg_decay: bool = Field(
         False, description="Decay lambda 2 linearly to zero, as the public code does and the paper does not."
     )
-    target: Literal["global", "layer"] = Field(
-        "global", description="Apply the density target to the whole model or to each linear layer."
+    target: Literal["global", "block", "layer"] = Field(
+        "global", description="Apply the density target to the whole model, to each decoder block or to each layer."
+    )
+    target_reduction: Literal["sum", "mean"] = Field(
+        "sum",
+        description="Sum the sparsity regularizers of the blocks or layers, or average them weighted by size.",
+    )
+    ramp_past_end: bool = Field(
+        False, description="Reach the last temperatures and scales one step after the last instead of at the last."
     )
     hard: bool = Field(False, description="Sample one-hot choices in the forward pass (straight-through).")
     finalize: Literal["exact", "threshold"] = Field(
@@ -100,6 +128,20 @@ class Learning(Section):
         for name in RAMPS:
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} is {list(getattr(self, name))}; both ends must be positive")
+        return self
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Learning:
+        if self.target == "global" and self.target_reduction != "sum":
+            raise ValueError(
+                f"target_reduction is {self.target_reduction}, but target is global, which has one regularizer; "
+                "leave target_reduction out, or make target block or layer"
+            )
+        if self.cut_attention and not self.append_eos:
+            raise ValueError(
+                "append_eos is false, but cut_attention is true, which finds documents by their end-of-sequence "
+                "tokens; leave append_eos out, or make cut_attention false"
+            )
         return self
 
     def dividing_processes(self, processes: int) -> int:
@@ -143,11 +185,42 @@ METHOD_DEFAULTS: dict[str, dict] = {
     "patch-tile": {"lr": 1e-4, "tile_scale": (100.0, 500.0), "sparsity_reg": 3.0, "weight_reg": 0.1},
 }
 
+# Where the code of PATCH differs from its paper; docs/deviations.md names the lines of the code.
+_CODE = {
+    "append_eos": False,
+    "warmup_from_zero": True,
+    "max_grad_norm": 1.0,
+    "pattern_std": 0.014,
+    "pattern_noise": "replace",
+    "tile_temperature": (4.0, 0.05),
+    "ramp_past_end": True,
+    "weight_reg_form": "norm_ratio",
+    "weight_reg_decay": True,
+}
+RECIPES: dict[Recipe, dict[str, dict]] = {
+    "paper": {},
+    "public-code": {
+        "maskllm": _CODE | {"weight_decay": 0.1, "weight_reg_form": "norm_sum"},
+        "patch-joint": _CODE,
+        "patch-tile": _CODE | {"tile_prior": "wanda"},
+    },
+}
+
+
+def method_defaults(method: str, recipe: Recipe) -> dict[str, Any]:
+    """Return the hyper-parameters of ``method`` that differ from the defaults of `Learning` under ``recipe``."""
+    return METHOD_DEFAULTS[method] | RECIPES[recipe].get(method, {})
+
+
 _PATTERN = tuple(name for name in Learning.model_fields if name.startswith("pattern_"))
 _TILE = tuple(name for name in Learning.model_fields if name.startswith("tile_"))
-_HYBRID = (*_TILE, "frozen_mask", "sparsity_reg", "target", "finalize")
+_HYBRID = (*_TILE, "frozen_mask", "sparsity_reg", "target", "target_reduction", "finalize")
+_WEIGHT_REG = tuple(name for name in Learning.model_fields if name.startswith("weight_reg"))
 _UNUSED = {
-    "proxsparse": (*_HYBRID, *_PATTERN, "weight_reg", "weight_reg_decay", "hard", "cut_attention"),
+    "proxsparse": (
+        *(*_HYBRID, *_PATTERN, *_WEIGHT_REG, "hard", "cut_attention"),
+        *("warmup_from_zero", "ramp_past_end", "max_grad_norm"),
+    ),
     "maskllm": (*_HYBRID, "prox_strength"),
     "patch-joint": ("frozen_mask", "prox_strength"),
     "patch-tile": (*_PATTERN, "prox_strength"),

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import groupby
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from patch.masks.learnable import LearnableMask
 from patch.masks.packed import MaskSet
 from patch.masks.sharded_linear import shard_rows
 from patch.masks.tile import expand_tiles, largest_within_budget, sum_tiles, tile_grid, tile_shape
-from patch.models.loading import prunable_linears, weight_matrix
+from patch.models.loading import decoder_blocks, prunable_linears, weight_matrix
 
 Masks = dict[str, Tensor]
 # Rows that stay together without tiles. Their logits then fill whole vectors for any number of columns: the remainder
@@ -48,7 +50,7 @@ def build_masks(
         if method != "patch-tile":
             initial = pattern_prior[name] if pattern_prior else None
             std, strength = settings.pattern_std, settings.pattern_prior_strength
-            patterns = initial_pattern_logits(shape, std, initial, strength, generator)
+            patterns = initial_pattern_logits(shape, std, initial, strength, generator, settings.pattern_noise)
             if world_size() > 1:
                 unit = math.gcd(shape[0], VECTOR) if tile is None else tile_shape(shape, tile)[0]
                 sharding = shard_rows(shape[0], unit, world_size(), rank(), number)
@@ -67,7 +69,12 @@ def build_masks(
 
 
 def initial_pattern_logits(
-    shape: torch.Size, std: float, initial: Tensor | None, strength: float, generator: torch.Generator
+    shape: torch.Size,
+    std: float,
+    initial: Tensor | None,
+    strength: float,
+    generator: torch.Generator,
+    noise: Literal["add", "replace"] = "add",
 ) -> Tensor:
     """Return logits of the six patterns: normal noise, raised where a pattern keeps weights of the initial mask.
 
@@ -77,12 +84,15 @@ def initial_pattern_logits(
         initial: `[out, in]` bool, a 2:4 mask, or None.
         strength: a pattern gets `(overlap - 1) * std * strength`, overlap = kept weights in common (0 to 2).
         generator: CPU generator of the noise.
+        noise: with `replace`, an initial mask of positive strength leaves no noise.
 
     Returns:
         `[6, out * in / 4]` fp32.
     """
     logits = torch.randn(6, shape.numel() // 4, generator=generator) * std
     if initial is not None:
+        if noise == "replace" and strength > 0:
+            logits.zero_()
         overlap = torch.tensor(PATTERNS, dtype=torch.float32) @ initial.reshape(-1, 4).float().T
         logits += (overlap - 1) * (std * strength)
     return logits
@@ -132,28 +142,63 @@ def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None
         yield
 
 
-def density_penalty(masks: dict[str, LearnableMask], target: float, per_layer: bool) -> tuple[Tensor, Tensor]:
-    """Return `|density - target|` of the model, or its size-weighted mean over layers, and the density itself."""
+def target_units(model: nn.Module, target: str) -> list[list[str]]:
+    """Return the names of the layers that share a density target, in order: of the model, of a block, or one layer."""
+    names = list(prunable_linears(model))
+    if target == "global":
+        return [names]
+    # A name is that of the list of blocks, the number of the block, and the name within it.
+    depth = decoder_blocks(model)[0].count(".") + 1
+    key = (lambda name: name.split(".")[depth]) if target == "block" else str
+    return [list(unit) for _, unit in groupby(names, key)]
+
+
+def density_penalty(
+    masks: dict[str, LearnableMask], target: float, units: list[list[str]], reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Return the sparsity regularizer without its weight, and the density of the model.
+
+    Args:
+        masks: masks of all layers.
+        target: target density.
+        units: layers that share the target, as `target_units` returns them.
+        reduction: `sum` of `|density - target|` over the units, or its `mean`, weighted by their sizes.
+    """
     sizes = torch.tensor([float(mask.shape.numel()) for mask in masks.values()])
     densities = torch.stack([mask.density() for mask in masks.values()])
     weights = (sizes / sizes.sum()).to(densities.device)
     density = (densities * weights).sum()
-    if per_layer:
-        return ((densities - target).abs() * weights).sum(), density
-    return (density - target).abs(), density
+    if len(units) == 1:
+        return (density - target).abs(), density
+    counts = [len(unit) for unit in units]
+    fractions = torch.stack([part.sum() for part in weights.split(counts)])
+    unit_densities = torch.stack([part.sum() for part in (densities * weights).split(counts)]) / fractions
+    differences = (unit_densities - target).abs()
+    return (differences if reduction == "sum" else differences * fractions).sum(), density
 
 
-def kept_norm_regularizer(masks: dict[str, LearnableMask], total_norm: Tensor) -> Tensor:
-    """Return the kept-norm regularizer `sum ||M * W||^2 / sum ||W||^2`, from the norms of the last forward pass."""
-    return torch.stack([mask.kept_norm for mask in masks.values()]).sum() / total_norm
+def kept_norm_regularizer(masks: dict[str, LearnableMask], squared_norms: Tensor, form: str) -> Tensor:
+    """Return the kept-norm regularizer without its weight, from the norms of the last forward pass.
+
+    Args:
+        masks: masks of all layers.
+        squared_norms: `[layers]`, squared norm of each layer's weight.
+        form: `squared_ratio` is `sum ||M * W||^2 / sum ||W||^2`, `norm_ratio` is that of the norms, and `squared_sum`
+            and `norm_sum` are the numerators alone.
+    """
+    kept, whole = torch.stack([mask.kept_norm for mask in masks.values()]), squared_norms
+    if form.startswith("norm"):
+        # The gradient of a root at zero is infinite; for a layer of zeros it must be zero.
+        kept, whole = (values.clamp(min=torch.finfo(values.dtype).tiny).sqrt() for values in (kept, whole))
+    return kept.sum() / whole.sum() if form.endswith("ratio") else kept.sum()
 
 
 @torch.no_grad()
-def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learning) -> MaskSet:
+def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learning, units: list[list[str]]) -> MaskSet:
     """Return the final masks: the likeliest pattern everywhere but in dense tiles. They are the same in all processes.
 
-    With `finalize: exact` the tiles with the largest logits stay dense, as many as meet the budget, over the
-    model or in each layer. With `threshold`, the tiles with a positive logit stay dense.
+    With `finalize: exact` the tiles with the largest logits stay dense, as many as meet the budget, in each of
+    ``units`` (see `target_units`). With `threshold`, the tiles with a positive logit stay dense.
     """
     first = next(iter(masks.values()))
     if first.tile is None:
@@ -161,10 +206,10 @@ def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learnin
     logits = {name: mask.tile_logits.detach().float().cpu() for name, mask in masks.items()}
     if settings.finalize == "threshold":
         tiles = {name: value > 0 for name, value in logits.items()}
-    elif settings.target == "layer":
-        tiles = {name: _choose({name: value}, masks, sparsity)[name] for name, value in logits.items()}
     else:
-        tiles = _choose(logits, masks, sparsity)
+        tiles = {}
+        for unit in units:
+            tiles |= _choose({name: logits[name] for name in unit}, masks, sparsity)
     full = {name: mask.final_pattern().cpu() | expand_tiles(tiles[name], mask.shape) for name, mask in masks.items()}
     return MaskSet(full, "hybrid", tiles, first.tile)
 

@@ -16,10 +16,13 @@ def ramp(ends: Ramp, step: int, steps: int) -> float:
     return first + (last - first) * step / max(1, steps - 1)
 
 
-def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """Return the factor of the peak learning rate: linear warm-up, then cosine decay to ``floor`` at the end."""
+def cosine_rate(step: int, steps: int, warmup: int, floor: float = 0.0, from_zero: bool = False) -> float:
+    """Return the factor of the peak learning rate: linear warm-up, then cosine decay to ``floor`` at the end.
+
+    With ``from_zero`` the factor of the first step is zero.
+    """
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + (not from_zero)) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -17,6 +17,7 @@ from patch.learning.model_masks import (
     initial_pattern_logits,
     initial_tile_logits,
     kept_norm_regularizer,
+    target_units,
 )
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.nm import NM, nm_mask
@@ -24,6 +25,7 @@ from patch.models.loading import prunable_linears, weight_matrix
 
 SIX = [(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1)]
 SHAPES = {"a": (8, 12), "b": (4, 4), "c": (12, 8)}
+UNITS = {"global": [["a", "b", "c"]], "block": [["a", "b"], ["c"]], "layer": [["a"], ["b"], ["c"]]}
 
 
 def layers(seed: int = 0, tile: int | None = 4) -> dict[str, LearnableMask]:
@@ -37,13 +39,12 @@ def layers(seed: int = 0, tile: int | None = 4) -> dict[str, LearnableMask]:
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.25, 0.35, 0.45, 0.5])
-@pytest.mark.parametrize("target", ["global", "layer"])
+@pytest.mark.parametrize("target", ["global", "block", "layer"])
 def test_exact_keeps_the_largest(sparsity: float, target: str, learning_settings: Callable) -> None:
     masks = layers()
-    final = finalize(masks, sparsity, learning_settings(target=target, finalize="exact"))
+    final = finalize(masks, sparsity, learning_settings(target=target, finalize="exact"), UNITS[target])
     final.verify()
-    groups = [list(masks)] if target == "global" else [[name] for name in masks]
-    for group in groups:
+    for group in UNITS[target]:
         logits = torch.cat([masks[name].tile_logits.detach().flatten() for name in group])
         dense = torch.cat([final.tiles[name].flatten() for name in group])
         count = round((1 - 2 * sparsity) * len(logits))
@@ -60,7 +61,7 @@ def test_exact_keeps_the_largest(sparsity: float, target: str, learning_settings
 
 def test_threshold_keeps_what_is_positive(learning_settings: Callable) -> None:
     masks = layers()
-    final = finalize(masks, 0.45, learning_settings(finalize="threshold"))
+    final = finalize(masks, 0.45, learning_settings(finalize="threshold"), UNITS["global"])
     for name, mask in masks.items():
         assert torch.equal(final.tiles[name], mask.tile_logits.detach() > 0)
     final.verify()
@@ -68,7 +69,7 @@ def test_threshold_keeps_what_is_positive(learning_settings: Callable) -> None:
 
 def test_sparse_tiles_hold_the_likeliest_patterns(learning_settings: Callable) -> None:
     masks = layers()
-    final = finalize(masks, 0.35, learning_settings())
+    final = finalize(masks, 0.35, learning_settings(), UNITS["global"])
     for name, mask in masks.items():
         dense = torch.kron(final.tiles[name].int(), torch.ones(4, 4).int()).bool()
         assert final.masks[name][dense].all()
@@ -76,44 +77,79 @@ def test_sparse_tiles_hold_the_likeliest_patterns(learning_settings: Callable) -
 
 
 def test_without_tiles_everything_is_two_of_four(learning_settings: Callable) -> None:
-    final = finalize(layers(tile=None), 0.5, learning_settings())
+    final = finalize(layers(tile=None), 0.5, learning_settings(), UNITS["global"])
     assert final.pattern == "2:4" and final.tiles == {} and final.sparsity == 0.5
     final.verify()
 
 
-def test_penalty_is_weighted_by_size() -> None:
+@pytest.mark.parametrize("units", UNITS.values(), ids=UNITS)
+@pytest.mark.parametrize("target", [0.55, 0.95])
+def test_penalties_of_units(target: float, units: list[list[str]]) -> None:
     masks = layers()
     for mask in masks.values():
         begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(5,)])
     sizes = {name: rows * columns for name, (rows, columns) in SHAPES.items()}
-    densities = {name: 0.5 + 0.5 * mask.tile_density.detach().double().mean().item() for name, mask in masks.items()}
-    density = sum(sizes[name] * densities[name] for name in masks) / sum(sizes.values())
-    for target in (0.55, 0.95):
-        penalty, reported = density_penalty(masks, target, per_layer=False)
-        assert reported.item() == pytest.approx(density, rel=1e-6)
-        assert penalty.item() == pytest.approx(abs(density - target), rel=1e-5)
-        expected = sum(sizes[name] * abs(densities[name] - target) for name in masks) / sum(sizes.values())
-        assert density_penalty(masks, target, per_layer=True)[0].item() == pytest.approx(expected, rel=1e-5)
+    kept = {
+        name: sizes[name] * (1 + mask.tile_density.detach().double().mean().item()) / 2 for name, mask in masks.items()
+    }
+    differences, weights = [], []
+    for unit in units:
+        size = sum(sizes[name] for name in unit)
+        differences.append(abs(sum(kept[name] for name in unit) / size - target))
+        weights.append(size / sum(sizes.values()))
+    summed, reported = density_penalty(masks, target, units, "sum")
+    assert reported.item() == pytest.approx(sum(kept.values()) / sum(sizes.values()), rel=1e-6)
+    assert summed.item() == pytest.approx(sum(differences), rel=1e-5)
+    mean = sum(weight * difference for weight, difference in zip(weights, differences, strict=True))
+    assert density_penalty(masks, target, units, "mean")[0].item() == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_units_of_a_model(family: str, tiny_model: Callable) -> None:
+    model = tiny_model(family)
+    names = list(prunable_linears(model))
+    assert target_units(model, "global") == [names]
+    assert target_units(model, "layer") == [[name] for name in names]
+    first, second = target_units(model, "block")
+    assert first + second == names and len(first) == len(second)
+    assert all(".0." in name for name in first) and all(".1." in name for name in second)
 
 
 def test_penalty_pushes_towards_the_target() -> None:
     masks = layers()
     for mask in masks.values():
         begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(5,)])
-    density_penalty(masks, 0.99, per_layer=False)[0].backward()
+    density_penalty(masks, 0.99, UNITS["global"], "sum")[0].backward()
     assert all((mask.tile_logits.grad < 0).all() for mask in masks.values()), "too sparse: logits must rise"
 
 
-def test_kept_norm_is_the_kept_fraction_of_the_squared_norm() -> None:
-    masks, total, kept = layers(tile=None), 0.0, 0.0
+@pytest.mark.parametrize("form", ["squared_ratio", "norm_ratio", "squared_sum", "norm_sum"])
+def test_forms_of_the_kept_norm(form: str) -> None:
+    masks, total, kept = layers(tile=None), [], []
     generator = torch.Generator().manual_seed(1)
     for name, mask in masks.items():
         begin_pass([mask], Sampling(1e6, 0.05, True), Sampling(1.0, 1.0), [(5,)])
         weight = torch.randn(SHAPES[name], generator=generator)
         mask.linear(torch.zeros(1, SHAPES[name][1]), weight, None)
-        total += weight.double().square().sum().item()
-        kept += weight.double()[mask.final_pattern()].square().sum().item()
-    assert kept_norm_regularizer(masks, torch.tensor(total)).item() == pytest.approx(kept / total, rel=1e-5)
+        total.append(weight.double().square().sum().item())
+        kept.append(weight.double()[mask.final_pattern()].square().sum().item())
+    power = 0.5 if form.startswith("norm") else 1
+    expected = sum(value**power for value in kept)
+    if form.endswith("ratio"):
+        expected /= sum(value**power for value in total)
+    assert kept_norm_regularizer(masks, torch.tensor(total), form).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_layer_of_zeros_has_no_gradient_of_its_norm() -> None:
+    masks = layers(tile=None)
+    for mask in masks.values():
+        begin_pass([mask], Sampling(1.0, 1.0), Sampling(1.0, 1.0), [(5,)])
+    for name, mask in masks.items():
+        weight = torch.zeros(SHAPES[name]) if name == "b" else torch.ones(SHAPES[name])
+        mask.linear(torch.zeros(1, SHAPES[name][1]), weight, None)
+    kept_norm_regularizer(masks, torch.tensor([96.0, 0.0, 96.0]), "norm_sum").backward()
+    assert all(mask.pattern_logits.grad.isfinite().all() for mask in masks.values())
+    assert not masks["b"].pattern_logits.grad.any() and masks["a"].pattern_logits.grad.any()
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
@@ -221,6 +257,18 @@ def test_noise_of_the_pattern_logits() -> None:
     assert logits.std().item() == pytest.approx(0.01, rel=0.02) and abs(logits.mean().item()) < 2e-4
     assert torch.equal(logits, initial_pattern_logits(torch.Size((100, 400)), 0.01, None, 3.0, generator()))
     assert not torch.equal(logits, initial_pattern_logits(torch.Size((100, 400)), 0.01, None, 3.0, generator(1)))
+
+
+def test_a_mask_replaces_the_noise() -> None:
+    shape = torch.Size((8, 16))
+    initial = nm_mask(torch.randn(shape, generator=generator(1)), NM(2, 4))
+    logits = initial_pattern_logits(shape, 0.014, initial, 3.0, generator(2), "replace")
+    overlap = torch.tensor(SIX).double() @ initial.double().view(-1, 4).T
+    torch.testing.assert_close(logits.double(), (overlap - 1) * 0.042, rtol=1e-6, atol=0)
+    noise = initial_pattern_logits(shape, 0.014, None, 3.0, generator(2))
+    for nothing, strength in ((None, 3.0), (initial, 0.0)):
+        kept = initial_pattern_logits(shape, 0.014, nothing, strength, generator(2), "replace")
+        assert torch.equal(kept, noise), "without an initialization the noise stays"
 
 
 def test_a_strong_prior_starts_at_its_mask() -> None:

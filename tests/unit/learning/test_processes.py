@@ -57,7 +57,8 @@ def test_two_micro_batches_on_two_processes_are_one_process_bit_for_bit(
     ("processes", "changes"),
     [
         (2, {}),
-        (4, {"weight_decay": 0.1}),
+        (4, {"weight_decay": 0.1, "max_grad_norm": 0.01, "weight_reg_form": "norm_ratio"}),
+        (2, {"max_grad_norm": 0.01, "target": "block", "weight_reg_form": "norm_sum"}),
         (4, {"gradient_checkpointing": True}),
         (3, {"micro_batch_size": 2, "hard": True}),
     ],

@@ -38,6 +38,12 @@ def test_cosine(steps: int, warmup: int, floor: float) -> None:
     assert all(math.isfinite(rate) and rate > 0 for rate in rates)
 
 
+def test_warm_up_from_zero() -> None:
+    rates = [cosine_rate(step, 20, 5, from_zero=True) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert rates[5:] == [cosine_rate(step, 20, 5) for step in range(5, 20)]
+
+
 def test_warm_up_longer_than_the_run() -> None:
     assert [cosine_rate(step, 3, 5) for step in range(3)] == pytest.approx([0.2, 0.4, 0.6])
 

@@ -1,0 +1,48 @@
+"""Tests of the settings of mask learning: recipes, and combinations that are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from patch.errors import InputError
+from patch.learning.learning_settings import METHOD_DEFAULTS, RECIPES, Learning, method_defaults, used_by
+from patch.settings import validate
+
+
+@pytest.mark.parametrize("method", METHOD_DEFAULTS)
+def test_the_paper_is_the_default(method: str) -> None:
+    assert method_defaults(method, "paper") == METHOD_DEFAULTS[method]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("method", METHOD_DEFAULTS)
+def test_every_key_of_a_recipe_is_read_by_its_method_and_changes_it(method: str, recipe: str) -> None:
+    chosen, paper = (used_by(method, Learning(**method_defaults(method, name))) for name in (recipe, "paper"))
+    changed = {key for key in Learning.model_fields if getattr(chosen, key) != getattr(paper, key)}
+    unread = {"pattern_std", "pattern_noise"} if method == "patch-tile" else {"tile_temperature"}
+    always = {"weight_reg_decay"} if method == "maskllm" else set()
+    expected = set(RECIPES[recipe].get(method, {})) - always
+    assert changed == expected - (unread if method != "patch-joint" else set())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"target": "model"}, "`target` is 'model'.*'global', 'block' or 'layer'"),
+        ({"target_reduction": "mean"}, "target_reduction is mean, but target is global.*make target block or layer"),
+        ({"target": "block", "target_reduction": "max"}, "`target_reduction` is 'max'.*'sum' or 'mean'"),
+        ({"pattern_noise": "none"}, "`pattern_noise` is 'none'.*'add' or 'replace'"),
+        ({"weight_reg_form": "norm"}, "`weight_reg_form` is 'norm'.*'squared_ratio', 'norm_ratio'"),
+        ({"max_grad_norm": 0}, "`max_grad_norm` is 0.*greater than 0"),
+        ({"append_eos": False, "cut_attention": True}, "append_eos is false, but cut_attention is true.*leave"),
+    ],
+)
+def test_what_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        validate(Learning, values)
+
+
+def test_a_reduction_of_blocks_is_accepted() -> None:
+    assert validate(Learning, {"target": "block", "target_reduction": "mean"}).target_reduction == "mean"
