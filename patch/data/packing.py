@@ -49,6 +49,7 @@ def pack_file(
     limit: int | None = None,
     processes: int = 1,
     identity: str = "",
+    append_eos: bool = True,
 ) -> int:
     """Write the sequences of ``pack_sequences`` as an `.npy` file, independent of processes and interruptions.
 
@@ -63,6 +64,7 @@ def pack_file(
         limit: maximum number of sequences.
         processes: number of tokenising processes, created by `fork` if more than one.
         identity: identity of the text and the tokenizer; partial work of another identity is not used.
+        append_eos: append the end-of-sequence token to each document, unless the tokenizer does so itself.
 
     Returns:
         The number of sequences.
@@ -71,9 +73,10 @@ def pack_file(
         InputError: the text is shorter than one sequence, the tokenizer is unsuitable (see ``find_separator``), the
             disk is full, or a process was killed.
     """
-    find_separator(tokenizer)
+    if append_eos:
+        find_separator(tokenizer)
     dtype, most = token_dtype(tokenizer), float("inf") if limit is None else limit
-    identity = f"{identity} {seqlen} {limit} {dtype}"
+    identity = f"{identity} {seqlen} {limit} {dtype} {append_eos}"
     folder = path.with_name(f"{path.stem}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "sequences.npy"
@@ -83,7 +86,9 @@ def pack_file(
             record = _resume(file, folder, identity, seqlen, dtype)
             remaining = islice(filter(None, documents), record.documents, None)
             saved = time.monotonic()
-            for count, ids in tokens_in_order(remaining if record.sequences < most else (), tokenizer, processes):
+            for count, ids in tokens_in_order(
+                remaining if record.sequences < most else (), tokenizer, processes, append_eos
+            ):
                 stream = np.concatenate([np.array(record.rest, dtype=dtype), ids])
                 block, rest = cut(stream, seqlen, most - record.sequences)
                 file.write(block.data)

@@ -62,11 +62,14 @@ def find_separator(tokenizer: PreTrainedTokenizerBase) -> Separator:
     return Separator(tokenizer.eos_token_id, tokenizer.bos_token_id if begins else None)
 
 
-def token_stream(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> np.ndarray:
-    """Return the tokens of documents, each with one final end-of-sequence token: `[tokens]` of ``token_dtype``."""
+def token_stream(tokenizer: PreTrainedTokenizerBase, documents: list[str], append_eos: bool = True) -> np.ndarray:
+    """Return the tokens of documents, each with one final end-of-sequence token: `[tokens]` of ``token_dtype``.
+
+    Without ``append_eos`` they are those that the tokenizer makes.
+    """
     eos = tokenizer.eos_token_id
     # Some tokenizers add the end-of-sequence token themselves.
-    end = [] if tokenize(tokenizer, ["a"])[0][-1:] == [eos] else [eos]
+    end = [eos] if append_eos and tokenize(tokenizer, ["a"])[0][-1:] != [eos] else []
     dtype = token_dtype(tokenizer)
     return np.concatenate([np.array(ids + end, dtype=dtype) for ids in tokenize(tokenizer, documents)])
 
@@ -97,7 +100,7 @@ def document_batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def tokens_in_order(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, processes: int
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, processes: int, append_eos: bool = True
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the tokens of all documents, in order for any number of processes.
 
@@ -105,6 +108,7 @@ def tokens_in_order(
         documents: the text; it is read a few batches ahead.
         tokenizer: see `token_stream`.
         processes: number of tokenising processes, created by `fork` if more than one; they end with this process.
+        append_eos: see `token_stream`.
 
     Yields:
         The number of documents of each batch and their tokens `[tokens]`.
@@ -114,13 +118,13 @@ def tokens_in_order(
     """
     if processes == 1:
         for batch in document_batches(documents):
-            yield len(batch), token_stream(tokenizer, batch)
+            yield len(batch), token_stream(tokenizer, batch, append_eos)
         return
     pool = ProcessPoolExecutor(processes, get_context("fork"), _start, (tokenizer,))
     waiting: deque[tuple[int, Future]] = deque()
     try:
         for batch in document_batches(documents):
-            waiting.append((len(batch), pool.submit(_stream, batch)))
+            waiting.append((len(batch), pool.submit(_stream, batch, append_eos)))
             if len(waiting) == _WAITING * processes:
                 count, future = waiting.popleft()
                 yield count, future.result()
@@ -152,5 +156,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _stream(documents: list[str]) -> np.ndarray:
-    return token_stream(_tokenizer, documents)
+def _stream(documents: list[str], append_eos: bool) -> np.ndarray:
+    return token_stream(_tokenizer, documents, append_eos)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from patch.errors import InputError, print_result
-from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
+from patch.learning.learning_settings import Learning, method_defaults
 from patch.models.shapes import model_shape
 from patch.pipeline.cli.workflow import command_parser, read_plan
 from patch.pipeline.config.experiment import Experiment
@@ -30,7 +30,8 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
     for name, model in experiment.models.items():
         shape, row = model_shape(name, model), [model.title]
         for method, count in learning:
-            settings = validate(Learning, METHOD_DEFAULTS[method] | experiment.learning.common, "learning.common")
+            defaults = method_defaults(method, experiment.learning.recipe)
+            settings = validate(Learning, defaults | experiment.learning.common, "learning.common")
             tokens, checkpointed = settings.micro_batch_size * settings.seqlen, settings.gradient_checkpointing
             need = learning_mb(shape, method, BYTES[model.dtype], tokens, checkpointed, "cuda", count) / 1000
             row.append(f"{need:.0f}{'*' if GPU_SLACK * need > experiment.resources.memory_gb else ' '}")

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from patch.calibration.calibration_settings import Calibration
 from patch.data.corpus_settings import Corpus, Use
+from patch.learning.learning_settings import Recipe
 from patch.masks.pattern import Tile
 from patch.models.model_settings import Model
 from patch.pipeline.config.gpus import GPUS, GpuName
@@ -120,7 +121,8 @@ class GridEntry(Section):
     )
     vary: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="Ablation: keys of a learning run, each with a list of values; a value of a pair is a list itself.",
+        description="Ablation: keys of a learning run, or `recipe`, each with a list of values; a value of a pair is a "
+        "list itself.",
     )
     table: Name | None = Field(None, description="Separate table of these runs; the standard tables then omit them.")
 
@@ -152,8 +154,13 @@ class LearningOverride(Section):
 
 
 class LearningConfig(Section):
-    """Settings of learning runs, merged in the order `common`, `methods`, `overrides`."""
+    """Settings of learning runs, merged in the order `recipe`, `common`, `methods`, `overrides`."""
 
+    recipe: Recipe = Field(
+        "paper",
+        description="Defaults of the learned methods: those of the paper, or those of its public code "
+        "(docs/deviations.md lists the keys).",
+    )
     common: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run for all methods.")
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Keys of a learning run by method.")
     overrides: list[LearningOverride] = Field(default_factory=list, description="Keys for selected runs, in order.")

@@ -111,7 +111,7 @@ class CostModel:
         """Return the resources of tokenization; the time grows with the tokens only if their number is known."""
         settings = sequences.settings
         tokens = (settings.samples or 0) * settings.seqlen
-        workers = self.experiment.resources.threads if settings.kind == "packed" else 1
+        workers = self.experiment.resources.threads if settings.kind.startswith("packed") else 1
         # Each worker holds a batch of text and its tokens, in the tokenizer's form and as a list (measured: 0.2 GB).
         memory = 4 * GB + (workers - 1) * GB // 2
         return Estimate(0, memory, 0, 10 + math.ceil(tokens / TOKENIZED_PER_MINUTE / workers))

@@ -30,7 +30,8 @@ TILE_PRIORS = {
     "magnitude": "Magnitude",
     "random": "Random",
 }
-TARGETS = {"global": "global", "layer": "layer"}
+# The paper's "layer" is a transformer block.
+TARGETS = {"global": "global", "block": "layer"}
 
 
 class PublishedModel(Schema):

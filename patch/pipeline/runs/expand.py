@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from patch.errors import InputError, suggest
 from patch.files.plain import shown
-from patch.learning.learning_settings import Learning
+from patch.learning.learning_settings import RECIPES, Learning
 from patch.masks.pattern import NM_TEXT
 from patch.methods import get_method
 from patch.models.shapes import check_groups, check_tile, model_shape
@@ -51,12 +51,17 @@ def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
     """Return a mapping of variant name to settings for each combination of varied values; {None: {}} without `vary`."""
     if not entry.vary:
         return {None: {}}
+    known = sorted([*Learning.model_fields, "recipe"])
     for key in entry.vary:
-        if key not in Learning.model_fields:
-            raise InputError(f"unknown key `grid.vary.{key}`; {suggest(key, sorted(Learning.model_fields))}")
+        if key not in known:
+            raise InputError(f"unknown key `grid.vary.{key}`; {suggest(key, known)}")
+    for recipe in entry.vary.get("recipe", []):
+        if recipe not in RECIPES:
+            raise InputError(f"`grid.vary.recipe` is {recipe!r}; {suggest(str(recipe), list(RECIPES))}")
     _check_count(math.prod(map(len, entry.vary.values())))
     for key, values in entry.vary.items():
-        _check_values(key, values)
+        if key != "recipe":
+            _check_values(key, values)
     combinations = [dict(zip(entry.vary, values, strict=True)) for values in itertools.product(*entry.vary.values())]
     found = {",".join(f"{key}={_value(value)}" for key, value in chosen.items()): chosen for chosen in combinations}
     if too_long := next((name for name in found if len(name) > LONGEST_VARIANT), None):

@@ -7,7 +7,7 @@ from typing import Any
 
 from patch.data.corpus_settings import Use
 from patch.errors import InputError, suggest
-from patch.learning.learning_settings import METHOD_DEFAULTS, Learning, used_by
+from patch.learning.learning_settings import Learning, method_defaults, used_by
 from patch.masks.pattern import NM_TEXT
 from patch.methods import METHODS, get_method
 from patch.models.shapes import check_sharding, model_shape
@@ -145,20 +145,22 @@ class Grid:
     def learning(self, run: Run) -> Learning:
         """Return the learning settings of a run, without those that its method does not use.
 
-        Later settings replace earlier ones, in this order: the method's defaults, `common`, the method's settings,
-        each matching override, and the values of an ablation.
+        Later settings replace earlier ones, in this order: the method's defaults under the recipe, `common`, the
+        method's settings, each matching override, and the values of an ablation.
 
         Raises:
             InputError: A setting is invalid, or names a corpus, split or prior that does not exist.
         """
         config = self.experiment.learning
-        values = METHOD_DEFAULTS[run.method] | config.common | config.methods.get(run.method, {})
+        varied = dict(self._variants.get(run.variant, {}))
+        recipe = varied.pop("recipe", config.recipe)
+        values = method_defaults(run.method, recipe) | config.common | config.methods.get(run.method, {})
         for override in config.overrides:
             wanted = {"method": override.method, "model": override.model, "sparsity": override.sparsity}
             if all(value is None or value == getattr(run, key) for key, value in wanted.items()):
                 values = values | override.set
         # The value that an ablation varies replaces all others.
-        values = values | self._variants.get(run.variant, {})
+        values = values | varied
         learning = validate(Learning, values, where=f"learning.methods.{run.method}")
         if learning.use is None:
             raise InputError("`learning.common.use` is missing: name the corpus and split that masks are learned on")

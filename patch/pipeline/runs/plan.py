@@ -110,7 +110,8 @@ class Plan:
         settings = self.grid.learning(run)
         trained_on = self.experiment.models[run.model].source.kind == "train"
         limit = None if trained_on else settings.steps * settings.batch_size
-        return self.store.sequences(run.model, settings.use, "packed", settings.seqlen, limit)
+        kind = "packed" if settings.append_eos else "packed-without-eos"
+        return self.store.sequences(run.model, settings.use, kind, settings.seqlen, limit)
 
     # -- settings of jobs ---------------------------------------------------------------------
 

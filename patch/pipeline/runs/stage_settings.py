@@ -61,7 +61,7 @@ class SequencesSettings(Section):
 
     version: int = 1
     upstream: str
-    kind: Literal["calibration", "packed", "joined"]
+    kind: Literal["calibration", "packed", "packed-without-eos", "joined"]
     split: Split
     seqlen: int
     samples: int | None = None

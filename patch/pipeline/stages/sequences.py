@@ -26,11 +26,12 @@ def run_sequences(settings: SequencesSettings, *, corpus: Path, tokenizer: Path,
 
 def _make(settings: SequencesSettings, corpus: Path, tokenizer: Path, out: Path, workers: int) -> int:
     documents, encoder = read_documents(corpus, settings.split), load_tokenizer(tokenizer)
-    if settings.kind == "packed":
+    if settings.kind.startswith("packed"):
         # A job may have fewer CPUs than it requested.
         workers = min(workers, len(os.sched_getaffinity(0)))
         identity = digest([settings.model_dump(mode="json"), _files(corpus), _files(tokenizer)])
-        return pack_file(out, documents, encoder, settings.seqlen, settings.samples, workers, identity)
+        append_eos = settings.kind == "packed"
+        return pack_file(out, documents, encoder, settings.seqlen, settings.samples, workers, identity, append_eos)
     if settings.kind == "calibration":
         sequences, way = sample_sequences(documents, encoder, settings.samples, settings.seqlen, settings.seed)
         print(f"calibration sequences from {'crops of documents' if way == 'documents' else 'the packed stream'}")

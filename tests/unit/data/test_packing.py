@@ -98,12 +98,22 @@ def test_processes_change_nothing(tmp_path: Path, tokenizer, limit: int | None) 
     assert made[0] == made[1] == made[2]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_documents_follow_each_other_without_end_tokens(tmp_path: Path, tokenizer, processes: int) -> None:  # noqa: ANN001
+    pack_file(tmp_path / "w.npy", texts(50), tokenizer, 16, processes=processes, append_eos=False)
+    stream = [token for text in texts(50) for token in tokenizer(text)["input_ids"]]
+    assert load_sequences(tmp_path / "w.npy").flatten().tolist() == stream[: len(stream) // 16 * 16]
+    assert EOS not in stream
+
+
 def test_packed_documents_are_not_tokenised_again(tmp_path: Path, tokenizer, monkeypatch) -> None:  # noqa: ANN001
     documents, seen = texts(100), []
     with pytest.raises(Stopped):
         pack_file(tmp_path / "w.npy", until(documents, 60), tokenizer, 16)
     make = tokenization.token_stream
-    monkeypatch.setattr(tokenization, "token_stream", lambda tok, batch: seen.extend(batch) or make(tok, batch))
+    monkeypatch.setattr(
+        tokenization, "token_stream", lambda tok, batch, eos: seen.extend(batch) or make(tok, batch, eos)
+    )
     pack_file(tmp_path / "w.npy", documents, tokenizer, 16)
     full = [text for text in documents if text]
     assert seen == full[len(full) - len(seen) :] and len(seen) < 60

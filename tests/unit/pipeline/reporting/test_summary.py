@@ -152,8 +152,8 @@ def test_ablations_of_the_paper_count_as_rows(one_seed):
     (before, *_) = missing_results(one_seed.published, plain, [qwen])
     assert "PATCH (joint)" not in before and "tile 64×64, 32×32, 16×16, 8×8, 4×4 at 45, 35, 25 %" in before
     # The plain run covers the first value of each varied setting.
-    assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target layer at 45, 35, 25 %" in before
-    varied = [run.model_copy(update=change) for change in ({"variant": "target=layer"}, {"tile": 4}) for run in plain]
+    assert "tile prior none, Wanda, Magnitude, random at 45, 35, 25 %; target block at 45, 35, 25 %" in before
+    varied = [run.model_copy(update=change) for change in ({"variant": "target=block"}, {"tile": 4}) for run in plain]
     (after, *_) = missing_results(one_seed.published, [*plain, *varied], [qwen])
     assert "target" not in after and "4×4" not in after
     imported = [

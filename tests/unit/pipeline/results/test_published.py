@@ -77,12 +77,13 @@ def test_other_tile_sizes_have_a_table_of_one_model(published):
         ("patch-joint", 0.35, "tile_prior=random", 13.79),
         ("patch-joint", 0.25, "tile_prior=wanda", 13.37),
         ("patch-joint", 0.45, "target=global", 14.57),
-        ("patch-joint", 0.25, "target=layer", 13.95),
-        ("patch-joint", 0.3, "target=layer", None),
-        ("patch-tile", 0.45, "target=layer", None),
+        ("patch-joint", 0.25, "target=block", 13.95),
+        ("patch-joint", 0.3, "target=block", None),
+        ("patch-joint", 0.25, "target=layer", None),
+        ("patch-tile", 0.45, "target=block", None),
         ("patch-joint", 0.45, "tile_prior=thanos", None),
         ("patch-joint", 0.45, "lr=0.001", None),
-        ("patch-joint", 0.45, "tile_prior=wanda,target=layer", None),
+        ("patch-joint", 0.45, "tile_prior=wanda,target=block", None),
     ],
 )
 def test_ablations(published, method, sparsity, variant, value):

@@ -63,6 +63,14 @@ def test_values_that_differ_in_the_last_digits_have_names_of_their_own(raw_confi
     assert [grid.learning(run).lr for run in grid.runs] == values
 
 
+def test_a_varied_recipe_is_a_set_of_defaults(raw_config):
+    grid = grid_of(raw_config, PATCH | {"vary": {"recipe": ["paper", "public-code"], "max_grad_norm": [2]}}, PATCH)
+    paper, code, plain = (grid.learning(run) for run in grid.runs)
+    assert paper == plain.model_copy(update={"max_grad_norm": 2})
+    assert (code.max_grad_norm, code.append_eos, code.weight_reg_form) == (2, False, "norm_ratio")
+    assert grid.runs[1].variant == "recipe=public-code,max_grad_norm=2"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -77,6 +85,8 @@ def test_values_that_differ_in_the_last_digits_have_names_of_their_own(raw_confi
         ),
         ({"vary": {"use": [{"corpus": "text", "split": "train"}]}}, "`grid.0.vary`: `use` is a corpus and a split"),
         ({"vary": {"lr": -2}}, "`grid.vary.lr` has -2: Input should be greater than 0"),
+        ({"vary": {"recipe": ["papers"]}}, "`grid.vary.recipe` is 'papers'; did you mean `paper`"),
+        ({"vary": {"recipe": [True]}}, "`grid.vary.recipe` is True; known: paper, public-code"),
         ({"vary": {"tile_prio": ["none"]}}, r"`grid.vary.tile_prio`; did you mean `tile_prior`"),
         ({"vary": {"tile_prior": ["wandaa"]}}, r"`learning.tile_prior` is 'wandaa'; did you mean `wanda`"),
         ({"vary": {"lr": [-1.0]}}, "greater than 0"),

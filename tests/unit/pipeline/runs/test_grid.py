@@ -234,6 +234,17 @@ def test_published_hyper_parameters(raw_config: dict) -> None:
         assert (settings.warmup_steps, settings.betas, settings.tile_std) == (5, (0.9, 0.95), 0.014)
 
 
+def test_the_recipe_comes_before_all_given_keys(raw_config: dict) -> None:
+    raw_config["learning"] |= {"recipe": "public-code", "methods": {"patch-joint": {"max_grad_norm": 2.0}}}
+    raw_config["learning"]["common"] |= {"pattern_std": 0.5}
+    grid = grid_of(raw_config)
+    joint = grid.learning(next(run for run in grid.runs if run.method == "patch-joint"))
+    assert (joint.weight_reg_form, joint.pattern_noise) == ("norm_ratio", "replace")
+    assert (joint.max_grad_norm, joint.pattern_std) == (2.0, 0.5)
+    tile = next(run for run in grid.runs if run.method == "patch-tile")
+    assert grid.priors(tile)["tile"].method == "wanda"
+
+
 @pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("3:4", 0.25), ("1:4", 0.75), ("4:4", 0.0)])
 def test_nm_sparsity(pattern: str, sparsity: float) -> None:
     assert nm_sparsity(pattern) == sparsity
@@ -257,6 +268,8 @@ def test_format_of_sparsities() -> None:
         ({"evaluation": {"tasks": []}}, ["evaluation.tasks"]),
         ({"evaluation": {"tasks": ["cloze", "cloze"]}}, ["cloze", "more than once"]),
         ({"learning": {"common": {"betas": [2, 0.9]}}}, ["betas", "[0, 1)"]),
+        ({"learning": {"recipe": "code"}}, ["learning.recipe", "'code'", "'paper' or 'public-code'"]),
+        ({"learning": {"common": {"target_reduction": "mean"}}}, ["target_reduction", "target is global", "block"]),
         ({"published": "nowhere.json"}, ["published", "nowhere.json"]),
         ({"speedup": {"models": ["qwem"]}}, ["`speedup.models` names 'qwem'", "did you mean `qwen`?"]),
         ({"speedup": {"new_tokens": [8, 8]}}, ["speedup.new_tokens", "[8, 8]", "each number once"]),

@@ -219,6 +219,18 @@ def test_learning_sequences_are_no_more_than_a_run_can_see(raw_config: dict) -> 
     assert samples == {"qwen": 5 * 4, "llama": None}
 
 
+def test_sequences_without_end_tokens_are_another_file(raw_config: dict) -> None:
+    """Only learning reads it: a trained model, and everything made from it, stay the same."""
+    before = plan_of(raw_config)
+    raw_config["learning"]["common"]["append_eos"] = False
+    after = plan_of(raw_config)
+    run = next(run for run in after.grid.runs if run.method == "patch-joint")
+    assert after.learning_sequences(run).settings.kind == "packed-without-eos"
+    kinds = {sequences.settings.kind for sequences in (*before.sequences.values(), *after.sequences.values())}
+    assert kinds == {"packed", "packed-without-eos", "calibration", "joined"}
+    assert after.store.model_path("qwen") == before.store.model_path("qwen")
+
+
 def test_local_files_of_a_corpus(raw_config: dict, tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.jsonl"):
         (tmp_path / name).write_text("x")
@@ -326,7 +338,7 @@ def test_speed_is_that_of_one_2_4_run_and_of_every_tile_map(raw_config: dict) ->
     raw_config["grid"] += [
         {"methods": ["patch-tile"], "models": ["qwen"], "sparsity": [0.45]},
         {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25], "quantization": "absmax"},
-        {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25], "vary": {"target": ["layer"]}, "table": "own"},
+        {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25], "vary": {"target": ["block"]}, "table": "own"},
     ]
     plan = plan_of(raw_config)
     runs = plan.timed_runs("qwen")

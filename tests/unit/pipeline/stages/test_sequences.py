@@ -14,6 +14,7 @@ from patch.data import packing, tokenization
 from patch.data.sequences import load_sequences, pack_sequences
 from patch.data.tokenizer import train_tokenizer
 from patch.distributed.signals import EXIT_RESUMABLE
+from patch.models.loading import load_tokenizer
 from patch.pipeline.runs.stage_settings import SequencesSettings
 from patch.pipeline.stages import sequences as stage
 
@@ -79,3 +80,11 @@ def test_unpacked_sequences_can_be_loaded(kind: str, files: dict[str, Path], cap
     found = load_sequences(files["out"])
     assert found.shape[1] == settings.seqlen
     assert f"{len(found)} sequences of {settings.seqlen} tokens" in capfd.readouterr().out
+
+
+def test_sequences_without_end_tokens(files: dict[str, Path]) -> None:
+    documents = write(files["corpus"], "some text")
+    tokenizer = load_tokenizer(files["tokenizer"])
+    stage.run_sequences(SPEC.model_copy(update={"kind": "packed-without-eos"}), **files)
+    stream = [token for text in documents for token in tokenizer(text)["input_ids"]]
+    assert load_sequences(files["out"]).flatten().tolist() == stream[: len(stream) // 16 * 16]
