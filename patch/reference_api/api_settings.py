@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from patch.data.corpus_settings import Corpus, HubSource
 from patch.errors import InputError, suggest
 from patch.files.plain import read_yaml
-from patch.learning.learning_settings import Learning
+from patch.learning.learning_settings import RECIPES, Learning
 from patch.reference_api.arguments import checked
 from patch.settings import Section
 
@@ -97,7 +97,7 @@ class ApiSettings(Section):
     corpora: dict[str, Corpus] = Field(
         default_factory=dict, description="Corpora that replace those of the hub, by name."
     )
-    learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run.")
+    learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run, and `recipe`.")
     proxsparse: dict[str, Any] = Field(default_factory=dict, description="Keys of a ProxSparse run.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Settings of the evaluation.")
     calibration: Calibration = Field(default_factory=Calibration, description="Settings of the calibration.")
@@ -109,7 +109,10 @@ class ApiSettings(Section):
         for key in values:
             if key in SET_BY:
                 raise ValueError(f"sets {key!r}, which is what `mask_args` calls {SET_BY[key]!r}; set it there")
-        return _known(values, LEARNING_KEYS)
+        recipe = values.get("recipe", "paper")
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe is {recipe!r}; {suggest(str(recipe), list(RECIPES))}")
+        return _known(values, [*LEARNING_KEYS, "recipe"])
 
     @field_validator("proxsparse")
     @classmethod

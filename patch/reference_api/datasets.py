@@ -23,6 +23,7 @@ from patch.data.corpus_settings import Corpus, HubSource
 from patch.data.packing import pack_file
 from patch.data.sequences import joined_sequences, load_sequences, sample_sequences
 from patch.errors import InputError
+from patch.learning.learning_settings import Learning
 from patch.reference_api.api_settings import HUB, ApiSettings
 from patch.reference_api.arguments import PruneArguments
 
@@ -177,13 +178,12 @@ def calibration_sequences(
             ) from None
 
 
-def learning_sequences(
-    path: Path, text: Text, tokenizer: PreTrainedTokenizerBase, seqlen: int, sequences: int
-) -> np.ndarray:
-    """Return training sequences, `[<= sequences, seqlen]` ids, from the file ``path``, which is written if missing."""
+def learning_sequences(path: Path, text: Text, tokenizer: PreTrainedTokenizerBase, learning: Learning) -> np.ndarray:
+    """Return the sequences of a learning run, `[count, seqlen]` ids, from ``path``, which is written if missing."""
     if not path.exists():
+        limit = learning.steps * learning.batch_size
         with text.documents() as documents:
-            pack_file(path, documents, tokenizer, seqlen, sequences)
+            pack_file(path, documents, tokenizer, learning.seqlen, limit, append_eos=learning.append_eos)
     return load_sequences(path)
 
 

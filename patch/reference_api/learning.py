@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from patch.data.tokenization import find_separator
 from patch.errors import InputError
 from patch.learning.learn import learn
-from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
+from patch.learning.learning_settings import Learning, method_defaults
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.packed import MaskSet, save_masks
 from patch.reference_api.api_settings import LEARNING_KEYS, SET_BY, ApiSettings
@@ -27,13 +27,14 @@ CORPUS = "slimpajama"
 
 
 def learning_settings(arguments: MaskArguments, settings: ApiSettings) -> Learning:
-    """Return the settings of a learning run: the arguments override the settings file, which overrides the defaults.
+    """Return the settings of a learning run: the arguments override the settings file, which overrides the recipe.
 
     Raises:
         InputError: a value is not allowed, or `local_bs` does not divide the batch.
     """
-    defaults = METHOD_DEFAULTS[arguments.method]
-    values = {key: value for key, value in defaults.items() if key in LEARNING_KEYS} | settings.learning
+    given = dict(settings.learning)
+    defaults = method_defaults(arguments.method, given.pop("recipe", "paper"))
+    values = {key: value for key, value in defaults.items() if key in LEARNING_KEYS} | given
     batch = values.get("batch_size", Learning.model_fields["batch_size"].default)
     if isinstance(batch, int) and batch % arguments.local_bs:
         raise InputError(
@@ -41,7 +42,7 @@ def learning_settings(arguments: MaskArguments, settings: ApiSettings) -> Learni
             "use a divisor"
         )
     given = {key: getattr(arguments, name) for key, name in SET_BY.items()}
-    given |= {"hard": arguments.hard, "target": "layer" if arguments.layer_target else "global"}
+    given |= {"hard": arguments.hard, "target": "block" if arguments.layer_target else "global"}
     return checked(Learning, values | given, "learning")
 
 
@@ -87,7 +88,7 @@ def learn_masks(
     packed, checkpoints, curve = folder / "sequences.npy", folder / "checkpoints", folder / "curve.jsonl"
     run = {"method": arguments.method, "prior": initial.settings, "learning": values}
     tracking = Tracking(("wandb",), Path(settings.folder), folder.name, run) if wandb else UNTRACKED
-    sequences = learning_sequences(packed, text, tokenizer, learning.seqlen, learning.steps * learning.batch_size)
+    sequences = learning_sequences(packed, text, tokenizer, learning)
     with _flushed_denormals():
         masks = learn(
             model,

@@ -142,6 +142,7 @@ def test_corpora_of_the_settings_file(monkeypatch, configure, tmp_path):
         ({"learning": {"stepz": 1}}, "unknown key `stepz`; did you mean `steps`?"),
         ({"learning": {"lr": 1}}, "what `mask_args` calls 'lr'; set it there"),
         ({"learning": {"frozen_mask": "wanda"}}, "unknown key `frozen_mask`"),
+        ({"learning": {"recipe": "code"}}, "recipe is 'code'; .*known: paper, public-code"),
         ({"proxsparse": {"hardd": 1}}, "unknown key `hardd`"),
         ({"evaluation": {"task": []}}, "did you mean `task.*`?"),
         (

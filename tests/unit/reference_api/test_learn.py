@@ -158,7 +158,7 @@ def test_every_argument_reaches_its_setting():
         "tile_scale": (8, 9),
         "tile_prior_strength": 10,
         "hard": True,
-        "target": "layer",
+        "target": "block",
     }
 
 
@@ -171,6 +171,14 @@ def test_defaults_are_the_documented_ones(method, monkeypatch):
     settings = learning_settings(read_arguments(MaskArguments, given, "mask_args"), load_settings())
     assert settings == Learning(weight_reg_decay=method == "maskllm", tile_temperature=(4.0, 0.05))
     assert (settings.steps, settings.batch_size, settings.seqlen) == (2000, 256, 4096)
+
+
+def test_the_recipe_of_the_settings_file(configure):
+    configure({"learning": {"recipe": "public-code", "max_grad_norm": 2.0}})
+    given = {"mask_llm": True, "weight_reg": 3.0, "local_bs": 1}
+    settings = learning_settings(read_arguments(MaskArguments, given, "mask_args"), load_settings())
+    assert (settings.max_grad_norm, settings.weight_reg_form, settings.weight_decay) == (2.0, "norm_sum", 0.1)
+    assert settings.weight_reg == 3.0, "an argument comes last"
 
 
 @pytest.mark.parametrize(
