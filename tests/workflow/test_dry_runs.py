@@ -165,12 +165,16 @@ ABLATIONS = {
     "density": (6 * 3 + 1, 6 * (1 + 3), []),  # and ProxSparse at 13B, over which PATCH learns
     "nm-25": (6 + 1, 6 * (1 + 3 * 4 + 1), ["nm_25"]),
     "seeds": (3 * 3 * (1 + 1 + 3), 3 * (1 + 1 + 3 * (3 + 2 + 3)), []),  # dense and magnitude have no seed
+    # Variants of patch-joint, MaskLLM and patch-tile, and the paper's recipe of each.
+    "recipe": (3 * (1 + 11 + 1 + 8 + 1 + 5), 1 + 3 * (1 + 11 + 1 + 8 + 1 + 5), ["recipe"]),
     "published-masks": (0, 6 * (1 + 3) + 4, []),
 }
 
 
 def test_each_ablation_has_a_dry_run():
-    assert {path.stem for path in (ROOT / "config/ablations").glob("*.yaml")} == {*ABLATIONS, "demo", "demo-seeds"}
+    assert {path.stem for path in (ROOT / "config/ablations").glob("*.yaml")} == {
+        *(*ABLATIONS, "demo", "demo-seeds", "demo-recipe")
+    }
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -197,6 +201,9 @@ def test_ablations_in_small_learn_nothing_twice(tmp_path):
     seeds = dry_run(tmp_path, "--configfile", "config/ablations/demo-seeds.yaml")
     assert counts(seeds)["learn"] == 3 * plain
     assert "results/ablations-seeds/tables/seeds.md" in {path for job in seeds for path in job.files("output")}
+    recipes = dry_run(tmp_path, "--configfile", "config/ablations/demo-recipe.yaml")
+    assert counts(recipes)["learn"] == ABLATIONS["recipe"][0]
+    assert "results/ablations-recipe/tables/recipe.md" in {path for job in recipes for path in job.files("output")}
 
 
 def test_nothing_is_made_twice(paper):
