@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +48,16 @@ def test_what_is_refused(values: dict[str, Any], words: str) -> None:
 
 def test_a_reduction_of_blocks_is_accepted() -> None:
     assert validate(Learning, {"target": "block", "target_reduction": "mean"}).target_reduction == "mean"
+
+
+def test_the_page_has_a_row_for_every_key_of_a_recipe() -> None:
+    page = (Path(__file__).parents[3] / "docs/deviations.md").read_text(encoding="utf-8")
+    table = page.split("## Recipes")[1].split("The same in both recipes")[0]
+    named = {
+        key
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for key in re.findall("`(.*?)`", line.split("|")[1])
+    }
+    keys = {key for recipe in RECIPES.values() for values in recipe.values() for key in values}
+    assert named == keys | {"target", "target_reduction", "weight_reg"}
