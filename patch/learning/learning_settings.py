@@ -140,7 +140,7 @@ class Learning(Section):
         if self.cut_attention and not self.append_eos:
             raise ValueError(
                 "append_eos is false, but cut_attention is true, which finds documents by their end-of-sequence "
-                "tokens; leave append_eos out, or make cut_attention false"
+                "tokens; make append_eos true or cut_attention false"
             )
         return self
 
