@@ -44,7 +44,10 @@ class Learning(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of AdamW's moment estimates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the logits.")
     max_grad_norm: float | None = Field(
-        None, gt=0, description="Clip the gradient of all logits to this norm; by default, not at all."
+        None,
+        gt=0,
+        description="Clip the gradient of all logits to this norm; by default, not at all. Ignored by ProxSparse, "
+        "whose norm is 1.",
     )
 
     pattern_temperature: Ramp = Field(
@@ -55,12 +58,12 @@ class Learning(Section):
         "sparsegpt", description="One-shot method whose 2:4 mask initializes the pattern logits, or `none`."
     )
     pattern_prior_strength: float = Field(
-        3.0, ge=0, description="Strength of this initialization, in standard deviations of the initial logits."
+        3.0, ge=0, description="Strength of this initialization, in units of `pattern_std`."
     )
     pattern_std: float = Field(0.01, gt=0, description="Standard deviation of the initial pattern logits.")
     pattern_noise: Literal["add", "replace"] = Field(
         "add",
-        description="Initial pattern logits: `add` the initialization to the noise, or `replace` the noise by it.",
+        description="Initial pattern logits: `add` this initialization to the noise, or `replace` the noise by it.",
     )
 
     tile_temperature: Ramp = Field((2.0, 0.05), description="Temperature tau of the tiles, first and last step.")
@@ -71,7 +74,7 @@ class Learning(Section):
         "`random`, or `none`.",
     )
     tile_prior_strength: float = Field(
-        3.0, ge=0, description="Strength of this initialization, in standard deviations of the initial logits."
+        3.0, ge=0, description="Strength of this initialization, in units of `tile_std`."
     )
     tile_std: float = Field(0.014, gt=0, description="Standard deviation of the initial tile logits.")
     frozen_mask: str = Field(

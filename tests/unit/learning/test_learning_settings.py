@@ -38,7 +38,10 @@ def test_every_key_of_a_recipe_is_read_by_its_method_and_changes_it(method: str,
         ({"pattern_noise": "none"}, "`pattern_noise` is 'none'.*'add' or 'replace'"),
         ({"weight_reg_form": "norm"}, "`weight_reg_form` is 'norm'.*'squared_ratio', 'norm_ratio'"),
         ({"max_grad_norm": 0}, "`max_grad_norm` is 0.*greater than 0"),
-        ({"append_eos": False, "cut_attention": True}, "append_eos is false, but cut_attention is true.*make append_eos true"),
+        (
+            {"append_eos": False, "cut_attention": True},
+            "append_eos is false, but cut_attention is true.*make append_eos true",
+        ),
     ],
 )
 def test_what_is_refused(values: dict[str, Any], words: str) -> None:
