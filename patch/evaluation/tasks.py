@@ -63,20 +63,26 @@ def make_task_data(documents: list[str], samples: int, seed: int, out_dir: Path)
             temporary.write_text("".join(json.dumps(question) + "\n" for question in questions))
 
 
-def task_names(include_path: Path | str) -> list[str]:
-    """Return the sorted tasks and groups that the YAML files of a folder declare, without an import of lm-eval.
+def task_paths(include_path: Path | str) -> dict[str, Path]:
+    """Return the file of each task and group that the YAML files of a folder declare, without an import of lm-eval.
 
     Raises:
         InputError: the folder is missing, or a file in it is not plain YAML.
     """
-    names = set()
+    paths: dict[str, Path] = {}
     for file in task_files(include_path):
         if file.suffix == ".yaml":
             # `!function module.name` is read as None, so that nothing is imported.
             declared = read_plain(file, "task file", drop_tags=True)
             name = declared.get("group", declared.get("task")) if isinstance(declared, dict) else None
-            names.update([name] if isinstance(name, str) else [])
-    return sorted(names)
+            if isinstance(name, str):
+                paths.setdefault(name, file)
+    return paths
+
+
+def task_names(include_path: Path | str) -> list[str]:
+    """Return the sorted names in `task_paths`."""
+    return sorted(task_paths(include_path))
 
 
 def task_files(include_path: Path | str) -> list[Path]:
