@@ -30,6 +30,9 @@ try:
         config = settings
     config = extended(config)
     PLAN = Plan(validate_experiment(config))
+    # Jobs parse this file again, but must not read lm-eval's many files again.
+    if workflow.is_main_process:
+        PLAN.store.check_tasks()
     # For the first page of the report.
     config["run"] = {name: escape_rst(text) for name, text in describe_experiment(PLAN).items()}
 except InputError as error:

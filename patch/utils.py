@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from patch.errors import InputError
 from patch.evaluation.harness import DATA_VARIABLE, TaskEvaluator, mean_accuracy, wrap_model
 from patch.evaluation.lm_eval_model import AlignedLM
+from patch.evaluation.metric import accuracy_names
 from patch.evaluation.perplexity import perplexity
 from patch.evaluation.tasks import make_task_data
 from patch.models.loading import prunable_linears, weight_matrix
@@ -162,8 +163,10 @@ def _accuracies(
             with find_text(evaluation.task_data, "test", settings).documents() as documents:
                 make_task_data(list(documents), evaluation.task_samples, 0, data)
         evaluator = TaskEvaluator(model, tokenizer, evaluation.tasks, include, data, batch_size, evaluation.limit)
-        metrics = {name: evaluator.measure(name) for name in evaluation.tasks}
-    return {name: metric.value for name, metric in metrics.items()} | {"average": mean_accuracy(metrics).value}
+        metrics = {key: metric for name in evaluation.tasks for key, metric in evaluator.measure(name).items()}
+    accuracies = {name: metrics[name] for name in accuracy_names(metrics)}
+    average = {"average": mean_accuracy(accuracies).value} if accuracies else {}
+    return {name: metric.value for name, metric in metrics.items()} | average
 
 
 def _tile_of(model: PreTrainedModel, size: int | tuple[int, int]) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 from pydantic import Field
 
 from patch.errors import InputError
-from patch.files.schema import Positive, Schema
+from patch.files.schema import Count, Positive, Schema
 
 # In nats. Standard errors need the square of the perplexity, which is still finite in fp64.
 LARGEST_LOSS = 300.0
@@ -24,12 +24,14 @@ class Metric(Schema):
         stderr: standard error of ``value``; None for a single sample.
         samples: number of sequences, questions or tasks in the mean.
         chance: accuracy of random guesses; None if undefined.
+        fewshot: number of solved examples before each question; None if ``value`` is not of one task.
     """
 
     value: float = Field(ge=0)
     stderr: float | None = Field(None, ge=0)
     samples: Positive | None = None
     chance: Fraction | None = None
+    fewshot: Count | None = None
 
 
 class Measurement(Metric):
@@ -50,6 +52,14 @@ class StageCost(Schema):
 
     seconds: float = Field(ge=0)
     peak_memory_mb: float = Field(ge=0)
+
+
+def accuracy_names(names: Iterable[str]) -> list[str]:
+    """Return the metrics whose mean is `accuracy`: the `acc` of each task, which has the task's name.
+
+    Other metrics of a task have a slash: `arc_easy/acc_norm`, `gsm8k/strict-match`.
+    """
+    return [name for name in names if name not in ("perplexity", "accuracy") and "/" not in name]
 
 
 def check_metrics(metrics: Mapping[str, Metric]) -> None:

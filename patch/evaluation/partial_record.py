@@ -1,4 +1,4 @@
-"""Partial results of an evaluation on disk; an interrupted run resumes after its last finished metric."""
+"""Partial results of an evaluation on disk; an interrupted run resumes after its last finished task."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 class Part(Schema):
-    """One finished measurement and its cost."""
+    """Finished measurements of perplexity or of one task, and their cost."""
 
-    metric: Measurement
+    metrics: dict[Name, Measurement]
     cost: StageCost
 
 
@@ -28,7 +28,8 @@ class _File(Schema):
 
     @model_validator(mode="after")
     def _in_range(self) -> _File:
-        check_metrics({name: part.metric for name, part in self.parts.items()})
+        for part in self.parts.values():
+            check_metrics(part.metrics)
         return self
 
 
@@ -55,9 +56,9 @@ class PartialRecord:
             return {}
         return content.parts
 
-    def add(self, name: str, metric: Measurement, cost: dict[str, float]) -> None:
+    def add(self, name: str, metrics: dict[str, Measurement], cost: dict[str, float]) -> None:
         """Add a finished part, with its `seconds` and `peak_memory_mb`, and write it to disk."""
-        self.parts[name] = Part(metric=metric, cost=StageCost(**cost))
+        self.parts[name] = Part(metrics=metrics, cost=StageCost(**cost))
         if self.path:
             parts = {key: part.model_dump() for key, part in self.parts.items()}
             write_checked_json(self.path, {"digest": self.digest, "parts": parts})

@@ -237,8 +237,9 @@ def _sound_speed(facts: dict[str, Any]) -> None:
 def _write_partial(path: Path) -> None:
     record = PartialRecord(path, "digest")
     record.parts.clear()
-    record.add("perplexity", Measurement(value=28.5, stderr=0.2, samples=3, values=(3.25, 3.5, 3.25)), COST)
-    record.add("cloze", Measurement(value=0.5, samples=2, chance=0.25, values=(1.0, 0.0)), COST)
+    perplexity = Measurement(value=28.5, stderr=0.2, samples=3, values=(3.25, 3.5, 3.25))
+    record.add("perplexity", {"perplexity": perplexity}, COST)
+    record.add("cloze", {"cloze": Measurement(value=0.5, samples=2, chance=0.25, values=(1.0, 0.0))}, COST)
 
 
 def _read_partial(path: Path) -> dict[str, Any]:
@@ -256,7 +257,8 @@ def _read_partial(path: Path) -> dict[str, Any]:
 
 def _sound_partial(facts: dict[str, Any]) -> None:
     _check_numbers([part["cost"] for part in facts.values()])
-    _check_metrics({name: part["metric"] for name, part in facts.items()})
+    for part in facts.values():
+        _check_metrics(part["metrics"])
     assert all(math.isfinite(number) for number in _numbers(facts))
 
 

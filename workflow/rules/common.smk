@@ -34,7 +34,8 @@ CORPORA = stored("corpora", PLAN.store.corpus_path, PLAN.experiment.corpora)
 TOKENIZERS = stored("tokenizers", PLAN.store.tokenizer_path, TRAINED.values())
 IMPORTS = PLAN.experiment.imports
 MASKS = stored("imports", PLAN.store.mask_source, [n for n, mask in IMPORTS.items() if mask.source.kind == "hub"])
-TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: PLAN.experiment.evaluation.include_path}
+EVALUATION = PLAN.experiment.evaluation
+TASKS = {PLAN.store.tasks_path().rpartition("/")[2]: EVALUATION.include_path} if EVALUATION.tasks else {}
 RUNS = PLAN.grid.closure
 MADE = PLAN.masks.made
 JOB_FILES = JobFiles()

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, field_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from patch.calibration.calibration_settings import Calibration
 from patch.data.corpus_settings import Corpus, Use
+from patch.errors import suggest
 from patch.learning.learning_settings import Recipe
 from patch.masks.pattern import Tile
 from patch.models.model_settings import Model
@@ -22,6 +30,7 @@ from patch.settings import Section
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 ID = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0)]
+Fewshot = Annotated[int, Field(ge=0)]
 NewTokens = Annotated[int, Field(ge=2)]
 
 
@@ -57,9 +66,19 @@ class Evaluation(Section):
 
     perplexity: Perplexity = Field(description="Settings of perplexity.")
     tasks: list[str] = Field(
-        min_length=1,
         description="Names of lm-eval tasks, including those in `include_path`; `accuracy` is the unweighted mean of "
-        "their `acc`.",
+        "their `acc`. Tasks with generated answers are measured by `exact_match`, which no mean includes. An empty "
+        "list measures perplexity alone.",
+    )
+    num_fewshot: Fewshot | dict[str, Fewshot] = Field(
+        0,
+        description="Number of solved examples before each question: one number for all tasks, or a mapping from tasks "
+        "to numbers, with 0 for the others.",
+    )
+    acc_norm: bool = Field(
+        False,
+        description="Also measure `acc_norm` of the tasks that have it: the choice with the highest log-likelihood per "
+        "character is the answer. No mean includes it.",
     )
     include_path: str | None = Field(None, description="Folder of lm-eval task files, with data from `task_use`.")
     task_use: Use | None = Field(None, description="Corpus and split that the data of these tasks is made from.")
@@ -74,6 +93,32 @@ class Evaluation(Section):
         if repeated:
             raise ValueError(f"{', '.join(repeated)} is listed more than once; list each task once")
         return tasks
+
+    @field_validator("num_fewshot", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        counts = value.values() if isinstance(value, dict) else [value]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(
+                f"{value!r} is not a number of examples; give 5, or numbers by task: {{arc_challenge: 25}}"
+            )
+        return value
+
+    @field_validator("num_fewshot")
+    @classmethod
+    def _of_tasks(cls, counts: int | dict[str, int], info: ValidationInfo) -> int | dict[str, int]:
+        tasks = info.data.get("tasks", [])
+        for name in counts if isinstance(counts, dict) else []:
+            if name not in tasks:
+                hint = suggest(name, tasks) if tasks else "the list is empty"
+                raise ValueError(f"{name!r} is not in `evaluation.tasks`; {hint}")
+        return counts
+
+    @property
+    def fewshot(self) -> dict[str, int]:
+        """Number of few-shot examples of the tasks that have some."""
+        counts = self.num_fewshot if isinstance(self.num_fewshot, dict) else dict.fromkeys(self.tasks, self.num_fewshot)
+        return {name: counts[name] for name in self.tasks if counts.get(name)}
 
 
 class Speedup(Section):

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from patch.data.corpus_settings import Use
+from patch.pipeline.config.experiment import Evaluation
 from patch.pipeline.config.load import DEFAULT_CONFIG
 from patch.pipeline.reporting.units import count
 from patch.pipeline.results.order import method_title, percent
@@ -40,7 +41,6 @@ def describe_experiment(plan: Plan) -> dict[str, str]:
     """Return the configuration in a few lines: heading -> text."""
     experiment, runs = plan.experiment, plan.grid.runs
     perplexity, calibration = experiment.evaluation.perplexity, experiment.calibration
-    questions = f" (at most {experiment.evaluation.limit} questions each)" if experiment.evaluation.limit else ""
     lines = {
         "Models": _listed(f"{experiment.models[name].title} ({_source(plan, name)})" for name in plan.models),
         "Methods": _listed(method_title(run.method) for run in runs),
@@ -48,12 +48,24 @@ def describe_experiment(plan: Plan) -> dict[str, str]:
         "Tiles": _listed(format_tile(tile) for tile in sorted({run.tile for run in runs if run.tile})),
         "Seeds": _listed(f"{seed}" for seed in sorted({run.seed for run in runs if _seeded(run)})),
         "Perplexity": f"{_corpus(perplexity.use)}, sequences of {perplexity.seqlen} tokens",
-        "Tasks": f"{_listed(experiment.evaluation.tasks)}{questions}",
+        "Tasks": _tasks(experiment.evaluation),
         "Speed": _speed(plan),
         "Calibration": f"{_corpus(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
         "Learning": "; ".join(_learning(plan, [run for run in plan.grid.closure if not run.quantization])),
     }
     return {name: text for name, text in lines.items() if text}
+
+
+def _tasks(evaluation: Evaluation) -> str:
+    """Return the tasks with their few-shot examples, empty without tasks."""
+    if not evaluation.tasks:
+        return ""
+    shots = dict.fromkeys(evaluation.tasks, "") | {
+        name: f" ({number}-shot)" for name, number in evaluation.fewshot.items()
+    }
+    questions = f" (at most {evaluation.limit} questions each)" if evaluation.limit else ""
+    norm = ", with acc_norm" if evaluation.acc_norm else ""
+    return f"{_listed(f'{name}{shot}' for name, shot in shots.items())}{questions}{norm}"
 
 
 def _speed(plan: Plan) -> str:

@@ -140,6 +140,12 @@ def quality(frame: pd.DataFrame, model: ModelInfo) -> pd.DataFrame:
     return summarize(frame[shown & (frame["variant"].isna() | frame["variant"].str.startswith(IMPORT))])
 
 
+def measured(summary: pd.DataFrame) -> list[str]:
+    """Return the metrics of a summary that have a panel; a model that is measured on no task has no accuracy."""
+    found = set(summary["metric"])
+    return [metric for metric in LABELS if metric in found] or list(LABELS)
+
+
 def ceiling(values: Iterable[float], metric: str) -> float:
     """Return the highest value that a panel draws at its place; it is infinite for all metrics but perplexity."""
     finite = [value for value in values if math.isfinite(value)]

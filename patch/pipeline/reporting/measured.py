@@ -47,7 +47,16 @@ class Measured:
         """Build one table, see `build_table`."""
         settings = self.settings
         arrangement = Arrangement(settings.standard, settings.tables)
-        return build_table(name, self.frame, settings.models, settings.runs, arrangement, self.differences, self.speeds)
+        return build_table(
+            name,
+            self.frame,
+            settings.models,
+            settings.runs,
+            arrangement,
+            self.differences,
+            self.speeds,
+            settings.fewshot,
+        )
 
     def page(self, settings: SummarySettings, tables: Sequence[Table], records: Sequence[Record], command: str) -> str:
         """Return the summary page; ``command`` is the command that reproduces the experiment."""

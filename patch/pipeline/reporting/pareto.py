@@ -28,7 +28,7 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
 
     Points of one sparsity are drawn side by side. The Pareto front covers the measured points of hardware-friendly
     patterns: dense, N:M and hybrid. The paper's numbers have hollow markers. Published numbers of another model are
-    drawn in separate panels.
+    drawn in separate panels. A model that is measured on no tasks has panels of perplexity alone.
 
     Args:
         frame: tidy frame that `patch.pipeline.results.collect` returns.
@@ -40,10 +40,11 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
     panels = [["value", "published"]] if published and model.comparable else [["value"]]
     panels += [["published"]] if published and not model.comparable else []
     figure = Figure(figsize=(style.TEXT_WIDTH, 2.35 * len(panels) + 0.75), layout="constrained")
-    axes = figure.subplots(len(panels), 2, squeeze=False)
+    metrics = style.measured(summary)
+    axes = figure.subplots(len(panels), len(metrics), squeeze=False)
     beyond = False
     for row, columns in enumerate(panels):
-        for axis, metric in zip(axes[row], style.LABELS, strict=True):
+        for axis, metric in zip(axes[row], metrics, strict=True):
             data = summary[summary["metric"] == metric]
             beyond |= _panel(axis, data, metric, columns)
             _dress(axis, summary, metric)

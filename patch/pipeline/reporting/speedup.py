@@ -40,7 +40,7 @@ def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figur
 
     Each number of new tokens has a row of panels. All 2:4 methods share one measured speed. They are drawn side by
     side, with the quartiles of the speed below them. Rows without a measured speed, such as unstructured ones, are left
-    out.
+    out. A model that is measured on no tasks has panels of perplexity alone.
 
     Args:
         frame: tidy frame that `patch.pipeline.results.collect` returns.
@@ -48,13 +48,15 @@ def speedup(frame: pd.DataFrame, record: SpeedRecord, model: ModelInfo) -> Figur
         model: model to draw.
     """
     summary, sizes = style.quality(frame, model), record.settings
+    metrics = style.measured(summary)
     figure = Figure(figsize=(style.TEXT_WIDTH, FIRST_ROW + ROW * (len(sizes.new_tokens) - 1)), layout="constrained")
-    for axes, new in zip(figure.subplots(len(sizes.new_tokens), 2, squeeze=False), sizes.new_tokens, strict=True):
+    panels = figure.subplots(len(sizes.new_tokens), len(metrics), squeeze=False)
+    for axes, new in zip(panels, sizes.new_tokens, strict=True):
         data = _with_speeds(summary, record.timed_with(new))
         low = min([1.0, *(speed.low for speed in data["speed"])])
         high = max([1.0, *(speed.high for speed in data["speed"])])
         width = max(NARROWEST, high - low)
-        for axis, metric in zip(axes, style.LABELS, strict=True):
+        for axis, metric in zip(axes, metrics, strict=True):
             _panel(axis, data[data["metric"] == metric], metric, width)
             axis.set_xlim(low - ROOM * width, high + ROOM * width)
         title = f"{model.title} on {record.hardware}: batch {sizes.batch_size}, {new} new tokens"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from patch.errors import InputError
+from patch.evaluation.metric import accuracy_names
 from patch.pipeline.reporting.selection import TABLES, Selection, selection
 from patch.pipeline.reporting.speeds import speed_table
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_best, pattern_title
@@ -68,6 +69,7 @@ def build_table(
     arrangement: Arrangement = Arrangement(),  # noqa: B008 - frozen
     differences: Differences | None = None,
     speeds: Speeds | None = None,
+    fewshot: Mapping[str, int] | None = None,
 ) -> Table:
     """Build one of the standard ``TABLES``, the speed table, or a table that the grid defines.
 
@@ -79,6 +81,7 @@ def build_table(
         arrangement: assignment of rows to tables.
         differences: paired errors that decide which rows tie with the best. The default is the rows' own errors.
         speeds: speed records, used only for the table `speedup`.
+        fewshot: number of few-shot examples of the tasks that have some.
 
     Raises:
         InputError: the table is unknown.
@@ -114,7 +117,10 @@ def build_table(
         rows = [row for row in rows if any(m and m.seeds > 1 for m in row.measures)]
     measured = {f"{line.model}/{_run(line, line.seed).id}" for line in frame.itertuples()}
     missing = [f"{run.model}/{run.id}" for run in expected if _name(run) in runs]
-    notes = [*_notes(chosen, rows, present), *_missing([run for run in missing if run not in measured])]
+    notes = _notes(chosen, rows, present)
+    if fewshot and chosen.columns != "projections" and any(heading.metric != "perplexity" for heading in header):
+        notes.append(f"Few-shot examples: {', '.join(f'{task} {number}' for task, number in fewshot.items())}.")
+    notes += _missing([run for run in missing if run not in measured])
     return Table(name, chosen.caption, header, tuple(rows), tuple(notes), chosen.deviation)
 
 
@@ -165,12 +171,17 @@ def _lines(
 
 def _header(chosen: Selection, present: Sequence[ModelInfo], metrics: Sequence[str]) -> tuple[Heading, ...]:
     if chosen.columns == "models":
-        return tuple(Heading(metric, model) for model in present for metric in ("accuracy", "perplexity"))
+        # Without any record the metrics are unknown.
+        absent = {"accuracy"} if metrics and "accuracy" not in metrics else set()
+        shown = [metric for metric in ("accuracy", "perplexity") if metric not in absent]
+        return tuple(Heading(metric, model) for model in present for metric in shown)
     densities = [metric for metric in dict.fromkeys(metrics) if metric.startswith(DENSITY)]
     if chosen.columns == "projections":
         return tuple(map(Heading, densities))
-    tasks = [metric for metric in dict.fromkeys(metrics) if metric not in ("accuracy", "perplexity", *densities)]
-    return tuple(map(Heading, [*tasks, "accuracy"]))
+    tasks = accuracy_names(dict.fromkeys(metrics))
+    others = [metric for metric in dict.fromkeys(metrics) if metric not in ("accuracy", "perplexity", *tasks)]
+    mean = ["accuracy"] if "accuracy" in metrics or not others else []
+    return tuple(map(Heading, [*tasks, *mean, *(metric for metric in others if metric not in densities)]))
 
 
 def _row(line: _Line, measures: tuple[Measure | None, ...], models: Mapping[str, ModelInfo], found: Found) -> Row:

@@ -33,13 +33,14 @@ def uncertainty(
         expected: runs of the experiment.
     """
     pairs = close_pairs(differences, expected)
+    metrics = [name for name in ("perplexity", "accuracy") if any(name in record.metrics for record in records)]
     rows = [
-        [model.title, percent(sparsity), *(_counted(*found[metric]) for metric in ("perplexity", "accuracy"))]
+        [model.title, percent(sparsity), *(_counted(*found[metric]) for metric in metrics)]
         for model in models
         for (name, sparsity), found in pairs.items()
         if name == model.name
     ]
-    titles = [("", name) for name in ("Model", "Sparsity (%)", "Close in perplexity", "Close in accuracy")]
+    titles = [("", name) for name in ("Model", "Sparsity (%)", *(f"Close in {metric}" for metric in metrics))]
     table = [markdown_table(Layout.plain(titles, rows, len(titles), []))] if rows else []
     return "\n\n".join([_errors(records), *table])
 
@@ -48,7 +49,8 @@ def _errors(records: Sequence[Record]) -> str:
     samples: dict[str, list[int | None]] = {}
     for record in records:
         for name, metric in record.metrics.items():
-            samples.setdefault(name, []).append(metric.samples)
+            # All metrics of a task are measured on its questions.
+            samples.setdefault(name.partition("/")[0], []).append(metric.samples)
     tasks = [name for name in samples if name not in ("perplexity", "accuracy")]
     seeds = len({record.run.seed for record in records})
     over = (
@@ -57,9 +59,10 @@ def _errors(records: Sequence[Record]) -> str:
         else "There is one seed, so the errors exclude the variance between draws of calibration and learning."
     )
     questions = ", ".join(f"{escape_markdown(name)} {_range(samples[name])}" for name in tasks)
+    accuracy = f", accuracy on questions ({questions})" if tasks else ""
     return (
         "The standard errors estimate how much a number changes with other samples. Perplexity is measured on "
-        f"{_range(samples.get('perplexity', []))} sequences, accuracy on questions ({questions}). {over} All rows are "
+        f"{_range(samples.get('perplexity', []))} sequences{accuracy}. {over} All rows are "
         "measured on the same sequences and questions, so the error of a difference is a paired one, often much "
         "smaller than the errors of the two rows. The table lists the pairs of rows of one sparsity whose difference "
         f"is within {ERRORS} paired errors. These pairs cannot be distinguished."

@@ -77,5 +77,5 @@ def task_tokens(evaluation: Evaluation) -> float:
     """Return the tokens of an evaluation's tasks; a task in `include_path` has `task_samples` questions."""
     own = task_names(evaluation.include_path) if evaluation.include_path else []
     made = TaskSize(evaluation.task_samples, CHOICES, MADE_TOKENS)
-    sizes = [made if name in own else SIZES.get(name, UNKNOWN) for name in evaluation.tasks]
-    return sum(size.work(evaluation.limit) for size in sizes)
+    sizes = {name: made if name in own else SIZES.get(name, UNKNOWN) for name in evaluation.tasks}
+    return sum(size.work(evaluation.limit, evaluation.fewshot.get(name, 0)) for name, size in sizes.items())

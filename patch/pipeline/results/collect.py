@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from patch.errors import InputError, suggest
-from patch.evaluation.metric import Fraction
+from patch.evaluation.metric import Fraction, accuracy_names
 from patch.files.schema import Name
 from patch.pipeline.results.order import run_order
 from patch.pipeline.results.published import Published, published_value
@@ -70,11 +70,11 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
         published: the paper's numbers.
 
     Returns:
-        A frame with the columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task, or
-        `density/<projection>` (mean kept fraction over layers) for a hybrid run without quantization. All metrics but
-        perplexity are percentages. ``sparsity`` (target) and ``achieved_sparsity`` are fractions. ``seconds`` is the
-        sum over the stages of the run and ``peak_memory_mb`` is their maximum. ``config_digest`` is that of the
-        record. Unknown values are null.
+        A frame with the columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task (its
+        `acc`), another metric of a task such as `<task>/acc_norm`, or `density/<projection>` (mean kept fraction over
+        layers) for a hybrid run without quantization. All metrics but perplexity are percentages. ``sparsity`` (target)
+        and ``achieved_sparsity`` are fractions. ``seconds`` is the sum over the stages of the run and
+        ``peak_memory_mb`` is their maximum. ``config_digest`` is that of the record. Unknown values are null.
 
     Raises:
         InputError: a record's model is not in ``models``, a run has two records, or the published counterpart of a
@@ -103,7 +103,7 @@ def mean_chance(records: list[Record], model: str) -> float | None:
     found = next((record for record in records if record.run.model == model), None)
     if found is None:
         return None
-    tasks = [metric for name, metric in found.metrics.items() if name not in ("accuracy", "perplexity")]
+    tasks = [found.metrics[name] for name in accuracy_names(found.metrics)]
     chances = [task.chance for task in tasks if task.chance is not None]
     return 100 * math.fsum(chances) / len(chances) if chances and len(chances) == len(tasks) else None
 
@@ -161,7 +161,9 @@ def row_names(frame: pd.DataFrame) -> pd.Series:
 
 
 def _published(record: Record, model: ModelInfo, published: Published, metric: str, sized: bool) -> float | None:
-    if model.published is None:
+    # The paper's numbers are zero-shot.
+    names = accuracy_names(record.metrics) if metric == "accuracy" else [metric]
+    if model.published is None or any(record.metrics[name].fewshot for name in names):
         return None
     run = record.run
 

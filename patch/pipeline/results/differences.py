@@ -20,6 +20,7 @@ from pydantic import Field
 
 from patch.errors import InputError
 from patch.evaluation.bootstrap import SEED, resampled_means
+from patch.evaluation.metric import accuracy_names
 from patch.files.schema import Name, Positive
 from patch.pipeline.results.order import run_order
 from patch.pipeline.results.result_files import Row, joint_digest, read_rows, refuse_stale
@@ -76,11 +77,12 @@ def paired_differences(samples: list[Samples]) -> pd.DataFrame:
         samples: one for each run, in any order.
 
     Returns:
-        A frame with the columns ``COLUMNS``. ``metric`` is `perplexity`, `accuracy` (mean over tasks) or a task;
-        differences of the latter two are in percentage points. ``a`` and ``b`` are row names and ``difference`` is
-        a - b. ``sparsity`` is the target, or that of the other row in a comparison with the dense model. ``stderr``
-        is null if a data set has only one sample. ``samples`` is the number of sequences or questions. ``seeds`` is
-        the larger number of seeds of the two rows. ``config_digest`` is the joint digest of all samples of both rows.
+        A frame with the columns ``COLUMNS``. ``metric`` is `perplexity`, `accuracy` (mean over tasks), a task, or
+        another metric of a task; all differences but those of perplexity are in percentage points. ``a`` and ``b``
+        are row names and ``difference`` is a - b. ``sparsity`` is the target, or that of the other row in a comparison
+        with the dense model. ``stderr`` is null if a data set has only one sample. ``samples`` is the number of
+        sequences or questions. ``seeds`` is the larger number of seeds of the two rows. ``config_digest`` is the joint
+        digest of all samples of both rows.
         A metric is left out if the two rows do not have the same samples: a data set differs in size, a task is
         missing, or a task has no per-question values.
 
@@ -159,7 +161,7 @@ def _means_over_tasks(
     """Return the unweighted mean over tasks for each row that has estimates of all its tasks."""
     means = {}
     for row, seeds in rows.items():
-        tasks = sorted({name for found in seeds for name in found.samples} - {"perplexity"})
+        tasks = sorted({name for found in seeds for name in accuracy_names(found.samples)})
         if tasks and all(row in estimates[task] for task in tasks):
             parts = [estimates[task][row] for task in tasks]
             means[row] = _Estimate(

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from patch.evaluation.metric import Fraction, Metric, StageCost, check_metrics
+from patch.evaluation.metric import Fraction, Metric, StageCost, accuracy_names, check_metrics
 from patch.files.schema import Name, Positive, Schema
 from patch.pipeline.results.result_files import RunFile
 
@@ -49,9 +49,11 @@ class Record(RunFile):
     def _agrees(self) -> Record:
         """Check the ranges of the metrics, and that the achieved sparsity lies within the range of the densities."""
         check_metrics(self.metrics)
-        for name in ("perplexity", "accuracy"):
-            if name not in self.metrics:
-                raise ValueError(f"`metrics` has no {name}")
+        if "perplexity" not in self.metrics:
+            raise ValueError("`metrics` has no perplexity")
+        tasks = accuracy_names(self.metrics)
+        if tasks and "accuracy" not in self.metrics:
+            raise ValueError(f"`metrics` has no accuracy, the mean of {', '.join(tasks)}")
         if self.density:
             found, (low, high) = self.achieved_sparsity, (1 - bound(self.density.values()) for bound in (max, min))
             if not low - _ROUNDING <= found <= high + _ROUNDING:

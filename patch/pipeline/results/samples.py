@@ -22,9 +22,9 @@ def _array(values: list[float]) -> np.ndarray:
 class Samples(RunFile):
     """Per-sample results of one run.
 
-    In ``samples``, `perplexity` maps to the mean cross-entropy of each sequence in nats. Each task maps to 1 for every
-    question that was answered correctly and 0 for the others. The order of samples is the same for all runs. The array
-    is empty for a task whose accuracy is not the mean over its questions.
+    In ``samples``, `perplexity` maps to the mean cross-entropy of each sequence in nats. Every other name is a metric
+    of a task and maps to 1 for every question that was answered correctly and 0 for the others. The order of samples
+    is the same for all runs. The array is empty for a metric that is not the mean over its questions.
     """
 
     what = "the samples of a run"

@@ -193,7 +193,7 @@ class Plan:
             store.model_path(run.model),
             self.mask_digest(run),
             store.perplexity_sequences(run.model).path,
-            store.tasks_path(),
+            *([store.tasks_path()] if self.experiment.evaluation.tasks else []),
         ]
         return EvaluateSettings(
             upstream=digest(sources),
@@ -253,6 +253,7 @@ class Plan:
             standard=tables.pop(None, []),
             tables=tables,
             published=self.experiment.published,
+            fewshot=self.experiment.evaluation.fewshot,
         )
 
     def compare_settings(self) -> CompareSettings:
@@ -335,7 +336,7 @@ class Plan:
             "tile": "tile" in variants,
             "unstructured": any(run.pattern == "unstructured" for run in sparse),
             "quantized": any(run.quantization for run in sparse),
-            "tasks": bool(self.grid.standard),
+            "tasks": bool(self.grid.standard and self.experiment.evaluation.tasks),
             "density": any(run.pattern == "hybrid" and not run.quantization for run in sparse),
             "seeds": len({(run.model, run.row) for run in sparse}) < len(sparse),
             "speedup": bool(self.timed_models),
@@ -415,8 +416,9 @@ class Plan:
         inputs = {
             "model": self.store.model_path(run.model),
             "sequences": self.store.perplexity_sequences(run.model).path,
-            "tasks": self.store.tasks_path(),
         }
+        if self.experiment.evaluation.tasks:
+            inputs["tasks"] = self.store.tasks_path()
         inputs |= self._pruned_inputs(run)
         if run.quantization:
             inputs.pop("weights", None)

@@ -69,7 +69,7 @@ class SequencesSettings(Section):
 
 
 class TasksSettings(Section):
-    """Settings of the stages that make or download the data of the zero-shot tasks."""
+    """Settings of the stages that make or download the data of the tasks."""
 
     version: int = 1
     upstream: str
@@ -77,6 +77,7 @@ class TasksSettings(Section):
     include_path: str | None
     split: Split | None
     samples: int
+    fewshot: dict[str, int] = {}
 
 
 class MaskSettings(Section):
@@ -206,7 +207,8 @@ class TabulateSettings(Section):
 
     ``runs`` are the expected runs. ``standard`` and ``tables`` list the rows, as `model/row`, of the standard tables
     and of the grid's additional tables. ``digests`` maps `model/run` to the digest of the settings of the run's
-    evaluation, and `speedup/model` to the digest of the settings of the speed measurement.
+    evaluation, and `speedup/model` to the digest of the settings of the speed measurement. ``fewshot`` maps tasks to
+    the number of their few-shot examples.
     """
 
     version: int = TABULATE_VERSION
@@ -216,6 +218,7 @@ class TabulateSettings(Section):
     standard: list[str]
     tables: dict[str, list[str]]
     published: str
+    fewshot: dict[str, int] = {}
 
     @property
     def row_digests(self) -> dict[str, list[str]]:

@@ -1,7 +1,8 @@
-"""Evaluation of one run: perplexity, zero-shot accuracy, and the achieved sparsity of the model."""
+"""Evaluation of one run: perplexity, accuracy on tasks, and the achieved sparsity of the model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from patch.data.sequences import load_sequences
 from patch.distributed.signals import leave_when_asked
 from patch.evaluation.harness import TaskEvaluator, mean_accuracy
-from patch.evaluation.metric import Metric
+from patch.evaluation.metric import Metric, accuracy_names
 from patch.evaluation.partial_record import PartialRecord
 from patch.evaluation.perplexity import perplexity
 from patch.masks.packed import apply_masks
@@ -34,9 +35,9 @@ def run_evaluate(
     *,
     model: Path,
     sequences: Path,
-    tasks: Path,
     record: Path,
     samples: Path,
+    tasks: Path | None = None,
     mask: Path | None = None,
     weights: Path | None = None,
     quantized: Path | None = None,
@@ -44,7 +45,8 @@ def run_evaluate(
 ) -> None:
     """Evaluate a run; write the results of each sequence and question, then the record.
 
-    With the file ``partial``, an interrupted evaluation resumes after its last finished metric.
+    ``tasks`` is the folder of the tasks' data. With the file ``partial``, an interrupted evaluation resumes after its
+    last finished task.
     """
     device = prepare_device(settings.device)
     masks = load_expected(mask, settings.mask)
@@ -63,8 +65,7 @@ def run_evaluate(
         print(f"resumed: {', '.join(done.parts)}", flush=True)
     with leave_when_asked("stopped by a signal; run again to resume") if partial else nullcontext():
         _measure(settings, network, model, sequences, tasks, done)
-    accuracies = {name: done.parts[name].metric for name in settings.evaluation.tasks}
-    found = {"perplexity": done.parts["perplexity"].metric, "accuracy": mean_accuracy(accuracies), **accuracies}
+    found = _ordered(done.parts[name].metrics for name in ("perplexity", *settings.evaluation.tasks))
     linears = prunable_linears(network)
     sizes = {name: linear.weight.numel() for name, linear in linears.items()}
     if not quantized:
@@ -89,10 +90,20 @@ def run_evaluate(
         },
     )
     done.remove()
+    accuracy = f"accuracy {100 * found['accuracy'].value:.2f} %, " if "accuracy" in found else ""
     print(
         f"{settings.run.model} {settings.run.id}: perplexity {found['perplexity'].value:.3f}, "
-        f"accuracy {100 * found['accuracy'].value:.2f} %, sparsity {sparsity:.4f}"
+        f"{accuracy}sparsity {sparsity:.4f}"
     )
+
+
+def _ordered(parts: Iterable[dict[str, Metric]]) -> dict[str, Metric]:
+    """Return all metrics, perplexity first and then the mean accuracy, if a task has an accuracy."""
+    perplexity_metric, *others = parts
+    metrics = {name: metric for part in others for name, metric in part.items()}
+    accuracies = {name: metrics[name] for name in accuracy_names(metrics)}
+    mean = {"accuracy": mean_accuracy(accuracies)} if accuracies else {}
+    return perplexity_metric | mean | metrics
 
 
 def _summary(metric: Metric) -> dict[str, Any]:
@@ -106,22 +117,35 @@ def _values(found: dict[str, Metric]) -> dict[str, tuple[float, ...]]:
 
 
 def _measure(
-    settings: EvaluateSettings, network: nn.Module, model: Path, sequences: Path, tasks: Path, partial: PartialRecord
+    settings: EvaluateSettings,
+    network: nn.Module,
+    model: Path,
+    sequences: Path,
+    tasks: Path | None,
+    partial: PartialRecord,
 ) -> None:
-    """Measure the metrics that ``partial`` does not have yet, and add each one to it."""
+    """Measure perplexity and the tasks that ``partial`` does not have yet, and add each one to it."""
     evaluation = settings.evaluation
     include_path = Path(evaluation.include_path) if evaluation.include_path else None
     todo = [name for name in evaluation.tasks if name not in partial.parts]
 
     @cache
     def evaluator() -> TaskEvaluator:
-        data, limit = tasks if include_path else None, evaluation.limit
-        return TaskEvaluator(network, load_tokenizer(model), todo, include_path, data, evaluation.batch_size, limit)
+        return TaskEvaluator(
+            network,
+            load_tokenizer(model),
+            todo,
+            include_path,
+            data_dir=tasks if include_path else None,
+            batch_size=evaluation.batch_size,
+            limit=evaluation.limit,
+            acc_norm=evaluation.acc_norm,
+        )
 
     if "perplexity" not in partial.parts:
         with measured(settings.device) as cost:
             metric = perplexity(network, load_sequences(sequences), evaluation.perplexity.batch_size)
-        partial.add("perplexity", metric, cost)
+        partial.add("perplexity", {"perplexity": metric}, cost)
         print(f"perplexity {metric.value:.3f}", flush=True)
     count = len(evaluation.tasks)
     for name in todo:
@@ -130,7 +154,8 @@ def _measure(
         print(f"{number}: {name}", flush=True)
         report(position, count)
         with measured(settings.device) as cost:
-            metric = evaluator().measure(name)
-        partial.add(name, metric, cost)
-        print(f"{number}: {name} {100 * metric.value:.2f} %, in {cost['seconds']:.1f} s", flush=True)
+            metrics = evaluator().measure(name, evaluation.fewshot.get(name, 0))
+        partial.add(name, metrics, cost)
+        values = ", ".join(f"{title} {100 * metric.value:.2f} %" for title, metric in metrics.items())
+        print(f"{number}: {values}, in {cost['seconds']:.1f} s", flush=True)
         report(position + 1, count)

@@ -45,7 +45,7 @@ def run_tasks(settings: TasksSettings, *, corpus: Path, out: Path) -> None:
 def run_fetch_tasks(settings: TasksSettings, *, out: Path) -> None:
     """Download the data sets of lm-eval's tasks to the cache of `datasets`, and write a receipt."""
     with atomic_directory(out) as folder:
-        fetch_task_data(settings.tasks, None, folder / "receipt.json")
+        fetch_task_data(settings.tasks, None, folder / "receipt.json", settings.fewshot)
 
 
 def run_fetch_mask(settings: MaskSettings, *, out: Path) -> None:

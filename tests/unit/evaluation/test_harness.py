@@ -5,12 +5,11 @@ import math
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
 from patch.evaluation import harness
 from patch.evaluation.harness import TaskEvaluator, fetch_task_data, mean_accuracy
@@ -18,28 +17,14 @@ from patch.evaluation.metric import Measurement, Metric
 
 INCLUDE = Path(__file__).parents[3] / "workflow" / "tasks"
 TASKS = ["word_order", "continuation", "next_word", "cloze"]
-WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed", "eiusmod", "tempor", "ut", "labore"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer([" ".join(WORDS)], 320)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, max_position_embeddings=256, **sizes)
-    return Qwen2ForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
+def data_dir(tmp_path_factory, words) -> Path:
     folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
 
     def some(count: int) -> str:
-        return " ".join(rng.choice(WORDS) for _ in range(count))
+        return " ".join(rng.choice(words) for _ in range(count))
 
     for task in TASKS:
         number = 2 if task == "word_order" else 4
@@ -57,7 +42,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 def evaluate_tasks(model, tokenizer, tasks, *options, **more) -> dict[str, Measurement]:
     evaluator = TaskEvaluator(model, tokenizer, tasks, *options, **more)
-    return {name: evaluator.measure(name) for name in tasks}
+    return {title: metric for name in tasks for title, metric in evaluator.measure(name).items()}
 
 
 @torch.no_grad()
@@ -103,21 +88,21 @@ def test_one_task_at_a_time_gives_what_all_at_once_do(model, tokenizer, data_dir
         task_manager=harness._task_manager(TASKS, INCLUDE),
     )
     assert evaluate_tasks(model, tokenizer, TASKS, INCLUDE, data_dir, batch_size=7) == {
-        name: harness._metric(name, results) for name in TASKS
+        name: harness._measurements(name, results, 0, False)[name] for name in TASKS
     }
 
 
 @torch.no_grad()
-def test_one_text_with_every_split_and_every_last_word(model, tokenizer):
+def test_one_text_with_every_split_and_every_last_word(model, tokenizer, words):
     from lm_eval.api.instance import Instance
 
     from patch.evaluation.lm_eval_model import AlignedLM
 
     pairs = [
-        (" ".join(words[:place]), " " + " ".join(words[place:]))
-        for last in WORDS[:3]
-        for words in [[*WORDS[3:9], last]]
-        for place in range(1, len(words))
+        (" ".join(text[:place]), " " + " ".join(text[place:]))
+        for last in words[:3]
+        for text in [[*words[3:9], last]]
+        for place in range(1, len(text))
     ]
     lm = AlignedLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
     found = lm.loglikelihood([Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)])
@@ -164,15 +149,20 @@ def lm_eval_results(accuracy: float, **leaves: list) -> dict:
     }
 
 
+def measured(results: dict) -> Measurement:
+    (metric,) = harness._measurements("g", results, 0, False).values()
+    return metric
+
+
 def test_questions_of_a_group_are_in_one_order():
-    metric = harness._metric("g", lm_eval_results(0.6, b=[1.0, 0.0], a=[1, 0, True]))
+    metric = measured(lm_eval_results(0.6, b=[1.0, 0.0], a=[1, 0, True]))
     assert metric.values == (1.0, 0.0, 1.0, 1.0, 0.0) and metric.samples == 5
 
 
 def test_a_mean_over_subtasks_has_no_values_of_questions():
-    metric = harness._metric("g", lm_eval_results((1 / 2 + 2 / 3) / 2, b=[1.0, 0.0], a=[1.0, 0.0, 1.0]))
+    metric = measured(lm_eval_results((1 / 2 + 2 / 3) / 2, b=[1.0, 0.0], a=[1.0, 0.0, 1.0]))
     assert metric.values == () and metric.value == pytest.approx(7 / 12) and metric.samples == 5
-    assert harness._metric("g", lm_eval_results(0.5, b=[(1, 2)], a=[1.0])).values == ()
+    assert measured(lm_eval_results(0.5, b=[(1, 2)], a=[1.0])).values == ()
 
 
 def test_mean_accuracy():
@@ -196,50 +186,59 @@ def test_data_that_is_not_there(model, tokenizer, tmp_path, monkeypatch):
         evaluate_tasks(model, tokenizer, ["cloze"], INCLUDE, None, 8)
 
 
-class FewNames:
-    """Substitute for lm-eval's index, which takes seconds to read 14,000 files."""
-
-    all_tasks, all_tags = ["cloze", "piqa", "a_tag"], ["a_tag"]
+class FewTasks:
+    """Substitute for lm-eval's tasks, whose data is on a hub."""
 
     def __init__(self, include_path, include_defaults):
-        self.task_index = {"a_tag": type("Entry", (), {"tags": {"y", "x"}})}
+        pass
 
     def load(self, tasks):
-        task = type("Task", (), {"DATASET_PATH": "owner/piqa", "DATASET_NAME": None, "eval_docs": range(3)})
-        return {"tasks": dict.fromkeys(tasks, task)}
+        return {"tasks": {name: FakeTask() for name in tasks}}
+
+
+class FakeTask:
+    DATASET_PATH, DATASET_NAME, eval_docs = "owner/piqa", None, range(3)
+
+    def __init__(self):
+        self.config = {"training_split": "train", "test_split": "test"}
+        self.fewshot_cfg = SimpleNamespace(split=None, samples=None)
+        self.sampler = SimpleNamespace(df=[{}, {}])
+
+    def get_config(self, key):
+        return self.config.get(key)
+
+    def set_config(self, key, value):
+        self.config[key] = value
+
+    def set_fewshot_seed(self, seed):
+        self.seed = seed
 
 
 @pytest.fixture
-def few_names(monkeypatch):
+def few_tasks(monkeypatch):
     import lm_eval.tasks
 
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", FewNames)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", FewTasks)
 
 
-@pytest.mark.parametrize(
-    ("include_path", "hint"),
-    [
-        (INCLUDE, r"did you mean `cloze`\? known: cloze, continuation, next_word, word_order"),
-        (None, "see `lm_eval ls tasks`"),
-    ],
-)
-def test_names_that_do_not_exist(few_names, tmp_path, include_path, hint):
-    with pytest.raises(InputError, match=f"names 'clozed', which is not a task of lm-eval; {hint}"):
-        fetch_task_data(["clozed"], include_path, tmp_path / "receipt.json")
-    with pytest.raises(InputError, match="names 'a_tag', a tag of lm-eval without a score; name its tasks: x, y"):
-        fetch_task_data(["a_tag"], include_path, tmp_path / "receipt.json")
-
-
-def test_only_built_in_tasks_are_fetched(few_names, tmp_path):
+def test_only_built_in_tasks_are_fetched(few_tasks, tmp_path):
     fetch_task_data(["cloze", "piqa"], INCLUDE, tmp_path / "receipt.json")
     expected = {"piqa": {"dataset": "owner/piqa", "name": None, "questions": 3}}
     assert json.loads((tmp_path / "receipt.json").read_text()) == expected
+    with pytest.raises(InputError, match="names 'pika', which is not a task of lm-eval; known: cloze, continuation"):
+        fetch_task_data(["pika"], INCLUDE, tmp_path / "receipt.json")
 
 
-def test_an_offline_node_without_the_data(few_names, tmp_path, monkeypatch):
+def test_too_few_examples_are_an_error_of_the_download(few_tasks, tmp_path):
+    fetch_task_data(["piqa"], None, tmp_path / "receipt.json", {"piqa": 2})
+    with pytest.raises(InputError, match="`evaluation.num_fewshot` is 3 for 'piqa', whose data has 2 examples"):
+        fetch_task_data(["piqa"], None, tmp_path / "receipt.json", {"piqa": 3})
+
+
+def test_an_offline_node_without_the_data(few_tasks, tmp_path, monkeypatch):
     def load(self, tasks):
         raise ConnectionError("offline\nmode")
 
-    monkeypatch.setattr(FewNames, "load", load)
-    with pytest.raises(InputError, match="data of the tasks piqa cannot be fetched: the Hugging Face hub"):
+    monkeypatch.setattr(FewTasks, "load", load)
+    with pytest.raises(InputError, match="data of the task piqa cannot be fetched: the Hugging Face hub"):
         fetch_task_data(["piqa"], None, tmp_path / "receipt.json")

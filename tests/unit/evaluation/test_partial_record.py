@@ -17,8 +17,8 @@ ACCURACY = Measurement(value=0.1 + 0.2, samples=1, chance=0.25, values=(1.0, 0.0
 
 def filled(path: Path) -> PartialRecord:
     record = PartialRecord(path, "digest")
-    record.add("perplexity", PERPLEXITY, {"seconds": 1.25, "peak_memory_mb": 300.0})
-    record.add("cloze", ACCURACY, {"seconds": 0.5, "peak_memory_mb": 400.0})
+    record.add("perplexity", {"perplexity": PERPLEXITY}, {"seconds": 1.25, "peak_memory_mb": 300.0})
+    record.add("cloze", {"cloze": ACCURACY, "cloze/acc_norm": ACCURACY}, {"seconds": 0.5, "peak_memory_mb": 400.0})
     return record
 
 
@@ -27,9 +27,10 @@ def test_parts_come_back(tmp_path: Path) -> None:
     record = filled(path)
     again = PartialRecord(path, "digest")
     assert again.parts == record.parts
-    assert [part.metric for part in again.parts.values()] == [PERPLEXITY, ACCURACY]
+    assert again.parts["perplexity"].metrics == {"perplexity": PERPLEXITY}
+    assert again.parts["cloze"].metrics == {"cloze": ACCURACY, "cloze/acc_norm": ACCURACY}
     assert again.cost() == {"seconds": 1.75, "peak_memory_mb": 400.0}
-    assert all(isinstance(part.metric.values, tuple) for part in again.parts.values())
+    assert isinstance(again.parts["cloze"].metrics["cloze"].values, tuple)
     again.remove()
     assert list(path.parent.iterdir()) == []
     again.remove()
@@ -51,14 +52,14 @@ DAMAGES = {
     "cost-missing": {"cost": {}},
     "cost-negative": {"cost": COST | {"seconds": -1.0}},
     "cost-as-text": {"cost": COST | {"seconds": "1"}},
-    "value-unknown": {"metric": METRIC | {"valu": 1}},
-    "value-over-one": {"metric": METRIC | {"value": 1.5}},
-    "value-as-text": {"metric": METRIC | {"value": "0.5"}},
-    "value-true": {"metric": METRIC | {"value": True}},
-    "stderr-negative": {"metric": METRIC | {"stderr": -0.1}},
-    "values-missing": {"metric": {key: METRIC[key] for key in METRIC if key != "values"}},
-    "values-of-text": {"metric": METRIC | {"values": ["1"]}},
-    "samples-none": {"metric": METRIC | {"samples": None}},
+    "value-unknown": {"metrics": {"a": METRIC | {"valu": 1}}},
+    "value-over-one": {"metrics": {"a": METRIC | {"value": 1.5}}},
+    "value-as-text": {"metrics": {"a": METRIC | {"value": "0.5"}}},
+    "value-true": {"metrics": {"a": METRIC | {"value": True}}},
+    "stderr-negative": {"metrics": {"a": METRIC | {"stderr": -0.1}}},
+    "values-missing": {"metrics": {"a": {key: METRIC[key] for key in METRIC if key != "values"}}},
+    "values-of-text": {"metrics": {"a": METRIC | {"values": ["1"]}}},
+    "samples-none": {"metrics": {"a": METRIC | {"samples": None}}},
 }
 
 
@@ -68,7 +69,7 @@ def test_a_broken_file_is_ignored(damage: str, tmp_path: Path, caplog: pytest.Lo
     filled(path)
     text = path.read_text()
     if damage in DAMAGES:
-        part = {"metric": METRIC, "cost": COST} | DAMAGES[damage]
+        part = {"metrics": {"a": METRIC}, "cost": COST} | DAMAGES[damage]
         content = DAMAGES[damage] if set(DAMAGES[damage]) & {"digest", "parts"} else None
         write = write_json if damage == "no-checksum" else write_checked_json
         write(path, content or {"digest": "digest", "parts": {"a": part}})
@@ -76,13 +77,14 @@ def test_a_broken_file_is_ignored(damage: str, tmp_path: Path, caplog: pytest.Lo
         path.write_text({"cut": text[:-20], "nan": text.replace("0.25", "NaN")}.get(damage, damage))
     record = PartialRecord(path, "digest")
     assert record.parts == {} and "cannot be read" in caplog.text
-    record.add("cloze", ACCURACY, {"seconds": 1.0, "peak_memory_mb": 1.0})
+    record.add("cloze", {"cloze": ACCURACY, "cloze/acc_norm": ACCURACY}, {"seconds": 1.0, "peak_memory_mb": 1.0})
     assert set(PartialRecord(path, "digest").parts) == {"cloze"}
 
 
 def test_a_perplexity_below_one_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_checked_json(
-        tmp_path / "a.json", {"digest": "digest", "parts": {"perplexity": {"metric": METRIC, "cost": COST}}}
+        tmp_path / "a.json",
+        {"digest": "digest", "parts": {"perplexity": {"metrics": {"perplexity": METRIC}, "cost": COST}}},
     )
     assert PartialRecord(tmp_path / "a.json", "digest").parts == {}
     assert "`perplexity` is 0.5; expected 1 or more" in caplog.text

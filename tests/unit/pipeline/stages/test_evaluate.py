@@ -54,12 +54,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     task, perplexity = TaskEvaluator.measure, evaluate_stage.perplexity
 
-    def measure(self: TaskEvaluator, name: str) -> Any:
+    def measure(self: TaskEvaluator, name: str, fewshot: int) -> Any:
         if name == "next_word" and "stop" in names:
             names.remove("stop")
             os.kill(os.getpid(), signal.SIGUSR2)
         names.append(name)
-        return task(self, name)
+        return task(self, name, fewshot)
 
     def measure_perplexity(*arguments: Any) -> Any:
         names.append("perplexity")
