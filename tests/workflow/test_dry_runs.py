@@ -102,6 +102,20 @@ def test_paper_has_each_job_once_and_no_other(paper):
     }
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ("tasks: [piqa, arc_eazy]", "names 'arc_eazy', which is not a task of lm-eval; did you mean `arc_easy`"),
+        ("num_fewshot: 5", "`evaluation.num_fewshot` is 5 for 'race', whose data has no examples"),
+    ],
+)
+def test_tasks_are_checked_against_those_of_lm_eval(tmp_path, evaluation, message):
+    (tmp_path / "changes.yaml").write_text(f"evaluation: {{{evaluation}}}\n")
+    run = snakemake(tmp_path, "-n", "--configfile", "config/paper.yaml", "changes.yaml")
+    assert run.returncode != 0 and message in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+
+
 def test_gemma_270m_has_each_job_once_and_no_other(tmp_path):
     jobs = dry_run(tmp_path, "--configfile", "config/gemma-270m.yaml")
     assert counts(jobs) == {

@@ -147,10 +147,34 @@ def test_a_new_ratio_adds_its_runs_alone(copied: Path, planned) -> None:
     assert not {"train_model", "tokenize", "calibrate", "fetch_corpus"} & set(jobs)
 
 
+def test_perplexity_alone_needs_no_tasks(copied: Path, snakemake, planned) -> None:
+    settings = yaml.safe_load((copied / "tiny.yaml").read_text())
+    settings["evaluation"]["tasks"] = []
+    settings["grid"] = [
+        {"methods": ["dense", "magnitude"], "models": ["local"]},
+        {"methods": ["patch"], "models": ["local"], "sparsity": [0.45]},
+    ]
+    (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    jobs = planned(copied)
+    assert jobs["evaluate"] == 3 and jobs["table"] == 3  # joint, density, speedup
+    assert not {"make_tasks", "learn", "prune", "speedup"} & set(jobs)
+    run = snakemake(copied)
+    assert run.returncode == 0, run.stdout + run.stderr
+    root = copied / "results/tiny"
+    metrics = {line.split(",")[9] for line in (root / "results.csv").read_text().splitlines()[1:]}
+    assert "perplexity" in metrics and all(name.startswith("density/") for name in metrics - {"perplexity"})
+    page = (root / "README.md").read_text()
+    assert "### joint" in page and "PPL" in page and "### tasks" not in page and "Tasks:" not in page
+    assert "Acc. (%)" not in page and "accuracy on questions" not in page
+    assert planned(copied) == Counter()
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
         (["evaluation", "tasks"], ["continuation", "clozze"], ["clozze", "cloze"]),
+        (["evaluation", "num_fewshot"], {"cloze": 5}, ["num_fewshot", "'cloze'", "no examples"]),
+        (["evaluation", "acc_norm"], True, ["evaluation.acc_norm", "no task has it"]),
         (["corpora", "made", "source", "files"], ["text/*.md"], ["text/*.md", "files"]),
         (["models", "local", "source", "path"], "nowhere", ["nowhere", "save_pretrained"]),
         (["tile"], 20, ["tile 20", "16"]),

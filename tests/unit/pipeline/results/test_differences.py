@@ -87,6 +87,19 @@ def test_the_mean_over_tasks() -> None:
     assert found.stderr(*key) == pytest.approx(100 * math.hypot(*errors) / 2, rel=0.06)
 
 
+def test_other_metrics_of_a_task_are_compared_but_not_averaged() -> None:
+    a = {"cloze": answers(1), "order": answers(2, 100)}
+    b = {"cloze": answers(3), "order": answers(4, 100)}
+    norm = answers(5), answers(6)
+    plain = compare(of(WANDA, **a), of(SPARSEGPT, **b))
+    found = compare(of(WANDA, **a, **{"cloze/acc_norm": norm[0]}), of(SPARSEGPT, **b, **{"cloze/acc_norm": norm[1]}))
+    key = ("qwen", "cloze/acc_norm", WANDA.row, SPARSEGPT.row)
+    assert found.difference(*key) == pytest.approx(100 * (norm[0].mean() - norm[1].mean()))
+    assert found.stderr(*key) == pytest.approx(100 * sd_of_mean(norm[0] - norm[1]), rel=0.06)
+    others = found.frame[found.frame["metric"] != "cloze/acc_norm"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, plain.frame)
+
+
 def test_tasks_of_one_size_are_resampled_apart() -> None:
     """If tasks shared resamples, equal answers in both tasks would have the error of one task."""
     a, b = answers(1), answers(2)

@@ -60,7 +60,8 @@ FAULTS = [
     ("metrics/next_verse/samples", 2.5, "`metrics.next_verse.samples`"),
     ("metrics/next_verse/chance", 25, "`metrics.next_verse.chance`"),
     ("metrics/perplexity", None, "`metrics` has no perplexity"),
-    ("metrics/accuracy", None, "`metrics` has no accuracy"),
+    ("metrics/accuracy", None, "`metrics` has no accuracy, the mean of next_verse, order"),
+    ("metrics/next_verse/fewshot", -1, "`metrics.next_verse.fewshot`"),
     ("stages/sleep", {"seconds": 1, "peak_memory_mb": 1}, "`stages.sleep"),
     ("stages/prune/seconds", -1, "`stages.prune.seconds`"),
     ("stages/prune/peak_memory_mb", "900", "`stages.prune.peak_memory_mb`"),
@@ -84,6 +85,14 @@ def test_names_the_fault_in_one_line(tmp_path, raw, key, value, fault):
     with pytest.raises(InputError, match=rf"r\.json: not a record: .*{fault}") as caught:
         Record.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_perplexity_alone_and_other_metrics_need_no_mean(tmp_path, raw):
+    record = raw()
+    perplexity = record["metrics"]["perplexity"]
+    for metrics in ({}, {"gsm8k/strict-match": {"value": 0.125, "fewshot": 5}}):
+        Record.write(tmp_path / "r.json", record | {"metrics": {"perplexity": perplexity} | metrics})
+        assert set(Record.read(tmp_path / "r.json").metrics) == {"perplexity", *metrics}
 
 
 @pytest.mark.parametrize(

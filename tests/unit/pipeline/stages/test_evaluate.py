@@ -153,3 +153,84 @@ def test_samples_make_the_record(stage: Callable, settings: dict, options: dict,
 def test_without_a_file_it_measures_all(stage: Callable, settings: dict, options: dict, tmp_path: Path) -> None:
     del options["partial"]
     assert stage("evaluate", settings, **options, record=tmp_path / "r.json", samples=tmp_path / "s.json").code == 0
+
+
+OWN_TASKS = {
+    "choice.yaml": """
+task: choice
+include: _common
+test_split: test
+output_type: multiple_choice
+doc_to_choice: ["lorem", "ipsum dolor sit amet"]
+doc_to_target: 0
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "answer.yaml": """
+task: answer
+include: _common
+output_type: generate_until
+test_split: test
+doc_to_target: lorem
+metric_list: [{metric: exact_match}]
+generation_kwargs: {until: [" "], max_gen_toks: 3}
+""",
+    "_common": """
+custom_dataset: !function loader.load
+training_split: train
+doc_to_text: "Q: {{query}} A:"
+""",
+    "loader.py": """
+from datasets import Dataset
+
+def load(**metadata):
+    rows = [{"query": word} for word in ("sit", "amet", "elit", "sed", "ut")]
+    return {"train": Dataset.from_list(rows[:2]), "test": Dataset.from_list(rows[2:])}
+""",
+}
+
+
+def test_other_metrics_and_few_shot_examples_are_recorded(
+    stage: Callable, settings: dict, options: dict, tmp_path: Path
+) -> None:
+    for name, text in OWN_TASKS.items():
+        (options["tasks"] / name).write_text(text)
+    evaluation = settings["evaluation"] | {
+        "tasks": ["choice", "answer"],
+        "include_path": str(options["tasks"]),
+        "num_fewshot": {"choice": 1},
+        "acc_norm": True,
+    }
+    ran = stage(
+        "evaluate",
+        settings | {"evaluation": evaluation},
+        **options,
+        record=tmp_path / "r.json",
+        samples=tmp_path / "s.json",
+    )
+    assert ran.code == 0, ran.error
+    record, samples = Record.read(tmp_path / "r.json"), Samples.read(tmp_path / "s.json")
+    assert list(record.metrics) == ["perplexity", "accuracy", "choice", "choice/acc_norm", "answer/exact_match"]
+    assert record.metrics["accuracy"].value == record.metrics["choice"].value
+    assert record.metrics["accuracy"].samples == 1
+    fewshot = {name: metric.fewshot for name, metric in record.metrics.items()}
+    assert list(fewshot.values()) == [None, None, 1, 1, 0]
+    assert list(samples.samples) == ["perplexity", "choice", "choice/acc_norm", "answer/exact_match"]
+    for name in list(samples.samples)[1:]:
+        assert samples.samples[name].mean() == pytest.approx(record.metrics[name].value)
+        assert len(samples.samples[name]) == record.metrics[name].samples == 3
+    choice, norm = (100 * record.metrics[name].value for name in ("choice", "choice/acc_norm"))
+    assert f"task 1 of 2: choice {choice:.2f} %, choice/acc_norm {norm:.2f} %, in " in ran.out
+
+
+def test_perplexity_alone(stage: Callable, settings: dict, options: dict, measured: list[str], tmp_path: Path) -> None:
+    del options["tasks"]
+    ran = stage(
+        "evaluate",
+        settings | {"evaluation": settings["evaluation"] | {"tasks": []}},
+        **options,
+        record=tmp_path / "r.json",
+        samples=tmp_path / "s.json",
+    )
+    assert ran.code == 0, ran.error
+    assert list(Record.read(tmp_path / "r.json").metrics) == list(Samples.read(tmp_path / "s.json").samples) == measured
+    assert measured == ["perplexity"] and "accuracy" not in ran.out
