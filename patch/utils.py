@@ -132,7 +132,7 @@ def evaluate(
 
     Returns:
         Perplexity, None if not asked for; and task -> accuracy in [0, 1] with their mean as `average`, empty if not
-        asked for.
+        asked for. Tasks with generated answers have one number for each filter, `<task>/<filter>`, outside the mean.
 
     Raises:
         InputError: an argument cannot be honoured, or there is no text or no data.
