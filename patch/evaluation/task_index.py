@@ -7,8 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,43 @@ _DEFAULT_METRICS = {
 }
 EXAMPLE_SPLITS = ("fewshot_split", "training_split", "validation_split")
 CLOSE = 3  # names in a hint
+MOST_INCLUDES = 20  # files that include each other
 
 
-@dataclass(frozen=True)
 class TaskIndex:
-    """Task files of a folder.
+    """Task files of a folder. Of two files that declare one name, the first counts, as in lm-eval.
 
     Attributes:
         paths: file of each task and each group.
-        tags: tasks of each tag.
     """
 
-    paths: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, set[str]] = field(default_factory=dict)
+    def __init__(self, root: Path) -> None:
+        self.paths: dict[str, str] = {}
+        self._read = cache(_keys)
+        for file in sorted(_yaml_files(str(root))):
+            keys = self._read(file)
+            names = _words(keys.get(b"task" if b"class" in keys else b"group", b"")) or _words(keys.get(b"task", b""))
+            if len(names) == 1:
+                self.paths.setdefault(names[0], file)
+
+    @cached_property
+    def tags(self) -> dict[str, set[str]]:
+        """Tasks of each tag."""
+        tags: dict[str, set[str]] = {}
+        for name, file in self.paths.items():
+            keys = self._read(file)
+            if b"group" not in keys or b"class" in keys:
+                for tag in self._inherited(file, b"tag"):
+                    tags.setdefault(tag, set()).add(name)
+        return tags
+
+    def _inherited(self, file: str, key: bytes, depth: int = 0) -> list[str]:
+        """Return the value of a key of a file, or else of the last file that it includes and that has the key."""
+        keys = self._read(file)
+        if key in keys or depth > MOST_INCLUDES:
+            return _words(keys.get(key, b""))
+        included = (os.path.join(os.path.dirname(file), name) for name in reversed(_words(keys.get(b"include", b""))))
+        return next(filter(None, (self._inherited(path, key, depth + 1) for path in included)), [])
 
 
 @cache
@@ -51,24 +74,7 @@ def built_in_tasks() -> TaskIndex:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("package `lm_eval` is missing; install the project's dependencies: pip install -e .")
-    return index_tasks(Path(next(iter(spec.submodule_search_locations))) / "tasks")
-
-
-def index_tasks(root: Path) -> TaskIndex:
-    """Return the index of a folder; of two files that declare one name, the first counts, as in lm-eval."""
-    index = TaskIndex()
-    read = cache(_keys)
-    for file in sorted(_yaml_files(str(root))):
-        keys = read(file)
-        kind = "group" if "group" in keys and "class" not in keys else "task"
-        if kind not in keys or len(keys[kind]) != 1:
-            continue
-        (name,) = keys[kind]
-        tags = _inherited(file, "tag", read) if kind == "task" and name not in index.paths else []
-        index.paths.setdefault(name, file)
-        for tag in tags:
-            index.tags.setdefault(tag, set()).add(name)
-    return index
+    return TaskIndex(Path(next(iter(spec.submodule_search_locations))) / "tasks")
 
 
 def _yaml_files(root: str) -> list[str]:
@@ -79,27 +85,19 @@ def _yaml_files(root: str) -> list[str]:
     return found
 
 
-def _keys(file: str) -> dict[str, list[str]]:
-    """Return the values of the keys that name tasks, as lists of words; empty for a file that does not exist."""
+def _keys(file: str) -> dict[bytes, bytes]:
+    """Return the text of the keys that name tasks; empty for a file that does not exist."""
     try:
         with open(file, "rb") as stream:
-            found = _KEY.findall(stream.read())
+            return dict(_KEY.findall(stream.read()))
     except OSError:
         return {}
-    values = {}
-    for key, text in found:
-        words = [word.strip(b" \t\r\"'") for word in _LIST_MARKS.split(_COMMENT.sub(b"", text))]
-        values[key.decode()] = [word.decode(errors="replace") for word in words if word]
-    return values
 
 
-def _inherited(file: str, key: str, read: Any, depth: int = 0) -> list[str]:
-    """Return the value of a key of a file, or else of the last file that it includes and that has the key."""
-    keys = read(file)
-    if key in keys or depth > 20:
-        return keys.get(key, [])
-    included = (os.path.join(os.path.dirname(file), name) for name in reversed(keys.get("include", [])))
-    return next(filter(None, (_inherited(path, key, read, depth + 1) for path in included)), [])
+def _words(text: bytes) -> list[str]:
+    """Return the value of a key, a word or a list of words."""
+    words = [word.strip(b" \t\r\"'") for word in _LIST_MARKS.split(_COMMENT.sub(b"", text))]
+    return [word.decode(errors="replace") for word in words if word]
 
 
 def check_task_names(names: Sequence[str], include_path: Path | None) -> None:
@@ -184,7 +182,7 @@ def _declaration(file: Path, depth: int = 0) -> dict[str, Any]:
     except InputError:
         # lm-eval's reader accepts more than this one, such as a key that occurs twice.
         return {"class": None}
-    if not isinstance(own, dict) or depth > 20:
+    if not isinstance(own, dict) or depth > MOST_INCLUDES:
         return {"class": None}
     included = own.pop("include", None) or []
     merged: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from patch.errors import InputError
-from patch.evaluation.task_index import built_in_tasks, check_tasks, index_tasks
+from patch.evaluation.task_index import TaskIndex, built_in_tasks, check_tasks
 
 PAPER = ["mmlu", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa", "race", "hellaswag"]
 
@@ -18,10 +18,11 @@ PAPER = ["mmlu", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa"
 @pytest.mark.parametrize("folder", ["arc", "mmlu", "gsm8k", "hellaswag", "scrolls", "super_glue", "acpbench", "bbh"])
 def test_it_is_the_index_of_lm_eval(folder: str) -> None:
     import lm_eval.tasks
-    from lm_eval.tasks._index import Kind, TaskIndex
+    from lm_eval.tasks._index import Kind
+    from lm_eval.tasks._index import TaskIndex as TheirIndex
 
     root = Path(lm_eval.tasks.__file__).parent / folder
-    theirs, ours = TaskIndex.build([root]), index_tasks(root)
+    theirs, ours = TheirIndex.build([root]), TaskIndex(root)
     assert ours.paths == {name: str(one.yaml_path) for name, one in theirs.items() if one.kind != Kind.TAG}
     assert ours.tags == {name: one.tags for name, one in theirs.items() if one.kind == Kind.TAG}
     assert set(ours.paths) <= set(built_in_tasks().paths) and len(ours.paths) > 0
@@ -43,7 +44,7 @@ def test_forms_of_a_task_file(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    index = index_tasks(tmp_path)
+    index = TaskIndex(tmp_path)
     assert {name: Path(path).name for name, path in index.paths.items()} == {n: f"{n}.yaml" for n in "abcde"}
     assert index.tags == {"x": {"a"}, "y": {"a", "b", "c"}, "z": {"b", "c"}}
 
