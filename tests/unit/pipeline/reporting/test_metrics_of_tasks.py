@@ -50,7 +50,7 @@ def test_other_metrics_have_columns_after_the_mean(extended: Any) -> None:
     assert [heading.text for heading in build("tile", extended).header] == ["Acc. (%) ↑", "PPL ↓"]
 
 
-def test_chance_and_the_mean_do_not_count_them(extended: Any, one_seed: Any) -> None:
+def test_chance_and_the_uncertainty_do_not_count_them(extended: Any) -> None:
     assert mean_chance(extended.records, "llama") == pytest.approx(100 * (4 * 0.25 + 2 * 0.5) / 6)
     text = uncertainty(extended.records, paired_differences([]), extended.models, extended.expected)
     assert "rhyme 200, sums 200" in text and "acc\\_norm" not in text
