@@ -47,6 +47,11 @@ def test_made_tasks(raw_config: dict) -> None:
     assert tokens(raw_config, **own, task_samples=30, limit=5) == 2 * 5 * 160
 
 
+def test_few_shot_examples_of_a_configuration(raw_config: dict) -> None:
+    once = {name: tokens(raw_config, tasks=[name]) for name in ("arc_easy", "piqa")}
+    assert tokens(raw_config, tasks=list(once), num_fewshot={"piqa": 5}) == once["arc_easy"] + 6 * once["piqa"]
+
+
 def test_few_shot_examples_and_generated_tokens() -> None:
     size = TaskSize(10, passes=3, tokens=20, generated=7)
     read, generated = 10 * 3 * 20, 10 * 7
