@@ -180,7 +180,7 @@ ABLATIONS = {
     "nm-25": (6 + 1, 6 * (1 + 3 * 4 + 1), ["nm_25"]),
     "seeds": (3 * 3 * (1 + 1 + 3), 3 * (1 + 1 + 3 * (3 + 2 + 3)), []),  # dense and magnitude have no seed
     # Variants of patch-joint, MaskLLM and patch-tile, and the paper's recipe of each.
-    "recipe": (3 * (1 + 11 + 1 + 8 + 1 + 5), 1 + 3 * (1 + 11 + 1 + 8 + 1 + 5), ["recipe"]),
+    "recipe": (3 * (1 + 11 + 1 + 8 + 1 + 6), 1 + 3 * (1 + 11 + 1 + 8 + 1 + 6), ["recipe"]),
     "published-masks": (0, 6 * (1 + 3) + 4, []),
 }
 
