@@ -122,10 +122,7 @@ class Learning(Section):
 
     @model_validator(mode="after")
     def _micro_batches(self) -> Learning:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}; use a divisor"
-            )
+        check_micro_batches(self.batch_size, self.micro_batch_size)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {list(self.betas)}; both must be in [0, 1)")
         for name in RAMPS:
@@ -155,28 +152,43 @@ class Learning(Section):
         return math.gcd(self.batch_size // self.micro_batch_size, processes)
 
     def micro_batches(self, rank: int = 0, processes: int = 1) -> range:
-        """Return the micro-batches of an optimizer step that process ``rank`` of ``processes`` computes.
+        """Return the micro-batches of a step that a process computes, see `divide_batch`."""
+        return divide_batch(self.batch_size, self.micro_batch_size, rank, processes)
 
-        They are dealt out in turn, so that all processes together compute the next ones, and sums keep their order.
 
-        Raises:
-            InputError: they cannot be divided evenly; the message suggests other numbers.
-        """
-        count = self.batch_size // self.micro_batch_size
-        if count % processes:
-            if self.batch_size % processes:
-                hint = f"make batch_size a multiple of {processes}"
-            else:
-                sizes = range(1, self.micro_batch_size + 1)
-                fitting = max(size for size in sizes if self.batch_size // processes % size == 0)
-                hint = f"make micro_batch_size {fitting}"
-            fewer = max(number for number in range(1, processes + 1) if count % number == 0)
-            raise InputError(
-                f"a batch of {self.batch_size} in micro-batches of {self.micro_batch_size} makes {count}, which "
-                f"{processes} processes (`resources.learn_gpus` times `resources.learn_nodes`) cannot share evenly; "
-                f"{hint}, or use {fewer} of them"
-            )
-        return range(rank, count, processes)
+def check_micro_batches(batch_size: int, micro_batch_size: int) -> None:
+    """Check that a batch consists of whole micro-batches.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if batch_size % micro_batch_size:
+        raise ValueError(f"micro_batch_size {micro_batch_size} does not divide batch_size {batch_size}; use a divisor")
+
+
+def divide_batch(batch_size: int, micro_batch_size: int, rank: int = 0, processes: int = 1) -> range:
+    """Return the micro-batches of an optimizer step that process ``rank`` of ``processes`` computes.
+
+    They are dealt out in turn, so that all processes together compute the next ones, and sums keep their order.
+
+    Raises:
+        InputError: they cannot be divided evenly; the message suggests other numbers.
+    """
+    count = batch_size // micro_batch_size
+    if count % processes:
+        if batch_size % processes:
+            hint = f"make batch_size a multiple of {processes}"
+        else:
+            sizes = range(1, micro_batch_size + 1)
+            fitting = max(size for size in sizes if batch_size // processes % size == 0)
+            hint = f"make micro_batch_size {fitting}"
+        fewer = max(number for number in range(1, processes + 1) if count % number == 0)
+        raise InputError(
+            f"a batch of {batch_size} in micro-batches of {micro_batch_size} makes {count}, which "
+            f"{processes} processes (`resources.learn_gpus` times `resources.learn_nodes`) cannot share evenly; "
+            f"{hint}, or use {fewer} of them"
+        )
+    return range(rank, count, processes)
 
 
 # Where a method's published hyper-parameters differ from the defaults above (PATCH, table of hyper-parameters;

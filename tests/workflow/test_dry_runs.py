@@ -16,7 +16,7 @@ from patch.pipeline.runs.grid import Grid
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # a dry run takes one to two on an idle machine
 # Slow imports that planning does not need.
-HEAVY = {"torch", "transformers", "datasets", "lm_eval", "matplotlib", "pandas", "accelerate"}
+HEAVY = {"torch", "transformers", "datasets", "lm_eval", "matplotlib", "pandas", "accelerate", "peft"}
 
 
 class Job(NamedTuple):
