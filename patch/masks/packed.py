@@ -192,6 +192,18 @@ def check_layers(
     return linears
 
 
+def check_zeros(model: torch.nn.Module, masks: MaskSet) -> None:
+    """Check that all weights of ``model`` that ``masks`` remove are zero.
+
+    Raises:
+        InputError: a layer has others; or the masks are of another model.
+    """
+    for name, linear in check_masks(model, masks).items():
+        removed = ~masks.masks[name].to(linear.weight.device)
+        if wrong := int(weight_matrix(linear)[removed].count_nonzero()):
+            raise InputError(f"{name}: {wrong} of {int(removed.sum())} weights that the mask removes are not zero")
+
+
 @torch.no_grad()
 def apply_masks(model: torch.nn.Module, masks: MaskSet) -> None:
     """Zero the masked weights of ``model`` in place.

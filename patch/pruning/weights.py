@@ -1,4 +1,4 @@
-"""Files of updated weights, cached between the pruning and the evaluation of a run."""
+"""Files of updated or fine-tuned weights, written before the evaluation of a run."""
 
 from __future__ import annotations
 
@@ -9,29 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.files.tensors import load_header, load_tensors, save_tensors
+from patch.files.tensors import load_tensors, save_tensors
 from patch.models.loading import weight_matrix
+from patch.pruning.weights_header import FORMAT, WeightsHeader
 
-FORMAT = "patch-weights-1"
 
-
-def save_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str) -> None:
-    """Write the weights of ``linears`` atomically, with the digest of their settings.
+def save_weights(
+    path: Path | str, linears: Mapping[str, nn.Module], digest: str, cost: Mapping[str, float] | None = None
+) -> None:
+    """Write the weights of ``linears`` atomically, with the digest of their settings and the cost of fine-tuning.
 
     Raises:
         InputError: a weight is not finite.
     """
     weights = {name: weight_matrix(linear).detach() for name, linear in linears.items()}
     _check_finite(path, weights)
-    save_tensors(path, FORMAT, {"digest": digest}, weights)
-
-
-def weights_digest(path: Path | str) -> str | None:
-    """Return the digest in a file of `save_weights`; None if the file is missing or damaged."""
-    try:
-        return load_header(path, FORMAT, "weights").get("digest")
-    except InputError:
-        return None
+    save_tensors(path, FORMAT, WeightsHeader(digest=digest, cost=cost or {}).model_dump(), weights)
 
 
 def read_weights(path: Path | str, linears: Mapping[str, nn.Module], digest: str | None = None) -> dict[str, Tensor]:

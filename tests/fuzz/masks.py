@@ -30,8 +30,8 @@ from patch.masks.header import FORMAT as MASK
 from patch.masks.header import read_header
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, load_masks, save_masks
-from patch.pruning.weights import FORMAT as WEIGHTS
 from patch.pruning.weights import read_weights, save_weights
+from patch.pruning.weights_header import FORMAT as WEIGHTS
 from patch.quantization.absmax import quantize
 from patch.quantization.model import QuantizedLayer
 from patch.quantization.quantized_files import FORMAT as QUANTIZED

@@ -59,6 +59,7 @@ wildcard_constraints:
     pruned=one_of(c.id for c in MADE if c.definition.stage == "prune"),
     updating=one_of(c.id for c in PLAN.updated_runs),
     learned=one_of(c.id for c in MADE if c.definition.stage == "learn"),
+    finetuned=one_of(c.id for c in RUNS if c.finetune),
     quantized=one_of(c.id for c in RUNS if c.quantization),
     run=one_of(c.id for c in RUNS),
     exported=one_of(c.id for c in PLAN.grid.runs if c.definition.stage != "none" and not c.quantization),
@@ -66,9 +67,8 @@ wildcard_constraints:
 
 def run_of(wildcards):
     """Return the run that a job's wildcards name."""
-    names = [
-        wildcards.get(key) for key in ("run", "imported", "pruned", "updating", "learned", "quantized", "exported")
-    ]
+    keys = ("run", "imported", "pruned", "updating", "learned", "finetuned", "quantized", "exported")
+    names = [wildcards.get(key) for key in keys]
     return PLAN.grid.run(wildcards.model, next(name for name in names if name))
 
 
@@ -98,6 +98,28 @@ def job_files(stage, settings, **options):
         return JOB_FILES.settings(stage, settings(wildcards))
 
     return {"settings": content if callable(settings) else JOB_FILES.settings(stage, settings), "inputs": inputs}
+
+
+def training_files(stage, settings):
+    """Return the parameters of a rule that trains: job files with checkpoints and the options of its trackers."""
+    return job_files(
+        stage,
+        lambda wildcards: settings(run_of(wildcards)),
+        checkpoints=lambda wildcards: PLAN.layout.checkpoints(run_of(wildcards)),
+        report_to=PLAN.experiment.resources.report_to,
+        tracker_folder=f"{STORE}/watch",
+        run_name=lambda wildcards: "/".join((PLAN.experiment.experiment, wildcards.model, run_of(wildcards).id)),
+    )
+
+
+def training_resources(cost):
+    """Return the resources of a rule that trains in several processes and resumes."""
+    return {
+        "nodes": lambda wildcards: cost(run_of(wildcards)).nodes,
+        "tasks_per_node": 1,
+        "processes": lambda wildcards: cost(run_of(wildcards)).processes,
+        "resumable": 1,
+    }
 
 
 def figure_labels(model, figure):

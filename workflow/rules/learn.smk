@@ -21,19 +21,9 @@ rule learn:
     threads: lambda wildcards: COST.learn(run_of(wildcards)).processes * PLAN.experiment.resources.threads
     resources:
         **needs(run_of, COST.learn, DISK.learn),
-        nodes=lambda wildcards: COST.learn(run_of(wildcards)).nodes,
-        tasks_per_node=1,
-        processes=lambda wildcards: COST.learn(run_of(wildcards)).processes,
-        resumable=1,
+        **training_resources(COST.learn),
     params:
-        **job_files(
-            "learn",
-            lambda wildcards: PLAN.learn_settings(run_of(wildcards)),
-            checkpoints=lambda wildcards: PLAN.layout.checkpoints(run_of(wildcards)),
-            report_to=PLAN.experiment.resources.report_to,
-            tracker_folder=f"{STORE}/watch",
-            run_name=lambda wildcards: "/".join((PLAN.experiment.experiment, wildcards.model, wildcards.learned)),
-        ),
+        **training_files("learn", PLAN.learn_settings),
     shell:
         f"{STAGE} learn {JOB} --mask {{output.mask:q}} --curve {{output.curve:q}}"
         " --processes {resources.processes} --nodes {resources.nodes} &> {log:q}"

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from patch.calibration.calibration_settings import Calibration
 from patch.data.corpus_settings import Corpus, Use
 from patch.errors import suggest
+from patch.learning.finetuning_settings import Finetuning, Kind
 from patch.learning.learning_settings import Recipe
 from patch.masks.pattern import Tile
 from patch.models.model_settings import Model
@@ -159,6 +160,11 @@ class GridEntry(Section):
     quantization: Literal["absmax", "slim-lora"] | None = Field(
         None, description="Quantize the weights after pruning, with low-rank adapters if `slim-lora`."
     )
+    finetune: Kind | None = Field(
+        None,
+        description="Fine-tune the kept weights after pruning, by the settings in `finetuning`: all of them, or `lora` "
+        "adapters that are merged under the mask.",
+    )
     models: list[str] | None = Field(None, min_length=1, description="Names under `models`; by default all.")
     seeds: list[Seed] | None = Field(None, min_length=1, description="Seeds; by default the experiment's `seeds`.")
     imports: list[str] | None = Field(
@@ -257,6 +263,7 @@ class Experiment(Section):
     pruning: Pruning = Field(default_factory=Pruning, description="Settings of the one-shot methods.")
     quantization: Quantization = Field(default_factory=Quantization, description="Settings of quantized runs.")
     learning: LearningConfig = Field(description="Settings of mask learning.")
+    finetuning: Finetuning | None = Field(None, description="Settings of the runs with `finetune`; by default, none.")
     imports: dict[Name, Import] = Field(default_factory=dict, description="Masks that were made elsewhere.")
     evaluation: Evaluation = Field(description="Settings of the evaluation.")
     speedup: Speedup | None = Field(None, description="Settings of the speed measurement; by default, none.")

@@ -7,10 +7,12 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from patch.data.corpus_settings import Use
+from patch.learning.finetuning_settings import Finetuning
+from patch.learning.learning_settings import Learning
 from patch.pipeline.config.experiment import Evaluation
 from patch.pipeline.config.load import DEFAULT_CONFIG
 from patch.pipeline.reporting.units import count
-from patch.pipeline.results.order import method_title, percent
+from patch.pipeline.results.order import method_title, percent, run_title
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run, format_tile
 from patch.pipeline.runs.stage_settings import OverviewSettings, SummarySettings
@@ -43,15 +45,16 @@ def describe_experiment(plan: Plan) -> dict[str, str]:
     perplexity, calibration = experiment.evaluation.perplexity, experiment.calibration
     lines = {
         "Models": _listed(f"{experiment.models[name].title} ({_source(plan, name)})" for name in plan.models),
-        "Methods": _listed(method_title(run.method) for run in runs),
+        "Methods": _listed(run_title(run) for run in runs),
         "Target sparsities": _listed(f"{percent(level)} %" for level in sorted({run.sparsity for run in runs})),
         "Tiles": _listed(format_tile(tile) for tile in sorted({run.tile for run in runs if run.tile})),
-        "Seeds": _listed(f"{seed}" for seed in sorted({run.seed for run in runs if _seeded(run)})),
+        "Seeds": _listed(f"{seed}" for seed in sorted({run.seed for run in runs if run.seeded})),
         "Perplexity": f"{_corpus(perplexity.use)}, sequences of {perplexity.seqlen} tokens",
         "Tasks": _tasks(experiment.evaluation),
         "Speed": _speed(plan),
         "Calibration": f"{_corpus(calibration.use)}, {calibration.samples} sequences of {calibration.seqlen} tokens",
-        "Learning": "; ".join(_learning(plan, [run for run in plan.grid.closure if not run.quantization])),
+        "Learning": "; ".join(_learning(plan, [run for run in plan.grid.closure if not run.derived])),
+        "Fine-tuning": _finetuning(plan),
     }
     return {name: text for name, text in lines.items() if text}
 
@@ -78,10 +81,6 @@ def _speed(plan: Plan) -> str:
     return f"{batch}, prompt of {sizes.prompt} tokens, {new} new tokens, {sizes.repeats} repeats"
 
 
-def _seeded(run: Run) -> bool:
-    return run.definition.seeded or run.quantization == "slim-lora"
-
-
 def _source(plan: Plan, model: str) -> str:
     source = plan.experiment.models[model].source
     kinds = {"train": "trained by the workflow", "hub": "hub", "local": "local folder", "gguf": "package"}
@@ -94,11 +93,21 @@ def _learning(plan: Plan, runs: Sequence[Run]) -> Iterable[str]:
     methods: dict[str, dict[str, None]] = {}
     for run in runs:
         if run.definition.stage == "learn":
-            settings = plan.grid.learning(run)
-            batch = f"{count(settings.batch_size, 'sequence')} of {settings.seqlen} tokens"
-            size = f"{settings.steps} steps of {batch} from {_corpus(settings.use)}"
-            methods.setdefault(size, {})[method_title(run.method)] = None
+            methods.setdefault(_size(plan.grid.learning(run)), {})[method_title(run.method)] = None
     return (f"{', '.join(names)}: {size}" for size, names in methods.items())
+
+
+def _finetuning(plan: Plan) -> str:
+    """Return a description of the fine-tuning setup, empty if no run is fine-tuned."""
+    settings = plan.experiment.finetuning
+    if settings is None or not any(run.finetune for run in plan.grid.runs):
+        return ""
+    return _size(settings)
+
+
+def _size(settings: Learning | Finetuning) -> str:
+    batch = f"{count(settings.batch_size, 'sequence')} of {settings.seqlen} tokens"
+    return f"{settings.steps} steps of {batch} from {_corpus(settings.use)}"
 
 
 def _corpus(use: Use) -> str:

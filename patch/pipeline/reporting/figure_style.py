@@ -132,11 +132,12 @@ class Series:
 
 
 def quality(frame: pd.DataFrame, model: ModelInfo) -> pd.DataFrame:
-    """Return means over seeds of a model's accuracy and perplexity, without quantized runs and without ablations.
+    """Return means over seeds of a model's accuracy and perplexity, without derived runs and without ablations.
 
-    Ablations have separate tables. Their points would look like those of the plain method.
+    Their points would look like those of the plain method.
     """
-    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS)) & frame["quantization"].isna()
+    shown = (frame["model"] == model.name) & frame["metric"].isin(list(LABELS))
+    shown &= frame["quantization"].isna() & frame["finetune"].isna()
     return summarize(frame[shown & (frame["variant"].isna() | frame["variant"].str.startswith(IMPORT))])
 
 

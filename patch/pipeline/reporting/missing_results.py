@@ -42,7 +42,7 @@ def missing_results(
     lines = []
     for model in models:
         if model.published is not None:
-            present = {_paper_row(run, model) for run in runs if run.model == model.name}
+            present = {_paper_row(run, model) for run in runs if run.model == model.name and not run.finetune}
             missing = [row for row in _paper_rows(published, model.published) if not _covered(row, present)]
             if missing:
                 lines.append(f"Published rows of {model.published} that {model.title} lacks: {_listed(missing)}.")

@@ -11,7 +11,7 @@ from patch.pipeline.reporting.render import html_page, html_table
 from patch.pipeline.reporting.table import DASH
 from patch.pipeline.reporting.units import count, hours, size
 from patch.pipeline.resources.forecast import Forecast
-from patch.pipeline.results.order import QUANTIZATIONS, method_title
+from patch.pipeline.results.order import FINETUNED, QUANTIZATIONS, method_title
 from patch.pipeline.results.record import Record, measured_costs
 
 COST_TITLES = [("", "Stage"), ("", "Method")]
@@ -57,7 +57,7 @@ def _costs(records: Sequence[Record], forecast: Forecast) -> Layout:
     rows = []
     for stage, of in dict.fromkeys([*measured, *planned]):
         cost, line = measured.get((stage, of)), planned.get((stage, of))
-        cells = [stage, QUANTIZATIONS.get(of) or method_title(of)]
+        cells = [stage, (QUANTIZATIONS | FINETUNED).get(of) or method_title(of)]
         cells += [f"{cost.jobs}", f"{cost.seconds:,.1f}", size(cost.peak_memory_mb)] if cost else [DASH] * 3
         cells += [f"{line.jobs}", f"{60 * line.minutes:,}", size(line.memory_mb)] if line else [DASH] * 3
         rows.append(cells)

@@ -59,7 +59,7 @@ TABLES: dict[str, Selection] = {
     "tasks": Selection("Accuracy (%) of each task.", columns="tasks"),
     "density": Selection(
         "Density (kept fraction in %) of each projection under PATCH, mean over layers.",
-        rows=lambda run, unstructured: run.pattern == "hybrid" and not run.quantization,
+        rows=lambda run, unstructured: run.pattern == "hybrid" and not run.derived,
         columns="projections",
         compared=False,
     ),

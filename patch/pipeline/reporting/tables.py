@@ -17,7 +17,7 @@ from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_be
 from patch.pipeline.reporting.units import count
 from patch.pipeline.results.collect import DENSITY, summarize
 from patch.pipeline.results.differences import Differences
-from patch.pipeline.results.order import RunOrder, method_title, run_order, variant_title
+from patch.pipeline.results.order import RunOrder, run_order, run_title, variant_title
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.runs.run import ModelInfo, Run
 
@@ -130,7 +130,9 @@ def _name(run: Run) -> str:
 
 def _run(line: tuple, seed: int) -> Run:
     """Return the run of a line of a frame."""
-    quantization, variant = (None if pd.isna(value) else value for value in (line.quantization, line.variant))
+    quantization, tuned, variant = (
+        None if pd.isna(value) else value for value in (line.quantization, line.finetune, line.variant)
+    )
     return Run(
         model=line.model,
         method=line.method,
@@ -139,6 +141,7 @@ def _run(line: tuple, seed: int) -> Run:
         tile=None if pd.isna(line.tile) else int(line.tile),
         seed=seed,
         quantization=quantization,
+        finetune=tuned,
         variant=variant,
     )
 
@@ -191,7 +194,7 @@ def _row(line: _Line, measures: tuple[Measure | None, ...], models: Mapping[str,
     model = models[name]
     setting = variant_title(run.variant) if run.variant else ""
     comparable = line.title is None or model.comparable
-    method = method_title(_shared(run, model).method)
+    method = run_title(_shared(run, model))
     return Row(line.title, run.sparsity, method, pattern_title(run), achieved, measures, setting, comparable)
 
 

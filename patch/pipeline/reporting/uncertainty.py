@@ -11,7 +11,7 @@ from patch.pipeline.reporting.escape import escape_markdown
 from patch.pipeline.reporting.layout import Layout
 from patch.pipeline.reporting.render import markdown_table
 from patch.pipeline.reporting.table import DASH, pattern_title
-from patch.pipeline.results.order import method_title, percent, variant_title
+from patch.pipeline.results.order import percent, run_title, variant_title
 from patch.pipeline.results.record import Record
 from patch.pipeline.runs.run import ModelInfo, Run
 
@@ -106,4 +106,4 @@ def _title(run: Run) -> str:
     if run.pattern == "dense" and not run.quantization and not run.variant:
         return "dense"
     variant = f", {variant_title(run.variant)}" if run.variant else ""
-    return f"{method_title(run.method)} {pattern_title(run)}{variant}"
+    return f"{run_title(run)} {pattern_title(run)}{variant}"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from patch.learning.finetuning_settings import Finetuning, Kind
 from patch.masks.pattern import block_size
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.config.gpus import GPUS
@@ -28,6 +29,7 @@ EFFICIENCY = {
     "patch-joint": 0.25,
     "maskllm": 0.25,
     "proxsparse": 0.25,
+    "finetune": 0.25,
     "train": 0.5,
     # Decoding reads every weight for few tokens, so memory bandwidth limits it.
     "speedup": 0.02,
@@ -220,6 +222,16 @@ class CostModel:
         gpus, nodes = resources.learn_gpus, resources.learn_nodes
         return self._estimate(flops, EFFICIENCY[run.method], work, gpus, nodes, host)
 
+    def finetune(self, run: Run) -> Estimate:
+        """Return the resources of fine-tuning, in which each process has all parameters with two Adam moments."""
+        shape, settings = self._shape(run.model), self.grid.finetuning(run)
+        size = BYTES[self.experiment.models[run.model].dtype]
+        gpus, nodes = self.experiment.resources.learn_gpus, self.experiment.resources.learn_nodes
+        work = finetuning_mb(shape, run.finetune, size, settings)
+        host = (size * parameters(shape) + 12 * finetuned_parameters(shape, run.finetune, settings)) / 1e6
+        flops = 6.0 * parameters(shape) * settings.steps * settings.batch_size * settings.seqlen
+        return self._estimate(flops, EFFICIENCY["finetune"], work, gpus, nodes, host)
+
     def evaluate(self, run: Run) -> Estimate:
         """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
         shape, evaluation = self._shape(run.model), self.experiment.evaluation
@@ -319,11 +331,39 @@ def _learned(shape: Shape, method: str) -> float:
     return {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(method, 1.5 * prunable_parameters(shape))
 
 
+def finetuning_mb(shape: Shape, kind: Kind, size: int, settings: Finetuning) -> float:
+    """Return the peak memory of the tensors of a fine-tuning step, in MB, in each process.
+
+    Args:
+        shape: Shape of the model.
+        kind: `full` or `lora`.
+        size: Bytes of a weight.
+        settings: Settings of the run.
+    """
+    checkpointed, tokens = settings.gradient_checkpointing, settings.micro_batch_size * settings.seqlen
+    # The model, a byte of each mask, and the trained parameters with their gradients and moments.
+    total = size * parameters(shape) + prunable_parameters(shape)
+    total += 16 * finetuned_parameters(shape, kind, settings)
+    # The masked weights stay for the backward pass; one layer also has its fp32 weight, product and gradients.
+    total += size * prunable_parameters(shape) / (shape.num_hidden_layers if checkpointed else 1)
+    total += 16 * max(rows * columns for rows, columns in linear_shapes(shape).values())
+    return (total + tokens * _activation_bytes(shape, size, checkpointed)) / 1e6
+
+
+def finetuned_parameters(shape: Shape, kind: Kind, settings: Finetuning) -> int:
+    """Return the number of trained fp32 parameters: all prunable weights, or two factors for each layer."""
+    if kind == "full":
+        return prunable_parameters(shape)
+    return settings.lora_rank * shape.num_hidden_layers * sum(map(sum, linear_shapes(shape).values()))
+
+
 def too_large(costs: CostModel) -> list[str]:
-    """Return one line for each learning job and speed measurement that needs more memory than a GPU has."""
+    """Return one line for each learning, fine-tuning or speed job that needs more memory than a GPU has."""
     limit = 1000 * costs.experiment.resources.memory_gb
-    learned = [run for run in costs.grid.closure if run.definition.stage == "learn"]
-    needs = {f"{run.model} {run.id}": costs.learn(run).gpu_mem_mb for run in learned}
+    tuned = [run for run in costs.grid.closure if run.finetune]
+    learned = [run for run in costs.grid.closure if run.definition.stage == "learn" and not run.derived]
+    needs = {f"{run.model} {run.id}": costs.finetune(run).gpu_mem_mb for run in tuned}
+    needs |= {f"{run.model} {run.id}": costs.learn(run).gpu_mem_mb for run in learned}
     needs |= {f"speedup of {model}": costs.speedup(model).gpu_mem_mb for model in costs.plan.timed_models}
     return [
         f"{job} needs about {need / 1000:.0f} GB of GPU memory; "

@@ -9,7 +9,7 @@ from pathlib import Path
 from patch.data.corpus_settings import HubSource
 from patch.models.model_settings import GgufModel, LocalModel, TrainedModel
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
-from patch.pipeline.resources.cost import BYTES
+from patch.pipeline.resources.cost import BYTES, finetuned_parameters
 from patch.pipeline.resources.text_size import ARROW, CHARACTERS_PER_TOKEN, MB, corpus_mb
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
@@ -108,8 +108,16 @@ class DiskModel:
         shape = self._shape(run.model)
         logits = 0 if run.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
         learned = parameters(shape) if run.method == "proxsparse" else logits + _tiles(shape, run)
-        checkpoints = CHECKPOINTS * 4 * 3 * learned / MB - folder_size(self.plan.layout.checkpoints(run))
-        return Space(kept=self.mask(run).kept, scratch=max(0.0, checkpoints))
+        return Space(kept=self.mask(run).kept, scratch=self._checkpoints(run, learned))
+
+    def finetune(self, run: Run) -> Space:
+        """Return the space of fine-tuned weights, and of the checkpoints that are still to be written."""
+        settings = self.plan.grid.finetuning(run)
+        trained = finetuned_parameters(self._shape(run.model), run.finetune, settings)
+        return Space(kept=self.weights(run).kept, scratch=self._checkpoints(run, trained))
+
+    def _checkpoints(self, run: Run, trained: int) -> float:
+        return max(0.0, CHECKPOINTS * 4 * 3 * trained / MB - folder_size(self.plan.layout.checkpoints(run)))
 
     def statistics(self, statistics: Statistics) -> Space:
         """Return the space of a dense model's input statistics, in fp32 for each distinct input tensor."""
@@ -129,7 +137,7 @@ class DiskModel:
         return Space(kept=size / MB)
 
     def weights(self, run: Run) -> Space:
-        """Return the space of updated weights."""
+        """Return the space of updated or fine-tuned weights."""
         size = BYTES[self.experiment.models[run.model].dtype]
         return Space(kept=size * prunable_parameters(self._shape(run.model)) / MB)
 

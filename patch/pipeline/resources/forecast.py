@@ -16,6 +16,7 @@ RECORDED = {
     "prune": "prune",
     "learn": "learn",
     "import_mask": "import",
+    "finetune": "finetune",
     "quantize": "quantize",
     "evaluate": "evaluate",
 }
@@ -56,8 +57,7 @@ def forecast(graph: JobGraph) -> Forecast:
         if job.rule in RECORDED:
             run = grid.run(job.model, job.name)
             if (run.model, run.pruned.id) in evaluated:
-                of = run.quantization or run.method if job.rule == "quantize" else run.method
-                recorded.setdefault((RECORDED[job.rule], of), []).append(job)
+                recorded.setdefault((RECORDED[job.rule], run.made_by(job.rule)), []).append(job)
     return Forecast(
         device=device,
         stages=[_line(stage, "", jobs, device) for stage, jobs in graph.stages.items() if jobs],

@@ -28,6 +28,7 @@ STAGES = {
     "prune": ("prune",),
     "update": ("update_weights",),
     "learn": ("learn",),
+    "finetune": ("finetune",),
     "quantize": ("quantize",),
     "evaluate": ("evaluate",),
     "speedup": ("speedup",),

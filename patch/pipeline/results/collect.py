@@ -57,7 +57,7 @@ ROW = [name for name in RUN_COLUMNS if name != "seed"] + ["metric"]
 # Rounding may put a percentage slightly above 100.
 _ROUNDING = 1e-9
 _FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb")
-_TEXTS = ("experiment", "model", "method", "pattern", "quantization", "variant", "metric", "config_digest")
+_TEXTS = ("experiment", "model", "method", "pattern", "quantization", "finetune", "variant", "metric", "config_digest")
 _KINDS = {"tile": "Int64", "seed": "int64"} | dict.fromkeys(_FLOATS, "float64") | dict.fromkeys(_TEXTS, "str")
 
 
@@ -161,9 +161,9 @@ def row_names(frame: pd.DataFrame) -> pd.Series:
 
 
 def _published(record: Record, model: ModelInfo, published: Published, metric: str, sized: bool) -> float | None:
-    # The paper's numbers are zero-shot.
+    # The paper's numbers are zero-shot, and it fine-tunes nothing.
     names = accuracy_names(record.metrics) if metric == "accuracy" else [metric]
-    if model.published is None or any(record.metrics[name].fewshot for name in names):
+    if model.published is None or record.run.finetune or any(record.metrics[name].fewshot for name in names):
         return None
     run = record.run
 

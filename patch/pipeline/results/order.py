@@ -18,16 +18,24 @@ HARDWARE_ORDER = ("dense", "n:m", "hybrid", "unstructured")
 # Quantization -> printed name, in the order of rows.
 QUANTIZATIONS = {"absmax": "AbsMax", "slim-lora": "AbsMax + SLiM-LoRA"}
 
+# Fine-tuning -> suffix of a method's printed name, in the order of rows.
+FINETUNED = {"full": "fine-tuning", "lora": "LoRA"}
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
 
 VariantOrder = tuple[tuple[str, float], ...]
-RunOrder = tuple[bool, float, int, str, int, str, int, int, VariantOrder, str]
+RunOrder = tuple[bool, float, int, str, int, str, int, int, int, VariantOrder, str]
 
 
 def method_title(method: str) -> str:
     """Return the printed name of a method; an unknown method keeps its name."""
     known = METHODS.get(method)
     return known.title if known else PAPER_METHODS.get(method, method)
+
+
+def run_title(run: Run) -> str:
+    """Return the printed name of a run's method, with fine-tuning after it: `Wanda + LoRA`."""
+    title = method_title(run.method)
+    return f"{title} + {FINETUNED[run.finetune]}" if run.finetune else title
 
 
 def tile_title(tile: int) -> str:
@@ -66,9 +74,10 @@ def _variant_order(variant: str) -> VariantOrder:
 def run_order(run: Run) -> RunOrder:
     """Return a sort key: dense first, then by falling sparsity, then methods as in the paper, unknown ones by name."""
     rank = 1 + list(QUANTIZATIONS).index(run.quantization) if run.quantization else 0
+    tuned = 1 + list(FINETUNED).index(run.finetune) if run.finetune else 0
     kind = HARDWARE_ORDER.index(pattern_kind(run.pattern))
     method, variant = (paper_rank(run.method), run.method), run.variant or ""
-    options = (kind, run.pattern, run.tile or 0, rank, _variant_order(variant), variant)
+    options = (kind, run.pattern, run.tile or 0, rank, tuned, _variant_order(variant), variant)
     return (run.pattern != "dense", -run.sparsity, *method, *options)
 
 

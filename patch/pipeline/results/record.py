@@ -14,7 +14,7 @@ from patch.evaluation.metric import Fraction, Metric, StageCost, accuracy_names,
 from patch.files.schema import Name, Positive, Schema
 from patch.pipeline.results.result_files import RunFile
 
-StageName = Literal["prune", "learn", "import", "quantize", "evaluate"]
+StageName = Literal["prune", "learn", "import", "finetune", "quantize", "evaluate"]
 # Fractions computed from fp64 sums differ in their last digits.
 _ROUNDING = 1e-9
 
@@ -73,18 +73,18 @@ class Cost:
 def measured_costs(records: Iterable[Record]) -> dict[tuple[str, str], Cost]:
     """Return the cost for each (stage, method), ordered by stage and then by record.
 
-    A mask is counted once even if several runs use it: the record of a run and those of its quantized versions all
-    contain the cost of the same mask. A mask that only initializes other runs has no record and is not counted.
+    A mask is counted once even if several runs use it: the record of a run and those of its derived runs all contain
+    the cost of the same mask. A mask that only initializes other runs has no record and is not counted.
     """
     jobs: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float]]] = {}
     for record in records:
         run = record.run
         mask = run.model_copy(update={"variant": None}).pruned.id
         for stage, cost in record.stages.items():
-            method = run.quantization or run.method if stage == "quantize" else run.method
+            method = run.made_by(stage)
             # An ablation's default value shares the plain run's mask. Equal cost identifies the shared mask.
             made = f"{mask} {cost.seconds} {cost.peak_memory_mb}"
-            job = run.id if stage in ("quantize", "evaluate") else made
+            job = run.id if stage in ("finetune", "quantize", "evaluate") else made
             jobs.setdefault((stage, method), {})[run.model, job] = (cost.seconds, cost.peak_memory_mb)
     stages = get_args(StageName)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -36,6 +37,8 @@ def expand(experiment: Experiment, entry: GridEntry) -> list[Run]:
             raise InputError(f"grid: unknown model `{name}`; {suggest(name, list(experiment.models))}")
     if entry.imports and "import" not in entry.methods:
         raise InputError(f"grid: `imports` is {entry.imports}, which only the method `import` reads")
+    if entry.finetune:
+        _check_finetuning(experiment, entry)
     combined = (entry.methods, models, entry.sparsity, entry.tiles, entry.seeds or experiment.seeds)
     _check_count(math.prod(len(values) for values in combined if values) * len(variants(entry)))
     runs = []
@@ -45,6 +48,29 @@ def expand(experiment: Experiment, entry: GridEntry) -> list[Run]:
         else:
             runs += [run for model in models for run in _of_method(experiment, entry, method, model)]
     return runs
+
+
+def _check_finetuning(experiment: Experiment, entry: GridEntry) -> None:
+    """Check a block with ``finetune``.
+
+    Raises:
+        InputError: The configuration has no section `finetuning`, or the block is quantized or has the dense model.
+    """
+    if experiment.finetuning is None:
+        raise InputError(
+            f"grid: `finetune` is {entry.finetune!r} but the section `finetuning` is missing; write "
+            "`finetuning: {use: {corpus: NAME, split: train}}` with a corpus to train on"
+        )
+    if entry.quantization:
+        raise InputError(
+            f"grid: `finetune` is {entry.finetune!r} with `quantization` {entry.quantization!r}, and quantized weights "
+            "cannot be fine-tuned; use two blocks"
+        )
+    if "dense" in entry.methods:
+        raise InputError(
+            f"grid: `finetune` is {entry.finetune!r} for the method `dense`, which has no mask to keep; put `dense` "
+            "in a block of its own"
+        )
 
 
 def variants(entry: GridEntry) -> dict[str | None, dict[str, Any]]:
@@ -113,13 +139,14 @@ def _imported(experiment: Experiment, entry: GridEntry, models: list[str]) -> li
     chosen = [n for n in entry.imports or known if experiment.imports[n].model in models]
     if not chosen:
         raise InputError(f"grid: the method `import` has no mask of {', '.join(models)}; name one under `imports`")
-    return [run for name in chosen for run in import_runs(experiment, name, entry.quantization, entry.seeds)]
+    return [run for name in chosen for run in import_runs(experiment, name, entry)]
 
 
-def import_runs(
-    experiment: Experiment, name: str, quantization: str | None = None, seeds: list[int] | None = None
-) -> list[Run]:
-    """Return the runs of an imported mask: one, or one for each seed with `slim-lora`, which reads calibration text."""
+def import_runs(experiment: Experiment, name: str, entry: GridEntry | None = None) -> list[Run]:
+    """Return the runs of an imported mask, with the seeds and the stages after pruning of a block of the grid.
+
+    It is one run, or one for each seed if a stage after pruning depends on the seed.
+    """
     one = experiment.imports[name]
     if one.model not in experiment.models:
         raise InputError(f"`imports.{name}.model` is {one.model!r}; {suggest(one.model, list(experiment.models))}")
@@ -128,16 +155,15 @@ def import_runs(
         pattern=one.pattern,
         sparsity=None if one.sparsity is None else [one.sparsity],
         tiles=None if one.tile is None else [one.tile],
-        quantization=quantization,
-        seeds=seeds,
+        quantization=entry and entry.quantization,
+        finetune=entry and entry.finetune,
+        seeds=entry and entry.seeds,
     )
     try:
         found = _of_method(experiment, block, one.method, one.model)
     except InputError as error:
         raise InputError(f"`imports.{name}`: {str(error).removeprefix('grid: ')}") from None
-    seeded = quantization == "slim-lora"
-    runs = (run.model_copy(update={"variant": f"{IMPORT}{name}", "seed": run.seed if seeded else 0}) for run in found)
-    return list(dict.fromkeys(runs))
+    return _distinct(run.model_copy(update={"variant": f"{IMPORT}{name}"}) for run in found)
 
 
 def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model: str) -> list[Run]:
@@ -161,10 +187,7 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
             check_groups(model, model_shape(model, experiment.models[model]), int(pattern.split(":")[1]))
         except InputError as error:
             raise InputError(f"grid: `pattern` is `{pattern}`: {error}") from None
-    # SLiM-LoRA reads calibration text, which depends on the seed.
-    seeded = method.seeded or entry.quantization == "slim-lora"
-    seeds = (entry.seeds or experiment.seeds) if seeded else [0]
-    return [
+    runs = [
         Run(
             model=model,
             method=method_name,
@@ -173,13 +196,20 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
             tile=tile,
             seed=seed,
             quantization=entry.quantization,
+            finetune=entry.finetune,
             variant=variant,
         )
         for sparsity in _sparsities(entry, method_name, pattern, kind)
         for tile in tiles
         for variant in variants(entry)
-        for seed in seeds
+        for seed in entry.seeds or experiment.seeds
     ]
+    return _distinct(runs)
+
+
+def _distinct(runs: Iterable[Run]) -> list[Run]:
+    """Return each run once, with the seed 0 if the result does not depend on the seed."""
+    return list(dict.fromkeys(run if run.seeded else run.model_copy(update={"seed": 0}) for run in runs))
 
 
 def _sparsities(entry: GridEntry, method: str, pattern: str, kind: str) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from patch.data.corpus_settings import Use
 from patch.errors import InputError, suggest
+from patch.learning.finetuning_settings import Finetuning
 from patch.learning.learning_settings import Learning, method_defaults, used_by
 from patch.masks.pattern import NM_TEXT
 from patch.methods import METHODS, get_method
@@ -49,6 +50,8 @@ class Grid:
             if run.method == "proxsparse":
                 shape = model_shape(run.model, experiment.models[run.model])
                 check_sharding(run.model, shape, self.processes)
+            if run.finetune:
+                self.finetuning(run)
 
     def _check_names(self) -> None:
         experiment, corpora = self.experiment, list(self.experiment.corpora)
@@ -56,6 +59,7 @@ class Grid:
             "calibration.use": experiment.calibration.use,
             "evaluation.perplexity.use": experiment.evaluation.perplexity.use,
             "evaluation.task_use": experiment.evaluation.task_use,
+            "finetuning.use": experiment.finetuning and experiment.finetuning.use,
         }
         named = {f"{key}.corpus": use.corpus for key, use in uses.items() if use}
         named |= {
@@ -107,7 +111,7 @@ class Grid:
         ordered: dict[Run, None] = {}
 
         def visit(run: Run) -> None:
-            needed = [run.pruned] if run.quantization else self.priors(run).values()
+            needed = [run.pruned] if run.derived else self.priors(run).values()
             for other in needed:
                 visit(other)
             ordered.setdefault(run)
@@ -176,9 +180,19 @@ class Grid:
             learning.micro_batches(processes=self.processes)
         return learning
 
+    def finetuning(self, run: Run) -> Finetuning:
+        """Return the fine-tuning settings of a run, without those that its kind does not use.
+
+        Raises:
+            InputError: The processes cannot divide a batch evenly.
+        """
+        settings = self.experiment.finetuning.used_by(run.finetune)
+        settings.micro_batches(processes=self.processes)
+        return settings
+
     @property
     def processes(self) -> int:
-        """Number of processes of a learning run on all nodes."""
+        """Number of processes of a learning or fine-tuning run on all nodes."""
         return self.experiment.resources.learn_gpus * self.experiment.resources.learn_nodes
 
     def _check_priors(self, learning: Learning) -> None:

@@ -48,7 +48,7 @@ class Layout:
         self.scratch = f"{STORE}/{experiment}"
 
     def mask(self, run: Run) -> str:
-        """Return the path of the bit-packed mask; a quantized run uses the mask of its pruned run."""
+        """Return the path of the bit-packed mask; a derived run uses the mask of its pruned run."""
         return f"{self.root}/masks/{run.model}/{run.pruned.id}.safetensors"
 
     def weights(self, run: Run) -> str:
@@ -62,6 +62,10 @@ class Layout:
         """
         return f"{self.scratch}/updated/{run.model}/{run.id}.safetensors"
 
+    def finetuned(self, run: Run) -> str:
+        """Return the path of the fine-tuned weights, which are kept because they take long to make again."""
+        return f"{self.root}/finetuned/{run.model}/{run.id}.safetensors"
+
     def quantized(self, run: Run) -> str:
         """Return the path of the low-bit weights and adapters, which are removed after the evaluation."""
         return f"{self.scratch}/quantized/{run.model}/{run.id}.safetensors"
@@ -71,7 +75,7 @@ class Layout:
         return f"{self.root}/curves/{run.model}/{run.id}.jsonl"
 
     def checkpoints(self, run: Run) -> str:
-        """Return the folder of a learning run's checkpoints.
+        """Return the folder of the checkpoints of a learning or fine-tuning run.
 
         It is not an output of a rule, because Snakemake removes the outputs of a failed job.
         """

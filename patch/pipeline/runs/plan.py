@@ -9,6 +9,8 @@ from typing import Any
 
 from patch.errors import InputError, suggest
 from patch.files.io import read_json
+from patch.learning.finetuning_settings import Finetuning
+from patch.learning.learning_settings import Learning
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.layout import Layout, digest, input_path, settings_digest
@@ -20,6 +22,7 @@ from patch.pipeline.runs.stage_settings import (
     ExpectedMask,
     ExportSettings,
     FigureSettings,
+    FinetuneSettings,
     ImportSettings,
     LearnSettings,
     PruneSettings,
@@ -50,7 +53,7 @@ class Plan:
         self.store = Store(experiment)
         self.grid = Grid(experiment)
         self.layout = Layout(experiment.experiment)
-        masked = [run for run in self.grid.closure if run.definition.stage != "none" and not run.quantization]
+        masked = [run for run in self.grid.closure if run.definition.stage != "none" and not run.derived]
         self.masks = SharedMasks(masked, self.mask_digest, self.layout, experiment.reuse)
         self._check_published()
         self._check_tables()
@@ -82,8 +85,9 @@ class Plan:
         needed += [self.store.perplexity_sequences(name) for name in self.experiment.models]
         runs = self.grid.closure
         needed += [self.store.calibration_sequences(run.model, run.seed) for run in runs if calibrated(run)]
-        learned = [run for run in self.grid.closure if run.definition.stage == "learn" and not run.quantization]
+        learned = [run for run in self.grid.closure if run.definition.stage == "learn" and not run.derived]
         needed += [self.learning_sequences(run) for run in learned]
+        needed += [self.finetuning_sequences(run) for run in runs if run.finetune]
         return {sequences.key: sequences for sequences in needed}
 
     @cached_property
@@ -101,17 +105,24 @@ class Plan:
 
         All runs of a model and seed share one folder. It has Gram matrices if one of these runs needs them.
         """
-        if run.quantization or not calibrated(run) or self.experiment.calibration.propagate == "pruned":
+        if run.derived or not calibrated(run) or self.experiment.calibration.propagate == "pruned":
             return None
         return self.store.statistics(run.model, run.seed, (run.model, run.seed) in self._needing_gram)
 
     def learning_sequences(self, run: Run) -> Sequences:
         """Return the sequences that a run learns its masks on, limited to the number that the run can read."""
-        settings = self.grid.learning(run)
-        trained_on = self.experiment.models[run.model].source.kind == "train"
+        return self._training_sequences(run.model, self.grid.learning(run))
+
+    def finetuning_sequences(self, run: Run) -> Sequences:
+        """Return the sequences that a run is fine-tuned on, limited to the number that the run can read."""
+        return self._training_sequences(run.model, self.experiment.finetuning)
+
+    def _training_sequences(self, model: str, settings: Learning | Finetuning) -> Sequences:
+        trained_on = self.experiment.models[model].source.kind == "train"
         limit = None if trained_on else settings.steps * settings.batch_size
-        kind = "packed" if settings.append_eos else "packed-without-eos"
-        return self.store.sequences(run.model, settings.use, kind, settings.seqlen, limit)
+        without_eos = isinstance(settings, Learning) and not settings.append_eos
+        kind = "packed-without-eos" if without_eos else "packed"
+        return self.store.sequences(model, settings.use, kind, settings.seqlen, limit)
 
     # -- settings of jobs ---------------------------------------------------------------------
 
@@ -147,6 +158,18 @@ class Plan:
             **self._machine(run),
         )
 
+    def finetune_settings(self, run: Run) -> FinetuneSettings:
+        """Return the settings of a job that fine-tunes a pruned run."""
+        sources = [self.store.model_path(run.model), self.mask_digest(run.pruned), self.finetuning_sequences(run).path]
+        return FinetuneSettings(
+            upstream=digest(sources),
+            kind=run.finetune,
+            mask=self._expected_mask(run),
+            seed=run.seed,
+            finetuning=self.grid.finetuning(run),
+            **self._machine(run),
+        )
+
     def learn_settings(self, run: Run) -> LearnSettings:
         """Return the settings of a learning job."""
         priors = {name: self.mask_digest(prior) for name, prior in self.grid.priors(run).items()}
@@ -160,8 +183,12 @@ class Plan:
     def export_settings(self, run: Run) -> ExportSettings:
         """Return the settings of a job that exports the model of a run."""
         sources = [self.store.model_path(run.model), self.mask_digest(run)]
-        mask, dtype = self._expected_mask(run), self.experiment.models[run.model].dtype
-        return ExportSettings(upstream=digest(sources), mask=mask, dtype=dtype)
+        return ExportSettings(
+            upstream=digest(sources),
+            mask=self._expected_mask(run),
+            finetuned=self.mask_digest(run) if run.finetune else None,
+            dtype=self.experiment.models[run.model].dtype,
+        )
 
     def _expected_mask(self, run: Run) -> ExpectedMask | None:
         """Return the description that a job checks a run's mask against, or None for a dense run."""
@@ -172,9 +199,11 @@ class Plan:
 
     @cache  # noqa: B019 - one plan a process
     def mask_digest(self, run: Run) -> str:
-        """Return the digest of everything that a run's mask or low-bit weights depend on; empty for a dense run."""
+        """Return the digest of all that the mask or the derived weights of a run depend on; empty for a dense run."""
         if run.quantization:
             return settings_digest(self.quantize_settings(run))
+        if run.finetune:
+            return settings_digest(self.finetune_settings(run))
         by_stage = {"prune": self.prune_settings, "learn": self.learn_settings, "import": self.import_settings}
         return settings_digest(by_stage[run.definition.stage](run)) if run.definition.stage in by_stage else ""
 
@@ -201,6 +230,7 @@ class Plan:
             run=run,
             mask=self._expected_mask(run),
             quantized=self.mask_digest(run) if run.quantization else None,
+            finetuned=self.mask_digest(run) if run.finetune else None,
             evaluation=self.experiment.evaluation,
             **self._machine(run),
         )
@@ -297,14 +327,14 @@ class Plan:
         """Return the learned runs whose curves are drawn: the first seed of each row of the standard tables."""
         first: dict[str, Run] = {}
         for run in self.grid.standard:
-            if run.model == model and run.definition.stage == "learn" and not run.quantization:
+            if run.model == model and run.definition.stage == "learn" and not run.derived:
                 first.setdefault(run.row, run)
         return list(first.values())
 
     def hybrid_runs(self, model: str) -> list[Run]:
-        """Return the hybrid runs of a model in the standard tables, without quantized ones."""
+        """Return the hybrid runs of a model in the standard tables, without derived ones, which have their masks."""
         runs = (run for run in self.grid.standard if run.model == model)
-        return [run for run in runs if run.pattern == "hybrid" and not run.quantization]
+        return [run for run in runs if run.pattern == "hybrid" and not run.derived]
 
     def timed_runs(self, model: str) -> list[Run]:
         """Return the runs of a model whose speed is measured: the first 2:4 run, and the first run of each hybrid row.
@@ -317,7 +347,7 @@ class Plan:
             return []
         first: dict[str, Run] = {}
         for run in self.grid.standard:
-            plain = run.model == model and not run.quantization and not run.variant
+            plain = run.model == model and not run.derived and not run.variant
             if plain and run.pattern in ("2:4", "hybrid"):
                 first.setdefault(run.row if run.pattern == "hybrid" else "2:4", run)
         return list(first.values())
@@ -337,7 +367,7 @@ class Plan:
             "unstructured": any(run.pattern == "unstructured" for run in sparse),
             "quantized": any(run.quantization for run in sparse),
             "tasks": bool(self.grid.standard and self.experiment.evaluation.tasks),
-            "density": any(run.pattern == "hybrid" and not run.quantization for run in sparse),
+            "density": any(run.pattern == "hybrid" and not run.derived for run in sparse),
             "seeds": len({(run.model, run.row) for run in sparse}) < len(sparse),
             "speedup": bool(self.timed_models),
         }
@@ -368,7 +398,7 @@ class Plan:
 
     @cached_property
     def updated_runs(self) -> dict[Run, None]:
-        """Pruned runs whose updated weights an evaluation or a quantization reads."""
+        """Pruned runs whose updated weights an evaluation, a quantization or a fine-tuning job reads."""
         return dict.fromkeys(run.pruned for run in self.grid.runs if run.definition.updates_weights)
 
     def cached_weights(self, run: Run) -> str | None:
@@ -386,6 +416,11 @@ class Plan:
             inputs["sequences"] = self.store.calibration_sequences(run.model, run.seed).path
         return inputs
 
+    def finetune_inputs(self, run: Run) -> dict[str, str]:
+        """Return the named input files of a job that fine-tunes a pruned run."""
+        inputs = {"model": self.store.model_path(run.model), "sequences": self.finetuning_sequences(run).path}
+        return inputs | self._pruned_inputs(run.pruned)
+
     def export_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a job that exports the model of a run."""
         return {"model": self.store.model_path(run.model)} | self._pruned_inputs(run)
@@ -394,7 +429,9 @@ class Plan:
         inputs = {}
         if run.definition.stage != "none":
             inputs["mask"] = self.masks.mask(run)
-        if run.definition.updates_weights:
+        if run.finetune:
+            inputs["weights"] = self.layout.finetuned(run)
+        elif run.definition.updates_weights:
             inputs["weights"] = self.layout.weights(run)
         return inputs
 

@@ -37,6 +37,7 @@ class Run(Schema):
         tile: Side of a tile for `hybrid`, else None.
         seed: Seed of calibration and learning, or 0 if the result depends on neither.
         quantization: `absmax` or `slim-lora` if the weights are quantized after pruning, else None.
+        finetune: `full` or `lora` if the kept weights are fine-tuned after pruning, else None.
         variant: `key=value` of a learning setting that an ablation varies, `import=name` for an imported mask, or
             None.
     """
@@ -48,11 +49,15 @@ class Run(Schema):
     tile: Positive | None = None
     seed: Count = 0
     quantization: Literal["absmax", "slim-lora"] | None = None
+    finetune: Literal["full", "lora"] | None = None
     variant: Name | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Run:
-        """Check that the pattern, the tile and the sparsity agree."""
+        """Check that the pattern, the tile, the sparsity and the stages after pruning agree."""
+        if self.finetune and (self.quantization or self.pattern == "dense"):
+            other = f"quantized by {self.quantization}" if self.quantization else "dense"
+            raise ValueError(f"`finetune` is {self.finetune} for a run that is {other}; leave it out")
         if (self.tile is None) == (self.pattern == "hybrid"):
             raise ValueError(f"`tile` is {self.tile} for the pattern {self.pattern[:80]!r}; hybrid alone has tiles")
         if self.pattern not in ("hybrid", "unstructured"):
@@ -74,14 +79,30 @@ class Run(Schema):
     def _name(self, seed: str) -> str:
         tile = f"_t{format_tile(self.tile)}" if self.tile else ""
         pattern = self.pattern.replace(":", "of")
-        quantized = f"_{self.quantization}" if self.quantization else ""
+        after = f"_{self.quantization}" if self.quantization else ""
+        after += f"_finetune-{self.finetune}" if self.finetune else ""
         variant = f"_{self.variant}" if self.variant else ""
-        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}{variant}{seed}{quantized}"
+        return f"{self.method}_{pattern}_{format_sparsity(self.sparsity)}{tile}{variant}{seed}{after}"
 
     @property
     def pruned(self) -> Run:
-        """Run before quantization, whose mask and weights this run uses."""
-        return self.model_copy(update={"quantization": None, "seed": self.seed if self.definition.seeded else 0})
+        """Run before quantization or fine-tuning, whose mask and weights this run uses."""
+        seed = self.seed if self.definition.seeded else 0
+        return self.model_copy(update={"quantization": None, "finetune": None, "seed": seed})
+
+    @property
+    def derived(self) -> bool:
+        """Return whether the run quantizes or fine-tunes the weights of its pruned run."""
+        return bool(self.quantization or self.finetune)
+
+    @property
+    def seeded(self) -> bool:
+        """Return whether the result depends on the seed, of which SLiM-LoRA reads text and fine-tuning its order."""
+        return self.definition.seeded or self.quantization == "slim-lora" or self.finetune is not None
+
+    def made_by(self, stage: str) -> str:
+        """Return the name under which the cost of a stage is listed: quantization, fine-tuning or method."""
+        return {"quantize": self.quantization, "finetune": self.finetune}.get(stage) or self.method
 
     @property
     def imported(self) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from patch.data.corpus_settings import Corpus, Split
+from patch.learning.finetuning_settings import Finetuning, Kind
 from patch.learning.learning_settings import Learning
 from patch.models.model_settings import GgufModel, HubModel, LocalModel, TrainedModel
 from patch.pipeline.config.experiment import Evaluation, Speedup
@@ -20,7 +21,7 @@ from patch.quantization.quantization_settings import Quantization
 from patch.settings import Section
 
 # Version of tables, figures and pages, which change together.
-TABULATE_VERSION = 4
+TABULATE_VERSION = 5
 
 
 class ExpectedMask(Section):
@@ -142,6 +143,19 @@ class LearnSettings(Section):
     device: str
 
 
+class FinetuneSettings(Section):
+    """Settings of the fine-tuning of a pruned run; ``kind`` is `full` or `lora`."""
+
+    version: int = 1
+    upstream: str
+    kind: Kind
+    mask: ExpectedMask
+    seed: int
+    finetuning: Finetuning
+    dtype: str
+    device: str
+
+
 class QuantizeSettings(Section):
     """Settings of the quantization of a pruned run; ``method`` is `absmax` or `slim-lora`."""
 
@@ -156,16 +170,23 @@ class QuantizeSettings(Section):
 
 
 class ExportSettings(Section):
-    """Settings of the export of a run to a folder that transformers loads."""
+    """Settings of the export of a run to a folder that transformers loads.
+
+    ``finetuned`` is the digest of its fine-tuned weights.
+    """
 
     version: int = 2
     upstream: str
     mask: ExpectedMask
+    finetuned: str | None
     dtype: str
 
 
 class EvaluateSettings(Section):
-    """Settings of the evaluation of a run; ``quantized`` is the digest of its low-bit weights."""
+    """Settings of the evaluation of a run.
+
+    ``quantized`` and ``finetuned`` are the digests of its low-bit and of its fine-tuned weights.
+    """
 
     version: int = 3
     upstream: str
@@ -173,6 +194,7 @@ class EvaluateSettings(Section):
     run: Run
     mask: ExpectedMask | None
     quantized: str | None
+    finetuned: str | None
     evaluation: Evaluation
     dtype: str
     device: str

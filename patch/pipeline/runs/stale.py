@@ -16,13 +16,14 @@ from patch.errors import InputError, listed
 from patch.files.io import read_json
 from patch.masks.header import read_header
 from patch.pipeline.runs.plan import Plan
+from patch.pruning.weights_header import weights_digest
 
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
 
 def stale_outputs(plan: Plan) -> list[str]:
-    """Return the paths of existing masks, records, samples and speed measurements that have other settings."""
+    """Return the paths of existing masks, fine-tuned weights and results that have other settings."""
     return [path for path, digest in _expected(plan) if Path(path).exists() and _digest(path) != digest]
 
 
@@ -31,6 +32,8 @@ def _expected(plan: Plan) -> Iterator[tuple[str, str]]:
     for run in plan.masks.made:
         yield plan.layout.mask(run), plan.mask_digest(run)
     for run in plan.grid.runs:
+        if run.finetune:
+            yield plan.layout.finetuned(run), plan.mask_digest(run)
         digest = plan.record_digest(run)
         yield plan.layout.record(run), digest
         yield plan.layout.samples(run), digest
@@ -41,7 +44,7 @@ def _expected(plan: Plan) -> Iterator[tuple[str, str]]:
 def _digest(path: str) -> str | None:
     """Return the settings digest in a file, or None if the file is damaged."""
     if path.endswith(".safetensors"):
-        return (read_header(path) or {}).get("digest")
+        return (read_header(path) or {}).get("digest") or weights_digest(path)
     try:
         content = read_json(path)
     except InputError:

@@ -251,7 +251,9 @@ class Store:
 
 
 def calibrated(run: Run) -> bool:
-    """Return whether a run needs calibration sequences."""
+    """Return whether the last stage that makes a run's weights or mask needs calibration sequences."""
+    if run.finetune:
+        return False
     if run.quantization:
         return run.quantization == "slim-lora"
     return run.definition.stage == "prune" and run.definition.statistics != "none"

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from patch.errors import InputError
-from patch.masks.packed import MaskSet, load_masks
+from patch.masks.packed import MaskSet, check_zeros, load_masks
+from patch.models.loading import prunable_linears
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import ExpectedMask
+from patch.pruning.weights import load_weights
 from patch.settings import Section
 
 
@@ -63,6 +66,22 @@ def measured(device: str) -> Iterator[dict[str, float]]:
 def mask_header(settings: Section, cost: dict[str, float]) -> dict[str, Any]:
     """Return the header of a mask file: the settings of the stage that made the mask, their digest, and the cost."""
     return {"settings": settings.model_dump(mode="json"), "digest": settings_digest(settings), "cost": cost}
+
+
+def load_updated(
+    path: Path, network: nn.Module, masks: MaskSet | None, expected: ExpectedMask | None, finetuned: str | None
+) -> None:
+    """Copy the weights of a run into its model: those that pruning has updated, or fine-tuned ones.
+
+    Raises:
+        InputError: `load_weights` fails, or fine-tuning has changed a zero of the mask.
+    """
+    load_weights(path, prunable_linears(network), finetuned or (expected.digest if expected else ""))
+    if finetuned and masks:
+        try:
+            check_zeros(network, masks)
+        except InputError as error:
+            raise InputError(f"fine-tuned weights {path}: {error}; remove them to make them again") from None
 
 
 def load_expected(path: Path | None, expected: ExpectedMask | None, name: str = "mask") -> MaskSet | None:

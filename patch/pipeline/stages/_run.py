@@ -30,6 +30,7 @@ MODULES = {
     "sequences": ("sequences",),
     "prune": ("statistics", "prune", "update", "import_mask"),
     "learn": ("learn",),
+    "finetune": ("finetune",),
     "quantize": ("quantize",),
     "export": ("export",),
     "evaluate": ("evaluate",),

@@ -23,9 +23,9 @@ from patch.pipeline.results.record import Record
 from patch.pipeline.results.samples import write_samples
 from patch.pipeline.runs.layout import settings_digest
 from patch.pipeline.runs.stage_settings import EvaluateSettings
-from patch.pipeline.stages._common import load_expected, measured, prepare_device
+from patch.pipeline.stages._common import load_expected, load_updated, measured, prepare_device
 from patch.pipeline.stages._progress import report
-from patch.pruning.weights import load_weights
+from patch.pruning.weights_header import read_weights_header
 from patch.quantization.model import apply_layers
 from patch.quantization.quantized_files import load_layers
 
@@ -53,7 +53,9 @@ def run_evaluate(
     network = load_model(model, settings.dtype, device)
     stages: dict[str, Any] = {}
     if weights:
-        load_weights(weights, prunable_linears(network), settings.mask.digest if settings.mask else "")
+        load_updated(weights, network, masks, settings.mask, settings.finetuned)
+    if weights and settings.finetuned:
+        stages["finetune"] = read_weights_header(weights).cost
     if quantized:
         layers, stages["quantize"] = load_layers(quantized, settings.quantized)
         apply_layers(network, layers)

@@ -21,7 +21,8 @@ from patch.pipeline.runs.stage_settings import ImportSettings, PruneSettings, St
 from patch.pipeline.stages._common import mask_header, measured, prepare_device
 from patch.pipeline.stages._progress import show_blocks
 from patch.pruning.prune import prune
-from patch.pruning.weights import save_weights, weights_digest
+from patch.pruning.weights import save_weights
+from patch.pruning.weights_header import weights_digest
 
 
 def run_statistics(settings: StatisticsSettings, *, model: Path, sequences: Path, out: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from patch.errors import InputError
 from patch.files.tensors import load_tensors, save_tensors
-from patch.pruning.weights import FORMAT, load_weights, read_weights, save_weights, weights_digest
+from patch.pruning.weights import load_weights, read_weights, save_weights
+from patch.pruning.weights_header import FORMAT, weights_digest
 
 
 @pytest.fixture
