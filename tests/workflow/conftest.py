@@ -68,6 +68,7 @@ def _experiment(folder: Path) -> dict:
             "common": {"use": use["train"], "steps": 3, "batch_size": 2, "micro_batch_size": 1, "seqlen": 32},
             "methods": {"maskllm": {"lr": 0.001}},
         },
+        "finetuning": {"use": use["train"], "steps": 3, "batch_size": 2, "seqlen": 32},
         "evaluation": {
             "perplexity": {"use": use["test"], "seqlen": 32, "batch_size": 8},
             "tasks": ["continuation", "word_order", "next_word", "cloze"],
@@ -83,6 +84,8 @@ def _experiment(folder: Path) -> dict:
             {"methods": ["wanda"], "pattern": "unstructured", "sparsity": [0.45]},
             {"methods": ["maskllm"], "models": ["trained"], "quantization": "absmax"},
             {"methods": ["patch"], "models": ["trained"], "sparsity": [0.45], "quantization": "slim-lora"},
+            {"methods": ["sparsegpt"], "models": ["trained"], "finetune": "lora"},
+            {"methods": ["patch"], "models": ["local"], "sparsity": [0.45], "finetune": "full"},
         ],
         "tile": 16,
         "published": str(ROOT / "config/published.json"),

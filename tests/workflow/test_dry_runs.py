@@ -181,6 +181,7 @@ ABLATIONS = {
     "seeds": (3 * 3 * (1 + 1 + 3), 3 * (1 + 1 + 3 * (3 + 2 + 3)), []),  # dense and magnitude have no seed
     # Variants of patch-joint, MaskLLM and patch-tile, and the paper's recipe of each.
     "recipe": (3 * (1 + 11 + 1 + 8 + 1 + 6), 1 + 3 * (1 + 11 + 1 + 8 + 1 + 6), ["recipe"]),
+    "finetune": (3 * (1 + 3), 3 * (1 + 3 * (3 + 3)), ["finetune"]),
     "published-masks": (0, 6 * (1 + 3) + 4, []),
 }
 
@@ -210,7 +211,8 @@ def test_ablations_in_small_learn_nothing_twice(tmp_path):
     sizes, layer, frozen, priors = 5, 1, 4, 4  # one tile, target and prior each is the default
     assert counts(jobs)["learn"] == plain + ratios * (sizes + layer + frozen + priors)
     written = {path for job in jobs if job.rule == "table" for path in job.files("output")}
-    tables = ("unstructured", "quantized", "density", "tile_size", "target", "frozen_mask", "tile_prior", "nm_25")
+    own = ("tile_size", "target", "frozen_mask", "tile_prior", "nm_25", "finetune")
+    tables = ("unstructured", "quantized", "density", *own)
     assert {f"results/ablations/tables/{name}.md" for name in tables} <= written
     seeds = dry_run(tmp_path, "--configfile", "config/ablations/demo-seeds.yaml")
     assert counts(seeds)["learn"] == 3 * plain

@@ -72,7 +72,7 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
     Returns:
         A frame with the columns ``COLUMNS``. ``metric`` is `accuracy` (mean over tasks), `perplexity`, a task (its
         `acc`), another metric of a task such as `<task>/acc_norm`, or `density/<projection>` (mean kept fraction over
-        layers) for a hybrid run without quantization. All metrics but perplexity are percentages. ``sparsity`` (target)
+        layers) for a hybrid run that is not derived. All metrics but perplexity are percentages. ``sparsity`` (target)
         and ``achieved_sparsity`` are fractions. ``seconds`` is the sum over the stages of the run and
         ``peak_memory_mb`` is their maximum. ``config_digest`` is that of the record. Unknown values are null.
 
@@ -146,7 +146,7 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
                 "published": _published(record, model, published, name, sized),
             }
         )
-    if run.pattern == "hybrid" and not run.quantization:
+    if run.pattern == "hybrid" and not run.derived:
         blank = {"stderr": None, "published": None}
         densities = projection_density(record.density)
         rows += [shared | blank | {"metric": f"{DENSITY}{name}", "value": 100 * v} for name, v in densities.items()]
@@ -198,7 +198,7 @@ def read_results(path: Path | str, digests: Mapping[str, str] | None = None) -> 
 
 
 def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
-    """Check that each run has each metric of its model once; only unquantized hybrid runs need densities."""
+    """Check that each run has each metric of its model once; only hybrid runs that are not derived need densities."""
     runs: dict[Run, set[str]] = defaultdict(set)
     for row in rows:
         names = runs[Run(**{name: getattr(row, name) for name in RUN_COLUMNS})]
@@ -209,7 +209,7 @@ def _check_complete(path: Path | str, rows: list[ResultRow]) -> None:
     for run, names in runs.items():
         metrics[run.model] |= names
     for run, names in runs.items():
-        has_densities = run.pattern == "hybrid" and not run.quantization
+        has_densities = run.pattern == "hybrid" and not run.derived
         lacking = {name for name in metrics[run.model] - names if has_densities or not name.startswith(DENSITY)}
         if lacking:
             raise InputError(f"{path}: `{min(lacking)}` of {run.model}/{run.id} is missing")

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import math
 
 import pytest
 
@@ -185,6 +186,28 @@ def test_tex_escapes():
         r"50\% of a\_b \& \#1 \{x\} \textasciitilde{} \textasciicircum{} \$ \textbackslash{}y"
     )
     assert escape_tex("1 ± 2 × 3 −4 –") == r"1 $\pm$ 2 $\times$ 3 $-$4 --"
+
+
+def test_fine_tuned_rows_follow_their_methods_and_are_not_compared_with_the_paper(experiment):
+    plain = [record for record in experiment.records if record.run.model == "llama" and not record.run.derived]
+    chosen = [record for record in plain if record.run.method in ("wanda", "patch-tile")]
+    experiment.records += [
+        record.model_copy(update={"run": record.run.model_copy(update={"finetune": kind})})
+        for kind in ("lora", "full")
+        for record in chosen
+    ]
+    table = build("tile", experiment)
+    assert labels(table)[2:8] == [
+        (50, "Wanda", "2:4"),
+        (50, "Wanda + fine-tuning", "2:4"),
+        (50, "Wanda + LoRA", "2:4"),
+        (50, "SparseGPT", "2:4"),
+        (50, "MaskLLM", "2:4"),
+        (45, "PATCH", "hybrid"),
+    ]
+    assert labels(table)[8:10] == [(45, "PATCH + fine-tuning", "hybrid"), (45, "PATCH + LoRA", "hybrid")]
+    assert all(math.isnan(measure.published) == ("+" in row.method) for row in table.rows for measure in row.measures)
+    assert not any("+" in row.method for row in build("density", experiment).rows)
 
 
 def test_quantised_rows_have_a_table_of_their_own_in_the_order_of_the_paper(experiment):

@@ -112,6 +112,25 @@ def test_processes_that_repeat_a_batch_save_no_time(raw_config: dict) -> None:
     assert minutes[1, 4] == minutes[1, 1] and minutes[6, 4] == pytest.approx(minutes[6, 1] / 2, rel=0.01)
 
 
+def test_fine_tuning(raw_config: dict) -> None:
+    raw_config["finetuning"] = {"use": {"corpus": "text", "split": "train"}, "gradient_checkpointing": True}
+    raw_config["grid"] = [{"methods": ["patch"], "sparsity": [0.45], "finetune": kind} for kind in ("full", "lora")]
+    plan, cost = paper(raw_config)
+    estimates = {(run.model, run.finetune): cost.finetune(run) for run in plan.grid.runs}
+    # Weights, gradients and two moments in fp32, beside bf16 weights: 7B does not fit one GPU, its adapters do.
+    prunable = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    full, lora = estimates["llama-7b", "full"], estimates["llama-7b", "lora"]
+    assert 19 * prunable / 1e6 < full.gpu_mem_mb < 25 * prunable / 1e6
+    assert 3 * prunable / 1e6 < lora.gpu_mem_mb < 5 * prunable / 1e6
+    assert (lora.gpus, lora.processes, lora.minutes) == (4, 4, full.minutes)
+    assert estimates["qwen-0.5b", "full"].minutes < full.minutes < estimates["llama-13b", "full"].minutes
+    warned = " ".join(too_large(cost))
+    assert "llama-7b patch-tile_hybrid_0.45_t128_s0_finetune-full needs about" in warned and "lora" not in warned
+    raw_config["finetuning"]["gradient_checkpointing"] = False
+    plan, cost = paper(raw_config)
+    assert all(cost.finetune(run).gpu_mem_mb > estimates[run.model, run.finetune].gpu_mem_mb for run in plan.grid.runs)
+
+
 def test_grows_with_the_model(raw_config: dict) -> None:
     plan, cost = paper(raw_config)
     for estimate, method in ((cost.prune, "sparsegpt"), (cost.learn, "maskllm"), (cost.evaluate, "dense")):

@@ -13,6 +13,7 @@ import torch
 
 from patch.learning.model_masks import build_masks
 from patch.masks.packed import MaskSet, save_masks
+from patch.models.loading import prunable_linears
 from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.resources.disk import CHECKPOINTS, DiskModel, folder_size
 from patch.pipeline.runs.plan import Plan
@@ -86,6 +87,19 @@ def test_updated_weights_are_of_the_models_type(raw_config: dict) -> None:
     raw_config["models"]["llama"]["dtype"] = "bfloat16"
     disk = disk_of(raw_config)
     assert disk.weights(run(disk, "llama", "sparsegpt")).kept == 2 * LLAMA / MB
+
+
+def test_fine_tuning_keeps_weights_and_its_checkpoints_hold_what_it_trains(
+    raw_config: dict, tiny_model: Callable[..., torch.nn.Module]
+) -> None:
+    settings = {"use": {"corpus": "text", "split": "train"}, "batch_size": 4, "lora_rank": 3}
+    raw_config["finetuning"] = settings
+    raw_config["grid"] = [{"methods": ["wanda"], "models": ["llama"], "finetune": kind} for kind in ("full", "lora")]
+    disk = disk_of(raw_config)
+    full, lora = (disk.finetune(one) for one in disk.plan.grid.runs)
+    assert full.kept == lora.kept == 4 * LLAMA / MB and full.scratch == CHECKPOINTS * 3 * 4 * LLAMA / MB
+    sides = sum(sum(layer.weight.shape) for layer in prunable_linears(tiny_model("llama")).values())
+    assert lora.scratch == CHECKPOINTS * 3 * 4 * 3 * sides / MB
 
 
 def test_models(raw_config: dict, tmp_path: Path) -> None:

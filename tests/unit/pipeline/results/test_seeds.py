@@ -12,6 +12,7 @@ def rows(values, stderrs, method="wanda", tile=None):
     fixed = {"model": "m", "method": method, "pattern": "2:4", "sparsity": 0.5, "metric": "accuracy"}
     fixed |= {
         "quantization": None,
+        "finetune": None,
         "variant": None,
         "published": 40.0,
         "achieved_sparsity": 0.5,

@@ -158,6 +158,63 @@ def test_imported_masks_keep_the_method_that_made_them(raw_config):
     assert [run.seed for run in grid_of(raw_config, seeds, imports=imports).runs] == [0, 1]
 
 
+FINETUNING = {"use": {"corpus": "text", "split": "train"}, "batch_size": 4}
+
+
+def test_fine_tuned_runs_follow_their_pruned_runs(raw_config):
+    imports = {"llm": MASKLLM}
+    blocks = [
+        {"methods": ["magnitude", "sparsegpt"], "models": ["qwen"], "finetune": "lora", "seeds": [0, 1]},
+        PATCH | {"vary": {"target": ["layer"]}, "finetune": "full"},
+        {"methods": ["import"], "finetune": "full", "seeds": [2]},
+    ]
+    grid = grid_of(raw_config, *blocks, imports=imports, finetuning=FINETUNING)
+    assert [run.id for run in grid.runs] == [
+        # The order of the data depends on the seed even if the mask does not.
+        "magnitude_2of4_0.5_s0_finetune-lora",
+        "magnitude_2of4_0.5_s1_finetune-lora",
+        "sparsegpt_2of4_0.5_s0_finetune-lora",
+        "sparsegpt_2of4_0.5_s1_finetune-lora",
+        "patch-joint_hybrid_0.45_t4_target=layer_s0_finetune-full",
+        "maskllm_2of4_0.5_import=llm_s2_finetune-full",
+    ]
+    assert [run.pruned.id for run in grid.runs] == [
+        "magnitude_2of4_0.5_s0",
+        "magnitude_2of4_0.5_s0",
+        "sparsegpt_2of4_0.5_s0",
+        "sparsegpt_2of4_0.5_s1",
+        "patch-joint_hybrid_0.45_t4_target=layer_s0",
+        "maskllm_2of4_0.5_import=llm_s0",
+    ]
+    assert all(grid.closure.index(run.pruned) < grid.closure.index(run) for run in grid.runs)
+    assert len({run.row for run in grid.runs}) == 4
+    assert (grid.finetuning(grid.runs[0]).lora_rank, grid.finetuning(grid.runs[4]).batch_size) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("entry", "finetuning", "message"),
+    [
+        ({}, None, "`finetune` is 'lora' but the section `finetuning` is missing; write `finetuning: {use:"),
+        ({"finetune": "lorra"}, FINETUNING, "`grid.0.finetune` is 'lorra'.*'full' or 'lora'"),
+        ({"methods": ["dense", "wanda"]}, FINETUNING, "`finetune` is 'lora' for the method `dense`, which has no mask"),
+        ({"quantization": "absmax"}, FINETUNING, "`finetune` is 'lora' with `quantization` 'absmax'.*use two blocks"),
+        ({}, FINETUNING | {"use": {"corpus": "texts", "split": "train"}}, "`finetuning.use.corpus` is 'texts'; .*text"),
+        ({}, FINETUNING | {"steps": 0}, "`finetuning.steps` is 0"),
+        ({}, FINETUNING | {"rank": 8}, "unknown key `finetuning.rank`; did you mean `lora_rank`"),
+        ({}, FINETUNING | {"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 4"),
+    ],
+)
+def test_what_cannot_be_fine_tuned(raw_config, entry, finetuning, message):
+    with pytest.raises(InputError, match=message):
+        grid_of(raw_config, {"methods": ["wanda"], "finetune": "lora"} | entry, finetuning=finetuning)
+
+
+def test_processes_that_cannot_divide_a_batch_of_fine_tuning(raw_config):
+    changes = {"finetuning": FINETUNING, "resources": {"learn_gpus": 3}}
+    with pytest.raises(InputError, match="a batch of 4 in micro-batches of 1 makes 4, which 3 processes"):
+        grid_of(raw_config, {"methods": ["wanda"], "finetune": "lora"}, **changes)
+
+
 def test_an_imported_updating_method_has_no_weights(raw_config):
     imports = {"one": {"model": "qwen", "method": "sparsegpt", "source": {"kind": "file", "path": "m.npz"}}}
     (run,) = grid_of(raw_config, {"methods": ["import"]}, imports=imports).runs

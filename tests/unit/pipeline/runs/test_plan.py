@@ -315,6 +315,33 @@ def test_a_quantised_run_has_the_mask_of_the_pruned_one(raw_config: dict) -> Non
     assert {run.method for run in plan.updated_runs} == {"sparsegpt"}
 
 
+def test_a_fine_tuned_run_has_the_mask_and_weights_of_the_pruned_one(raw_config: dict) -> None:
+    raw_config["finetuning"] = {"use": {"corpus": "text", "split": "train"}, "batch_size": 4}
+    raw_config["grid"] = [
+        {"methods": ["sparsegpt", "magnitude"], "models": ["qwen"], "finetune": "lora"},
+        {"methods": ["patch"], "models": ["qwen"], "sparsity": [0.25], "finetune": "full"},
+    ]
+    plan = plan_of(raw_config)
+    for run in plan.grid.runs:
+        inputs = plan.finetune_inputs(run)
+        assert set(inputs) == {"model", "sequences", "mask"} | ({"weights"} if run.method == "sparsegpt" else set())
+        assert inputs["mask"] == plan.layout.mask(run.pruned) == plan.masks.mask(run)
+        assert inputs["sequences"] in {sequences.path for sequences in plan.sequences.values()}
+        assert inputs.get("weights") in (None, plan.layout.weights(run.pruned))
+        later = plan.evaluate_inputs(run)
+        assert later["weights"] == plan.export_inputs(run)["weights"] == plan.layout.finetuned(run)
+        settings = plan.evaluate_settings(run)
+        assert settings.mask.digest == plan.mask_digest(run.pruned)
+        assert settings.finetuned == plan.export_settings(run).finetuned == plan.mask_digest(run)
+    assert {run.id for run in plan.updated_runs} == {"sparsegpt_2of4_0.5_s0"}
+    assert {run.id for run in plan.masks.made} >= {run.pruned.id for run in plan.grid.runs}
+    assert plan.tables() == ["joint", "tasks"] and plan.figures("qwen") == ["pareto"]
+    digests = {run.finetune: plan.mask_digest(run) for run in plan.grid.runs}
+    raw_config["finetuning"]["lora_rank"] = 4
+    changed = {run.finetune: plan_of(raw_config).mask_digest(run) for run in plan.grid.runs}
+    assert changed["lora"] != digests["lora"] and changed["full"] == digests["full"]
+
+
 def test_settings_of_speed_touch_speed_alone(raw_config: dict) -> None:
     raw_config["speedup"] = {}
     assert plan_of(raw_config).speedup_settings("qwen").speedup.model_dump() == {
