@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from patch.data.corpus_settings import Corpus, HubSource
 from patch.errors import InputError, suggest
 from patch.files.plain import read_yaml
+from patch.learning.finetuning_settings import Finetuning
 from patch.learning.learning_settings import RECIPES, Learning
 from patch.reference_api.arguments import checked
 from patch.settings import Section
@@ -67,6 +68,8 @@ SET_BY = {
 # `prepare_pruned_model` makes the mask initialization, and `corpora` names the text.
 _NOT_HERE = {"use", "pattern_prior", "tile_prior", "frozen_mask", "prox_strength"}
 LEARNING_KEYS = sorted(Learning.model_fields.keys() - SET_BY.keys() - _NOT_HERE)
+# `fine_tune` trains all kept weights on C4, as the public code does.
+FINETUNING_KEYS = sorted(Finetuning.model_fields.keys() - {"use", "lora_rank", "lora_alpha"})
 PROXSPARSE_KEYS = sorted({*LEARNING_KEYS, "lr", "micro_batch_size", "gradient_checkpointing", "prox_strength"})
 
 
@@ -99,6 +102,7 @@ class ApiSettings(Section):
     )
     learning: dict[str, Any] = Field(default_factory=dict, description="Keys of a learning run, and `recipe`.")
     proxsparse: dict[str, Any] = Field(default_factory=dict, description="Keys of a ProxSparse run.")
+    finetuning: dict[str, Any] = Field(default_factory=dict, description="Keys of fine-tuning after pruning.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Settings of the evaluation.")
     calibration: Calibration = Field(default_factory=Calibration, description="Settings of the calibration.")
     folder: str = Field("patch-runs", description="Where checkpoints, curves, learned masks and corpora go.")
@@ -118,6 +122,11 @@ class ApiSettings(Section):
     @classmethod
     def _of_proxsparse(cls, values: dict[str, Any]) -> dict[str, Any]:
         return _known(values, PROXSPARSE_KEYS)
+
+    @field_validator("finetuning")
+    @classmethod
+    def _of_finetuning(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _known(values, FINETUNING_KEYS)
 
 
 def _known(values: dict[str, Any], known: list[str]) -> dict[str, Any]:

@@ -51,8 +51,6 @@ class PruneArguments(Section):
 
     @model_validator(mode="after")
     def _can_be_honoured(self) -> PruneArguments:
-        if self.fine_tune:
-            raise ValueError("fine_tune is True, but weights cannot be fine-tuned after pruning; use False")
         if self.shift_zero_metrics and self.prune_method != "wanda":
             raise ValueError(
                 f"shift_zero_metrics is True, but prune_method {self.prune_method!r} has no norms to shift, which "

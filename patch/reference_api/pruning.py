@@ -19,15 +19,19 @@ from transformers import PreTrainedTokenizerBase
 
 from patch.errors import InputError
 from patch.hub.errors import hub_errors
+from patch.learning.finetune import finetune
+from patch.learning.finetuning_settings import Finetuning
 from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 from patch.learning.proxsparse import proxsparse
 from patch.masks.nm import Unstructured, parse_pattern
-from patch.masks.packed import MaskSet, apply_masks
+from patch.masks.packed import MaskSet, apply_masks, check_zeros
 from patch.masks.published_masks import read_published
 from patch.methods import get_method
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.prune import prune
 from patch.pruning.pruning_settings import Pruning, Wanda
+from patch.pruning.weights import load_weights, save_weights
+from patch.pruning.weights_header import weights_digest
 from patch.reference_api.api_settings import ApiSettings
 from patch.reference_api.arguments import PruneArguments, checked
 from patch.reference_api.checkpoint import InitialMasks, digest_of, model_fingerprint, tokenizer_fingerprint
@@ -36,11 +40,14 @@ from patch.reference_api.datasets import (
     Text,
     calibration_sequences,
     find_text,
+    learning_sequences,
     sequence_length,
 )
 
 # Name of the file in MaskLLM's repositories.
 MASK_FILE = "mask_compressed.npz"
+# The public code fine-tunes on this corpus, independent of the calibration data.
+FINETUNING_CORPUS = "c4"
 
 
 class Pruner:
@@ -87,11 +94,23 @@ class Pruner:
         if arguments.method == "proxsparse":
             values = METHOD_DEFAULTS["proxsparse"] | settings.proxsparse | {"seqlen": self._seqlen}
             self._proxsparse = checked(Learning, values, "proxsparse")
+        self._finetuning: Finetuning | None = None
+        if arguments.fine_tune:
+            self._finetuning_text = find_text(FINETUNING_CORPUS, "calibration", settings)
+            values = {"use": {"corpus": FINETUNING_CORPUS, "split": "calibration"}} | settings.finetuning
+            default = Finetuning.model_fields["seqlen"].default
+            values["seqlen"] = sequence_length("finetuning.seqlen", values.get("seqlen"), default, model)
+            self._finetuning = checked(Finetuning, values, "finetuning")
         self.settings = self._depends_on(tile)
 
     def _depends_on(self, tile: int) -> dict[str, Any]:
         arguments, before = self._arguments, getattr(self._model, "patch_priors", None)
-        return {
+        finetuning = {}
+        if self._finetuning:
+            finetuning["fine_tune"] = self._finetuning.model_dump(mode="json")
+            finetuning |= {"fine_tune text": self._finetuning_text.identity()}
+            finetuning |= {"fine_tune tokenizer": tokenizer_fingerprint(self._tokenizer)}
+        return finetuning | {
             "prune_method": arguments.prune_method,
             "sparsity_type": arguments.sparsity_type,
             "sparsity_ratio": arguments.sparsity_ratio,
@@ -123,6 +142,7 @@ class Pruner:
             ranking = prune(self._model, self._ranker, Unstructured(self._target), sequences, settings=self._pruning)
         with _restored(self._model):
             compressed = self._compress(sequences)
+            self._finetune(compressed)
         return InitialMasks(compressed, ranking, self.settings)
 
     def prune_again(self, initial: InitialMasks) -> None:
@@ -132,7 +152,9 @@ class Pruner:
             InputError: the method updates the kept weights, and its rerun gives other masks.
         """
         if not get_method(self._arguments.method).updates_weights:
-            apply_masks(self._model, initial.compressed)
+            with _restored(self._model):
+                apply_masks(self._model, initial.compressed)
+                self._finetune(initial.compressed)
             return
         # The file holds only masks; updated weights need a rerun of the method.
         with _restored(self._model):
@@ -142,6 +164,7 @@ class Pruner:
                     f"{self._arguments.prune_method}, run again for the weights that it updates, gives other masks "
                     "than those in the checkpoint; was it made on another device? Give another checkpoint_name"
                 )
+            self._finetune(initial.compressed)
 
     def _compress(self, sequences: np.ndarray | None) -> MaskSet:
         arguments = self._arguments
@@ -154,6 +177,25 @@ class Pruner:
             masks = read_published(self._mask_file, self._model, "2:4")
         apply_masks(self._model, masks)
         return masks
+
+    def _finetune(self, masks: MaskSet) -> None:
+        """Fine-tune the pruned model in place with `fine_tune`, or read the weights that an equal call has saved."""
+        if self._finetuning is None:
+            return
+        digest, linears, tuning = digest_of(self.settings), prunable_linears(self._model), self._finetuning
+        folder = self._folder / f"fine_tune-{digest[:12]}"
+        path, packed, checkpoints = folder / "weights.safetensors", folder / "sequences.npy", folder / "checkpoints"
+        if weights_digest(path) == digest:
+            load_weights(path, linears, digest)
+            check_zeros(self._model, masks)
+            return
+        count = tuning.steps * tuning.batch_size
+        sequences = learning_sequences(packed, self._finetuning_text, self._tokenizer, tuning.seqlen, count)
+        files = {"folder": checkpoints, "curve": folder / "curve.jsonl", "upstream": digest}
+        finetune(self._model, masks, "full", sequences, tuning, self._seed, **files)
+        save_weights(path, linears, digest)
+        shutil.rmtree(checkpoints)
+        packed.unlink()
 
     def _learn(self, sequences: np.ndarray) -> MaskSet:
         digest = digest_of(self.settings)

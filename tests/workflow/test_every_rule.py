@@ -19,7 +19,7 @@ def test_every_file_is_there(finished: Path) -> None:
     for table in ("joint", "tile", "unstructured", "quantized", "tasks", "speedup"):
         for kind in ("csv", "md", "tex"):
             assert (root / f"tables/{table}.{kind}").stat().st_size > 100
-    assert len(list((root / "records").rglob("*.json"))) == 18
+    assert len(list((root / "records").rglob("*.json"))) == 20
     assert not list((finished / "work").rglob("weights/**/*.safetensors")), "updated weights are temporary"
     assert not list((finished / "work").rglob("updated/**/*.safetensors"))
     assert not list((finished / "work").rglob("quantized/**/*.safetensors"))
@@ -31,6 +31,25 @@ def test_records_say_what_was_measured(finished: Path) -> None:
         assert abs(record["achieved_sparsity"] - record["run"]["sparsity"]) < 0.02, path
         assert record["metrics"]["perplexity"]["value"] > 1
         assert {"continuation", "word_order", "next_word", "cloze"} < set(record["metrics"])
+
+
+def test_fine_tuned_runs_keep_their_zeros_and_have_rows(finished: Path) -> None:
+    root = finished / "results/tiny"
+    rows = {
+        "trained/sparsegpt_2of4_0.5_s0": ("lora", "tile"),
+        "local/patch-joint_hybrid_0.45_t16_s0": ("full", "joint"),
+    }
+    for name, (kind, table) in rows.items():
+        plain, tuned = (
+            json.loads((root / f"records/{name}{end}.json").read_text()) for end in ("", f"_finetune-{kind}")
+        )
+        assert tuned["achieved_sparsity"] == plain["achieved_sparsity"] and tuned["density"] == plain["density"]
+        assert tuned["metrics"]["perplexity"] != plain["metrics"]["perplexity"]
+        assert tuned["stages"]["finetune"]["seconds"] > 0 and tuned["run"]["finetune"] == kind
+        assert len((root / f"curves/{name}_finetune-{kind}.jsonl").read_text().splitlines()) == 3
+        assert (" + LoRA" if kind == "lora" else " + fine-tuning") in (root / f"tables/{table}.md").read_text()
+    page = (root / "README.md").read_text()
+    assert "Fine-tuning: 3 steps of 2 sequences of 32 tokens from made (train)" in page
 
 
 def test_speed_is_measured_beside_dense(finished: Path) -> None:
@@ -64,11 +83,11 @@ def test_other_sizes_measure_speed_alone_again(copied: Path, planned) -> None:
 def test_results_are_tidy(finished: Path) -> None:
     header, *rows = (finished / "results/tiny/results.csv").read_text().splitlines()
     assert header == (
-        "model,method,pattern,sparsity,tile,seed,quantization,variant,experiment,metric,value,stderr,published,"
+        "model,method,pattern,sparsity,tile,seed,quantization,finetune,variant,experiment,metric,value,stderr,published,"
         "achieved_sparsity,seconds,peak_memory_mb,config_digest"
     )
     # Perplexity, the mean and four tasks; densities of Llama's seven projections and GPT-2's four.
-    assert len(rows) == 18 * 6 + 7 + 4
+    assert len(rows) == 20 * 6 + 7 + 4
 
 
 def test_a_second_run_does_nothing(finished: Path, planned) -> None:

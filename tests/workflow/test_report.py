@@ -94,8 +94,8 @@ def test_every_figure_is_drawn(seen: dict) -> None:
 
 def test_the_pages_say_what_it_cost_and_where(seen: dict) -> None:
     (cost,), (environment,) = seen["categories"]["Plan and cost"], seen["categories"]["Environment"]
-    assert "2 models, 18 runs, 1 seed" in cost["text"] and {"evaluate", "PATCH (tile)"} <= set(cost["cells"])
-    assert "18 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["cells"])
+    assert "2 models, 20 runs, 1 seed" in cost["text"] and {"evaluate", "PATCH (tile)"} <= set(cost["cells"])
+    assert "20 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["cells"])
 
 
 def test_nothing_comes_from_elsewhere(report: Path) -> None:
@@ -138,4 +138,4 @@ def test_the_summary_is_beside_it(finished: Path) -> None:
     assert len(images) == 2 * len(FIGURES) and all((root / path).is_file() for path in images)
     for table in (root / "tables").glob("*.md"):
         assert table.read_text(encoding="utf-8").rstrip("\n") in text
-    assert "All 18 runs have a record." in text and "snakemake --configfile tiny.yaml" in text
+    assert "All 20 runs have a record." in text and "snakemake --configfile tiny.yaml" in text

@@ -45,8 +45,8 @@ def test_nothing_runs_again_where_the_settings_are_the_same(forgotten: Path, pla
 def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable) -> None:
     change(forgotten, "evaluation", "limit", 5)
     jobs = planned(forgotten)
-    assert jobs["evaluate"] == 18 and jobs["collect"] == jobs["compare"] == 1
-    assert not {"prune", "learn", "train_model"} & set(jobs)
+    assert jobs["evaluate"] == 20 and jobs["collect"] == jobs["compare"] == 1
+    assert not {"prune", "learn", "finetune", "train_model"} & set(jobs)
     change(forgotten, "learning", "methods", {"maskllm": {"lr": 0.002}})
     jobs = planned(forgotten)
     assert jobs["learn"] > 0
@@ -57,10 +57,10 @@ def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable)
 def test_show_names_what_other_settings_made(forgotten: Path) -> None:
     assert command(forgotten, "show").returncode == 0
     whole = command(forgotten, "show", "--partial")
-    assert "18 of 18 runs" in whole.stdout and "Left out" not in whole.stdout
+    assert "20 of 20 runs" in whole.stdout and "Left out" not in whole.stdout
     change(forgotten, "evaluation", "limit", 5)
     refused = command(forgotten, "show")
-    assert refused.returncode == 2 and "18 of 18 results were measured with other settings" in refused.stderr
+    assert refused.returncode == 2 and "20 of 20 results were measured with other settings" in refused.stderr
     refused = command(forgotten, "show", "--partial")
     assert refused.returncode == 2 and "no record with the settings of this configuration yet" in refused.stderr
 
@@ -70,7 +70,7 @@ def test_show_partial_leaves_stale_records_out(forgotten: Path) -> None:
     write_checked_json(record, read_checked_json(record) | {"config_digest": "00000000"})
     shown = command(forgotten, "show", "--partial")
     assert shown.returncode == 0, shown.stderr
-    assert "17 of 18 runs" in shown.stdout
+    assert "19 of 20 runs" in shown.stdout
     assert "Left out because they were made with other settings" in shown.stdout
     assert "records/local/dense_dense_0_s0.json" in shown.stdout
 

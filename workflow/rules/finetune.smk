@@ -5,10 +5,16 @@ results/<experiment>/finetuned/<model>/<run>.safetensors, which the evaluation a
 """
 
 
+def finetune_inputs(wildcards):
+    """Return the inputs of a job; temporary weights that are made again do not rerun it, since they are the same."""
+    inputs = PLAN.finetune_inputs(run_of(wildcards))
+    return inputs | {name: ancient(path) for name, path in inputs.items() if name == "weights"}
+
+
 rule finetune:
     """Train the kept weights of a pruned run under its mask, all of them or by LoRA adapters."""
     input:
-        unpack(lambda wildcards: PLAN.finetune_inputs(run_of(wildcards))),
+        unpack(finetune_inputs),
     output:
         finetuned=f"{RESULTS}/finetuned/{{model}}/{{finetuned}}.safetensors",
         curve=f"{RESULTS}/curves/{{model}}/{{finetuned}}.jsonl",

@@ -212,7 +212,6 @@ def test_arguments_may_be_objects(kind, prepare, load):
         ({"prune_method": "wandaa"}, "`prune_args.prune_method` is 'wandaa': .*'wanda'"),
         ({"sparsity_ratio": 0.4}, "sparsity_ratio is 0.4 with sparsity_type '2:4', which is 0.5"),
         ({"sparsity_type": "4:8"}, "`prune_args.sparsity_type` is '4:8': .*'2:4'"),
-        ({"fine_tune": True}, "fine_tune is True"),
         ({"shift_zero_metrics": True, "prune_method": "magnitude"}, "'magnitude' has no norms .* use False"),
         ({"optimizer_FT_pruning": "adafactor"}, "`prune_args.optimizer_FT_pruning` is 'adafactor': .*'adamw_torch'"),
         ({"eval_dataset": "c4"}, "`prune_args.eval_dataset` is 'c4': .*'wikitext2' or 'ptb'"),
@@ -280,3 +279,36 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(change, words, prepare)
     save_tensors("prior.pt", FORMAT, header, tensors)
     with pytest.raises(InputError, match=f"checkpoint prior.pt: .*{words}.*; remove it"):
         prepare()
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_fine_tuning_trains_the_kept_weights_once(method, prepare, configure, model_folder, monkeypatch):
+    configure({"calibration": {"seqlen": 32}, "finetuning": {"steps": 3, "batch_size": 4, "seqlen": 32, "lr": 0.001}})
+    plain = weights(prepare("plain.pt", prune_method=method)[0])
+    model, tokenizer = prepare(prune_method=method, fine_tune=True)
+    masks, tuned = model.patch_priors.compressed.masks, weights(model)
+    assert all(mask.equal(plain[name] != 0) for name, mask in masks.items())
+    for name, weight in tuned.items():
+        assert not weight[~masks[name]].any() and (weight != plain[name])[masks[name]].double().mean() > 0.9
+    (folder,) = Path("patch-runs").glob("fine_tune-*")
+    assert {path.name for path in folder.iterdir()} == {"curve.jsonl", "weights.safetensors"}
+    monkeypatch.setattr("patch.reference_api.pruning.finetune", None)
+    again = prepare(prune_method=method, fine_tune=True)[0]
+    assert same(weights(again), tuned)
+    assert (
+        prepare_pruned_model(
+            again, tokenizer, "prior.pt", PRUNE_ARGS | {"prune_method": method, "fine_tune": True}, 8, 0.45
+        )
+        is again
+    )
+    with pytest.raises(InputError, match="`fine_tune` was {.*} and is None now"):
+        prepare(prune_method=method)
+
+
+def test_fine_tuning_longer_than_the_context(prepare, configure):
+    configure({"calibration": {"seqlen": 32}, "finetuning": {"seqlen": 256}})
+    with pytest.raises(InputError, match="`finetuning.seqlen` is 256, longer than the model's context of 128"):
+        prepare(fine_tune=True)
+    configure({"finetuning": {"lora_rank": 4}})
+    with pytest.raises(InputError, match="unknown key `lora_rank`"):
+        prepare(fine_tune=True)
