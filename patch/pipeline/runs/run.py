@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from patch.files.schema import Count, Name, Positive, Schema
+from patch.learning.finetuning_settings import Kind
 from patch.masks.pattern import WHOLE_MATRIX, parse_nm
 from patch.methods import Method, get_method
 
@@ -49,7 +50,7 @@ class Run(Schema):
     tile: Positive | None = None
     seed: Count = 0
     quantization: Literal["absmax", "slim-lora"] | None = None
-    finetune: Literal["full", "lora"] | None = None
+    finetune: Kind | None = None
     variant: Name | None = None
 
     @model_validator(mode="after")
