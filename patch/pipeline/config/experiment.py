@@ -95,15 +95,15 @@ class Evaluation(Section):
             raise ValueError(f"{', '.join(repeated)} is listed more than once; list each task once")
         return tasks
 
-    @field_validator("num_fewshot", mode="before")
+    @field_validator("num_fewshot", mode="wrap")
     @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        counts = value.values() if isinstance(value, dict) else [value]
-        if not all(type(count) is int and count >= 0 for count in counts):
+    def _numbers(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
             raise ValueError(
                 f"{value!r} is not a number of examples; give 5, or numbers by task: {{arc_challenge: 25}}"
-            )
-        return value
+            ) from None
 
     @field_validator("num_fewshot")
     @classmethod

@@ -267,7 +267,7 @@ def test_format_of_sparsities() -> None:
         ),
         ({"evaluation": {"num_fewshot": {"clozed": 5}}}, ["num_fewshot", "'clozed'", "did you mean `cloze`"]),
         ({"evaluation": {"num_fewshot": -1}}, ["evaluation.num_fewshot", "-1", "give 5"]),
-        ({"evaluation": {"num_fewshot": {"cloze": "5"}}}, ["evaluation.num_fewshot", "{'cloze': '5'}", "give 5"]),
+        ({"evaluation": {"num_fewshot": {"cloze": "five"}}}, ["evaluation.num_fewshot", "{'cloze': 'five'}", "give 5"]),
         ({"evaluation": {"num_fewshot": 5}}, ["evaluation.num_fewshot", "5", "'cloze'", "no examples"]),
         ({"evaluation": {"acc_norm": True}}, ["evaluation.acc_norm", "cloze"]),
         ({"evaluation": {"acc_norm": "both"}}, ["evaluation.acc_norm", "'both'"]),
