@@ -23,6 +23,7 @@ from patch.data.corpus_settings import Corpus, HubSource
 from patch.data.packing import pack_file
 from patch.data.sequences import joined_sequences, load_sequences, sample_sequences
 from patch.errors import InputError
+from patch.learning.finetuning_settings import Finetuning
 from patch.learning.learning_settings import Learning
 from patch.reference_api.api_settings import HUB, ApiSettings
 from patch.reference_api.arguments import PruneArguments
@@ -178,12 +179,15 @@ def calibration_sequences(
             ) from None
 
 
-def learning_sequences(path: Path, text: Text, tokenizer: PreTrainedTokenizerBase, learning: Learning) -> np.ndarray:
-    """Return the sequences of a learning run, `[count, seqlen]` ids, from ``path``, which is written if missing."""
+def training_sequences(
+    path: Path, text: Text, tokenizer: PreTrainedTokenizerBase, settings: Learning | Finetuning
+) -> np.ndarray:
+    """Return the sequences of a run, `[count, seqlen]` ids, from ``path``, which is written if missing."""
     if not path.exists():
-        limit = learning.steps * learning.batch_size
+        limit = settings.steps * settings.batch_size
+        append_eos = not isinstance(settings, Learning) or settings.append_eos
         with text.documents() as documents:
-            pack_file(path, documents, tokenizer, learning.seqlen, limit, append_eos=learning.append_eos)
+            pack_file(path, documents, tokenizer, settings.seqlen, limit, append_eos=append_eos)
     return load_sequences(path)
 
 

@@ -20,7 +20,7 @@ from patch.masks.packed import MaskSet, save_masks
 from patch.reference_api.api_settings import LEARNING_KEYS, SET_BY, ApiSettings
 from patch.reference_api.arguments import MaskArguments, checked
 from patch.reference_api.checkpoint import InitialMasks, compare_settings, digest_of, tokenizer_fingerprint
-from patch.reference_api.datasets import find_text, learning_sequences
+from patch.reference_api.datasets import find_text, training_sequences
 
 # The public code always learns on this corpus, independent of the calibration data.
 CORPUS = "slimpajama"
@@ -88,7 +88,7 @@ def learn_masks(
     packed, checkpoints, curve = folder / "sequences.npy", folder / "checkpoints", folder / "curve.jsonl"
     run = {"method": arguments.method, "prior": initial.settings, "learning": values}
     tracking = Tracking(("wandb",), Path(settings.folder), folder.name, run) if wandb else UNTRACKED
-    sequences = learning_sequences(packed, text, tokenizer, learning)
+    sequences = training_sequences(packed, text, tokenizer, learning)
     with _flushed_denormals():
         masks = learn(
             model,

@@ -40,8 +40,8 @@ from patch.reference_api.datasets import (
     Text,
     calibration_sequences,
     find_text,
-    learning_sequences,
     sequence_length,
+    training_sequences,
 )
 
 # Name of the file in MaskLLM's repositories.
@@ -189,8 +189,7 @@ class Pruner:
             load_weights(path, linears, digest)
             check_zeros(self._model, masks)
             return
-        count = tuning.steps * tuning.batch_size
-        sequences = learning_sequences(packed, self._finetuning_text, self._tokenizer, tuning.seqlen, count)
+        sequences = training_sequences(packed, self._finetuning_text, self._tokenizer, tuning)
         files = {"folder": checkpoints, "curve": folder / "curve.jsonl", "upstream": digest}
         finetune(self._model, masks, "full", sequences, tuning, self._seed, **files)
         save_weights(path, linears, digest)

@@ -77,9 +77,10 @@ def test_wanda(pattern: NM | Unstructured, data: st.DataObject) -> None:
     assert (wanda(weight, statistics, pattern).numpy() == mask_of(score, pattern, whole=False)).all()
 
 
-@given(layers())
-def test_wanda_with_shifted_norms(case: tuple) -> None:
-    weight, statistics, pattern = case
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+@given(st.data())
+def test_wanda_with_shifted_norms(pattern: NM | Unstructured, data: st.DataObject) -> None:
+    weight, statistics = data.draw(layers(pattern))
     squares = [float(np.float32(value) / np.float32(statistics.sequences)) for value in statistics.squares]
     shift = min(1.0 if square == 0 else square for square in squares)
     norms = np.array([np.sqrt(np.float32(square) + np.float32(shift)) for square in squares])

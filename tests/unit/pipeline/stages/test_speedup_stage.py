@@ -87,8 +87,6 @@ def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.Ca
         assert timed.prefill_seconds.median > 0 and timed.decode_seconds.median > 0
     for short, long in zip(record.timed_with(3), record.timed_with(6), strict=True):
         assert (short.linear_bytes, short.logits_difference) == (long.linear_bytes, long.logits_difference)
-        # Five steps follow the prompt instead of two.
-        assert long.decode_seconds.median > 1.3 * short.decode_seconds.median
     out = capfd.readouterr().out
     assert "magnitude_2of4_0.5_s0: converted; logits differ by" in out and "tokens/s, 1.000 of dense" in out
     assert "magnitude_2of4_0.5_s0, 6 new tokens:" in out
