@@ -1,20 +1,15 @@
 """Sparse fine-tuning.
 
-Inputs: a model, token sequences, and the mask and weights of a pruned run. Outputs:
+Inputs: a model, token sequences, the mask of a pruned run, and what its method prunes with if it updates the weights:
+updated weights are temporary, and fine-tuning must not rerun when they are made again. Outputs:
 results/<experiment>/finetuned/<model>/<run>.safetensors, which the evaluation and the export read, and a training curve.
 """
-
-
-def finetune_inputs(wildcards):
-    """Return the inputs of a job; temporary weights that are made again do not rerun it, since they are the same."""
-    inputs = PLAN.finetune_inputs(run_of(wildcards))
-    return inputs | {name: ancient(path) for name, path in inputs.items() if name == "weights"}
 
 
 rule finetune:
     """Train the kept weights of a pruned run under its mask, all of them or by LoRA adapters."""
     input:
-        unpack(finetune_inputs),
+        unpack(lambda wildcards: PLAN.finetune_inputs(run_of(wildcards))),
     output:
         finetuned=f"{RESULTS}/finetuned/{{model}}/{{finetuned}}.safetensors",
         curve=f"{RESULTS}/curves/{{model}}/{{finetuned}}.jsonl",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from patch.learning.finetuning_settings import Finetuning, Kind
@@ -223,14 +223,22 @@ class CostModel:
         return self._estimate(flops, EFFICIENCY[run.method], work, gpus, nodes, host)
 
     def finetune(self, run: Run) -> Estimate:
-        """Return the resources of fine-tuning, in which each process has all parameters with two Adam moments."""
+        """Return the resources of fine-tuning, in which each process has all parameters with two Adam moments.
+
+        A method that updates the weights prunes again before the first step.
+        """
         shape, settings = self._shape(run.model), self.grid.finetuning(run)
         size = BYTES[self.experiment.models[run.model].dtype]
         gpus, nodes = self.experiment.resources.learn_gpus, self.experiment.resources.learn_nodes
         work = finetuning_mb(shape, run.finetune, size, settings)
         host = (size * parameters(shape) + 12 * finetuned_parameters(shape, run.finetune, settings)) / 1e6
         flops = 6.0 * parameters(shape) * settings.steps * settings.batch_size * settings.seqlen
-        return self._estimate(flops, EFFICIENCY["finetune"], work, gpus, nodes, host)
+        found = self._estimate(flops, EFFICIENCY["finetune"], work, gpus, nodes, host)
+        if not run.definition.updates_weights:
+            return found
+        before = self.prune(run.pruned)
+        memory = {key: max(getattr(found, key), getattr(before, key)) for key in ("mem_mb", "gpu_mem_mb")}
+        return replace(found, minutes=found.minutes + before.minutes, **memory)
 
     def evaluate(self, run: Run) -> Estimate:
         """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""

@@ -114,7 +114,8 @@ class DiskModel:
         """Return the space of fine-tuned weights, and of the checkpoints that are still to be written."""
         settings = self.plan.grid.finetuning(run)
         trained = finetuned_parameters(self._shape(run.model), run.finetune, settings)
-        return Space(kept=self.weights(run).kept, scratch=self._checkpoints(run, trained))
+        start = self.weights(run).kept if run.definition.updates_weights else 0.0
+        return Space(kept=self.weights(run).kept, scratch=start + self._checkpoints(run, trained))
 
     def _checkpoints(self, run: Run, trained: int) -> float:
         return max(0.0, CHECKPOINTS * 4 * 3 * trained / MB - folder_size(self.plan.layout.checkpoints(run)))

@@ -165,6 +165,7 @@ class Plan:
             upstream=digest(sources),
             kind=run.finetune,
             mask=self._expected_mask(run),
+            pruning=self.prune_settings(run.pruned) if run.definition.updates_weights else None,
             seed=run.seed,
             finetuning=self.grid.finetuning(run),
             **self._machine(run),
@@ -398,8 +399,9 @@ class Plan:
 
     @cached_property
     def updated_runs(self) -> dict[Run, None]:
-        """Pruned runs whose updated weights an evaluation, a quantization or a fine-tuning job reads."""
-        return dict.fromkeys(run.pruned for run in self.grid.runs if run.definition.updates_weights)
+        """Pruned runs whose updated weights an evaluation or a quantization reads."""
+        runs = (run for run in self.grid.runs if run.definition.updates_weights and not run.finetune)
+        return dict.fromkeys(run.pruned for run in runs)
 
     def cached_weights(self, run: Run) -> str | None:
         """Return the path of a pruned run's cached updated weights, or None if no job reads them."""
@@ -418,8 +420,11 @@ class Plan:
 
     def finetune_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a job that fine-tunes a pruned run."""
-        inputs = {"model": self.store.model_path(run.model), "sequences": self.finetuning_sequences(run).path}
-        return inputs | self._pruned_inputs(run.pruned)
+        inputs = {"mask": self.masks.mask(run), "sequences": self.finetuning_sequences(run).path}
+        pruned = self.prune_inputs(run.pruned) if run.definition.updates_weights else {}
+        names = {"sequences": "calibration"}
+        inputs |= {names.get(name, name): path for name, path in pruned.items()}
+        return inputs | {"model": self.store.model_path(run.model)}
 
     def export_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a job that exports the model of a run."""

@@ -144,12 +144,16 @@ class LearnSettings(Section):
 
 
 class FinetuneSettings(Section):
-    """Settings of the fine-tuning of a pruned run; ``kind`` is `full` or `lora`."""
+    """Settings of the fine-tuning of a pruned run; ``kind`` is `full` or `lora`.
+
+    ``pruning`` are the settings of a method that updates the weights, which are made again.
+    """
 
     version: int = 1
     upstream: str
     kind: Kind
     mask: ExpectedMask
+    pruning: PruneSettings | None
     seed: int
     finetuning: Finetuning
     dtype: str

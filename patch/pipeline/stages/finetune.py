@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from patch.data.sequences import load_sequences
@@ -11,10 +12,12 @@ from patch.learning.finetune import finetune
 from patch.learning.trackers import Tracking
 from patch.models.loading import load_model, prunable_linears
 from patch.pipeline.runs.layout import settings_digest
-from patch.pipeline.runs.stage_settings import FinetuneSettings
+from patch.pipeline.runs.stage_settings import FinetuneSettings, PruneSettings
 from patch.pipeline.stages._common import load_expected, measured, prepare_device
 from patch.pipeline.stages._progress import report
+from patch.pipeline.stages.prune import prune_again
 from patch.pruning.weights import load_weights, save_weights
+from patch.pruning.weights_header import weights_digest
 
 
 def run_finetune(
@@ -26,7 +29,8 @@ def run_finetune(
     finetuned: Path,
     curve: Path,
     checkpoints: Path,
-    weights: Path | None = None,
+    calibration: Path | None = None,
+    statistics: Path | None = None,
     processes: int = 1,
     nodes: int = 1,
     report_to: list[str] | None = None,
@@ -35,7 +39,8 @@ def run_finetune(
 ) -> None:
     """Fine-tune the kept weights of a pruned model, and write them to ``finetuned`` with the training curve.
 
-    ``weights`` are the updated weights of the pruning method, if it has any. With several ``processes`` on a node this
+    A method that updates the weights prunes again, by the sequences ``calibration`` or the ``statistics`` of the dense
+    model, once for all processes and for a resumed run. With several ``processes`` on a node this
     function runs in each of them; the command line starts all of them. ``report_to`` are names in
     `patch.learning.trackers.TRACKERS`.
     """
@@ -45,8 +50,10 @@ def run_finetune(
         on_first(tracking.check)
         masks = load_expected(mask, settings.mask)
         network = load_model(model, settings.dtype, device)
-        if weights:
-            load_weights(weights, prunable_linears(network), settings.mask.digest)
+        if settings.pruning:
+            start = checkpoints / "start.safetensors"
+            on_first(partial(_make_start, settings.pruning, model, mask, start, calibration, statistics))
+            load_weights(start, prunable_linears(network), settings.mask.digest)
         files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "tracking": tracking}
         with measured(device) as cost:
             tokens = load_sequences(sequences)
@@ -55,3 +62,11 @@ def run_finetune(
             save_weights(finetuned, prunable_linears(network), settings_digest(settings), cost)
             shutil.rmtree(checkpoints, ignore_errors=True)
             print(f"finetune {settings.kind}: sparsity {masks.sparsity:.4f}, in {cost['seconds']:.1f} s")
+
+
+def _make_start(
+    settings: PruneSettings, model: Path, mask: Path, start: Path, calibration: Path | None, statistics: Path | None
+) -> None:
+    """Write the weights that pruning has updated to ``start``, unless the file exists."""
+    if weights_digest(start) != settings_digest(settings):
+        prune_again(settings, model, mask, start, calibration, statistics)

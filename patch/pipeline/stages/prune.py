@@ -78,11 +78,27 @@ def run_update(
     Raises:
         InputError: The mask has other settings, or pruning again gives another mask.
     """
-    wanted = settings_digest(settings)
-    if weights_digest(cache) == wanted:
+    if weights_digest(cache) == settings_digest(settings):
         weights.parent.mkdir(parents=True, exist_ok=True)
         cache.replace(weights)
         return
+    prune_again(settings, model, mask, weights, sequences, statistics)
+
+
+def prune_again(
+    settings: PruneSettings,
+    model: Path,
+    mask: Path,
+    weights: Path,
+    sequences: Path | None = None,
+    statistics: Path | None = None,
+) -> None:
+    """Prune a model whose mask exists, and write the updated weights.
+
+    Raises:
+        InputError: The mask has other settings, or pruning again gives another mask.
+    """
+    wanted = settings_digest(settings)
     stored = load_masks(mask)
     if stored.header.get("digest") != wanted:
         raise InputError(f"mask {mask} was made with other settings or for another model; remove it to make it again")

@@ -18,7 +18,7 @@ from patch.learning.finetuning_settings import Finetuning
 from patch.masks.packed import load_masks
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.pipeline.runs.layout import settings_digest
-from patch.pipeline.runs.stage_settings import ExpectedMask, FinetuneSettings
+from patch.pipeline.runs.stage_settings import ExpectedMask, FinetuneSettings, PruneSettings
 from patch.pipeline.stages._common import load_updated
 from patch.pruning.weights import load_weights, read_weights
 from patch.pruning.weights_header import FORMAT, read_weights_header
@@ -32,7 +32,7 @@ def pruned(files: Any, stage: Callable, tmp_path: Path) -> dict[str, Path]:
     mask, weights = tmp_path / "m.safetensors", tmp_path / "w.safetensors"
     made = {"model": files.model, "sequences": files.sequences, "mask": mask}
     assert stage("prune", files.settings("sparsegpt"), **made, cache=weights).code == 0
-    return made | {"weights": weights}
+    return made | {"weights": weights, "calibration": files.sequences}
 
 
 @pytest.fixture
@@ -41,9 +41,14 @@ def options(tmp_path: Path) -> dict[str, Path]:
     return {"finetuned": tmp_path / "f.safetensors", "curve": tmp_path / "c.jsonl", "checkpoints": tmp_path / "points"}
 
 
+def inputs(pruned: dict[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in pruned.items() if name != "weights"}
+
+
 def settings_of(files: Any, pruned: dict[str, Path], kind: str, **changes: Any) -> dict[str, Any]:
     mask, finetuning = ExpectedMask(**files.expected(pruned["mask"])), Finetuning(**FINETUNING | changes)
     fixed = {"upstream": "", "seed": 0, "dtype": "float32", "device": "cpu"}
+    fixed["pruning"] = PruneSettings(**files.settings("sparsegpt"))
     return FinetuneSettings(kind=kind, mask=mask, finetuning=finetuning, **fixed).model_dump(mode="json")
 
 
@@ -52,7 +57,7 @@ def test_it_starts_from_the_updated_weights(
     kind: str, files: Any, pruned: dict, options: dict, stage: Callable, tiny_model: Callable, tmp_path: Path
 ) -> None:
     settings = settings_of(files, pruned, kind)
-    ended = stage("finetune", settings, **pruned, **options)
+    ended = stage("finetune", settings, **inputs(pruned), **options)
     assert ended.code == 0, ended.error
     assert f"finetune {kind}: sparsity 0.5000" in ended.out and not options["checkpoints"].exists()
     assert [json.loads(line)["step"] for line in options["curve"].read_text().splitlines()] == [0, 1, 2]
@@ -72,7 +77,7 @@ def test_it_starts_from_the_updated_weights(
 def test_a_zero_that_is_none_is_found(
     files: Any, pruned: dict, options: dict, stage: Callable, tiny_model: Callable
 ) -> None:
-    assert stage("finetune", settings_of(files, pruned, "full"), **pruned, **options).code == 0
+    assert stage("finetune", settings_of(files, pruned, "full"), **inputs(pruned), **options).code == 0
     path, masks, model = options["finetuned"], load_masks(pruned["mask"]), tiny_model()
     header, tensors = load_tensors(path, FORMAT, "weights")
     load_updated(path, model, masks, None, header["digest"])
@@ -89,5 +94,5 @@ def test_a_zero_that_is_none_is_found(
 def test_another_mask_is_refused(files: Any, pruned: dict, options: dict, stage: Callable) -> None:
     settings = settings_of(files, pruned, "full")
     settings["mask"]["digest"] = "another"
-    ended = stage("finetune", settings, **pruned, **options)
+    ended = stage("finetune", settings, **inputs(pruned), **options)
     assert ended.code == 2 and "it was made with other settings or for another model" in ended.error
