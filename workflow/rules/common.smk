@@ -101,7 +101,7 @@ def job_files(stage, settings, **options):
 
 
 def training_files(stage, settings):
-    """Return the parameters of a rule that trains: job files with checkpoints and the options of its trackers."""
+    """Return the parameters of a rule that trains, which include its checkpoints and the options of its trackers."""
     return job_files(
         stage,
         lambda wildcards: settings(run_of(wildcards)),
