@@ -246,8 +246,7 @@ COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate", "speedu
 @pytest.mark.parametrize("rule", COMPUTING)
 def test_jobs_that_compute_say_what_they_need(paper, rule):
     for job in (job for job in paper if job.rule == rule):
-        shared = rule == "learn" and "proxsparse" not in job.fields["wildcards"]  # a batch of one cannot be sharded
-        assert job.resource("gpus") == (4 if shared else 1)
+        assert job.resource("gpus") == (4 if rule == "learn" else 1)
         # MaskLLM at 8B, in four processes that each resume from a checkpoint, is far above all others.
         assert 8_000 <= job.resource("mem_mb") <= 750_000
         assert 10 <= job.resource("runtime") <= (5 if rule == "learn" else 2) * 24 * 60
