@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from patch.distributed.collectives import rank, sum_over_processes, world_size
 from patch.learning.finetuning_settings import Finetuning, Kind
 from patch.learning.loop import StepFunction, run_steps
-from patch.learning.objective import cross_entropy, recomputed_blocks
+from patch.learning.objective import add_gradients, recomputed_blocks
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, linear_rate
 from patch.learning.trackers import UNTRACKED, Tracking
@@ -166,13 +166,7 @@ def _step_function(
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
-        total = torch.zeros((), device=device)
-        for index in mine:
-            may_stop()
-            tokens = torch.as_tensor(sequences[rows[index]].astype(np.int64), device=device)
-            loss = cross_entropy(model, tokens) / micro_batches
-            loss.backward()
-            total += loss.detach()
+        total = add_gradients(model, (sequences[rows[index]] for index in mine), micro_batches, may_stop)
         sum_over_processes(parameter.grad for parameter in parameters)
         sum_over_processes([total])
         norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)

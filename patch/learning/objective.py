@@ -7,12 +7,13 @@ the gradient of the hidden states are computed at once, for a chunk of the token
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,6 +52,32 @@ def cross_entropy(model: nn.Module, tokens: Tensor, masking: DocumentMasking | N
     finally:
         del layer.forward
     return ChunkedCrossEntropy.apply(hidden, layer.weight, layer.bias, targets, token_weights.flatten())
+
+
+def add_gradients(
+    model: nn.Module,
+    micro_batches: Iterable[np.ndarray],
+    count: int,
+    may_stop: Callable[[], None],
+    factor: float = 1.0,
+) -> Tensor:
+    """Add the gradients of a step's loss, micro-batch by micro-batch, and return the fp32 sum of their losses.
+
+    Args:
+        model: model whose trained parameters receive the gradients.
+        micro_batches: `[sequences, seqlen]` token ids of each micro-batch of this process.
+        count: number of micro-batches of the step in all processes, which the loss is the mean over.
+        may_stop: called before each micro-batch; it may abandon the step.
+        factor: factor of the loss; 0 for a process that repeats the micro-batches of another.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros((), device=device)
+    for batch in micro_batches:
+        may_stop()
+        loss = factor * cross_entropy(model, torch.as_tensor(batch.astype(np.int64), device=device)) / count
+        loss.backward()
+        total += loss.detach()
+    return total
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from patch.distributed.collectives import broadcast_rows, rank, sum_over_processes, world_size
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
-from patch.learning.objective import cross_entropy, recomputed_blocks
+from patch.learning.objective import add_gradients, recomputed_blocks
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, linear_rate
 from patch.learning.trackers import UNTRACKED, Tracking
@@ -107,13 +107,7 @@ def _step_function(
         optimizer.param_groups[0]["lr"] = rate
         trained.zero_grad()
         rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
-        total = torch.zeros((), device=device)
-        for index in mine:
-            may_stop()
-            tokens = torch.as_tensor(sequences[rows[index]].astype(np.int64), device=device)
-            loss = factor * cross_entropy(model, tokens) / micro_batches
-            loss.backward()
-            total += loss.detach()
+        total = add_gradients(model, (sequences[rows[index]] for index in mine), micro_batches, may_stop, factor)
         sum_over_processes([total])
         trained.clip_gradients(GRADIENT_NORM)
         optimizer.step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -17,10 +16,10 @@ from torch.nn import functional as F
 
 from patch.distributed.signals import EXIT_RESUMABLE
 from patch.errors import InputError
+from patch.learning import objective
 from patch.learning.schedules import batch_indices, linear_rate
 from patch.models.loading import prunable_linears, weight_matrix
 
-module = importlib.import_module("patch.learning.proxsparse")
 OFTEN = 1e-9  # minutes: a checkpoint after every step
 
 
@@ -127,7 +126,7 @@ def assert_unchanged(model: torch.nn.Module, parameters: dict[str, Tensor], fres
 def test_a_failed_run_leaves_the_model_unchanged(
     run_proxsparse: Callable, tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "cross_entropy", lambda model, tokens: model(tokens).logits.sum() * float("nan"))
+    monkeypatch.setattr(objective, "cross_entropy", lambda model, tokens: model(tokens).logits.sum() * float("nan"))
     model = tiny_model()
     with pytest.raises(InputError, match="at step 0 of 4; lower the learning rate"):
         run_proxsparse(model)

@@ -24,7 +24,7 @@ METHODS = ["maskllm", "patch-joint", "patch-tile"]
 
 @dataclass
 class Rules:
-    """What the page says of one recipe and method; the defaults are the paper's for PATCH."""
+    """Values of one recipe and method in docs/deviations.md; the defaults are the paper's for PATCH."""
 
     std: float = 0.01
     noise_stays: bool = True
