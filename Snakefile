@@ -15,6 +15,7 @@ from patch.pipeline.resources.cost import CostModel, too_large
 from patch.pipeline.resources.forecast import write_forecast
 from patch.pipeline.resources.jobs import JobGraph
 from patch.pipeline.runs.layout import STORE
+from patch.pipeline.runs.learning_rates import far_rates
 from patch.pipeline.reporting.escape import escape_label, escape_rst
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.cli.preflight import preflight
@@ -64,7 +65,7 @@ onerror:
 
 
 COST = CostModel(PLAN)
-for line in too_large(COST):
+for line in [*too_large(COST), *far_rates(PLAN.grid)]:
     logger.warning(line)
 RESULTS = PLAN.layout.root
 

@@ -14,6 +14,7 @@ from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
 from patch.learning.document_masking import DocumentMasking
 from patch.learning.gradient_clipping import clip_gradients
+from patch.learning.learning_rate import with_rate
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
 from patch.learning.model_masks import (
@@ -86,6 +87,8 @@ def learn(
 
     Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
     """
+    weights = sum(weight_matrix(linear).numel() for linear in prunable_linears(model).values())
+    settings = with_rate(settings, method, weights)
     masking = DocumentMasking(model, separator) if settings.cut_attention else None
     masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
     container = nn.ModuleList(masks.values())

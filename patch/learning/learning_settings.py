@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,8 +34,10 @@ class Learning(Section):
         description="Append an end-of-sequence token to each document of the packed sequences; otherwise the next "
         "document follows directly.",
     )
-    lr: float = Field(
-        1e-3, gt=0, description="Peak learning rate of AdamW; it decays to zero by a cosine (ProxSparse: linearly)."
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        1e-3,
+        description="Peak learning rate of AdamW; it decays to zero by a cosine (ProxSparse: linearly). `auto` is the "
+        "rate that fits the tokens of the run (patch-tile, ProxSparse: the published rate).",
     )
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
     warmup_from_zero: bool = Field(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.distributed.collectives import broadcast_rows, rank, sum_over_processes, world_size
+from patch.learning.learning_rate import with_rate
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
 from patch.learning.objective import add_gradients, recomputed_blocks
@@ -67,6 +68,7 @@ def proxsparse(
 
     Source: ProxSparse (arXiv 2502.00258); its code trains in bf16.
     """
+    settings = with_rate(settings, "proxsparse", 0)
     identity = f"proxsparse {seed} {upstream} {settings.model_dump_json()}"
     with trainable_copy(model) as trained, recomputed_blocks(trained.model, settings.gradient_checkpointing):
         # The fused implementation needs no memory beside its moments.

@@ -14,6 +14,7 @@ from patch.pipeline.reporting.units import aligned_lines, duration, hours, size
 from patch.pipeline.resources.cost import SLACK, CostModel, too_large
 from patch.pipeline.resources.jobs import Job, JobGraph
 from patch.pipeline.resources.schedule import simulate
+from patch.pipeline.runs.learning_rates import far_rates
 
 GPUS = (1, 4, 8, 32)
 SHARED = "(shared)"
@@ -30,7 +31,8 @@ def budget(graph: JobGraph, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
 
     Returns:
         `experiment` and `device`; `total`, as in ``_sums``; `stages` and `models`, which map a name to values as in
-        ``_sums``; `disk` in MB; `wall`, a list of `gpus`, `minutes` and `peak_disk_mb`; `too_large`, a list of lines.
+        ``_sums``; `disk` in MB; `wall`, a list of `gpus`, `minutes` and `peak_disk_mb`; `too_large` and `far_rates`,
+        lists of lines.
         The last entry of `wall` has no limit and `gpus` None. `minutes` and `peak_disk_mb` are None if a job needs
         more GPUs.
     """
@@ -55,6 +57,7 @@ def budget(graph: JobGraph, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
         },
         "wall": wall,
         "too_large": too_large(CostModel(plan)),
+        "far_rates": far_rates(plan.grid),
     }
 
 
@@ -106,6 +109,7 @@ def to_text(numbers: dict[str, Any]) -> str:
     lines += [f"Does not fit: {line}" for line in large[:SHOWN]]
     if len(large) > SHOWN:
         lines.append(f"Does not fit: {len(large) - SHOWN} more (--json has all)")
+    lines += [f"Warning: {line}" for line in numbers["far_rates"]]
     model = "the cost model (patch/pipeline/resources/)"
     lines.append(f"Times are limits of {model} with a factor of {SLACK:g}, not expected times.")
     return "\n".join(lines)

@@ -148,12 +148,14 @@ def _gguf_file(source: GgufModel, temporary: Path) -> Path:
     for module, spec in specs.items():
         if spec is None:
             raise InputError(
-                f"package `{module}` is missing; install {source.distribution} and its reader: pip install '.[gguf]'"
+                f"package `{module}` is missing; install {source.distribution} and gguf, the reader of its file "
+                "(docs/workflow.md#models-in-packages)"
             )
     if source.file is None:
         return Path(importlib.import_module(source.package).assemble(temporary / "model.gguf"))
     # Importing the package could need dependencies that only its own program needs.
     folder = Path(specs[source.package].submodule_search_locations[0])
     if not (folder / source.file).is_file():
-        raise InputError(f"{source.distribution} has no file `{source.file}` in {folder}; its files: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+        found = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+        raise InputError(f"{source.distribution} has no file `{source.file}`; its GGUF files: {found}")
     return folder / source.file

@@ -223,13 +223,32 @@ def test_a_local_model_that_is_not_there(stage: Callable, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gguf_model_of_a_missing_package(stage: Callable, tmp_path: Path) -> None:
+def gguf_model(package: str, **others: str) -> dict[str, Any]:
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     shape = dict.fromkeys((*sizes, "head_dim", "vocab_size"), 8)
-    source = {"kind": "gguf", "package": "no_such_package", "distribution": "no-such-package", "shape": shape}
-    ended = stage("fetch_model", {"upstream": "", "source": source}, out=tmp_path / "m")
-    one_message(ended, "package `no_such_package` is missing; install no-such-package", r"pip install '\.\[gguf\]'")
+    source = {"kind": "gguf", "package": package, "distribution": "a-package", "shape": shape, **others}
+    return {"upstream": "", "source": source}
+
+
+def test_a_gguf_model_of_a_missing_package(stage: Callable, tmp_path: Path) -> None:
+    ended = stage("fetch_model", gguf_model("no_such_package"), out=tmp_path / "m")
+    one_message(ended, "package `no_such_package` is missing; install a-package and gguf", "#models-in-packages")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(("files", "found"), [(("a.gguf", "b.txt"), "a.gguf"), ((), "none")])
+def test_a_gguf_file_that_the_package_does_not_have(
+    files: tuple[str, ...], found: str, stage: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gguf", "some_model"):
+        (tmp_path / name).mkdir()
+        # Neither the reader nor the package is imported before the file is found.
+        (tmp_path / name / "__init__.py").write_text("raise AssertionError")
+    for name in files:
+        (tmp_path / "some_model" / name).write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    ended = stage("fetch_model", gguf_model("some_model", file="none.gguf"), out=tmp_path / "m")
+    one_message(ended, f"a-package has no file `none.gguf`; its GGUF files: {found}")
 
 
 def test_exit_code_of_the_process(tmp_path: Path, job_file: Callable) -> None:
