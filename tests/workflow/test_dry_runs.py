@@ -116,21 +116,26 @@ def test_tasks_are_checked_against_those_of_lm_eval(tmp_path, evaluation, messag
     assert "Traceback" not in run.stdout + run.stderr
 
 
-def test_gemma_270m_has_each_job_once_and_no_other(tmp_path):
-    jobs = dry_run(tmp_path, "--configfile", "config/gemma-270m.yaml")
+@pytest.mark.parametrize("config", ["smollm2-135m", "gemma-270m"])
+def test_a_pretrained_model_has_each_job_once_and_no_other(tmp_path, config):
+    jobs = dry_run(tmp_path, "--configfile", f"config/{config}.yaml")
     assert counts(jobs) == {
         "fetch_corpus": 1,
         "fetch_model": 1,
         "make_tasks": 1,
         "calibrate": 1,
-        "tokenize": 2,
-        "prune": 4,  # the grid's magnitude, wanda and SparseGPT, and unstructured SparseGPT, which ranks the tiles
-        "update_weights": 1,  # for the mask that is evaluated
-        "learn": 2,  # maskllm, patch-joint
-        "evaluate": 6,
+        "tokenize": 3,
+        # Four one-shot 2:4 masks, and six unstructured ones, of which SparseGPT's also rank the tiles.
+        "prune": 10,
+        "update_weights": 5,
+        "learn": 5,  # proxsparse, maskllm, three ratios of PATCH
+        "quantize": 7,
+        "evaluate": 23,
         "collect": 1,
         "compare": 1,
-        "table": 3,  # joint, tasks, density
+        "table": 6,
+        "speedup": 1,
+        "speedup_figure": 1,
         "overview": 1,
         "summary": 1,
         "pareto": 1,
