@@ -53,7 +53,7 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> None:
     """Measure what is missing, and print all results of the model."""
     plan = Plan(load_experiment(options.configfile))
-    name = options.model or next(iter(plan.models))
+    name = options.model or plan.models[0]
     study = Study(plan, name)
     path = RESULTS / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> None:
         for rate in options.rates
     ]
     for run in tqdm([run for run in wanted if key(run) not in known], unit="run", disable=None):
-        line = {"model": plan.models[name].title, **run, **study.learn(run)}
+        line = {"model": plan.experiment.models[name].title, **run, **study.learn(run)}
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
     print(report(read(path)))
@@ -103,7 +103,7 @@ class Study:
     def load(self) -> Any:
         from patch.models.loading import load_model
 
-        return load_model(self.folder, self.plan.models[self.name].dtype)
+        return load_model(self.folder, self.plan.experiment.models[self.name].dtype)
 
     def loss(self, masks: Any = None) -> float:
         """Return the mean cross-entropy of the model, with ``masks``, on the held-out sequences."""
@@ -144,7 +144,7 @@ class Study:
         rate = run["rate"] if run["rate"] == "auto" else float(run["rate"])
         values = {"steps": run["steps"], "batch_size": size, "micro_batch_size": size, "seqlen": SEQLEN, "lr": rate}
         settings = Learning(**values | {"weight_reg": 1.0} | run["set"])
-        weights = prunable_parameters(model_shape(self.name, self.plan.models[self.name]))
+        weights = prunable_parameters(model_shape(self.name, self.plan.experiment.models[self.name]))
         settings = with_rate(settings, METHOD, weights)
         with tempfile.TemporaryDirectory() as folder:
             masks = learn(
