@@ -13,7 +13,8 @@ signal, up to a distance that full signal justifies:
 
 With few tokens it is proportional to the square root of the tokens per step and independent of the number of steps.
 `WALK` makes it the paper's rate at the paper's 2 billion tokens. `SIGNAL` and `SIZE` are fitted to the best rates of
-small models (docs/results.md). It holds for the default temperatures and scales.
+small models (docs/results.md). patch-tile learns one logit for all weights of a tile, which has full signal: the rule
+without its last factor. The rule holds for the default temperatures and scales.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ import math
 
 from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 
-# Methods with 2:4 logits, which the rule is for.
-RULED = ("maskllm", "patch-joint")
 WALK, SIGNAL, SIZE = 1.5, 7e-4, 0.15
 # Factor from the rule beyond which a rate is reported.
 FAR = 5.0
@@ -32,31 +31,40 @@ FAR = 5.0
 def with_rate(settings: Learning, method: str, weights: int) -> Learning:
     """Return the settings of a run on a model with ``weights`` prunable weights, with a number for the rate `auto`.
 
-    `auto` is the rate of the rule for pattern logits, and the published one for other methods.
+    `auto` is the rate of the rule; for ProxSparse, which learns weights, it is the published one.
     """
-    if settings.lr != "auto":
-        return settings
-    rate = fitting_rate(settings, weights) if method in RULED else METHOD_DEFAULTS[method]["lr"]
-    return settings.model_copy(update={"lr": rate})
+    return settings.model_copy(update={"lr": fitting_rate(settings, method, weights)} if settings.lr == "auto" else {})
 
 
-def fitting_rate(settings: Learning, weights: int) -> float:
-    """Return the rate of the rule above."""
-    tokens_per_step = settings.batch_size * settings.seqlen
-    signal = SIGNAL * (weights / 1e6) ** -SIZE * math.sqrt(settings.steps * tokens_per_step)
+def fitting_rate(settings: Learning, method: str, weights: int) -> float:
+    """Return the rate that `auto` stands for."""
+    if method == "proxsparse":
+        return METHOD_DEFAULTS[method]["lr"]
+    tiles_only = method == "patch-tile"
+    std, strength = (
+        (settings.tile_std, settings.tile_prior_strength)
+        if tiles_only
+        else (settings.pattern_std, settings.pattern_prior_strength)
+    )
     # Without initial masks, the random initial logits stand for the preference.
-    preference = settings.pattern_std * max(settings.pattern_prior_strength, 1.0)
-    return WALK * preference / math.sqrt(settings.steps) * signal / math.hypot(1.0, signal)
+    farthest = WALK * std * max(strength, 1.0) / math.sqrt(settings.steps)
+    if tiles_only:
+        return farthest
+    tokens = settings.steps * settings.batch_size * settings.seqlen
+    signal = SIGNAL * (weights / 1e6) ** -SIZE * math.sqrt(tokens)
+    return farthest * signal / math.hypot(1.0, signal)
 
 
-def far_rate(method: str, settings: Learning, weights: int) -> str:
-    """Return a sentence about a learning rate far off the rule, or an empty text."""
-    rate, fitting = with_rate(settings, method, weights).lr, fitting_rate(settings, weights)
-    if method not in RULED or 1 / FAR < rate / fitting < FAR:
+def far_rate(settings: Learning, method: str, weights: int) -> str:
+    """Return a sentence about a rate of pattern logits that is far off the rule, or an empty text."""
+    if settings.lr == "auto" or method not in ("maskllm", "patch-joint"):
+        return ""
+    fitting = fitting_rate(settings, method, weights)
+    if 1 / FAR < settings.lr / fitting < FAR:
         return ""
     tokens = settings.steps * settings.batch_size * settings.seqlen
-    harm = "may destroy the initial mask" if rate > fitting else "may leave the initial mask as it is"
+    harm = "may destroy the initial mask" if settings.lr > fitting else "may leave the initial mask as it is"
     return (
-        f"the learning rate {rate:g} of {method} {harm}: about {fitting:.2g} fits {tokens:,} tokens in "
+        f"the learning rate {settings.lr:g} of {method} {harm}: about {fitting:.2g} fits {tokens:,} tokens in "
         f"{settings.steps:,} steps (`lr: auto`)"
     )

@@ -37,7 +37,7 @@ class Learning(Section):
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         1e-3,
         description="Peak learning rate of AdamW; it decays to zero by a cosine (ProxSparse: linearly). `auto` is the "
-        "rate that fits the tokens of the run (patch-tile, ProxSparse: the published rate).",
+        "rate that fits the tokens of the run (ProxSparse: the published rate).",
     )
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
     warmup_from_zero: bool = Field(

@@ -12,5 +12,5 @@ def far_rates(grid: Grid) -> list[str]:
     models = grid.experiment.models
     weights = {name: prunable_parameters(model_shape(name, model)) for name, model in models.items()}
     learned = [run for run in grid.closure if run.definition.stage == "learn" and not run.derived]
-    found = {(run.model, far_rate(run.method, grid.learning(run), weights[run.model])): None for run in learned}
+    found = {(run.model, far_rate(grid.learning(run), run.method, weights[run.model])): None for run in learned}
     return [f"{model}: {sentence}" for model, sentence in found if sentence]
