@@ -122,6 +122,7 @@ rule pareto:
     input:
         results=f"{RESULTS}/results.csv",
         record=lambda wildcards: PLAN.layout.record(next(c for c in PLAN.grid.runs if c.model == wildcards.model)),
+        published=PLAN.experiment.published,
     output:
         multiext(f"{RESULTS}/figures/{{model}}/pareto", ".pdf", ".png"),
         svg=report(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from patch.files.io import atomic_file
+from patch.methods import METHODS
 from patch.pipeline.results.collect import summarize
 from patch.pipeline.results.order import method_title
 from patch.pipeline.runs.run import IMPORT, ModelInfo, format_tile
@@ -53,10 +57,11 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "patch",
     "pdf.fonttype": 42,
 }
-# Width of a figure that fills the text width, in inches.
-TEXT_WIDTH = 6.75
-# Maximum distance between neighbouring points of one sparsity, in percentage points.
-SPREAD = 0.95
+# Widths of a figure that fills the text width or one of two columns, and height of a row of the legend, in inches.
+TEXT_WIDTH, COLUMN_WIDTH, LEGEND_ROW = 6.75, 3.25, 0.165
+# Distance between neighbouring points of one sparsity, and maximum distance of a point from its sparsity, in
+# percentage points.
+STEP, REACH = 0.25, 0.6
 GREY = "#666666"
 DENSE_LINE = {"color": "black", "linewidth": 0.8, "linestyle": (0, (5, 2))}
 DOTTED_LINE = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 1.5))}
@@ -80,20 +85,20 @@ class Look:
     size: float = 5.0
 
 
-# Okabe and Ito's palette is safe for colour-blind readers. The markers distinguish methods in greyscale print.
+# Okabe and Ito's palette is safe for colour-blind readers; Tol's wine replaces its yellow, which is faint on white. The
+# markers distinguish methods in greyscale print.
 LOOKS: dict[str, Look] = {
     "dense": Look("o", "#000000"),
     "magnitude": Look("v", "#CC79A7"),
     "wanda": Look("s", "#E69F00", 4.6),
     "sparsegpt": Look("D", "#56B4E9", 4.4),
     "thanos": Look("^", "#009E73"),
-    "proxsparse": Look("p", "#F0E442", 5.6),
+    "proxsparse": Look("p", "#882255", 5.6),
     "maskllm": Look("o", "#0072B2"),
     "patch-joint": Look("*", "#D55E00", 8.5),
     "patch-tile": Look("P", "#D55E00", 6.0),
 }
 OTHER_LOOKS = [Look("X", "#444444", 5.6), Look("h", "#777777", 5.8), Look("<", "#999999"), Look(">", "#BBBBBB")]
-SEQUENCE = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
@@ -102,9 +107,15 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     return {name: LOOKS.get(name) or next(others) for name in dict.fromkeys(methods)}
 
 
+def mixed(color: Any, other: str, fraction: float) -> tuple[float, ...]:
+    """Return a colour with a fraction of another one."""
+    pairs = zip(to_rgb(color), to_rgb(other), strict=True)
+    return tuple((1 - fraction) * part + fraction * added for part, added in pairs)
+
+
 def muted(color: str) -> tuple[float, ...]:
     """Return a paler version of a colour."""
-    return tuple(0.45 + 0.55 * part for part in to_rgb(color))
+    return mixed(color, "white", 0.45)
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,11 @@ class Series:
     def hardware_friendly(self) -> bool:
         """Return whether hardware such as sparse tensor cores accelerates the pattern."""
         return self.pattern != "unstructured"
+
+    @property
+    def learned(self) -> bool:
+        """Return whether the mask is learned with gradients, by this project or by the authors of an imported mask."""
+        return self.method in METHODS and METHODS[self.method].stage == "learn"
 
     @property
     def label(self) -> str:
@@ -171,7 +187,9 @@ def with_series(summary: pd.DataFrame) -> pd.DataFrame:
     levels = {level: list(dict.fromkeys(group["series"])) for level, group in summary.groupby("sparsity")}
     # Neighbouring levels must not overlap: half of each and one step between them must fit into their distance.
     neighbours = itertools.pairwise(levels.items())
-    step = min([SPREAD, *(200 * (b - a) / (len(left) + len(right)) for (a, left), (b, right) in neighbours)])
+    widest = max(map(len, levels.values()), default=0)
+    steps = [STEP, 2 * REACH / max(1, widest - 1)]
+    step = min([*steps, *(200 * (b - a) / (len(left) + len(right)) for (a, left), (b, right) in neighbours)])
 
     def place(level: float, member: Series) -> float:
         members = levels[level]
@@ -181,12 +199,18 @@ def with_series(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def marker(series: Series) -> dict[str, Any]:
-    """Return the style of a filled marker; patterns without hardware support are paler and smaller."""
+    """Return the style of a filled marker.
+
+    Learned masks have a black outline. Patterns without hardware support are paler and smaller.
+    """
     look = series.look
-    style = {"marker": look.marker, "linestyle": "none", "markeredgewidth": 0.4}
+    style = {"marker": look.marker, "linestyle": "none", "markersize": look.size, "color": look.color}
+    if series.learned:
+        return style | {"markeredgecolor": "black", "markeredgewidth": 0.7}
     if series.hardware_friendly:
-        return style | {"markeredgecolor": "black", "color": look.color, "markersize": look.size}
-    return style | {"markeredgecolor": look.color, "color": muted(look.color), "markersize": 0.8 * look.size}
+        return style | {"markeredgecolor": mixed(look.color, "black", 0.3), "markeredgewidth": 0.4}
+    pale = {"color": muted(look.color), "markersize": 0.8 * look.size}
+    return style | pale | {"markeredgecolor": look.color, "markeredgewidth": 0.4}
 
 
 def hollow_marker(series: Series) -> dict[str, Any]:
@@ -197,9 +221,54 @@ def hollow_marker(series: Series) -> dict[str, Any]:
     return {"marker": look.marker, "linestyle": "none", "markersize": 1.25 * look.size} | edge
 
 
-def add_legend(figure: Figure, handles: list[Line2D]) -> None:
+def figure_width(panels: int) -> float:
+    """Return the width of a figure with a number of panels side by side, in inches."""
+    return COLUMN_WIDTH if panels == 1 else TEXT_WIDTH
+
+
+def set_title(figure: Figure, axis: Axes, title: str) -> None:
+    """Set a title at the left of a panel, with lines that are at most as long as the figure is wide."""
+    character = 0.5 * STYLE["axes.titlesize"] / 72
+    lines = textwrap.wrap(title, int(figure.get_figwidth() / character), break_on_hyphens=False)
+    axis.set_title("\n".join(lines), loc="left")
+
+
+def add_legend(figure: Figure, handles: Sequence[Line2D], columns: int = 4) -> Legend:
     """Add a legend below the panels."""
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.4, handletextpad=0.5)
+    spaces = {"columnspacing": 1.4, "handletextpad": 0.5, "labelspacing": 0.35}
+    return figure.legend(handles=handles, loc="outside lower center", ncols=columns, **spaces)
+
+
+def add_grouped_legend(figure: Figure, groups: Mapping[str, Sequence[Line2D]], columns: int) -> None:
+    """Add a legend with a heading above each named group below the panels, and make the figure higher by its height.
+
+    A group that does not fit below the group before it starts a column. The legend has as few rows as possible.
+    """
+    lists = [[*map(_text, filter(None, [name])), *handles] for name, handles in groups.items() if handles]
+    packed = (_packed(lists, rows) for rows in itertools.count(1))
+    filled = next(found for found in packed if len(found) <= columns)
+    # Matplotlib fills the columns of a legend one after another.
+    rows = max(map(len, filled))
+    handles = [handle for column in filled for handle in (*column, *(_text("") for _ in range(rows - len(column))))]
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * rows)
+    for text in add_legend(figure, handles, len(filled)).get_texts():
+        if text.get_text() in groups:
+            text.set_weight("bold")
+
+
+def _packed(groups: Sequence[list[Line2D]], rows: int) -> list[list[Line2D]]:
+    """Return the columns of a legend with at most a number of rows."""
+    columns: list[list[Line2D]] = [[]]
+    for group in groups:
+        if len(columns[-1]) + len(group) <= rows:
+            columns[-1] += group
+        else:
+            columns += [group[start : start + rows] for start in range(0, len(group), rows)]
+    return [column for column in columns if column]
+
+
+def _text(label: str) -> Line2D:
+    return Line2D([], [], linestyle="none", label=label)
 
 
 def save(figure: Figure, stem: Path | str) -> list[Path]:

@@ -19,28 +19,36 @@ from patch.pipeline.runs.run import ModelInfo
 PUBLISHED_DENSE_LINE = style.DENSE_LINE | {"color": "0.6"}
 # Fraction of a panel's height below the axis break, used if chance is far below all points.
 BREAK_HEIGHT = 0.17
+# Margin beside the outermost sparsities, in percentage points.
+ROOM = 2.0
+# Height of a row of panels, in inches.
+PANEL_HEIGHT = 2.3
 FRONT_LINE = {"color": "0.35", "linewidth": 1.0, "alpha": 0.8}
 
 
 @matplotlib.rc_context(style.STYLE)
-def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -> Figure:
+def pareto(
+    frame: pd.DataFrame, model: ModelInfo, chance: float | None = None, published_title: str | None = None
+) -> Figure:
     """Return a figure of accuracy (left) and perplexity (right, logarithmic) against target sparsity.
 
-    Points of one sparsity are drawn side by side. The Pareto front covers the measured points of hardware-friendly
-    patterns: dense, N:M and hybrid. The paper's numbers have hollow markers. Published numbers of another model are
-    drawn in separate panels. A model that is measured on no tasks has panels of perplexity alone.
+    Points of one sparsity are drawn side by side, at most ``style.REACH`` points from it. The Pareto front covers the
+    measured points of hardware-friendly patterns: dense, N:M and hybrid. The paper's numbers have hollow markers.
+    Published numbers of another model are drawn in separate panels. A model that is measured on no tasks has panels of
+    perplexity alone.
 
     Args:
         frame: tidy frame that `patch.pipeline.results.collect` returns.
         model: model to draw.
         chance: mean chance accuracy in percent, see `patch.pipeline.results.collect.mean_chance`.
+        published_title: the paper's name of the corresponding model; by default its id.
     """
     summary = style.with_series(style.quality(frame, model))
     published = bool(summary["published"].notna().any())
     panels = [["value", "published"]] if published and model.comparable else [["value"]]
     panels += [["published"]] if published and not model.comparable else []
-    figure = Figure(figsize=(style.TEXT_WIDTH, 2.35 * len(panels) + 0.75), layout="constrained")
     metrics = style.measured(summary)
+    figure = Figure(figsize=(style.figure_width(len(metrics)), PANEL_HEIGHT * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), len(metrics), squeeze=False)
     beyond = False
     for row, columns in enumerate(panels):
@@ -50,12 +58,13 @@ def pareto(frame: pd.DataFrame, model: ModelInfo, chance: float | None = None) -
             _dress(axis, summary, metric)
     if chance is not None:
         _chance(axes[0, 0], chance)
-    axes[0, 0].set_title(f"{model.title}, measured" if len(panels) == 2 else model.title, loc="left")
+    style.set_title(figure, axes[0, 0], f"{model.title}, measured" if len(panels) == 2 else model.title)
     if len(panels) == 2:
-        name = str(model.published).rpartition("/")[2]
-        axes[1, 0].set_title(f"{name}, as published (another model: only the order compares)", loc="left")
+        name = published_title or model.published
+        style.set_title(figure, axes[1, 0], f"{name}, as published (another model: only the order compares)")
     figure.align_ylabels()
-    style.add_legend(figure, _legend(summary, panels, chance is not None, beyond))
+    columns = 2 if len(metrics) == 1 else 4
+    style.add_grouped_legend(figure, _legend(summary, panels, chance is not None, beyond), columns)
     return figure
 
 
@@ -110,21 +119,22 @@ def _front(axis: Axes, data: pd.DataFrame, higher_is_better: bool) -> None:
     points = list(zip(friendly["sparsity"], friendly["value"], strict=True))
     front = friendly.iloc[pareto_front(points, higher_is_better)]
     # A point's quality is available at every lower sparsity, so each step ends at its point.
-    axis.step(front["x"], front["value"], where="pre", **FRONT_LINE, zorder=1.5)
+    axis.step(100 * front["sparsity"], front["value"], where="pre", **FRONT_LINE, zorder=1.5)
 
 
 def _dress(axis: Axes, summary: pd.DataFrame, metric: str) -> None:
     sparse = summary[summary["pattern"] != "dense"]
     if len(sparse):
         # Dense is drawn as a line, so the axis needs no room for a point at 0 %.
-        axis.set_xlim(sparse["x"].min() - 2.5, sparse["x"].max() + 2.5)
-        axis.set_xticks(sorted({round(100 * level, 4) for level in sparse["sparsity"]}))
+        levels = sorted({round(100 * level, 4) for level in sparse["sparsity"]})
+        axis.set_xlim(levels[0] - ROOM, levels[-1] + ROOM)
+        axis.set_xticks(levels)
     axis.set_xlabel("Target sparsity (%)")
     axis.set_ylabel(style.LABELS[metric])
     low, high = axis.get_ylim()
     wide = metric == "perplexity" and high > 6 * low
     steps = (1, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
-    axis.yaxis.set_major_locator(LogLocator(subs=steps, numticks=9) if wide else MaxNLocator(6))
+    axis.yaxis.set_major_locator(LogLocator(subs=steps, numticks=9) if wide else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -151,18 +161,21 @@ def _chance(axis: Axes, chance: float) -> None:
     axis.plot([0, 0], ends, color="black", linestyle="none", **stroke, **above, zorder=5)
 
 
-def _legend(summary: pd.DataFrame, panels: list[list[str]], chance: bool, beyond: bool) -> list[Line2D]:
-    sparse = summary.loc[summary["pattern"] != "dense", "series"].unique()
-    handles = [Line2D([], [], label=series.label, **style.marker(series)) for series in sparse]
-    handles.append(Line2D([], [], label="Dense", **style.DENSE_LINE))
+def _legend(summary: pd.DataFrame, panels: list[list[str]], chance: bool, beyond: bool) -> dict[str, list[Line2D]]:
+    groups: dict[str, list[Line2D]] = {"One-shot": [], "Unstructured": [], "Learned": []}
+    for series in summary.loc[summary["pattern"] != "dense", "series"].unique():
+        handle = Line2D([], [], label=series.label, **style.marker(series))
+        kind = "One-shot" if series.hardware_friendly else "Unstructured"
+        groups["Learned" if series.learned else kind].append(handle)
+    lines = [Line2D([], [], label="Dense", **style.DENSE_LINE)]
     if len(panels[0]) == 2:
-        handles.append(Line2D([], [], label="Dense, published", **PUBLISHED_DENSE_LINE))
-    handles.append(Line2D([], [], label="Pareto front (dense, N:M, hybrid)", **FRONT_LINE))
+        lines.append(Line2D([], [], label="Dense, published", **PUBLISHED_DENSE_LINE))
+    lines.append(Line2D([], [], label="Pareto front", **FRONT_LINE))
     if chance:
-        handles.append(Line2D([], [], label="Chance", **style.DOTTED_LINE))
+        lines.append(Line2D([], [], label="Chance", **style.DOTTED_LINE))
     if any("published" in columns for columns in panels):
         any_series = style.Series("", "", None, False, style.Look("o", "black"))
-        handles.append(Line2D([], [], label="Hollow: published", **style.hollow_marker(any_series)))
+        lines.append(Line2D([], [], label="Hollow: published", **style.hollow_marker(any_series)))
     if beyond:
-        handles.append(Line2D([], [], linestyle="none", label="On the upper edge: beyond the axis"))
-    return handles
+        lines.append(Line2D([], [], linestyle="none", label="Upper edge: beyond the axis"))
+    return groups | {"": lines}

@@ -10,19 +10,22 @@ from patch.pipeline.reporting.figure_style import save
 from patch.pipeline.reporting.pareto import pareto
 from patch.pipeline.reporting.speedup import speedup as draw_speedup
 from patch.pipeline.results.collect import mean_chance, read_results, row_names
+from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import Record
 from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.stage_settings import FigureSettings
 
 
-def run_pareto(settings: FigureSettings, *, results: Path, record: Path, out: Path) -> None:
+def run_pareto(settings: FigureSettings, *, results: Path, record: Path, published: Path, out: Path) -> None:
     """Draw accuracy and perplexity against sparsity for the rows in ``settings``.
 
-    Any ``record`` of the model has the tasks' chance level.
+    Any ``record`` of the model has the tasks' chance level. ``published`` has the title of the paper's model.
     """
-    chance = mean_chance(Record.read_current([record], settings.digests), settings.model.name)
+    model = settings.model
+    chance = mean_chance(Record.read_current([record], settings.digests), model.name)
     frame = read_results(results, settings.digests)
-    save(pareto(frame[row_names(frame).isin(settings.rows)], settings.model, chance), out)
+    title = load_published(published).models[model.published].title if model.published else None
+    save(pareto(frame[row_names(frame).isin(settings.rows)], model, chance, title), out)
 
 
 def run_density(settings: FigureSettings, *, records: list[Path], out: Path) -> None:

@@ -5,7 +5,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.pipeline.reporting.figure_style import LOOKS, looks, save
+from patch.pipeline.reporting.figure_style import save
 from patch.pipeline.reporting.pareto import pareto, pareto_front
 from patch.pipeline.results.collect import mean_chance
 
@@ -38,18 +38,57 @@ def test_published_numbers_share_axes_only_where_comparable(one_seed):
     assert not any("ublished" in text for text in texts(alone))
 
 
-def test_points_of_one_sparsity_do_not_coincide(one_seed):
-    axis = pareto(one_seed.frame, one_seed.models[2]).axes[0]
-    x = [float(container.lines[0].get_xdata()[0]) for container in axis.containers]
-    at_half = sorted(value for value in x if abs(value - 50) < 2.5)
-    assert len(at_half) == 4
-    assert min(np.diff(at_half)) > 0.5
+def places(axis):
+    """Return the distance of each point from the nearest sparsity, by that sparsity."""
+    x = [value for container in axis.containers for value in container.lines[0].get_xdata()]
+    nearest = [min((25, 35, 45, 50), key=lambda level: abs(level - value)) for value in x]
+    return {level: [v - level for v, near in zip(x, nearest, strict=True) if near == level] for level in set(nearest)}
+
+
+def test_points_of_one_sparsity_are_side_by_side_and_near_it(one_seed):
+    frame, model = one_seed.frame, one_seed.models[2]
+    rows = frame[(frame["model"] == model.name) & (frame["method"] == "wanda") & (frame["pattern"] == "2:4")]
+    many = pd.concat([frame, *(rows.assign(method=f"mine{index}") for index in range(12))], ignore_index=True)
+    for shown, count in ((frame, 4), (many, 16)):
+        offsets = places(pareto(shown, model).axes[0])
+        assert len(offsets[50]) == count
+        for of_level in offsets.values():
+            assert max(map(abs, of_level)) <= 0.6 + 1e-9
+            assert all(np.diff(sorted(of_level)) > 0.05)
+
+
+def test_the_front_is_drawn_at_the_true_sparsity(one_seed):
+    for axis in pareto(one_seed.frame, one_seed.models[1]).axes:
+        (front,) = [line for line in axis.lines if line.get_drawstyle() == "steps-pre"]
+        x = [float(value) for value in front.get_xdata()]
+        assert len(x) > 1 and set(x) <= {0, 25, 35, 45, 50}
+        # Each step ends at a measured point, whose offset is its own.
+        points = [tuple(point) for container in axis.containers for point in container.lines[0].get_xydata()]
+        for level, height in zip(x, front.get_ydata(), strict=True):
+            assert level == 0 or any(y == height and abs(at - level) <= 0.6 + 1e-9 for at, y in points)
+
+
+def test_panels_are_titled_by_the_names_of_the_models(one_seed):
+    axes = pareto(one_seed.frame, one_seed.models[0], None, "Qwen2.5-0.5B").axes
+    assert axes[0].get_title(loc="left") == "Qwen2-mini, measured"
+    assert axes[2].get_title(loc="left").startswith("Qwen2.5-0.5B, as published")
+
+
+def test_a_model_without_tasks_has_a_figure_of_a_column(one_seed):
+    frame = one_seed.frame[one_seed.frame["metric"] == "perplexity"]
+    figure = pareto(frame, one_seed.models[1].model_copy(update={"title": "a long title " * 10}))
+    assert len(figure.axes) == 1 and figure.get_figwidth() == 3.25
+    figure.draw_without_rendering()
+    title = figure.axes[0]._left_title.get_window_extent()
+    assert title.width < figure.bbox.width and len(figure.axes[0].get_title(loc="left").split("\n")) > 2
 
 
 def test_legend_names_what_is_drawn(one_seed):
     model = one_seed.models[2]
     labels = texts(pareto(one_seed.frame, model, mean_chance(one_seed.records, model.name)))
     assert {"Wanda, 2:4", "Wanda, unstructured", "PATCH (tile)", "Dense"} <= set(labels)
+    learned = labels[labels.index("Learned") :]
+    assert {"MaskLLM, 2:4", "PATCH (tile)"} <= set(learned) and "Wanda, 2:4" not in learned
 
 
 def test_chance_is_a_line_at_its_place_where_it_is_near(one_seed):
@@ -94,19 +133,13 @@ def test_a_broken_perplexity_does_not_flatten_the_panel(one_seed):
     frame.loc[broken, "value"] = np.inf
     figure = pareto(frame, one_seed.models[2])
     assert figure.axes[1].get_ylim()[1] < 1000
-    assert "On the upper edge: beyond the axis" in texts(figure)
+    assert "Upper edge: beyond the axis" in texts(figure)
 
 
 def test_a_lone_dense_run_can_be_drawn(one_seed, tmp_path):
     frame = one_seed.frame
     assert save(pareto(frame[frame["method"] == "dense"], one_seed.models[0]), tmp_path / "f")
     assert save(pareto(frame[:0], one_seed.models[0]), tmp_path / "f")
-
-
-def test_unknown_methods_get_looks_of_their_own():
-    found = looks(["wanda", "mine", "yours"])
-    assert found["wanda"] == LOOKS["wanda"]
-    assert len({(look.marker, look.color) for look in found.values()}) == 3
 
 
 def beats(a, b, higher):
