@@ -170,7 +170,7 @@ rule density:
 
 
 rule curves:
-    """Draw training curves: loss, density with its target, and temperature."""
+    """Draw training curves: cross-entropy, held-out loss, density with its target, and kept norm."""
     input:
         curves_of=lambda wildcards: [PLAN.masks.curve(run) for run in PLAN.learned_runs(wildcards.model)],
     output:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,13 +15,26 @@ from matplotlib.lines import Line2D
 
 from patch.errors import InputError
 from patch.learning.curve import read_lines
-from patch.pipeline.reporting.figure_style import DOTTED_LINE, SEQUENCE, STYLE, TEXT_WIDTH
-from patch.pipeline.runs.run import ModelInfo
+from patch.pipeline.reporting import figure_style as style
+from patch.pipeline.results.order import percent, variant_title
+from patch.pipeline.runs.run import ModelInfo, Run
 
-# Fraction of a run's points that the moving average covers.
-SMOOTHING = 0.05
-DASHES: list[str | tuple[int, tuple[float, ...]]] = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1))]
-TEMPERATURES = {"pattern_temperature": ("2:4 pattern", "-"), "tile_temperature": ("tile", (0, (4, 1.5)))}
+# Fraction of a run's steps that the moving average of the cross-entropy covers.
+SMOOTHING = 0.1
+# Number of markers on a curve with a value for each step.
+MARKERS = 5
+# Height of a row of panels, in inches.
+PANEL_HEIGHT = 1.9
+# Fractions of black in the colour of the first of several runs of a method, and of white in that of the last.
+DARKEST, PALEST = 0.4, 0.4
+INITIAL = {"linewidth": 0.8, "linestyle": (0, (4, 2))}
+# Key of a curve -> label of its panel, in the order of the panels.
+PANELS = {
+    "cross_entropy": "Cross-entropy (nats)",
+    "held_out_loss": "Held-out loss (nats)",
+    "density": "Density",
+    "kept_norm": "Kept norm",
+}
 
 
 def read_curve(path: Path | str) -> pd.DataFrame:
@@ -37,90 +51,117 @@ def read_curve(path: Path | str) -> pd.DataFrame:
     return pd.DataFrame([line.values for line in lines]).apply(pd.to_numeric)
 
 
-@matplotlib.rc_context(STYLE)
-def curves(files: Mapping[str, Path | str], model: ModelInfo) -> Figure:
-    """Return a figure of loss, cross-entropy, density with its target, and temperature over the learning steps.
+@dataclass(frozen=True)
+class Curve:
+    """Training curve of a run, its label in the legend and the style of its line."""
+
+    frame: pd.DataFrame
+    label: str
+    line: dict[str, Any]
+
+    def values(self, key: str) -> pd.Series:
+        """Return a column without missing values, indexed by step; it is empty if the curve lacks it."""
+        if key == "cross_entropy" and key not in self.frame:
+            # ProxSparse has no other term in its loss.
+            key = "loss"
+        return self.frame.set_index("step")[key].dropna() if key in self.frame else pd.Series(dtype=float)
+
+
+@matplotlib.rc_context(style.STYLE)
+def curves(files: Mapping[Run, Path | str], model: ModelInfo) -> Figure:
+    """Return a figure of the learning of masks over the steps.
+
+    Panels: cross-entropy of the training batches (moving average), held-out loss of the final-form mask, density with
+    its target, and kept norm. A panel for which no curve has values is left out.
 
     Args:
-        files: label -> path of a run's JSON lines, in the order of the legend.
+        files: learned run -> path of its JSON lines, in the order of the legend.
         model: model named in the title.
 
     Raises:
         InputError: see `read_curve`.
     """
-    runs = {label: read_curve(path) for label, path in files.items()}
-    looks = {
-        label: {"color": SEQUENCE[i % len(SEQUENCE)], "linestyle": DASHES[i % len(DASHES)]}
-        for i, label in enumerate(runs)
-    }
-    figure = Figure(figsize=(TEXT_WIDTH, 4.1), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
-    for axis, key, label in ((axes[0, 0], "loss", "Loss"), (axes[0, 1], "cross_entropy", "Cross-entropy (nats)")):
-        _smoothed(axis, runs, looks, key)
-        axis.set_ylabel(label)
-    _densities(axes[1, 0], runs, looks)
-    _temperatures(axes[1, 1], runs, looks)
-    for axis in axes[1]:
+    lines = _lines(list(files))
+    drawn = [Curve(read_curve(path), *line) for path, line in zip(files.values(), lines, strict=True)]
+    keys = [key for key in PANELS if key == "cross_entropy" or any(len(curve.values(key)) for curve in drawn)]
+    if not any(len(curve.values("target_density")) for curve in drawn):
+        keys = [key for key in keys if key != "density"]
+    columns = len(keys) if len(keys) < 4 else 2
+    rows = len(keys) // columns
+    figure = Figure(figsize=(style.figure_width(columns), PANEL_HEIGHT * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    draw = {"cross_entropy": _cross_entropy, "held_out_loss": _held_out, "density": _density, "kept_norm": _kept_norm}
+    for axis, key in zip(axes.ravel(), keys, strict=True):
+        draw[key](axis, drawn)
+        axis.set_ylabel(PANELS[key])
         axis.set_xlabel("Step")
-    axes[0, 0].set_title(model.title, loc="left")
+    style.set_title(figure, axes[0, 0], model.title)
     figure.align_ylabels()
-    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, max(1, len(handles))))
+    handles = [Line2D([], [], label=curve.label, **curve.line) for curve in drawn]
+    if "held_out_loss" in keys:
+        handles.append(Line2D([], [], label="Initial mask", color=style.GREY, **INITIAL))
+    if "density" in keys:
+        handles.append(Line2D([], [], label="Target density", **style.DOTTED_LINE))
+    style.add_grouped_legend(figure, {"": handles}, 4 if columns > 1 else 2)
     return figure
 
 
-def _values(run: pd.DataFrame, key: str) -> pd.Series | None:
-    """Return a column without missing values, indexed by step, or None if the run does not have it."""
-    if key not in run or run[key].isna().all():
-        return None
-    return run.set_index("step")[key].dropna()
+def _lines(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the label and the line style of each run: marker and colour of its method, in a shade of its own."""
+    looks = style.looks(run.method for run in runs)
+    several_tiles = len({run.tile for run in runs if run.tile}) > 1
+    same = {run: [other for other in runs if looks[other.method].color == looks[run.method].color] for run in runs}
+    lines = []
+    for run in runs:
+        look = looks[run.method]
+        series = style.Series(run.method, run.pattern, run.tile if several_tiles else None, False, look)
+        label = series.label + (f", {percent(run.sparsity)} %" if run.pattern == "hybrid" else "")
+        label += f", {variant_title(run.variant)}" if run.variant else ""
+        color = _shade(look.color, same[run].index(run), len(same[run]))
+        marker = style.marker(replace(series, look=replace(look, color=color, size=0.8 * look.size)))
+        lines.append((label, marker | {"linestyle": "-", "markeredgewidth": 0.5}))
+    return lines
 
 
-def _smoothed(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict], key: str) -> None:
-    bounds = []
-    for label, run in runs.items():
-        values = _values(run, key)
-        if values is None:
-            continue
-        sequence = max(1, round(SMOOTHING * len(values)))
-        smooth = values.rolling(sequence, center=True, min_periods=1).mean()
-        axis.plot(values.index, values, color=looks[label]["color"], linewidth=0.5, alpha=0.25)
-        axis.plot(smooth.index, smooth, **looks[label])
-        bounds += list(np.nanpercentile(values, [0.5, 99.5]))
-    if bounds:
-        # The limits exclude outliers of the raw curves, which would flatten the smoothed ones.
-        margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
-        axis.set_ylim(min(bounds) - margin, max(bounds) + margin)
+def _shade(color: str, index: int, count: int) -> Any:
+    """Return one of several shades of a colour, from dark to pale."""
+    if count == 1:
+        return color
+    white = (DARKEST + PALEST) * index / (count - 1) - DARKEST
+    return style.mixed(color, "white" if white > 0 else "black", abs(white))
 
 
-def _densities(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict]) -> None:
-    for label, run in runs.items():
-        values, target = _values(run, "density"), _values(run, "target_density")
-        if values is None or target is None:
-            continue
-        axis.plot(target.index, target, **DOTTED_LINE)
-        axis.plot(values.index, values, **looks[label])
-    axis.set_ylabel("Density")
-    # Leave room for the legend above the highest line.
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high + 0.2 * (high - low))
-    axis.legend(handles=[Line2D([], [], **DOTTED_LINE, label="target")], loc="upper right")
+def _plot(axis: Axes, drawn: Sequence[Curve], values: Sequence[pd.Series]) -> None:
+    """Draw a value for each step, with a few markers."""
+    for index, (curve, of_curve) in enumerate(zip(drawn, values, strict=True)):
+        step = max(1, len(of_curve) // MARKERS)
+        # Curves of equal batches rise and fall together, so their markers must not coincide.
+        axis.plot(of_curve.index, of_curve, markevery=(step * index // len(drawn), step), **curve.line)
 
 
-def _temperatures(axis: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, dict]) -> None:
-    """Draw the temperature schedules; a shared schedule is drawn once, in black, so that no run hides another."""
-    handles = []
-    for key, (title, dash) in TEMPERATURES.items():
-        schedules: dict[tuple, list[str]] = {}
-        for label, run in runs.items():
-            values = _values(run, key)
-            if values is not None:
-                schedules.setdefault(tuple(values.items()), []).append(label)
-        for points, labels in schedules.items():
-            color = looks[labels[0]]["color"] if len(schedules) > 1 and len(labels) == 1 else "black"
-            axis.plot(*zip(*points, strict=True), color=color, linestyle=dash)
-        if schedules:
-            handles.append(Line2D([], [], color="black", linestyle=dash, label=title))
-    axis.set_ylabel("Temperature")
-    if handles:
-        axis.legend(handles=handles, loc="upper right")
+def _cross_entropy(axis: Axes, drawn: Sequence[Curve]) -> None:
+    values = [curve.values("cross_entropy") for curve in drawn]
+    windows = [max(1, round(SMOOTHING * len(of_curve))) for of_curve in values]
+    smooth = [v.rolling(width, center=True, min_periods=1).mean() for v, width in zip(values, windows, strict=True)]
+    _plot(axis, drawn, smooth)
+
+
+def _held_out(axis: Axes, drawn: Sequence[Curve]) -> None:
+    for curve in drawn:
+        values, initial = curve.values("held_out_loss"), curve.values("initial_held_out_loss")
+        axis.plot(values.index, values, **curve.line)
+        if len(initial):
+            ends = [0, curve.frame["step"].max()]
+            axis.plot(ends, [initial.iloc[0]] * 2, color=curve.line["color"], zorder=1.5, **INITIAL)
+
+
+def _density(axis: Axes, drawn: Sequence[Curve]) -> None:
+    targeted = [curve for curve in drawn if len(curve.values("target_density"))]
+    _plot(axis, targeted, [curve.values("density") for curve in targeted])
+    for curve in targeted:
+        target = curve.values("target_density")
+        axis.plot(target.index, target, **style.DOTTED_LINE)
+
+
+def _kept_norm(axis: Axes, drawn: Sequence[Curve]) -> None:
+    _plot(axis, drawn, [curve.values("kept_norm") for curve in drawn])

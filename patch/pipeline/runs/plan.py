@@ -14,7 +14,7 @@ from patch.learning.learning_settings import Learning
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.layout import Layout, digest, input_path, settings_digest
-from patch.pipeline.runs.run import ModelInfo, Run, format_tile
+from patch.pipeline.runs.run import ModelInfo, Run
 from patch.pipeline.runs.shared_masks import SharedMasks
 from patch.pipeline.runs.stage_settings import (
     CompareSettings,
@@ -321,8 +321,8 @@ class Plan:
         return settings.model_copy(update={"digests": settings.digests | self.digests([], [model])})
 
     def curves_settings(self, model: str) -> FigureSettings:
-        """Return the settings of the figure of training curves, with a label for each curve."""
-        return FigureSettings(model=self.model_info(model), labels=[_label(run) for run in self.learned_runs(model)])
+        """Return the settings of the figure of training curves."""
+        return FigureSettings(model=self.model_info(model), runs=self.learned_runs(model))
 
     def learned_runs(self, model: str) -> list[Run]:
         """Return the learned runs whose curves are drawn: the first seed of each row of the standard tables."""
@@ -466,8 +466,3 @@ class Plan:
             inputs.pop("weights", None)
             inputs["quantized"] = self.layout.quantized(run)
         return inputs
-
-
-def _label(run: Run) -> str:
-    tile = f", tile {format_tile(run.tile)}" if run.tile else ""
-    return f"{run.definition.title} {100 * run.sparsity:g} %{tile}"

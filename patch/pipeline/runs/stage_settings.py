@@ -21,7 +21,7 @@ from patch.quantization.quantization_settings import Quantization
 from patch.settings import Section
 
 # Version of tables, figures and pages, which change together.
-TABULATE_VERSION = 5
+TABULATE_VERSION = 6
 
 
 class ExpectedMask(Section):
@@ -259,14 +259,14 @@ class TabulateSettings(Section):
 class FigureSettings(Section):
     """Settings of a figure of one model.
 
-    ``labels`` are the names of its curves, in order. ``rows`` are its points, as `model/row`. ``digests`` is as in
+    ``runs`` are those of its curves, in order. ``rows`` are its points, as `model/row`. ``digests`` is as in
     `TabulateSettings`, for the runs that the figure shows.
     """
 
     version: int = TABULATE_VERSION
     digests: dict[str, str] = {}
     model: ModelInfo
-    labels: list[str] = []
+    runs: list[Run] = []
     rows: list[str] = []
 
 

@@ -34,11 +34,8 @@ def run_density(settings: FigureSettings, *, records: list[Path], out: Path) -> 
 
 
 def run_curves(settings: FigureSettings, *, curves_of: list[Path], out: Path) -> None:
-    """Draw the loss, density and temperature of learned masks.
-
-    ``curves_of`` are the curve files in the order of ``settings.labels``.
-    """
-    save(curves(dict(zip(settings.labels, curves_of, strict=True)), settings.model), out)
+    """Draw the learning of masks; ``curves_of`` are the curve files in the order of ``settings.runs``."""
+    save(curves(dict(zip(settings.runs, curves_of, strict=True)), settings.model), out)
 
 
 def run_speedup_figure(settings: FigureSettings, *, results: Path, speedup: Path, out: Path) -> None:

@@ -152,9 +152,8 @@ def write_curve(path: Path, steps: int, target: float | None, seed: int = 0) -> 
                 "loss": loss - 0.5,
                 "cross_entropy": loss,
                 "density": 0.5 if density is None else density,
+                "kept_norm": 0.8 + 0.1 * done,
                 "target_density": target,
-                "pattern_temperature": 4 - 3.95 * done,
-                "tile_temperature": None if target is None else 2 - 1.95 * done,
                 "lr": 1e-3,
             }
         )
@@ -169,10 +168,12 @@ def one_seed() -> Experiment:
 
 
 @pytest.fixture
-def curves_of(tmp_path: Path) -> dict[str, Path]:
-    """Return the training curve of one run of each kind, by its label."""
-    levels = {"MaskLLM": None, "PATCH 45 %": 0.55, "PATCH 35 %": 0.65, "PATCH 25 %": 0.75}
+def curves_of(tmp_path: Path) -> dict[Run, Path]:
+    """Return the training curves of learned runs of one model, by run."""
+    patch = {"model": "qwen", "method": "patch-joint", "pattern": "hybrid", "tile": 16}
+    runs = {Run(model="qwen", method="maskllm", pattern="2:4", sparsity=0.5): None}
+    runs |= {Run(**patch, sparsity=level): 1 - level for level in (0.45, 0.35, 0.25)}
     return {
-        title: write_curve(tmp_path / f"{index}.jsonl", 200, target, index)
-        for index, (title, target) in enumerate(levels.items())
+        run: write_curve(tmp_path / f"{index}.jsonl", 200, target, index)
+        for index, (run, target) in enumerate(runs.items())
     }

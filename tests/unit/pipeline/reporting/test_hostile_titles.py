@@ -31,7 +31,7 @@ from patch.pipeline.reporting.table import Table
 from patch.pipeline.reporting.tables import build_table
 from patch.pipeline.results.differences import COLUMNS
 from patch.pipeline.results.speed import SpeedRecord, Speeds
-from patch.pipeline.runs.run import ModelInfo
+from patch.pipeline.runs.run import ModelInfo, Run
 
 ROOT = Path(__file__).parents[4]
 SECRET = "the contents of another file"
@@ -232,14 +232,14 @@ def test_the_summary_prints_the_title(
 @pytest.mark.parametrize("title", ["$^$", "$", "a$b$c\\$", "a -- b", WHOLE])
 @pytest.mark.parametrize("figure", ["pareto", "density", "curves", "speedup"])
 def test_every_figure_draws_the_title(
-    title: str, figure: str, one_seed: Any, curves_of: dict[str, Path], speed_record: Callable
+    title: str, figure: str, one_seed: Any, curves_of: dict[Run, Path], speed_record: Callable
 ) -> None:
     model = titled(title, one_seed)[0]
     record = SpeedRecord.model_validate(speed_record("qwen", "joint", 16))
     drawn = {
         "pareto": lambda: pareto(one_seed.frame, model, 30.0),
         "density": lambda: density(one_seed.records, model),
-        "curves": lambda: curves({title: next(iter(curves_of.values()))}, model),
+        "curves": lambda: curves(curves_of, model),
         "speedup": lambda: speedup(one_seed.frame, record, model),
     }[figure]()
     texts = [text for text in drawn.findobj(lambda part: hasattr(part, "get_parse_math")) if title in text.get_text()]
