@@ -226,11 +226,15 @@ def figure_width(panels: int) -> float:
     return COLUMN_WIDTH if panels == 1 else TEXT_WIDTH
 
 
+def wrapped(title: str, width: float) -> str:
+    """Return a title in lines of at most a width in inches."""
+    character = 0.46 * STYLE["axes.titlesize"] / 72
+    return "\n".join(textwrap.wrap(title, int(width / character), break_on_hyphens=False))
+
+
 def set_title(figure: Figure, axis: Axes, title: str) -> None:
-    """Set a title at the left of a panel, with lines that are at most as long as the figure is wide."""
-    character = 0.5 * STYLE["axes.titlesize"] / 72
-    lines = textwrap.wrap(title, int(figure.get_figwidth() / character), break_on_hyphens=False)
-    axis.set_title("\n".join(lines), loc="left")
+    """Set the title of a row of panels at the left of its first panel."""
+    axis.set_title(wrapped(title, figure.get_figwidth()), loc="left")
 
 
 def add_legend(figure: Figure, handles: Sequence[Line2D], columns: int = 4) -> Legend:
