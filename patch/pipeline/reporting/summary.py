@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from patch.pipeline.reporting.captions import caption
 from patch.pipeline.reporting.comparison import ERRORS, compare_with_paper
 from patch.pipeline.reporting.escape import escape_markdown
 from patch.pipeline.reporting.missing_results import missing_results
@@ -110,8 +111,12 @@ def _figures(figures: Mapping[str, Mapping[str, str]]) -> str:
     parts = []
     for model, paths in figures.items():
         parts.append(f"### {escape_markdown(model)}")
-        parts += [f"![{escape_markdown(model)}: {name}]({path})" for name, path in paths.items()]
+        parts += [_figure(model, name, path) for name, path in paths.items()]
     return "\n\n".join(parts)
+
+
+def _figure(model: str, name: str, path: str) -> str:
+    return f"![{escape_markdown(model)}: {name}]({path})\n\n{escape_markdown(caption(name))}"
 
 
 def _missing(results: Results) -> str:

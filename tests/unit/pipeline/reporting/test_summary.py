@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from patch.pipeline.reporting.captions import caption
 from patch.pipeline.reporting.missing_results import missing_results
 from patch.pipeline.reporting.render import to_markdown
 from patch.pipeline.reporting.summary import Results, cost_line, environment_line, summary
@@ -71,7 +72,7 @@ def test_the_page_has_every_section_and_the_tables_as_they_are_written(experimen
     ]
     for table in found.tables:
         assert f"### {table.name}\n\n{to_markdown(table)}".rstrip("\n") in text
-    assert "![Qwen2-mini: pareto](figures/qwen/pareto.png)" in text
+    assert f"![Qwen2-mini: pareto](figures/qwen/pareto.png)\n\n{caption('pareto')}\n\n" in text
     assert section(text, "Configuration") == "- Models: Qwen2\\_mini\n- Seeds: 0"
     assert "snakemake --configfile my.yaml" in section(text, "Reproduction")
 
