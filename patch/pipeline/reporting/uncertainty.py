@@ -75,17 +75,18 @@ def _range(counts: Iterable[int | None]) -> str:
 
 
 def close_pairs(differences: pd.DataFrame, expected: Sequence[Run]) -> dict[tuple[str, float], Pairs]:
-    """Return the pairs of rows whose difference is within the error, without pairs that contain the dense model.
+    """Return the pairs of rows of one sparsity whose difference is within the error.
 
     Returns:
         A map from model and sparsity (highest first) to the pairs.
     """
     titles = {(run.model, run.row): _title(run) for run in expected}
-    dense = {key for key, title in titles.items() if title == "dense"}
+    sparsities = {(run.model, run.row): run.sparsity for run in expected}
     pairs: dict[tuple[str, float], Pairs] = {}
     for line in differences.sort_values("sparsity", ascending=False, kind="stable").itertuples():
         sides = (line.model, line.a), (line.model, line.b)
-        if line.metric not in ("perplexity", "accuracy") or pd.isna(line.stderr) or dense.intersection(sides):
+        equal = len({sparsities.get(side) for side in sides}) == 1
+        if line.metric not in ("perplexity", "accuracy") or pd.isna(line.stderr) or not equal:
             continue
         found = pairs.setdefault((line.model, line.sparsity), {"perplexity": ([], 0), "accuracy": ([], 0)})
         close, count = found[line.metric]

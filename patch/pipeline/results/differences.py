@@ -67,7 +67,10 @@ class _Estimate:
 
 
 def paired_differences(samples: list[Samples]) -> pd.DataFrame:
-    """Return the differences of all row pairs of one model and sparsity, and of each row and the dense model.
+    """Return the paired differences between rows of one model.
+
+    Compared are the rows of equal sparsity, each row and the dense model, hybrid and 2:4 rows with equal quantization
+    and fine-tuning, and rows that differ only in their sparsity.
 
     The standard error comes from a paired bootstrap. Each resample draws the same sequences and questions for both
     rows, independently for each task, and recomputes the mean over tasks. The variance of the mean over seeds is
@@ -79,10 +82,10 @@ def paired_differences(samples: list[Samples]) -> pd.DataFrame:
     Returns:
         A frame with the columns ``COLUMNS``. ``metric`` is `perplexity`, `accuracy` (mean over tasks), a task, or
         another metric of a task; all differences but those of perplexity are in percentage points. ``a`` and ``b``
-        are row names and ``difference`` is a - b. ``sparsity`` is the target, or that of the other row in a comparison
-        with the dense model. ``stderr`` is null if a data set has only one sample. ``samples`` is the number of
-        sequences or questions. ``seeds`` is the larger number of seeds of the two rows. ``config_digest`` is the joint
-        digest of all samples of both rows.
+        are row names and ``difference`` is a - b. ``sparsity`` is the target of ``a``, which is at least that of
+        ``b``. ``stderr`` is null if a data set has only one sample. ``samples`` is the number of sequences or
+        questions. ``seeds`` is the larger number of seeds of the two rows. ``config_digest`` is the joint digest of all
+        samples of both rows.
         A metric is left out if the two rows do not have the same samples: a data set differs in size, a task is
         missing, or a task has no per-question values.
 
@@ -120,12 +123,20 @@ def _order(run: Run) -> tuple:
 
 
 def _pairs(rows: list[Run]) -> Iterator[tuple[str, str, float]]:
-    """Yield the names of the rows to compare and their sparsity; the dense model always comes second."""
+    """Yield the names of the rows to compare and the larger sparsity; the dense model always comes second."""
     for first, second in itertools.combinations(rows, 2):
-        if _is_dense(first):
-            yield second.row, first.row, second.sparsity
-        elif format_sparsity(first.sparsity) == format_sparsity(second.sparsity) or _is_dense(second):
-            yield first.row, second.row, first.sparsity
+        if _compared(first, second):
+            a, b = (second, first) if _is_dense(first) else (first, second)
+            yield a.row, b.row, a.sparsity
+
+
+def _compared(first: Run, second: Run) -> bool:
+    """Return whether the file has the difference of two rows, see `paired_differences`."""
+    if format_sparsity(first.sparsity) == format_sparsity(second.sparsity) or _is_dense(first) or _is_dense(second):
+        return True
+    if {first.pattern, second.pattern} == {"hybrid", "2:4"}:
+        return (first.quantization, first.finetune) == (second.quantization, second.finetune)
+    return first.model_copy(update={"sparsity": second.sparsity, "seed": second.seed}) == second
 
 
 def _is_dense(run: Run) -> bool:

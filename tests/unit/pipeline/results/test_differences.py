@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -143,16 +144,27 @@ def test_which_rows_are_compared() -> None:
         PATCH,
         PATCH.model_copy(update={"variant": "lr=1.0"}),
         PATCH.model_copy(update={"quantization": "absmax"}),
+        PATCH.model_copy(update={"sparsity": 0.25}),
+        WANDA.model_copy(update={"quantization": "absmax"}),
+        PATCH.model_copy(update={"sparsity": 0.35, "variant": "lr=1.0"}),
+        PATCH.model_copy(update={"sparsity": 0.35, "tile": 32}),
+        Run(model="qwen", method="wanda", pattern="unstructured", sparsity=0.35),
+        Run(model="qwen", method="wanda", pattern="unstructured", sparsity=0.25),
     ]
     other = [run.model_copy(update={"model": "llama"}) for run in (DENSE, WANDA)]
     frame = paired_differences([of(run, cloze=answers(0), perplexity=losses(0)) for run in [*runs, *other]][::-1])
     assert list(frame.columns) == COLUMNS
     assert set(frame["metric"]) == {"perplexity", "accuracy", "cloze"}
     pairs = {(m, frozenset((a, b))): s for m, a, b, s in frame[["model", "a", "b", "sparsity"]].itertuples(index=False)}
-    alike = [(WANDA, SPARSEGPT, 0.5), (runs[3], runs[4], 0.45), (runs[3], runs[5], 0.45), (*runs[4:], 0.45)]
-    expected = {("qwen", frozenset((a.row, b.row))): s for a, b, s in alike}
+    alike = [pair for pair in combinations(runs[1:], 2) if pair[0].sparsity == pair[1].sparsity]
+    hybrids = [run for run in runs if run.pattern == "hybrid" and not run.quantization]
+    unequal = [*product((WANDA, SPARSEGPT), hybrids), (runs[7], runs[5])]
+    only_sparsity = [(PATCH, runs[6]), (runs[4], runs[8]), (runs[10], runs[11])]
+    expected = {("qwen", frozenset((a.row, b.row))): a.sparsity for a, b in [*alike, *unequal, *only_sparsity]}
     expected |= {("qwen", frozenset((run.row, DENSE.row))): run.sparsity for run in runs[1:]}
     assert pairs == expected | {("llama", frozenset((WANDA.row, DENSE.row))): 0.5}
+    sparsities = {run.row: run.sparsity for run in runs}
+    assert all(sparsities[line.a] == line.sparsity >= sparsities[line.b] for line in frame.itertuples())
     assert len(frame) == 3 * len(pairs)
     assert DENSE.row not in set(frame["a"])
     assert set(frame.loc[frame["metric"] == "cloze", "samples"]) == {500}
@@ -215,7 +227,7 @@ def test_lookup_and_file(tmp_path: Path) -> None:
     key, turned = ("7", "cloze", WANDA.row, DENSE.row), ("7", "cloze", DENSE.row, WANDA.row)
     assert found.difference(*key) == -found.difference(*turned) == pytest.approx(Differences(frame).difference(*key))
     assert found.stderr(*key) == found.stderr(*turned) > 0
-    unknown = ("7", "cloze", WANDA.row, PATCH.row)
+    unknown = ("7", "order", WANDA.row, PATCH.row)
     assert found.difference(*unknown) is None and found.stderr(*unknown) is None
 
 
