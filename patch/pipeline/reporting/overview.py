@@ -88,11 +88,11 @@ def environment_page(experiment: str, records: Sequence[Record]) -> str:
 
 
 def environments(records: Sequence[Record]) -> dict[str, Counter[str]]:
-    """Return the number of records with each value of each property, such as the device, a package or the commit."""
+    """Return the number of records with each value of each property, such as the processor, a package or the commit."""
     properties = []
     for record in records:
         environment = record.environment
-        values = {"device": environment.device, "threads": f"{environment.threads}", "Python": environment.python}
+        values = environment.machine | {"threads": f"{environment.threads}", "Python": environment.python}
         properties.append(values | environment.packages | {"code commit": environment.git_commit or "unknown"})
     names = dict.fromkeys(name for values in properties for name in values)
     return {name: Counter(values.get(name, DASH) for values in properties) for name in names}

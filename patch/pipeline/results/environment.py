@@ -22,12 +22,8 @@ def git_commit() -> str:
         return "unknown"
 
 
-def hardware(device: str) -> str:
-    """Return the name of the GPU or the CPU."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+def processor_name() -> str:
+    """Return the name of the CPU, or its architecture if the system does not report a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -36,8 +32,15 @@ def hardware(device: str) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def hardware(device: str) -> str:
+    """Return the name of the GPU or the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else processor_name()
+
+
 def describe_environment(device: str) -> dict[str, Any]:
-    """Return the commit, versions, device, threads and time for a record."""
+    """Return the commit, versions, hardware, threads and time for a record."""
     import torch
 
     packages = {}
@@ -50,7 +53,8 @@ def describe_environment(device: str) -> dict[str, Any]:
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": packages,
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "device": hardware(device),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -20,14 +20,27 @@ _ROUNDING = 1e-9
 
 
 class Environment(Schema):
-    """Software and hardware environment of a measurement; ``time`` is in ISO 8601 format."""
+    """Software and hardware environment of a measurement.
+
+    ``device`` is the name of the GPU or the CPU that computed, and ``processor`` is that of the CPU, None in records of
+    earlier versions, whose ``device`` is the architecture of the CPU or the name of the GPU. ``time`` is in ISO 8601
+    format.
+    """
 
     git_commit: str | None
     python: str
     packages: dict[str, str]
     device: str
+    processor: str | None = None
     threads: Positive
     time: str
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """Names of the processor and the GPU by their kind; of an old record, that of the device."""
+        if self.processor is None:
+            return {"device": self.device}
+        return {"processor": self.processor} | ({"GPU": self.device} if self.device != self.processor else {})
 
 
 class Record(RunFile):

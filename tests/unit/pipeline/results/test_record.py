@@ -4,6 +4,7 @@ import pytest
 
 from patch.errors import InputError
 from patch.files.io import write_checked_json
+from patch.pipeline.results.environment import describe_environment, hardware
 from patch.pipeline.results.record import Record
 
 
@@ -129,3 +130,19 @@ def test_an_edited_record_is_refused(tmp_path, raw):
     path.write_text(json.dumps(raw()))
     with pytest.raises(InputError, match="it has no checksum"):
         Record.read(path)
+
+
+def test_the_machine_is_named_by_its_processor_and_its_gpu(tmp_path, raw):
+    old = Record.model_validate(raw())
+    assert old.environment.machine == {"device": "cpu"}
+    for device, machine in (("A CPU", {"processor": "A CPU"}), ("H100", {"processor": "A CPU", "GPU": "H100"})):
+        record = raw()
+        record["environment"] |= {"processor": "A CPU", "device": device}
+        Record.write(tmp_path / "r.json", record)
+        assert Record.read(tmp_path / "r.json").environment.machine == machine
+
+
+def test_the_environment_of_this_machine_is_part_of_a_record(raw):
+    environment = describe_environment("cpu")
+    record = Record.model_validate(raw() | {"environment": environment})
+    assert record.environment.machine == {"processor": hardware("cpu")}
