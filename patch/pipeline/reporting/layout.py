@@ -48,7 +48,10 @@ class Layout:
 
     @classmethod
     def of(cls, table: Table, published: bool = True) -> Self:
-        """Return the layout of a table of results; ``published`` adds the paper's numbers to headings that have any."""
+        """Return the layout of a table of results.
+
+        ``published`` adds the paper's numbers of comparable models to headings that have any.
+        """
         rows = table.rows
         labels = {
             "Model": [row.model or "" for row in rows],
@@ -58,7 +61,9 @@ class Layout:
             "Setting": [row.setting for row in rows],
             "Achieved (%)": [_achieved(row) for row in rows],
         }
-        names = [name for name in labels if name not in ("Model", "Setting") or any(labels[name])]
+        measured = any(row.achieved for row in rows)
+        optional = {"Model": table.names_models, "Setting": table.names_settings, "Achieved (%)": measured}
+        names = [name for name in labels if optional.get(name, True)]
         titles, columns = [("", name) for name in names], [labels[name] for name in names]
         bold = [[False] * len(rows) for _ in columns]
         for index, heading in enumerate(table.header):
@@ -67,11 +72,11 @@ class Layout:
             titles.append((group, heading.text))
             columns.append([_measured(measure, heading.metric, table.deviation) for measure in measures])
             bold.append([measure is not None and measure.best for measure in measures])
-            if published and any(m and not math.isnan(m.published) for m in measures):
-                # A difference from another model's numbers is meaningless.
-                same = [heading.model.comparable if heading.model else row.comparable for row in rows]
-                titles.append((group, "Paper (Δ)" if any(same) else "Paper"))
-                columns.append([_published(m, heading.metric, s) for m, s in zip(measures, same, strict=True)])
+            measures = [m if row.comparable else None for m, row in zip(measures, rows, strict=True)]
+            known = any(m and not math.isnan(m.published) for m in measures)
+            if published and known and table.comparable(heading):
+                titles.append((group, "Paper (Δ)"))
+                columns.append([_published(measure, heading.metric) for measure in measures])
                 bold.append([False] * len(rows))
         texts = pd.DataFrame(list(zip(*columns, strict=True)), columns=pd.MultiIndex.from_tuples(titles))
         numeric = [i >= len(names) or name.endswith(" (%)") for i, (_, name) in enumerate(titles)]
@@ -117,11 +122,9 @@ def _measured(measure: Measure | None, metric: str, deviation: bool) -> str:
     return value if math.isnan(error) else f"{value} ± {error:.{decimals}f}"
 
 
-def _published(measure: Measure | None, metric: str, difference: bool) -> str:
+def _published(measure: Measure | None, metric: str) -> str:
     if measure is None or math.isnan(measure.published):
         return DASH
     published = metric_value(measure.published, metric)
-    if not difference:
-        return published
     gap = measure.value - measure.published
     return f"{published} ({'−' if gap < 0 else '+'}{metric_value(abs(gap), metric)})"

@@ -84,7 +84,10 @@ def write_table(table: Table, stem: Path | str) -> list[Path]:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV, with the ``Heading.parts`` of each measure in separate columns."""
+    """Return a table as CSV, with the ``Heading.parts`` of each measure in separate columns.
+
+    The parts on the paper are left out if its numbers are those of other models.
+    """
     rows = table.rows
     columns: dict[str, list[str | int | None]] = {"model": [row.model for row in rows]} if table.names_models else {}
     columns |= {
@@ -99,15 +102,18 @@ def to_csv(table: Table) -> str:
         for name in dict.fromkeys(name for row in rows for name in row.achieved):
             columns[f"{name}_achieved_percent"] = [_number(100 * row.achieved.get(name, math.nan)) for row in rows]
     for index, heading in enumerate(table.header):
-        parts = [_parts(row.measures[index]) for row in rows]
-        columns |= {f"{heading.key}{name}": [part[name] for part in parts] for name in heading.parts}
+        parts = [_parts(row.measures[index], row.comparable) for row in rows]
+        hidden = () if table.comparable(heading) else ("_published", "_difference")
+        names = [name for name in heading.parts if name not in hidden]
+        columns |= {f"{heading.key}{name}": [part[name] for part in parts] for name in names}
     return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
 
 
-def _parts(measure: Measure | None) -> dict[str, str | int]:
+def _parts(measure: Measure | None, comparable: bool) -> dict[str, str | int]:
     if measure is None:
         return dict.fromkeys(PARTS, "")
-    numbers = measure.value, measure.stderr, measure.spread, measure.published, measure.value - measure.published
+    published = measure.published if comparable else math.nan
+    numbers = measure.value, measure.stderr, measure.spread, published, measure.value - published
     value, stderr, spread, published, difference = map(_number, numbers)
     parts = [value, stderr, spread, measure.seeds, published, difference, str(measure.best).lower()]
     return dict(zip(PARTS, parts, strict=True))

@@ -118,6 +118,10 @@ class Table:
     notes: tuple[str, ...] = ()
     deviation: bool = False
 
+    def comparable(self, heading: Heading) -> bool:
+        """Return whether the paper's numbers in a column are those of the measured model, for a row at least."""
+        return heading.model.comparable if heading.model else any(row.comparable for row in self.rows)
+
     @property
     def names_models(self) -> bool:
         """Return whether the rows name their model."""

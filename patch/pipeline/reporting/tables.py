@@ -15,7 +15,7 @@ from patch.pipeline.reporting.selection import TABLES, Selection, selection
 from patch.pipeline.reporting.speeds import speed_table
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_best, pattern_title
 from patch.pipeline.reporting.units import count
-from patch.pipeline.results.collect import DENSITY, summarize
+from patch.pipeline.results.collect import DENSITY, run_of, summarize
 from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.order import RunOrder, run_order, run_title, variant_title
 from patch.pipeline.results.speed import Speeds
@@ -98,7 +98,7 @@ def build_table(
     found: Found = {}
     runs = {_name(run): run for run in expected}
     for line in summarize(frame).itertuples():
-        run = _run(line, seed=0)
+        run = run_of(line, seed=0)
         found[_name(run), line.metric] = line
         runs.setdefault(_name(run), run)
     if positions is not None:
@@ -115,9 +115,9 @@ def build_table(
     rows = [_row(line, tuple(cells), shown, found) for line, cells in zip(lines, measures, strict=True)]
     if chosen.deviation:
         rows = [row for row in rows if any(m and m.seeds > 1 for m in row.measures)]
-    measured = {f"{line.model}/{_run(line, line.seed).id}" for line in frame.itertuples()}
+    measured = {f"{line.model}/{run_of(line, line.seed).id}" for line in frame.itertuples()}
     missing = [f"{run.model}/{run.id}" for run in expected if _name(run) in runs]
-    notes = _notes(chosen, rows, present)
+    notes = _notes(chosen, rows)
     if fewshot and chosen.columns != "projections" and any(heading.metric != "perplexity" for heading in header):
         notes.append(f"Few-shot examples: {', '.join(f'{task} {number}' for task, number in fewshot.items())}.")
     notes += _missing([run for run in missing if run not in measured])
@@ -128,25 +128,7 @@ def _name(run: Run) -> str:
     return f"{run.model}/{run.row}"
 
 
-def _run(line: tuple, seed: int) -> Run:
-    """Return the run of a line of a frame."""
-    quantization, tuned, variant = (
-        None if pd.isna(value) else value for value in (line.quantization, line.finetune, line.variant)
-    )
-    return Run(
-        model=line.model,
-        method=line.method,
-        pattern=line.pattern,
-        sparsity=line.sparsity,
-        tile=None if pd.isna(line.tile) else int(line.tile),
-        seed=seed,
-        quantization=quantization,
-        finetune=tuned,
-        variant=variant,
-    )
-
-
-def _shared(run: Run, model: ModelInfo) -> Run:
+def shared_run(run: Run, model: ModelInfo) -> Run:
     """Return the run of a row that all models share: each model's own variant of PATCH is `patch`."""
     return run.model_copy(update={"method": "patch"}) if run.method == f"patch-{model.variant}" else run
 
@@ -160,7 +142,7 @@ def _lines(
         for run in runs.values():
             if run.model == model.name:
                 place, title = (0, None) if chosen.columns == "models" else (index, model.title)
-                key = place, run_order(_shared(run, model))
+                key = place, run_order(shared_run(run, model))
                 lines.setdefault(key, _Line({}, title)).runs[run.model] = run
 
     def position(key: tuple[int, RunOrder]) -> tuple:
@@ -194,7 +176,7 @@ def _row(line: _Line, measures: tuple[Measure | None, ...], models: Mapping[str,
     model = models[name]
     setting = variant_title(run.variant) if run.variant else ""
     comparable = line.title is None or model.comparable
-    method = run_title(_shared(run, model))
+    method = run_title(shared_run(run, model))
     return Row(line.title, run.sparsity, method, pattern_title(run), achieved, measures, setting, comparable)
 
 
@@ -227,7 +209,7 @@ def _mark_best(
             measures[index][column] = replace(measures[index][column], best=True)
 
 
-def _notes(chosen: Selection, rows: list[Row], models: Sequence[ModelInfo]) -> list[str]:
+def _notes(chosen: Selection, rows: list[Row]) -> list[str]:
     measures = [measure for row in rows for measure in row.measures if measure]
     if not rows:
         return ["No run of this experiment belongs to this table."]
@@ -236,12 +218,6 @@ def _notes(chosen: Selection, rows: list[Row], models: Sequence[ModelInfo]) -> l
     notes = [f"±: sample standard deviation over up to {seeds} seeds."] if chosen.deviation else []
     if chosen.compared:
         notes += [f"±: standard error{over}.", BOLD_NOTE]
-    others = [f"{model.title}: {model.published}" for model in models if model.published and not model.comparable]
-    if others and any(not math.isnan(measure.published) for measure in measures):
-        notes.append(
-            f"The published numbers are those of another, larger model of the family ({'; '.join(others)}). "
-            "Only the order of the methods can be compared, not the values."
-        )
     return notes
 
 

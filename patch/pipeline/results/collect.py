@@ -153,6 +153,14 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
     return rows
 
 
+def run_of(line: Any, seed: int) -> Run:
+    """Return the run of a line of the tidy frame or of its summary, as `itertuples` yields it."""
+    names = ("model", "method", "pattern", "sparsity", "tile", "quantization", "finetune", "variant")
+    values = {name: getattr(line, name) for name in names}
+    known = {name: value for name, value in values.items() if not pd.isna(value)}
+    return Run(**known | ({"tile": int(line.tile)} if "tile" in known else {}), seed=seed)
+
+
 def row_names(frame: pd.DataFrame) -> pd.Series:
     """Return `model/row` for each line of the tidy frame; `row` is `Run.row`."""
     values = frame[RUN_COLUMNS].astype(object).where(frame[RUN_COLUMNS].notna(), None)
