@@ -19,7 +19,7 @@ from patch.pipeline.runs.learning_rates import far_rates
 from patch.pipeline.reporting.escape import escape_label, escape_rst
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.cli.preflight import preflight
-from patch.pipeline.reporting.experiment import describe_experiment
+from patch.pipeline.reporting.experiment import describe_experiment, read_findings
 from patch.pipeline.runs.stale import force
 
 try:
@@ -36,6 +36,7 @@ try:
         PLAN.store.check_tasks()
     # For the first page of the report.
     config["run"] = {name: escape_rst(text) for name, text in describe_experiment(PLAN).items()}
+    config["findings"] = [escape_rst(text) for text in read_findings(PLAN)]
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

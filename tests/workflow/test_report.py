@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from patch.pipeline.reporting.escape import escape_markdown
+
 from .browser import BrowserMissing, dump, require_chromium, served
 
 WALK = Path(__file__).with_name("walk.js")
@@ -50,9 +52,10 @@ def seen(report: Path, chromium: str, tmp_path_factory: pytest.TempPathFactory) 
     return walk
 
 
-def test_the_overview_describes_the_experiment(seen: dict) -> None:
+def test_the_overview_describes_the_experiment(seen: dict, finished: Path) -> None:
     text = " ".join(seen["overview"].split())
-    assert text.startswith("PATCH: the experiment tiny")
+    findings = (finished / "results/tiny/findings.txt").read_text(encoding="utf-8").splitlines()
+    assert len(findings) >= 3 and text.startswith(f"PATCH: the experiment tiny Findings: {' '.join(findings)} ±:")
     config = (
         "Local (local folder local-model), Trained (trained by the workflow).",
         "3 steps",
@@ -134,6 +137,8 @@ def test_a_title_is_text_in_the_report(copied: Path, snakemake, tmp_path: Path) 
 def test_the_summary_is_beside_it(finished: Path) -> None:
     root = finished / "results/tiny"
     text = (root / "README.md").read_text(encoding="utf-8")
+    findings = (root / "findings.txt").read_text(encoding="utf-8").splitlines()
+    assert [text.count(escape_markdown(line)) for line in findings] == [1] * len(findings)
     images = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert len(images) == 2 * len(FIGURES) and all((root / path).is_file() for path in images)
     for table in (root / "tables").glob("*.md"):

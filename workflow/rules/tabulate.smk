@@ -1,7 +1,7 @@
 """Tables, figures and pages.
 
 Inputs: the records of evaluations, training curves and speed measurements. Outputs: results/<experiment>/results.csv,
-tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html and README.md. Outputs in
+tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html, README.md and findings.txt. Outputs in
 report() appear in `snakemake --report`, with captions from workflow/report/.
 """
 
@@ -250,7 +250,7 @@ rule overview:
 
 
 rule summary:
-    """Write README.md: configuration, tables, figures, comparison with the paper, and uncertainty."""
+    """Write README.md with the findings and all results, and findings.txt for the first page of the report."""
     input:
         records=RECORDS,
         results=f"{RESULTS}/results.csv",
@@ -258,6 +258,7 @@ rule summary:
         speedups=SPEEDUPS,
     output:
         readme=f"{RESULTS}/README.md",
+        findings=PLAN.layout.findings,
     log:
         f"{LOGS}/summary.log",
     benchmark:
@@ -267,4 +268,4 @@ rule summary:
     params:
         **job_files("summary", summary_settings(PLAN), command=command(workflow.configfiles)),
     shell:
-        f"{STAGE} summary {JOB} --out {{output.readme:q}} &> {{log:q}}"
+        f"{STAGE} summary {JOB} --out {{output.readme:q}} --findings {{output.findings:q}} &> {{log:q}}"

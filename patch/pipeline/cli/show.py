@@ -6,6 +6,7 @@ With `--partial` the tables contain only the runs that are done.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from patch.errors import InputError, print_result
@@ -14,6 +15,7 @@ from patch.pipeline.cli.workflow import command_parser, read_plan
 from patch.pipeline.reporting.experiment import command, summary_settings
 from patch.pipeline.reporting.measured import Measured, read_speeds
 from patch.pipeline.reporting.render import to_text, write_table
+from patch.pipeline.reporting.summary import summary
 from patch.pipeline.results.collect import collect
 from patch.pipeline.results.differences import Differences, paired_differences
 from patch.pipeline.results.record import Record
@@ -75,7 +77,8 @@ def show_partial(plan: Plan, command: str) -> str:
     for table in tables:
         write_table(table, folder / table.name)
     with atomic_file(folder / "README.md") as temporary:
-        temporary.write_text(measured.page(settings, tables, records, command), encoding="utf-8")
+        results = replace(measured.results(settings, tables, records, command), table_folder=".")
+        temporary.write_text(summary(results), encoding="utf-8")
     where = f"{len(paths)} of {len(runs)} runs. Tables: {folder}/, on one page in its README.md"
     named = [f"Left out because they were made with other settings ({len(stale)}):", *stale] if stale else []
     return "\n  ".join(["\n".join([to_text(tables[0]), where, *named[:1]]), *named[1:]])

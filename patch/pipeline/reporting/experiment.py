@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from patch.data.corpus_settings import Use
 from patch.learning.finetuning_settings import Finetuning
@@ -116,6 +117,13 @@ def _corpus(use: Use) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
+
+
+def read_findings(plan: Plan) -> list[str]:
+    """Return the findings that the summary has written, none before it has run."""
+    path = Path(plan.layout.findings)
+    # Titles may contain characters at which `splitlines` splits.
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
 
 
 def command(configfiles: Sequence[str], changes: Sequence[str] = ()) -> str:

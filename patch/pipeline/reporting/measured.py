@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from patch.pipeline.reporting.summary import Results, summary
+from patch.pipeline.reporting.published_table import PUBLISHED, published_table
+from patch.pipeline.reporting.summary import Results
 from patch.pipeline.reporting.table import Table
 from patch.pipeline.reporting.tables import Arrangement, build_table
 from patch.pipeline.results.collect import read_results
@@ -44,8 +45,10 @@ class Measured:
         return cls(settings, frame, paired, read_speeds(settings, speedups))
 
     def table(self, name: str) -> Table:
-        """Build one table, see `build_table`."""
+        """Build one table, see `build_table` and `published_table`."""
         settings = self.settings
+        if name == PUBLISHED:
+            return published_table(self.frame, settings.models, self.speeds.published)
         arrangement = Arrangement(settings.standard, settings.tables)
         return build_table(
             name,
@@ -58,20 +61,20 @@ class Measured:
             settings.fewshot,
         )
 
-    def page(self, settings: SummarySettings, tables: Sequence[Table], records: Sequence[Record], command: str) -> str:
-        """Return the summary page; ``command`` is the command that reproduces the experiment."""
-        return summary(
-            Results(
-                experiment=settings.experiment,
-                run=settings.run,
-                tables=tables,
-                records=records,
-                differences=self.differences.frame,
-                models=self.settings.models,
-                expected=self.settings.runs,
-                published=self.speeds.published,
-                speeds=self.speeds.records,
-                command=command,
-                figures=settings.figures,
-            )
+    def results(
+        self, settings: SummarySettings, tables: Sequence[Table], records: Sequence[Record], command: str
+    ) -> Results:
+        """Return the contents of the summary page; ``command`` is the command that reproduces the experiment."""
+        return Results(
+            experiment=settings.experiment,
+            run=settings.run,
+            tables=tables,
+            records=records,
+            differences=self.differences,
+            models=self.settings.models,
+            expected=self.settings.runs,
+            published=self.speeds.published,
+            speeds=self.speeds.records,
+            command=command,
+            figures=settings.figures,
         )

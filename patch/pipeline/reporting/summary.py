@@ -6,17 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import pandas as pd
-
 from patch.pipeline.reporting.captions import caption
 from patch.pipeline.reporting.comparison import ERRORS, compare_with_paper
 from patch.pipeline.reporting.escape import escape_markdown
+from patch.pipeline.reporting.findings import READING, find_findings
 from patch.pipeline.reporting.missing_results import missing_results
 from patch.pipeline.reporting.overview import environments
+from patch.pipeline.reporting.published_table import PUBLISHED
 from patch.pipeline.reporting.render import to_markdown
-from patch.pipeline.reporting.table import Table
+from patch.pipeline.reporting.table import DASH, Table
 from patch.pipeline.reporting.uncertainty import uncertainty
-from patch.pipeline.reporting.units import duration, size
+from patch.pipeline.reporting.units import count, duration, size
+from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import Record, measured_costs
 from patch.pipeline.results.speed import SpeedRecord
@@ -28,7 +29,13 @@ COMPARED = (
     "perplexity differences in percent of the published value. For a model that stands for another model of its "
     "family, only the order of the rows is compared."
 )
+MAIN_TABLES = ("joint", "tile")
+LEAD_FIGURE = "pareto"
+# Properties of an environment that name the machine.
+MACHINE = ("GPU", "processor", "device")
 NOT_COMPARED = "The paper has none of these rows."
+# A longer table is a link on the page.
+INLINE_ROWS = 25
 
 
 @dataclass(frozen=True)
@@ -40,44 +47,80 @@ class Results:
         run: description of the configuration: heading -> text.
         tables: tables in the order of the page.
         records: records of the measured runs.
-        differences: frame that `patch.pipeline.results.differences.paired_differences` returns.
+        differences: paired differences between rows.
         models: models of the experiment.
         expected: runs that should have a record.
         published: the paper's numbers.
         command: shell command that reproduces the results.
         figures: title of a model -> name of a figure -> path relative to the page.
         speeds: speed records.
+        table_folder: folder of the tables' files, relative to the page.
     """
 
     experiment: str
     run: Mapping[str, str]
     tables: Sequence[Table]
     records: Sequence[Record]
-    differences: pd.DataFrame
+    differences: Differences
     models: Sequence[ModelInfo]
     expected: Sequence[Run]
     published: Published
     command: str
     figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     speeds: Sequence[SpeedRecord] = ()
+    table_folder: str = "tables"
+
+    @property
+    def findings(self) -> list[str]:
+        """Return the sentences that the page and the report begin with."""
+        return find_findings(self.differences, self.models, self.expected, self.speeds)
 
 
 def summary(results: Results) -> str:
-    """Return the summary page: configuration, tables, figures, comparison, uncertainty, missing results and cost."""
-    compared = [line for table in results.tables for line in compare_with_paper(table, results.models)]
+    """Return the summary page: findings, main figure and tables, then all details."""
+    tables, by_name = results.tables, {table.name: _table(table, results.table_folder) for table in results.tables}
+    main = [table for table in tables if table.name in MAIN_TABLES] or tables[:1]
+    others = [table for table in tables if table not in main and table.name != PUBLISHED]
+    lead = _lead_figure(results.figures, main)
+    compared = [line for table in tables for line in compare_with_paper(table, results.models)]
+    comparison = [f"{_bullets(compared)}\n\n{COMPARED}" if compared else NOT_COMPARED]
+    findings = [_bullets(map(escape_markdown, results.findings)), READING]
     sections = {
+        "Findings": "\n\n".join(findings) if results.findings else "",
+        "Main results": "\n\n".join([*lead, *(by_name[table.name] for table in main)]),
+        "More tables": "\n\n".join(by_name[table.name] for table in others),
+        "More figures": _figures(results.figures, lead),
+        "Comparison with the paper": "\n\n".join([*comparison, by_name.get(PUBLISHED, "")]).rstrip("\n"),
+        "Uncertainty": uncertainty(results.records, results.differences.frame, results.models, results.expected),
         "Configuration": _bullets(escape_markdown(f"{name}: {text}") for name, text in results.run.items()),
-        "Tables": "\n".join(f"### {table.name}\n\n{to_markdown(table)}" for table in results.tables).rstrip("\n"),
-        "Figures": _figures(results.figures),
-        "Comparison with the paper": f"{_bullets(compared)}\n\n{COMPARED}" if compared else NOT_COMPARED,
-        "Uncertainty": uncertainty(results.records, results.differences, results.models, results.expected),
         "Missing results": _missing(results),
         "Cost": cost_line(results.records, results.speeds),
         "Environment": environment_line(results.records),
         "Reproduction": f"```sh\n{results.command}\n```",
     }
     parts = [f"## {name}\n\n{text}" for name, text in sections.items() if text]
-    return "\n\n".join([f"# Results of `{results.experiment}`", *parts]) + "\n"
+    return "\n\n".join([f"# Results of `{results.experiment}`", _measured_on(results), *parts]) + "\n"
+
+
+def _measured_on(results: Results) -> str:
+    """Return a sentence with the number of measured runs and the machines that measured them."""
+    expected = {(run.model, run.id) for run in results.expected}
+    done = len(expected & {(record.run.model, record.run.id) for record in results.records})
+    seeds = len({record.run.seed for record in results.records if record.run.seeded})
+    found = environments(results.records)
+    machines = [name for kind in MACHINE for name in found.get(kind, {}) if name != DASH]
+    machines += [record.hardware for record in results.speeds]
+    where = f" on {escape_markdown(' and '.join(dict.fromkeys(machines)))}" if machines else ""
+    runs = f"{done} of {count(len(expected), 'run')}"
+    return f"{runs} of {count(len(results.models), 'model')} with {count(max(seeds, 1), 'seed')}, measured{where}."
+
+
+def _table(table: Table, folder: str) -> str:
+    """Return a table with its heading, or a link to a long one in ``folder``."""
+    if len(table.rows) <= INLINE_ROWS:
+        return f"### {table.name}\n\n{to_markdown(table)}".rstrip("\n")
+    link = f"[{table.name}.md]({folder}/{table.name}.md)"
+    return f"### {table.name}\n\n{escape_markdown(table.caption)} {len(table.rows)} rows: {link}."
 
 
 def cost_line(records: Sequence[Record], speeds: Sequence[SpeedRecord] = ()) -> str:
@@ -86,9 +129,9 @@ def cost_line(records: Sequence[Record], speeds: Sequence[SpeedRecord] = ()) -> 
     costs += [("speedup", 1, record.cost) for record in speeds]
     seconds: Counter[str] = Counter()
     jobs: Counter[str] = Counter()
-    for stage, count, cost in costs:
+    for stage, number, cost in costs:
         seconds[stage] += cost.seconds
-        jobs[stage] += count
+        jobs[stage] += number
     stages = ", ".join(f"{stage} {_time(seconds[stage])} in {jobs[stage]} jobs" for stage in seconds)
     peak = max((cost.peak_memory_mb for _, _, cost in costs), default=0.0)
     return f"{_time(sum(seconds.values()))} of compute time ({stages}); peak memory of a job: {size(peak)}."
@@ -107,11 +150,20 @@ def environment_line(records: Sequence[Record]) -> str:
     return f"{', '.join(parts)}." if parts else ""
 
 
-def _figures(figures: Mapping[str, Mapping[str, str]]) -> str:
+def _lead_figure(figures: Mapping[str, Mapping[str, str]], main: Sequence[Table]) -> list[str]:
+    """Return the figure of quality against sparsity of a model of the first main table, empty if there is none."""
+    shown = {heading.model.title for table in main[:1] for heading in table.header if heading.model}
+    paths = {model: path for model, found in figures.items() for name, path in found.items() if name == LEAD_FIGURE}
+    return [_figure(model, LEAD_FIGURE, path) for model, path in paths.items() if model in shown][:1]
+
+
+def _figures(figures: Mapping[str, Mapping[str, str]], lead: Sequence[str]) -> str:
+    """Return all figures but the leading one, below the titles of their models."""
     parts = []
     for model, paths in figures.items():
-        parts.append(f"### {escape_markdown(model)}")
-        parts += [_figure(model, name, path) for name, path in paths.items()]
+        shown = [_figure(model, name, path) for name, path in paths.items()]
+        others = [figure for figure in shown if figure not in lead]
+        parts += [f"### {escape_markdown(model)}", *others] if others else []
     return "\n\n".join(parts)
 
 

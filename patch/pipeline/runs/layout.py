@@ -94,6 +94,11 @@ class Layout:
         return f"{self.root}/speedup/{model}.json"
 
     @property
+    def findings(self) -> str:
+        """Path of the findings, one in each line, which the first page of the report shows."""
+        return f"{self.root}/findings.txt"
+
+    @property
     def forecast(self) -> str:
         """Path of the resource forecast that `snakemake` writes when a run starts."""
         return f"{self.scratch}/forecast.json"

@@ -33,7 +33,7 @@ from patch.pipeline.runs.stage_settings import (
 from patch.pipeline.runs.store import Sequences, Statistics, Store, calibrated
 from patch.pruning.pruning_settings import Pruning
 
-STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "density", "seeds", "speedup")
+STANDARD_TABLES = ("joint", "tile", "unstructured", "quantized", "tasks", "density", "seeds", "speedup", "published")
 
 
 class Plan:
@@ -362,6 +362,7 @@ class Plan:
         """Return the names of the tables that have at least one row: standard tables, then those of the grid."""
         sparse = [run for run in self.grid.standard if run.pattern != "dense"]
         variants = {self.experiment.models[run.model].variant for run in sparse if not run.quantization}
+        shown = [self.experiment.models[name] for name in self.models]
         wanted = {
             "joint": "joint" in variants,
             "tile": "tile" in variants,
@@ -371,6 +372,7 @@ class Plan:
             "density": any(run.pattern == "hybrid" and not run.derived for run in sparse),
             "seeds": len({(run.model, run.row) for run in sparse}) < len(sparse),
             "speedup": bool(self.timed_models),
+            "published": any(model.published and not model.comparable for model in shown),
         }
         assert tuple(wanted) == STANDARD_TABLES
         return [name for name, there in wanted.items() if there] + [name for name in self.grid.tables if name]

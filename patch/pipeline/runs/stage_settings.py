@@ -224,7 +224,7 @@ class CompareSettings(Section):
     ``digests`` maps `model/run` to the digest of the settings of the run's evaluation.
     """
 
-    version: int = 2
+    version: int = 3
     digests: dict[str, str]
 
 

@@ -8,6 +8,7 @@ from patch.files.io import atomic_file
 from patch.pipeline.reporting.measured import Measured
 from patch.pipeline.reporting.overview import cost_page, environment_page
 from patch.pipeline.reporting.render import write_table
+from patch.pipeline.reporting.summary import summary
 from patch.pipeline.resources.forecast import read_forecast
 from patch.pipeline.results.collect import collect
 from patch.pipeline.results.differences import paired_differences
@@ -58,12 +59,19 @@ def run_summary(
     differences: Path,
     command: str,
     out: Path,
+    findings: Path,
     speedups: list[Path] | None = None,
 ) -> None:
-    """Write the README with all results; ``command`` is the command that reproduces the experiment."""
+    """Write the README with all results, and its findings as lines of plain text for the report.
+
+    ``command`` is the command that reproduces the experiment.
+    """
     measured = Measured.read(settings.tabulate, results, differences, speedups or [])
     tables = [measured.table(name) for name in settings.shown]
-    _write(out, measured.page(settings, tables, Record.read_current(records, settings.tabulate.digests), command))
+    found = Record.read_current(records, settings.tabulate.digests)
+    results = measured.results(settings, tables, found, command)
+    _write(out, summary(results))
+    _write(findings, "".join(f"{line}\n" for line in results.findings))
 
 
 def _write(path: Path, text: str) -> None:

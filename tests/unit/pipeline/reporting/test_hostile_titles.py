@@ -29,7 +29,7 @@ from patch.pipeline.reporting.speedup import speedup
 from patch.pipeline.reporting.summary import Results, summary
 from patch.pipeline.reporting.table import Table
 from patch.pipeline.reporting.tables import build_table
-from patch.pipeline.results.differences import COLUMNS
+from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.speed import SpeedRecord, Speeds
 from patch.pipeline.runs.run import ModelInfo, Run
 
@@ -197,15 +197,17 @@ def test_the_summary_prints_the_title(
     title: str, one_seed: Any, tables: Callable[[list[ModelInfo]], list[Table]]
 ) -> None:
     models = titled(title, one_seed)
-    rows = list(dict.fromkeys(run.row for run in one_seed.expected if run.model == "qwen" and run.sparsity == 0.5))
-    line = ("qwen", "perplexity", 0.5, rows[0], rows[1], 0.1, 1.0, 100, 1, "abcd")
+    runs = [run for run in one_seed.expected if run.model == "qwen"]
+    one_shot, hybrid = ([run.row for run in runs if run.pattern == pattern] for pattern in ("2:4", "hybrid"))
+    pairs = [*zip(one_shot, one_shot[1:], strict=False), *((row, hybrid[0]) for row in one_shot)]
+    lines = [("qwen", "perplexity", 0.5, a, b, 0.1, 1.0, 100, 1, "abcd") for a, b in pairs]
     page = summary(
         Results(
             experiment="demo",
             run={"Models": f"{title} (hub {title})", "Tasks": title},
             tables=tables(models),
             records=one_seed.records,
-            differences=pd.DataFrame([line], columns=COLUMNS),
+            differences=Differences(pd.DataFrame(lines, columns=COLUMNS)),
             models=models,
             expected=one_seed.expected,
             published=one_seed.published,
@@ -214,8 +216,15 @@ def test_the_summary_prints_the_title(
         )
     )
     rendered = markdown(page)
-    assert not rendered.tags & {"script", "a", "em", "s", "blockquote", "ol"}
-    assert rendered.text.count(title) > 10
+    assert not rendered.tags & {"script", "em", "s", "blockquote", "ol"}
+    assert rendered.text.count(title) > 10 and f"{title}: PATCH at 45 % cannot be distinguished" in rendered.text
+    links = [
+        token.attrs["href"]
+        for block in MarkdownIt().parse(page)
+        for token in block.children or []
+        if token.type == "link_open"
+    ]
+    assert links == ["tables/tasks.md"]
     code = {
         token.content
         for block in MarkdownIt().parse(page)
@@ -226,7 +235,7 @@ def test_the_summary_prints_the_title(
     (image,) = re.findall(r"^!\[(.*)\]\(figures/qwen/pareto.png\)$", page, re.MULTILINE)
     assert image == f"{escape_markdown(title)}: pareto"
     for table in tables(models):
-        assert to_markdown(table).rstrip("\n") in page
+        assert (to_markdown(table).rstrip("\n") in page) == (table.name != "tasks")
 
 
 @pytest.mark.parametrize("title", ["$^$", "$", "a$b$c\\$", "a -- b", WHOLE])
@@ -258,13 +267,15 @@ def test_a_figure_with_such_a_title_is_saved_in_every_format(one_seed: Any, tmp_
 def test_the_report_prints_the_title(title: str, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(SECRET)
     title = title.replace("SECRET", str(tmp_path / "secret"))
-    config = {"experiment": "demo", "run": {"Models": escape_rst(f"{title} (hub)"), "Tasks": escape_rst(title)}}
-    snakemake = SimpleNamespace(config=config)
+    run = {"Models": escape_rst(f"{title} (hub)"), "Tasks": escape_rst(title)}
+    findings = [escape_rst(f"{title}: PATCH at 45 %."), escape_rst("The second.")]
+    snakemake = SimpleNamespace(config={"experiment": "demo", "run": run, "findings": findings})
     text = (ROOT / "workflow/report/overview.rst").read_text()
     links = "\n\n" + "\n".join(f".. _{name}: x" for name in ("Tables", "Figures", "Plan and cost", "Environment"))
     # Snakemake appends the links to the template, too.
     page = rst(Environment(trim_blocks=True, lstrip_blocks=True).from_string(text + links).render(snakemake=snakemake))
     assert f"Models: {title} (hub)." in page.text and f"Tasks: {title}." in page.text
+    assert f"{title}: PATCH at 45 %." in page.text and page.text.index("The second.") < page.text.index("arXiv")
     assert SECRET not in page.text and not page.tags & {"script", "img", "pre"}
 
 
@@ -272,5 +283,12 @@ def test_the_report_prints_the_title(title: str, tmp_path: Path) -> None:
 def test_captions_hold_nothing_of_the_configuration_but_names(path: Path) -> None:
     """Names need no escaping: they consist of letters, digits, dots, dashes and underscores."""
     held = set(re.findall(r"snakemake\.([\w.]+)", path.read_text()))
-    names = {"config.experiment", "wildcards.model", "wildcards.timed", "wildcards.table", "config.run.items"}
+    names = {
+        "config.experiment",
+        "wildcards.model",
+        "wildcards.timed",
+        "wildcards.table",
+        "config.run.items",
+        "config.findings",
+    }
     assert held <= names

@@ -6,30 +6,35 @@ import pandas as pd
 import pytest
 
 from patch.pipeline.reporting.captions import caption
+from patch.pipeline.reporting.escape import escape_markdown
+from patch.pipeline.reporting.findings import READING
 from patch.pipeline.reporting.missing_results import missing_results
+from patch.pipeline.reporting.published_table import published_table
 from patch.pipeline.reporting.render import to_markdown
 from patch.pipeline.reporting.summary import Results, cost_line, environment_line, summary
 from patch.pipeline.reporting.tables import build_table
 from patch.pipeline.reporting.uncertainty import close_pairs
-from patch.pipeline.results.differences import COLUMNS
+from patch.pipeline.results.differences import COLUMNS, Differences
 from patch.pipeline.results.record import measured_costs
+from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.run import ModelInfo, Run
 
 
 def differences(experiment):
-    """Return random differences of all pairs of rows of one sparsity, and of each row and the dense model."""
+    """Return random differences of all pairs of rows of one sparsity, and of PATCH or dense and each other row."""
     rng, lines = np.random.default_rng(0), []
     for model in experiment.models:
         rows = list({run.row: run for run in experiment.expected if run.model == model.name}.values())
         for index, b in enumerate(rows):
             for a in rows[index + 1 :]:
-                if a.sparsity == b.sparsity or b.pattern == "dense":
+                if a.sparsity == b.sparsity or {a.pattern, b.pattern} & {"dense", "hybrid"}:
                     for metric in ("perplexity", "accuracy", "a_task"):
                         error = np.nan if rng.random() < 0.1 else 1.0
+                        larger = max(a.sparsity, b.sparsity)
                         lines.append(
-                            (model.name, metric, a.sparsity, a.row, b.row, rng.normal(0, 2), error, 100, 1, "abcd")
+                            (model.name, metric, larger, a.row, b.row, rng.normal(0, 2), error, 100, 1, "abcd")
                         )
-    return pd.DataFrame(lines, columns=COLUMNS)
+    return Differences(pd.DataFrame(lines, columns=COLUMNS))
 
 
 def results(experiment, **changes):
@@ -60,21 +65,60 @@ def test_the_page_has_every_section_and_the_tables_as_they_are_written(experimen
     assert text.startswith("# Results of `demo`\n")
     names = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert names == [
-        "Configuration",
-        "Tables",
-        "Figures",
+        "Findings",
+        "Main results",
         "Comparison with the paper",
         "Uncertainty",
+        "Configuration",
         "Missing results",
         "Cost",
         "Environment",
         "Reproduction",
     ]
-    for table in found.tables:
-        assert f"### {table.name}\n\n{to_markdown(table)}".rstrip("\n") in text
-    assert f"![Qwen2-mini: pareto](figures/qwen/pareto.png)\n\n{caption('pareto')}\n\n" in text
+    main = [f"### {table.name}\n\n{to_markdown(table)}".rstrip("\n") for table in found.tables]
+    figure = f"![Qwen2-mini: pareto](figures/qwen/pareto.png)\n\n{caption('pareto')}"
+    assert section(text, "Main results") == "\n\n".join([figure, *main])
     assert section(text, "Configuration") == "- Models: Qwen2\\_mini\n- Seeds: 0"
     assert "snakemake --configfile my.yaml" in section(text, "Reproduction")
+
+
+def test_findings_are_listed_first_and_only_if_there_are_any(one_seed):
+    found = results(one_seed)
+    bullets, note = section(summary(found), "Findings").split("\n\n")
+    assert bullets.splitlines() == [f"- {escape_markdown(text)}" for text in found.findings] and note == READING
+    assert "PATCH at 45 %" in bullets and "Qwen2-mini" in bullets
+    nothing = results(one_seed, differences=Differences(pd.DataFrame([], columns=COLUMNS)))
+    assert nothing.findings == [] and "## Findings" not in summary(nothing)
+
+
+def test_the_first_sentence_counts_the_runs_and_names_the_machines(one_seed, speed_record):
+    environment = one_seed.records[0].environment
+    new = environment.model_copy(update={"device": "H100", "processor": "EPYC <9>"})
+    records = [record.model_copy(update={"environment": new}) for record in one_seed.records[1:]]
+    speeds = [SpeedRecord.model_validate(speed_record("qwen", hardware="EPYC <9>"))]
+    total = len(one_seed.expected)
+    (line,) = [
+        line for line in summary(results(one_seed, records=records, speeds=speeds)).splitlines() if "runs of" in line
+    ]
+    assert line == f"{total - 1} of {total} runs of 3 models with 1 seed, measured on H100 and EPYC \\<9\\>."
+    (old,) = [line for line in summary(results(one_seed)).splitlines() if "runs of" in line]
+    assert old.startswith(f"{total} of {total} runs of 3 models") and old.endswith("measured on cpu.")
+
+
+def test_long_tables_are_links_and_other_parts_follow_the_main_results(one_seed):
+    names = ("joint", "tile", "unstructured", "tasks", "density")
+    tables = [build_table(name, one_seed.frame, one_seed.models, one_seed.expected) for name in names]
+    tables.append(published_table(one_seed.frame, one_seed.models, one_seed.published))
+    figures = {"Llama-mini": {"pareto": "l.png"}, "Qwen2-mini": {"pareto": "q.png", "density": "d.png"}}
+    text = summary(results(one_seed, tables=tables, figures=figures, table_folder="."))
+    assert section(text, "Main results").startswith("![Qwen2-mini: pareto](q.png)\n\n### joint\n")
+    more = section(text, "More tables")
+    assert more.startswith("### unstructured\n") and "### density\n" in more and "### published" not in more
+    assert f"### tasks\n\nAccuracy (%) of each task. {len(tables[3].rows)} rows: [tasks.md](./tasks.md)." in more
+    assert section(text, "More figures") == (
+        "### Llama-mini\n\n![Llama-mini: pareto](l.png)\n\n### Qwen2-mini\n\n![Qwen2-mini: density](d.png)"
+    )
+    assert to_markdown(tables[-1]).rstrip("\n") in section(text, "Comparison with the paper")
 
 
 def test_each_comparable_model_is_counted_and_each_other_is_ordered(one_seed):
@@ -92,12 +136,12 @@ def test_each_comparable_model_is_counted_and_each_other_is_ordered(one_seed):
 
 
 def test_close_pairs_are_counted_by_sparsity(one_seed):
-    frame = differences(one_seed)
-    dense = {run.row for run in one_seed.expected if run.pattern == "dense"}
+    frame = differences(one_seed).frame
+    sparsities = {(run.model, run.row): run.sparsity for run in one_seed.expected}
     counts = defaultdict(lambda: [0, 0])
     for line in frame.to_dict("records"):
         known = not np.isnan(line["stderr"]) and line["metric"] != "a_task"
-        if known and not {line["a"], line["b"]} & dense:
+        if known and sparsities[line["model"], line["a"]] == sparsities[line["model"], line["b"]]:
             of = counts[line["model"], line["sparsity"], line["metric"]]
             of[1] += 1
             of[0] += abs(line["difference"]) <= 2 * line["stderr"]
