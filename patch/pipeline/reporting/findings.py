@@ -198,16 +198,16 @@ def _ratios(rows: Rows, models: Sequence[ModelInfo]) -> str:
 def _speed(models: Sequence[ModelInfo], speeds: Sequence[SpeedRecord]) -> str:
     """Compare the speed of the fastest PATCH mask with dense, or that of the fastest mask if PATCH was not timed."""
     records = {record.model: record for record in speeds}
-    masked = {model.title: _masked(records[model.name]) for model in models if model.name in records}
+    masked = [(model.title, _masked(records[model.name])) for model in models if model.name in records]
     effects = []
-    for title, timed in masked.items():
+    for title, timed in masked:
         if timed:
             fastest = max(timed, key=lambda one: one.speedup.median)
             speedup, detail = fastest.speedup, f"{percent(fastest.run.sparsity)} %"
             text = f"{speedup.median:.2f} ± {speedup.spread:.2f}"
             sign = (speedup.low > 1) - (speedup.high < 1)
             effects.append(Effect(title, sign, speedup.median, text, detail=detail))
-    of_patch = any(one.run.pattern == "hybrid" for timed in masked.values() for one in timed)
+    of_patch = any(one.run.pattern == "hybrid" for _, timed in masked for one in timed)
     dense = f"the dense model ({' and '.join(dict.fromkeys(record.hardware for record in speeds))})"
     clauses = {
         1: ("is faster", f" than {dense}", ", with a speedup of "),
