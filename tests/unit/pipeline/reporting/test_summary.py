@@ -111,12 +111,14 @@ def test_long_tables_are_links_and_other_parts_follow_the_main_results(one_seed)
     tables.append(published_table(one_seed.frame, one_seed.models, one_seed.published))
     figures = {"Llama-mini": {"pareto": "l.png"}, "Qwen2-mini": {"pareto": "q.png", "density": "d.png"}}
     text = summary(results(one_seed, tables=tables, figures=figures, table_folder="."))
-    assert section(text, "Main results").startswith("![Qwen2-mini: pareto](q.png)\n\n### joint\n")
+    pareto, density = caption("pareto"), caption("density")
+    assert section(text, "Main results").startswith(f"![Qwen2-mini: pareto](q.png)\n\n{pareto}\n\n### joint\n")
     more = section(text, "More tables")
     assert more.startswith("### unstructured\n") and "### density\n" in more and "### published" not in more
     assert f"### tasks\n\nAccuracy (%) of each task. {len(tables[3].rows)} rows: [tasks.md](./tasks.md)." in more
     assert section(text, "More figures") == (
-        "### Llama-mini\n\n![Llama-mini: pareto](l.png)\n\n### Qwen2-mini\n\n![Qwen2-mini: density](d.png)"
+        f"### Llama-mini\n\n![Llama-mini: pareto](l.png)\n\n{pareto}\n\n"
+        f"### Qwen2-mini\n\n![Qwen2-mini: density](d.png)\n\n{density}"
     )
     assert to_markdown(tables[-1]).rstrip("\n") in section(text, "Comparison with the paper")
 
