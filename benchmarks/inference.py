@@ -8,7 +8,8 @@ The reference is PyTorch's dense linear layer. Weights are random, tiles have si
 gives the sparsity; 50 is 2:4 everywhere. Candidates are called in turn, each time with another copy of their weight, so
 that no cache holds it. Both sides have large pages and the same inputs, threads and dtype. Times are medians with half
 the distance of the quartiles; `limit` is the dense weight's bytes over the packed weight's, and `of limit` is the
-fraction of it that the speedup reaches.
+fraction of it that the speedup reaches. Noisy values are marked with †: the distance of their quartiles exceeds a fifth
+of the median. Noisy generations are measured again, up to twice.
 
 The last line is one JSON object: the smallest speedup for one row by dtype and sparsity, over shapes and threads, and
 the largest ratio of a packed layer's memory to its formula.
@@ -22,13 +23,14 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import paired_ratio, seconds_in_turn, table  # noqa: E402
+from benchmarks.measure import seconds_in_turn, table  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,8 +177,16 @@ def _candidates(dense: list[Tensor], others: dict[int, list[Any]], inputs: Tenso
     return found
 
 
-def _milliseconds(spread: dict[str, float]) -> str:
-    return f"{1e3 * spread['median']:.2f} ± {500 * (spread['high'] - spread['low']):.2f}"
+def _milliseconds(seconds: dict[str, float]) -> str:
+    return _median({name: 1e3 * value for name, value in seconds.items()}, 2)
+
+
+def _median(found: dict[str, float], decimals: int) -> str:
+    """Return the median with half the interquartile range; a noisy one is marked."""
+    from patch.inference.timing import is_noisy
+
+    half = (found["high"] - found["low"]) / 2
+    return f"{found['median']:.{decimals}f} ± {half:.{decimals}f}{' †' * is_noisy(found)}"
 
 
 def _masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
@@ -218,8 +228,8 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
 
     from patch.inference import convert
     from patch.inference.comparison import share_tensors, weight_bytes
-    from patch.inference.generation import Generation, random_prompt
-    from patch.inference.timing import interleaved, quartiles
+    from patch.inference.generation import Generation, random_prompt, speed_quantities
+    from patch.inference.timing import measure_in_rounds
 
     hidden, mlp, blocks, vocabulary = MODEL
     config = LlamaConfig(
@@ -238,17 +248,16 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
     for batch in (1, 16):
         tokens = random_prompt(model, batch, 32)
         runs = {name: Generation(one, tokens, 32, str(name)) for name, one in models.items()}
-        seconds = interleaved(runs, math.ceil(options.repeats / 12))
-        totals = {name: [one.total for one in times] for name, times in seconds.items()}
-        for name, times in totals.items():
-            rate = quartiles([batch * 32 / total for total in times])
+        quantities = partial(speed_quantities, batch * 32)
+        found = measure_in_rounds(runs, "dense", quantities, math.ceil(options.repeats / 12), rounds=3)
+        for name, measurement in found.items():
             size = weight_bytes(model, models[name])
             lines.append(
                 [
                     name if name == "dense" else f"{name}%",
                     batch,
-                    f"{rate['median']:.1f} ± {(rate['high'] - rate['low']) / 2:.1f}",
-                    f"{paired_ratio(totals['dense'], times):.2f}",
+                    _median(measurement.quantities["tokens_per_second"], 1),
+                    _median(measurement.quantities["speedup"], 2),
                     f"{size['measured'] / size['dense']:.3f}",
                 ]
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.inference.timing import DeviceTimer
+from patch.inference.timing import DeviceTimer, Quartiles, quartiles
 
 if TYPE_CHECKING:
     from transformers import StaticCache
@@ -25,6 +25,20 @@ class Seconds(NamedTuple):
     def total(self) -> float:
         """Seconds from the prompt to the last token."""
         return self.prefill + self.decode
+
+
+def speed_quantities(tokens: int, seconds: Sequence[Seconds], dense: Sequence[Seconds]) -> dict[str, Quartiles]:
+    """Return the quartiles of the speed and of the times of one model that generates ``tokens`` in each repeat.
+
+    `speedup` compares each repeat with that of the dense model in the same turn.
+    """
+    values = {
+        "tokens_per_second": [tokens / run.total for run in seconds],
+        "prefill_seconds": [run.prefill for run in seconds],
+        "decode_seconds": [run.decode for run in seconds],
+        "speedup": [other.total / run.total for run, other in zip(seconds, dense, strict=True)],
+    }
+    return {name: quartiles(numbers) for name, numbers in values.items()}
 
 
 class Generation:

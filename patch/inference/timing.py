@@ -6,17 +6,47 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 T = TypeVar("T")
+Quartiles = dict[str, float]
+# A quantity is noisy if its interquartile range exceeds this fraction of its median.
+NOISY = 0.2
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Return the `median`, and the quartiles `low` and `high` by linear interpolation, of one or more values."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [values[0]]
     return {"median": median, "low": low, "high": high}
+
+
+def relative_range(found: Quartiles) -> float:
+    """Return the interquartile range as a fraction of the median, which is not zero."""
+    return (found["high"] - found["low"]) / found["median"]
+
+
+def is_noisy(found: Quartiles) -> bool:
+    """Return whether the interquartile range is too large for the median to be compared with others."""
+    return relative_range(found) > NOISY
+
+
+class Measurement(NamedTuple):
+    """Quartiles of each quantity of a function in one round of calls, and the number of rounds that it took."""
+
+    quantities: dict[str, Quartiles]
+    rounds: int = 1
+
+    @property
+    def noisy(self) -> list[str]:
+        """Names of the quantities that are noisy."""
+        return [name for name, found in self.quantities.items() if is_noisy(found)]
+
+    @property
+    def noise(self) -> tuple[int, float]:
+        """Order of the rounds of a function: by the number of noisy quantities, then by the largest relative range."""
+        return len(self.noisy), max(map(relative_range, self.quantities.values()))
 
 
 class DeviceTimer:
@@ -57,4 +87,41 @@ def interleaved(functions: Mapping[str, Callable[[], T]], repeats: int, warmup: 
             result = function()
             if turn >= 0:
                 found[name].append(result)
+    return found
+
+
+def measure_in_rounds(
+    functions: Mapping[str, Callable[[], T]],
+    reference: str,
+    quantities: Callable[[list[T], list[T]], dict[str, Quartiles]],
+    repeats: int,
+    warmup: int = 1,
+    rounds: int = 1,
+) -> dict[str, Measurement]:
+    """Call functions in turn, and call the noisy ones again in further rounds, in turn with the reference.
+
+    Other work on the machine only lengthens calls, often for seconds. The result of a function is therefore its first
+    round without a noisy quantity, or otherwise its least noisy round. Rounds are not pooled.
+
+    Args:
+        functions: name -> function.
+        reference: name of the function that belongs to every round.
+        quantities: function of the results of one function and of the reference in the same turns.
+        repeats: number of calls of each function in a round.
+        warmup: number of calls of each function before those.
+        rounds: maximum number of rounds.
+    """
+    found: dict[str, Measurement] = {}
+    pending = dict(functions)
+    for number in range(1, rounds + 1):
+        results = interleaved(pending, repeats, warmup)
+        for name, values in results.items():
+            new = Measurement(quantities(values, results[reference]), number)
+            if name not in found:
+                found[name] = new
+            elif found[name].noisy:
+                found[name] = min(found[name], new, key=lambda one: one.noise)._replace(rounds=number)
+        pending = {name: functions[name] for name in functions if found[name].noisy or name == reference}
+        if not any(measurement.noisy for measurement in found.values()):
+            break
     return found

@@ -33,6 +33,8 @@ ID = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0)]
 Fewshot = Annotated[int, Field(ge=0)]
 NewTokens = Annotated[int, Field(ge=2)]
+# Maximum number of rounds in which the speed of a candidate is measured: the first, and two more if it is noisy.
+SPEED_ROUNDS = 3
 
 
 def _explain_value(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -133,7 +135,7 @@ class Speedup(Section):
     new_tokens: list[NewTokens] = Field(
         [128], min_length=1, description="Generated tokens per sequence, by greedy decoding; each number is measured."
     )
-    repeats: int = Field(20, ge=4, description="Timed generations per candidate, of which the median is reported.")
+    repeats: int = Field(20, ge=4, description="Timed generations per candidate in each round.")
     models: list[str] | None = Field(
         None, min_length=1, description="Names under `models` that are measured; by default all."
     )

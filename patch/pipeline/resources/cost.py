@@ -9,6 +9,7 @@ from functools import cached_property
 from patch.learning.finetuning_settings import Finetuning, Kind
 from patch.masks.pattern import block_size
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
+from patch.pipeline.config.experiment import SPEED_ROUNDS
 from patch.pipeline.config.gpus import GPUS
 from patch.pipeline.resources.task_sizes import task_tokens
 from patch.pipeline.resources.text_size import CHARACTERS_PER_TOKEN, MB, split_mb
@@ -40,7 +41,7 @@ TOKENIZED_PER_MINUTE = 20_000_000
 FP32_FACTOR = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLACK = 1.5
-# Generations of each speed candidate that are not timed: warm-up, and CUDA-graph capture on a GPU.
+# Generations of each speed candidate that are not timed: warm-up in each round, and CUDA-graph capture on a GPU.
 UNCOUNTED = 6
 # Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
 GPU_SLACK = 1.1
@@ -260,12 +261,13 @@ class CostModel:
     def speedup(self, model: str) -> Estimate:
         """Return the resources of a speed measurement.
 
-        The dense model and its runs generate in turn. All of them are in memory, first with one masked model to
-        compare, then with a cache of keys and values that they share.
+        The dense model and its runs generate in turn. The time is that of all rounds, which only noisy candidates need.
+        All candidates are in memory, first with one masked model to compare, then with a cache of keys and values that
+        they share.
         """
         shape, settings, runs = self._shape(model), self.experiment.speedup, self.plan.timed_runs(model)
         size = BYTES[self.experiment.models[model].dtype]
-        generations = (settings.repeats + UNCOUNTED) * (1 + len(runs))
+        generations = SPEED_ROUNDS * (settings.repeats + UNCOUNTED) * (1 + len(runs))
         keys = 2 * settings.batch_size * shape.num_key_value_heads * shape.head_dim * shape.num_hidden_layers
         # The two models that are compared have a cache each, for the prompt and two tokens.
         comparing = prunable_parameters(shape) + 2 * keys * (settings.prompt + 2)

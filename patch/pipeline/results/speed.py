@@ -20,6 +20,7 @@ from patch.pipeline.runs.run import Run
 PAPER_MODEL = "meta-llama/Llama-2-7b-hf"
 PAPER_NEW_TOKENS = 128
 DENSE = "dense"
+Quantity = Literal["tokens_per_second", "prefill_seconds", "decode_seconds", "speedup"]
 
 
 class Quartiles(Schema):
@@ -52,7 +53,9 @@ class LinearBytes(Schema):
 class Timed(Schema):
     """Timing of one run or of the dense model with one number of new tokens.
 
-    ``speedup`` is relative to the dense model, from interleaved repeats. ``backends`` maps each phase (`prefill`,
+    ``speedup`` is relative to the dense model, from interleaved repeats. ``rounds`` of repeats were measured, until one
+    had no noisy quantity or the limit was reached; ``noisy`` are the noisy quantities of the reported round, see
+    `patch.inference.timing.measure_in_rounds`. ``backends`` maps each phase (`prefill`,
     `decode`) to the number of layers per matrix-multiplication backend. ``logits_difference`` is the largest absolute
     difference from the first logits of the masked model, and ``largest_logit`` is the largest magnitude among those.
     """
@@ -64,6 +67,8 @@ class Timed(Schema):
     prefill_seconds: Quartiles
     decode_seconds: Quartiles
     speedup: Quartiles
+    rounds: Positive
+    noisy: list[Quantity]
     linear_bytes: LinearBytes
     peak_memory_mb: float = Field(ge=0)
     backends: dict[Literal["prefill", "decode"], dict[Name, Positive]]

@@ -207,7 +207,7 @@ class EvaluateSettings(Section):
 class SpeedupSettings(Section):
     """Settings of the speed measurement of a model; ``masks`` and the mask files have the order of ``runs``."""
 
-    version: int = 2
+    version: int = 3
     upstream: str
     experiment: str
     model: str

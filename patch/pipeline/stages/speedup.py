@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from patch.errors import InputError
 from patch.inference.comparison import backend_counts, logits_difference, peak_bytes, share_tensors, weight_bytes
 from patch.inference.convert import convert
-from patch.inference.generation import Generation, Seconds, check_positions, random_prompt
-from patch.inference.timing import interleaved, quartiles
+from patch.inference.generation import Generation, check_positions, random_prompt, speed_quantities
+from patch.inference.timing import measure_in_rounds
 from patch.masks.packed import MaskSet
 from patch.models.loading import load_model
+from patch.pipeline.config.experiment import SPEED_ROUNDS
+from patch.pipeline.reporting.units import count
 from patch.pipeline.results.environment import describe_environment, hardware
 from patch.pipeline.results.speed import SpeedRecord
 from patch.pipeline.runs.layout import settings_digest
@@ -102,29 +105,22 @@ class _Candidates:
             # All candidates share one cache, which has gigabytes at 7B. Their generations do not overlap.
             cache = generations[self.dense].cache if generations else None
             generations[name] = Generation(model, self.tokens, new_tokens, name, cache=cache)
-        found = interleaved(generations, repeats, WARMUP)
+        quantities = partial(speed_quantities, len(self.tokens) * new_tokens)
+        found = measure_in_rounds(generations, self.dense, quantities, repeats, WARMUP, SPEED_ROUNDS)
         timed = []
-        for name, seconds in found.items():
-            times = _times(len(self.tokens) * new_tokens, seconds, found[self.dense])
-            speed, gain = times["tokens_per_second"], times["speedup"]
+        for name, measurement in found.items():
+            speed, gain = (measurement.quantities[key]["median"] for key in ("tokens_per_second", "speedup"))
+            noisy = f"; noisy: {', '.join(measurement.noisy)}" if measurement.noisy else ""
             print(
-                f"{name}, {new_tokens} new tokens: {speed['median']:.1f} tokens/s, {gain['median']:.3f} of dense",
+                f"{name}, {new_tokens} new tokens: {speed:.1f} tokens/s, {gain:.3f} of dense, in "
+                f"{count(measurement.rounds, 'round')}{noisy}",
                 flush=True,
             )
-            peak = {"peak_memory_mb": round(peaks[name] / 1e6, 3)}
-            timed.append(self.facts[name] | peak | {"new_tokens": new_tokens} | times)
+            facts = {
+                "peak_memory_mb": round(peaks[name] / 1e6, 3),
+                "new_tokens": new_tokens,
+                "rounds": measurement.rounds,
+                "noisy": measurement.noisy,
+            }
+            timed.append(self.facts[name] | facts | measurement.quantities)
         return timed
-
-
-def _times(tokens: int, seconds: list[Seconds], dense: list[Seconds]) -> dict[str, dict[str, float]]:
-    """Return the statistics of one candidate that generates ``tokens``.
-
-    Each repeat is compared with the dense repeat of the same turn.
-    """
-    values = {
-        "tokens_per_second": [tokens / run.total for run in seconds],
-        "prefill_seconds": [run.prefill for run in seconds],
-        "decode_seconds": [run.decode for run in seconds],
-        "speedup": [other.total / run.total for run, other in zip(seconds, dense, strict=True)],
-    }
-    return {name: quartiles(numbers) for name, numbers in values.items()}

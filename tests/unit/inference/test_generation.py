@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.inference.generation import Generation, random_prompt
+from patch.inference.generation import Generation, Seconds, random_prompt, speed_quantities
 
 FAMILIES = ("qwen2", "llama", "gemma3_text", "qwen3", "opt", "gpt2")
 
@@ -100,3 +100,16 @@ def test_more_tokens_than_positions(tiny_model: Callable) -> None:
     model = tiny_model("gpt2")
     with pytest.raises(InputError, match=r"a prompt of 60 tokens and 5 new ones need 65 positions; the model has 64"):
         Generation(model, random_prompt(model, 1, 60), 5)
+
+
+def test_the_speedup_compares_generations_of_the_same_turn() -> None:
+    dense = [Seconds(1.0, 3.0), Seconds(1.0, 7.0), Seconds(2.0, 14.0)]
+    sparse = [Seconds(1.0, 1.0), Seconds(1.0, 3.0), Seconds(3.0, 5.0)]
+    found = speed_quantities(16, sparse, dense)
+    assert {name: one["median"] for name, one in found.items()} == {
+        "tokens_per_second": 4.0,
+        "prefill_seconds": 1.0,
+        "decode_seconds": 3.0,
+        "speedup": 2.0,
+    }
+    assert (found["speedup"]["low"], found["speedup"]["high"]) == (2.0, 2.0)

@@ -256,6 +256,14 @@ def test_statistics_cost(raw_config: dict) -> None:
     assert magnitude.gpu_mem_mb < wanda.gpu_mem_mb < sparsegpt.gpu_mem_mb
 
 
+def test_noisy_speeds_have_time_for_all_rounds(raw_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw_config["speedup"] = {"new_tokens": [1024]}
+    all_rounds = paper(raw_config)[1].speedup("llama-7b").minutes
+    monkeypatch.setattr("patch.pipeline.resources.cost.SPEED_ROUNDS", 1)
+    one_round = paper(raw_config)[1].speedup("llama-7b").minutes
+    assert all_rounds == pytest.approx(3 * one_round, rel=0.02)
+
+
 def test_speed_is_measured_with_all_candidates_in_memory(raw_config: dict) -> None:
     raw_config["speedup"] = {}
     plan, cost = paper(raw_config)

@@ -81,6 +81,18 @@ def test_quartiles_out_of_order_and_runs_there_twice(written: Callable, speed_re
         SpeedRecord.read(written(timed=timed))
 
 
+def test_noise_is_part_of_a_record(written: Callable, speed_record: Callable) -> None:
+    timed = speed_record()["timed"]
+    timed[1] |= {"rounds": 3, "noisy": ["speedup"]}
+    assert SpeedRecord.read(written(timed=timed)).timed[1].noisy == ["speedup"]
+    timed[1]["noisy"] = ["perplexity"]
+    with pytest.raises(InputError, match=r"`timed.1.noisy.0`"):
+        SpeedRecord.read(written(timed=timed))
+    del timed[1]["noisy"]
+    with pytest.raises(InputError, match=r"`timed.1.noisy`"):
+        SpeedRecord.read(written(timed=timed))
+
+
 def test_each_number_of_new_tokens_has_every_run(written: Callable, speed_record: Callable) -> None:
     raw = speed_record(new_tokens=(128, 1024))
     record = SpeedRecord.read(written(**raw))

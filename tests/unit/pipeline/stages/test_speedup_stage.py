@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +92,37 @@ def test_record(measured: Callable, plan: Plan, tmp_path: Path, capfd: pytest.Ca
     out = capfd.readouterr().out
     assert "magnitude_2of4_0.5_s0: converted; logits differ by" in out and "tokens/s, 1.000 of dense" in out
     assert "magnitude_2of4_0.5_s0, 6 new tokens:" in out
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "rounds", "noisy"), [(0, 1, set()), (54, 2, set()), (10**6, 3, {"prefill_seconds", "speedup"})]
+)
+def test_noisy_times_are_measured_again_and_marked(
+    disturbed: int,
+    rounds: int,
+    noisy: set[str],
+    measured: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    """Check a clock that is steady, disturbed in the first round (3 candidates, 6 turns, 3 stamps), or always."""
+    stamps = itertools.count()
+
+    def clock() -> float:
+        # Prefill and decoding take a second each; in half of the disturbed generations, prefill takes 9 s.
+        generation, stamp = divmod(next(stamps), 3)
+        slow = 3 * generation < disturbed and generation % 4 in (0, 3)
+        return 100.0 * generation + stamp + 8 * (slow and stamp > 0)
+
+    monkeypatch.setattr("patch.inference.timing.time", SimpleNamespace(perf_counter=clock))
+    assert measured(speedup={"batch_size": 2, "prompt": 5, "new_tokens": [3], "repeats": 4}) == 0
+    dense, *sparse = SpeedRecord.read(tmp_path / "speed.json").timed
+    assert [timed.rounds for timed in (dense, *sparse)] == [rounds] * 3
+    assert all(noisy <= set(timed.noisy) and bool(noisy) == bool(timed.noisy) for timed in sparse)
+    assert all("decode_seconds" not in timed.noisy for timed in (dense, *sparse))
+    out = capfd.readouterr().out
+    assert out.count(f" in {rounds} round") == 3 and out.count("; noisy: ") == (3 if noisy else 0)
 
 
 def test_masks_must_be_of_the_runs(measured: Callable, masks: list[Path], capfd: pytest.CaptureFixture) -> None:
