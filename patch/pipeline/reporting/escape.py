@@ -26,6 +26,7 @@ _TEX = {
     "|": r"\textbar{}",
     "`": r"\`{}",
     "±": r"$\pm$",
+    "†": r"$\dagger$",
     "×": r"$\times$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",

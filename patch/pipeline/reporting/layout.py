@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from patch.pipeline.reporting.table import DASH, Measure, Row, Table
+from patch.pipeline.reporting.table import DASH, NOISY, Measure, Row, Table
 from patch.pipeline.reporting.units import metric_value
 from patch.pipeline.results.order import percent
 
@@ -119,6 +119,9 @@ def _measured(measure: Measure | None, metric: str, deviation: bool) -> str:
         return DASH
     value, error = metric_value(measure.value, metric), measure.spread if deviation else measure.stderr
     decimals = len(value.partition(".")[2])
+    if measure.noisy:
+        low, high = (f"{quartile:.{decimals}f}" for quartile in measure.noisy)
+        return f"{value} [{low}, {high}] {NOISY}"
     return value if math.isnan(error) else f"{value} ± {error:.{decimals}f}"
 
 

@@ -115,7 +115,8 @@ def _parts(measure: Measure | None, comparable: bool) -> dict[str, str | int]:
     published = measure.published if comparable else math.nan
     numbers = measure.value, measure.stderr, measure.spread, published, measure.value - published
     value, stderr, spread, published, difference = map(_number, numbers)
-    parts = [value, stderr, spread, measure.seeds, published, difference, str(measure.best).lower()]
+    flags = (str(flag).lower() for flag in (measure.best, measure.noisy is not None))
+    parts = [value, stderr, spread, measure.seeds, published, difference, *flags]
     return dict(zip(PARTS, parts, strict=True))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Literal
 
-from patch.pipeline.reporting.table import DASH, Heading, Measure, Row, Table, pattern_title
+from patch.pipeline.reporting.table import DASH, NOISY, Heading, Measure, Row, Table, pattern_title
 from patch.pipeline.reporting.units import count
-from patch.pipeline.results.order import RunOrder, method_title, run_order
+from patch.pipeline.results.order import RunOrder, method_title, percent, run_order
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.speed import (
     PAPER_MODEL,
+    Quartiles,
     SpeedRecord,
     Speeds,
     Timed,
@@ -21,12 +24,14 @@ from patch.pipeline.runs.run import ModelInfo, Run
 
 # Layers with fewer bytes stay in the cache of a CPU or GPU between decoding steps.
 CACHED_BYTES = 50e6
-MEASURED = ("", "_spread")
+MEASURED = ("", "_spread", "_noisy")
 NOTHING = "The speed of no model has been measured yet."
 
 
 def speed_table(speeds: Speeds, models: Sequence[ModelInfo]) -> Table:
     """Return the table of tokens per second, speedup, the paper's speedup and layer bytes of each model's runs.
+
+    The paper's speedups have columns only if its model is measured. Noisy speeds are marked.
 
     Args:
         speeds: records, in any order, and the paper's numbers.
@@ -34,7 +39,7 @@ def speed_table(speeds: Speeds, models: Sequence[ModelInfo]) -> Table:
     """
     by_name = {record.model: record for record in speeds.records}
     measured = [(model, by_name[model.name]) for model in models if model.name in by_name]
-    papers = published_devices(speeds.published)
+    papers = published_devices(speeds.published) if any(_is_papers(model) for model, _ in measured) else []
     header = (
         Heading("tokens_per_second", label="Tokens/s ↑", parts=MEASURED),
         Heading("speedup", label="Speedup ↑", parts=MEASURED),
@@ -56,15 +61,15 @@ def _order(run: Run) -> RunOrder:
 
 def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, papers: Sequence[str]) -> Row:
     run, new = timed.run, timed.new_tokens
-    compared = run.pattern in ("dense", "hybrid")
+    compared = _is_papers(model) and run.pattern in ("dense", "hybrid")
     paper = [
         published_speedup(speeds.published, model.published, name, run.sparsity, new) if compared else None
         for name in papers
     ]
     linears = 100 * timed.linear_bytes.measured / timed.linear_bytes.dense
     measures = (
-        Measure(timed.tokens_per_second.median, spread=timed.tokens_per_second.spread),
-        Measure(1.0) if run.pattern == "dense" else Measure(timed.speedup.median, spread=timed.speedup.spread),
+        _measure(timed, "tokens_per_second"),
+        Measure(1.0) if run.pattern == "dense" else _measure(timed, "speedup"),
         *(None if value is None else Measure(value) for value in paper),
         Measure(linears),
     )
@@ -74,6 +79,17 @@ def _row(model: ModelInfo, record: SpeedRecord, timed: Timed, speeds: Speeds, pa
     setting = f"{new} new tokens" if len(record.settings.new_tokens) > 1 else ""
     pattern = pattern_title(run)
     return Row(model.title, run.sparsity, method, pattern, achieved, measures, setting, comparable=model.comparable)
+
+
+def _is_papers(model: ModelInfo) -> bool:
+    """Return whether a model is the one of the paper's speedups, rather than another model of its family."""
+    return model.published == PAPER_MODEL and model.comparable
+
+
+def _measure(timed: Timed, quantity: Literal["tokens_per_second", "speedup"]) -> Measure:
+    found: Quartiles = getattr(timed, quantity)
+    noisy = (found.low, found.high) if quantity in timed.noisy else None
+    return Measure(found.median, spread=found.spread, noisy=noisy)
 
 
 def _caption(records: Sequence[SpeedRecord]) -> str:
@@ -102,21 +118,44 @@ def _notes(
         f"Medians of {repeats} repeats, interleaved with the dense model in one process. ±: half the interquartile "
         "range. Speed does not depend on which weights of a group are kept, so one 2:4 mask represents all 2:4 methods."
     ]
+    shown = {"tokens_per_second", "speedup"}
+    noisy = [timed.rounds for _, record in measured for timed in record.timed if shown & set(timed.noisy)]
+    if noisy:
+        notes.append(
+            f"{NOISY}: noisy in each of {count(max(noisy), 'round')} of measurement, usually because of other work on "
+            "the machine. The interquartile range, in brackets, exceeds a fifth of the median. Do not compare such a "
+            "value."
+        )
     small = [model.title for model, record in measured if record.dense.linear_bytes.dense < CACHED_BYTES]
     if small:
         notes.append(
             f"{', '.join(small)}: demo size. The layers fit into a cache, so reading fewer bytes saves no time, and "
             "call overhead dominates. These numbers do not transfer to large models."
         )
-    papers = [record for model, record in measured if model.published == PAPER_MODEL]
-    tokens = {paper_new_tokens(new, published) for record in papers for new in record.settings.new_tokens}
-    if tokens:
-        new = " or ".join(map(str, sorted(tokens)))
-        notes.append(f"Paper: speedups of LLaMA-2 7B, batch 16, prompt 128, {new} new tokens. {DASH}: not published.")
-    others = [model.title for model, _ in measured if model.published == PAPER_MODEL and not model.comparable]
-    if others:
-        notes.append(f"{', '.join(others)}: another model of the paper's family; the values cannot be compared.")
+    notes += _published_notes(measured, published)
     missing = [model.title for model in models if model not in [other for other, _ in measured]]
     if missing:
         notes.append(f"Not measured: {', '.join(missing)}.")
     return notes
+
+
+def _published_notes(measured: Sequence[tuple[ModelInfo, SpeedRecord]], published: Published) -> list[str]:
+    """Return a note on the columns of the paper, or the paper's speedups if only other models of its family have rows.
+
+    Numbers of another model do not belong into a row, whose values cannot be compared with them.
+    """
+    found = [(model, record) for model, record in measured if model.published == PAPER_MODEL]
+    if not found:
+        return []
+    tokens = sorted({paper_new_tokens(new, published) for _, record in found for new in record.settings.new_tokens})
+    if any(_is_papers(model) for model, _ in found):
+        new = " or ".join(map(str, tokens))
+        return [f"Paper: speedups of LLaMA-2 7B, batch 16, prompt 128, {new} new tokens. {DASH}: not published."]
+    levels = sorted({timed.run.sparsity for _, record in found for timed in record.timed}, reverse=True)
+    speedups = []
+    for name, new in itertools.product(published_devices(published), tokens):
+        values = {level: published_speedup(published, PAPER_MODEL, name, level, new) for level in levels if level}
+        listed = ", ".join(f"{value:.2f} at {percent(level)} %" for level, value in values.items() if value)
+        speedups += [f"{name}, {new} new tokens: {listed}"] if listed else []
+    about = "The paper's speedups of LLaMA-2 7B (batch 16, prompt 128) cannot be compared with those of these models"
+    return [f"{about}. {'; '.join(speedups)}."] if speedups else []

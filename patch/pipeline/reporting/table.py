@@ -12,7 +12,9 @@ from patch.pipeline.runs.run import ModelInfo, Run
 
 DASH = "–"
 # Suffixes of the CSV columns of each heading.
-PARTS = ("", "_stderr", "_spread", "_seeds", "_published", "_difference", "_best")
+PARTS = ("", "_stderr", "_spread", "_seeds", "_published", "_difference", "_best", "_noisy")
+# Mark of a noisy speed.
+NOISY = "†"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Measure:
         seeds: number of seeds.
         published: the paper's number, NaN if there is none.
         best: True if the number is printed in bold as the best of its sparsity or tied with it.
+        noisy: first and third quartile of a noisy speed, which replace ``spread`` in print; None for all other numbers.
     """
 
     value: float
@@ -34,6 +37,7 @@ class Measure:
     seeds: int = 1
     published: float = math.nan
     best: bool = False
+    noisy: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -69,18 +69,45 @@ def test_other_models_have_dashes(one_seed: Any, speeds: Callable) -> None:
     assert [row[0] for row in rows] == ["Gemma-3-1B"] * 4 + ["Llama-2-7B"] * 4, "in the configuration's order"
     assert {run for row in rows[:4] for run in row[7:9]} == {"–"}
     alone = build(one_seed, speeds("gemma"))
-    assert not any("Paper:" in note for note in alone.notes)
+    assert not any("aper" in note for note in alone.notes)
 
 
-def test_a_model_of_the_family_is_distinguished(one_seed: Any, speeds: Callable) -> None:
+def test_speedups_of_another_model_stand_in_a_note(one_seed: Any, speeds: Callable) -> None:
     table = build(one_seed, speeds("llama"))
-    assert any(
-        note == "Llama-mini: another model of the paper's family; the values cannot be compared."
-        for note in table.notes
+    assert not any("Paper" in title for title in runs(table)[0])
+    assert table.notes[2] == (
+        "The paper's speedups of LLaMA-2 7B (batch 16, prompt 128) cannot be compared with those of these models. "
+        "A6000, 128 new tokens: 1.38 at 45 %, 1.18 at 25 %; A100, 128 new tokens: 1.16 at 45 %, 1.07 at 25 %."
     )
-    assert runs(table)[3][7:9] == ["1.38", "1.16"]
-    comparable = build(one_seed, speeds("big"), PAPERS)
-    assert not any("another model" in note for note in comparable.notes)
+    comparable = build(one_seed, speeds("big", "llama"), PAPERS)
+    assert [row[7] for row in runs(comparable)[1:]] == ["–"] * 4 + ["1.00", "–", "1.38", "1.18"]
+    assert not any("cannot be compared" in note for note in comparable.notes)
+
+
+def test_noisy_speeds_are_marked_and_show_their_quartiles(one_seed: Any, speeds: Callable, tmp_path: Any) -> None:
+    raw = speeds("qwen").records[0].model_dump(by_alias=True)
+    quiet = build(one_seed, speeds("qwen"))
+    raw["timed"][1] |= {
+        "tokens_per_second": {"median": 408.6, "low": 51.2, "high": 3010.0},
+        "rounds": 3,
+        "noisy": ["tokens_per_second", "prefill_seconds"],
+    }
+    raw["timed"][2] |= {"rounds": 3, "noisy": ["prefill_seconds"]}
+    table = build(one_seed, Speeds([SpeedRecord.model_validate(raw)], one_seed.published))
+    assert [row[5:7] for row in runs(table)[1:4]] == [
+        ["1000 ± 30", "1.00"],
+        [r"408.6 \[51.2, 3010.0\] †", "1.50 ± 0.02"],
+        ["1400 ± 30", "1.40 ± 0.02"],
+    ]
+    notes = [[note for note in each.notes if note.startswith("†")] for each in (quiet, table)]
+    assert notes[0] == [] and "noisy in each of 3 rounds of measurement" in notes[1][0]
+    paths = write_table(table, tmp_path / "speedup")
+    with paths[0].open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["tokens_per_second_noisy"] for row in rows] == ["false", "true", "false", "false"]
+    assert {row["speedup_noisy"] for row in rows} == {"false"}
+    assert r"408.6 [51.2, 3010.0] $\dagger$" in paths[2].read_text(encoding="utf-8")
+    assert "408.6 [51.2, 3010.0] †" in paths[3].read_text(encoding="utf-8")
 
 
 def test_the_caption_names_the_machine_and_the_sizes(one_seed: Any, speeds: Callable) -> None:
@@ -137,7 +164,7 @@ def test_what_is_not_measured_is_said(one_seed: Any, speeds: Callable) -> None:
 
 
 def test_files_of_the_table(one_seed: Any, speeds: Callable, tmp_path: Any) -> None:
-    paths = write_table(build(one_seed, speeds("llama", "qwen")), tmp_path / "speedup")
+    paths = write_table(build(one_seed, speeds("big", "qwen"), PAPERS), tmp_path / "speedup")
     assert [path.suffix for path in paths] == [".csv", ".md", ".tex", ".html"]
     with paths[0].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -149,8 +176,10 @@ def test_files_of_the_table(one_seed: Any, speeds: Callable, tmp_path: Any) -> N
         "achieved_percent",
         "tokens_per_second",
         "tokens_per_second_spread",
+        "tokens_per_second_noisy",
         "speedup",
         "speedup_spread",
+        "speedup_noisy",
         "paper_a6000_speedup",
         "paper_a100_speedup",
         "linears_percent_of_dense",
