@@ -195,7 +195,7 @@ rule curves:
 
 
 rule speedup_figure:
-    """Draw accuracy and perplexity against measured speedup."""
+    """Draw measured speedup beside accuracy and perplexity."""
     input:
         results=f"{RESULTS}/results.csv",
         speedup=f"{RESULTS}/speedup/{{timed}}.json",

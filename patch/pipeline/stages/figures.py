@@ -1,4 +1,4 @@
-"""Figures of a model: Pareto plots, density, training curves, and quality against measured speed."""
+"""Figures of a model: Pareto plots, density, training curves, and measured speed beside quality."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_curves(settings: FigureSettings, *, curves_of: list[Path], out: Path) ->
 
 
 def run_speedup_figure(settings: FigureSettings, *, results: Path, speedup: Path, out: Path) -> None:
-    """Draw accuracy and perplexity against speed for the rows in ``settings`` that have a measured speed."""
+    """Draw speed, accuracy and perplexity of the rows in ``settings`` that have a measured speed."""
     frame = read_results(results, settings.digests)
     (speed,) = SpeedRecord.read_current([speedup], settings.digests)
     save(draw_speedup(frame[row_names(frame).isin(settings.rows)], speed, settings.model), out)

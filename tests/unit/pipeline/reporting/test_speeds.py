@@ -7,6 +7,7 @@ import csv
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -199,39 +200,80 @@ def test_what_measuring_took_is_counted(one_seed: Any, speeds: Callable) -> None
     assert "900 MB" in line
 
 
-def points(axis: Any) -> list[tuple[float, float]]:
-    lines = [container.lines[0] for container in axis.containers]
-    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
+def points(axis: Any) -> list[tuple[str, float]]:
+    """Return the label and the place of each point of a panel, from top to bottom."""
+    names = [label.get_text() for label in axis.figure.axes[0].get_yticklabels()]
+    lines = sorted((container.lines[0] for container in axis.containers), key=lambda line: line.get_ydata()[0])
+    return [(names[round(line.get_ydata()[0])], float(line.get_xdata()[0])) for line in lines]
 
 
-def test_methods_of_2_4_share_a_speed_and_stand_side_by_side(one_seed: Any, speeds: Callable) -> None:
+def hollow(axis: Any) -> list[bool]:
+    lines = sorted((container.lines[0] for container in axis.containers), key=lambda line: line.get_ydata()[0])
+    return [line.get_markerfacecolor() == "white" for line in lines]
+
+
+def bars(axis: Any) -> list[list[float]]:
+    """Return the ends of the horizontal bars."""
+    return [
+        segment[:, 0].tolist() for each in axis.containers for bar in each.lines[2] for segment in bar.get_segments()
+    ]
+
+
+ROWS = ["Dense", "PATCH (joint), 25 %", "PATCH (joint), 45 %", "Magnitude, 2:4", "Wanda, 2:4", "SparseGPT, 2:4"]
+ROWS += ["MaskLLM, 2:4"]
+
+
+def test_each_method_has_a_row_and_2_4_methods_share_a_speed(one_seed: Any, speeds: Callable) -> None:
     model, (record,) = one_seed.models[0], speeds("qwen").records
     frame = one_seed.frame[one_seed.frame["quantization"].isna()]
-    figure = speedup(frame, record, model)
-    assert len(figure.axes) == 2
-    for axis, metric in zip(figure.axes, ("accuracy", "perplexity"), strict=True):
-        x = sorted(place for place, _ in points(axis))
-        # PATCH has measured speeds at 25 and 45 %, not at 35 %. Four 2:4 methods are placed around 1.5.
-        assert x[:2] == [1.2, 1.4] and len(x) == 6
-        assert sum(x[2:]) / 4 == pytest.approx(1.5) and 0 < x[3] - x[2] < 0.05
-        wanted = frame[(frame["model"] == "qwen") & (frame["metric"] == metric) & (frame["pattern"] != "unstructured")]
-        wanted = wanted[(wanted["sparsity"] != 0.35) & (wanted["pattern"] != "dense")]
-        assert sorted(y for _, y in points(axis)) == pytest.approx(sorted(wanted["value"]))
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert {"Wanda, 2:4", "PATCH (joint), 45 %", "PATCH (joint), 25 %", "Dense", "Speed of dense"} <= set(labels)
-    assert not any("unstructured" in label or "35 %" in label for label in labels)
-    assert "A CPU @ 2 GHz" in figure.axes[0].get_title(loc="left")
+    speed, *quality = speedup(frame, record, model).axes
+    # PATCH has measured speeds at 25 and 45 %, not at 35 %; unstructured rows have none.
+    assert points(speed) == list(zip(ROWS, [1.0, 1.2, 1.4, 1.5, 1.5, 1.5, 1.5], strict=True))
+    assert hollow(speed) == [False] * 7
+    np.testing.assert_allclose(bars(speed), [[1.0, 1.0], [1.18, 1.22], [1.38, 1.42]])
+    (band,) = speed.collections[-1].get_paths()
+    np.testing.assert_allclose(band.get_extents().extents, [1.48, 2.5, 1.52, 6.5])
+    for axis, metric in zip(quality, ("accuracy", "perplexity"), strict=True):
+        wanted = frame[(frame["model"] == "qwen") & (frame["metric"] == metric)]
+        values = {
+            (row.method, row.sparsity): row.value for row in wanted[wanted["pattern"] != "unstructured"].itertuples()
+        }
+        keys = [("dense", 0.0), ("patch-joint", 0.25), ("patch-joint", 0.45)]
+        keys += [(method, 0.5) for method in ("magnitude", "wanda", "sparsegpt", "maskllm")]
+        assert points(axis) == [(row, pytest.approx(values[key])) for row, key in zip(ROWS, keys, strict=True)]
 
 
-def test_each_number_of_new_tokens_has_a_row_of_panels(one_seed: Any, speeds: Callable) -> None:
+def test_noisy_speeds_are_hollow(one_seed: Any, speeds: Callable) -> None:
+    raw = speeds("qwen").records[0].model_dump(by_alias=True)
+    raw["timed"][1] |= {"rounds": 3, "noisy": ["speedup"]}
+    raw["timed"][2] |= {"rounds": 3, "noisy": ["tokens_per_second"]}
+    figure = speedup(one_seed.frame, SpeedRecord.model_validate(raw), one_seed.models[0])
+    speed, *quality = figure.axes
+    assert hollow(speed) == [False] * 3 + [True] * 4, "the speedup is paired, so that drift does not make it noisy"
+    assert not any(hollow(quality[0]) + hollow(quality[1]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Hollow: noisy speed"]
+
+
+def test_each_number_of_new_tokens_has_a_panel(one_seed: Any, speeds: Callable) -> None:
     raw = speeds("qwen", new_tokens=(128, 1024)).records[0].model_dump(by_alias=True)
     for timed in raw["timed"][5:]:
         timed["speedup"] = {name: 2 * value for name, value in timed["speedup"].items()}
     figure = speedup(one_seed.frame, SpeedRecord.model_validate(raw), one_seed.models[0])
-    accuracy = [figure.axes[0], figure.axes[2]]
-    assert len(figure.axes) == 4
-    assert [sorted(x for x, _ in points(axis))[:2] for axis in accuracy] == [[1.2, 1.4], [2.4, 2.8]]
-    assert [axis.get_title(loc="left")[-15:] for axis in accuracy] == [" 128 new tokens", "1024 new tokens"]
+    short, long, *quality = figure.axes
+    assert [x for _, x in points(short)][:4] == [1.0, 1.2, 1.4, 1.5]
+    assert [x for _, x in points(long)][:4] == [1.0, 2.4, 2.8, 3.0]
+    labels = [axis.get_xlabel() for axis in figure.axes]
+    assert labels[:2] == ["Speedup, 128 new tokens", "Speedup, 1024 new tokens"] and len(quality) == 2
+    assert figure.get_suptitle() == "Qwen2-mini on A CPU @ 2 GHz: batch 16, prompt 128"
+
+
+def test_a_perplexity_beyond_the_axis_is_drawn_on_its_edge(one_seed: Any, speeds: Callable) -> None:
+    frame, (record,) = one_seed.frame, speeds("qwen").records
+    broken = (frame["method"] == "magnitude") & (frame["metric"] == "perplexity")
+    figure = speedup(frame.assign(value=frame["value"].mask(broken, 1e6)), record, one_seed.models[0])
+    axis = figure.axes[2]
+    assert dict(points(axis))["Magnitude, 2:4"] == axis.get_xlim()[1] < 1000
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["On the right edge: beyond the axis"]
 
 
 def test_imported_masks_have_the_speed_of_their_pattern_alone(one_seed: Any, speeds: Callable) -> None:
@@ -240,15 +282,15 @@ def test_imported_masks_have_the_speed_of_their_pattern_alone(one_seed: Any, spe
     frame = one_seed.frame
     of_model = frame[(frame["model"] == "qwen") & frame["method"].isin(["maskllm", "patch-joint"])]
     more = pd.concat([frame, of_model.assign(variant="import=theirs"), of_model.assign(variant="target=layer")])
-    before, after = (len(points(speedup(each, record, model).axes[0])) for each in (frame, more))
-    assert after == before + 1
+    assert points(speedup(more, record, model).axes[0])[-1] == ("MaskLLM (imported), 2:4", 1.5)
+    assert len(points(speedup(more, record, model).axes[0])) == len(ROWS) + 1
 
 
 def test_variants_and_seeds(experiment: Any, speeds: Callable, tmp_path: Any) -> None:
     """Check that means over seeds are drawn, without ablations and quantized runs."""
     model, (record,) = experiment.models[2], speeds("llama").records
     figure = speedup(experiment.frame, record, model)
-    assert len(points(figure.axes[0])) == 6
+    assert len(points(figure.axes[1])) == 7
     assert all(path.stat().st_size for path in save(figure, tmp_path / "speedup"))
 
 
@@ -257,3 +299,5 @@ def test_a_figure_of_a_record_alone_can_be_drawn(one_seed: Any, speeds: Callable
     frame = copy.deepcopy(one_seed.frame)
     assert save(speedup(frame[:0], record, model), tmp_path / "empty")
     assert save(speedup(frame[frame["method"] == "dense"], record, model), tmp_path / "dense")
+    perplexity = speedup(frame[frame["metric"] == "perplexity"], record, model)
+    assert [axis.get_xlabel() for axis in perplexity.axes] == ["Speedup, 128 new tokens", "Perplexity (log scale)"]
