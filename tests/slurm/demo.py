@@ -2,7 +2,7 @@
 
 It takes half an hour on two cores, so it is not part of the test suite. It runs `snakemake` in one copy of this tree
 and `snakemake --profile slurm --configfile config/demo.yaml` in another, preempts a learning job and kills a node, and
-compares the tables of both, byte by byte.
+compares the results of both: tables, results.csv, differences.csv and samples, without measured times and speeds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from .cluster import Cluster
+from .comparison import COMPARED, MEASURED, different_results
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ["snakemake", "--cores", "all"]
@@ -96,18 +97,6 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> float:
     return time.monotonic() - started
 
 
-def compare(first: Path, second: Path) -> list[str]:
-    """Return the tables that differ or are only in one of two folders."""
-    tables = {path.relative_to(folder) for folder in (first, second) for path in folder.glob("*.csv")}
-    if not tables:
-        return ["there is no table"]
-
-    def text(path: Path) -> bytes | None:
-        return path.read_bytes() if path.exists() else None
-
-    return [str(name) for name in sorted(tables) if text(first / name) != text(second / name)]
-
-
 def main() -> int:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.demo", description=__doc__)
@@ -134,8 +123,10 @@ def main() -> int:
         faults.join()
         calls = cluster.calls("sbatch")
         print(f"on the cluster: {seconds:.0f} s, {calls} calls of sbatch; {'; '.join(faults.messages)}")
-    different = compare(local / "results/demo/tables", there / "results/demo/tables")
-    print("different tables: " + ", ".join(different) if different else "all tables are the same, byte by byte")
+    different = different_results(local / "results/demo", there / "results/demo")
+    measured = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in MEASURED.items())
+    print("\n".join(["different:", *different] if different else [f"equal: {', '.join(COMPARED)}"]))
+    print(f"not compared: {measured}")
     return 1 if different or len(faults.messages) < 3 else 0
 
 
