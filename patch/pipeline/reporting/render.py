@@ -147,8 +147,9 @@ def to_text(table: Table, width: int = 110) -> str:
     """Return a table as aligned text with `*` for bold; published columns are dropped if it exceeds ``width``."""
     text, notes = _text_table(Layout.of(table)), list(table.notes)
     if max(map(len, text.splitlines())) > width:
-        text = _text_table(Layout.of(table, published=False))
-        notes.append(NARROW)
+        narrow = _text_table(Layout.of(table, published=False))
+        notes += [NARROW] if narrow != text else []
+        text = narrow
     wrapped = [textwrap.fill(note.replace("Bold:", "*:"), width, subsequent_indent="  ") for note in notes]
     return "\n".join([table.caption, "", text, "", *wrapped]) + "\n"
 

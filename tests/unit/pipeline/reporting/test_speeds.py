@@ -14,7 +14,7 @@ import pytest
 from patch.errors import InputError
 from patch.pipeline.reporting.comparison import compare_with_paper
 from patch.pipeline.reporting.figure_style import save
-from patch.pipeline.reporting.render import to_markdown, to_text, write_table
+from patch.pipeline.reporting.render import NARROW, to_markdown, to_text, write_table
 from patch.pipeline.reporting.speedup import speedup
 from patch.pipeline.reporting.summary import cost_line
 from patch.pipeline.reporting.table import Table
@@ -109,6 +109,7 @@ def test_noisy_speeds_are_marked_and_show_their_quartiles(one_seed: Any, speeds:
     assert {row["speedup_noisy"] for row in rows} == {"false"}
     assert r"408.6 [51.2, 3010.0] $\dagger$" in paths[2].read_text(encoding="utf-8")
     assert "408.6 [51.2, 3010.0] †" in paths[3].read_text(encoding="utf-8")
+    assert NARROW not in to_text(table, width=60), "the table has no column of the paper"
 
 
 def test_the_caption_names_the_machine_and_the_sizes(one_seed: Any, speeds: Callable) -> None:
