@@ -135,7 +135,9 @@ class Speedup(Section):
     new_tokens: list[NewTokens] = Field(
         [128], min_length=1, description="Generated tokens per sequence, by greedy decoding; each number is measured."
     )
-    repeats: int = Field(20, ge=4, description="Timed generations per candidate in each round.")
+    repeats: int = Field(
+        20, ge=4, description="Timed generations per candidate in each round; their median is reported."
+    )
     models: list[str] | None = Field(
         None, min_length=1, description="Names under `models` that are measured; by default all."
     )
