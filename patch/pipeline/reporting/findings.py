@@ -218,8 +218,8 @@ def _speed(models: Sequence[ModelInfo], speeds: Sequence[SpeedRecord]) -> str:
 
 
 def _masked(record: SpeedRecord) -> list[Timed]:
-    """Return the timings with masks, only those of hybrid masks if there are any."""
-    masked = [timed for timed in record.timed if timed.run.pattern != "dense"]
+    """Return the timings with masks whose speedup is not noisy, only those of hybrid masks if there are any."""
+    masked = [timed for timed in record.timed if timed.run.pattern != "dense" and "speedup" not in timed.noisy]
     return [timed for timed in masked if timed.run.pattern == "hybrid"] or masked
 
 

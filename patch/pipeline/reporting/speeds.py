@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Literal
 
 from patch.pipeline.reporting.table import DASH, NOISY, Heading, Measure, Row, Table, pattern_title
 from patch.pipeline.reporting.units import count
-from patch.pipeline.results.order import RunOrder, method_title, percent, run_order
+from patch.pipeline.results.order import RunOrder, method_title, run_order
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.speed import (
     PAPER_MODEL,
@@ -132,30 +131,20 @@ def _notes(
             f"{', '.join(small)}: demo size. The layers fit into a cache, so reading fewer bytes saves no time, and "
             "call overhead dominates. These numbers do not transfer to large models."
         )
-    notes += _published_notes(measured, published)
+    notes += _published_note(measured, published)
     missing = [model.title for model in models if model not in [other for other, _ in measured]]
     if missing:
         notes.append(f"Not measured: {', '.join(missing)}.")
     return notes
 
 
-def _published_notes(measured: Sequence[tuple[ModelInfo, SpeedRecord]], published: Published) -> list[str]:
-    """Return a note on the columns of the paper, or the paper's speedups if only other models of its family have rows.
-
-    Numbers of another model do not belong into a row, whose values cannot be compared with them.
-    """
-    found = [(model, record) for model, record in measured if model.published == PAPER_MODEL]
-    if not found:
-        return []
-    tokens = sorted({paper_new_tokens(new, published) for _, record in found for new in record.settings.new_tokens})
-    if any(_is_papers(model) for model, _ in found):
-        new = " or ".join(map(str, tokens))
-        return [f"Paper: speedups of LLaMA-2 7B, batch 16, prompt 128, {new} new tokens. {DASH}: not published."]
-    levels = sorted({timed.run.sparsity for _, record in found for timed in record.timed}, reverse=True)
-    speedups = []
-    for name, new in itertools.product(published_devices(published), tokens):
-        values = {level: published_speedup(published, PAPER_MODEL, name, level, new) for level in levels if level}
-        listed = ", ".join(f"{value:.2f} at {percent(level)} %" for level, value in values.items() if value)
-        speedups += [f"{name}, {new} new tokens: {listed}"] if listed else []
-    about = "The paper's speedups of LLaMA-2 7B (batch 16, prompt 128) cannot be compared with those of these models"
-    return [f"{about}. {'; '.join(speedups)}."] if speedups else []
+def _published_note(measured: Sequence[tuple[ModelInfo, SpeedRecord]], published: Published) -> list[str]:
+    """Return a note on the columns of the paper, if the table has any."""
+    found = [record for model, record in measured if _is_papers(model)]
+    tokens = sorted({paper_new_tokens(new, published) for record in found for new in record.settings.new_tokens})
+    new = " or ".join(map(str, tokens))
+    return (
+        [f"Paper: speedups of LLaMA-2 7B, batch 16, prompt 128, {new} new tokens. {DASH}: not published."]
+        if found
+        else []
+    )
