@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,46 @@ class StageCost(Schema):
 
     seconds: float = Field(ge=0)
     peak_memory_mb: float = Field(ge=0)
+
+
+class HeldOutLoss(Schema):
+    """Mean cross-entropy in nats of a learned mask in its final form, on sequences that it was not learned on.
+
+    Attributes:
+        initial: loss of the mask that learning starts from.
+        final: loss of the mask after the last step.
+        best: lowest loss of all measurements.
+        best_step: steps before that measurement; 0 is the initial mask.
+        kept: mask that the run has returned.
+        sequences: number of held-out sequences.
+    """
+
+    initial: float = Field(ge=0)
+    final: float = Field(ge=0)
+    best: float = Field(ge=0)
+    best_step: Count
+    kept: Literal["last", "best"]
+    sequences: Positive
+
+    @property
+    def result(self) -> float:
+        """Loss of the mask that the run has returned."""
+        return self.best if self.kept == "best" else self.final
+
+    @property
+    def worse(self) -> bool:
+        """Return whether the returned mask is worse than the one that learning starts from."""
+        return self.result > self.initial
+
+    @property
+    def warning(self) -> str:
+        """Sentence on a mask that is worse; empty if it is not."""
+        if not self.worse:
+            return ""
+        return (
+            f"The learned mask is worse than its initial mask: held-out loss {self.result:.3f}, initial "
+            f"{self.initial:.3f}. Lower `lr`, or keep the best mask (`keep: best`)."
+        )
 
 
 def accuracy_names(names: Iterable[str]) -> list[str]:

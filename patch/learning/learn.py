@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from patch.data.tokenization import Separator
 from patch.distributed.collectives import rank, world_size
 from patch.learning.document_masking import DocumentMasking
 from patch.learning.gradient_clipping import clip_gradients
+from patch.learning.held_out import HeldOut, held_out_sequences
 from patch.learning.learning_rate import with_rate
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
@@ -23,6 +25,7 @@ from patch.learning.model_masks import (
     build_masks,
     density_penalty,
     finalize,
+    initial_masks,
     kept_norm_regularizer,
     target_units,
 )
@@ -64,7 +67,7 @@ def learn(
         model: causal language model; it is unchanged afterwards.
         method: `maskllm` (2:4 everywhere), `patch-joint` (2:4 patterns and dense tiles), `patch-tile`
             (dense tiles over the ``frozen`` 2:4 masks).
-        sequences: `[count, seqlen]` token ids.
+        sequences: `[count, seqlen]` token ids, of which `held_out_sequences` are not learned on.
         settings: settings of the run.
         sparsity: target fraction of zeros, 0 to 0.5; 0.5 for `maskllm`.
         tile: side of a tile, which divides every layer; None for `maskllm`.
@@ -79,11 +82,12 @@ def learn(
         separator: the tokens that separate the documents of a sequence, for `cut_attention`.
 
     Returns:
-        The final masks.
+        The final masks, or with `keep: best` those with the lowest held-out loss; `header` has the losses, see
+        `patch.learning.held_out`.
 
     Raises:
-        InputError: the loss is not finite, the processes cannot divide a batch evenly, or the model does not support
-            `cut_attention`.
+        InputError: a loss is not finite, the text is too short to keep the best masks, the processes cannot divide a
+            batch evenly, or the model does not support `cut_attention`.
 
     Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
     """
@@ -98,12 +102,21 @@ def learn(
         container.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
     )
     step_fn = step_function(model, masks, sequences, settings, sparsity, seed, optimizer, masking)
+    target = (masks, sparsity, settings, target_units(model, settings.target))
+    held_out = HeldOut(
+        settings,
+        held_out_sequences(sequences, settings, seed),
+        model=lambda: nullcontext(model),
+        initial=lambda: initial_masks(*target, pattern_prior, tile_prior),
+        current=lambda: finalize(*target),
+        masking=masking,
+    )
     identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
     with attached(model, masks), recomputed_blocks(model, settings.gradient_checkpointing):
         run_steps(
             settings.steps,
-            step_fn,
-            {"masks": container, "optimizer": optimizer},
+            held_out.measured(step_fn),
+            {"masks": container, "optimizer": optimizer, "held_out": held_out},
             Path(folder),
             identity,
             Path(curve),
@@ -112,8 +125,9 @@ def learn(
             name=method,
             tracking=tracking,
             shards=shards,
+            note=held_out.progress,
         )
-    return finalize(masks, sparsity, settings, target_units(model, settings.target))
+    return held_out.finished()
 
 
 def step_function(
@@ -131,6 +145,7 @@ def step_function(
     squared_norms = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()])
     units = target_units(model, settings.target)
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
+    held_out = settings.held_out_count(len(sequences))
     hybrid = next(iter(masks.values())).tile is not None
     sharded = next(iter(masks.values())).sharding is not None
     tile_logits = [mask.tile_logits for mask in masks.values() if mask.tile_logits is not None]
@@ -168,7 +183,7 @@ def step_function(
         optimizer.param_groups[0]["lr"] = rate
         for mask in masks.values():
             mask.forget_gradients()
-        rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
+        rows = batch_indices(step, settings.batch_size, len(sequences), seed, held_out).reshape(micro_batches, -1)
         # Noise and data depend on the micro-batch, not on the process that computes it.
         terms, gradients = [], OrderedGradients(tile_logits)
         for index in mine:

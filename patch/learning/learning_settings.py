@@ -118,6 +118,24 @@ class Learning(Section):
         0.25, ge=0, description="Weight lambda of ProxSparse's regularizer, the products of three weights of a group."
     )
 
+    held_out_sequences: int = Field(
+        32,
+        ge=0,
+        description="Sequences of the learning text, at most a tenth of them, that are not learned on. The loss of the "
+        "final form of the mask is measured on them. 0 measures nothing.",
+    )
+    held_out_measurements: int = Field(
+        10,
+        ge=1,
+        description="Measurements of the held-out loss, evenly spaced over the run. The last is after the last step; "
+        "that of the initial mask is not counted.",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="Mask of the run: `last`, the one after the last step, or `best`, the measured one with the lowest "
+        "held-out loss.",
+    )
+
     gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
     checkpoint_minutes: float = Field(10.0, gt=0, description="Minutes between checkpoints.")
     log_every: int = Field(1, ge=1, description="Steps between two lines of the training curve.")
@@ -144,7 +162,22 @@ class Learning(Section):
                 "append_eos is false, but cut_attention is true, which finds documents by their end-of-sequence "
                 "tokens; make append_eos true or cut_attention false"
             )
+        if self.keep == "best" and not self.held_out_sequences:
+            raise ValueError(
+                "keep is best, but held_out_sequences is 0, which measures nothing to choose by; make "
+                "held_out_sequences positive or keep last"
+            )
         return self
+
+    def held_out_count(self, sequences: int) -> int:
+        """Return how many of a text's sequences are held out: at most a tenth, so that little text is lost."""
+        return min(self.held_out_sequences, sequences // 10)
+
+    def measured_steps(self) -> set[int]:
+        """Return the steps after which the held-out loss is measured; each has a line in the training curve."""
+        count, every = self.held_out_measurements, self.log_every
+        lasts = (max(0, self.steps * number // count - 1) for number in range(1, count + 1))
+        return {min(self.steps - 1, -(-last // every) * every) for last in lasts}
 
     def dividing_processes(self, processes: int) -> int:
         """Return the largest number of processes that divide the micro-batches evenly and that divides ``processes``.

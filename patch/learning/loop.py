@@ -52,6 +52,7 @@ def run_steps(
     name: str = "step",
     tracking: Tracking = UNTRACKED,
     shards: Mapping[Hashable, StateShard] | None = None,
+    note: Callable[[], str] = lambda: "",
 ) -> None:
     """Run ``step_fn`` for every step, resuming from the newest checkpoint in ``folder``.
 
@@ -72,6 +73,7 @@ def run_steps(
         name: label of the progress line.
         tracking: experiment trackers and progress reports.
         shards: the parts that this process holds of the sharded tensors in ``state``, see `assemble`.
+        note: returns text to show with the progress, or an empty string.
 
     Raises:
         InputError: the loss or the state is not finite (the message names the step), the disk is full, or the log of
@@ -81,7 +83,7 @@ def run_steps(
     checkpoints = Checkpoints(folder, identity, sharded=bool(shards))
     logged = [step for step in range(steps) if step % log_every == 0 or step == steps - 1]
     first = _resume(checkpoints, state, shards or {}, lambda step: _gap(folder / LOG, logged, step))
-    record = _Record(name, first, steps, logged, folder, tracking) if is_first() else None
+    record = _Record(name, first, steps, logged, folder, tracking, note) if is_first() else None
     saved, saved_step = time.monotonic(), first or None
     with stop_request() as stop, record or nullcontext():
         may_stop = _abandon_when(stop)
@@ -133,8 +135,17 @@ def _abandon_when(stop: StopRequest) -> Callable[[], None]:
 class _Record:
     """Record of a run's steps: its log, its progress and its experiment trackers."""
 
-    def __init__(self, name: str, first: int, steps: int, logged: list[int], folder: Path, tracking: Tracking) -> None:
-        self.logged, self.started = set(logged), time.monotonic()
+    def __init__(
+        self,
+        name: str,
+        first: int,
+        steps: int,
+        logged: list[int],
+        folder: Path,
+        tracking: Tracking,
+        note: Callable[[], str],
+    ) -> None:
+        self.logged, self.started, self.note = set(logged), time.monotonic(), note
         self.log = StepLog(folder / LOG, first)
         self.trackers = Trackers(tracking, first, folder)
         self.progress = Progress(name, first, steps, tracking.on_progress)
@@ -144,7 +155,7 @@ class _Record:
             line = {"step": step, **metrics, "seconds": round(time.monotonic() - self.started, 3)}
             self.log.write(line)
             self.trackers.log(step, line)
-        self.progress.show(step + 1, loss)
+        self.progress.show(step + 1, loss, self.note())
 
     def __enter__(self) -> _Record:
         return self

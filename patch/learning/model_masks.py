@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
@@ -16,7 +16,7 @@ from patch.distributed.collectives import rank, world_size
 from patch.learning.learning_settings import Learning
 from patch.masks.kernels.eager import PATTERNS
 from patch.masks.learnable import LearnableMask
-from patch.masks.packed import MaskSet
+from patch.masks.packed import MaskSet, PackedMasks
 from patch.masks.sharded_linear import shard_rows
 from patch.masks.tile import expand_tiles, largest_within_budget, sum_tiles, tile_grid, tile_shape
 from patch.models.loading import decoder_blocks, prunable_linears, weight_matrix
@@ -123,22 +123,28 @@ def initial_tile_logits(
     """
     logits = torch.randn(tile_grid(shape, tile), generator=generator) * std
     if initial is not None:
-        kept = sum_tiles(initial.float(), tile).flatten()
-        dense = largest_within_budget(kept, torch.ones_like(kept, dtype=torch.int64), sparsity)
-        logits += torch.where(dense, strength * std, -strength * std).reshape(logits.shape)
+        logits += torch.where(prior_tiles(initial, tile, sparsity), strength * std, -strength * std)
     return logits
+
+
+def prior_tiles(initial: Tensor, tile: int, sparsity: float) -> Tensor:
+    """Return the dense tiles of one layer, those where ``initial`` keeps most; see `initial_tile_logits`."""
+    kept = sum_tiles(initial.float(), tile)
+    dense = largest_within_budget(kept.flatten(), torch.ones(kept.numel(), dtype=torch.int64), sparsity)
+    return dense.reshape(kept.shape)
 
 
 @contextmanager
 def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None]:
-    """Apply its mask to every prunable weight of ``model`` within the block."""
+    """Apply its mask to every prunable weight of ``model`` within the block; other masks apply again after it."""
     linears = prunable_linears(model)
     with ExitStack() as stack:
         for name, mask in masks.items():
             linear = linears[name]
+            before = vars(linear).get("forward")
+            stack.callback(*((setattr, linear, "forward", before) if before else (delattr, linear, "forward")))
             # The kernels need contiguous `[out, in]` rows; for GPT-2's layers that makes a copy.
             linear.forward = partial(mask.linear, weight=weight_matrix(linear).contiguous(), bias=linear.bias)
-            stack.callback(delattr, linear, "forward")
         yield
 
 
@@ -200,18 +206,61 @@ def finalize(masks: dict[str, LearnableMask], sparsity: float, settings: Learnin
     With `finalize: exact` the tiles with the largest logits stay dense, as many as meet the budget, in each of
     ``units`` (see `target_units`). With `threshold`, the tiles with a positive logit stay dense.
     """
-    first = next(iter(masks.values()))
-    if first.tile is None:
-        return MaskSet({name: mask.final_pattern().cpu() for name, mask in masks.items()}, "2:4")
-    logits = {name: mask.tile_logits.detach().float().cpu() for name, mask in masks.items()}
-    if settings.finalize == "threshold":
-        tiles = {name: value > 0 for name, value in logits.items()}
-    else:
-        tiles = {}
-        for unit in units:
-            tiles |= _choose({name: logits[name] for name in unit}, masks, sparsity)
-    full = {name: mask.final_pattern().cpu() | expand_tiles(tiles[name], mask.shape) for name, mask in masks.items()}
-    return MaskSet(full, "hybrid", tiles, first.tile)
+    logits = {name: mask.tile_logits for name, mask in masks.items()}
+    return _hardened(masks, lambda name: masks[name].final_pattern(), logits, sparsity, settings, units)
+
+
+@torch.no_grad()
+def initial_masks(
+    masks: dict[str, LearnableMask],
+    sparsity: float,
+    settings: Learning,
+    units: list[list[str]],
+    pattern_prior: Masks | None = None,
+    tile_prior: Masks | None = None,
+) -> MaskSet:
+    """Return the final form of masks at initialization, before the first step, without the noise of their logits.
+
+    Patterns and tiles without an initialization are those of the noise. The arguments are those of `finalize` and
+    `build_masks`.
+    """
+    patterns_given = pattern_prior and settings.pattern_prior_strength > 0
+    tiles_given = tile_prior and settings.tile_prior != "random" and settings.tile_prior_strength > 0
+
+    def pattern(name: str) -> Tensor:
+        learned = masks[name].pattern_logits is not None
+        return pattern_prior[name] if learned and patterns_given else masks[name].final_pattern()
+
+    def logits(name: str) -> Tensor | None:
+        mask = masks[name]
+        if mask.tile is None or not tiles_given:
+            return mask.tile_logits
+        return prior_tiles(tile_prior[name], mask.tile, sparsity).float() - 0.5
+
+    return _hardened(masks, pattern, {name: logits(name) for name in masks}, sparsity, settings, units)
+
+
+def _hardened(
+    masks: dict[str, LearnableMask],
+    pattern: Callable[[str], Tensor],
+    tile_logits: dict[str, Tensor | None],
+    sparsity: float,
+    settings: Learning,
+    units: list[list[str]],
+) -> MaskSet:
+    """Return masks of the 2:4 patterns of each layer and of the dense tiles that logits choose, see `finalize`."""
+    tile, full, tiles = next(iter(masks.values())).tile, PackedMasks(), {}
+    if tile is not None:
+        logits = {name: value.detach().float().cpu() for name, value in tile_logits.items()}
+        if settings.finalize == "threshold":
+            tiles = {name: value > 0 for name, value in logits.items()}
+        else:
+            for unit in units:
+                tiles |= _choose({name: logits[name] for name in unit}, masks, sparsity)
+    for name, mask in masks.items():
+        kept = pattern(name).cpu()
+        full[name] = kept if tile is None else kept | expand_tiles(tiles[name], mask.shape)
+    return MaskSet(full, "2:4" if tile is None else "hybrid", tiles, tile)
 
 
 def _choose(logits: dict[str, Tensor], masks: dict[str, LearnableMask], sparsity: float) -> dict[str, Tensor]:

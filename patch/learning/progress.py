@@ -36,11 +36,11 @@ class Progress:
                 total=steps, initial=first, desc=name, unit="step", file=sys.stdout, dynamic_ncols=True, mininterval=0.2
             )
 
-    def show(self, done: int, loss: float) -> None:
-        """Show that ``done`` steps are done."""
-        now = time.monotonic()
+    def show(self, done: int, loss: float, note: str = "") -> None:
+        """Show that ``done`` steps are done, with the loss and a note."""
+        now, values = time.monotonic(), "  ".join(filter(None, [f"loss {loss:.4f}", note]))
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self._bar.set_postfix_str(values, refresh=False)
             self._bar.update(done - self._bar.n)
         if now - self._shown > INTERVAL or done == self.steps:
             self._shown = now
@@ -48,7 +48,7 @@ class Progress:
             left = (self.steps - done) * pace
             self.on_progress(done, self.steps, left)
             if self._bar is None:
-                line = f"{self.name} {done}/{self.steps}  loss {loss:.4f}  {pace:.3f} s/step"
+                line = f"{self.name} {done}/{self.steps}  {values}  {pace:.3f} s/step"
                 print(f"{line}  {left:.0f} s left", flush=True)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.distributed.collectives import broadcast_rows, rank, sum_over_processes, world_size
+from patch.learning.held_out import HeldOut, held_out_sequences
 from patch.learning.learning_rate import with_rate
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction, run_steps
@@ -20,7 +22,7 @@ from patch.learning.schedules import batch_indices, linear_rate
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.learning.trainable_copy import TrainableCopy, own_part, row_bounds, trainable_copy
 from patch.masks.nm import NM, nm_mask, obeys
-from patch.masks.packed import MaskSet
+from patch.masks.packed import MaskSet, PackedMasks
 from patch.masks.proximal import proximal_two_four, triple_products
 from patch.models.loading import prunable_linears, weight_matrix
 
@@ -52,7 +54,7 @@ def proxsparse(
     Args:
         model: causal language model; afterwards it has its own weights, frozen and in evaluation mode. During the run
             they are in host memory, and their fp32 copy in their place.
-        sequences: `[count, seqlen]` token ids.
+        sequences: `[count, seqlen]` token ids, of which `held_out_sequences` are not learned on.
         settings: settings of the run.
         seed: seed of the order of the data.
         folder: folder of the checkpoints, from which a stopped run resumes. Remove it when the masks are saved.
@@ -61,10 +63,12 @@ def proxsparse(
         tracking: experiment trackers that the curve is also reported to.
 
     Returns:
-        2:4 masks of the two largest of each fine-tuned group; among equals the later stays.
+        2:4 masks of the two largest of each fine-tuned group; among equals the later stays. With `keep: best`, those of
+        the measurement with the lowest held-out loss; `header` has the losses, see `patch.learning.held_out`.
 
     Raises:
-        InputError: the loss is not finite, or a layer has no groups of four.
+        InputError: a loss is not finite, the text is too short to keep the best masks, or a layer has no groups of
+            four.
 
     Source: ProxSparse (arXiv 2502.00258); its code trains in bf16.
     """
@@ -75,10 +79,14 @@ def proxsparse(
         optimizer = torch.optim.AdamW(
             trained.shards.values(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
+        current = partial(_final_masks, trained.model)
+        held_out = HeldOut(
+            settings, held_out_sequences(sequences, settings, seed), trained.original, initial=current, current=current
+        )
         run_steps(
             settings.steps,
-            _step_function(trained, sequences, settings, seed, optimizer),
-            {"model": trained, "optimizer": optimizer},
+            held_out.measured(_step_function(trained, sequences, settings, seed, optimizer)),
+            {"model": trained, "optimizer": optimizer, "held_out": held_out},
             Path(folder),
             identity,
             Path(curve),
@@ -87,10 +95,10 @@ def proxsparse(
             name="proxsparse",
             tracking=tracking,
             shards=trained.ranges,
+            note=held_out.progress,
         )
         trained.zero_grad()
-        linears = prunable_linears(trained.model)
-        return MaskSet({name: _final_mask(linear).cpu() for name, linear in linears.items()}, str(PATTERN))
+        return held_out.finished()
 
 
 def _step_function(
@@ -98,6 +106,7 @@ def _step_function(
 ) -> StepFunction:
     model, linears = trained.model, list(prunable_linears(trained.model).values())
     device = next(model.parameters()).device
+    held_out = settings.held_out_count(len(sequences))
     micro_batches, dividing = len(settings.micro_batches()), settings.dividing_processes(world_size())
     mine = settings.micro_batches(rank() % dividing, dividing)
     # A process that repeats the micro-batches of another adds nothing to the gradient.
@@ -108,7 +117,7 @@ def _step_function(
         rate = settings.lr * linear_rate(step, settings.steps, settings.warmup_steps)
         optimizer.param_groups[0]["lr"] = rate
         trained.zero_grad()
-        rows = batch_indices(step, settings.batch_size, len(sequences), seed).reshape(micro_batches, -1)
+        rows = batch_indices(step, settings.batch_size, len(sequences), seed, held_out).reshape(micro_batches, -1)
         total = add_gradients(model, (sequences[rows[index]] for index in mine), micro_batches, may_stop, factor)
         sum_over_processes([total])
         trained.clip_gradients(GRADIENT_NORM)
@@ -140,6 +149,13 @@ def _shrink(linears: list[nn.Module], strength: float) -> tuple[float, float]:
     penalty, count = torch.stack(penalties), torch.stack(sparse)
     sum_over_processes([penalty, count])
     return (penalty.sum() / groups).item(), (count.sum() / groups).item()
+
+
+def _final_masks(model: nn.Module) -> MaskSet:
+    masks = PackedMasks()
+    for name, linear in prunable_linears(model).items():
+        masks[name] = _final_mask(linear).cpu()
+    return MaskSet(masks, str(PATTERN))
 
 
 @torch.no_grad()

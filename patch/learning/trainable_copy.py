@@ -55,6 +55,7 @@ class TrainableCopy:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._device, self._original = next(model.parameters()).device, model
         self.model = _sharded_copy(model) if world_size() > 1 else _whole_copy(model)
         self._parameters = dict(self.model.named_parameters())
         self.shards = {
@@ -75,6 +76,19 @@ class TrainableCopy:
             shard = StateShard(first, last - first, parameter.shape[dim], dim)
             ranges |= dict.fromkeys((name, numbers[parameter]), shard)
         return ranges
+
+    @contextmanager
+    def original(self) -> Iterator[nn.Module]:
+        """Yield the model that was copied, on the device of the copy within the block; the gradients are removed."""
+        self.zero_grad()
+        held = [parameter.data for parameter in self._original.parameters()]
+        try:
+            for parameter, data in zip(self._original.parameters(), held, strict=True):
+                parameter.data = data.to(self._device)
+            yield self._original
+        finally:
+            for parameter, data in zip(self._original.parameters(), held, strict=True):
+                parameter.data = data
 
     def zero_grad(self) -> None:
         """Remove the gradients."""

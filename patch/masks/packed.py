@@ -40,6 +40,14 @@ class PackedMasks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._bits)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bits and the shape of each mask."""
+        return {name: {"bits": bits, "shape": list(shape)} for name, (bits, shape) in self._bits.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the masks by those of a state of `state_dict`."""
+        self._bits = {name: (part["bits"], torch.Size(part["shape"])) for name, part in state.items()}
+
 
 @dataclass
 class MaskSet:

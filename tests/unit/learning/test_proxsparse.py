@@ -81,7 +81,7 @@ def fine_tuned(model: torch.nn.Module, sequences: Any, rates: list[float], stren
 def test_a_run_against_float64(
     strength: float, run_proxsparse: Callable, tiny_model: Callable, sequences: Callable, saved: Callable
 ) -> None:
-    masks, curve = run_proxsparse(prox_strength=strength, lr=0.003)
+    masks, curve = run_proxsparse(prox_strength=strength, lr=0.003, held_out_sequences=0)
     model = tiny_model().double()
     rates = [0.003, 0.003, 0.002, 0.001]
     norms = fine_tuned(model, sequences(10), rates, strength)
@@ -134,12 +134,13 @@ def test_a_failed_run_leaves_the_model_unchanged(
 
 
 def test_every_parameter_is_trained_in_fp32(run_proxsparse: Callable, tiny_model: Callable, saved: Callable) -> None:
-    masks, curve = run_proxsparse(tiny_model().bfloat16(), steps=2)
+    masks, curve = run_proxsparse(tiny_model().bfloat16(), steps=2, held_out_sequences=0)
     trained, before = saved()["model"], tiny_model().bfloat16().state_dict()
     for name, value in trained.items():
         assert value.dtype == torch.float32 and not torch.equal(value, before[name].float())
     assert torch.equal(trained["lm_head.weight"], trained["model.embed_tokens.weight"])
-    again, same_curve = run_proxsparse(tiny_model().bfloat16().float(), folder="fp32", steps=2)
+    fp32 = tiny_model().bfloat16().float()
+    again, same_curve = run_proxsparse(fp32, folder="fp32", steps=2, held_out_sequences=0)
     assert curve == same_curve and all(torch.equal(mask, again.masks[name]) for name, mask in masks.masks.items())
 
 
