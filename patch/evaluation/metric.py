@@ -85,12 +85,12 @@ class HeldOutLoss(Schema):
 
     @property
     def warning(self) -> str:
-        """Sentence on a mask that is worse; empty if it is not."""
+        """Description of a mask that is worse; empty if it is not."""
         if not self.worse:
             return ""
         return (
-            f"The learned mask is worse than its initial mask: held-out loss {self.result:.3f}, initial "
-            f"{self.initial:.3f}. Lower `lr`, or keep the best mask (`keep: best`)."
+            f"the learned mask is worse than its initial mask (held-out loss {self.result:.3f}, initial "
+            f"{self.initial:.3f}); lower `lr`, or keep the best mask (`keep: best`)"
         )
 
 

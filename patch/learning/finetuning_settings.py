@@ -38,6 +38,11 @@ class Finetuning(Section):
         check_micro_batches(self.batch_size, self.micro_batch_size)
         return self
 
+    @property
+    def text_sequences(self) -> int:
+        """Number of sequences that a run reads at most."""
+        return self.steps * self.batch_size
+
     def micro_batches(self, rank: int = 0, processes: int = 1) -> range:
         """Return the micro-batches of a step that a process computes, see `divide_batch`."""
         return divide_batch(self.batch_size, self.micro_batch_size, rank, processes)

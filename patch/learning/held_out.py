@@ -146,7 +146,7 @@ class HeldOut:
         if self._losses:
             found = HeldOutLoss(**self._losses, kept=self.settings.keep, sequences=len(self.sequences))
             masks.header = {"held_out": found.model_dump()}
-            if found.worse and is_first():
+            if found.warning and is_first():
                 log.warning("%s", found.warning)
         return masks
 

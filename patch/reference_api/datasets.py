@@ -184,10 +184,9 @@ def training_sequences(
 ) -> np.ndarray:
     """Return the sequences of a run, `[count, seqlen]` ids, from ``path``, which is written if missing."""
     if not path.exists():
-        limit = settings.steps * settings.batch_size
         append_eos = not isinstance(settings, Learning) or settings.append_eos
         with text.documents() as documents:
-            pack_file(path, documents, tokenizer, settings.seqlen, limit, append_eos=append_eos)
+            pack_file(path, documents, tokenizer, settings.seqlen, settings.text_sequences, append_eos=append_eos)
     return load_sequences(path)
 
 

@@ -107,7 +107,7 @@ def learn_masks(
             tracking=tracking,
             separator=find_separator(tokenizer) if learning.cut_attention else None,
         )
-    masks.header = run
+    masks.header |= run
     save_masks(folder / "mask.safetensors", masks)
     shutil.rmtree(checkpoints)
     packed.unlink()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from snakemake_executor_plugin_submitit.ledger import Entry
 
+from patch.evaluation.metric import HeldOutLoss
+from patch.masks.header import read_header
 from patch.pipeline.monitor.local_processes import file_time, printing_processes
 from patch.pipeline.monitor.logs import last_lines
 from patch.pipeline.monitor.queue import Events, Queue, read_events
@@ -46,6 +48,7 @@ class JobStatus:
     time_limits: int | None = None  # number of time limits that the job reached, None if the job has no SLURM job
     log: str = ""  # path of the rule's log, which may not exist
     outputs: tuple[str, ...] = ()
+    warning: str = ""  # a result to look at, such as a learned mask that is worse than its initial mask
     tail: tuple[str, ...] = ()  # last lines of the log of a failed job
 
 
@@ -72,6 +75,8 @@ class Monitor:
             blocked = any(need.state == "failed" or need.reason == BLOCKED for need in needs)
             if blocked and status.state in ("waiting", "ready"):
                 status = replace(status, state="waiting", reason=BLOCKED)
+            if status.state == "done":
+                status = replace(status, warning=_warning(job))
             statuses[job] = status
         return statuses
 
@@ -145,6 +150,12 @@ class Monitor:
         if age > SILENCE:
             return replace(status, reason=f"silent for {duration(age / 60)}")
         return replace(status, eta_seconds=round(max(0.0, progress.seconds_left - age)))
+
+
+def _warning(job: Job) -> str:
+    """Return the warning of a learning job that is done, from the header of its mask; empty if there is none."""
+    header = read_header(job.outputs[0]) if job.rule == "learn" else None
+    return HeldOutLoss(**header["held_out"]).warning if header and "held_out" in header else ""
 
 
 def _with_job(status: JobStatus, entry: Entry, events: Events) -> JobStatus:

@@ -54,6 +54,12 @@ def to_text(graph: JobGraph, statuses: dict[Job, JobStatus], note: str = "", eve
         chosen = [status for status in all_statuses if status.state == state]
         if chosen:
             lines += ["", *_section(state, chosen, everything)]
+    warned = [status for status in all_statuses if status.warning]
+    if warned:
+        lines += ["", f"warnings ({len(warned)})"]
+        for status in warned:
+            text = f"{status.model} {status.run}: {status.warning}"
+            lines += wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ")
     last = _outlook(graph, statuses)
     return "\n".join([*lines, *([""] if last else []), *last])
 

@@ -18,6 +18,7 @@ from patch.pipeline.reporting.table import DASH, Table
 from patch.pipeline.reporting.uncertainty import uncertainty
 from patch.pipeline.reporting.units import count, duration, size
 from patch.pipeline.results.differences import Differences
+from patch.pipeline.results.held_out import worse_than_initial
 from patch.pipeline.results.published import Published
 from patch.pipeline.results.record import Record, measured_costs
 from patch.pipeline.results.speed import SpeedRecord
@@ -73,7 +74,8 @@ class Results:
     @property
     def findings(self) -> list[str]:
         """Return the sentences that the page and the report begin with."""
-        return find_findings(self.differences, self.models, self.expected, self.speeds)
+        warnings = worse_than_initial(self.records, self.models)
+        return [*find_findings(self.differences, self.models, self.expected, self.speeds), *warnings]
 
 
 def summary(results: Results) -> str:

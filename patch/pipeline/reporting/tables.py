@@ -17,7 +17,7 @@ from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_be
 from patch.pipeline.reporting.units import count
 from patch.pipeline.results.collect import DENSITY, run_of, summarize
 from patch.pipeline.results.differences import Differences
-from patch.pipeline.results.order import RunOrder, run_order, run_title, variant_title
+from patch.pipeline.results.order import RunOrder, percent, run_order, run_title, variant_title
 from patch.pipeline.results.speed import Speeds
 from patch.pipeline.runs.run import ModelInfo, Run
 
@@ -120,6 +120,8 @@ def build_table(
     notes = _notes(chosen, rows)
     if fewshot and chosen.columns != "projections" and any(heading.metric != "perplexity" for heading in header):
         notes.append(f"Few-shot examples: {', '.join(f'{task} {number}' for task, number in fewshot.items())}.")
+    if chosen.columns == "models" and not chosen.deviation:
+        notes += _held_out(lines, shown, found)
     notes += _missing([run for run in missing if run not in measured])
     return Table(name, chosen.caption, header, tuple(rows), tuple(notes), chosen.deviation)
 
@@ -219,6 +221,25 @@ def _notes(chosen: Selection, rows: list[Row]) -> list[str]:
     if chosen.compared:
         notes += [f"±: standard error{over}.", BOLD_NOTE]
     return notes
+
+
+def _held_out(lines: Sequence[_Line], models: Mapping[str, ModelInfo], found: Found) -> list[str]:
+    """Return a note with the held-out losses of the learned rows, or none without such rows."""
+    parts = []
+    for name, model in models.items():
+        losses = []
+        for run in (line.runs[name] for line in lines if name in line.runs):
+            hit = found.get((_name(run), "perplexity"))
+            if hit is None or math.isnan(hit.held_out_loss):
+                continue
+            title = f"{run_title(shared_run(run, model))} {percent(run.sparsity)} %"
+            setting = f" ({variant_title(run.variant)})" if run.variant else ""
+            worse = ", worse" if hit.held_out_loss > hit.initial_held_out_loss else ""
+            losses.append(f"{title}{setting} {hit.held_out_loss:.3f} ({hit.initial_held_out_loss:.3f}{worse})")
+        if losses:
+            parts.append(f"{model.title}: {', '.join(losses)}")
+    about = "Held-out loss of learned masks in nats, in parentheses that of their initial masks."
+    return [f"{about} {'; '.join(parts)}."] if parts else []
 
 
 def _missing(names: Sequence[str]) -> list[str]:

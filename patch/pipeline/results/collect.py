@@ -38,6 +38,8 @@ class ResultRow(Run):
     achieved_sparsity: Fraction
     seconds: float | None = Field(ge=0)
     peak_memory_mb: float | None = Field(ge=0)
+    held_out_loss: float | None = Field(ge=0)
+    initial_held_out_loss: float | None = Field(ge=0)
     config_digest: str
 
     @model_validator(mode="after")
@@ -56,7 +58,8 @@ COLUMNS = list(ResultRow.model_fields)
 ROW = [name for name in RUN_COLUMNS if name != "seed"] + ["metric"]
 # Rounding may put a percentage slightly above 100.
 _ROUNDING = 1e-9
-_FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb")
+_LOSSES = ("held_out_loss", "initial_held_out_loss")
+_FLOATS = ("sparsity", "value", "stderr", "published", "achieved_sparsity", "seconds", "peak_memory_mb", *_LOSSES)
 _TEXTS = ("experiment", "model", "method", "pattern", "quantization", "finetune", "variant", "metric", "config_digest")
 _KINDS = {"tile": "Int64", "seed": "int64"} | dict.fromkeys(_FLOATS, "float64") | dict.fromkeys(_TEXTS, "str")
 
@@ -74,7 +77,9 @@ def collect(records: list[Record], models: list[ModelInfo], published: Published
         `acc`), another metric of a task such as `<task>/acc_norm`, or `density/<projection>` (mean kept fraction over
         layers) for a hybrid run that is not derived. All metrics but perplexity are percentages. ``sparsity`` (target)
         and ``achieved_sparsity`` are fractions. ``seconds`` is the sum over the stages of the run and
-        ``peak_memory_mb`` is their maximum. ``config_digest`` is that of the record. Unknown values are null.
+        ``peak_memory_mb`` is their maximum. ``held_out_loss`` is that of a learned mask, in nats, and
+        ``initial_held_out_loss`` that of the mask it started from. ``config_digest`` is that of the record. Unknown
+        values are null.
 
     Raises:
         InputError: a record's model is not in ``models``, a run has two records, or the published counterpart of a
@@ -130,6 +135,8 @@ def _rows(record: Record, model: ModelInfo, published: Published, sized: bool) -
         "achieved_sparsity": record.achieved_sparsity,
         "seconds": math.fsum(cost.seconds for cost in costs) if costs else None,
         "peak_memory_mb": max((cost.peak_memory_mb for cost in costs), default=None),
+        "held_out_loss": record.held_out.result if record.held_out else None,
+        "initial_held_out_loss": record.held_out.initial if record.held_out else None,
         "config_digest": record.config_digest,
     }
     leading = [name for name in ("accuracy", "perplexity") if name in record.metrics]
@@ -232,8 +239,8 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A frame with the columns ``ROW`` and one for each aggregate. ``value`` is the mean over seeds, ``spread`` is the
         sample standard deviation over seeds (null for one seed), ``stderr`` is the error to print (see
-        `combined_stderr`), and ``seeds`` is the number of seeds. ``achieved_sparsity`` and ``seconds`` are means.
-        ``peak_memory_mb`` is the maximum.
+        `combined_stderr`), and ``seeds`` is the number of seeds. ``achieved_sparsity``, ``seconds`` and
+        the held-out losses are means. ``peak_memory_mb`` is the maximum.
     """
     groups = frame.groupby(ROW, sort=False, dropna=False)
     summary = groups.agg(
@@ -244,6 +251,7 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
         achieved_sparsity=("achieved_sparsity", "mean"),
         seconds=("seconds", "mean"),
         peak_memory_mb=("peak_memory_mb", "max"),
+        **{name: (name, "mean") for name in _LOSSES},
     )
     summary["stderr"] = [combined_stderr(group["value"], group["stderr"]) for _, group in groups]
     return summary.reset_index()

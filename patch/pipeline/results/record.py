@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from patch.evaluation.metric import Fraction, Metric, StageCost, accuracy_names, check_metrics
+from patch.evaluation.metric import Fraction, HeldOutLoss, Metric, StageCost, accuracy_names, check_metrics
 from patch.files.schema import Name, Positive, Schema
 from patch.pipeline.results.result_files import RunFile
 
@@ -47,7 +47,8 @@ class Record(RunFile):
     """Results of one run.
 
     ``achieved_sparsity`` is counted on the evaluated model. ``density`` is the kept fraction of each linear layer.
-    Kept weights that quantization rounds to zero count as kept.
+    Kept weights that quantization rounds to zero count as kept. ``held_out`` has the held-out losses of a learned
+    mask; it is None for other masks and for derived runs.
     """
 
     what = "a record"
@@ -57,6 +58,7 @@ class Record(RunFile):
     density: dict[Name, Fraction]
     stages: dict[StageName, StageCost]
     environment: Environment
+    held_out: HeldOutLoss | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Record:

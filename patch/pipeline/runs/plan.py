@@ -119,7 +119,7 @@ class Plan:
 
     def _training_sequences(self, model: str, settings: Learning | Finetuning) -> Sequences:
         trained_on = self.experiment.models[model].source.kind == "train"
-        limit = None if trained_on else settings.steps * settings.batch_size
+        limit = None if trained_on else settings.text_sequences
         without_eos = isinstance(settings, Learning) and not settings.append_eos
         kind = "packed-without-eos" if without_eos else "packed"
         return self.store.sequences(model, settings.use, kind, settings.seqlen, limit)

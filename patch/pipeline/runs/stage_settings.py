@@ -129,7 +129,7 @@ class PruneSettings(Section):
 class LearnSettings(Section):
     """Settings of mask learning."""
 
-    version: int = 3
+    version: int = 4
     upstream: str
     model: str
     method: str

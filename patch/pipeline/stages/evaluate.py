@@ -52,6 +52,7 @@ def run_evaluate(
     masks = load_expected(mask, settings.mask)
     network = load_model(model, settings.dtype, device)
     stages: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
     if weights:
         load_updated(weights, network, masks, settings.mask, settings.finetuned)
     if weights and settings.finetuned:
@@ -62,6 +63,8 @@ def run_evaluate(
     if masks:
         apply_masks(network, masks)
         stages[settings.run.definition.stage] = masks.header["cost"]
+        if "held_out" in masks.header and not settings.run.derived:
+            optional["held_out"] = masks.header["held_out"]
     done = PartialRecord(partial, settings_digest(settings))
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)
@@ -89,6 +92,7 @@ def run_evaluate(
             "config_digest": settings_digest(settings),
             "stages": {**stages, "evaluate": done.cost()},
             "environment": describe_environment(device),
+            **optional,
         },
     )
     done.remove()

@@ -74,7 +74,7 @@ def run_learn(
                     **{name: masks.masks for name, masks in start.items()},
                 )
         if is_first():
-            masks.header = mask_header(settings, cost)
+            masks.header |= mask_header(settings, cost)
             save_masks(mask, masks)
             shutil.rmtree(checkpoints, ignore_errors=True)
             print(
