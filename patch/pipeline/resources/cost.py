@@ -220,6 +220,9 @@ class CostModel:
             # The processes that cannot divide a batch repeat each other.
             flops *= count / settings.dividing_processes(count)
             flops *= FP32_FACTOR if resources.device == "cuda" else 1
+        # Forward passes of the initial mask and of each measurement, which the processes divide.
+        measured = (settings.held_out_measurements + 1) * settings.held_out_sequences * settings.seqlen
+        flops += 2.0 * parameters(shape) * measured
         gpus, nodes = resources.learn_gpus, resources.learn_nodes
         return self._estimate(flops, EFFICIENCY[run.method], work, gpus, nodes, host)
 
@@ -289,7 +292,9 @@ def learning_mb(
     device: str = "cpu",
     processes: int = 1,
 ) -> float:
-    """Return the peak memory of the tensors of a learning step, in MB, in each process.
+    """Return the peak memory of the tensors of a learning run, in MB, in each process.
+
+    The peak is that of a step, or of a measurement of the held-out loss, which has the final form of the mask as bits.
 
     Args:
         shape: Shape of the model.
@@ -301,13 +306,15 @@ def learning_mb(
         processes: Number of processes that shard the pattern logits, with their gradients and moments, or ProxSparse's
             weights with theirs.
     """
-    learned = _learned(shape, method) / processes
+    learned, bits = _learned(shape, method) / processes, prunable_parameters(shape) / 8
     if method == "proxsparse":
-        # On a GPU the original weights are in host memory.
-        total = 16 * learned + (size * parameters(shape) if device == "cpu" else 0)
+        # On a GPU the original weights are in host memory during a step. A measurement has them, and no gradients.
+        original = size * parameters(shape)
         activations = tokens * _activation_bytes(shape, 4, checkpointed)
-        return (total + (activations if processes == 1 else _whole_bytes(shape, processes, activations))) / 1e6
-    total = size * parameters(shape) + 16 * learned
+        step = 16 * learned + (original if device == "cpu" else 0)
+        step += activations if processes == 1 else _whole_bytes(shape, processes, activations)
+        return max(step, 12 * learned + original + bits + tokens * _activation_bytes(shape, size, True)) / 1e6
+    total = size * parameters(shape) + 16 * learned + bits
     # The frozen mask is stored as bits. One block adds its masked weights, gradient, probabilities and tile sums.
     total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
     learned_patterns = method != "patch-tile"
