@@ -37,6 +37,8 @@ def test_every_key_of_a_recipe_is_read_by_its_method_and_changes_it(method: str,
         ({"target": "block", "target_reduction": "max"}, "`target_reduction` is 'max'.*'sum' or 'mean'"),
         ({"pattern_noise": "none"}, "`pattern_noise` is 'none'.*'add' or 'replace'"),
         ({"weight_reg_form": "norm"}, "`weight_reg_form` is 'norm'.*'squared_ratio', 'norm_ratio'"),
+        ({"keep": "first"}, "`keep` is 'first'.*'last' or 'best'"),
+        ({"keep": "best", "held_out_sequences": 0}, "keep is best, but held_out_sequences is 0.*or keep last"),
         ({"max_grad_norm": 0}, "`max_grad_norm` is 0.*greater than 0"),
         (
             {"append_eos": False, "cut_attention": True},
@@ -64,3 +66,22 @@ def test_the_page_has_a_row_for_every_key_of_a_recipe() -> None:
     }
     keys = {key for recipe in RECIPES.values() for values in recipe.values() for key in values}
     assert named == keys | {"target", "target_reduction", "weight_reg"}
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({"steps": 300}, [29, 59, 89, 119, 149, 179, 209, 239, 269, 299]),
+        ({"steps": 7, "held_out_measurements": 3}, [1, 3, 6]),
+        ({"steps": 3}, [0, 1, 2]),
+        ({"steps": 100, "log_every": 20, "held_out_measurements": 4}, [40, 60, 80, 99]),
+    ],
+)
+def test_measurements_are_evenly_spaced_and_have_lines_in_the_curve(values: dict[str, Any], steps: list[int]) -> None:
+    settings = validate(Learning, values)
+    assert sorted(settings.measured_steps()) == steps
+    assert all(step % settings.log_every == 0 or step == settings.steps - 1 for step in steps)
+
+
+def test_at_most_a_tenth_of_a_text_is_held_out() -> None:
+    assert [Learning(held_out_sequences=4).held_out_count(count) for count in (9, 10, 39, 40, 1000)] == [0, 1, 3, 4, 4]

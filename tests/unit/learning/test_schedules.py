@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch.learning.schedules import batch_indices, cosine_rate, ramp
+from patch.learning.schedules import batch_indices, cosine_rate, held_out_rows, ramp
 
 
 @given(st.floats(0.01, 500), st.floats(0.01, 500), st.integers(2, 300))
@@ -78,3 +78,16 @@ def test_the_order_of_a_pass_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> N
     rows = [batch_indices(step, 256, 100_001, 9) for step in range(500)]
     assert calls == [[9, 0], [9, 1]]
     assert len(np.unique(np.concatenate(rows)[:100_001])) == 100_001
+
+
+@given(st.integers(1, 9), st.integers(4, 40), st.integers(0, 5), st.integers(1, 3))
+def test_held_out_rows_are_never_read(batch_size: int, sequences: int, seed: int, held_out: int) -> None:
+    """Every other row is read once in a pass, and the first pass has the order of a run without held-out rows."""
+    kept, count = held_out_rows(sequences, seed, held_out).tolist(), sequences - held_out
+    assert len(set(kept)) == held_out
+    steps = -(-3 * count // batch_size)
+    rows = np.concatenate([batch_indices(step, batch_size, sequences, seed, held_out) for step in range(steps)])
+    for start in range(0, 3 * count, count):
+        assert sorted([*rows[start : start + count], *kept]) == list(range(sequences))
+    plain = np.concatenate([batch_indices(step, batch_size, sequences, seed) for step in range(steps)])
+    assert rows[:count].tolist() == plain[:count].tolist()

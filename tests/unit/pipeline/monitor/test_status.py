@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from snakemake_executor_plugin_submitit.ledger import Entry, Ledger
 
+from patch.masks.packed import MaskSet, save_masks
 from patch.pipeline.cli.status import main
 from patch.pipeline.resources.jobs import Job
 from patch.pipeline.runs.progress import Progress, progress_path, write_progress
@@ -22,7 +24,7 @@ from ..conftest import Project
 ROOT = Path(__file__).parents[4]
 STEP = {"done": 120, "total": 2000, "seconds_left": 940.0}
 NAMES = ["stage", "rule", "model", "run", "state", "reason", "job", "node", "started", "expected"]
-KEYS = [*NAMES, "step", "steps", "eta_seconds", "restarts", "time_limits", "log", "outputs", "tail"]
+KEYS = [*NAMES, "step", "steps", "eta_seconds", "restarts", "time_limits", "log", "outputs", "warning", "tail"]
 
 
 class Place:
@@ -134,6 +136,24 @@ def test_a_finished_experiment(place: Place) -> None:
     text = place.text()
     assert text.startswith(f"tiny: {len(place.jobs)} jobs: {len(place.jobs)} done\n")
     assert "To come" not in text
+
+
+@pytest.mark.parametrize("final", [3.9, 4.7])
+def test_a_mask_that_is_worse_than_its_initial_one_is_a_warning(final: float, place: Place) -> None:
+    job = place.job("learn", "qwen/maskllm")
+    place.project.make(job)
+    held_out = {"initial": 4.2, "final": final, "best": 3.9, "best_step": 2, "kept": "last", "sequences": 3}
+    masks = {"layer": torch.tensor([[True, False, True, False]])}
+    save_masks(job.outputs[0], MaskSet(masks, "2:4", header={"held_out": held_out}))
+    warning = place.json(job)["warning"]
+    text = " ".join(place.text().split())
+    if final < 4.2:
+        assert not warning and "warnings" not in text
+    else:
+        assert warning.startswith(
+            "the learned mask is worse than its initial mask (held-out loss 4.700, initial 4.200)"
+        )
+        assert f"warnings (1) qwen {job.name}: {warning}" in text
 
 
 def test_a_job_of_this_machine_runs_while_a_process_prints_into_its_log(place: Place) -> None:

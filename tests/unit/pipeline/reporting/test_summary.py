@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from collections import defaultdict
 
@@ -5,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from patch.evaluation.metric import HeldOutLoss
 from patch.pipeline.reporting.captions import caption
 from patch.pipeline.reporting.escape import escape_markdown
 from patch.pipeline.reporting.findings import READING
@@ -53,6 +55,26 @@ def results(experiment, **changes):
         "figures": {"Qwen2-mini": {"pareto": "figures/qwen/pareto.png"}},
     }
     return Results(**arguments | changes)
+
+
+def held_out(record, final):
+    """Return a record of a learned run whose initial mask has a held-out loss of 4."""
+    losses = {"initial": 4.0, "final": final, "best": 3.5, "best_step": 7, "kept": "last", "sequences": 3}
+    return record.model_copy(update={"held_out": HeldOutLoss(**losses)})
+
+
+def test_a_learned_mask_that_is_worse_than_its_initial_mask_is_a_warning(experiment):
+    finals = {"maskllm": 4.5, "patch-tile": 3.5}
+    records = [held_out(r, finals[r.run.method]) if r.run.method in finals else r for r in experiment.records]
+    changed = dataclasses.replace(experiment, records=records)
+    (table,) = results(changed, tables=[build_table("tile", changed.frame, changed.models, changed.expected)]).tables
+    (note,) = (note for note in table.notes if note.startswith("Held-out loss"))
+    assert "Llama-mini: MaskLLM 50 % 4.500 (4.000, worse), PATCH 45 % 3.500 (4.000), PATCH 35 % 3.500" in note
+    lines = [line for line in section(summary(results(changed)), "Findings").splitlines() if "worse than" in line]
+    learned = [record for record in records if record.run.method == "maskllm" and not record.run.derived]
+    assert len(lines) >= len(learned) and "worse than its" not in summary(results(experiment))
+    expected = "Llama-mini, MaskLLM 50 %, seed 0: the learned mask is worse than its initial mask (held-out loss 4.500"
+    assert any(line.startswith(f"- {expected}") for line in lines)
 
 
 def section(text, name):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.cost import CostModel, Estimate, too_large
+from patch.pipeline.resources.cost import FP32_FACTOR, CostModel, Estimate, too_large
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 
@@ -106,10 +106,25 @@ def test_proxsparse_shards_weights_gradients_and_moments(model: str, raw_config:
 def test_processes_that_repeat_a_batch_save_no_time(raw_config: dict) -> None:
     raw_config["grid"], minutes = [{"methods": ["proxsparse"]}], {}
     for batch, gpus in ((1, 1), (1, 4), (6, 1), (6, 4)):
-        raw_config["learning"]["methods"] = {"proxsparse": {"batch_size": batch, "steps": 40_000 // batch}}
+        settings = {"batch_size": batch, "steps": 40_000 // batch, "held_out_sequences": 0}
+        raw_config["learning"]["methods"] = {"proxsparse": settings}
         plan, cost = paper(raw_config, learn_gpus=gpus)
         minutes[batch, gpus] = cost.learn(run(plan, "llama-7b", "proxsparse")).minutes
     assert minutes[1, 4] == minutes[1, 1] and minutes[6, 4] == pytest.approx(minutes[6, 1] / 2, rel=0.01)
+
+
+def test_processes_divide_the_measurements_of_a_run(raw_config: dict) -> None:
+    """The initial mask and five measurements of 4000 sequences, a third of the cost of a step's sequence each."""
+    raw_config["grid"], minutes = [{"methods": ["proxsparse"]}], {}
+    for held_out, gpus in ((0, 1), (4000, 1), (4000, 4)):
+        settings = {"batch_size": 1, "steps": 8000, "held_out_sequences": held_out}
+        raw_config["learning"]["methods"] = {"proxsparse": settings}
+        plan, cost = paper(raw_config, learn_gpus=gpus)
+        minutes[held_out, gpus] = cost.learn(run(plan, "llama-7b", "proxsparse")).minutes
+    # A step of ProxSparse is in fp32, a measurement in bf16.
+    one, all_of_them = minutes[0, 1] / 8000, minutes[4000, 1] - minutes[0, 1]
+    assert all_of_them == pytest.approx(6 * 4000 * one / 3 / FP32_FACTOR, rel=0.01)
+    assert minutes[4000, 4] - minutes[0, 1] == pytest.approx(all_of_them / 4, rel=0.02)
 
 
 def test_fine_tuning(raw_config: dict) -> None:

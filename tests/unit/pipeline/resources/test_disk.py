@@ -81,6 +81,15 @@ def test_checkpoints_are_what_learning_holds(
     assert disk.learn(one).scratch == CHECKPOINTS * held / MB
 
 
+def test_checkpoints_hold_the_best_mask(raw_config: dict) -> None:
+    scratch = []
+    for keep in ("last", "best"):
+        raw_config["learning"]["common"] |= {"keep": keep}
+        disk = disk_of(raw_config)
+        scratch.append(disk.learn(run(disk, "qwen", "maskllm")).scratch)
+    assert scratch[1] - scratch[0] == pytest.approx(CHECKPOINTS * QWEN / 8 / MB)
+
+
 def test_updated_weights_are_of_the_models_type(raw_config: dict) -> None:
     disk = disk_of(raw_config)
     assert disk.weights(run(disk, "llama", "sparsegpt")).kept == 4 * LLAMA / MB
@@ -131,8 +140,8 @@ def test_sequences_of_a_known_number(raw_config: dict) -> None:
     for vocabulary, size in ((65536, 2), (65537, 4)):
         raw = raw_config | {"models": {"hub": hub_model("bfloat16", vocab_size=vocabulary)}}
         raw["grid"] = [{"methods": ["maskllm"]}]
-        # As many sequences as 5 steps of 4 can see; the text of an unknown package bounds nothing.
-        assert sequences_of(disk_of(raw), "hub", "packed") == 5 * 4 * 12 * size / MB
+        # As many sequences as 5 steps of 4 can see, and 32 held out; the text of an unknown package bounds nothing.
+        assert sequences_of(disk_of(raw), "hub", "packed") == (5 * 4 + 32) * 12 * size / MB
 
 
 def test_sequences_of_all_text(raw_config: dict, tmp_path: Path) -> None:

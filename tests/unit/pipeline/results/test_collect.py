@@ -30,6 +30,17 @@ def test_columns_units_and_costs(raw, published):
     assert frame["tile"].isna().all()
 
 
+@pytest.mark.parametrize(("kept", "result"), [("last", 3.5), ("best", 3.25)])
+def test_held_out_losses_are_those_of_the_returned_mask(kept, result, raw, published, tmp_path):
+    held_out = {"initial": 4.0, "final": 3.5, "best": 3.25, "best_step": 2, "kept": kept, "sequences": 3}
+    learned = Record.model_validate(raw(method="maskllm") | {"held_out": held_out})
+    collect([learned, Record.model_validate(raw())], [QWEN], published).to_csv(tmp_path / "results.csv", index=False)
+    frame = read_results(tmp_path / "results.csv").set_index("method")
+    assert set(frame.loc["maskllm", "held_out_loss"]) == {result}
+    assert set(frame.loc["maskllm", "initial_held_out_loss"]) == {4.0}
+    assert frame.loc["wanda", ["held_out_loss", "initial_held_out_loss"]].isna().all(axis=None)
+
+
 def test_rows_stand_in_the_papers_order(raw, published):
     hybrid = {"pattern": "hybrid", "tile": 16, "method": "patch-joint"}
     runs = [
@@ -151,7 +162,7 @@ def test_names_that_look_like_numbers_stay_names(raw, published, tmp_path):
         (",28.5", ",0.5", "`value` of perplexity is 0.5; expected 1 or more"),
         (",14.5,", ",-14.5,", "line 2: `seconds`"),
         (",14.5,", ",inf,", "line 2: `seconds`"),
-        (",14.5,", ",", "line 2 has 17 values; expected 18"),
+        (",14.5,", ",", "line 2 has 19 values; expected 20"),
         ("2:4", "2:0", "pattern '2:0' is not N:M"),
         (",0.5,", ",1.5,", "line 2: `sparsity`"),
         (",0,,,,demo,accuracy", ",-1,,,,demo,accuracy", "line 2: `seed`"),

@@ -18,6 +18,8 @@ def rows(values, stderrs, method="wanda", tile=None):
         "achieved_sparsity": 0.5,
         "seconds": 2.0,
         "peak_memory_mb": 10.0,
+        "held_out_loss": 3.5,
+        "initial_held_out_loss": 3.75,
     }
     return frame.assign(**fixed, tile=pd.array([tile] * len(values), dtype="Int64"))
 
