@@ -32,6 +32,14 @@ def test_records_say_what_was_measured(finished: Path) -> None:
         assert abs(record["achieved_sparsity"] - record["run"]["sparsity"]) < 0.02, path
         assert record["metrics"]["perplexity"]["value"] > 1
         assert {"continuation", "word_order", "next_word", "cloze"} < set(record["metrics"])
+        run, held_out = record["run"], record.get("held_out")
+        learned = run["method"] in ("maskllm", "proxsparse") or run["pattern"] == "hybrid"
+        assert (held_out is not None) == (learned and not run["quantization"] and not run["finetune"]), path
+        if held_out:
+            curve = finished / f"results/tiny/curves/{run['model']}/{path.stem}.jsonl"
+            lines = [json.loads(line) for line in curve.read_text().splitlines()]
+            assert held_out["initial"] == lines[0]["initial_held_out_loss"]
+            assert held_out["final"] == lines[-1]["held_out_loss"]
 
 
 def test_fine_tuned_runs_keep_their_zeros_and_have_rows(finished: Path) -> None:
@@ -85,7 +93,7 @@ def test_results_are_tidy(finished: Path) -> None:
     header, *rows = (finished / "results/tiny/results.csv").read_text().splitlines()
     assert header == (
         "model,method,pattern,sparsity,tile,seed,quantization,finetune,variant,experiment,metric,value,stderr,published,"
-        "achieved_sparsity,seconds,peak_memory_mb,config_digest"
+        "achieved_sparsity,seconds,peak_memory_mb,held_out_loss,initial_held_out_loss,config_digest"
     )
     # Perplexity, the mean and four tasks; densities of Llama's seven projections and GPT-2's four.
     assert len(rows) == 20 * 6 + 7 + 4

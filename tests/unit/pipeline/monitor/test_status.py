@@ -150,9 +150,7 @@ def test_a_mask_that_is_worse_than_its_initial_one_is_a_warning(final: float, pl
     if final < 4.2:
         assert not warning and "warnings" not in text
     else:
-        assert warning.startswith(
-            "the learned mask is worse than its initial mask (held-out loss 4.700, initial 4.200)"
-        )
+        assert "worse than its initial mask (held-out loss 4.700, initial 4.200)" in warning
         assert f"warnings (1) qwen {job.name}: {warning}" in text
 
 
@@ -233,6 +231,7 @@ def test_a_job_that_runs_on_slurm(place: Place) -> None:
         "time_limits": 1,
         "log": "results/tiny/logs/learn/qwen/maskllm_2of4_0.5_s0.log",
         "outputs": list(job.outputs),
+        "warning": "",
         "tail": [],
     }
     text = place.text()
