@@ -5,6 +5,8 @@ snakemake -n --configfile config/paper.yaml    the paper's grid, as a dry run
 snakemake tables | figures | all               parts of it
 """
 
+import os
+
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
@@ -21,6 +23,8 @@ from patch.pipeline.runs.plan import Plan
 from patch.pipeline.cli.preflight import preflight
 from patch.pipeline.reporting.experiment import describe_experiment, read_findings
 from patch.pipeline.runs.stale import force
+from patch.pipeline.stages import client
+from patch.pipeline.stages.server import start_server
 
 try:
     # Snakemake's own reader silently keeps the last of two equal keys.
@@ -58,6 +62,8 @@ onstart:
     for job in workflow.dag.needrun_jobs():
         _ = job.params  # names the job's files, if nothing has asked for them yet
     JOB_FILES.write()
+    if workflow.is_main_process and not workflow.non_local_exec and PLAN.short_jobs:
+        os.environ[client.VARIABLE] = start_server()
 
 
 onerror:

@@ -358,6 +358,15 @@ class Plan:
         """Names of the models whose speed is measured."""
         return [name for name in self.models if self.timed_runs(name)]
 
+    @property
+    def short_jobs(self) -> bool:
+        """Return whether most jobs take less time than a process needs to import torch.
+
+        These are jobs on a CPU for models that the workflow trains itself, which are small.
+        """
+        trained = all(self.experiment.models[name].source.kind == "train" for name in self.models)
+        return trained and self.experiment.resources.device == "cpu"
+
     def tables(self) -> list[str]:
         """Return the names of the tables that have at least one row: standard tables, then those of the grid."""
         sparse = [run for run in self.grid.standard if run.pattern != "dense"]

@@ -6,14 +6,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from patch.pipeline.stages._run import STAGES, run_stage
+from patch.pipeline.stages.client import run_in_server
 
 # Stages that may access a hub; all others run offline.
 ONLINE = ("fetch_corpus", "fetch_mask", "fetch_model", "fetch_tasks")
+# Stages that a server does not run: it is offline, and a measured speed needs a process without a past.
+ALONE = (*ONLINE, "speedup")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one stage and return the exit code."""
+    """Run one stage, in the server of this run if there is one, and return the exit code."""
+    if arguments and arguments[0] not in ALONE and (code := run_in_server(arguments)) is not None:
+        return code
+    # Only now, because the client of a server needs none of its imports.
+    from patch.pipeline.stages._run import STAGES, run_stage
+
     if not arguments or arguments[0] not in STAGES:
         names = ", ".join(sorted(STAGES))
         print(f"usage: python -m patch.pipeline.stages STAGE [--help]\nstages: {names}", file=sys.stderr)
