@@ -19,7 +19,7 @@ MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
-	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete
 	@$(RUN) python -m patch show
 
 real: $(VENV)/.installed-real
@@ -27,9 +27,9 @@ real: $(VENV)/.installed-real
 	@$(RUN) python -m patch show --configfile config/smollm2-135m.yaml
 
 ablations: $(VENV)/.installed
-	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo.yaml
-	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo-seeds.yaml
-	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/ablations/demo-recipe.yaml
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/ablations/demo.yaml
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/ablations/demo-seeds.yaml
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/ablations/demo-recipe.yaml
 	@$(RUN) python -m patch show --configfile config/ablations/demo.yaml
 	@$(RUN) python -m patch show --configfile config/ablations/demo-seeds.yaml
 	@$(RUN) python -m patch show --configfile config/ablations/demo-recipe.yaml

@@ -96,6 +96,7 @@ def test_jobs_are_submitted_and_light_ones_are_not(folder: Path, monkeypatch: py
     assert "plan: 3 of " in done.stdout and done.stdout.count("plan: ") == 1, "the hub's model is not for this"
     assert "hub: nothing to fetch" in done.stdout
     assert (folder / "submitted.txt").read_text().splitlines() == ["calibrate"]
+    (log,) = (folder / ".snakemake/log").glob("*.log")
     for rule in ("fetch_corpus", "make_tokenizer"):
-        assert f"localrule {rule}:" in message
+        assert f"localrule {rule}:" in log.read_text()
     assert (folder / sequences).exists()

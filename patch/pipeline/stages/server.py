@@ -63,6 +63,9 @@ def _preload() -> None:
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     for name in PRELOADED:
         importlib.import_module(name)
+    # transformers compiles the patterns of all families' weight names when it loads its first model.
+    conversion = importlib.import_module("transformers.conversion_mapping")
+    conversion.get_checkpoint_conversion_mapping("llama")
     # A garbage collection in a child would copy the pages that it shares with the server.
     gc.collect()
     gc.freeze()
