@@ -136,6 +136,8 @@ rule train_model:
         f"{LOGS}/train_model/{{trained}}.log",
     benchmark:
         f"{BENCHMARKS}/train_model/{{trained}}.tsv"
+    # Before the jobs of models that are ready, because everything of this model waits for it.
+    priority: 3
     conda:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads

@@ -16,6 +16,8 @@ rule learn:
         f"{LOGS}/learn/{{model}}/{{learned}}.log",
     benchmark:
         f"{BENCHMARKS}/learn/{{model}}/{{learned}}.tsv"
+    # Before evaluations, which are shorter and fill the cores at the end.
+    priority: 2
     conda:
         "../../environment.yml"
     threads: lambda wildcards: COST.learn(run_of(wildcards)).processes * PLAN.experiment.resources.threads

@@ -16,6 +16,7 @@ rule statistics:
         f"{LOGS}/statistics/{{statistics}}.log",
     benchmark:
         f"{BENCHMARKS}/statistics/{{statistics}}.tsv"
+    priority: 2
     conda:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
@@ -57,6 +58,8 @@ rule prune:
         f"{LOGS}/prune/{{model}}/{{pruned}}.log",
     benchmark:
         f"{BENCHMARKS}/prune/{{model}}/{{pruned}}.tsv"
+    # Before evaluations, because learning waits for it.
+    priority: 2
     conda:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from patch.pipeline.config.load import validate_experiment
+from patch.files.plain import read_yaml
+from patch.pipeline.config.load import DEFAULT_CONFIG, validate_experiment
 from patch.pipeline.runs.layout import Layout, digest
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
@@ -405,3 +406,11 @@ def test_the_pruned_run_of_one_that_is_not_in_the_grid_is_made(raw_config: dict)
         ("magnitude", 3, "slim-lora"),
         ("magnitude", 4, "slim-lora"),
     }
+
+
+def test_jobs_are_short_for_models_that_the_workflow_trains_on_a_cpu() -> None:
+    raw = read_yaml(DEFAULT_CONFIG)
+    assert plan_of(raw).short_jobs
+    assert not plan_of(raw | {"resources": {"device": "cuda"}}).short_jobs
+    raw["models"]["qwen"]["source"] = {"kind": "local", "path": "a-model"}
+    assert not plan_of(raw).short_jobs
