@@ -84,13 +84,13 @@ def run_in_server(arguments: Sequence[str]) -> int | None:
 
 def _end(connection: socket.socket) -> int:
     """Wait for the job; return its exit code, or end by the signal that has ended it."""
-    status = b""
-    while part := connection.recv(4):
-        status += part
-    if not status:
+    answer = b""
+    while part := connection.recv(64):
+        answer += part
+    if not answer:
         print("error: the process that serves the jobs of this run was killed; run again", file=sys.stderr, flush=True)
         return 1
-    code = os.waitstatus_to_exitcode(int.from_bytes(status, "big"))
+    code = int(answer)
     if code < 0:
         if -code != signal.SIGKILL:  # its action cannot be set
             signal.signal(-code, signal.SIG_DFL)
@@ -114,7 +114,7 @@ def receive_request(connection: socket.socket) -> Request | None:
     return Request(**content, streams=tuple(streams))
 
 
-def send_status(connection: socket.socket, status: int) -> None:
-    """Send the status of a child that has ended; a client that was killed does not need it."""
+def send_code(connection: socket.socket, code: int) -> None:
+    """Send the exit code of a job, negative for a signal; a client that was killed does not need it."""
     with suppress(OSError):
-        connection.sendall(status.to_bytes(4, "big"))
+        connection.sendall(str(code).encode())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import multiprocessing
 import os
 import selectors
 import shutil
@@ -18,9 +19,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from patch.pipeline.stages.client import Request, receive_request, send_status
+from patch.pipeline.stages.client import Request, receive_request, send_code
 
 # Imported before the first fork: the modules of the stages, and what they import only when a job needs it.
 PRELOADED = (
@@ -72,111 +75,94 @@ def _preload() -> None:
 
 
 class _Server:
-    """Loop over new connections, signals for running jobs, and their ends."""
+    """Loop over new connections, signals for running jobs, and their ends.
+
+    A job is a process of `multiprocessing`, which leaves without the interpreter's clean-up of all modules. That would
+    copy the memory that the job shares with the server.
+    """
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._jobs: dict[int, socket.socket] = {}  # by the process id
+        self._open = True
+        self._jobs = 0
         self._selector = selectors.DefaultSelector()
-        self._ended, wakeup = os.pipe()
-        os.set_blocking(self._ended, False)
-        os.set_blocking(wakeup, False)
-        signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for source in (listener, sys.stdin, self._ended):
-            self._selector.register(source, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(sys.stdin, selectors.EVENT_READ, self._close)
 
-    def serve(self) -> Request | None:
-        """Return a request in each child, and None in the server once it is not needed any more."""
-        while self._listener is not None or self._jobs:
+    def serve(self) -> None:
+        """Run jobs until the standard input has ended, and the last job too."""
+        while self._open or self._jobs:
             for key, _ in self._selector.select():
-                if key.fileobj is sys.stdin:
-                    self._close_listener()
-                elif key.fileobj is self._listener:
-                    if request := self._accept():
-                        return request
-                elif key.fileobj == self._ended:
-                    os.read(self._ended, 4096)
-                    self._reap()
-                elif key.data in self._jobs:
-                    self._forward(key.data)
-        return None
+                if key.fd in self._selector.get_map():  # not removed by an earlier event
+                    key.data()
 
-    def _close_listener(self) -> None:
+    def _close(self) -> None:
         self._selector.unregister(sys.stdin)
         self._selector.unregister(self._listener)
-        self._listener.close()
-        self._listener = None
+        self._open = False
 
-    def _accept(self) -> Request | None:
-        """Fork for a new connection; return its request in the child."""
+    def _accept(self) -> None:
         connection, _ = self._listener.accept()
         request = receive_request(connection)
         if request is None:
             connection.close()
-            return None
-        server = os.getpid()
-        if child := os.fork():
-            request.close()
-            self._jobs[child] = connection
-            self._selector.register(connection, selectors.EVENT_READ, child)
-            connection.send(b"\0")
-            return None
-        self._leave(server, connection)
-        return request
+            return
+        job = multiprocessing.get_context("fork").Process(target=self._run, args=(request, connection, os.getpid()))
+        job.start()
+        self._jobs += 1
+        request.close()
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._forward, job, connection))
+        self._selector.register(job.sentinel, selectors.EVENT_READ, partial(self._end, job, connection))
+        connection.send(b"\0")
 
-    def _leave(self, server: int, connection: socket.socket) -> None:
-        """Undo in a child what only the server needs; it does not outlive a killed server, whose clients report it."""
+    def _run(self, request: Request, connection: socket.socket, server: int) -> NoReturn:
+        """Run a job in a new process; it does not outlive a killed server, which could not report its end."""
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != server:
                 os._exit(1)
-        os.close(signal.set_wakeup_fd(-1))
-        os.close(self._ended)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        connection.close()
         self._selector.close()
-        for used in (self._listener, connection, *self._jobs.values()):
-            used.close()
+        sys.exit(request.run())
 
-    def _forward(self, child: int) -> None:
+    def _forward(self, job: multiprocessing.Process, connection: socket.socket) -> None:
         """Send a job the signals that its client got; a client that was killed takes its job with it."""
         try:
-            numbers = self._jobs[child].recv(64)
+            numbers = connection.recv(64)
         except ConnectionError:
             numbers = b""
         for number in numbers or (signal.SIGKILL,):
-            os.kill(child, number)
+            if job.is_alive():
+                os.kill(job.pid, number)
         if not numbers:
-            self._selector.unregister(self._jobs[child])
+            self._selector.unregister(connection)
 
-    def _reap(self) -> None:
-        while self._jobs:
-            child, status = os.waitpid(-1, os.WNOHANG)
-            if not child:
-                return
-            connection = self._jobs.pop(child)
-            if connection in self._selector.get_map():
-                self._selector.unregister(connection)
-            send_status(connection, status)
-            connection.close()
+    def _end(self, job: multiprocessing.Process, connection: socket.socket) -> None:
+        self._selector.unregister(job.sentinel)
+        if connection in self._selector.get_map():
+            self._selector.unregister(connection)
+        job.join()
+        send_code(connection, job.exitcode)
+        connection.close()
+        self._jobs -= 1
 
 
-def _main() -> int:
+def _main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="patch-"))  # of this user alone
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "jobs"))
     listener.listen(128)
     # Clients wait from now on; a server that fails to start lets them go.
     print(folder / "jobs", flush=True)
-    server = os.getpid()
     try:
         _preload()
-        request = _Server(listener).serve()
+        _Server(listener).serve()
     finally:
-        if os.getpid() == server:
-            shutil.rmtree(folder, ignore_errors=True)
-    return request.run() if request else 0
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    _main()

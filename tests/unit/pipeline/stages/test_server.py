@@ -23,7 +23,7 @@ def run(arguments):
     return 0
 stages.main = run
 server._preload = lambda: None
-sys.exit(server._main())
+server._main()
 """
 CLIENT = "import sys; from patch.pipeline.stages.client import run_in_server; sys.exit(run_in_server(sys.argv[1:]))"
 
