@@ -31,6 +31,7 @@ USUAL = (
     "Conda environments: ignored",
     "Execute ",
     "Provided cores",
+    "Removing temporary output ",
     "Rules claiming more threads",
     "Select jobs to execute",
     "Using shell",
