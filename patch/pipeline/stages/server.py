@@ -152,12 +152,13 @@ class _Server:
 
 def _main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="patch-"))  # of this user alone
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(folder / "jobs"))
-    listener.listen(128)
-    # Clients wait from now on; a server that fails to start lets them go.
-    print(folder / "jobs", flush=True)
     try:
+        listener = socket.socket(socket.AF_UNIX)
+        # A path of more than about 100 bytes is refused; without a server, each job has a process of its own.
+        listener.bind(str(folder / "jobs"))
+        listener.listen(128)
+        # Clients wait from now on; a server that fails to start lets them go.
+        print(folder / "jobs", flush=True)
         _preload()
         _Server(listener).serve()
     finally:

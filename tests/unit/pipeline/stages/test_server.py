@@ -148,6 +148,14 @@ def test_without_a_server_the_stage_runs_in_its_own_process(tmp_path):
         assert (result.returncode, "none.json" in result.stderr) == (2, True)
 
 
+def test_a_temporary_folder_with_a_long_name_means_no_server(tmp_path):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", SERVER], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, "path too long" in done.stderr, list(folder.iterdir())) == ("", True, [])
+
+
 def test_the_socket_is_private_to_the_user(server):
     assert server.path.parent.stat().st_mode & 0o777 == 0o700
 
