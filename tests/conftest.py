@@ -23,7 +23,7 @@ settings.register_profile(
 )
 settings.load_profile("patch")
 
-SHARED = ("tests/workflow/", "tests/slurm/")
+SHARED = ("tests/workflow/", "tests/hub/", "tests/slurm/")
 
 # What a script runs in the background ignores interrupts, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

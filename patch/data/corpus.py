@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -128,24 +129,31 @@ def _fetch_hub(source: HubSource, folder: Path) -> dict[str, dict[str, int]]:
     import datasets
 
     parts = {}
-    for split, hub_split in source.splits.items():
-        with hub_errors(f"data set {source.repo} at {source.revision}, split {hub_split!r} cannot be fetched"):
-            table = datasets.load_dataset(
-                source.repo,
-                source.name,
-                data_files=source.data_files,
-                revision=source.revision,
-                split=hub_split,
-                trust_remote_code=False,
-            )
-        if source.field not in table.column_names:
-            known = suggest(source.field, table.column_names)
-            raise InputError(f"data set {source.repo}: `field` is {source.field!r}, which is no column; {known}")
-        table = table.select_columns([source.field])
-        if source.field != "text":
-            table = table.rename_column(source.field, "text")
-        table.to_parquet(str(folder / f"{split}.parquet"))
-        parts[split] = {"documents": len(table)}
+    # With the usual cache, `datasets` would take any cached revision when the hub does not answer.
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        for split, hub_split in source.splits.items():
+            files = f", files {source.data_files}" if source.data_files else ""
+            what = f"data set {source.repo} at {source.revision}{files}, split {hub_split!r}"
+            with hub_errors(f"{what} cannot be fetched"):
+                table = datasets.load_dataset(
+                    source.repo,
+                    source.name,
+                    data_files=source.data_files,
+                    revision=source.revision,
+                    split=hub_split,
+                    cache_dir=cache,
+                    trust_remote_code=False,
+                )
+                if source.field not in table.column_names:
+                    known = suggest(source.field, table.column_names)
+                    raise InputError(
+                        f"data set {source.repo}: `field` is {source.field!r}, which is no column; {known}"
+                    )
+                table = table.select_columns([source.field])
+                if source.field != "text":
+                    table = table.rename_column(source.field, "text")
+                table.to_parquet(str(folder / f"{split}.parquet"))
+            parts[split] = {"documents": len(table)}
     return parts
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from patch.errors import InputError
 
@@ -17,6 +19,10 @@ LONGEST = 600
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # The messages of these, and of Rust's tokenizers, are clear without the class name.
 _EXPLAINED = (OSError, ValueError, RuntimeError)
+# File systems answer with EFBIG to a file that exceeds a limit.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# httpx's exceptions of a connection that was open.
+_INTERRUPTED = ("ReadError", "ReadTimeout", "RemoteProtocolError")
 
 
 @contextmanager
@@ -37,8 +43,9 @@ def library_errors(what: str, token: str | None = None) -> Iterator[None]:
         # A panic of a Rust library is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        repo, reason = _repository(error)[1], without_tokens(_reason(error), token)[:LONGEST]
         # No cause, since its message may contain a token.
-        raise InputError(f"{what}: {without_tokens(_reason(error), token)[:LONGEST]}") from None
+        raise InputError(f"{what}: {f'{repo}: ' if repo and repo not in what else ''}{reason}") from None
 
 
 @contextmanager
@@ -88,26 +95,64 @@ def _sent(token: str) -> str:
     return token.replace("\r", "").replace("\n", "").strip()
 
 
-def hub_answer(error: BaseException, page: str = "its page on the hub") -> str | None:
-    """Return the reason of a hub's refusal, without library messages; None if the hub did not answer."""
+def hub_answer(error: BaseException, page: str | None = None) -> str | None:
+    """Return the reason of a hub's refusal, without library messages; None if the hub did not refuse.
+
+    Args:
+        error: exception of a library.
+        page: address of the repository's page, for an exception that does not name the repository.
+    """
     from huggingface_hub import errors
 
+    kind, repo = _repository(error)
+    if repo:
+        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    page = page or "its page on the hub"
     answers = {
         errors.GatedRepoError: f"it is gated: accept its licence at {page} with an account, then {LOG_IN}",
-        errors.RevisionNotFoundError: "the hub has no such commit of it; its page lists them",
+        errors.RevisionNotFoundError: "the hub has no such commit, branch or tag of it; its page lists them",
         errors.RepositoryNotFoundError: f"no such repository, or a private one; correct the name, or {LOG_IN}",
         errors.RemoteEntryNotFoundError: "the hub has no such file in it; its page lists them",
         errors.HFValidationError: "it is not the name of a repository; it must be `owner/name`",
     }
     for one in _chain(error):
-        for kind, answer in answers.items():
-            if isinstance(one, kind):
-                return answer
-        if isinstance(one, errors.HfHubHTTPError):
+        found = next((refusal for refusal in answers if isinstance(one, refusal)), _discarded(one))
+        if found is None and isinstance(one, errors.HfHubHTTPError):
             status = one.response.status_code
-            again = "log in again with `hf auth login` or correct HF_TOKEN"
-            return f"the hub answers with status {status}; {again if status in (401, 403) else 'try again later'}"
+            if status != 401 or _has_token(one.response):
+                again = "log in again with `hf auth login` or correct HF_TOKEN"
+                return f"the hub answers with status {status}; {again if status in (401, 403) else 'try again later'}"
+            found = errors.RepositoryNotFoundError
+        if found:
+            return answers[found]
     return None
+
+
+def _discarded(error: BaseException) -> type[Exception] | None:
+    """Return the type of the hub's exception that `datasets` has replaced by its own, without a cause."""
+    from huggingface_hub import errors
+
+    if type(error).__name__ != "DatasetNotFoundError":
+        return None
+    text = str(error)
+    if "is a gated dataset" in text:
+        return errors.GatedRepoError
+    return errors.RevisionNotFoundError if text.startswith("Revision") else errors.RepositoryNotFoundError
+
+
+def _has_token(response: Any) -> bool:
+    """Return whether a request had a token. Without one, the hub answers with 401 if there is no such repository."""
+    return response.request is None or "authorization" in response.request.headers
+
+
+def _repository(error: BaseException) -> tuple[str | None, str | None]:
+    """Return the kind and the id of the repository that the hub refused, or None for each if they are not known."""
+    for one in _chain(error):
+        if repo := getattr(one, "repo_id", None):
+            return getattr(one, "repo_type", None), repo
+        if _discarded(one) and (found := re.search(r"ataset '([^']+)'", str(one))):
+            return "dataset", found[1]
+    return None, None
 
 
 def unreachable(error: BaseException) -> str:
@@ -117,14 +162,21 @@ def unreachable(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error)
+    text, chain = str(error), _chain(error)
     if "trust_remote_code" in text:
         return OWN_CODE
     if answer := hub_answer(error):
         return answer
-    for one in reversed(_chain(error)):
+    for one in reversed(chain):
+        if isinstance(one, OSError) and one.errno in _FULL:
+            return f"the disk is full ({one}); free some space for work/ and HF_HOME"
+        name = type(one).__name__
+        if name in _INTERRUPTED or isinstance(one, ConnectionResetError) or "Consistency check failed" in str(one):
+            return f"the download broke off ({name}); start it again"
         if isinstance(one, (ConnectionError, TimeoutError)) or type(one).__module__.startswith("httpx"):
             return unreachable(one)
+    if type(error).__name__ == "DatasetGenerationError":  # its message says no more than that
+        return f"a file is damaged, or not in the format of its name ({without_tokens(str(chain[-1]))})"
     explained = text and (isinstance(error, _EXPLAINED) or type(error) is Exception)
     return text if explained else f"{type(error).__name__} {text}"
 

@@ -48,11 +48,11 @@ class DiskModel:
         return model_shape(model, self.experiment.models[model])
 
     def corpus(self, corpus: str) -> Space:
-        """Return the space of a corpus' splits, and for a hub corpus also of the download and its arrow files."""
+        """Return the space of a corpus' splits, and for a hub corpus also of its arrow files and the download."""
         source = self.experiment.corpora[corpus].source
         if isinstance(source, HubSource):
             download = 1000 * source.size_gb
-            return Space(kept=PARQUET * download, cache=(1 + ARROW) * download)
+            return Space(kept=PARQUET * download, scratch=ARROW * download, cache=download)
         return Space(kept=corpus_mb(self.plan.store, corpus) or 0.0)
 
     def model(self, model: str) -> Space:

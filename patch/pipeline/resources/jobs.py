@@ -55,7 +55,7 @@ JOB_RESOURCES = ("gpus", "mem_mb", "gpu_mem_mb", "runtime", "disk_mb", "scratch_
 
 def download(space: Space) -> Estimate:
     """Return the resources of a job that downloads or copies files."""
-    return Estimate(0, LIGHT_MB, 0, 1 + int(max(space.kept, space.cache) / DOWNLOADED_MB_PER_MINUTE))
+    return Estimate(0, LIGHT_MB, 0, 1 + int(max(space.kept + space.scratch, space.cache) / DOWNLOADED_MB_PER_MINUTE))
 
 
 def job_resources(cost: Estimate, space: Space) -> dict[str, int]:

@@ -54,7 +54,8 @@ def run_fetch_mask(settings: MaskSettings, *, out: Path) -> None:
 
     source = settings.source
     with atomic_directory(out) as folder:
-        with hub_errors(f"{source.file} of {source.repo} cannot be fetched"):
+        revision = f" at {source.revision}" if source.revision else ""
+        with hub_errors(f"{source.file} of {source.repo}{revision} cannot be fetched"):
             # A branch may move between two requests, so the download names the commit.
             commit = HfApi().model_info(source.repo, revision=source.revision).sha
             hf_hub_download(source.repo, source.file, revision=commit, local_dir=folder)

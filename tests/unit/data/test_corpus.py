@@ -168,6 +168,8 @@ def test_a_hub_data_set_is_kept_as_it_is(tmp_path, monkeypatch):
     )
     assert fetch(source, tmp_path / "out") == {"test": ["", " = Title = \n", "body"]}
     options = {"data_files": "*.gz", "revision": "0123456", "split": "validation", "trust_remote_code": False}
+    # Not the cache of the machine, from which `datasets` takes any revision when the hub does not answer.
+    assert not Path(asked[0][1].pop("cache_dir")).exists()
     assert asked == [(("a/b", "raw"), options)]
     with pytest.raises(InputError, match="`field` is 'txt', which is no column"):
         fetch_corpus(Corpus(source=source.model_copy(update={"field": "txt"})), tmp_path / "other")
