@@ -12,7 +12,13 @@ from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, p
 from patch.pipeline.config.experiment import SPEED_ROUNDS
 from patch.pipeline.config.gpus import GPUS
 from patch.pipeline.resources.task_sizes import task_tokens
-from patch.pipeline.resources.text_size import CHARACTERS_PER_TOKEN, MB, split_mb
+from patch.pipeline.resources.text_size import (
+    CHARACTERS_PER_LARGE_TOKEN,
+    CHARACTERS_PER_TOKEN,
+    LARGE_VOCABULARY,
+    MB,
+    split_mb,
+)
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import Sequences, Statistics
@@ -35,6 +41,9 @@ EFFICIENCY = {
     # Decoding reads every weight for few tokens, so memory bandwidth limits it.
     "speedup": 0.02,
 }
+# Forward passes on a CPU reach its sustained throughput, `resources.cpu_gflops` (measured with Qwen2.5-0.5B in fp32 on
+# a thread with AVX-512: 95 to 104 GFLOP/s).
+CPU_EFFICIENCY = {"prune": 1.0, "evaluate": 1.0}
 # Half the measured speed of a fast tokenizer on one thread (1.0 million tokens in 1.3 s).
 TOKENIZED_PER_MINUTE = 20_000_000
 # Time of products in fp32, without tensor cores, in units of that in bf16 at the efficiency above.
@@ -200,7 +209,9 @@ class CostModel:
         held = BYTES[self.experiment.models[model].dtype] * parameters(self._shape(model)) / 1e6
         on_gpu = self.experiment.resources.device == "cuda"
         # On a GPU, bit masks and the batches that are read and written are small compared with the model.
-        return self._estimate(flops, EFFICIENCY["prune"], device_mb if on_gpu else held + device_mb, host_mb=1.1 * held)
+        return self._estimate(
+            flops, self._forward["prune"], device_mb if on_gpu else held + device_mb, host_mb=1.1 * held
+        )
 
     def learn(self, run: Run) -> Estimate:
         """Return the resources of mask learning: forward and backward passes, and logits with two Adam moments.
@@ -248,18 +259,27 @@ class CostModel:
         """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
         shape, evaluation = self._shape(run.model), self.experiment.evaluation
         size = BYTES[self.experiment.models[run.model].dtype]
-        work = size * parameters(shape) + evaluation.batch_size * 256 * _activation_bytes(shape, size, True)
-        flops = 2.0 * parameters(shape) * self._evaluation_tokens
-        return self._estimate(flops, EFFICIENCY["evaluate"], work / 1e6)
+        held = evaluation.batch_size * 256 if evaluation.tasks else 0
+        held = max(held, evaluation.perplexity.batch_size * evaluation.perplexity.seqlen)
+        work = size * parameters(shape) + held * _activation_bytes(shape, size, True)
+        flops = 2.0 * parameters(shape) * (self._perplexity_tokens(shape) + self._task_tokens)
+        return self._estimate(flops, self._forward["evaluate"], work / 1e6)
+
+    @property
+    def _forward(self) -> dict[str, float]:
+        """Fractions of the device's throughput that stages with forward passes reach."""
+        return EFFICIENCY if self.experiment.resources.device == "cuda" else CPU_EFFICIENCY
+
+    def _perplexity_tokens(self, shape: Shape) -> float:
+        """Return the tokens of all whole sequences of the perplexity text."""
+        perplexity = self.experiment.evaluation.perplexity
+        characters = MB * (split_mb(self.plan.store, perplexity.use) or 0.0)
+        size = CHARACTERS_PER_TOKEN if shape.vocab_size < LARGE_VOCABULARY else CHARACTERS_PER_LARGE_TOKEN
+        return characters // (size * perplexity.seqlen) * perplexity.seqlen
 
     @cached_property
-    def _evaluation_tokens(self) -> float:
-        """Tokens of an evaluation: all whole sequences of the perplexity text, and the tasks."""
-        evaluation = self.experiment.evaluation
-        perplexity = evaluation.perplexity
-        characters = MB * (split_mb(self.plan.store, perplexity.use) or 0.0)
-        sequences = characters // (CHARACTERS_PER_TOKEN * perplexity.seqlen)
-        return sequences * perplexity.seqlen + task_tokens(evaluation)
+    def _task_tokens(self) -> float:
+        return task_tokens(self.experiment.evaluation)
 
     def speedup(self, model: str) -> Estimate:
         """Return the resources of a speed measurement.

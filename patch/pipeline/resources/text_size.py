@@ -15,6 +15,8 @@ MB = 1e6
 ARROW = 2.8
 # Lower bound: English text has 4 to 5 in a large vocabulary, and 2.9 in a vocabulary of 2048.
 CHARACTERS_PER_TOKEN = 2.5
+# The same in a vocabulary of Llama 2's size or more (WikiText-2: 3.8 in that of Llama 2, 4.3 in that of Qwen2.5).
+LARGE_VOCABULARY, CHARACTERS_PER_LARGE_TOKEN = 32_000, 3.7
 # MB of text of a hub data set's splits, from its page on the hub. Only the size of a whole download is configured.
 HUB_SPLITS = {
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): {"train": 11.1, "validation": 1.16, "test": 1.31},

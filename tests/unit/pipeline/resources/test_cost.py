@@ -242,11 +242,11 @@ def test_evaluation_counts_sequences_and_questions(raw_config: dict, tmp_path: P
 
     def expected(tokens: float) -> int:
         flops = 2 * (151936 * 896 + 24 * (2 * 896 * (896 + 128) + 3 * 896 * 4864)) * tokens
-        return math.ceil(1.5 * flops / (0.1e9 * 0.15) / 60)
+        return math.ceil(1.5 * flops / 0.1e9 / 60)
 
-    # 400,000 tokens of 2.5 characters make 133 whole sequences.
-    assert minutes(tasks="arc_easy", limit=200) == pytest.approx(expected(133 * 3000 + 200 * 4 * 37), rel=0.01)
-    assert minutes(limit=None) == pytest.approx(expected(133 * 3000 + 2376 * 4 * 37), rel=0.01)
+    # 270,270 tokens of 3.7 characters make 90 whole sequences.
+    assert minutes(tasks="arc_easy", limit=200) == pytest.approx(expected(90 * 3000 + 200 * 4 * 37), rel=0.01)
+    assert minutes(limit=None) == pytest.approx(expected(90 * 3000 + 2376 * 4 * 37), rel=0.01)
 
 
 def test_gpu_presets(raw_config: dict) -> None:
