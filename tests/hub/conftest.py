@@ -62,6 +62,6 @@ def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
         variables = environment(folder / "hf", **variables)
-        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1200)
 
     return run

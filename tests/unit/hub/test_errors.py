@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from patch.errors import InputError
-from patch.hub.errors import hub_errors, library_errors
+from patch.hub.errors import hub_answer, hub_errors, library_errors
 
 TOKEN = "hf_secret-\x0bhidden"
 
@@ -55,3 +59,20 @@ def test_line_ends_around_a_token_are_no_fault() -> None:
 def test_keyboard_interrupts_pass() -> None:
     with pytest.raises(KeyboardInterrupt), library_errors("it failed"):
         raise KeyboardInterrupt
+
+
+def test_a_full_disk_is_named_wherever_a_library_hides_it() -> None:
+    with (
+        pytest.raises(InputError, match=r"^it failed: the disk is full \(\[Errno 28\] No space left"),
+        library_errors("it failed"),
+    ):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError("an error occurred") from error
+
+
+@pytest.mark.parametrize(("sent", "words"), [({}, "no such repository"), ({"authorization": "x"}, "log in again")])
+def test_an_answer_to_a_request_without_a_token(sent: dict[str, str], words: str) -> None:
+    response = SimpleNamespace(headers={}, status_code=401, request=SimpleNamespace(headers=sent))
+    assert words in str(hub_answer(HfHubHTTPError("", response=response)))

@@ -177,3 +177,21 @@ def test_each_row_of_patch_has_a_published_mask() -> None:
     present = {(ids[run.model], *facts(run)) for run in plan.grid.runs if run.imported}
     rows = {(number.model, *number[3:]) for number in per_task() if number.pattern == "hybrid"}
     assert rows <= present and len(rows) == 3 * len(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("verify", [12.08, 14.57, 13.84, 13.47]), ("verify-maskllm", [9.06, 12.93])]
+)
+def test_each_run_of_a_verification_has_a_published_perplexity(
+    name: str, values: list[float], published: Published
+) -> None:
+    plan = plan_of(name)
+    ids = {model: entry.published for model, entry in plan.experiment.models.items()}
+    found = [
+        published_value(
+            published, ids[run.model], run.method, run.pattern, run.sparsity, "perplexity", run.tile, None, run.variant
+        )
+        for run in plan.grid.runs
+    ]
+    assert found == values and all(run.imported for run in plan.grid.runs[1:])
+    assert not plan.timed_models and plan.tables() == ["joint", *(["density"] if name == "verify" else [])]
