@@ -176,7 +176,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(one, (ConnectionError, TimeoutError)) or type(one).__module__.startswith("httpx"):
             return unreachable(one)
     if type(error).__name__ == "DatasetGenerationError":  # its message says no more than that
-        return f"a file is damaged, or not in the format of its name ({without_tokens(str(chain[-1]))})"
+        return f"a file is damaged, or not in the format of its name ({chain[-1]})"
     explained = text and (isinstance(error, _EXPLAINED) or type(error) is Exception)
     return text if explained else f"{type(error).__name__} {text}"
 
