@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	@$(RUN) python -m patch show
 
 real: $(VENV)/.installed-real
-	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --quiet host reason --configfile config/smollm2-135m.yaml
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/smollm2-135m.yaml
 	@$(RUN) python -m patch show --configfile config/smollm2-135m.yaml
 
 ablations: $(VENV)/.installed
