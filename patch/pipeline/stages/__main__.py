@@ -8,15 +8,13 @@ from collections.abc import Sequence
 
 from patch.pipeline.stages.client import run_in_server
 
-# Stages that may access a hub; all others run offline.
+# Stages that may access a hub; all others run offline, as the server does.
 ONLINE = ("fetch_corpus", "fetch_mask", "fetch_model", "fetch_tasks")
-# Stages that a server does not run: it is offline, and a measured speed needs a process without a past.
-ALONE = (*ONLINE, "speedup")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one stage, in the server of this run if there is one, and return the exit code."""
-    if arguments and arguments[0] not in ALONE and (code := run_in_server(arguments)) is not None:
+    if arguments and arguments[0] not in ONLINE and (code := run_in_server(arguments)) is not None:
         return code
     # Only now, because the client of a server needs none of its imports.
     from patch.pipeline.stages._run import STAGES, run_stage
