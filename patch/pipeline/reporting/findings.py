@@ -218,9 +218,10 @@ def _speed(models: Sequence[ModelInfo], speeds: Sequence[SpeedRecord]) -> str:
 
 
 def _masked(record: SpeedRecord) -> list[Timed]:
-    """Return the timings with masks whose speedup is not noisy, only those of hybrid masks if there are any."""
-    masked = [timed for timed in record.timed if timed.run.pattern != "dense" and "speedup" not in timed.noisy]
-    return [timed for timed in masked if timed.run.pattern == "hybrid"] or masked
+    """Return the timings with masks, only those of hybrid masks if there are any, without noisy speedups."""
+    masked = [timed for timed in record.timed if timed.run.pattern != "dense"]
+    hybrid = [timed for timed in masked if timed.run.pattern == "hybrid"]
+    return [timed for timed in hybrid or masked if "speedup" not in timed.noisy]
 
 
 def _compared(subject: str, other: str, metric: str, effects: Iterable[Effect | None]) -> str:
