@@ -246,6 +246,15 @@ def test_the_fastest_patch_mask_is_compared_with_dense(speeds: Callable[..., Spe
     )
 
 
+def test_noisy_speedups_are_no_finding(speeds: Callable[..., SpeedRecord]) -> None:
+    """Neither they nor the speedup of a 2:4 mask in their place."""
+    raw = speeds(LLAMA, (1.1, 1.2, 1.25), (1.0, 1.15, 1.3)).model_dump(by_alias=True)
+    for timed in raw["timed"]:
+        if timed["run"]["pattern"] == "hybrid":
+            timed |= {"rounds": 3, "noisy": ["speedup"]}
+    assert find_findings(Differences(differences()), [LLAMA], [], [SpeedRecord.model_validate(raw)]) == []
+
+
 def test_without_patch_the_fastest_mask_is_compared(speed_record: Callable) -> None:
     raw = speed_record("llama", "tile")
     raw["timed"] = [timed for timed in raw["timed"] if timed["run"]["pattern"] != "hybrid"]
