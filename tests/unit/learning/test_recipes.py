@@ -168,7 +168,7 @@ def test_every_step_of_a_recipe(
     of, model = rules(method, recipe), tiny_model().double()
     linears, start = prunable_linears(model), priors(tiny_model(), 1 - DENSITY)
     options = {"steps": STEPS, "warmup_steps": WARMUP, "lr": LR, "micro_batch_size": 4, "target": target}
-    options |= {"sparsity_reg": LAMBDA1, "weight_reg": LAMBDA2}
+    options |= {"sparsity_reg": LAMBDA1, "weight_reg": LAMBDA2, "held_out_sequences": 0}
     _, curve = run_learning(method, **method_defaults(method, recipe) | options)
 
     for found, expected in zip(recorded[0], initial_logits(linears, method, of, start), strict=True):
