@@ -187,27 +187,55 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
 
 def figure(path: Path, files: Sequence[Path]) -> None:
     """Draw a panel for each model: held-out loss against the learning rate, a line for each budget."""
+    import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    drawn = Figure(figsize=(3.2 * len(files), 3.0), layout="constrained")
-    for axes, file in zip(drawn.subplots(1, len(files), squeeze=False)[0], files, strict=True):
-        lines = [line for line in read(file) if not line["set"]]
-        budgets = sorted({(line["steps"] * line["batch_size"] * SEQLEN, line["steps"]) for line in lines})
-        for index, (tokens, steps) in enumerate(budgets):
-            some = [line for line in lines if line["steps"] == steps]
-            rates = sorted({line["lr"] for line in some})
-            means = [np.mean([line["loss"] for line in some if line["lr"] == rate]) for rate in rates]
-            axes.plot(rates, means, "-", color=f"C{index}", linewidth=1, label=f"{tokens / 1000:.0f}k tokens")
-            fixed = [line for line in some if line["rate"] != "auto"]
-            axes.plot([line["lr"] for line in fixed], [line["loss"] for line in fixed], "o", color=f"C{index}", ms=3)
-            auto = [line for line in some if line["rate"] == "auto"]
-            axes.plot([line["lr"] for line in auto], [line["loss"] for line in auto], "*", color=f"C{index}", ms=8)
-        for name, style in (("initial", "--"), ("dense", ":")):
-            axes.axhline(np.mean([line[name] for line in lines]), color="0.4", linestyle=style, linewidth=1)
-        axes.set(xscale="log", xlabel="learning rate", title=lines[0]["model"])
-        axes.legend(fontsize=7, frameon=False)
-    drawn.axes[0].set_ylabel("held-out cross-entropy")
-    drawn.savefig(path, dpi=200)
+    from patch.pipeline.reporting import figure_style as style
+
+    colors = ("#E69F00", "#D55E00", "#7B3294")
+    with matplotlib.rc_context(style.STYLE):
+        drawn = Figure(figsize=(2.3 * len(files), 2.6), layout="constrained")
+        for axis, file in zip(drawn.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+            lines = [line for line in read(file) if not line["set"]]
+            budgets = sorted({line["steps"] * line["batch_size"] * SEQLEN for line in lines})
+            for color, tokens in zip(colors, budgets, strict=False):
+                some = [line for line in lines if line["steps"] * line["batch_size"] * SEQLEN == tokens]
+                means = {
+                    rate: np.mean([line["loss"] for line in some if line["lr"] == rate])
+                    for rate in sorted({line["lr"] for line in some})
+                }
+                axis.plot(list(means), list(means.values()), color=color)
+                for line in some:
+                    kind = (
+                        {"marker": "*", "ms": 8, "mec": "black"} if line["rate"] == "auto" else {"marker": "o", "ms": 3}
+                    )
+                    axis.plot(line["lr"], line["loss"], color=color, mew=0.6, zorder=3, **kind)
+                place = (list(means)[0], list(means.values())[0])
+                axis.annotate(
+                    f"{tokens / 1000:.0f}k",
+                    place,
+                    (-3, 0),
+                    textcoords="offset points",
+                    ha="right",
+                    va="center",
+                    fontsize=8,
+                )
+            axis.axhline(np.mean([line["initial"] for line in lines]), **style.DENSE_LINE | {"color": style.GREY})
+            axis.axhline(np.mean([line["dense"] for line in lines]), **style.DOTTED_LINE)
+            axis.set(xscale="log", xlabel="Learning rate", title=lines[0]["model"], xlim=(3e-5, None))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, position: f"{rate:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        drawn.axes[0].set_ylabel("Held-out loss (nats)")
+        handles = [
+            Line2D([], [], marker="*", ms=8, mec="black", color="white", label="lr: auto"),
+            Line2D([], [], color=colors[0], label="PATCH 45 %, tokens of the run"),
+            Line2D([], [], label="initial 2:4 mask", **style.DENSE_LINE | {"color": style.GREY}),
+            Line2D([], [], label="dense", **style.DOTTED_LINE),
+        ]
+        style.add_legend(drawn, handles)
+        drawn.savefig(path, dpi=250)
 
 
 if __name__ == "__main__":
