@@ -2,7 +2,8 @@
 
 The logits of a whole micro-batch, tokens times vocabulary in fp32, with their softmax and gradient, are the largest
 tensors of a step and pass through memory many times. A frozen output layer needs none of them later, so the loss and
-the gradient of the hidden states are computed at once, for a chunk of the tokens that fits a cache.
+the gradient of the hidden states are computed at once, for a chunk of the tokens; with a small vocabulary it fits a
+cache.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from patch.learning.document_masking import DocumentMasking
 from patch.models.loading import decoder_blocks
 
-# Number of logits at a time.
+# Number of logits at a time, and the smallest number of tokens: each chunk reads the weight of the output layer twice,
+# which with a large vocabulary takes longer than the products of a few tokens.
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
+FEWEST_TOKENS = 128
 # Cache of `frozen_output_layer`: whether a model's output layer gives its logits.
 _unchanged: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -89,7 +92,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weights: Tensor):
-        step = max(1, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // len(weight))
+        step = max(FEWEST_TOKENS, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // len(weight))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         losses = token_weights.new_empty(len(hidden))
         for first in range(0, len(hidden), step):

@@ -27,7 +27,10 @@ from patch.pipeline.stages.client import Request, receive_request, send_code
 
 # Imported before the first fork: the modules of the stages, and what they import only when a job needs it.
 PRELOADED = (
-    *(f"patch.pipeline.stages.{name}" for name in ("evaluate", "figures", "learn", "prune", "quantize", "speedup", "tabulate")),
+    *(
+        f"patch.pipeline.stages.{name}"
+        for name in ("evaluate", "figures", "learn", "prune", "quantize", "speedup", "tabulate")
+    ),
     "patch.evaluation.lm_eval_model",
     "lm_eval.evaluator",
     "lm_eval.tasks",
