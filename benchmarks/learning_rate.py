@@ -3,8 +3,9 @@
 python benchmarks/learning_rate.py --configfile config/smollm2-135m.yaml --steps 16 60 240 --rates auto 1e-4 3e-4 1e-3
 python benchmarks/learning_rate.py --figure learning-rate.png results/learning-rate/*.jsonl
 
-Learns PATCH at 45 % sparsity with the settings of the configuration, measures the final mask on held-out text, and adds
-a line to results/learning-rate/MODEL.jsonl. Runs that have a line there are not repeated.
+Learns PATCH at 45 % sparsity on the text of the configuration, with its tile and the weight 1 of the kept-norm
+regularizer, measures the final mask on the validation split, and adds a line to results/learning-rate/MODEL.jsonl. Runs
+that have a line there are not repeated.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Study:
         self.folder = Path(plan.store.model_path(name))
         if not self.folder.exists():
             sys.exit(f"{self.folder} is missing: make it by `snakemake --cores 2 {self.folder} --configfile ...`")
-        corpus, tokenizer = Path(plan.store.corpus_path(plan.grid.learning(plan.grid.closure[-1]).use.corpus)), None
+        corpus = Path(plan.store.corpus_path(plan.experiment.calibration.use.corpus))
         tokenizer = load_tokenizer(self.folder)
         splits = ("train", "calibration", "validation")
         packed = {split: pack_sequences(read_documents(corpus, split), tokenizer, SEQLEN) for split in splits}
@@ -143,7 +144,8 @@ class Study:
         started, initial, size = time.monotonic(), self.initial(run["seed"]), run["batch_size"]
         rate = run["rate"] if run["rate"] == "auto" else float(run["rate"])
         values = {"steps": run["steps"], "batch_size": size, "micro_batch_size": size, "seqlen": SEQLEN, "lr": rate}
-        settings = Learning(**values | {"weight_reg": 1.0} | run["set"])
+        # The study measures other text than the run would.
+        settings = Learning(**values | {"weight_reg": 1.0, "held_out_sequences": 0} | run["set"])
         weights = prunable_parameters(model_shape(self.name, self.plan.experiment.models[self.name]))
         settings = with_rate(settings, METHOD, weights)
         with tempfile.TemporaryDirectory() as folder:
