@@ -15,6 +15,8 @@ rule calibrate:
         f"{LOGS}/calibrate/{{calibration}}.log",
     benchmark:
         f"{BENCHMARKS}/calibrate/{{calibration}}.tsv"
+    # Long jobs wait for them.
+    priority: 3
     conda:
         "../../environment.yml"
     resources:
