@@ -99,7 +99,7 @@ class Study:
         splits = ("train", "calibration", "validation")
         packed = {split: pack_sequences(read_documents(corpus, split), tokenizer, SEQLEN) for split in splits}
         self.train, self.held_out = packed["train"], packed["validation"][:HELD_OUT]
-        self.calibration, self.priors = packed["calibration"], {}
+        self.calibration, self.priors, self.references = packed["calibration"], {}, {}
 
     def load(self) -> Any:
         from patch.models.loading import load_model
@@ -161,11 +161,14 @@ class Study:
                 curve=Path(folder) / "curve.jsonl",
                 **{name: prior.masks for name, prior in initial.items()},
             )
+        for name, reference in (("dense", None), (run["seed"], initial["pattern_prior"])):
+            if name not in self.references:
+                self.references[name] = self.loss(reference)
         return {
             "weights": weights,
             "lr": settings.lr,
-            "dense": self.loss(),
-            "initial": self.loss(initial["pattern_prior"]),
+            "dense": self.references["dense"],
+            "initial": self.references[run["seed"]],
             "loss": self.loss(masks),
             "seconds": round(time.monotonic() - started),
         }
