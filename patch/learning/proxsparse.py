@@ -21,9 +21,9 @@ from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, linear_rate
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.learning.trainable_copy import TrainableCopy, own_part, row_bounds, trainable_copy
-from patch.masks.nm import NM, nm_mask, obeys
+from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, PackedMasks
-from patch.masks.proximal import proximal_two_four, triple_products
+from patch.masks.proximal import shrink_two_four_
 from patch.models.loading import prunable_linears, weight_matrix
 
 PATTERN = NM(2, 4)
@@ -141,10 +141,9 @@ def _shrink(linears: list[nn.Module], strength: float) -> tuple[float, float]:
     penalties, sparse, groups = [], [], 0
     for linear in linears:
         matrix = own_part(weight_matrix(linear))
-        matrix.copy_(proximal_two_four(matrix, strength))
-        products = triple_products(matrix)
-        penalties.append(products.sum(dtype=torch.float64))
-        sparse.append(obeys(matrix != 0, PATTERN).sum())
+        penalty, count = shrink_two_four_(matrix, strength)
+        penalties.append(penalty)
+        sparse.append(count)
         groups += linear.weight.numel() // 4
     penalty, count = torch.stack(penalties), torch.stack(sparse)
     sum_over_processes([penalty, count])

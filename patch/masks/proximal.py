@@ -8,13 +8,18 @@ number of sweeps of a group depends on the group alone, so its result does not d
 
 from __future__ import annotations
 
+import ctypes
 import math
+import warnings
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from patch import native
 from patch.errors import InputError
-from patch.masks.nm import groups
+from patch.masks.nm import NM, groups, obeys
 
 # Largest weight times strength, and the sweeps that suffice for all bits of fp32 but the last. Up to 1/6 the matrix of
 # second derivatives is diagonally dominant between zero and the group itself, where all minima lie: there is one.
@@ -25,8 +30,15 @@ CONVEX, CONVEX_SWEEPS = 1 / 6, 12
 LARGEST = 1.25
 # In between: GROWTH steps to the full size of a group, then up to REPEATS times SWEEPS sweeps while it still changes.
 GROWTH, REPEATS, SWEEPS, STILL = 8, 25, 8, 1e-7
-# Groups at a time: as many as fit a core's cache, and as many as keep a GPU busy.
+# Groups that plain PyTorch computes at a time: as many as fit a core's cache, and as many as keep a GPU busy.
 CHUNK, GPU_CHUNK = 1 << 16, 1 << 22
+SOURCE = Path(__file__).parent / "kernels/proximal.cpp"
+_CONSTANTS = {
+    **{"SMALL": SMALL, "SMALL_SWEEPS": SMALL_SWEEPS, "CONVEX": CONVEX, "CONVEX_SWEEPS": CONVEX_SWEEPS},
+    **{"LARGEST": LARGEST, "GROWTH": GROWTH, "REPEATS": REPEATS, "SWEEPS": SWEEPS, "STILL": STILL},
+}
+# Without fused multiply-adds the compiled operator gives the bits of the one in plain PyTorch.
+FLAGS = ("-march=native", "-ffp-contract=off", *(f"-D{name}={value}" for name, value in _CONSTANTS.items()))
 
 
 @torch.no_grad()
@@ -49,17 +61,70 @@ def proximal_two_four(weight: Tensor, strength: float) -> Tensor:
 
     Source: ProxSparse (arXiv 2502.00258) but for how the minimum is found.
     """
+    return _shrunk(weight, strength, _empty(weight))[0]
+
+
+@torch.no_grad()
+def shrink_two_four_(weight: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """Replace a weight by the result of `proximal_two_four`.
+
+    Returns:
+        The sum of the result's `triple_products`, fp64, and its number of 2:4 groups, int64, on the weight's device.
+
+    Raises:
+        InputError: as `proximal_two_four`.
+    """
+    result, penalty, sparse = _shrunk(weight, strength, weight if weight.is_contiguous() else _empty(weight))
+    if result is not weight:
+        weight.copy_(result)
+    return penalty, sparse
+
+
+def _empty(weight: Tensor) -> Tensor:
+    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+
+
+def _shrunk(weight: Tensor, strength: float, result: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the minimum into a contiguous tensor, which may be ``weight``.
+
+    Returns:
+        The tensor, and what `shrink_two_four_` returns.
+    """
     if not 0 <= strength < math.inf:
         raise InputError(f"the strength of the proximal operator is {strength}; use a finite one of at least 0")
-    result = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    count = groups(weight, 4).shape[1] * weight.shape[0]
+    if weight.is_cpu and weight.dtype == torch.float32 and _kernel():
+        source, sparse = weight.contiguous(), ctypes.c_int64()
+        penalty = _kernel().proximal_two_four(
+            source.data_ptr(), result.data_ptr(), count, strength, torch.get_num_threads(), ctypes.byref(sparse)
+        )
+        return result, torch.tensor(penalty, dtype=torch.float64), torch.tensor(sparse.value)
+    _shrink_eager(weight, strength, result)
+    return result, triple_products(result).sum(dtype=torch.float64), obeys(result != 0, NM(2, 4)).sum()
+
+
+@cache
+def _kernel() -> ctypes.CDLL | None:
+    """Return the compiled operator, or None with a warning if there is no compiler."""
+    try:
+        library = native.library(SOURCE, FLAGS)
+    except (native.NoCompiler, OSError) as error:
+        warnings.warn(f"ProxSparse's operator runs in plain PyTorch, many times slower: {error}", stacklevel=2)
+        return None
+    pointer = ctypes.c_void_p
+    library.proximal_two_four.argtypes = [pointer, pointer, ctypes.c_int64, ctypes.c_float, ctypes.c_int32, pointer]
+    library.proximal_two_four.restype = ctypes.c_double
+    return library
+
+
+def _shrink_eager(weight: Tensor, strength: float, result: Tensor) -> None:
     count = GPU_CHUNK if weight.is_cuda else CHUNK * torch.get_num_threads()
     rows = max(1, 4 * count // max(1, weight.shape[1]))
     for part, done in zip(weight.split(rows), result.split(rows), strict=True):
         group = groups(part, 4).flatten(0, 1).float()
         # `[4, groups]`, so that every operation runs along contiguous memory.
         size = torch.abs(group.T, out=group.new_empty(4, len(group)))
-        groups(done, 4).flatten(0, 1).copy_(torch.copysign(_shrink(size, strength).T, group))
-    return result
+        groups(done, 4).copy_(torch.copysign(_shrink(size, strength).T, group).view(len(part), -1, 4))
 
 
 def triple_products(weight: Tensor) -> Tensor:

@@ -13,9 +13,19 @@ from torch import Tensor
 from patch.errors import InputError
 from patch.masks import proximal
 from patch.masks.nm import NM, nm_mask
-from patch.masks.proximal import proximal_two_four, triple_products
+from patch.masks.proximal import proximal_two_four, shrink_two_four_, triple_products
 
 GOLDEN = (5**0.5 - 1) / 2
+
+
+@pytest.fixture(params=["compiled", "eager"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run each test with the compiled operator and with the one in plain PyTorch."""
+    if request.param == "eager":
+        monkeypatch.setattr(proximal, "_kernel", lambda: None)
+    elif proximal._kernel() is None:
+        pytest.skip("no C++ compiler")
+    return request.param
 
 
 def objective(w: Tensor, z: Tensor, strength: float) -> Tensor:
@@ -190,6 +200,32 @@ def test_what_is_not_finite_stays_in_its_group() -> None:
     assert torch.equal(result[others], expected[others])
     tiny = torch.tensor([[1e-40, -1e-42, 3e-45, 0.0]])
     assert torch.equal(proximal_two_four(tiny, 1.0), tiny)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.1, 0.3, 1.0, 10.0])
+@pytest.mark.parametrize("shape", [(1, 4), (3, 20), (67, 1028), (2, 8192)])
+def test_the_compiled_operator_gives_the_same_bits(
+    shape: tuple[int, int], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = scale * torch.randn(shape, generator=torch.Generator().manual_seed(12))
+    z[:, ::7] = z[:, ::7].sign() * scale
+    z[0, 0] = float("nan")
+    found = proximal_two_four(z, 1.0)
+    monkeypatch.setattr(proximal, "_kernel", lambda: None)
+    assert torch.equal(found.view(torch.int32), proximal_two_four(z, 1.0).view(torch.int32))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_place_it_reports_the_regularizer_and_the_two_four_groups(dtype: torch.dtype, transposed: bool) -> None:
+    z = random_groups(3000, 13).reshape(100, 120).to(dtype)
+    z = z.T.contiguous().T if transposed else z
+    expected = proximal_two_four(z, 1.0)
+    penalty, sparse = shrink_two_four_(z, 1.0)
+    assert torch.equal(z, expected)
+    assert penalty.item() == pytest.approx(triple_products(expected).double().sum().item(), rel=1e-6)
+    kept = (expected != 0).reshape(-1, 4).sum(1)
+    assert 0 < sparse.item() < 3000 and sparse.item() == int((kept <= 2).sum())
 
 
 def test_triple_products() -> None:
