@@ -135,6 +135,7 @@ def test_a_compiled_layer_has_one_operator(bias: bool, hybrid_weight: Callable) 
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_gradients_through_a_compiled_layer(hybrid_weight: Callable) -> None:
     """Inputs that need a gradient are multiplied outside of the operator, which has none."""
     made = hybrid_weight(SHAPE, TILE)
