@@ -459,7 +459,7 @@ def test_a_folder_that_is_not_damaged(folder: Path) -> None:
 def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
     shard = shard_of(folder)
     shard.rename(tmp_path / "shard")
-    refused(folder, f"does not appear to have a file named {shard.name}", OSError)
+    refused(folder, f"{shard.name}: no such file; copy the whole folder of the model")
     (tmp_path / "shard").rename(shard)
     (folder / INDEX).unlink()
     refused(folder, "no file named model.safetensors", OSError)
