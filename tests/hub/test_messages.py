@@ -101,7 +101,7 @@ def cases(paper: Experiment) -> dict[str, Case]:
     arc = f"{licence}datasets/allenai/ai2_arc"
     missing = "no such repository, or a private one; correct the name, or log in"
     revision = "the hub has no such commit, branch or tag of it"
-    full, broken = "the disk is full (", "the download broke off ("
+    full, broken = "the disk is full (", "the transfer broke off ("
     return {
         "model": Case("fetch_model", model(QWEN)),
         "model cut": Case("fetch_model", model(SHARDED), token=MEMBER),
