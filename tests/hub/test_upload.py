@@ -85,10 +85,8 @@ def test_each_refusal_names_its_cause(hub: Hub, tmp_path: Path, upload: Upload) 
     folder = write(tmp_path / "one", config__json=b"{}", model__safetensors=b"all")
     bad = write(tmp_path / "bad", README__md=b"---\nlicense: [\n---\n")
     (no_token,) = upload((folder, REPO))
-    assert no_token == (
-        f"error: nothing can be pushed to {REPO}: there is no token; log in with `hf auth login` or set HF_TOKEN in the "
-        "environment"
-    )
+    cause = "there is no token; log in with `hf auth login` or set HF_TOKEN in the environment"
+    assert no_token == f"error: nothing can be pushed to {REPO}: {cause}"
     assert not hub.requests
     (unknown,) = upload((folder, REPO), HF_TOKEN="hf_unknown")
     assert "nothing can be pushed" in unknown and "status 401; log in again" in unknown
