@@ -6,7 +6,7 @@ in which PATCH's masks are published, and `compressed-tensors` stores dense 4-bi
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from patch.errors import InputError
 from patch.files.io import own_directory
 from patch.inference.convert import convert
 from patch.inference.files import save
+from patch.inference.weight_files import read_headers, weight_files
 from patch.masks.packed import MaskSet, apply_masks
 from patch.masks.published_masks import read_published, write_published
 from patch.models.loading import load_model, prunable_linears, weight_matrix
@@ -83,7 +84,7 @@ def export_model(
             _save(folder, model, masks, form, layers, meta)
         except ValueError as error:  # transformers refuses to save a generation configuration that contradicts itself
             if isinstance(error, InputError):
-                raise
+                raise InputError(str(error).replace(str(folder), str(out))) from None
             raise InputError(f"export to {out}: the model cannot be saved: {' '.join(str(error).split())}") from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -123,7 +124,7 @@ def _save(
     meta: Mapping[str, Any],
 ) -> None:
     if form == "packed":
-        save(convert(model, masks), folder)  # XXX quantized
+        save(convert(model, masks, quantized=layers) if layers else convert(model, masks), folder)
     elif form == "compressed-tensors":
         from patch.inference.pack_quantized import save_pack_quantized
 
@@ -136,13 +137,8 @@ def _save(
 
 def _stored_bytes(folder: Path) -> dict[str, int]:
     """Return the bytes of each tensor in the weight files of a folder, by their headers."""
-    found: dict[str, int] = {}
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        header.pop("__metadata__", None)
-        found |= {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items()}
-    return found
+    stored = read_headers(weight_files(folder))
+    return {name: math.prod(found.shape) * getattr(torch, found.dtype).itemsize for name, found in stored.items()}
 
 
 def _of(tensors: Mapping[str, int], layers: Collection[str]) -> dict[str, int]:

@@ -52,10 +52,8 @@ def export_run(options: argparse.Namespace) -> None:
     run = find_run(plan, options.run)
     inputs = plan.export_inputs(run)
     if missing := [path for path in inputs.values() if not Path(path).exists()]:
-        make = command(options.configfile, options.config, [*missing, "--cores", "all"])
-        raise InputError(
-            f"{run.model}/{run.id}: {listed(missing)} missing; make {'it' if len(missing) == 1 else 'them'}: {make}"
-        )
+        make = command(options.configfile, options.config, missing)
+        raise InputError(f"{run.model}/{run.id} needs {listed(missing)}; to make what is missing: {make}")
     # Imported here because it imports torch.
     from patch.pipeline.stages.export import run_export
 
@@ -99,9 +97,7 @@ def export_files(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> str:
     files = options.model, options.mask, options.weights, options.dtype
     if options.run is not None and any(files):
-        raise InputError(
-            f"RUN is {options.run}, which has its own files; leave out --model, --mask, --weights, --dtype"
-        )
+        raise InputError(f"RUN {options.run} has its own files; leave out --model, --mask, --weights and --dtype")
     if options.run is None and not (options.model and options.mask):
         raise InputError("give RUN and FOLDER, or FOLDER with --model and --mask; see --help")
     if options.push:

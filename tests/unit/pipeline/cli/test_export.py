@@ -41,8 +41,8 @@ def dense(tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Return a function that writes a model, a tokenizer and masks, and returns the options of the command line."""
     monkeypatch.chdir(tmp_path)
 
-    def make(family: str = "gpt2", dtype: torch.dtype = torch.float32, **header: object) -> list[str]:
-        model = tiny_model(family).to(dtype)
+    def make(dtype: torch.dtype = torch.float32, **header: object) -> list[str]:
+        model = tiny_model("qwen2").to(dtype)
         model.save_pretrained("base")
         train_tokenizer(["in the beginning god created the heaven and the earth"] * 3, 280).save_pretrained("base")
         masks = two_four(model)
@@ -74,9 +74,9 @@ def test_a_mask_file_and_a_model(
     options = dense(dtype=stored, settings={"method": "wanda", "seed": 3}, digest="abc", cost={"seconds": 1.0})
     options += [*(["--dtype", asked] if asked else []), *(["--form", form] if form == "dense" else [])]
     assert main(options) == 0
-    assert capsys.readouterr().out == f"{form}, sparsity 0.5000 in 8 layers: sparse\nto serve it: vllm serve sparse\n"
-    model = tiny_model("gpt2").to(stored).to(wanted)
-    masks = two_four(tiny_model("gpt2").to(stored))
+    assert capsys.readouterr().out == f"{form}, sparsity 0.5000 in 14 layers: sparse\nto serve it: vllm serve sparse\n"
+    model = tiny_model("qwen2").to(stored).to(wanted)
+    masks = two_four(tiny_model("qwen2").to(stored))
     apply_masks(model, masks)
     loaded = AutoModelForCausalLM.from_pretrained("sparse")
     assert loaded.dtype == wanted and len(AutoTokenizer.from_pretrained("sparse")) > 256
@@ -92,17 +92,17 @@ def test_a_mask_file_and_a_model(
 
 
 def test_updated_weights_are_exported(dense: Callable, tiny_model: Callable) -> None:
-    options, other = dense(), tiny_model("gpt2", seed=1)
+    options, other = dense(), tiny_model("qwen2", seed=1)
     save_weights("w.safetensors", prunable_linears(other), "digest")
     assert main([*options, "--form", "dense", "--weights", "w.safetensors"]) == 0
-    apply_masks(other, two_four(tiny_model("gpt2")))
+    apply_masks(other, two_four(tiny_model("qwen2")))
     loaded = prunable_linears(AutoModelForCausalLM.from_pretrained("sparse"))
     for name, linear in prunable_linears(other).items():
         assert torch.equal(loaded[name].weight, linear.weight)
 
 
 def test_the_card_of_files_has_what_they_hold(dense: Callable) -> None:
-    options = dense("qwen2", settings={"method": "sparsegpt"}, digest="abc")
+    options = dense(settings={"method": "sparsegpt"}, digest="abc")
     assert main(options) == 0
     card = ModelCard.load("sparse/README.md")
     assert card.data.license == "unknown" and card.data.base_model is None and card.data.eval_results is None
@@ -134,7 +134,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     options = dense()
     out, model, mask = options[:1], options[1:3], options[3:]
     Path("bare").mkdir()
-    tiny_model("gpt2").save_pretrained("bare")
+    tiny_model("qwen2").save_pretrained("bare")
     save_masks("other.safetensors", two_four(tiny_model("opt")))
     mistakes = [
         ([*out, "--model", "none", *mask], "none"),
@@ -162,7 +162,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 def test_as_a_module(dense: Callable) -> None:
-    run = [sys.executable, "-m", "patch", "export", *dense("qwen2")]
+    run = [sys.executable, "-m", "patch", "export", *dense()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(run, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("packed, sparsity 0.5")
