@@ -238,7 +238,8 @@ def test_models_have_the_files_that_are_loaded_and_no_others(ended: Ended) -> No
         source, out = ended.source("models", repo), (ended.folder / name)
         found = {path.name for path in out.iterdir() if path.is_file()}
         assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= found
-        assert not [path for path in found if path.endswith((".bin", ".pth", ".md"))]
+        assert not [path for path in found if path.endswith((".bin", ".pth"))]
+        assert [path for path in found if path.endswith(".md")] == (["README.md"] if repo == QWEN else [])
         assert all((out / path).read_bytes() == (source / path).read_bytes() for path in found)
         weights = {path.name for path in source.glob("*.safetensors*")}
         assert weights <= found and len(weights) == (1 if repo == QWEN else 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from patch.evaluation.metric import Metric, accuracy_names
 from patch.files.io import read_json_object
 from patch.hub.errors import library_errors
 from patch.pipeline.reporting.escape import escape_markdown
+from patch.pipeline.reporting.table import DASH
 from patch.pipeline.reporting.units import count, metric_value, size
 from patch.pipeline.results.environment import git_commit
 from patch.pipeline.results.order import QUANTIZATIONS, method_title, percent, run_title, tile_title, variant_title
@@ -183,44 +185,51 @@ def model_card(facts: CardFacts, sizes: Sizes) -> str:
         base_model=facts.repo,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["patch", "sparsity", facts.pattern.partition(":")[0] if "hybrid" in facts.pattern else facts.pattern],
+        tags=["patch", "sparsity", facts.pattern.partition(": ")[0]],
         eval_results=results or None,
         **({"license": UNKNOWN} | facts.licence),
     )
-    path = facts.name
+    pruned = f"pruned by {facts.method} to {percent(facts.sparsity)} % zeros in the linear layers of its decoder blocks"
+    steps = [*([pruned] if facts.sparsity else []), *(["quantized"] if facts.quantization else [])]
     return str(
         ModelCard.from_template(
             data,
             str(TEMPLATE),
             title=escape_markdown(Path(facts.name).name),
-            base=escape_markdown(facts.base),
-            summary=escape_markdown(f"{facts.method}, {percent(facts.sparsity)} % of the weights pruned"),
-            properties={name: escape_markdown(text) for name, text in _properties(facts, sizes).items()},
+            summary=escape_markdown(f"{facts.base}, {' and '.join(steps)}"),
+            properties=_properties(facts, sizes),
             results=[[escape_markdown(cell) for cell in row] for row in rows],
             form=facts.form,
-            path=path,
-            command_path=shlex.quote(path),
+            path=facts.name,
+            command_path=shlex.quote(facts.name),
         )
     )
 
 
 def _properties(facts: CardFacts, sizes: Sizes) -> dict[str, str]:
+    """Return the properties of the model, escaped: name -> value."""
     licence = facts.licence.get("license_name") or facts.licence.get("license") or UNKNOWN
-    link = facts.licence.get("license_link")
-    linear = f"; linear layers of the blocks: {sizes.stored_linear / sizes.dense_linear:.3f}"
+    whole, linear = sizes.stored / sizes.dense, sizes.stored_linear / sizes.dense_linear
+    weights = f"{size(sizes.stored / 1e6)}, {100 * whole:.1f} % of the dense model's {size(sizes.dense / 1e6)}"
     properties = {
-        "Base model": facts.base,
-        "Licence of the base model": f"{licence}, {link}" if link else licence,
-        "Method": facts.method,
-        "Pattern": facts.pattern,
-        "Sparsity of the linear layers": f"{percent(facts.sparsity)} %",
-        "Quantization": facts.quantization,
+        "Base model": _link(facts.base, facts.repo and f"https://huggingface.co/{facts.repo}"),
+        "Licence of the base model": _link(licence, facts.licence.get("license_link")),
+        "Method": escape_markdown(facts.method),
+        "Pattern": escape_markdown(facts.pattern),
+        "Sparsity": f"{100 * facts.sparsity:.2f} %",
+        "Quantization": escape_markdown(facts.quantization),
         "Form": facts.form,
-        "Weights": f"{size(sizes.stored / 1e6)}, {sizes.stored / sizes.dense:.3f} of the dense model's bytes{linear}",
-        "Digest of the settings": facts.digest or UNKNOWN,
+        "Weights": f"{weights}; {100 * linear:.1f} % in the linear layers of the decoder blocks",
+        "Digest of the settings": escape_markdown(facts.digest or UNKNOWN),
         "Software": f"patch-sparsity {__version__}, commit {git_commit()}",
     }
     return {name: text for name, text in properties.items() if text}
+
+
+def _link(text: str, address: str | None) -> str:
+    """Return escaped text, linked if the address is that of a web page."""
+    shown = escape_markdown(text)
+    return f"[{shown}](<{address}>)" if address and re.fullmatch(r"https?://[^\s<>|]+", address) else shown
 
 
 def _results(facts: CardFacts) -> tuple[list[list[str]], list[EvalResult]]:
@@ -231,7 +240,8 @@ def _results(facts: CardFacts) -> tuple[list[list[str]], list[EvalResult]]:
     rows, results = [], []
     for name, metric in metrics.items():
         data, kind, split, title = _data(facts, name, len(accuracy_names(metrics)))
-        rows.append([data, title, *_cells(title, metric)])
+        shots = f" ({metric.fewshot}-shot)" if metric.fewshot else ""
+        rows.append([data, f"{title}{shots}", *_cells(title, metric)])
         details = {"stderr": metric.stderr, "samples": metric.samples, "num_fewshot": metric.fewshot}
         results.append(
             EvalResult(
@@ -260,7 +270,6 @@ def _data(facts: CardFacts, metric: str, tasks: int) -> tuple[str, str, str | No
 def _cells(title: str, metric: Metric) -> list[str]:
     """Return the printed value, standard error and number of samples of a metric."""
     scale, unit = (1, "") if title == "perplexity" else (100, " %")
-    shots = f" ({metric.fewshot}-shot)" if metric.fewshot else ""
-    value = f"{metric_value(scale * metric.value, title)}{unit}{shots}"
-    error = "-" if metric.stderr is None else f"{metric_value(scale * metric.stderr, title)}{unit}"
-    return [value, error, f"{metric.samples or '-'}"]
+    value = f"{metric_value(scale * metric.value, title)}{unit}"
+    error = DASH if metric.stderr is None else f"{metric_value(scale * metric.stderr, title)}{unit}"
+    return [value, error, f"{metric.samples or DASH}"]

@@ -106,7 +106,7 @@ def test_the_card_of_files_has_what_they_hold(dense: Callable) -> None:
     assert main(options) == 0
     card = ModelCard.load("sparse/README.md")
     assert card.data.license == "unknown" and card.data.base_model is None and card.data.eval_results is None
-    assert "base, compressed with [PATCH]" in card.text and "SparseGPT, 50 % of the weights pruned" in card.text
+    assert "base, pruned by SparseGPT to 50 % zeros in the linear layers" in card.text
     for row in (
         "| Licence of the base model | unknown |",
         "| Method | SparseGPT |",

@@ -1,0 +1,137 @@
+"""Exports of the finished experiment by the rule and by the command: weights, model cards, uploads and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from patch.inference import HybridLinear, unpack
+from patch.masks.packed import apply_masks, load_masks
+from patch.models.loading import load_model, prunable_linears, weight_matrix
+
+from ..hub.server import MEMBER, serve
+
+ROOT = Path(__file__).parents[2]
+# Loads a model from the hub and writes its logits.
+LOADED = """
+import sys, torch
+import patch.inference
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("member/sparse")
+torch.save(model(torch.arange(6)[None]).logits, sys.argv[1])
+"""
+UPDATED, LEARNED = "trained/sparsegpt_2of4_0.5_s0", "local/patch-joint_hybrid_0.45_t16_s0"
+
+
+@pytest.fixture(scope="module")
+def packed(finished: Path, snakemake) -> dict[str, Path]:
+    """Return the folders that the rule writes for a run with updated weights and a learned one, by run."""
+    folders = {name: f"results/tiny/export/{name}" for name in (UPDATED, LEARNED)}
+    run = snakemake(finished, *folders.values())
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not list((finished / "work").rglob("weights/**/*.safetensors")), "updated weights are temporary"
+    return {name: finished / folder for name, folder in folders.items()}
+
+
+def record(folder: Path, run: str) -> dict:
+    return json.loads((folder / f"results/tiny/records/{run}.json").read_text())
+
+
+def matrices(folder: Path | str) -> dict[str, torch.Tensor]:
+    """Return the masked weight of each packed or dense layer of an exported model."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HybridLinear)}
+    dense = {name: weight_matrix(linear) for name, linear in prunable_linears(model).items()}
+    return {name: unpack(layer.packed) for name, layer in layers.items()} | dense
+
+
+@pytest.mark.parametrize("name", [UPDATED, LEARNED])
+def test_the_rule_packs_the_masked_model(name: str, finished: Path, packed: dict[str, Path]) -> None:
+    masks, found = load_masks(finished / f"results/tiny/masks/{name}.safetensors").masks, matrices(packed[name])
+    assert found.keys() == masks.keys()
+    (base,) = (finished / "work/models").glob(f"{name.partition('/')[0]}-*")
+    model = load_model(base)
+    apply_masks(model, load_masks(finished / f"results/tiny/masks/{name}.safetensors"))
+    for layer, linear in prunable_linears(model).items():
+        assert (found[layer][~masks[layer]] == 0).all()
+        # SparseGPT updates the kept weights, learning does not.
+        assert torch.equal(found[layer], weight_matrix(linear)) == (name == LEARNED)
+    assert AutoTokenizer.from_pretrained(packed[name])("ba")["input_ids"]
+
+
+def test_the_card_has_the_metrics_of_the_record(finished: Path, packed: dict[str, Path]) -> None:
+    card, metrics = ModelCard.load(packed[LEARNED] / "README.md"), record(finished, LEARNED)["metrics"]
+    found = {(one.dataset_type, one.metric_type): one for one in card.data.eval_results}
+    assert len(found) == len(metrics) == 6
+    perplexity, cloze = found["made", "perplexity"], found["cloze", "accuracy"]
+    assert perplexity.dataset_split == "test" and perplexity.metric_value == metrics["perplexity"]["value"]
+    assert perplexity.metric_args["stderr"] == metrics["perplexity"]["stderr"]
+    assert cloze.metric_value == metrics["cloze"]["value"]
+    assert found["mean", "accuracy"].dataset_name == "mean of 4 tasks"
+    assert f"| Digest of the settings | {record(finished, LEARNED)['config_digest']} |" in card.text
+    assert f"vllm serve results/tiny/export/{LEARNED}" in card.text and "| Base model | local |" in card.text
+
+
+def test_the_command_writes_zeros_and_the_mask(finished: Path, packed: dict[str, Path], patch_command) -> None:
+    run = patch_command(finished, "export", LEARNED.partition("/")[2], "sparse", "--form", "dense")
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+    assert run.stdout.endswith(": sparse\nto serve it: vllm serve sparse\n") and "no metrics" not in run.stdout
+    model = AutoModelForCausalLM.from_pretrained(finished / "sparse")
+    weight = model.get_parameter("transformer.h.0.mlp.c_fc.weight")
+    stored = np.load(finished / "sparse/mask.npz", allow_pickle=False)["transformer.h.0.mlp.c_fc.weight"]
+    kept = np.unpackbits(stored, count=weight.numel()).reshape(weight.shape).astype(bool)
+    assert (weight.numpy()[~kept] == 0).all() and (weight.numpy()[kept] != 0).mean() > 0.99
+    dense, expected = matrices(finished / "sparse"), matrices(packed[LEARNED])
+    assert all(torch.equal(dense[name], expected[name]) for name in expected)
+
+
+def test_temporary_weights_are_made_again_by_the_command_in_the_message(
+    finished: Path, snakemake: Callable, patch_command: Callable, packed: dict[str, Path]
+) -> None:
+    run = patch_command(finished, "export", UPDATED, "updated")
+    weights = f"work/tiny/weights/{UPDATED}.safetensors"
+    make = f"snakemake {weights} --configfile tiny.yaml"
+    assert run.returncode == 2
+    assert run.stderr == f"error: {UPDATED} needs {weights}; to make what is missing: {make}\n"
+    made = snakemake(finished, weights)
+    assert made.returncode == 0, made.stdout + made.stderr
+    run = patch_command(finished, "export", UPDATED, "updated")
+    assert run.returncode == 0, run.stderr
+    (finished / weights).unlink()
+    names = {path.name for path in packed[UPDATED].iterdir()}
+    assert names == {path.name for path in (finished / "updated").iterdir()}
+    for name in names - {"README.md"}:
+        assert (finished / "updated" / name).read_bytes() == (packed[UPDATED] / name).read_bytes()
+
+
+def test_a_pushed_run_is_loaded_from_the_hub(
+    finished: Path, packed: dict[str, Path], patch_command: Callable, tmp_path: Path
+) -> None:
+    with serve(tmp_path / "repositories") as hub:
+        variables = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": MEMBER,
+            "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        variables |= {"HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1,localhost"}
+        run = patch_command(finished, "export", LEARNED, "pushed", "--push", "member/sparse", **variables)
+        assert run.returncode == 0 and run.stdout.endswith(f"pushed: {hub.endpoint}/member/sparse\n"), run.stderr
+        assert MEMBER not in run.stdout + run.stderr
+        command = [sys.executable, "-c", LOADED, str(tmp_path / "logits.pt")]
+        subprocess.run(command, env=os.environ | variables, check=True, timeout=120)
+    card = ModelCard.load(finished / "pushed/README.md")
+    assert "vllm serve member/sparse" in card.text and card.data.to_dict()["model-index"][0]["name"] == "sparse"
+    expected = AutoModelForCausalLM.from_pretrained(packed[LEARNED])(torch.arange(6)[None]).logits
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), expected)
