@@ -112,7 +112,6 @@ def _planned(folder: Path, config: str = "tiny.yaml") -> Counter:
 
 def _patch(folder: Path, command: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", "patch", command, *arguments, "--configfile", "tiny.yaml"]
-    # The project is not installed in the folder.
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, env=environment)
 
