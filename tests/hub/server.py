@@ -9,8 +9,6 @@ missing: without its headers, clients download by HTTP, and with HF_HUB_DISABLE_
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import time
@@ -23,10 +21,10 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-import yaml
+from .repositories import TEXT, Refusal, digest, entry
+from .uploads import Uploads
 
 MEMBER, STRANGER = "hf_member", "hf_stranger"  # tokens of accounts with and without access to gated repositories
-TEXT = (".json", ".md", ".txt", ".yaml")
 PAGE = 20  # entries of a page of a listing
 PIECE = 4096  # bytes that a slow download sends at a time
 
@@ -96,14 +94,6 @@ class Hub:
         return [one for one, found in routes if found and (found["id"], found["path"]) == (repo, name)]
 
 
-class Refusal(Exception):
-    """Answer of the hub with an error status."""
-
-    def __init__(self, status: int, code: str | None, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-
-
 @contextmanager
 def serve(root: Path) -> Iterator[Hub]:
     """Serve the repositories of a folder on a free port of the loopback interface."""
@@ -132,7 +122,7 @@ class Server(ThreadingHTTPServer):
         """Print nothing, since a client that stops or is killed closes its connections."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Uploads, BaseHTTPRequestHandler):
     """Answers of the hub, and of the content host."""
 
     protocol_version = "HTTP/1.1"
@@ -159,78 +149,6 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
-    def _whoami(self, wanted: dict[str, str], query: dict) -> None:
-        if not (token := self._check_token()):
-            raise Refusal(401, None, "Invalid username or password.")
-        self._json({"type": "user", "name": _account(token)})
-
-    def _create(self, wanted: dict[str, str], query: dict) -> None:
-        asked = json.loads(self.body)
-        repo = f"{asked['organization']}/{asked['name']}"
-        self._check_owner(repo)
-        folder, url = self.hub.root / f"{asked.get('type', 'model')}s" / repo, {"url": f"{self.hub.endpoint}/{repo}"}
-        if folder.exists():
-            self._json(url, status=409)
-            return
-        _add_commit(folder, {".gitattributes": b""})
-        self._json(url)
-
-    def _validate(self, wanted: dict[str, str], query: dict) -> None:
-        _, _, rest = json.loads(self.body)["content"].partition("---\n")
-        try:
-            assert isinstance(yaml.safe_load(rest.partition("\n---\n")[0]), dict)
-        except (AssertionError, yaml.YAMLError) as error:
-            self._json({"errors": [{"message": f"{error}"}], "warnings": []}, status=400)
-        else:
-            self._json({"errors": [], "warnings": []})
-
-    def _preupload(self, wanted: dict[str, str], query: dict) -> None:
-        commit = self._commit_to_change(wanted)
-        files = [file["path"] for file in json.loads(self.body)["files"]]
-        modes = {path: "regular" if Path(path).suffix in TEXT else "lfs" for path in files}
-        known = {path: _digest(commit / path) for path in files if (commit / path).is_file()}
-        self._json(
-            {
-                "files": [
-                    {"path": path, "uploadMode": modes[path], "shouldIgnore": False, "oid": known.get(path)}
-                    for path in files
-                ]
-            }
-        )
-
-    def _batch(self, wanted: dict[str, str], query: dict) -> None:
-        self._commit_to_change(wanted)
-        objects = json.loads(self.body)["objects"]
-        place = f"http://localhost:{self.hub.port}/stored/{wanted['id']}"
-        for one in objects:
-            one["actions"] = {"upload": {"href": f"{place}/{one['oid']}"}}
-        self._json({"transfer": "basic", "objects": objects})
-
-    def _store(self, wanted: dict[str, str], query: dict) -> None:
-        faults = self.hub.faults.get(f"{wanted['id']}/upload")
-        if faults and isinstance(fault := faults.pop(0), int):
-            raise Refusal(fault, None, "fault of the test server")
-        if hashlib.sha256(self.body).hexdigest() != wanted["digest"]:
-            raise Refusal(400, None, "the content does not have the announced checksum")
-        self.hub.stored[wanted["digest"]] = self.body
-        self._send(200, {})
-
-    def _commit(self, wanted: dict[str, str], query: dict) -> None:
-        before = self._commit_to_change(wanted)
-        files = {str(path.relative_to(before)): path.read_bytes() for path in before.rglob("*") if path.is_file()}
-        for line in self.body.splitlines():
-            item = json.loads(line)
-            value = item["value"]
-            if item["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif item["key"] == "lfsFile":
-                files[value["path"]] = self.hub.stored[value["oid"]]
-            elif item["key"] == "deletedFile":
-                del files[value["path"]]
-        commit = _add_commit(self.hub.root / wanted["kind"] / wanted["id"], files)
-        url = f"{self.hub.endpoint}/{wanted['id']}/commit/{commit}"
-        self._json({"success": True, "commitOid": commit, "commitUrl": url})
-
     def _info(self, wanted: dict[str, str], query: dict) -> None:
         commit = self._revision(wanted)
         files = [str(path.relative_to(commit)) for path in sorted(commit.rglob("*")) if path.is_file()]
@@ -255,12 +173,12 @@ class Handler(BaseHTTPRequestHandler):
             options = "&".join(f"{key}={quote(value[0])}" for key, value in query.items() if key != "cursor")
             following = f"{self.hub.endpoint}{urlsplit(self.path).path}?{options}&cursor={start + PAGE}"
             headers["Link"] = f'<{following}>; rel="next"'
-        self._json([_entry(path, commit) for path in paths[start : start + PAGE]], headers)
+        self._json([entry(path, commit) for path in paths[start : start + PAGE]], headers)
 
     def _paths(self, wanted: dict[str, str], query: dict) -> None:
         commit = self._revision(wanted)
         paths = [commit / path for path in parse_qs(self.body.decode()).get("paths", [])]
-        self._json([_entry(path, commit) for path in paths if path.exists()])
+        self._json([entry(path, commit) for path in paths if path.exists()])
 
     def _resolve(self, wanted: dict[str, str], query: dict) -> None:
         commit = self._revision(wanted)
@@ -273,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.suffix in TEXT:
             self._send(307, headers | {"Location": f"/api/resolve-cache/{place}"})
         else:
-            linked = {"X-Linked-Size": str(path.stat().st_size), "X-Linked-ETag": f'"{_digest(path)}"'}
+            linked = {"X-Linked-Size": str(path.stat().st_size), "X-Linked-ETag": f'"{digest(path)}"'}
             self._send(302, headers | linked | {"Location": f"http://localhost:{self.hub.port}/cdn/{place}"})
 
     def _content(self, wanted: dict[str, str], query: dict) -> None:
@@ -286,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = faults.pop(0) if faults else None
         if isinstance(fault, int):
             raise Refusal(fault, None, "fault of the test server")
-        headers = {"X-Repo-Commit": commit.name, "ETag": f'"{_digest(path)}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit.name, "ETag": f'"{digest(path)}"', "Accept-Ranges": "bytes"}
         status, size = 200, len(content)
         if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(span[1]), int(span[2] or size - 1)
@@ -295,18 +213,6 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "short":
             content = content[: len(content) // 2]
         self._send(status, headers, content, fault)
-
-    def _commit_to_change(self, wanted: dict[str, str]) -> Path:
-        """Return the folder of the newest commit, or refuse an account that may not write to the repository."""
-        commit = self._revision(wanted)
-        self._check_owner(wanted["id"])
-        return commit
-
-    def _check_owner(self, repository: str) -> None:
-        if not (token := self._check_token()):
-            raise Refusal(401, None, "Invalid username or password.")
-        if repository.partition("/")[0] != _account(token):
-            raise Refusal(403, None, f"You don't have the rights to write to {repository}")
 
     def _revision(self, wanted: dict[str, str]) -> Path:
         """Return the folder of a commit, or refuse a repository or revision that does not exist."""
@@ -355,39 +261,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Print nothing."""
-
-
-def _account(token: str) -> str:
-    """Return the name of an account, which is also that of its namespace."""
-    return token.removeprefix("hf_")
-
-
-def _add_commit(repository: Path, files: dict[str, bytes]) -> str:
-    """Write a commit with exactly these files, make it the newest of `main`, and return its name."""
-    commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
-    for name, content in files.items():
-        path = repository / commit / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    (repository / "main").unlink(missing_ok=True)
-    (repository / "main").symlink_to(commit)
-    return commit
-
-
-def _entry(path: Path, commit: Path) -> dict[str, Any]:
-    """Return the description of a file or folder in a listing."""
-    name = str(path.relative_to(commit))
-    if path.is_dir():
-        return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
-    found = {"type": "file", "path": name, "oid": _digest(path), "size": path.stat().st_size}
-    if path.suffix not in TEXT:
-        found["lfs"] = {"oid": _digest(path), "size": path.stat().st_size, "pointerSize": 134}
-    return found
-
-
-def _digest(path: Path) -> str:
-    """Return the name of a file's content: its git blob, or the checksum of a large file."""
-    content = path.read_bytes()
-    if path.suffix in TEXT:
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return hashlib.sha256(content).hexdigest()
