@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
-from patch.inference.export import export_model
+from patch.inference import HybridLinear
+from patch.inference.export import Sizes, export_model
 from patch.masks.nm import NM, nm_mask
 from patch.masks.packed import MaskSet, apply_masks
 from patch.masks.published_masks import read_published
 from patch.models.loading import load_model, prunable_linears, weight_matrix
+from patch.quantization.model import quantize_model
 
 FAMILIES = ["qwen2", "gpt2", "opt", "gemma3_text"]
 
@@ -254,4 +258,76 @@ def test_a_model_that_transformers_does_not_save_is_a_users_mistake(tiny_model: 
     model.generation_config.do_sample, model.generation_config.temperature = False, 0.5
     with pytest.raises(InputError, match=f"export to {tmp_path / 'out'}: the model cannot be saved: .*temperature"):
         export_model(model, None, two_four(model), tmp_path / "out", "dense")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forms_that_the_model_does_not_have_are_refused(tiny_model: Callable, tmp_path: Path) -> None:
+    model, out = tiny_model(), tmp_path / "out"
+    unstructured = MaskSet(two_four(model).masks, "unstructured")
+    layers = quantize_model(copy.deepcopy(model), 4, 8)
+    for masks, form, quantized, message in (
+        (unstructured, "packed", None, "masks of unstructured have no packed form; use the form dense"),
+        (unstructured, "packed", layers, "masks of unstructured have no packed form; use the form compressed-tensors"),
+        (two_four(model), "dense", layers, "quantized weights have no dense form; use packed or compressed-tensors"),
+        (two_four(model), "compressed-tensors", None, "weights that are not quantized have the forms packed and dense"),
+    ):
+        with pytest.raises(InputError, match=f"export to {out}: {message}"):
+            export_model(model, None, masks, out, form, quantized)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["packed", "compressed-tensors"])
+@pytest.mark.parametrize("pruned", [True, False])
+def test_quantized_layers_are_those_of_the_folder(
+    form: str, pruned: bool, tiny_model: Callable, tmp_path: Path
+) -> None:
+    model, quantized = tiny_model(), tiny_model()
+    masks = hybrid(model) if pruned else None
+    if masks:
+        apply_masks(quantized, masks)
+    layers = quantize_model(quantized, 4, 8)
+    found: list[Sizes] = []
+
+    def card(sizes: Sizes) -> str:
+        found.append(sizes)
+        return "# Card"
+
+    export_model(model, None, masks, tmp_path / "out", form, layers, card)
+    assert (tmp_path / "out/README.md").read_text() == "# Card"
+    assert 4 * found[0].stored_linear < 2 * found[0].dense_linear and found[0].stored < found[0].dense
+    if form == "packed":
+        tokens = torch.arange(12)[None]
+        torch.testing.assert_close(plain(tmp_path / "out")(tokens).logits, quantized(tokens).logits)
+    else:
+        config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+        assert config["format"] == "pack-quantized"
+
+
+def test_sizes_are_those_of_the_files(tiny_model: Callable, tmp_path: Path) -> None:
+    model, found = tiny_model("llama", tie_word_embeddings=True), []
+    dense = sum(tensor.nbytes for tensor in model.state_dict().values()) - model.lm_head.weight.nbytes
+    linear = sum(layer.weight.nbytes for layer in prunable_linears(model).values())
+    export_model(model, None, two_four(model), tmp_path / "out", "packed", card=lambda sizes: found.append(sizes) or "")
+    layers = [layer for layer in plain(tmp_path / "out").modules() if isinstance(layer, HybridLinear)]
+    packed = sum(layer.packed.nbytes for layer in layers)
+    assert found == [Sizes(dense, dense - linear + packed, linear, packed)]
+
+
+def test_a_fault_in_a_packed_folder_is_found(
+    tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = PreTrainedModel.save_pretrained
+
+    def corrupt(self: PreTrainedModel, folder: Path, **options: Any) -> None:
+        save(self, folder, **options)
+        for file in Path(folder).glob("*.safetensors"):
+            weights = load_file(file)
+            if (name := UP.replace("weight", "values")) in weights:
+                weights[name][0] *= 2
+                save_file(weights, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", corrupt)
+    model = tiny_model()
+    with pytest.raises(InputError, match="is wrong and is removed: model.layers.0.mlp.up_proj.values has other values"):
+        export_model(model, None, two_four(model), tmp_path / "out", "packed")
     assert list(tmp_path.iterdir()) == []

@@ -103,7 +103,7 @@ def test_properties_and_metadata() -> None:
     [
         ("packed", "import patch.inference", "mask.npz"),
         ("dense", "mask.npz", "import patch.inference"),
-        ("compressed-tensors", "pack-quantized", "from_pretrained"),
+        ("compressed-tensors", "pack-quantized", "import patch.inference"),
     ],
 )
 def test_each_form_has_its_own_way_to_load_it(form: str, shown: str, hidden: str) -> None:
