@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,15 @@ def test_snakemake_knows_the_targets_of_each_command(page: Path, tmp_path: Path)
     for arguments in found:
         # A file of the reader, and an executor, which tests/slurm runs.
         if "mine.yaml" not in arguments and "slurm" not in arguments:
-            run = snakemake(tmp_path, "-n", "--quiet", *arguments)
+            run = snakemake(tmp_path, "-n", *arguments)
             assert run.returncode == 0, (arguments, run.stderr)
+
+
+def test_make_knows_its_targets() -> None:
+    found = [arguments for page in COMMANDS for arguments in commands(page, "make")]
+    assert ["serving"] in found
+    for arguments in found:
+        assert subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True).returncode == 0, arguments
 
 
 @pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
