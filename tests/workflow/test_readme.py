@@ -98,7 +98,13 @@ def test_each_export_stops_at_what_is_not_made_yet(
     assert found
     for arguments in found:
         assert export.main(arguments) == 2
-        expected = "no token" if "--push" in arguments else "my-mask" if "--mask" in arguments else "needs work/models/"
+        expected = (
+            "no token"
+            if "--push" in arguments
+            else "folder my-model"
+            if "--mask" in arguments
+            else "needs work/models/"
+        )
         assert expected in capsys.readouterr().err, arguments
 
 
