@@ -15,9 +15,13 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from patch.data.sequences import load_sequences
+from patch.evaluation.perplexity import perplexity
 from patch.inference import HybridLinear, unpack
 from patch.masks.packed import apply_masks, load_masks
 from patch.models.loading import load_model, prunable_linears, weight_matrix
+from patch.pipeline.config.load import load_experiment
+from patch.pipeline.runs.plan import Plan
 
 from ..hub.server import MEMBER, serve
 
@@ -32,12 +36,13 @@ model = AutoModelForCausalLM.from_pretrained("member/sparse")
 torch.save(model(torch.arange(6)[None]).logits, sys.argv[1])
 """
 UPDATED, LEARNED = "trained/sparsegpt_2of4_0.5_s0", "local/patch-joint_hybrid_0.45_t16_s0"
+QUANTIZED, ADAPTED = "trained/maskllm_2of4_0.5_s0_absmax", "trained/patch-tile_hybrid_0.45_t16_s0_slim-lora"
 
 
 @pytest.fixture(scope="module")
 def packed(finished: Path, snakemake) -> dict[str, Path]:
-    """Return the folders that the rule writes for a run with updated weights and a learned one, by run."""
-    folders = {name: f"results/tiny/export/{name}" for name in (UPDATED, LEARNED)}
+    """Return the folders that the rule writes, by run."""
+    folders = {name: f"results/tiny/export/{name}" for name in (UPDATED, LEARNED, QUANTIZED, ADAPTED)}
     run = snakemake(finished, *folders.values())
     assert run.returncode == 0, run.stdout + run.stderr
     assert not list((finished / "work").rglob("weights/**/*.safetensors")), "updated weights are temporary"
@@ -68,6 +73,39 @@ def test_the_rule_packs_the_masked_model(name: str, finished: Path, packed: dict
         # SparseGPT updates the kept weights, learning does not.
         assert torch.equal(found[layer], weight_matrix(linear)) == (name == LEARNED)
     assert AutoTokenizer.from_pretrained(packed[name])("ba")["input_ids"]
+
+
+@pytest.mark.parametrize("name", [UPDATED, LEARNED, QUANTIZED, ADAPTED])
+def test_a_packed_folder_has_the_perplexity_of_its_run(
+    name: str, finished: Path, packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    plan = Plan(load_experiment("tiny.yaml"))
+    sequences = load_sequences(plan.store.perplexity_sequences(name.partition("/")[0]).path)
+    model = AutoModelForCausalLM.from_pretrained(packed[name]).eval()
+    expected = record(finished, name)["metrics"]["perplexity"]["value"]
+    assert perplexity(model, sequences, 8).value == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "words"), [(QUANTIZED, "4 bits (AbsMax)"), (ADAPTED, "4 bits (AbsMax + SLiM-LoRA)")])
+def test_quantized_runs_are_packed_in_four_bits(name: str, words: str, packed: dict[str, Path]) -> None:
+    layers = json.loads((packed[name] / "config.json").read_text())["quantization_config"]["layers"]
+    assert all(layer["bits"] == 4 and ("rank" in layer) == (name == ADAPTED) for layer in layers.values())
+    assert words in (packed[name] / "README.md").read_text()
+
+
+def test_a_quantized_run_is_exported_for_other_software(
+    finished: Path, snakemake: Callable, patch_command: Callable, packed: dict[str, Path]
+) -> None:
+    weights = f"work/tiny/quantized/{QUANTIZED}.safetensors"
+    made = snakemake(finished, weights)
+    assert made.returncode == 0, made.stdout + made.stderr
+    run = patch_command(finished, "export", QUANTIZED, "w4a16", "--form", "compressed-tensors")
+    (finished / weights).unlink()
+    assert run.returncode == 0, run.stderr
+    config = json.loads((finished / "w4a16/config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["format"]) == ("compressed-tensors", "pack-quantized")
+    assert "`pack-quantized`" in (finished / "w4a16/README.md").read_text()
 
 
 def test_the_card_has_the_metrics_of_the_record(finished: Path, packed: dict[str, Path]) -> None:
