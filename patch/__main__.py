@@ -14,7 +14,7 @@ COMMANDS = {
     "status": ("patch.pipeline.cli.status", "print the state of the jobs"),
     "show": ("patch.pipeline.cli.show", "print the first table and the paths of all results"),
     "memory": ("patch.pipeline.cli.memory", "estimate the GPU memory of mask learning"),
-    "export": ("patch.inference.export", "write a sparse model to a folder that transformers can load"),
+    "export": ("patch.pipeline.cli.export", "write a sparse model to a folder that transformers and vLLM load"),
 }
 
 

@@ -119,6 +119,8 @@ def hub_answer(error: BaseException, page: str | None = None) -> str | None:
         found = next((refusal for refusal in answers if isinstance(one, refusal)), _discarded(one))
         if found is None and isinstance(one, errors.HfHubHTTPError):
             status = one.response.status_code
+            if status == 400 and one.server_message:
+                return f"the hub refuses it: {one.server_message}"
             if status != 401 or _has_token(one.response):
                 again = "log in again with `hf auth login` or correct HF_TOKEN"
                 return f"the hub answers with status {status}; {again if status in (401, 403) else 'try again later'}"
@@ -172,7 +174,7 @@ def _reason(error: BaseException) -> str:
             return f"the disk is full ({one}); free some space for work/ and HF_HOME"
         name = type(one).__name__
         if name in _INTERRUPTED or isinstance(one, ConnectionResetError) or "Consistency check failed" in str(one):
-            return f"the download broke off ({name}); start it again"
+            return f"the transfer broke off ({name}); start it again"
         if isinstance(one, (ConnectionError, TimeoutError)) or type(one).__module__.startswith("httpx"):
             return unreachable(one)
     if type(error).__name__ == "DatasetGenerationError":  # its message says no more than that

@@ -1,14 +1,14 @@
-"""Loopback server with the part of the Hugging Face hub's HTTP interface that downloads use, over a folder of files.
+"""Loopback server with the part of the Hugging Face hub's HTTP interface that downloads and uploads use, over a folder.
 
 A repository is a folder `<root>/{models,datasets}/<owner>/<name>/` with one folder per commit; a symbolic link to a
 commit is a branch or a tag. As on the hub, text files are served by a relative redirect, and other files by a redirect
-to another host. That host is `localhost` here, while the hub is 127.0.0.1. The Xet protocol is missing: without its
-headers, clients download by HTTP.
+to another host. That host is `localhost` here, while the hub is 127.0.0.1. An account may write to the repositories of
+its own name, in commits that contain text files; other files are uploaded to the other host first. The Xet protocol is
+missing: without its headers, clients download by HTTP, and with HF_HUB_DISABLE_XET=1 they upload by HTTP.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -21,14 +21,23 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from .repositories import TEXT, Refusal, digest, entry
+from .uploads import Uploads
+
 MEMBER, STRANGER = "hf_member", "hf_stranger"  # tokens of accounts with and without access to gated repositories
-TEXT = (".json", ".md", ".txt", ".yaml")
 PAGE = 20  # entries of a page of a listing
 PIECE = 4096  # bytes that a slow download sends at a time
 
 _ID = r"(?P<id>[\w.-]+/[\w.-]+)"
 _API = rf"/api/(?P<kind>models|datasets)/{_ID}"
 ROUTES = {
+    "whoami": re.compile("/api/whoami-v2"),
+    "create": re.compile("/api/repos/create"),
+    "validate": re.compile("/api/validate-yaml"),
+    "preupload": re.compile(rf"{_API}/preupload/(?P<revision>[^/]+)"),
+    "batch": re.compile(rf"/{_ID}\.git/info/lfs/objects/batch"),
+    "store": re.compile(r"/stored/(?P<id>[\w.-]+/[\w.-]+)/(?P<digest>[0-9a-f]{64})"),
+    "commit": re.compile(rf"{_API}/commit/(?P<revision>[^/]+)"),
     "auth": re.compile(rf"{_API}/auth-check"),
     "info": re.compile(rf"{_API}(/revision/(?P<revision>[^/]+))?"),
     "tree": re.compile(rf"{_API}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?"),
@@ -60,7 +69,8 @@ class Hub:
         gated: Ids of gated repositories.
         faults: Behaviours of the next downloads of a file, by `<id>/<path>`: `cut` closes the connection in the middle,
             `drop` before the first byte, `short` sends half of the bytes that the hub has announced, `slow` pauses
-            between pieces, a number is a status, and `whole` is no fault.
+            between pieces, a number is a status, and `whole` is no fault. Statuses of uploads are by `<id>/upload`.
+        stored: Uploaded files by their SHA-256, which a commit names.
         requests: Requests so far.
         port: Port of 127.0.0.1.
         close: Function that stops the server.
@@ -69,6 +79,7 @@ class Hub:
     root: Path
     gated: set[str] = field(default_factory=set)
     faults: dict[str, list[str | int]] = field(default_factory=dict)
+    stored: dict[str, bytes] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     port: int = 0
     close: Callable[[], None] = lambda: None
@@ -81,14 +92,6 @@ class Hub:
         """Return the requests for the content of a file."""
         routes = ((one, ROUTES["content"].fullmatch(one.path)) for one in self.requests if one.method == "GET")
         return [one for one, found in routes if found and (found["id"], found["path"]) == (repo, name)]
-
-
-class Refusal(Exception):
-    """Answer of the hub with an error status."""
-
-    def __init__(self, status: int, code: str | None, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
 
 
 @contextmanager
@@ -119,7 +122,7 @@ class Server(ThreadingHTTPServer):
         """Print nothing, since a client that stops or is killed closes its connections."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Uploads, BaseHTTPRequestHandler):
     """Answers of the hub, and of the content host."""
 
     protocol_version = "HTTP/1.1"
@@ -128,42 +131,38 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         parts = urlsplit(self.path)
         path, query = unquote(parts.path), parse_qs(parts.query)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         names = ("Host", "Authorization", "Range")
         host, authorization, span = (self.headers.get(name) for name in names)
         self.hub.requests.append(Request(self.command, host or "", path, authorization, span))
         try:
-            if path == "/api/whoami-v2":
-                self._check_token()
-                self._json({"type": "user", "name": "member"})
-                return
             for name, route in ROUTES.items():
                 # A branch may hold a slash, which is quoted in the address.
                 if found := route.fullmatch(parts.path):
                     wanted = {key: unquote(value) for key, value in found.groupdict().items() if value}
-                    getattr(self, f"_{name}")(wanted, query, parse_qs(body))
+                    getattr(self, f"_{name}")(wanted, query)
                     return
             raise Refusal(404, None, f"no such address: {path}")
         except Refusal as refusal:
             headers = {"X-Error-Code": refusal.code} if refusal.code else {}
             self._send(refusal.status, headers | {"X-Error-Message": refusal.message})
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
-    def _info(self, wanted: dict[str, str], query: dict, form: dict) -> None:
-        commit = self._commit(wanted)
+    def _info(self, wanted: dict[str, str], query: dict) -> None:
+        commit = self._revision(wanted)
         files = [str(path.relative_to(commit)) for path in sorted(commit.rglob("*")) if path.is_file()]
         gated = "manual" if wanted["id"] in self.hub.gated else False
         names = {"id": wanted["id"], "sha": commit.name, "gated": gated, "private": False, "disabled": False}
         self._json(names | {"tags": [], "siblings": [{"rfilename": file} for file in files]})
 
-    def _auth(self, wanted: dict[str, str], query: dict, form: dict) -> None:
-        self._commit(wanted)
+    def _auth(self, wanted: dict[str, str], query: dict) -> None:
+        self._revision(wanted)
         self._check_access(wanted["id"])
         self._send(200, {})
 
-    def _tree(self, wanted: dict[str, str], query: dict, form: dict) -> None:
-        commit = self._commit(wanted)
+    def _tree(self, wanted: dict[str, str], query: dict) -> None:
+        commit = self._revision(wanted)
         folder = commit / wanted.get("path", "")
         if not folder.is_dir():
             raise Refusal(404, "EntryNotFound", "Entry not found")
@@ -174,15 +173,15 @@ class Handler(BaseHTTPRequestHandler):
             options = "&".join(f"{key}={quote(value[0])}" for key, value in query.items() if key != "cursor")
             following = f"{self.hub.endpoint}{urlsplit(self.path).path}?{options}&cursor={start + PAGE}"
             headers["Link"] = f'<{following}>; rel="next"'
-        self._json([_entry(path, commit) for path in paths[start : start + PAGE]], headers)
+        self._json([entry(path, commit) for path in paths[start : start + PAGE]], headers)
 
-    def _paths(self, wanted: dict[str, str], query: dict, form: dict) -> None:
-        commit = self._commit(wanted)
-        paths = [commit / path for path in form.get("paths", [])]
-        self._json([_entry(path, commit) for path in paths if path.exists()])
+    def _paths(self, wanted: dict[str, str], query: dict) -> None:
+        commit = self._revision(wanted)
+        paths = [commit / path for path in parse_qs(self.body.decode()).get("paths", [])]
+        self._json([entry(path, commit) for path in paths if path.exists()])
 
-    def _resolve(self, wanted: dict[str, str], query: dict, form: dict) -> None:
-        commit = self._commit(wanted)
+    def _resolve(self, wanted: dict[str, str], query: dict) -> None:
+        commit = self._revision(wanted)
         self._check_access(wanted["id"])
         path = commit / wanted["path"]
         headers = {"X-Repo-Commit": commit.name}
@@ -192,11 +191,11 @@ class Handler(BaseHTTPRequestHandler):
         if path.suffix in TEXT:
             self._send(307, headers | {"Location": f"/api/resolve-cache/{place}"})
         else:
-            linked = {"X-Linked-Size": str(path.stat().st_size), "X-Linked-ETag": f'"{_digest(path)}"'}
+            linked = {"X-Linked-Size": str(path.stat().st_size), "X-Linked-ETag": f'"{digest(path)}"'}
             self._send(302, headers | linked | {"Location": f"http://localhost:{self.hub.port}/cdn/{place}"})
 
-    def _content(self, wanted: dict[str, str], query: dict, form: dict) -> None:
-        commit = self._commit(wanted)
+    def _content(self, wanted: dict[str, str], query: dict) -> None:
+        commit = self._revision(wanted)
         if self.path.startswith("/api/"):
             self._check_access(wanted["id"])
         path = commit / wanted["path"]
@@ -205,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = faults.pop(0) if faults else None
         if isinstance(fault, int):
             raise Refusal(fault, None, "fault of the test server")
-        headers = {"X-Repo-Commit": commit.name, "ETag": f'"{_digest(path)}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit.name, "ETag": f'"{digest(path)}"', "Accept-Ranges": "bytes"}
         status, size = 200, len(content)
         if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(span[1]), int(span[2] or size - 1)
@@ -215,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
         self._send(status, headers, content, fault)
 
-    def _commit(self, wanted: dict[str, str]) -> Path:
+    def _revision(self, wanted: dict[str, str]) -> Path:
         """Return the folder of a commit, or refuse a repository or revision that does not exist."""
         token = self._check_token()
         repository = self.hub.root / wanted.get("kind", "models") / wanted["id"]
@@ -240,8 +239,8 @@ class Handler(BaseHTTPRequestHandler):
         if repository in self.hub.gated and token != MEMBER:
             raise Refusal(403 if token else 401, "GatedRepo", f"Access to {repository} is restricted.")
 
-    def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
-        self._send(200, (headers or {}) | {"Content-Type": "application/json"}, json.dumps(value).encode())
+    def _json(self, value: Any, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        self._send(status, (headers or {}) | {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def _send(self, status: int, headers: dict[str, str], content: bytes = b"", fault: str | int | None = None) -> None:
         self.send_response(status)
@@ -262,22 +261,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Print nothing."""
-
-
-def _entry(path: Path, commit: Path) -> dict[str, Any]:
-    """Return the description of a file or folder in a listing."""
-    name = str(path.relative_to(commit))
-    if path.is_dir():
-        return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
-    found = {"type": "file", "path": name, "oid": _digest(path), "size": path.stat().st_size}
-    if path.suffix not in TEXT:
-        found["lfs"] = {"oid": _digest(path), "size": path.stat().st_size, "pointerSize": 134}
-    return found
-
-
-def _digest(path: Path) -> str:
-    """Return the name of a file's content: its git blob, or the checksum of a large file."""
-    content = path.read_bytes()
-    if path.suffix in TEXT:
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return hashlib.sha256(content).hexdigest()

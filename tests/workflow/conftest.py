@@ -110,6 +110,18 @@ def _planned(folder: Path, config: str = "tiny.yaml") -> Counter:
     return Counter({rule: int(count) for rule, count in rows})
 
 
+def _patch(folder: Path, command: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "patch", command, *arguments, "--configfile", "tiny.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="session")
+def patch_command() -> Callable[..., subprocess.CompletedProcess]:
+    """Return a function that runs `python -m patch COMMAND` in a folder with the tiny configuration."""
+    return _patch
+
+
 @pytest.fixture(scope="session")
 def snakemake() -> Callable[..., subprocess.CompletedProcess]:
     """Return a function that runs Snakemake in a folder, with the tiny configuration or another one."""

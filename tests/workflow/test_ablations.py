@@ -1,4 +1,4 @@
-"""An experiment that extends the tiny one: ablations, seeds, export and import of a mask, and reuse."""
+"""An experiment that extends the tiny one: ablations, seeds, import of an exported mask, and reuse."""
 
 import json
 from collections import Counter
@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-EXPORTED = "results/tiny/export/local/patch-joint_hybrid_0.45_t16_s0"
-UPDATED = "results/tiny/export/trained/sparsegpt_2of4_0.5_s0"
+from patch.masks.packed import load_masks
+
 PATCH = {"methods": ["patch"], "models": ["local"], "sparsity": [0.45]}
 MORE = {
     "extends": "tiny.yaml",
@@ -21,7 +21,7 @@ MORE = {
             "model": "local",
             "method": "patch",
             "sparsity": 0.45,
-            "source": {"kind": "file", "path": f"{EXPORTED}/mask.npz"},
+            "source": {"kind": "file", "path": "back/mask.npz"},
         },
         "by-hand": {"model": "trained", "method": "maskllm", "source": {"kind": "file", "path": "by-hand.npz"}},
     },
@@ -39,15 +39,14 @@ MORE = {
 
 
 @pytest.fixture(scope="module")
-def folder(finished: Path, snakemake) -> Path:
+def folder(finished: Path, patch_command) -> Path:
     """Return the folder of the tiny experiment, prepared for this one."""
-    run = snakemake(finished, EXPORTED, UPDATED)
+    run = patch_command(finished, "export", "local/patch-joint_hybrid_0.45_t16_s0", "back", "--form", "dense")
     assert run.returncode == 0, run.stdout + run.stderr
     # A mask in MaskLLM's format that keeps the first two of each four weights of every layer.
-    masks = np.load(finished / UPDATED / "mask.npz", allow_pickle=False)
-    shapes = {key.removesuffix(".__shape__"): masks[key] for key in masks if key.endswith(".__shape__")}
+    masks = load_masks(finished / "results/tiny/masks/trained/sparsegpt_2of4_0.5_s0.safetensors").masks
     first_two = {
-        f"{name}.mask": np.packbits(np.tile([1, 1, 0, 0], shape.prod() // 4)) for name, shape in shapes.items()
+        f"{name}.weight.mask": np.packbits(np.tile([1, 1, 0, 0], mask.numel() // 4)) for name, mask in masks.items()
     }
     np.savez_compressed(finished / "by-hand.npz", **first_two)
     (finished / "more.yaml").write_text(yaml.safe_dump(MORE))
@@ -93,8 +92,6 @@ def test_a_mask_comes_back_as_it_went(folder: Path, jobs: Counter) -> None:
 
 
 def test_tiles_are_learned_over_an_imported_mask(folder: Path, jobs: Counter) -> None:
-    from patch.masks.packed import load_masks
-
     masks = load_masks(folder / "results/more/masks/trained/patch-tile_hybrid_0.25_t16_s0.safetensors")
     first_two = torch.tensor([True, True, False, False])
     for name, mask in masks.masks.items():
@@ -116,22 +113,6 @@ def test_tables_of_ablations_and_seeds(folder: Path, jobs: Counter) -> None:
         for seed in (0, 1)
     ]
     assert seeds.rpartition("±")[2].split()[0] == f"{np.std(values, ddof=1):.{1 if values[0] >= 100 else 2}f}"
-
-
-def test_an_export_is_a_model_that_transformers_loads(folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    for name, linear in (
-        (EXPORTED, "transformer.h.0.mlp.c_fc.weight"),
-        (UPDATED, "model.layers.0.mlp.up_proj.weight"),
-    ):
-        model = AutoModelForCausalLM.from_pretrained(folder / name)
-        weight = model.get_parameter(linear)
-        stored = np.load(folder / name / "mask.npz", allow_pickle=False)
-        kept = np.unpackbits(stored[linear], count=weight.numel()).reshape(weight.shape).astype(bool)
-        assert (weight.detach().numpy()[~kept] == 0).all() and (weight.detach().numpy()[kept] != 0).mean() > 0.99
-        assert AutoTokenizer.from_pretrained(folder / name)("ba")["input_ids"]
-    assert not list((folder / "work").rglob("weights/**/*.safetensors")), "updated weights are temporary"
 
 
 def test_an_import_that_does_not_fit_stops_with_a_message(folder: Path, jobs: Counter, snakemake) -> None:

@@ -1,6 +1,8 @@
-"""The README's Python example, on a tiny model, and the links of the documentation."""
+"""The README's Python examples, on a tiny model, its commands, and the links of the documentation."""
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,23 @@ from patch.data.tokenizer import train_tokenizer
 from patch.inference import HybridLinear
 from patch.masks.packed import load_masks
 from patch.models.loading import load_model, prunable_linears
+from patch.pipeline.cli import export
+
+from .test_dry_runs import link, snakemake
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+EXPORTED = "results/smollm2-135m/export/smollm2-135m/wanda_2of4_0.5_s0"
+COMMANDS = [README, ROOT / "docs/serving.md", ROOT / "docs/masks.md"]
+
+
+def commands(page: Path, program: str) -> list[list[str]]:
+    """Return the arguments of each call of a program in a page's shell blocks, comments removed."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    return [
+        shlex.split(line, comments=True)[program.count(" ") + 1 :] for line in lines if line.startswith(f"{program} ")
+    ]
 
 
 def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +51,9 @@ def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.save_pretrained("my-model")
     code = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
     names: dict[str, Any] = {}
-    exec(compile(code.replace("steps=300", "steps=4"), "README.md", "exec"), names)
+    # The folder of the section on serving takes an hour to make; the packed one of the section before is like it.
+    code = code.replace("steps=300", "steps=4").replace(EXPORTED, "my-packed-model")
+    exec(compile(code, "README.md", "exec"), names)
 
     masks = load_masks("my-mask.safetensors")
     assert abs(masks.sparsity - 0.45) < 0.02
@@ -44,9 +62,50 @@ def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert zeros == sum(int((~mask).sum()) for mask in masks.masks.values())
     tokens = torch.arange(6)[None]
     packed = names["model"]
+    assert names["folder"] == "my-packed-model" and names["tokens"].shape[1] > 20
     assert any(isinstance(layer, HybridLinear) for layer in packed.modules())
     wanted = load_model("my-sparse-model")(tokens).logits
     torch.testing.assert_close(packed(tokens).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
+def test_snakemake_knows_the_targets_of_each_command(page: Path, tmp_path: Path) -> None:
+    found = commands(page, "snakemake")
+    assert found
+    for arguments in found:
+        # A file of the reader, and an executor, which tests/slurm runs.
+        if "mine.yaml" not in arguments and "slurm" not in arguments:
+            run = snakemake(tmp_path, "-n", *arguments)
+            assert run.returncode == 0, (arguments, run.stderr)
+
+
+def test_make_knows_its_targets() -> None:
+    found = [arguments for page in COMMANDS for arguments in commands(page, "make")]
+    assert ["serving"] in found
+    for arguments in found:
+        assert subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True).returncode == 0, arguments
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
+def test_each_export_stops_at_what_is_not_made_yet(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    link(tmp_path)
+    found = commands(page, "python -m patch export")
+    assert found
+    for arguments in found:
+        assert export.main(arguments) == 2
+        expected = (
+            "no token"
+            if "--push" in arguments
+            else "folder my-model"
+            if "--mask" in arguments
+            else "needs work/models/"
+        )
+        assert expected in capsys.readouterr().err, arguments
 
 
 @pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)

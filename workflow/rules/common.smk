@@ -62,7 +62,7 @@ wildcard_constraints:
     finetuned=one_of(c.id for c in RUNS if c.finetune),
     quantized=one_of(c.id for c in RUNS if c.quantization),
     run=one_of(c.id for c in RUNS),
-    exported=one_of(c.id for c in PLAN.grid.runs if c.definition.stage != "none" and not c.quantization),
+    exported=one_of(c.id for c in PLAN.exported_runs),
 
 
 def run_of(wildcards):

@@ -1,12 +1,13 @@
 """Export for use elsewhere.
 
 Inputs: a model, and the mask and weights of a run. Outputs: results/<experiment>/export/<model>/<run>/, a folder that
-transformers loads, with the mask in the published format. Made only on request.
+transformers and vLLM load, with a model card. Made only on request. The card has the metrics of the run's record if the
+run has been evaluated before.
 """
 
 
 rule export:
-    """Write a model with its zeros, verify it, and write its mask as mask.npz."""
+    """Write a sparse model, packed if its pattern allows, verify it, and write its card."""
     input:
         unpack(lambda wildcards: PLAN.export_inputs(run_of(wildcards))),
     output:
@@ -20,6 +21,10 @@ rule export:
     resources:
         **needs(run_of, COST.export, DISK.export),
     params:
-        **job_files("export", lambda wildcards: PLAN.export_settings(run_of(wildcards))),
+        **job_files(
+            "export",
+            lambda wildcards: PLAN.export_settings(run_of(wildcards)),
+            record=lambda wildcards: PLAN.layout.record(run_of(wildcards)),
+        ),
     shell:
         f"{STAGE} export {JOB} --out {{output.folder:q}} &> {{log:q}}"

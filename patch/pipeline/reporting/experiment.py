@@ -126,8 +126,8 @@ def read_findings(plan: Plan) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
 
 
-def command(configfiles: Sequence[str], changes: Sequence[str] = ()) -> str:
-    """Return the shell command that reproduces an experiment, relative to the current folder."""
+def command(configfiles: Sequence[str], changes: Sequence[str] = (), targets: Sequence[str] = ()) -> str:
+    """Return the shell command that reproduces an experiment or its ``targets``, relative to the current folder."""
     files = [path for path in map(os.path.relpath, configfiles) if path != DEFAULT_CONFIG]
     options = [*(["--configfile", *files] if files else []), *(["--config", *changes] if changes else [])]
-    return shlex.join(["snakemake", *options])
+    return shlex.join(["snakemake", *targets, *options])

@@ -146,7 +146,7 @@ class DiskModel:
         return Space(kept=size * prunable_parameters(self._shape(run.model)) / MB)
 
     def export(self, run: Run) -> Space:
-        """Return the space of an exported model and its mask of one bit for each weight."""
+        """Return the space of an exported model in its largest form: dense, with a mask of one bit for each weight."""
         shape, size = self._shape(run.model), BYTES[self.experiment.models[run.model].dtype]
         return Space(kept=(size * parameters(shape) + prunable_parameters(shape) / 8) / MB)
 

@@ -23,12 +23,14 @@ from patch.pipeline.runs.stage_settings import (
     ExportSettings,
     FigureSettings,
     FinetuneSettings,
+    Form,
     ImportSettings,
     LearnSettings,
     PruneSettings,
     QuantizeSettings,
     SpeedupSettings,
     TabulateSettings,
+    default_form,
 )
 from patch.pipeline.runs.store import Sequences, Statistics, Store, calibrated
 from patch.pruning.pruning_settings import Pruning
@@ -181,14 +183,22 @@ class Plan:
             upstream=digest(sources), tile=run.tile, masks=expected, learning=settings, **self._run(run)
         )
 
-    def export_settings(self, run: Run) -> ExportSettings:
-        """Return the settings of a job that exports the model of a run."""
-        sources = [self.store.model_path(run.model), self.mask_digest(run)]
+    def export_settings(self, run: Run, form: Form | None = None) -> ExportSettings:
+        """Return the settings of a job that exports the model of a run, by default in the form of `default_form`."""
+        experiment = self.experiment
+        model, perplexity = experiment.models[run.model], experiment.evaluation.perplexity
         return ExportSettings(
-            upstream=digest(sources),
+            upstream=digest([self.store.model_path(run.model), self.mask_digest(run)]),
+            run=run,
+            form=form or default_form(run.pattern, bool(run.quantization)),
             mask=self._expected_mask(run),
+            quantized=self.mask_digest(run) if run.quantization else None,
             finetuned=self.mask_digest(run) if run.finetune else None,
-            dtype=self.experiment.models[run.model].dtype,
+            source=model.source,
+            perplexity=perplexity,
+            text=experiment.corpora[perplexity.use.corpus],
+            record=self.record_digest(run),
+            dtype=model.dtype,
         )
 
     def _expected_mask(self, run: Run) -> ExpectedMask | None:
@@ -332,6 +342,11 @@ class Plan:
                 first.setdefault(run.row, run)
         return list(first.values())
 
+    @cached_property
+    def exported_runs(self) -> list[Run]:
+        """Runs whose model can be exported: all that are pruned or quantized."""
+        return [run for run in self.grid.runs if run.definition.stage != "none" or run.quantization]
+
     def hybrid_runs(self, model: str) -> list[Run]:
         """Return the hybrid runs of a model in the standard tables, without derived ones, which have their masks."""
         runs = (run for run in self.grid.standard if run.model == model)
@@ -439,7 +454,15 @@ class Plan:
 
     def export_inputs(self, run: Run) -> dict[str, str]:
         """Return the named input files of a job that exports the model of a run."""
-        return {"model": self.store.model_path(run.model)} | self._pruned_inputs(run)
+        return {"model": self.store.model_path(run.model)} | self._compressed_inputs(run)
+
+    def _compressed_inputs(self, run: Run) -> dict[str, str]:
+        """Return the named files that compress the model of a run: its mask, and updated or quantized weights."""
+        inputs = self._pruned_inputs(run)
+        if run.quantization:
+            inputs.pop("weights", None)
+            inputs["quantized"] = self.layout.quantized(run)
+        return inputs
 
     def _pruned_inputs(self, run: Run) -> dict[str, str]:
         inputs = {}
@@ -472,8 +495,4 @@ class Plan:
         }
         if self.experiment.evaluation.tasks:
             inputs["tasks"] = self.store.tasks_path()
-        inputs |= self._pruned_inputs(run)
-        if run.quantization:
-            inputs.pop("weights", None)
-            inputs["quantized"] = self.layout.quantized(run)
-        return inputs
+        return inputs | self._compressed_inputs(run)

@@ -13,12 +13,15 @@ from patch.data.corpus_settings import Corpus, Split
 from patch.learning.finetuning_settings import Finetuning, Kind
 from patch.learning.learning_settings import Learning
 from patch.models.model_settings import GgufModel, HubModel, LocalModel, TrainedModel
-from patch.pipeline.config.experiment import Evaluation, Speedup
+from patch.pipeline.config.experiment import Evaluation, Perplexity, Speedup
 from patch.pipeline.config.imports import FileMask, HubMask
 from patch.pipeline.runs.run import ModelInfo, Run
 from patch.pruning.pruning_settings import Pruning
 from patch.quantization.quantization_settings import Quantization
 from patch.settings import Section
+
+# Forms of an exported model, see `patch.inference.export`.
+Form = Literal["packed", "dense", "compressed-tensors"]
 
 # Version of tables, figures and pages, which change together.
 TABULATE_VERSION = 6
@@ -176,14 +179,30 @@ class QuantizeSettings(Section):
 class ExportSettings(Section):
     """Settings of the export of a run to a folder that transformers loads.
 
-    ``finetuned`` is the digest of its fine-tuned weights.
+    ``quantized`` and ``finetuned`` are the digests of its low-bit and of its fine-tuned weights. ``source``,
+    ``perplexity`` and ``text``, the corpus of the perplexity, are named in the model card, and ``record`` is the digest
+    of the evaluation whose metrics the card has.
     """
 
-    version: int = 2
+    version: int = 3
     upstream: str
-    mask: ExpectedMask
+    run: Run
+    form: Form
+    mask: ExpectedMask | None
+    quantized: str | None
     finetuned: str | None
+    source: TrainedModel | HubModel | LocalModel | GgufModel
+    perplexity: Perplexity
+    text: Corpus
+    record: str
     dtype: str
+
+
+def default_form(pattern: str, quantized: bool) -> Form:
+    """Return the form in which a model is exported unless another one is named."""
+    if pattern in ("2:4", "hybrid"):
+        return "packed"
+    return "compressed-tensors" if quantized else "dense"
 
 
 class EvaluateSettings(Section):

@@ -88,7 +88,8 @@ def _from_hub(source: HubModel, folder: Path) -> None:
             source.repo,
             revision=source.revision,
             local_dir=folder,
-            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"],
+            # The model card names the licence.
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "README.md"],
             ignore_patterns=["original/*"],
         )
     try:

@@ -76,3 +76,10 @@ def test_a_full_disk_is_named_wherever_a_library_hides_it() -> None:
 def test_an_answer_to_a_request_without_a_token(sent: dict[str, str], words: str) -> None:
     response = SimpleNamespace(headers={}, status_code=401, request=SimpleNamespace(headers=sent))
     assert words in str(hub_answer(HfHubHTTPError("", response=response)))
+
+
+def test_the_hub_s_reason_for_a_bad_request_is_shown() -> None:
+    response = SimpleNamespace(headers={}, status_code=400, request=None)
+    error = HfHubHTTPError("Bad request", response=response, server_message="the licence is not one of the list")
+    assert hub_answer(error) == "the hub refuses it: the licence is not one of the list"
+    assert hub_answer(HfHubHTTPError("Bad request", response=response)).startswith("the hub answers with status 400")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from patch.data.tokenizer import train_tokenizer
 from patch.errors import InputError
-from patch.inference.export import export_model, main, stored_dtype
+from patch.inference import HybridLinear
+from patch.inference.export import Sizes, export_model
 from patch.masks.nm import NM, nm_mask
-from patch.masks.packed import MaskSet, apply_masks, save_masks
+from patch.masks.packed import MaskSet, apply_masks
 from patch.masks.published_masks import read_published
 from patch.models.loading import load_model, prunable_linears, weight_matrix
-from patch.pruning.weights import save_weights
+from patch.quantization.model import quantize_model
 
 FAMILIES = ["qwen2", "gpt2", "opt", "gemma3_text"]
 
@@ -64,7 +64,7 @@ def test_the_folder_is_the_masked_model(
     masks = hybrid(model)
     apply_masks(wanted, masks)
     out = tmp_path / "deep" / "out"
-    export_model(model, tokenizer, masks, out, {"method": "patch"})
+    export_model(model, tokenizer, masks, out, "dense", meta={"method": "patch"})
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
     loaded, tokens = plain(out), torch.arange(12)[None]
@@ -85,7 +85,7 @@ def test_the_folder_is_the_masked_model(
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "opt"])
 def test_tied_embeddings_stay_tied(family: str, tied: bool, tiny_model: Callable, tmp_path: Path) -> None:
     model = tiny_model(family, tie_word_embeddings=tied)
-    export_model(model, None, two_four(model), tmp_path / "out")
+    export_model(model, None, two_four(model), tmp_path / "out", "dense")
     loaded = plain(tmp_path / "out")
     shared = loaded.get_input_embeddings().weight.data_ptr() == loaded.get_output_embeddings().weight.data_ptr()
     assert shared == tied
@@ -104,7 +104,7 @@ def test_zeros_nans_and_weights_of_any_value_pass(tiny_model: Callable, tmp_path
     weight[:2] = 0.0
     weight[3, 5] = -0.0
     model.model.norm.weight[3] = float("nan")
-    export_model(model, None, masks, tmp_path / "out")
+    export_model(model, None, masks, tmp_path / "out", "dense")
     loaded = plain(tmp_path / "out")
     assert loaded.model.norm.weight[3].isnan()
     assert (loaded.model.layers[0].mlp.up_proj.weight == 0).sum() > (~masks.masks["model.layers.0.mlp.up_proj"]).sum()
@@ -114,7 +114,7 @@ def test_an_empty_folder_or_a_link_to_one_is_taken(tiny_model: Callable, tmp_pat
     model = tiny_model()
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    export_model(model, None, two_four(model), tmp_path / "link")
+    export_model(model, None, two_four(model), tmp_path / "link", "dense")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "config.json").exists()
 
 
@@ -132,10 +132,10 @@ def test_a_folder_in_use_and_a_file_are_refused(
     reasons = {"out": "it is not an empty folder, mine.txt is in it; .*name another", "file": "it is not a folder"}
     for target, name in ((tmp_path / "out", "out"), (".", "out"), (tmp_path / "link", "out"), ("../file", "file")):
         with pytest.raises(InputError, match=f"export to {target}: {reasons[name]}"):
-            export_model(model, None, two_four(model), target)
+            export_model(model, None, two_four(model), target, "dense")
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(InputError, match="export to .: it is the current folder, which cannot be replaced"):
-        export_model(model, None, two_four(model), ".")
+        export_model(model, None, two_four(model), ".", "dense")
     assert (tmp_path / "out" / "mine.txt").read_text() == (tmp_path / "file").read_text() == "keep"
     assert sorted(tmp_path.rglob("*")) == names
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -148,7 +148,7 @@ def test_files_have_the_modes_of_the_umask(
     model = tiny_model()
     before = os.umask(umask)
     try:
-        export_model(model, tokenizer, two_four(model), tmp_path / "out")
+        export_model(model, tokenizer, two_four(model), tmp_path / "out", "dense")
     finally:
         os.umask(before)
     files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
@@ -160,13 +160,13 @@ def test_files_have_the_modes_of_the_umask(
 def test_masks_that_are_none_foreign_or_broken_change_nothing(tiny_model: Callable, tmp_path: Path) -> None:
     model, before, out = tiny_model(), tiny_model().state_dict(), tmp_path / "out"
     with pytest.raises(InputError, match=f"export to {out}: no masks"):
-        export_model(model, None, None, out)
+        export_model(model, None, None, out, "dense")
     with pytest.raises(InputError, match="another model"):
-        export_model(model, None, two_four(tiny_model("opt")), out)
+        export_model(model, None, two_four(tiny_model("opt")), out, "dense")
     broken = two_four(model)
     broken.masks["model.layers.1.mlp.up_proj"][0, :4] = True
     with pytest.raises(InputError, match="layers.1.mlp.up_proj: row 0, weights 0 to 3 break 2:4"):
-        export_model(model, None, broken, out)
+        export_model(model, None, broken, out, "dense")
     assert list(tmp_path.iterdir()) == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -214,7 +214,7 @@ def test_a_fault_in_what_is_saved_is_found_and_nothing_is_left(
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", corrupt)
     model, out = tiny_model(), tmp_path / "out"
     with pytest.raises(InputError, match=f"export to {out}: the saved model is wrong and is removed") as error:
-        export_model(model, None, two_four(model), out)
+        export_model(model, None, two_four(model), out, "dense")
     assert message in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -236,7 +236,7 @@ def test_a_fault_in_the_mask_file_is_found(
     monkeypatch.setattr(patch.inference.export, "write_published", flip)
     model = tiny_model()
     with pytest.raises(InputError, match="mask.npz has another mask of model.layers.0.mlp.up_proj"):
-        export_model(model, None, two_four(model), tmp_path / "out")
+        export_model(model, None, two_four(model), tmp_path / "out", "dense")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,7 +249,7 @@ def test_an_interrupted_export_leaves_nothing(
     monkeypatch.setattr("patch.inference.export.load_model", stop)
     model = tiny_model()
     with pytest.raises(KeyboardInterrupt):
-        export_model(model, None, two_four(model), tmp_path / "out")
+        export_model(model, None, two_four(model), tmp_path / "out", "dense")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -257,118 +257,77 @@ def test_a_model_that_transformers_does_not_save_is_a_users_mistake(tiny_model: 
     model = tiny_model()
     model.generation_config.do_sample, model.generation_config.temperature = False, 0.5
     with pytest.raises(InputError, match=f"export to {tmp_path / 'out'}: the model cannot be saved: .*temperature"):
-        export_model(model, None, two_four(model), tmp_path / "out")
+        export_model(model, None, two_four(model), tmp_path / "out", "dense")
     assert list(tmp_path.iterdir()) == []
 
 
-# The command line.
+def test_forms_that_the_model_does_not_have_are_refused(tiny_model: Callable, tmp_path: Path) -> None:
+    model, out = tiny_model(), tmp_path / "out"
+    unstructured = MaskSet(two_four(model).masks, "unstructured")
+    layers = quantize_model(copy.deepcopy(model), 4, 8)
+    for masks, form, quantized, message in (
+        (unstructured, "packed", None, "masks of unstructured have no packed form; use the form dense"),
+        (unstructured, "packed", layers, "masks of unstructured have no packed form; use the form compressed-tensors"),
+        (two_four(model), "dense", layers, "quantized weights have no dense form; use packed or compressed-tensors"),
+        (two_four(model), "compressed-tensors", None, "weights that are not quantized have the forms packed and dense"),
+    ):
+        with pytest.raises(InputError, match=f"export to {out}: {message}"):
+            export_model(model, None, masks, out, form, quantized)
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def dense(tiny_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Callable[..., list[str]]:
-    """Return a function that writes a model, a tokenizer and a mask, and returns the options of the command line."""
-
-    def make(family: str = "gpt2", dtype: torch.dtype = torch.float32) -> list[str]:
-        model = tiny_model(family).to(dtype)
-        model.save_pretrained(tmp_path / "dense")
-        tokenizer.save_pretrained(tmp_path / "dense")
-        save_masks(tmp_path / "mask.safetensors", hybrid(model))
-        folders = {"--model": "dense", "--mask": "mask.safetensors", "--out": "sparse"}
-        return [text for option, name in folders.items() for text in (option, str(tmp_path / name))]
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("stored", "asked", "wanted"),
-    [
-        (torch.bfloat16, None, torch.bfloat16),
-        (torch.float32, None, torch.float32),
-        (torch.float32, "bfloat16", torch.bfloat16),
-    ],
-)
-def test_command_line(
-    stored: torch.dtype, asked: str | None, wanted: torch.dtype, dense: Callable, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("form", ["packed", "compressed-tensors"])
+@pytest.mark.parametrize("pruned", [True, False])
+def test_quantized_layers_are_those_of_the_folder(
+    form: str, pruned: bool, tiny_model: Callable, tmp_path: Path
 ) -> None:
-    options = dense(dtype=stored)
-    assert main(options + (["--dtype", asked] if asked else [])) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and options[-1] in printed
-    loaded = plain(Path(options[-1]))
-    assert loaded.dtype == wanted
-    weights = [linear.weight for linear in prunable_linears(loaded).values()]
-    sparsity = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
-    assert f"sparsity {sparsity:.4f} in 8 layers" in printed
-    assert len(AutoTokenizer.from_pretrained(options[-1])) > 256
+    model, quantized = tiny_model(), tiny_model()
+    masks = hybrid(model) if pruned else None
+    if masks:
+        apply_masks(quantized, masks)
+    layers = quantize_model(quantized, 4, 8)
+    found: list[Sizes] = []
+
+    def card(sizes: Sizes) -> str:
+        found.append(sizes)
+        return "# Card"
+
+    export_model(model, None, masks, tmp_path / "out", form, layers, card)
+    assert (tmp_path / "out/README.md").read_text() == "# Card"
+    assert 4 * found[0].stored_linear < 2 * found[0].dense_linear and found[0].stored < found[0].dense
+    if form == "packed":
+        tokens = torch.arange(12)[None]
+        torch.testing.assert_close(plain(tmp_path / "out")(tokens).logits, quantized(tokens).logits)
+    else:
+        config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+        assert config["format"] == "pack-quantized"
 
 
-def test_command_line_takes_updated_weights(dense: Callable, tiny_model: Callable, tmp_path: Path) -> None:
-    options = dense()
-    other = tiny_model("gpt2", seed=1)
-    save_weights(tmp_path / "w.safetensors", prunable_linears(other), "digest")
-    assert main([*options, "--weights", str(tmp_path / "w.safetensors")]) == 0
-    apply_masks(other, hybrid(tiny_model("gpt2")))
-    loaded = prunable_linears(plain(tmp_path / "sparse"))
-    for name, linear in prunable_linears(other).items():
-        assert torch.equal(loaded[name].weight, linear.weight)
+def test_sizes_are_those_of_the_files(tiny_model: Callable, tmp_path: Path) -> None:
+    model, found = tiny_model("llama", tie_word_embeddings=True), []
+    dense = sum(tensor.nbytes for tensor in model.state_dict().values()) - model.lm_head.weight.nbytes
+    linear = sum(layer.weight.nbytes for layer in prunable_linears(model).values())
+    export_model(model, None, two_four(model), tmp_path / "out", "packed", card=lambda sizes: found.append(sizes) or "")
+    layers = [layer for layer in plain(tmp_path / "out").modules() if isinstance(layer, HybridLinear)]
+    packed = sum(layer.packed.nbytes for layer in layers)
+    assert found == [Sizes(dense, dense - linear + packed, linear, packed)]
 
 
-def test_how_a_mask_was_made_goes_with_it(dense: Callable, tiny_model: Callable, tmp_path: Path) -> None:
-    options, model = dense(), tiny_model("gpt2")
-    masks = hybrid(model)
-    masks.header = {"settings": {"seed": 3}, "digest": "abc", "cost": {"seconds": 1.0}}
-    save_masks(tmp_path / "mask.safetensors", masks)
-    assert main(options) == 0
-    meta = read_published(tmp_path / "sparse" / "mask.npz", model, "hybrid").header["meta"]
-    assert meta["settings"] == {"seed": 3} and meta["digest"] == "abc" and "cost" not in meta
-
-
-def replaced(options: list[str], option: str, value: str) -> list[str]:
-    return [value if before == option else now for before, now in zip(["", *options], options, strict=False)]
-
-
-def test_command_line_errors(
-    dense: Callable, tiny_model: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_fault_in_a_packed_folder_is_found(
+    tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, none = dense(), str(tmp_path / "none")
-    (tmp_path / "bare").mkdir()
-    tiny_model("gpt2").save_pretrained(tmp_path / "bare")
-    save_masks(tmp_path / "other.safetensors", two_four(tiny_model("opt")))
-    mistakes = [
-        (replaced(options, "--model", none), "none"),
-        (replaced(options, "--model", str(tmp_path)), str(tmp_path)),
-        (replaced(options, "--model", str(tmp_path / "bare")), "bare: it has no tokenizer"),
-        (replaced(options, "--mask", none), f"mask {none}: no such file"),
-        (replaced(options, "--mask", str(tmp_path / "other.safetensors")), "the masks are of another model"),
-        (replaced(options, "--out", str(tmp_path / "dense")), "dense: it is not an empty folder, config.json is in it"),
-        ([*options, "--weights", none], f"weights {none}: no such file"),
-        ([*options, "--weights", str(tmp_path / "mask.safetensors")], "expected 'patch-weights-1'"),
-        ([*options, "--dtype", "float9"], "--dtype float9: give one of float32, bfloat16, float16"),
-    ]
-    capsys.readouterr()
-    for arguments, message in mistakes:
-        assert main(arguments) == 2, arguments
-        printed = capsys.readouterr()
-        assert printed.out == "" and printed.err.startswith("error: "), message
-        assert message in printed.err and printed.err.count("\n") == 1
-    assert not (tmp_path / "sparse").exists() and not list(tmp_path.glob(".*"))
+    save = PreTrainedModel.save_pretrained
 
+    def corrupt(self: PreTrainedModel, folder: Path, **options: Any) -> None:
+        save(self, folder, **options)
+        for file in Path(folder).glob("*.safetensors"):
+            weights = load_file(file)
+            if (name := UP.replace("weight", "values")) in weights:
+                weights[name][0] *= 2
+                save_file(weights, file, metadata={"format": "pt"})
 
-def test_dtype_of_a_folder_without_one_is_float32(dense: Callable, tmp_path: Path) -> None:
-    dense(dtype=torch.bfloat16)
-    path = tmp_path / "dense" / "config.json"
-    config = json.loads(path.read_text())
-    assert stored_dtype(path.parent) == config.pop("dtype") == "bfloat16"
-    path.write_text(json.dumps(config))
-    assert stored_dtype(path.parent) == "float32"
-    path.write_text(json.dumps(config | {"torch_dtype": "float16"}))  # the key in older folders
-    assert stored_dtype(path.parent) == "float16"
-
-
-def test_as_a_module(dense: Callable) -> None:
-    options = dense("qwen2")
-    run = [sys.executable, "-m", "patch", "export", *options]
-    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("sparsity 0.4")
-    again = subprocess.run(run, capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "not an empty folder" in again.stderr
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", corrupt)
+    model = tiny_model()
+    with pytest.raises(InputError, match="is wrong and is removed: model.layers.0.mlp.up_proj.values has other values"):
+        export_model(model, None, two_four(model), tmp_path / "out", "packed")
+    assert list(tmp_path.iterdir()) == []

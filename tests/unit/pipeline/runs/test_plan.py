@@ -314,6 +314,10 @@ def test_a_quantised_run_has_the_mask_of_the_pruned_one(raw_config: dict) -> Non
         assert ("sequences" in inputs) == (run.quantization == "slim-lora")
         assert set(plan.evaluate_inputs(run)) == {"model", "sequences", "tasks", "quantized"} | (set(inputs) & {"mask"})
         assert plan.mask_digest(run) != plan.mask_digest(run.pruned)
+        assert set(plan.export_inputs(run)) == {"model", "quantized"} | (set(inputs) & {"mask"})
+        exported = plan.export_settings(run)
+        assert exported.quantized == plan.mask_digest(run) and exported.record == plan.record_digest(run)
+        assert exported.form == ("compressed-tensors" if run.method == "dense" else "packed")
     assert {run.method for run in plan.updated_runs} == {"sparsegpt"}
 
 
@@ -344,6 +348,18 @@ def test_a_fine_tuned_run_has_the_mask_and_weights_of_the_pruned_one(raw_config:
     raw_config["finetuning"]["lora_rank"] = 4
     changed = {run.finetune: plan_of(raw_config).mask_digest(run) for run in plan.grid.runs}
     assert changed["lora"] != digests["lora"] and changed["full"] == digests["full"]
+
+
+def test_every_pruned_or_quantised_run_is_exported_in_a_form_of_its_pattern(raw_config: dict) -> None:
+    raw_config["grid"] += [
+        {"methods": ["wanda"], "pattern": "unstructured", "sparsity": [0.3], "models": ["qwen"]},
+        {"methods": ["dense"], "quantization": "absmax", "models": ["qwen"]},
+    ]
+    plan = plan_of(raw_config)
+    assert {run.id for run in plan.grid.runs} - {run.id for run in plan.exported_runs} == {"dense_dense_0_s0"}
+    forms = {run.pattern: plan.export_settings(run).form for run in plan.exported_runs}
+    assert forms == {"2:4": "packed", "hybrid": "packed", "unstructured": "dense", "dense": "compressed-tensors"}
+    assert plan.export_settings(plan.exported_runs[0], "dense").form == "dense"
 
 
 def test_settings_of_speed_touch_speed_alone(raw_config: dict) -> None:
