@@ -9,11 +9,12 @@
 #include "gemm_amx.h"
 #include "gemv.h"
 
-// Computes outputs [n, out] of inputs [n, in], fp32 or bf16, for small n; the width of a tile is a multiple of 32.
+// Computes outputs [n, out] of inputs [n, in], of the type of the values, for small n; the width of a tile is a multiple
+// of 32.
 extern "C" void packed_gemv(const Packed* a, const void* inputs, void* outputs, int64_t n) {
   dispatch(a->bf16, [&](auto type) {
     typedef decltype(type) T;
-    gemv(*a, static_cast<const T*>(inputs), static_cast<T*>(outputs), n);
+    gemv<Numbers<T>>(*a, static_cast<const T*>(inputs), static_cast<T*>(outputs), n);
   });
 }
 
@@ -31,6 +32,22 @@ extern "C" void packed_gemm(const Packed* a, const void* inputs, void* outputs, 
 
 extern "C" void packed_unpack(const Packed* a, int64_t first, int64_t last, void* to) {
   dispatch(a->bf16, [&](auto type) { unpack(*a, first, last, static_cast<decltype(type)*>(to)); });
+}
+
+// Computes outputs for small n by codes, whose inputs and outputs are fp32 or bf16; width and group size are multiples of
+// 32.
+extern "C" void codes_gemv(const Packed* a, const void* inputs, void* outputs, int64_t n, int32_t bf16) {
+  dispatch(bf16, [&](auto type) {
+    typedef decltype(type) T;
+    const T* from = static_cast<const T*>(inputs);
+    T* to = static_cast<T*>(outputs);
+    if (in_steps(*a, LONG_STEP)) gemv<Coded<LONG_STEP>>(*a, from, to, n);
+    else gemv<Coded<STEP>>(*a, from, to, n);
+  });
+}
+
+extern "C" void codes_unpack(const Packed* a, int64_t first, int64_t last, void* to, int32_t bf16) {
+  dispatch(bf16, [&](auto type) { unpack_codes(*a, first, last, static_cast<decltype(type)*>(to)); });
 }
 
 // Moves memory to large pages at once if the system can: address translation is faster, and prefetching does not end at
