@@ -27,11 +27,14 @@ from patch.native import NoCompiler, library, processor
 
 SOURCE = Path(__file__).parent / "kernels/packed_linear.cpp"
 # Instruction sets, the fastest first, with the processor features that each needs, which are also compiler flags.
+AVX2 = ("avx2", "fma")
+AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 INSTRUCTIONS = {
-    "amx": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "amx-tile", "amx-bf16", "avx2", "fma"),
-    "avx512-vbmi2": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "avx2", "fma"),
-    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"),
-    "avx2": ("avx2", "fma"),
+    "amx": (*AVX512, "avx512vbmi2", "avx512bf16", "amx-tile", "amx-bf16"),
+    "avx512-bf16": (*AVX512, "avx512vbmi2", "avx512bf16"),
+    "avx512-vbmi2": (*AVX512, "avx512vbmi2"),
+    "avx512": AVX512,
+    "avx2": AVX2,
     "portable": (),
 }
 # Environment variable that selects an instruction set other than the fastest.

@@ -1,5 +1,5 @@
-// Decoding of codes of four bits, times the scale of their group, in the registers of the target processor. For any
-// bits the same addresses are read and written, see decode.h.
+// Decoding of codes of four bits in the registers of the target processor. For any bits the same addresses are read and
+// written, see decode.h.
 
 #pragma once
 
@@ -7,26 +7,26 @@
 
 namespace {
 
-#if defined(__AVX512F__)
-// The sixteen values that a code can have, which are looked up by the lowest four bits of each lane.
-struct CodeTable {
-  __m512 values;
-  explicit CodeTable(float scale)
-      : values(_mm512_mul_ps(_mm512_set1_ps(scale),
-                             _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7))) {}
-  f32x16 operator[](__m512i codes) const { return (f32x16)_mm512_permutexvar_ps(codes, values); }
-};
-#endif
-
-// Decoder of `STEP` codes in vectors of sixteen weights. ``position`` is the place of a weight in the vectors.
+// Decoder of `STEP` codes in `VECTORS` vectors, where ``position`` is the place of a weight, for `ROWS` rows at a time.
 template <int STEP> struct Codes;
 
+// Products with inputs in fp32.
+struct Fp32Products {
+  typedef float Input;
+  typedef f32x16 Vector;
+  static f32x16 add_products(f32x16 sum, Vector weights, const Input* inputs) { return sum + weights * load(inputs); }
+};
+
 #if defined(__AVX512F__)
-template <> struct Codes<32> {
-  static constexpr int VECTORS = 2;
+// Returns the numbers of the codes in the lowest four bits of each lane.
+inline f32x16 look_up(__m512i codes, uint16_t kept = 0xffff) {
+  const __m512 numbers = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  return (f32x16)_mm512_maskz_permutexvar_ps(kept, codes, numbers);
+}
+
+template <> struct Codes<32> : Fp32Products {
+  static constexpr int VECTORS = 2, ROWS = 4;
   static int position(int i) { return i; }
-  CodeTable table;
-  explicit Codes(float scale) : table(scale) {}
 
   // Moves the codes of ``low`` to lanes 0 to 7, and those of ``high`` to lanes 8 to 15.
   static __m512i spread(uint32_t low, uint32_t high) {
@@ -34,48 +34,79 @@ template <> struct Codes<32> {
     const __m512i words = _mm512_mask_set1_epi32(_mm512_set1_epi32(int(low)), 0xff00, int(high));
     return _mm512_srlv_epi32(words, shifts);
   }
-  void dense(const uint8_t* from, f32x16* weights) const {
+  static void dense(const uint8_t* from, Vector* weights) {
     uint32_t words[4];
     std::memcpy(words, from, sizeof words);
-    weights[0] = table[spread(words[0], words[1])];
-    weights[1] = table[spread(words[2], words[3])];
+    weights[0] = look_up(spread(words[0], words[1]));
+    weights[1] = look_up(spread(words[2], words[3]));
   }
-  void sparse(const uint8_t* from, const uint8_t* bits, f32x16* weights) const {
+  static void sparse(const uint8_t* from, const uint8_t* bits, Vector* weights) {
     uint32_t words[2];
     uint16_t kept[2];
     std::memcpy(words, from, sizeof words);
     std::memcpy(kept, bits, sizeof kept);
-    for (int i = 0; i < 2; ++i) {
-      const __m512i codes = _mm512_maskz_expand_epi32(kept[i], spread(words[i], 0));
-      weights[i] = (f32x16)_mm512_maskz_permutexvar_ps(kept[i], codes, table.values);
-    }
+    for (int i = 0; i < 2; ++i)
+      weights[i] = look_up(_mm512_maskz_expand_epi32(kept[i], spread(words[i], 0)), kept[i]);
   }
 };
 
 #if defined(__AVX512VBMI2__)
-// Four codes are in a lane, one in each byte, whose upper half is ignored. Each vector has every fourth weight.
-template <> struct Codes<64> {
-  static constexpr int VECTORS = 4;
-  static int position(int i) { return i % 4 * 16 + i / 4; }
-  CodeTable table;
-  explicit Codes(float scale) : table(scale) {}
+// Sixty-four codes, one in each byte, whose upper half has other bits.
+inline __m512i dense_bytes(const uint8_t* from) {
+  const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from));
+  return _mm512_or_si512(pairs, _mm512_slli_epi16(pairs, 4));
+}
+inline __m512i sparse_bytes(const uint8_t* from, const uint8_t* bits) {
+  uint64_t kept;
+  std::memcpy(&kept, bits, sizeof kept);
+  const __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
+  const __m512i codes = _mm512_castsi256_si512(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)));
+  return _mm512_mask_expand_epi8(_mm512_set1_epi8(8), kept, codes);
+}
 
-  void split(__m512i codes, f32x16* weights) const {
-    weights[0] = table[codes];
-    weights[1] = table[_mm512_srli_epi32(codes, 8)];
-    weights[2] = table[_mm512_srli_epi32(codes, 16)];
-    weights[3] = table[_mm512_srli_epi32(codes, 24)];
+// Each vector has every fourth weight.
+template <> struct Codes<64> : Fp32Products {
+  static constexpr int VECTORS = 4, ROWS = 4;
+  static int position(int i) { return i % 4 * 16 + i / 4; }
+
+  static void split(__m512i codes, Vector* weights) {
+    weights[0] = look_up(codes);
+    weights[1] = look_up(_mm512_srli_epi32(codes, 8));
+    weights[2] = look_up(_mm512_srli_epi32(codes, 16));
+    weights[3] = look_up(_mm512_srli_epi32(codes, 24));
   }
-  void dense(const uint8_t* from, f32x16* weights) const {
-    const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from));
-    split(_mm512_or_si512(pairs, _mm512_slli_epi16(pairs, 4)), weights);
+  static void dense(const uint8_t* from, Vector* weights) { split(dense_bytes(from), weights); }
+  static void sparse(const uint8_t* from, const uint8_t* bits, Vector* weights) {
+    split(sparse_bytes(from, bits), weights);
   }
-  void sparse(const uint8_t* from, const uint8_t* bits, f32x16* weights) const {
-    uint64_t kept;
-    std::memcpy(&kept, bits, sizeof kept);
-    const __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
-    const __m512i codes = _mm512_castsi256_si512(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)));
-    split(_mm512_mask_expand_epi8(_mm512_set1_epi8(8), kept, codes), weights);
+};
+#endif
+
+#if defined(__AVX512VBMI2__) && defined(__AVX512BF16__)
+// The same for inputs in bf16, in which codes are exact: each vector has every second weight.
+struct Bf16Codes {
+  typedef uint16_t Input;
+  typedef __m512i Vector;
+  static constexpr int VECTORS = 2, ROWS = 4;
+  static int position(int i) { return i % 2 * 32 + i / 2; }
+
+  static f32x16 add_products(f32x16 sum, Vector weights, const Input* inputs) {
+    return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)_mm512_loadu_si512(inputs));
+  }
+  // Of each index five bits count, of which the highest is any.
+  static Vector look_up(__m512i codes) {
+    const __m256i half = _mm256_setr_epi16(int16_t(0xc100), int16_t(0xc0e0), int16_t(0xc0c0), int16_t(0xc0a0),
+                                           int16_t(0xc080), int16_t(0xc040), int16_t(0xc000), int16_t(0xbf80), 0, 0x3f80,
+                                           0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0);
+    return _mm512_permutexvar_epi16(codes, _mm512_broadcast_i64x4(half));
+  }
+  static void split(__m512i codes, Vector* weights) {
+    weights[0] = look_up(codes);
+    weights[1] = look_up(_mm512_srli_epi16(codes, 8));
+  }
+  static void dense(const uint8_t* from, Vector* weights) { split(dense_bytes(from), weights); }
+  static void sparse(const uint8_t* from, const uint8_t* bits, Vector* weights) {
+    split(sparse_bytes(from, bits), weights);
   }
 };
 #endif
@@ -92,28 +123,25 @@ struct CodeShifts {
 };
 const CodeShifts code_shifts;
 
-template <> struct Codes<32> {
-  static constexpr int VECTORS = 2;
+template <> struct Codes<32> : Fp32Products {
+  static constexpr int VECTORS = 2, ROWS = 1;
   static int position(int i) { return i; }
-  __m256 scale;
-  explicit Codes(float value) : scale(_mm256_set1_ps(value)) {}
 
   // Decodes eight codes, whose sign is in their highest bit.
-  __m256 shifted(uint32_t codes, __m256i shifts) const {
-    const __m256i high = _mm256_sllv_epi32(_mm256_set1_epi32(int(codes)), shifts);
-    return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_srai_epi32(high, 28)));
+  static __m256 shifted(uint32_t codes, __m256i shifts) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_sllv_epi32(_mm256_set1_epi32(int(codes)), shifts), 28));
   }
-  void dense(const uint8_t* from, f32x16* weights) const {
+  static void dense(const uint8_t* from, Vector* weights) {
     const __m256i shifts = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
     uint32_t words[4];
     std::memcpy(words, from, sizeof words);
     for (int i = 0; i < 2; ++i)
       weights[i] = join(shifted(words[2 * i] ^ 0x88888888, shifts), shifted(words[2 * i + 1] ^ 0x88888888, shifts));
   }
-  __m256 expand(uint32_t codes, uint8_t byte) const {
+  static __m256 expand(uint32_t codes, uint8_t byte) {
     return shifted(codes ^ 0x8888, _mm256_load_si256((const __m256i*)code_shifts.value[byte]));
   }
-  void sparse(const uint8_t* from, const uint8_t* bits, f32x16* weights) const {
+  static void sparse(const uint8_t* from, const uint8_t* bits, Vector* weights) {
     uint16_t words[4];
     std::memcpy(words, from, sizeof words);
     for (int i = 0; i < 2; ++i)
@@ -122,94 +150,94 @@ template <> struct Codes<32> {
 };
 
 #else
-template <> struct Codes<32> {
-  static constexpr int VECTORS = 2;
+template <> struct Codes<32> : Fp32Products {
+  static constexpr int VECTORS = 2, ROWS = 1;
   static int position(int i) { return i; }
-  float scale;
-  explicit Codes(float value) : scale(value) {}
 
-  void dense(const uint8_t* from, f32x16* weights) const {
+  static void dense(const uint8_t* from, Vector* weights) {
     alignas(64) float numbers[32];
     for (int i = 0; i < 16; ++i) {
-      numbers[2 * i] = scale * float(int(from[i] & 15) - 8);
-      numbers[2 * i + 1] = scale * float(int(from[i] >> 4) - 8);
+      numbers[2 * i] = float(int(from[i] & 15) - 8);
+      numbers[2 * i + 1] = float(int(from[i] >> 4) - 8);
     }
     weights[0] = load(numbers), weights[1] = load(numbers + 16);
   }
-  void sparse(const uint8_t* from, const uint8_t* bits, f32x16* weights) const {
+  static void sparse(const uint8_t* from, const uint8_t* bits, Vector* weights) {
     alignas(64) float numbers[32] = {};
     for (int group = 0; group < 8; ++group) {
       const unsigned kept = bits[group / 2] >> group % 2 * 4 & 15;
-      numbers[4 * group + first_position(kept)] = scale * float(int(from[group] & 15) - 8);
-      numbers[4 * group + second_position(kept)] = scale * float(int(from[group] >> 4) - 8);
+      numbers[4 * group + first_position(kept)] = float(int(from[group] & 15) - 8);
+      numbers[4 * group + second_position(kept)] = float(int(from[group] >> 4) - 8);
     }
     weights[0] = load(numbers), weights[1] = load(numbers + 16);
   }
 };
 #endif
 
-// Number of codes that are decoded at a time, if both a tile and a group have a multiple of it.
-#if defined(__AVX512VBMI2__)
-constexpr int LONG_STEP = 64;
-#else
-constexpr int LONG_STEP = 32;
-#endif
 inline bool in_steps(const Packed& a, int step) { return a.width % step == 0 && a.group_size % step == 0; }
 
-// A row of a tile: its codes, its bits (null for a dense tile), its scales, the group of its first column, and the
-// columns left in that group.
+// A row of a tile of codes, with the scales of its groups; no bits if it is dense.
 struct CodeRow {
   const uint8_t *codes, *bits;
   const float* scales;
-  int64_t group, left;
+  // Columns of the tile, of a group, and of the first group that are in the tile; bytes of codes and bits of a row.
+  int64_t width, group_size, first_columns, code_bytes, bit_bytes, groups;
 
-  CodeRow(const Packed& a, int64_t tile_row, int64_t column, int64_t row) {
-    const int64_t tile = tile_row * a.tile_columns + column, first = row * a.width;
-    const bool full = a.dense[tile];
-    codes = static_cast<const uint8_t*>(a.values) + a.offsets[tile] + first / (full ? 2 : 4);
-    bits = full ? nullptr : a.bits + a.offsets[a.tile_rows * a.tile_columns + tile];
-    scales = a.scales + (tile_row * a.height + row) * a.groups;
-    group = column * a.width / a.group_size;
-    left = (group + 1) * a.group_size - column * a.width;
+  CodeRow() = default;
+  CodeRow(const Packed& a, int64_t tile_row, int64_t column, int64_t row)
+      : width(a.width), group_size(a.group_size), bit_bytes(a.width / 8), groups(a.groups) {
+    const int64_t tile = tile_row * a.tile_columns + column, group = column * width / group_size;
+    const bool dense = a.dense[tile];
+    code_bytes = dense ? width / 2 : width / 4;
+    codes = static_cast<const uint8_t*>(a.values) + a.offsets[tile] + row * code_bytes;
+    bits = dense ? nullptr : a.bits + a.offsets[a.tile_rows * a.tile_columns + tile] + row * width / 8;
+    scales = a.scales + (tile_row * a.height + row) * groups + group;
+    first_columns = std::min((group + 1) * group_size - column * width, width);
+  }
+  // Moves to a later row, if rows have whole bytes of bits.
+  void advance(int64_t rows) {
+    codes += rows * code_bytes, scales += rows * groups;
+    if (bits) bits += rows * bit_bytes;
+  }
+  // Calls a function for each group of the row: the address of its scale, and its number of columns in the row.
+  template <typename Each>
+  inline __attribute__((always_inline)) void for_each_group(Each each) const {
+    const float* scale = scales;
+    for (int64_t left = width, columns = first_columns; left > 0; left -= columns, columns = std::min(left, group_size))
+      each(scale++, columns);
   }
 };
 
-// Calls a function for each part of a row of a tile that is in one group: its scale, its first column and its end.
-template <typename Each>
-inline __attribute__((always_inline)) void for_each_group(const Packed& a, const CodeRow& row, Each each) {
-  const float* scale = row.scales + row.group;
-  for (int64_t from = 0, end = std::min(row.left, a.width); from < a.width;
-       from = end, end = std::min(end + a.group_size, a.width))
-    each(*scale++, from, end);
-}
-
-// Unpacks a row of a tile, whose first group of four has the index ``four`` in the tile.
 template <typename T>
-void unpack_codes_in_steps(const Packed& a, const CodeRow& row, int64_t four, T* to) {
-  for_each_group(a, row, [&](float scale, int64_t i, int64_t end) {
-    const Codes<STEP> decoder(scale);
-    for (; i < end; i += STEP) {
+void unpack_codes_in_steps(const CodeRow& row, T* to) {
+  const uint8_t *codes = row.codes, *bits = row.bits;
+  row.for_each_group([&](const float* scale, int64_t columns) {
+    for (; columns > 0; columns -= STEP, to += STEP) {
       f32x16 weights[2];
-      if (row.bits) decoder.sparse(row.codes + i / 4, row.bits + four / 2 + i / 8, weights);
-      else decoder.dense(row.codes + i / 2, weights);
-      store_f32<LANES>(to + i, weights[0]);
-      store_f32<LANES>(to + i + LANES, weights[1]);
+      if (bits) Codes<STEP>::sparse(codes, bits, weights), codes += STEP / 4, bits += STEP / 8;
+      else Codes<STEP>::dense(codes, weights), codes += STEP / 2;
+      store_f32<LANES>(to, *scale * weights[0]);
+      store_f32<LANES>(to + LANES, *scale * weights[1]);
     }
   });
 }
 
+// The same for any width and groups; ``scales`` has room for one number a column. ``odd``: the bits of the row begin with
+// the upper half of their first byte.
 template <typename T>
-void unpack_codes_one_by_one(const Packed& a, const CodeRow& row, int64_t four, T* to) {
+void unpack_codes_one_by_one(const CodeRow& row, bool odd, float* scales, T* to) {
+  float* end = scales;
+  row.for_each_group([&](const float* scale, int64_t columns) { end = std::fill_n(end, columns, *scale); });
   const auto decode = [&](int64_t code, int64_t column) {
-    const float scale = row.scales[row.group + (column + a.group_size - row.left) / a.group_size];
-    round_to(to + column, scale * float(int(row.codes[code / 2] >> code % 2 * 4 & 15) - 8));
+    round_to(to + column, scales[column] * float(int(row.codes[code / 2] >> code % 2 * 4 & 15) - 8));
   };
   if (!row.bits) {
-    for (int64_t i = 0; i < a.width; ++i) decode(i, i);
+    for (int64_t i = 0; i < row.width; ++i) decode(i, i);
     return;
   }
-  std::fill_n(to, a.width, T(0));
-  for (int64_t i = 0; i < a.width / 4; ++i, ++four) {
+  std::fill_n(to, row.width, T(0));
+  for (int64_t i = 0; i < row.width / 4; ++i) {
+    const int64_t four = i + odd;
     const unsigned kept = row.bits[four / 2] >> four % 2 * 4 & 15;
     decode(2 * i, 4 * i + first_position(kept));
     decode(2 * i + 1, 4 * i + second_position(kept));
@@ -223,11 +251,12 @@ void unpack_codes(const Packed& a, int64_t first, int64_t last, T* to) {
 #pragma omp parallel for num_threads(a.threads) schedule(static) collapse(2)
   for (int64_t tile_row = first; tile_row < last; ++tile_row)
     for (int64_t column = 0; column < a.tile_columns; ++column) {
+      const Buffer scales(a.width);
       T* out = to + (tile_row - first) * a.height * columns + column * a.width;
       for (int64_t row = 0; row < a.height; ++row, out += columns) {
         const CodeRow codes(a, tile_row, column, row);
-        if (in_steps(a, STEP)) unpack_codes_in_steps(a, codes, row * a.width / 4, out);
-        else unpack_codes_one_by_one(a, codes, row * a.width / 4, out);
+        if (in_steps(a, STEP)) unpack_codes_in_steps(codes, out);
+        else unpack_codes_one_by_one(codes, row * a.width / 4 % 2, scales.data, out);
       }
     }
 }

@@ -39,10 +39,7 @@ extern "C" void packed_unpack(const Packed* a, int64_t first, int64_t last, void
 extern "C" void codes_gemv(const Packed* a, const void* inputs, void* outputs, int64_t n, int32_t bf16) {
   dispatch(bf16, [&](auto type) {
     typedef decltype(type) T;
-    const T* from = static_cast<const T*>(inputs);
-    T* to = static_cast<T*>(outputs);
-    if (in_steps(*a, LONG_STEP)) gemv<Coded<LONG_STEP>>(*a, from, to, n);
-    else gemv<Coded<STEP>>(*a, from, to, n);
+    codes_gemv(*a, static_cast<const T*>(inputs), static_cast<T*>(outputs), n);
   });
 }
 
