@@ -1,0 +1,1 @@
+"""Integrations of packed layers into other libraries."""
