@@ -94,10 +94,20 @@ class PackedWeight:
             known = self.__dict__["_checked"] = self._check()
         return known
 
-    def matches(self, shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> bool:
+    def matches(
+        self,
+        shape: tuple[int, int],
+        tile: int,
+        dense: Tensor,
+        values: Tensor,
+        bits: Tensor,
+        scales: Tensor | None = None,
+        group_size: int | None = None,
+    ) -> bool:
         """Return whether these are the parts that were checked last, unmoved and unchanged since."""
         known: CheckedParts = self.__dict__["_checked"]
-        return (self.shape, self.tile) == (shape, tile) and known.state == known.current_state(dense, values, bits)
+        same = (self.shape, self.tile, self.group_size) == (shape, tile, group_size)
+        return same and known.state == known.current_state(dense, values, bits, scales)
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """Return the weight on another device."""
