@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from patch.errors import InputError
 from patch.inference.integrations.transformers_quantizer import describe_packed, replace_module
@@ -63,9 +62,9 @@ def convert(
         adapter = quantized[name].adapter if quantized is not None else None
         if adapter is not None:
             adapter = adapter.to(linear.weight.dtype).to(linear.weight.device)
-        weight = weight.to(linear.weight.device)
-        replace_module(model, name, HybridLinear(weight, linear.bias, adapter=adapter))
-    if packed and isinstance(model, PreTrainedModel):
+        layer = HybridLinear(weight.to(linear.weight.device), linear.bias, adapter=adapter)
+        replace_module(model, name, layer)
+    if packed and hasattr(model, "save_pretrained"):
         describe_packed(model)
     return model.requires_grad_(False)
 
