@@ -34,7 +34,7 @@ def save_pack_quantized(model: PreTrainedModel, layers: Mapping[str, QuantizedLa
     """Write a model with quantized layers as a folder for `from_pretrained` and vLLM, atomically.
 
     All codes stay as they are. Scales are rounded to the dtype of the model, as these readers do: in bf16 by at most
-    2^-9 of their value, in fp32 not at all. All layers of the folder have groups of one size, which divides their
+    2^-8 of their value, in fp32 not at all. All layers of the folder have groups of one size, which divides their
     inputs: the greatest common divisor of the layers' group sizes and inputs. A scale is repeated if its group is
     divided.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +180,10 @@ def test_a_group_beyond_the_numbers_of_c(instructions: str, coded_weight: Callab
     packed, inputs = made.packed, random_inputs(2, 128, torch.float32)
     assert torch.equal(unpack(packed), made.masked.float())
     assert_product(compiled.multiply(packed, inputs), inputs, made.masked)
+
+
+def test_no_read_beyond_the_end_of_a_part() -> None:
+    script = Path(__file__).with_name("guarded_codes.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == 10 * len(compiled.available()) + 75
