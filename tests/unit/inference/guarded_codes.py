@@ -63,10 +63,10 @@ def inputs_of(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return guarded(torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).to(dtype))
 
 
-def right(layer: HybridLinear, shape: tuple[int, int], dtype: torch.dtype) -> bool:
+def right(layer: HybridLinear, shape: tuple[int, int], group_size: int, dtype: torch.dtype) -> bool:
     """Return whether a layer's products are those of its current buffers in plain PyTorch."""
     parts = {name: layer._buffers[name].clone() for name in ("dense", "values", "bits", "scales")}
-    weight = PackedWeight(shape, layer.tile, **parts, group_size=layer.group_size)
+    weight = PackedWeight(shape, layer.tile, **parts, group_size=group_size)
     for rows in ROWS:
         inputs = inputs_of(rows, shape[1], dtype)
         found, expected = layer(inputs).double(), unpacked.multiply(weight, inputs.double())
@@ -84,7 +84,7 @@ def main() -> None:
         for shape, tile, group_size in CASES:
             for dtype in (torch.float32, torch.bfloat16):
                 layer = layer_of(shape, tile, group_size)
-                assert right(layer, shape, dtype), (name, shape, dtype)
+                assert right(layer, shape, group_size, dtype), (name, shape, dtype)
                 count += 1
                 # Writes that PyTorch does not count: any products, but no signal.
                 for bits in (0, 0xFF, 0b0001_0111):
@@ -102,7 +102,7 @@ def main() -> None:
             except InputError:
                 count += 1
             else:
-                assert right(layer, shape, torch.float32), (label, shape)
+                assert right(layer, shape, group_size, torch.float32), (label, shape)
                 count += 1
     print(count)
 
