@@ -1,8 +1,9 @@
 """C++ backend for the CPU, compiled for the processor's instructions on first use and cached.
 
 With few rows of inputs, as in decoding, memory bandwidth is the limit, and the packed weight is expanded in registers.
-With more, arithmetic is the limit: products with zeros are skipped, or AMX multiplies. Tiles of other sizes, and
-quantized weights with more rows, are unpacked into a block that fits the caches, which PyTorch multiplies.
+With more, arithmetic is the limit: products with zeros are skipped, or AMX multiplies. Tiles of other sizes are
+unpacked into a block that fits the caches, which PyTorch multiplies. The codes of a quantized weight are decoded in
+registers too, or with more rows into a block of an ordinary packed weight.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ INSTRUCTIONS = {
 # Environment variable that selects an instruction set other than the fastest.
 CHOICE = "PATCH_INSTRUCTIONS"
 DTYPES = (torch.float32, torch.bfloat16)
-# Largest number of input rows for `packed_gemv`; with AMX the limit is lower.
+# Largest number of input rows for the kernels that read memory at the limit; with AMX it is lower.
 GEMV_ROWS, GEMV_ROWS_AMX = 4, 2
-# Largest number of input rows for `codes_gemv`.
-CODES_ROWS = 8
 # With more rows, PyTorch's products of unpacked weights use AMX better.
 GEMM_ROWS_AMX = 1024
 # Number of weights unpacked at a time.
@@ -59,6 +58,7 @@ class _Packed(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("values", "bits", "dense", "offsets", "scales")),
         *((name, ctypes.c_int64) for name in ("tile_rows", "tile_columns", "height", "width", "groups", "group_size")),
+        ("stride", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("bf16", "threads")),
     ]
 
@@ -85,6 +85,7 @@ def load(instructions: str) -> ctypes.CDLL:
         "packed_gemm": [struct, pointer, pointer, number],
         "packed_unpack": [struct, number, number, pointer],
         "codes_gemv": [struct, pointer, pointer, number, flag],
+        "codes_gemm": [struct, pointer, pointer, number, flag],
         "codes_unpack": [struct, number, number, pointer, flag],
         "use_large_pages": [pointer, number],
     }
@@ -126,6 +127,8 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
         return f"runs on a CPU, not on {inputs.device}"
     if reason := common_reason(packed, inputs, DTYPES, quantized=True):
         return reason
+    if packed.scales is not None and packed.checked.group_size % 4:
+        return f"groups of {packed.checked.group_size} columns; expected a multiple of four"
     kernel = _kernel()
     return kernel if isinstance(kernel, str) else None
 
@@ -147,6 +150,7 @@ def _native(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, tup
         None if scales is None else scales.data_ptr(),
         *(rows, columns, parts.height, parts.width),
         *((0, 0) if scales is None else (scales.shape[1], parts.group_size)),
+        parts.shape[0],
         *(values.dtype == torch.bfloat16, 0),
     )
     for part in (values, bits):
@@ -176,19 +180,19 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     count = shape[0]
     output = inputs.new_empty(count, rows)
     bf16 = inputs.dtype is torch.bfloat16
-    if parts.scales is not None:
-        if count <= CODES_ROWS and parts.width % 32 == parts.group_size % 32 == 0:
-            kernel.codes_gemv(reference, inputs.data_ptr(), output.data_ptr(), count, bf16)
-        else:
-            _multiply_unpacked(parts, lambda *block: kernel.codes_unpack(reference, *block, bf16), inputs, output)
-        return output
-    amx = instructions == "amx" and bf16
-    if count <= (GEMV_ROWS_AMX if amx else GEMV_ROWS) and parts.width % 32 == 0:
-        kernel.packed_gemv(reference, inputs.data_ptr(), output.data_ptr(), count)
-    elif parts.width % 16 == parts.height % 16 == 0 and not (amx and count > GEMM_ROWS_AMX):
-        kernel.packed_gemm(reference, inputs.data_ptr(), output.data_ptr(), count)
+    if parts.scales is None:
+        name, flag, group_size = "packed", (), 32
     else:
-        _multiply_unpacked(parts, partial(kernel.packed_unpack, reference), inputs, output)
+        name, flag, group_size = "codes", (bf16,), parts.group_size
+    addresses = reference, inputs.data_ptr(), output.data_ptr(), count
+    amx = instructions == "amx" and bf16
+    if count <= (GEMV_ROWS_AMX if amx else GEMV_ROWS) and parts.width % 32 == group_size % 32 == 0:
+        getattr(kernel, f"{name}_gemv")(*addresses, *flag)
+    elif parts.width % 16 == parts.height % 16 == 0 and not (amx and count > GEMM_ROWS_AMX):
+        getattr(kernel, f"{name}_gemm")(*addresses, *flag)
+    else:
+        unpack = getattr(kernel, f"{name}_unpack")
+        _multiply_unpacked(parts, lambda *block: unpack(reference, *block, *flag), inputs, output)
     return output
 
 

@@ -19,7 +19,7 @@ from patch.inference.packed import PackedWeight, pack
 from patch.quantization.absmax import Quantized
 
 # Shape, tile, group size: some for each decoder, and some that are unpacked.
-CASES = [((64, 128), 64, 64), ((32, 64), 32, 32), ((64, 64), 64, 96), ((12, 24), 12, 5), ((5, 20), 20, 7)]
+CASES = [((64, 128), 64, 64), ((32, 64), 32, 32), ((64, 64), 64, 96), ((12, 24), 12, 8), ((5, 20), 20, 12)]
 ROWS = (1, 3, 4, 9)
 # Changes of a layer's scales; afterwards it is refused, or its products are those of the new scales.
 CHANGES: dict[str, Callable[[HybridLinear], object]] = {

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "decode.h"
 
 namespace {
@@ -208,57 +210,57 @@ struct CodeRow {
   }
 };
 
+// Writes the numbers of ``count`` codes.
 template <typename T>
-void unpack_codes_in_steps(const CodeRow& row, T* to) {
-  const uint8_t *codes = row.codes, *bits = row.bits;
-  row.for_each_group([&](const float* scale, int64_t columns) {
-    for (; columns > 0; columns -= STEP, to += STEP) {
-      f32x16 weights[2];
-      if (bits) Codes<STEP>::sparse(codes, bits, weights), codes += STEP / 4, bits += STEP / 8;
-      else Codes<STEP>::dense(codes, weights), codes += STEP / 2;
-      store_f32<LANES>(to, *scale * weights[0]);
-      store_f32<LANES>(to + LANES, *scale * weights[1]);
+void decode_codes(const uint8_t* codes, int64_t count, float scale, T* to) {
+  int64_t i = 0;
+  for (; i + STEP <= count; i += STEP) {
+    f32x16 numbers[2];
+    Codes<STEP>::dense(codes + i / 2, numbers);
+    store_f32<LANES>(to + i, scale * numbers[0]);
+    store_f32<LANES>(to + i + LANES, scale * numbers[1]);
+  }
+  for (; i < count; ++i) round_to(to + i, scale * float(int(codes[i / 2] >> i % 2 * 4 & 15) - 8));
+}
+
+// Rows of tiles of a weight of codes as a weight of numbers with the same bits; groups have a multiple of four columns.
+template <typename T>
+struct DecodedRows {
+  Buffer values;
+  std::vector<int64_t> offsets;
+  Packed weight;
+
+  // Reserves memory for up to ``most`` rows of tiles.
+  DecodedRows(const Packed& a, int64_t most)
+      : values(most * a.tile_columns * a.height * a.width * int64_t(sizeof(T)) / int64_t(sizeof(float))),
+        offsets(2 * most * a.tile_columns),
+        weight(a) {
+    weight.values = values.data, weight.offsets = offsets.data(), weight.bf16 = sizeof(T) == sizeof(uint16_t);
+  }
+
+  // Decodes the rows of tiles from ``first`` up to ``last``.
+  void decode(const Packed& a, int64_t first, int64_t last) {
+    const int64_t before = first * a.tile_columns, tiles = (last - first) * a.tile_columns;
+    weight.tile_rows = last - first, weight.dense = a.dense + before;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      offsets[tile] = 2 * (a.offsets[before + tile] - a.offsets[before]);
+      offsets[tiles + tile] = a.offsets[a.tile_rows * a.tile_columns + before + tile];
     }
-  });
-}
-
-// The same for any width and groups; ``scales`` has room for one number a column. ``odd``: the bits of the row begin with
-// the upper half of their first byte.
-template <typename T>
-void unpack_codes_one_by_one(const CodeRow& row, bool odd, float* scales, T* to) {
-  float* end = scales;
-  row.for_each_group([&](const float* scale, int64_t columns) { end = std::fill_n(end, columns, *scale); });
-  const auto decode = [&](int64_t code, int64_t column) {
-    round_to(to + column, scales[column] * float(int(row.codes[code / 2] >> code % 2 * 4 & 15) - 8));
-  };
-  if (!row.bits) {
-    for (int64_t i = 0; i < row.width; ++i) decode(i, i);
-    return;
-  }
-  std::fill_n(to, row.width, T(0));
-  for (int64_t i = 0; i < row.width / 4; ++i) {
-    const int64_t four = i + odd;
-    const unsigned kept = row.bits[four / 2] >> four % 2 * 4 & 15;
-    decode(2 * i, 4 * i + first_position(kept));
-    decode(2 * i + 1, 4 * i + second_position(kept));
-  }
-}
-
-// Unpacks rows of tiles from ``first`` up to ``last``.
-template <typename T>
-void unpack_codes(const Packed& a, int64_t first, int64_t last, T* to) {
-  const int64_t columns = a.tile_columns * a.width;
-#pragma omp parallel for num_threads(a.threads) schedule(static) collapse(2)
-  for (int64_t tile_row = first; tile_row < last; ++tile_row)
-    for (int64_t column = 0; column < a.tile_columns; ++column) {
-      const Buffer scales(a.width);
-      T* out = to + (tile_row - first) * a.height * columns + column * a.width;
-      for (int64_t row = 0; row < a.height; ++row, out += columns) {
-        const CodeRow codes(a, tile_row, column, row);
-        if (in_steps(a, STEP)) unpack_codes_in_steps(codes, out);
-        else unpack_codes_one_by_one(codes, row * a.width / 4 % 2, scales.data, out);
+    T* const to = reinterpret_cast<T*>(values.data);
+#pragma omp parallel for num_threads(a.threads) schedule(static)
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      CodeRow row(a, first + tile / a.tile_columns, tile % a.tile_columns, 0);
+      const int64_t divisor = row.bits ? 2 : 1;
+      T* out = to + offsets[tile];
+      for (int64_t i = 0; i < a.height; ++i, row.codes += row.code_bytes, row.scales += row.groups) {
+        const uint8_t* codes = row.codes;
+        row.for_each_group([&](const float* scale, int64_t columns) {
+          decode_codes(codes, columns / divisor, *scale, out);
+          codes += columns / divisor / 2, out += columns / divisor;
+        });
       }
     }
-}
+  }
+};
 
 }  // namespace

@@ -152,14 +152,13 @@ void add_row_blocks(const Packed& a, const RowBlock* blocks, int64_t count, cons
 
 template <typename Weights, int N, typename T>
 void multiply(const Packed& a, const typename Weights::Input* inputs, T* outputs) {
-  const int64_t rows = a.tile_rows * a.height;
   const auto add = [&](const RowBlock* blocks, int64_t count, float* sums) {
     add_row_blocks<Weights, N>(a, blocks, count, inputs, sums);
   };
   for_each_row_block<STREAMS>(a, LANES * N, add, [&](int64_t first, int64_t count, const float* sums) {
     for (int64_t row = 0; row < count; ++row)
       for (int n = 0; n < N; ++n)
-        round_to(outputs + n * rows + first + row, horizontal_sum(load(sums + LANES * (N * row + n))));
+        round_to(outputs + n * a.stride + first + row, horizontal_sum(load(sums + LANES * (N * row + n))));
   });
 }
 
@@ -177,12 +176,12 @@ void reorder(const T* inputs, int64_t count, typename Weights::Input* to) {
 template <typename Weights, typename T>
 void gemv(const Packed& a, const T* inputs, T* outputs, int64_t n) {
   typedef typename Weights::Input Input;
-  const int64_t columns = a.tile_columns * a.width, rows = a.tile_rows * a.height;
+  const int64_t columns = a.tile_columns * a.width;
   const Buffer buffer(n * columns);
   Input* const reordered = reinterpret_cast<Input*>(buffer.data);
   reorder<Weights>(inputs, n * columns, reordered);
   const Input* from = reordered;
-  for (; n >= 4; n -= 4, from += 4 * columns, outputs += 4 * rows) multiply<Weights, 4>(a, from, outputs);
+  for (; n >= 4; n -= 4, from += 4 * columns, outputs += 4 * a.stride) multiply<Weights, 4>(a, from, outputs);
   if (n == 1) multiply<Weights, 1>(a, from, outputs);
   if (n == 2) multiply<Weights, 2>(a, from, outputs);
   if (n == 3) multiply<Weights, 3>(a, from, outputs);
@@ -190,7 +189,7 @@ void gemv(const Packed& a, const T* inputs, T* outputs, int64_t n) {
 
 // Chooses the decoder of codes that takes most at a time.
 template <typename T>
-void codes_gemv(const Packed& a, const T* inputs, T* outputs, int64_t n) {
+void multiply_codes(const Packed& a, const T* inputs, T* outputs, int64_t n) {
 #if defined(__AVX512VBMI2__)
   if (in_steps(a, 64)) {
 #if defined(__AVX512BF16__)

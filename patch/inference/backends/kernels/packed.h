@@ -15,6 +15,7 @@ struct Packed {
   const int64_t* offsets;  // [2, tiles]: first element of values and first byte of bits of each tile
   const float* scales;  // [rows, groups], or null
   int64_t tile_rows, tile_columns, height, width, groups, group_size;
+  int64_t stride;  // of the rows of outputs
   int32_t bf16, threads;
 };
 
