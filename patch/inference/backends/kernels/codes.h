@@ -9,7 +9,8 @@
 
 namespace {
 
-// Decoder of `STEP` codes in `VECTORS` vectors, where ``position`` is the place of a weight, for `ROWS` rows at a time.
+// Decoder of `STEP` codes in `VECTORS` vectors, where ``position`` is the place of a weight. Registers suffice for the
+// sums of `ROWS` rows.
 template <int STEP> struct Codes;
 
 // Products with inputs in fp32.
@@ -89,7 +90,7 @@ template <> struct Codes<64> : Fp32Products {
 struct Bf16Codes {
   typedef uint16_t Input;
   typedef __m512i Vector;
-  static constexpr int VECTORS = 2, ROWS = 4;
+  static constexpr int VECTORS = 2, ROWS = 8;
   static int position(int i) { return i % 2 * 32 + i / 2; }
 
   static f32x16 add_products(f32x16 sum, Vector weights, const Input* inputs) {
@@ -210,17 +211,31 @@ struct CodeRow {
   }
 };
 
-// Writes the numbers of ``count`` codes.
+// Writes the numbers of an even number of codes, which are looked up.
 template <typename T>
 void decode_codes(const uint8_t* codes, int64_t count, float scale, T* to) {
+  alignas(64) T numbers[16];
+  store_f32<LANES>(numbers, scale * f32x16{-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7});
   int64_t i = 0;
-  for (; i + STEP <= count; i += STEP) {
-    f32x16 numbers[2];
-    Codes<STEP>::dense(codes + i / 2, numbers);
-    store_f32<LANES>(to + i, scale * numbers[0]);
-    store_f32<LANES>(to + i + LANES, scale * numbers[1]);
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const __m512 table = _mm512_load_ps(numbers);
+    for (; i + 16 <= count; i += 16) {
+      uint32_t words[2];
+      std::memcpy(words, codes + i / 2, sizeof words);
+      _mm512_storeu_ps(to + i, _mm512_permutexvar_ps(Codes<32>::spread(words[0], words[1]), table));
+    }
+  } else {
+    // The two codes of a byte move to the lowest bits of the halves of a lane; of the fifth bit any value will do.
+    const __m512i table = _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i*)numbers));
+    for (; i + 32 <= count; i += 32) {
+      const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(codes + i / 2)));
+      const __m512i split = _mm512_or_si512(pairs, _mm512_slli_epi32(pairs, 12));
+      _mm512_storeu_si512(to + i, _mm512_permutexvar_epi16(split, table));
+    }
   }
-  for (; i < count; ++i) round_to(to + i, scale * float(int(codes[i / 2] >> i % 2 * 4 & 15) - 8));
+#endif
+  for (; i < count; i += 2) to[i] = numbers[codes[i / 2] & 15], to[i + 1] = numbers[codes[i / 2] >> 4];
 }
 
 // Rows of tiles of a weight of codes as a weight of numbers with the same bits; groups have a multiple of four columns.

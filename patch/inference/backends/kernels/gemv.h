@@ -130,7 +130,8 @@ constexpr int STREAMS = 4;
 template <typename Weights, int N>
 void add_row_blocks(const Packed& a, const RowBlock* blocks, int64_t count, const typename Weights::Input* inputs,
                     float* sums) {
-  constexpr int R = std::max(Weights::ROWS / N, 1);
+  // More rows at a time are no faster.
+  constexpr int R = std::clamp(Weights::ROWS / N, 1, 4);
   const int64_t stride = a.tile_columns * a.width, size = blocks->to - blocks->from, tile_columns = a.tile_columns;
   for (int64_t column = 0; column < tile_columns; ++column) {
     typename Weights::Row rows[STREAMS];
