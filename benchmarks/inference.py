@@ -5,11 +5,12 @@
     python benchmarks/inference.py --device cuda --dtypes bfloat16 --rows 16 2048 --models
 
 The reference is PyTorch's dense linear layer. Weights are random, tiles have side 128, and the fraction of sparse tiles
-gives the sparsity; 50 is 2:4 everywhere. Candidates with `4-bit` are quantized too, with groups of 128. Candidates are called in turn, each time with another copy of their weight, so
-that no cache holds it. Both sides have large pages and the same inputs, threads and dtype. Times are medians with half
-the distance of the quartiles; `limit` is the dense weight's bytes over the packed weight's, and `of limit` is the
-fraction of it that the speedup reaches. Noisy values are marked with †: the distance of their quartiles exceeds a fifth
-of the median. Noisy generations are measured again, up to twice.
+gives the sparsity; 50 is 2:4 everywhere. Candidates with `4-bit` are quantized too, with groups of 128. Candidates are
+called in turn, each time with another copy of their weight, so that no cache holds it. Both sides have large pages and
+the same inputs, threads and dtype. Times are medians with half the distance of the quartiles; `limit` is the dense
+weight's bytes over the packed weight's, and `of limit` is the fraction of it that the speedup reaches. Noisy values are
+marked with †: the distance of their quartiles exceeds a fifth of the median. Noisy generations are measured again, up
+to twice.
 
 The last line is one JSON object: the smallest speedup for one row by dtype, sparsity and bits, over shapes and threads,
 and the largest ratio of a packed layer's memory to its formula.
