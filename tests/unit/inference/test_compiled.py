@@ -274,8 +274,9 @@ def test_instructions_that_this_processor_lacks(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("fma avx avx2 avx512f avx512dq avx512bw avx512vl avx512_vbmi2 amx_bf16 amx_tile", "amx"),
-        ("fma avx avx2 avx512f avx512dq avx512bw avx512vl avx512_vbmi2 amx_tile", "avx512-vbmi2"),
+        ("fma avx avx2 avx512f avx512dq avx512bw avx512vl avx512_vbmi2 avx512_bf16 amx_bf16 amx_tile", "amx"),
+        ("fma avx avx2 avx512f avx512dq avx512bw avx512vl avx512_vbmi2 avx512_bf16 amx_tile", "avx512-bf16"),
+        ("fma avx avx2 avx512f avx512dq avx512bw avx512vl avx512_vbmi2", "avx512-vbmi2"),
         ("fma avx avx2 avx512f avx512dq avx512bw avx512vl", "avx512"),
         ("fma avx avx2 avx512f", "avx2"),
         ("asimd bf16", "portable"),

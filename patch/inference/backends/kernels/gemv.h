@@ -18,7 +18,7 @@ inline float horizontal_sum(f32x16 v) {
 template <typename T>
 struct Numbers {
   typedef float Input;
-  static constexpr int COLUMNS = STEP, ROWS = 1;
+  static constexpr int COLUMNS = STEP, ROWS = 1;  // number of rows that are read before those of another block
   static int position(int i) { return Decoder<T>::position(i); }
 
   // A row of a tile; no bits if it is dense.
@@ -34,20 +34,24 @@ struct Numbers {
       values = static_cast<const T*>(a.values) + a.offsets[tile] + (dense ? first : first / 2);
       bits = dense ? nullptr : a.bits + a.offsets[a.tile_rows * a.tile_columns + tile] + first / 8;
     }
-    void advance(int64_t rows) {
-      values += rows * (bits ? width / 2 : width);
-      if (bits) bits += rows * width / 8;
+    void advance() {
+      values += bits ? width / 2 : width;
+      if (bits) bits += width / 8;
     }
   };
 
-  // Adds the products of R rows, of which the first is given, and N inputs, which begin at the tile's first column,
-  // ``stride`` apart, to [R, N] vectors of sums.
-  template <int N, int R>
-  static inline __attribute__((always_inline)) void add(const Row& row, const float* inputs, int64_t stride,
+  // Adds the products of a row and N inputs, which begin at the tile's first column, ``stride`` apart, to N vectors of
+  // sums, and moves to the next row.
+  template <int N>
+  static inline __attribute__((always_inline)) void add(Row& row, int64_t, const float* inputs, int64_t stride,
                                                         float* sums) {
-    if (!row.bits) return add_row<N, true>(row, inputs, stride, sums);
-    __builtin_prefetch(row.bits + L2_DISTANCE / 8, 0, 2);
-    add_row<N, false>(row, inputs, stride, sums);
+    if (row.bits) {
+      __builtin_prefetch(row.bits + L2_DISTANCE / 8, 0, 2);
+      add_row<N, false>(row, inputs, stride, sums);
+    } else {
+      add_row<N, true>(row, inputs, stride, sums);
+    }
+    row.advance();
   }
 
   template <int N, bool DENSE>
@@ -75,29 +79,40 @@ struct Numbers {
   }
 };
 
-// Codes, which are decoded `COLUMNS` at a time, and scaled at the end of a group. Several rows share the loaded inputs.
+// Codes, which are decoded `COLUMNS` at a time, and scaled at the end of a group.
 template <typename Decoder, int COLUMNS_>
 struct Coded {
   typedef typename Decoder::Input Input;
   typedef CodeRow Row;
-  static constexpr int COLUMNS = COLUMNS_, ROWS = Decoder::ROWS;
+  static constexpr int COLUMNS = COLUMNS_, ROWS = 16;
   static int position(int i) { return Decoder::position(i); }
 
-  template <int N, int R>
-  static inline __attribute__((always_inline)) void add(const Row& row, const Input* inputs, int64_t stride,
-                                                        float* sums) {
-    if (row.bits) add_rows<N, R, false>(row, inputs, stride, sums);
-    else add_rows<N, R, true>(row, inputs, stride, sums);
+  // Adds the products of ``count`` rows and N inputs to [count, N] vectors of sums, and moves to the row after them.
+  template <int N>
+  static inline void add(Row& row, int64_t count, const Input* inputs, int64_t stride, float* sums) {
+    // More rows at a time are no faster.
+    constexpr int R = std::clamp(Decoder::ROWS / N, 1, 4);
+    prefetch_ahead(row.codes, count * row.code_bytes);
+    if (row.bits) prefetch(row.bits + L2_DISTANCE / 2, count * row.bit_bytes);
+    for (; count >= R; count -= R, sums += LANES * N * R) add_rows<N, R>(row, inputs, stride, sums);
+    for (; count > 0; --count, sums += LANES * N) add_rows<N, 1>(row, inputs, stride, sums);
   }
 
+  template <int N, int R>
+  static inline __attribute__((always_inline)) void add_rows(Row& row, const Input* inputs, int64_t stride,
+                                                             float* sums) {
+    if (row.bits) add_rows<N, R, false>(row, inputs, stride, sums);
+    else add_rows<N, R, true>(row, inputs, stride, sums);
+    row.advance(R);
+  }
+
+  // R rows share the loaded inputs.
   template <int N, int R, bool DENSE>
   static inline __attribute__((always_inline)) void add_rows(const Row& row, const Input* inputs, int64_t stride,
                                                              float* sums) {
     constexpr int VECTORS = Decoder::VECTORS, LENGTH = COLUMNS / VECTORS;
     const uint8_t *codes = row.codes, *bits = row.bits;
     const int64_t code_bytes = row.code_bytes, bit_bytes = row.bit_bytes, groups = row.groups;
-    prefetch_ahead(codes, R * code_bytes);
-    if (!DENSE) prefetch(bits + L2_DISTANCE / 2, R * bit_bytes);
     f32x16 total[R * N];
     for (int i = 0; i < R * N; ++i) total[i] = load(sums + LANES * i);
     row.for_each_group([&](const float* scales, int64_t columns) __attribute__((always_inline)) {
@@ -130,24 +145,15 @@ constexpr int STREAMS = 4;
 template <typename Weights, int N>
 void add_row_blocks(const Packed& a, const RowBlock* blocks, int64_t count, const typename Weights::Input* inputs,
                     float* sums) {
-  // More rows at a time are no faster.
-  constexpr int R = std::clamp(Weights::ROWS / N, 1, 4);
   const int64_t stride = a.tile_columns * a.width, size = blocks->to - blocks->from, tile_columns = a.tile_columns;
   for (int64_t column = 0; column < tile_columns; ++column) {
     typename Weights::Row rows[STREAMS];
     for (int64_t b = 0; b < count; ++b) rows[b] = {a, blocks[b].tile_row, column, blocks[b].from};
     const typename Weights::Input* from = inputs + column * a.width;
-    int64_t i = 0;
-    for (; i + R <= size; i += R)
-      for (int64_t b = 0; b < count; ++b) {
-        Weights::template add<N, R>(rows[b], from, stride, sums + LANES * N * (b * size + i));
-        rows[b].advance(R);
-      }
-    for (; i < size; ++i)
-      for (int64_t b = 0; b < count; ++b) {
-        Weights::template add<N, 1>(rows[b], from, stride, sums + LANES * N * (b * size + i));
-        rows[b].advance(1);
-      }
+    for (int64_t i = 0; i < size; i += Weights::ROWS)
+      for (int64_t b = 0; b < count; ++b)
+        Weights::template add<N>(rows[b], std::min<int64_t>(Weights::ROWS, size - i), from, stride,
+                                 sums + LANES * N * (b * size + i));
   }
 }
 
