@@ -201,8 +201,9 @@ void multiply_codes(const Packed& a, const T* inputs, T* outputs, int64_t n) {
   if (in_steps(a, 64)) {
 #if defined(__AVX512BF16__)
     if constexpr (sizeof(T) == sizeof(uint16_t)) return gemv<Coded<Bf16Codes, 64>>(a, inputs, outputs, n);
+    else
 #endif
-    return gemv<Coded<Codes<64>, 64>>(a, inputs, outputs, n);
+      return gemv<Coded<Codes<64>, 64>>(a, inputs, outputs, n);
   }
 #endif
   gemv<Coded<Codes<STEP>, STEP>>(a, inputs, outputs, n);
