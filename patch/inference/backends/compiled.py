@@ -127,10 +127,17 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
         return f"runs on a CPU, not on {inputs.device}"
     if reason := common_reason(packed, inputs, DTYPES, quantized=True):
         return reason
-    if packed.scales is not None and packed.checked.group_size % 4:
-        return f"groups of {packed.checked.group_size} columns; expected a multiple of four"
+    if reason := _group_reason(packed.checked):
+        return reason
     kernel = _kernel()
     return kernel if isinstance(kernel, str) else None
+
+
+def _group_reason(parts: CheckedParts) -> str | None:
+    """Return the reason why the groups of a quantized weight are not supported; None if they are."""
+    if parts.group_size is None or parts.group_size % 4 == 0:
+        return None
+    return f"groups of {parts.group_size} columns; expected a multiple of four"
 
 
 def _native(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, tuple[torch.dtype, ...]]:
@@ -139,12 +146,14 @@ def _native(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, tup
     The weight is moved to large pages, which are read faster.
 
     Raises:
-        InputError: the weight has a dtype or device that the library does not support.
+        InputError: the weight has a dtype, a device or groups that the library does not support.
     """
     (rows, columns), values, bits, scales = parts.dense.shape, parts.values, parts.bits, parts.scales
     dtypes = DTYPES if scales is not None else (values.dtype,)
     if not values.is_cpu or not set(dtypes) <= set(DTYPES):
         raise InputError(f"a weight in {values.dtype} on {values.device}; expected float32 or bfloat16 on the CPU")
+    if reason := _group_reason(parts):
+        raise InputError(reason)
     struct = _Packed(
         *(part.data_ptr() for part in (values, bits, parts.dense, parts.offsets)),
         None if scales is None else scales.data_ptr(),

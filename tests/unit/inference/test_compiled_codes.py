@@ -172,6 +172,8 @@ def test_reasons_are_named(instructions: str, coded_weight: Callable) -> None:
     odd = coded_weight((64, 128), 64, 7).packed
     assert compiled.supports(odd, inputs) == "groups of 7 columns; expected a multiple of four"
     assert backend_for(odd, inputs) is unpacked.multiply
+    with pytest.raises(InputError, match="groups of 7 columns"):
+        compiled.multiply(odd, inputs)
     assert "no backward pass" in compiled.supports(packed, inputs.requires_grad_())
     with pytest.raises(InputError, match="do not fit the weight"):
         compiled.multiply(packed, inputs.detach().half())
