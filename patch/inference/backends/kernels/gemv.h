@@ -18,7 +18,7 @@ inline float horizontal_sum(f32x16 v) {
 template <typename T>
 struct Numbers {
   typedef float Input;
-  static constexpr int COLUMNS = STEP, ROWS = 1;  // number of rows that are read before those of another block
+  static constexpr int COLUMNS = STEP, ROWS = 1;
   static int position(int i) { return Decoder<T>::position(i); }
 
   // A row of a tile; no bits if it is dense.
@@ -141,7 +141,7 @@ struct Coded {
 // Number of row blocks that are read alternately: concurrent read streams raise the bandwidth.
 constexpr int STREAMS = 4;
 
-// Adds the products of row blocks of equal size and N inputs.
+// Adds the products of row blocks of equal size and N inputs; `Weights::ROWS` rows of each block are read in turn.
 template <typename Weights, int N>
 void add_row_blocks(const Packed& a, const RowBlock* blocks, int64_t count, const typename Weights::Input* inputs,
                     float* sums) {
