@@ -95,6 +95,14 @@ def test_what_it_refuses(hybrid_weight: Callable) -> None:
             torch.ops.patch_hybrid.linear(*arguments(layer, inputs_of(3, 96)))
 
 
+@pytest.mark.parametrize("part", range(4))
+def test_tensors_on_several_devices(part: int, hybrid_weight: Callable) -> None:
+    given = list(arguments(HybridLinear(hybrid_weight(SHAPE, TILE).packed), inputs_of(3, 96)))
+    given[part] = given[part].to("meta")
+    with pytest.raises(InputError, match="on .*meta"):
+        torch.ops.patch_hybrid.linear(*given)
+
+
 def test_checked_weights_live_as_long_as_their_values(hybrid_weight: Callable) -> None:
     gc.collect()
     before = len(custom_op._WEIGHTS)

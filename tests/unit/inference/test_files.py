@@ -208,9 +208,9 @@ def test_it_generates_the_same_when_compiled(
         except Exception as error:
             pytest.skip(f"torch.compile finds no C++ compiler: {error}")
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    save(made("llama", 8), tmp_path / "packed")
+    save(made("llama", 8, num_hidden_layers=2 if backend == "aot_eager" else 1), tmp_path / "packed")
     model = load(tmp_path / "packed")
-    options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+    options = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5}
     expected = model.generate(TOKENS, **options)
     static = options | {"cache_implementation": "static"}
     assert torch.equal(model.generate(TOKENS, **static), expected)
