@@ -57,7 +57,7 @@ def _shape(
     group_size: int | None = None,
 ) -> Tensor:
     # PyTorch also calls this if only some of the tensors are on the `meta` device.
-    if len({tensor.device for tensor in (inputs, values, bits, dense)}) > 1:
+    if len({part.device for part in (inputs, values, bits, dense, scales) if part is not None}) > 1:
         raise InputError(f"inputs on {inputs.device}, the weight on {values.device}, {bits.device} and {dense.device}")
     return inputs.new_empty(*inputs.shape[:-1], out_features)
 
