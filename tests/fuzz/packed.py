@@ -36,11 +36,12 @@ CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safe
 LIMIT = 120
 SIZES = {"vocab_size": 50, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 64}
 SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
-# The last two have the same shapes.
-MODELS: tuple[tuple[str, int, dict[str, Any]], ...] = (
-    ("qwen2", 8, {"tie_word_embeddings": True}),
-    ("llama", 16, {"rms_norm_eps": 1e-5}),
-    ("llama", 16, {"rms_norm_eps": 1e-1}),
+# Family, tile, changes of the sizes, and group size of quantized layers. The last two have the same shapes.
+MODELS: tuple[tuple[str, int, dict[str, Any], int | None], ...] = (
+    ("qwen2", 8, {"tie_word_embeddings": True}, None),
+    ("qwen2", 8, {}, 24),
+    ("llama", 16, {"rms_norm_eps": 1e-5}, None),
+    ("llama", 16, {"rms_norm_eps": 1e-1}, None),
 )
 Change = Callable[[random.Random, Path, Path], None]
 
@@ -74,24 +75,30 @@ def originals() -> tuple[list[Path], list[str]]:
     return folders, [digest for _, digest in answers]
 
 
-def _save(folder: Path, family: str, tile: int, changes: dict[str, Any]) -> None:
+def _save(folder: Path, family: str, tile: int, changes: dict[str, Any], group_size: int | None) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from patch.inference import convert, save
     from patch.masks.packed import MaskSet
     from patch.models.loading import prunable_linears
+    from patch.quantization.absmax import quantize
+    from patch.quantization.model import QuantizedLayer
+    from patch.quantization.slim_lora import Adapter
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | changes)).eval()
-    masks, tiles = {}, {}
+    masks, tiles, layers = {}, {}, {}
     for name, linear in prunable_linears(model).items():
         rows, columns = linear.weight.shape
         height, width = min(rows, tile), min(columns, tile)
         tiles[name] = torch.rand(rows // height, columns // width) < 0.4
         whole = tiles[name].repeat_interleave(height, 0).repeat_interleave(width, 1)
         masks[name] = (torch.rand(rows, columns // 4, 4).argsort(-1) < 2).view(rows, columns) | whole
-    save(convert(model, MaskSet(masks, "hybrid", tiles, tile)), folder)
+        if group_size is not None:
+            adapter = Adapter(torch.randn(rows, 2), torch.randn(2, columns))
+            layers[name] = QuantizedLayer(quantize(linear.weight * masks[name], 4, group_size), adapter)
+    save(convert(model, MaskSet(masks, "hybrid", tiles, tile), layers or None), folder)
 
 
 # Changes.

@@ -30,6 +30,7 @@ REASONS: list[tuple[dict[str, Any], str | None]] = [
     ({"capability": (7, 5)}, "no sparse tensor cores"),
     ({"dtype": torch.float32}, "a weight in torch.float32"),
     ({"inputs": torch.float32}, "inputs in torch.float32"),
+    ({"scales": torch.ones(64, 1)}, "a quantized weight"),
     ({"shape": (48, 64)}, "[48, 64]"),
     ({"shape": (64, 96)}, "[64, 96]"),
     ({"stored": 64 * 64 // 2 + 512}, "dense tiles"),
@@ -47,7 +48,7 @@ def test_the_reason_is_named(changes: dict[str, Any], reason: str | None, monkey
     monkeypatch.setattr(semi_structured, "_format", lambda _: (None, changes.get("missing")))
     stored = changes.get("stored", shape[0] * shape[1] // 2)
     values = SimpleNamespace(device=gpu, dtype=changes.get("dtype", half), numel=lambda: stored)
-    packed = SimpleNamespace(shape=shape, values=values)
+    packed = SimpleNamespace(shape=shape, values=values, scales=changes.get("scales"))
     inputs = SimpleNamespace(device=changes.get("there", gpu), dtype=changes.get("inputs", values.dtype))
     inputs.requires_grad = changes.get("grad", False)
     found = semi_structured.supports(packed, inputs)  # type: ignore[arg-type]
