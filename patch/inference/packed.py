@@ -71,6 +71,11 @@ class PackedWeight:
             self.__dict__["_checked"] = known
         return known
 
+    def matches(self, shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> bool:
+        """Return whether these are the parts that were checked last, unmoved and unchanged since."""
+        known: CheckedParts = self.__dict__["_checked"]
+        return (self.shape, self.tile) == (shape, tile) and known.state == known.current_state(dense, values, bits)
+
     def to(self, device: torch.device | str) -> PackedWeight:
         """Return the weight on another device."""
         parts = (part.to(device) for part in (self.dense, self.values, self.bits))

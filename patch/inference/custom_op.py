@@ -1,0 +1,81 @@
+"""Product with a packed weight as the registered operator `patch_hybrid::linear`.
+
+`torch.compile`, CUDA-graph capture and other engines see one operator instead of the code of a backend. An operator
+gets tensors alone, so the checked weight of these tensors is kept here while they live.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from patch.errors import InputError
+from patch.inference.backends import backend_for
+from patch.inference.packed import PackedWeight
+
+_LIBRARY = torch.library.Library("patch_hybrid", "DEF")
+_LIBRARY.define(
+    "linear(Tensor inputs, Tensor values, Tensor bits, Tensor dense, int out_features, int tile, "
+    "str? backend=None) -> Tensor"
+)
+# Values of a weight -> the weight. Its tensors are aliases, which do not keep the key alive.
+_WEIGHTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@torch.library.impl(_LIBRARY, "linear", "CompositeExplicitAutograd")
+def _linear(
+    inputs: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    dense: Tensor,
+    out_features: int,
+    tile: int,
+    backend: str | None = None,
+) -> Tensor:
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        raise InputError("patch_hybrid::linear has no backward pass; call it under torch.no_grad()")
+    weight = _weight((out_features, inputs.shape[-1]), tile, dense, values, bits)
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    return backend_for(weight, flat, backend)(weight, flat).view(*inputs.shape[:-1], out_features)
+
+
+@torch.library.register_fake("patch_hybrid::linear")
+def _shape(
+    inputs: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    dense: Tensor,
+    out_features: int,
+    tile: int,
+    backend: str | None = None,
+) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], out_features)
+
+
+def _weight(shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> PackedWeight:
+    """Return the checked weight of these parts; it is checked again if a part has moved or changed since."""
+    if dense.is_inference() or values.is_inference() or bits.is_inference():
+        raise InputError("a part was made under torch.inference_mode, where writes are not counted; clone it outside")
+    known = _WEIGHTS.get(values)
+    if known is None or not known.matches(shape, tile, dense, values, bits):
+        known = PackedWeight(shape, tile, dense.detach(), values.detach(), bits.detach())
+        _WEIGHTS[values] = known
+    return known
+
+
+def hybrid_linear(
+    inputs: Tensor, values: Tensor, bits: Tensor, dense: Tensor, out_features: int, tile: int, backend: str | None
+) -> Tensor:
+    """Map inputs `[..., in]` to `[..., out]` by a packed weight, without gradients.
+
+    Args:
+        inputs: `[..., in]`, of the dtype of the values.
+        values, bits, dense, tile: parts of the weight, see `PackedWeight`.
+        out_features: number of outputs.
+        backend: name of a backend, see `patch.inference.backends`; None for the fastest that supports the inputs.
+
+    Raises:
+        InputError: the parts are inconsistent, or the backend does not support them.
+    """
+    return torch.ops.patch_hybrid.linear.default(inputs, values, bits, dense, out_features, tile, backend)
