@@ -2,6 +2,7 @@
 # make real         set up, and prune a pretrained model of 135M weights by every method
 # make ablations    small versions of the paper's other tables, on one of the demo's models
 # make test         run the tests; PYTEST_ARGS="-k grid" selects some
+# make test-serving serve packed models by vLLM, which gets an environment of its own (3 GB), and compare the answers
 # make lint         check formatting and lint, without changing files
 # make clean        remove the environment and caches; results/ and work/ stay
 
@@ -10,12 +11,13 @@ CORES ?= all
 PYTEST_ARGS ?=
 
 VENV := .venv
+SERVING := .venv-serving
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo real ablations test lint clean FORCE
+.PHONY: demo real ablations test test-serving lint clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -37,6 +39,9 @@ ablations: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+test-serving: $(VENV)/.installed-serving $(SERVING)/.installed
+	@$(RUN) python -m pytest tests/serving $(PYTEST_ARGS)
+
 lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
@@ -45,7 +50,7 @@ lint: $(VENV)/.installed-test
 	@$(RUN) snakemake --lint
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: the set-up is repeated only after a change of the dependencies.
@@ -64,6 +69,16 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt $(MISSING)
 	$(call environment)
 	@$(INSTALL) -e '.[test]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-serving: $(VENV)/.installed-test $(VENV)/.installed-real
+	@$(INSTALL) -e '.[test,serving]'
+	@touch $@
+
+$(SERVING)/.installed: tests/serving/requirements.txt pyproject.toml
+	@echo "Installing vLLM into $(SERVING); minutes the first time."
+	@test -x $(SERVING)/bin/python || $(VENV)/bin/python -m venv --clear $(SERVING)
+	@$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serving/requirements.txt -e .
+	@touch $@
 
 define environment
 @test -x $(VENV)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \

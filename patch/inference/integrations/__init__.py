@@ -1,0 +1,1 @@
+"""Support of packed models in other software: transformers and vLLM."""
