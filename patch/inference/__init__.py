@@ -1,8 +1,12 @@
-"""Inference with packed models, which are smaller and faster than dense ones."""
+"""Inference with packed models, which are smaller and faster than dense ones.
+
+Importing this package registers the quantization method `patch-hybrid` with transformers, so that
+`AutoModelForCausalLM.from_pretrained` loads packed models.
+"""
 
 from patch.inference.convert import convert
-from patch.inference.files import load, save
-from patch.inference.linear import HybridLinear
+from patch.inference.files import save
+from patch.inference.linear import HybridLinear, use_backend
 from patch.inference.packed import PackedWeight, pack, packed_bytes, unpack
 
-__all__ = ["HybridLinear", "PackedWeight", "convert", "load", "pack", "packed_bytes", "save", "unpack"]
+__all__ = ["HybridLinear", "PackedWeight", "convert", "pack", "packed_bytes", "save", "unpack", "use_backend"]

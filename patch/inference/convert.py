@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from patch.errors import InputError
+from patch.inference.integrations.transformers_quantizer import describe_packed, replace_module
 from patch.inference.linear import HybridLinear
 from patch.inference.packed import pack
 from patch.masks.packed import MaskSet, check_masks
@@ -16,13 +18,14 @@ from patch.models.loading import weight_matrix
 TILES = (128, 64, 32, 16, 8, 4)
 
 
-def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.Module:
+def convert(model: nn.Module, masks: MaskSet) -> nn.Module:
     """Replace every linear layer that has a sparse tile by a `HybridLinear`; all other layers stay dense.
+
+    `save_pretrained` and `push_to_hub` of the result write the packed layers.
 
     Args:
         model: the model of the masks; changed in place and frozen, since packed weights have no gradients.
         masks: masks of the pattern `2:4` or `hybrid`.
-        backend: backend of all layers, see `HybridLinear`.
 
     Returns:
         The same model.
@@ -40,8 +43,9 @@ def convert(model: nn.Module, masks: MaskSet, backend: str | None = None) -> nn.
         if not dense.all():  # else the verified mask drops nothing
             packed[name] = pack(weight_matrix(linear), masks.masks[name], dense, tile)
     for name, weight in packed.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, HybridLinear(weight, linears[name].bias, backend))
+        replace_module(model, name, HybridLinear(weight, linears[name].bias))
+    if packed and isinstance(model, PreTrainedModel):
+        describe_packed(model)
     return model.requires_grad_(False)
 
 

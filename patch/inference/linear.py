@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
-from patch.inference.backends import backend_for
+from patch.inference.backends import backend_for, load
 from patch.inference.checked import PARTS, tile_counts
 from patch.inference.custom_op import hybrid_linear
 from patch.inference.packed import PackedWeight, packed_bytes
@@ -159,3 +159,20 @@ class HybridLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"tile={self.tile}, sparse_tiles={sparse}/{self.dense.numel()}, size_ratio={held / full:.3f}"
         )
+
+
+def use_backend(model: nn.Module, name: str | None) -> None:
+    """Set the backend of all packed layers of a model.
+
+    Args:
+        model: a packed model.
+        name: name of a backend (see `patch.inference.backends`); None for the fastest that supports the inputs.
+
+    Raises:
+        InputError: no backend has this name, or it cannot be loaded.
+    """
+    if name is not None:
+        load(name)
+    for layer in model.modules():
+        if isinstance(layer, HybridLinear):
+            layer.backend = name

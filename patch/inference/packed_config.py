@@ -82,6 +82,10 @@ class PackedConfig(Schema):
     format: Literal[1] = FORMAT
     layers: Annotated[dict[Name, PackedLayer], Field(min_length=1)]
 
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Return the shape and dtype of each part of each packed layer, by the tensor's name in the weight files."""
+        return {f"{name}.{part}": spec for name, layer in self.layers.items() for part, spec in layer.tensors().items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of `config.json`."""
         return self.model_dump(exclude_none=True)

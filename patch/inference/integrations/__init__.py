@@ -1,1 +1,1 @@
-"""Support of packed models in other software: transformers and vLLM."""
+"""Integrations of packed layers into other libraries."""
