@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from patch.errors import InputError
 from patch.inference.packed import PackedWeight
-from patch.inference.packed_config import PackedLayer
+from patch.inference.packed_config import PackedLayer, TensorSpec
 from patch.inference.sharding import all_dense, block_of, check_block, joined
+from patch.inference.weight_files import StoredTensor, check_stored
 from patch.masks.tile import tile_grid
 
 
@@ -156,12 +158,11 @@ class LayerLoader:
     def _check_tensor(self, member: _Member, part: str, tensor: Tensor) -> None:
         if part not in member.parts:
             raise InputError(f"{member.name}.{part}: not a tensor of this layer; expected {', '.join(member.parts)}")
-        spec = member.description.tensors()[part] if member.description else None
-        shape, dtype = tuple(tensor.shape), member.parts[part]
-        fits = len(shape) == 2 and shape[1] == self._total if spec is None else shape == tuple(spec.shape)
-        if not fits or not (tensor.is_floating_point() if dtype is None else tensor.dtype == dtype):
-            expected = f"{list(spec.shape) if spec else ['out', self._total]} in {dtype or 'floating-point numbers'}"
-            raise InputError(f"{member.name}.{part}: {list(shape)} in {tensor.dtype}; config.json requires {expected}")
+        name, shape = f"{member.name}.{part}", tuple(tensor.shape)
+        # The number of outputs of a dense layer is not described.
+        spec = member.description.tensors()[part] if member.description else TensorSpec((*shape[:1], self._total), None)
+        stored = StoredTensor(str(tensor.dtype).removeprefix("torch."), shape, Path("the model's files"))
+        check_stored({name: stored}, {name: spec}, stored.path)
 
     def _pack(self, member: _Member) -> list[PackedWeight]:
         tensors = {part: t.to(self._dtype) if member.parts[part] is None else t for part, t in member.tensors.items()}

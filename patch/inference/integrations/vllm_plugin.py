@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from patch.errors import InputError
 from patch.inference.integrations.layer_loader import LayerLoader
 from patch.inference.linear import HybridLinear
 from patch.inference.packed_config import METHOD, PackedConfig, PackedLayer, parse_config
+from patch.inference.weight_files import check_folder
 
 # vLLM's names of the layers merged for attention; those of other merged layers are numbers.
 ATTENTION = {"q": 0, "k": 1, "v": 2}
@@ -35,11 +37,13 @@ class HybridConfig(QuantizationConfig):
     """Packed layers of a model.
 
     Attributes:
-        layers: description of each packed layer, by its name in vLLM before layers are merged.
+        config: description of the packed layers.
+        layers: the same by the names of vLLM's modules, before vLLM merges layers.
     """
 
     def __init__(self, config: PackedConfig) -> None:
         super().__init__()
+        self.config = config
         self.layers: dict[str, PackedLayer] = dict(config.layers)
 
     @classmethod
@@ -72,6 +76,17 @@ class HybridConfig(QuantizationConfig):
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
         """Rename the layers as vLLM's model renames its weights."""
         self.layers = hf_to_vllm_mapper.apply_dict(self.layers)
+
+    def maybe_update_config(self, model_name: str, *arguments: Any, **options: Any) -> None:
+        """Check the headers of a local folder's weight files, before any weight is read.
+
+        A model of the hub is downloaded later; its tensors are checked one by one when they are loaded.
+
+        Raises:
+            InputError: a file or a tensor of a packed layer is missing, or has another size or dtype.
+        """
+        if Path(model_name).is_dir():
+            check_folder(model_name, self.config)
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """Return the method of a layer; None for vLLM's default.

@@ -182,12 +182,12 @@ def test_another_number_of_merged_layers_is_refused():
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("values", lambda t: t[:-1], r"x.values: \[223\] in torch.float64; config.json requires \[224\]"),
-        ("values", lambda t: t.int(), "x.values: .* in torch.int32; .* in floating-point numbers"),
-        ("bits", lambda t: t.view(torch.int8), "x.bits: .* in torch.int8; .* in torch.uint8"),
+        ("values", lambda t: t[:-1], r"x.values has the shape \[223\]; config.json needs \[224\]"),
+        ("values", lambda t: t.int(), "x.values has the dtype int32; expected floating-point numbers"),
+        ("bits", lambda t: t.view(torch.int8), "x.bits has the dtype int8; expected uint8"),
         ("bits", lambda t: t * 0 + 7, "x: bits are damaged"),
         ("dense", lambda t: ~t, "x: values have the shape"),
-        ("dense", lambda t: t.T.contiguous(), r"x.dense: \[3, 2\] in torch.bool; config.json requires \[2, 3\]"),
+        ("dense", lambda t: t.T.contiguous(), r"x.dense has the shape \[3, 2\]; config.json needs \[2, 3\]"),
         ("weight", lambda t: t, "x.weight: not a tensor of this layer; expected values, bits, dense"),
     ],
 )
@@ -199,6 +199,21 @@ def test_tensors_that_do_not_fit_are_refused(hybrid_weight: Callable, part: str,
     with pytest.raises(InputError, match=message):
         for name in [part, *({"values", "bits", "dense"} - {part})]:
             loader.add(0, name, tensors[name])
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.zeros(8, 16), r"b.weight has the shape \[8, 16\]; config.json needs \[8, 24\]"),
+        (torch.zeros(24), r"b.weight has the shape \[24\]; config.json needs \[24, 24\]"),
+        (torch.zeros(12, 24), "b: 12 outputs cannot be divided into 8 for each of 1 processes"),
+    ],
+)
+def test_a_dense_layer_that_does_not_fit_is_refused(hybrid_weight: Callable, weight: Tensor, message: str):
+    packed = hybrid_weight((16, 24), TILE).packed
+    (loader,) = loaders({"a": packed, "b": torch.zeros(8, 24)}, [16, 8], (24, 24), 1)
+    with pytest.raises(InputError, match=message):
+        loader.add(1, "weight", weight)
 
 
 def test_missing_tensors_are_named(hybrid_weight: Callable):
