@@ -189,7 +189,7 @@ def _median(found: dict[str, float], decimals: int) -> str:
     return f"{found['median']:.{decimals}f} ± {half:.{decimals}f}{' †' * is_noisy(found)}"
 
 
-def _masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
+def random_masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
     """Return a random hybrid mask of a sparsity, and its map of dense tiles."""
     import torch
 
@@ -206,7 +206,7 @@ def _masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
 def _packed(weight: Tensor, sparsity: int) -> Any:
     from patch.inference.packed import pack
 
-    return pack(weight, *_masks(weight, sparsity), TILE)
+    return pack(weight, *random_masks(weight, sparsity), TILE)
 
 
 def _copy(packed: Any) -> Any:
@@ -268,7 +268,7 @@ def _masks_of(model: Any, sparsity: int) -> MaskSet:
     from patch.masks.packed import MaskSet
     from patch.models.loading import prunable_linears
 
-    found = {name: _masks(linear.weight, sparsity) for name, linear in prunable_linears(model).items()}
+    found = {name: random_masks(linear.weight, sparsity) for name, linear in prunable_linears(model).items()}
     return MaskSet({n: mask for n, (mask, _) in found.items()}, "hybrid", {n: t for n, (_, t) in found.items()}, TILE)
 
 
