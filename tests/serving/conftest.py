@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from patch.inference import convert, save
 from patch.masks.packed import MaskSet, apply_masks
-from patch.models.loading import load_model, load_tokenizer, prunable_linears
+from patch.models.loading import load_tokenizer, prunable_linears
 from patch.pipeline.config.load import load_experiment
 from patch.pipeline.runs.stage_settings import ModelSettings
 from patch.pipeline.stages.fetch import run_fetch_model
@@ -29,7 +29,7 @@ class Case:
     """Packed model folder and its reference.
 
     Attributes:
-        folder: the packed model.
+        folder: the packed model with its tokenizer.
         reference: the masked dense model in transformers.
         unmasked: the model without masks.
         tokenizer: tokenizer of all.
@@ -55,7 +55,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def magnitude_masks(model: PreTrainedModel, sparsity: int) -> MaskSet:
+def magnitude_masks(model: PreTrainedModel, sparsity: int, dense_layers: str) -> MaskSet:
     """Return masks that keep the two largest of every four weights in random sparse tiles; 50 % is 2:4 everywhere."""
     generator = torch.Generator().manual_seed(0)
     masks, tiles = {}, {}
@@ -64,6 +64,8 @@ def magnitude_masks(model: PreTrainedModel, sparsity: int) -> MaskSet:
         rows, columns = (side // TILE for side in weight.shape)
         dense = torch.zeros(rows * columns, dtype=torch.bool)
         dense[torch.randperm(len(dense), generator=generator)[: round((1 - sparsity / 50) * len(dense))]] = True
+        if dense_layers and dense_layers in name:
+            dense[:] = True
         tiles[name] = dense.view(rows, columns)
         whole = tiles[name].repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
         # Weights of four bits are often equal in size; a stable order picks exactly two.
@@ -72,26 +74,80 @@ def magnitude_masks(model: PreTrainedModel, sparsity: int) -> MaskSet:
     return MaskSet(masks, "2:4") if sparsity == 50 else MaskSet(masks, "hybrid", tiles, TILE)
 
 
+def make_case(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sparsity: int, folder: Path, dense_layers: str = ""
+) -> Case:
+    """Pack a model under masks; layers whose name contains a non-empty ``dense_layers`` stay dense."""
+    masks = magnitude_masks(model, sparsity, dense_layers)
+    reference = copy.deepcopy(model)
+    apply_masks(reference, masks)
+    save(convert(copy.deepcopy(model), masks), folder, tokenizer)
+    return Case(folder, reference, model, tokenizer)
+
+
 @pytest.fixture(scope="session")
-def case(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Case]:
-    """Return a function of a sparsity in percent and a dtype that makes a packed folder and its reference."""
-
-    def make(sparsity: int, dtype: str) -> Case:
-        model, tokenizer = load_model(pretrained, dtype), load_tokenizer(pretrained)
-        masks = magnitude_masks(model, sparsity)
-        reference = copy.deepcopy(model)
-        apply_masks(reference, masks)
-        folder = tmp_path_factory.mktemp("packed") / "model"
-        save(convert(copy.deepcopy(model), masks), folder)
-        tokenizer.save_pretrained(folder)
-        return Case(folder, reference, model, tokenizer)
-
-    return make
+def tokenizer(pretrained: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(pretrained)
 
 
-def greedy(model: PreTrainedModel, prompt: list[int], new: list[int]) -> tuple[Tensor, Tensor]:
+def random_llama(vocabulary: int, mlp: int) -> PreTrainedModel:
+    """Return a random Llama with biases and one key-value head, which several processes share."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=mlp,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=64,
+        # Large enough that probabilities differ.
+        initializer_range=0.2,
+        attention_bias=True,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_()
+    return model
+
+
+@pytest.fixture(scope="session")
+def small(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return random_llama(len(tokenizer), 512)
+
+
+def complete(client: openai.OpenAI, prompts: list[list[int]], new: int) -> list[tuple[list[int], list[float]]]:
+    """Return the greedy tokens after each prompt, and their log-probabilities; the prompts are one request."""
+    answer = client.completions.create(
+        model="model",
+        prompt=prompts,
+        max_tokens=new,
+        temperature=0,
+        logprobs=0,
+        extra_body={"ignore_eos": True, "return_tokens_as_token_ids": True},
+    )
+    found = [choice.logprobs for choice in sorted(answer.choices, key=lambda choice: choice.index)]
+    return [([int(t.removeprefix("token_id:")) for t in each.tokens], each.token_logprobs) for each in found]
+
+
+def log_probabilities(model: PreTrainedModel, prompt: list[int], new: list[int]) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of given tokens after a prompt, and the largest ones at their positions."""
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1].double()
     found = logits.log_softmax(-1)
     return found.gather(1, torch.tensor(new)[:, None])[:, 0], found.amax(-1)
+
+
+def check_answers(case: Case, client: openai.OpenAI, prompts: list[list[int]], new: int, tolerance: float) -> None:
+    """Compare greedy answers with the reference: log-probabilities, and that each token is the most probable one.
+
+    A token that is less probable than the reference's by at most the tolerance counts as the most probable one.
+    """
+    answers = complete(client, prompts, new)
+    assert len(answers) == len(prompts)
+    for prompt, (tokens, found) in zip(prompts, answers, strict=True):
+        assert len(tokens) == new
+        expected, largest = log_probabilities(case.reference, prompt, tokens)
+        torch.testing.assert_close(torch.tensor(found).double(), expected, rtol=0, atol=tolerance)
+        assert (largest - expected).max() <= tolerance

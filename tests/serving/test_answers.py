@@ -1,15 +1,17 @@
-"""Answers of `vllm serve` over HTTP against the masked dense model in transformers."""
+"""Answers of `vllm serve` for a pretrained model over HTTP, against the masked dense model in transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import openai
 import pytest
 import torch
 
-from tests.serving.conftest import Case, greedy
+from patch.models.loading import load_model, load_tokenizer
+from tests.serving.conftest import Case, check_answers, complete, log_probabilities, make_case
 from tests.serving.server import serving
 
 PROMPTS = [
@@ -44,60 +46,36 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
 def served(
-    request: pytest.FixtureRequest, case: Callable[[int, str], Case], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Case, openai.OpenAI, float]]:
-    """Serve a packed folder; the case, a client, and the tolerance."""
+    """Serve a packed folder, and yield it with a client and the tolerance."""
     kind: Kind = request.param
-    one = case(kind.sparsity, kind.dtype)
-    options = ("--dtype", kind.dtype, "--max-model-len", "512", "--max-num-seqs", "8", "--generation-config", "vllm")
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    folder = tmp_path_factory.mktemp("served")
+    model, tokenizer = load_model(pretrained, kind.dtype), load_tokenizer(pretrained)
+    case = make_case(model, tokenizer, kind.sparsity, folder / "model")
+    options = ("--dtype", kind.dtype, "--max-model-len", "512", "--generation-config", "vllm", *kind.options)
     with (
-        serving(one.folder, log, *options, *kind.options) as url,
+        serving(case.folder, folder / "log.txt", *options) as url,
         openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300) as client,
     ):
-        yield one, client, kind.tolerance
+        yield case, client, kind.tolerance
 
 
-def complete(client: openai.OpenAI, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
-    """Return the greedy tokens after each prompt, and their log-probabilities; prompts are answered as one batch."""
-    answer = client.completions.create(
-        model="model",
-        prompt=prompts,
-        max_tokens=NEW_TOKENS,
-        temperature=0,
-        logprobs=0,
-        extra_body={"ignore_eos": True, "return_tokens_as_token_ids": True},
-    )
-    found = [choice.logprobs for choice in sorted(answer.choices, key=lambda choice: choice.index)]
-    return [([int(t.removeprefix("token_id:")) for t in each.tokens], each.token_logprobs) for each in found]
+def test_a_batch_has_the_tokens_and_log_probabilities_of_the_masked_model(served: tuple[Case, openai.OpenAI, float]):
+    case, client, tolerance = served
+    prompts = [case.tokenizer(text)["input_ids"] for text in PROMPTS]
+    check_answers(case, client, prompts, NEW_TOKENS, tolerance)
 
 
-def test_tokens_and_log_probabilities_are_those_of_the_masked_model(served: tuple[Case, openai.OpenAI, float]):
-    """Each token is the reference's most probable one, or as probable up to the tolerance."""
-    one, client, tolerance = served
-    prompts = [one.tokenizer(text)["input_ids"] for text in PROMPTS]
-    answers = complete(client, prompts)
-    assert len(answers) == len(prompts)
-    for prompt, (tokens, found) in zip(prompts, answers, strict=True):
-        assert len(tokens) == NEW_TOKENS
-        expected, largest = greedy(one.reference, prompt, tokens)
-        torch.testing.assert_close(torch.tensor(found).double(), expected, rtol=0, atol=tolerance)
-        assert (largest - expected).max() <= tolerance
+def test_a_single_request_has_them_too(served: tuple[Case, openai.OpenAI, float]):
+    """Few rows of inputs use other kernels than many."""
+    case, client, tolerance = served
+    check_answers(case, client, [case.tokenizer(PROMPTS[1])["input_ids"]], NEW_TOKENS, tolerance)
 
 
-def test_the_tolerance_separates_the_masked_model_from_the_dense_one(served: tuple[Case, openai.OpenAI, float]):
-    one, client, tolerance = served
-    prompt = one.tokenizer(PROMPTS[0])["input_ids"]
-    ((tokens, found),) = complete(client, [prompt])
-    without_masks, _ = greedy(one.unmasked, prompt, tokens)
+def test_the_tolerance_is_far_below_the_effect_of_the_masks(served: tuple[Case, openai.OpenAI, float]):
+    case, client, tolerance = served
+    prompt = case.tokenizer(PROMPTS[0])["input_ids"]
+    ((tokens, found),) = complete(client, [prompt], NEW_TOKENS)
+    without_masks, _ = log_probabilities(case.unmasked, prompt, tokens)
     assert (torch.tensor(found).double() - without_masks).abs().max() > 5 * tolerance
-
-
-def test_one_request_gives_the_tokens_of_a_batch(served: tuple[Case, openai.OpenAI, float]):
-    """A single sequence uses other kernels than a batch."""
-    one, client, tolerance = served
-    prompt = one.tokenizer(PROMPTS[1])["input_ids"]
-    ((tokens, found),) = complete(client, [prompt])
-    expected, largest = greedy(one.reference, prompt, tokens)
-    torch.testing.assert_close(torch.tensor(found).double(), expected, rtol=0, atol=tolerance)
-    assert (largest - expected).max() <= tolerance
