@@ -79,7 +79,7 @@ class PackedConfig(Schema):
     """
 
     quant_method: Literal["patch-hybrid"] = METHOD
-    format: Literal[1] = FORMAT
+    format: Annotated[int, Field(ge=1, le=FORMAT)] = FORMAT
     layers: Annotated[dict[Name, PackedLayer], Field(min_length=1)]
 
     def tensors(self) -> dict[str, TensorSpec]:
@@ -107,5 +107,5 @@ def parse_config(value: Any, where: str = "config.json: quantization_config") ->
     if method != METHOD:
         raise InputError(f"{where}: the quant_method is {method!r:.80}; this software reads {METHOD!r}")
     if type(version) is int and version > FORMAT:
-        raise InputError(f"{where}: format {version} is newer than {FORMAT}, the newest that this version reads")
+        raise InputError(f"{where}: format {version!r:.20} is newer than {FORMAT}, the newest that this version reads")
     return check(PackedConfig, value, where)

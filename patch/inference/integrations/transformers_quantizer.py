@@ -85,6 +85,11 @@ class PatchHybridQuantizer(HfQuantizer):
             if shape != layer.sizes:
                 raise InputError(f"{where} has the shape {layer.shape}; the model's layer has {list(shape)}")
             replace_module(model, name, HybridLinear.empty(layer, linear.bias is not None, linear.weight.dtype))
+            parent = model.get_submodule(name.rpartition(".")[0])
+            # GPT-2's attention initializes the weight of a layer in it, which a packed layer lacks. A module's own
+            # tensors are all read, except those of its buffers that are never stored.
+            if not parent._non_persistent_buffers_set:
+                parent._is_hf_initialized = True
         if checkpoint_files is not None:
             _check_files(model, checkpoint_files)
 

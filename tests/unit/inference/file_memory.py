@@ -1,6 +1,6 @@
-"""Peak memory of saving and loading a packed model, printed as JSON; run in a process of its own.
+"""Peak memory of saving or loading a packed model of 240 MB, printed as JSON; run in a process of its own.
 
-Usage: `file_memory.py save FOLDER` makes a model and saves it; `file_memory.py load FOLDER` loads it.
+Usage: `file_memory.py save FOLDER`, then `file_memory.py load FOLDER`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
-from patch.inference import convert, save
-from patch.masks.packed import MaskSet
+from patch.inference import HybridLinear, save
+from patch.inference.packed_config import PackedLayer
 from patch.models.loading import prunable_linears
 
 CONFIG = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "vocab_size": 16000}
-BLOCKS = 12
+BLOCKS, TILE = 12, 64
 
 
 def resident(key: str) -> int:
@@ -27,39 +28,40 @@ def resident(key: str) -> int:
 
 
 def packed_model(blocks: int) -> LlamaForCausalLM:
-    """Return a Llama in bfloat16 whose blocks are 2:4; the first two of every four weights are kept."""
-    torch.set_default_dtype(torch.bfloat16)
-    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=blocks, **CONFIG))
-    kept = torch.tensor([True, True, False, False])
-    masks = {
-        name: kept.repeat(linear.weight.numel() // 4).view_as(linear.weight)
-        for name, linear in prunable_linears(model).items()
-    }
-    return convert(model, MaskSet(masks, "2:4"))
+    """Return a Llama in bfloat16 that keeps the first two of every four weights, which are all the same."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=blocks, dtype=torch.bfloat16, **CONFIG)).bfloat16()
+    for name, linear in prunable_linears(model).items():
+        rows, columns = linear.weight.shape
+        layer = PackedLayer(shape=[rows, columns], tile=TILE, sparse_tiles=rows * columns // TILE**2)
+        model.set_submodule(name, HybridLinear.empty(layer, False, torch.bfloat16))
+    model.to_empty(device="cpu")
+    fills = {torch.bfloat16: 0.01, torch.uint8: 0b0011_0011, torch.bool: 0, torch.float32: 1}
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(fills[tensor.dtype])
+    return model
 
 
 def main() -> None:
-    """Print the bytes of the model, of its largest block, and of the peak above the memory before."""
+    """Print the bytes of the model, of its largest layer, and of the peak above the memory before."""
     torch.set_num_threads(1)
+    disable_progress_bar()
     action, folder = sys.argv[1], sys.argv[2]
-    model = packed_model(BLOCKS if action == "save" else 1)
-    if action == "save":
-        save(packed_model(1), f"{folder}.warm-up")
-    else:
-        # Libraries are imported, and the allocator is warm, before the measurement.
-        save(model, f"{folder}.warm-up")
-        del model
-        AutoModelForCausalLM.from_pretrained(f"{folder}.warm-up")
+    # Libraries are imported, and the allocator is warm, before the measurement.
+    save(packed_model(1), f"{folder}.warm-up")
+    AutoModelForCausalLM.from_pretrained(f"{folder}.warm-up")
+    model = packed_model(BLOCKS) if action == "save" else None
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    if action == "save":
-        save(model, folder)
-    else:
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    if model is None:
         model = AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        save(model, folder)
     peak = resident("VmHWM") - before
-    tensors = [*model.parameters(), *model.buffers()]
-    block = sum(tensor.nbytes for tensor in model.model.layers[0].state_dict().values())
-    print(json.dumps({"model": sum(t.nbytes for t in tensors), "block": block, "peak": peak}))
+    total = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    layers = (model.lm_head, *model.model.layers)
+    layer = max(sum(tensor.nbytes for tensor in layer.state_dict().values()) for layer in layers)
+    print(json.dumps({"model": total, "layer": layer, "peak": peak}))
 
 
 if __name__ == "__main__":
