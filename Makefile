@@ -2,7 +2,8 @@
 # make real         set up, and prune a pretrained model of 135M weights by every method
 # make ablations    small versions of the paper's other tables, on one of the demo's models
 # make test         run the tests; PYTEST_ARGS="-k grid" selects some
-# make test-serving serve packed models by vLLM, which gets an environment of its own (3 GB), and compare the answers
+# make serving      set up vLLM for a CPU, in an environment of its own (3 GB), and a pretrained model
+# make test-serving serve packed models by vLLM, and compare the answers with those of transformers
 # make lint         check formatting and lint, without changing files
 # make clean        remove the environment and caches; results/ and work/ stay
 
@@ -17,7 +18,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo real ablations test test-serving lint clean FORCE
+.PHONY: demo real ablations test serving test-serving lint clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -38,6 +39,8 @@ ablations: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+serving: $(VENV)/.installed-real $(SERVING)/.installed
 
 test-serving: $(VENV)/.installed-serving $(SERVING)/.installed
 	@$(RUN) python -m pytest tests/serving $(PYTEST_ARGS)

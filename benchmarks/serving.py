@@ -188,11 +188,13 @@ def in_vllm(folders: dict[str, Path], logs: Path, vocabulary: int, layer_bytes: 
 def in_transformers(folders: dict[str, Path], workload: Workload) -> dict:
     """Measure generation in transformers, print the table and return the ratio at one request at 45 %."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     import patch.inference  # noqa: F401  registers the packed format
     from patch.inference.generation import Generation, random_prompt
     from patch.inference.timing import interleaved
 
+    disable_progress_bar()
     lines, ratios = [], {}
     for sparsity in SPARSITIES:
         names = {"dense": folders["dense"], "packed": folders[str(sparsity)]}
