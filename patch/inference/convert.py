@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from patch.errors import InputError
 from patch.inference.integrations.transformers_quantizer import describe_packed, replace_module
@@ -44,7 +43,7 @@ def convert(model: nn.Module, masks: MaskSet) -> nn.Module:
             packed[name] = pack(weight_matrix(linear), masks.masks[name], dense, tile)
     for name, weight in packed.items():
         replace_module(model, name, HybridLinear(weight, linears[name].bias))
-    if packed and isinstance(model, PreTrainedModel):
+    if packed and hasattr(model, "save_pretrained"):
         describe_packed(model)
     return model.requires_grad_(False)
 

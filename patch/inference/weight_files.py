@@ -26,10 +26,10 @@ class StoredTensor(NamedTuple):
 
 
 def weight_files(folder: Path | str) -> list[Path]:
-    """Return the weight files of a model folder: those of its index, or the single one.
+    """Return the paths of the weight files of a model folder: those of its index, or the single one.
 
     Raises:
-        InputError: the folder has no weights, a damaged index, or lacks a file of the index.
+        InputError: the index is damaged.
     """
     folder = Path(folder)
     if not (folder / INDEX).exists():
@@ -41,17 +41,14 @@ def weight_files(folder: Path | str) -> list[Path]:
         names = set(index.values())
         if odd := sorted(name for name in names if Path(name).name != name):
             raise InputError(f"{folder / INDEX}: {odd[0]!r:.200} is not the name of a file in the folder")
-    files = sorted(folder / name for name in names)
-    if missing := [path for path in files if not path.is_file()]:
-        raise InputError(f"{missing[0]}: no such file; copy the whole folder of the model")
-    return files
+    return sorted(folder / name for name in names)
 
 
 def read_headers(files: Iterable[Path | str]) -> dict[str, StoredTensor]:
     """Return dtype, shape and file of each tensor in safetensors files, without reading weights.
 
     Raises:
-        InputError: a file is truncated or not of safetensors, or two files have a tensor of the same name.
+        InputError: a file is missing, truncated or not of safetensors, or two files have a tensor of the same name.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -65,6 +62,8 @@ def read_headers(files: Iterable[Path | str]) -> dict[str, StoredTensor]:
                     name: StoredTensor(DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()), path)
                     for name, part in zip(names, slices, strict=True)
                 }
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; copy the whole folder of the model") from None
         except (SafetensorError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: truncated or not a safetensors file ({reason})") from None

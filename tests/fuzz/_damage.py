@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
 from patch.errors import InputError
-from patch.files.io import CHECKSUM, json_checksum, parse_json
+from patch.files.io import CHECKSUM, json_checksum
 
 LONGEST_MESSAGE = 1500
 VALUES: tuple[Any, ...] = (
@@ -75,31 +74,6 @@ def checked_text(value: Any) -> str:
     """Return a JSON object as `write_checked_json` writes it, including numbers that it refuses to write."""
     text = json.dumps({**value, CHECKSUM: json_checksum(value)})
     return text.replace("-Infinity", "-1e999").replace("Infinity", "1e999")
-
-
-def write_tensors(path: Path, kind: str, header: str, tensors: Mapping[str, Any]) -> None:
-    """Write a tensor file with any text as its header, and with correct checksums if the text is JSON."""
-    from safetensors.torch import save_file
-
-    from patch.files.tensors import _tensor_checksum
-
-    stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    checksums = json.dumps({name: _tensor_checksum(tensor) for name, tensor in stored.items()})
-    text = f'"format": {json.dumps(kind)}, "header": {header}, "tensors": {checksums}'
-    try:
-        checksum = json_checksum(parse_json(f"{{{text}}}", "a header"))
-    except InputError:
-        checksum = "none"
-    save_file(stored, path, {"patch": f'{{{text}, "{CHECKSUM}": "{checksum}"}}'})
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the tensors and the header of a valid tensor file."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        contents = json.loads(file.metadata()["patch"])
-        return {key: file.get_tensor(key).clone() for key in file.keys()}, contents["header"]  # noqa: SIM118
 
 
 def hostile_text(rng: Random, text: str) -> str:

@@ -7,15 +7,12 @@ change and the outcome, `CHANGE: OUTCOME`:
 
     refused            an InputError
     same               a model with the logits of the saved one
-    another model      a model with other logits
+    another model      a model with other logits, since a folder has no checksum
     refused at use     a model whose forward call raises an exception
 
-The last two are allowed only for changes that end with `(forged)`, which come with correct checksums: such a file is
-not damaged but another valid file, and must do no harm.
-
 Raises:
-    AssertionError: a signal, another exception, a call that does not end, or another model by a change that is not
-        forged; ``folder`` keeps the files.
+    AssertionError: a signal, another exception, a call that does not end, or a model from incomplete files; ``folder``
+        keeps the files.
 """
 
 from __future__ import annotations
@@ -33,11 +30,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ._damage import read_tensors, write_tensors
-
 ROOT = Path(__file__).parents[2]
-WEIGHTS, CONFIG, GENERATION = "packed.safetensors", "config.json", "generation_config.json"
-FORGED = " (forged)"
+CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 # Time limit of a call in seconds, including the start of a process on a busy machine.
 LIMIT = 120
 SIZES = {"vocab_size": 50, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 64}
@@ -63,7 +57,7 @@ def attack(rng: random.Random, folder: Path) -> str:
     # All files may have been replaced by those of the other model.
     if found == "loaded":
         found = "same" if detail in (logits[index], logits[other]) else "another model"
-    allowed = ("refused", "same", *(("another model", "refused at use") if name.endswith(FORGED) else ()))
+    allowed = ("refused",) if name in INCOMPLETE else ("refused", "same", "another model", "refused at use")
     assert found in allowed, f"{name}: {found}: {detail}"
     return f"{name}: {found}"
 
@@ -149,54 +143,80 @@ def _text(rng: random.Random, text: str) -> str:
     return text[:place] + rng.choice(odd) + text[rng.choice((place, place + 1, len(text))) :]
 
 
-def _forge(folder: Path, tensors: dict[str, Any], header: str) -> None:
-    """Write the tensor file with correct checksums."""
-    from patch.inference.files import FORMAT
-
-    write_tensors(folder / WEIGHTS, FORMAT, header, tensors)
+def _shard(rng: random.Random, folder: Path) -> Path:
+    """Return one of the weight files."""
+    return rng.choice(sorted(folder.glob("*.safetensors")))
 
 
 def weights_bytes(rng: random.Random, folder: Path, _: Path) -> None:
-    (folder / WEIGHTS).write_bytes(_bytes(rng, (folder / WEIGHTS).read_bytes()))
+    path = _shard(rng, folder)
+    path.write_bytes(_bytes(rng, path.read_bytes()))
 
 
 def weights_header(rng: random.Random, folder: Path, _: Path) -> None:
     """Change dtypes, shapes or offsets in the header of safetensors."""
-    data = (folder / WEIGHTS).read_bytes()
+    path = _shard(rng, folder)
+    data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     text = json.dumps(_tree(rng, json.loads(data[8 : 8 + size]), (*ODD, *HUGE, "F32", "I32", "BF16", "U8"))).encode()
-    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+def description(rng: random.Random, folder: Path, _: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    for _ in range(rng.choice((1, 1, 3))):
+        config["quantization_config"] = _tree(rng, config["quantization_config"], (*ODD, *HUGE))
+    text = json.dumps(config)
+    (folder / CONFIG).write_text(_text(rng, text) if rng.random() < 0.2 else text, errors="surrogatepass")
 
 
 def configuration(rng: random.Random, folder: Path, _: Path) -> None:
-    path = folder / rng.choice((CONFIG, GENERATION))
-    if rng.random() < 0.3:
+    """Change a JSON file, without huge sizes: a model may have any number of layers."""
+    path = folder / rng.choice((CONFIG, GENERATION, INDEX))
+    kind = rng.random()
+    if kind < 0.3:
         path.write_bytes(_bytes(rng, path.read_bytes()))
+    elif kind < 0.5:
+        path.write_text(_text(rng, path.read_text()), errors="surrogatepass")
     else:
-        path.write_text(json.dumps(_tree(rng, json.loads(path.read_text()), (*ODD, *HUGE))))
+        path.write_text(json.dumps(_tree(rng, json.loads(path.read_text()), ODD)))
 
 
 def missing_file(rng: random.Random, folder: Path, _: Path) -> None:
-    (folder / rng.choice((WEIGHTS, CONFIG, GENERATION))).unlink()
+    rng.choice((_shard(rng, folder), folder / CONFIG, folder / INDEX)).unlink()
+
+
+def truncated_file(rng: random.Random, folder: Path, _: Path) -> None:
+    path = rng.choice((_shard(rng, folder), folder / CONFIG, folder / INDEX))
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size - 1)])
+
+
+def missing_tensor(rng: random.Random, folder: Path, _: Path) -> None:
+    path = _shard(rng, folder)
+    tensors = _read_tensors(path)
+    del tensors[rng.choice(list(tensors))]
+    _write_tensors(path, tensors)
 
 
 def files_of_another(rng: random.Random, folder: Path, other: Path) -> None:
-    for name in rng.sample((WEIGHTS, CONFIG, GENERATION), rng.randint(1, 3)):
+    names = sorted(path.name for path in other.iterdir())
+    for name in rng.sample(names, rng.randint(1, len(names))):
         shutil.copy(other / name, folder / name)
 
 
-def forged_tensors(rng: random.Random, folder: Path, other: Path) -> None:
+def tensors(rng: random.Random, folder: Path, _: Path) -> None:
     import torch
 
-    tensors, header = read_tensors(folder / WEIGHTS)
+    path = _shard(rng, folder)
+    tensors = _read_tensors(path)
     for _ in range(rng.choice((1, 1, 2, 5))):
         names = [name for name in tensors if rng.random() < 0.3 or name.endswith((".bits", ".dense", ".values"))]
         name = rng.choice(names or list(tensors))
         tensor, kind = tensors[name], rng.randrange(9)
-        if kind == 0:
+        if kind == 0 and len(tensors) > 1:
             del tensors[name]
         elif kind == 1:
-            tensors[rng.choice((name + "x", "x." + name, "", "model", rng.choice(names)))] = tensors.pop(name)
+            tensors[rng.choice((name + "x", "x." + name, "", "model", rng.choice(names or [name])))] = tensors.pop(name)
         elif kind == 2:
             dtypes = (torch.uint8, torch.bool, torch.float32, torch.bfloat16, torch.float64, torch.int64)
             tensors[name] = tensor.to(rng.choice((*dtypes, torch.float16, torch.complex64, torch.float8_e5m2)))
@@ -215,42 +235,33 @@ def forged_tensors(rng: random.Random, folder: Path, other: Path) -> None:
             elif len(flat):
                 flat[rng.randrange(len(flat))] ^= 1 << rng.randrange(8)
                 tensors[name] = flat.view(tensor.dtype).view(tensor.shape)
-    _forge(folder, tensors, json.dumps(header))
+    _write_tensors(path, tensors)
 
 
-def forged_header(rng: random.Random, folder: Path, _: Path) -> None:
-    tensors, header = read_tensors(folder / WEIGHTS)
-    text = json.dumps(header)
-    if rng.random() < 0.3:
-        text = _text(rng, text)
-    else:
-        for _ in range(rng.choice((1, 1, 3))):
-            text = json.dumps(_tree(rng, json.loads(text), (*ODD, *HUGE)))
-    _forge(folder, tensors, text)
+def _read_tensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def forged_configuration(rng: random.Random, folder: Path, _: Path) -> None:
-    """Change a configuration with its digest, without huge sizes: a model may have any number of layers."""
-    path = folder / rng.choice((CONFIG, GENERATION))
-    if rng.random() < 0.2:
-        path.write_text(_text(rng, path.read_text()), errors="surrogatepass")
-    else:
-        path.write_text(json.dumps(_tree(rng, json.loads(path.read_text()), ODD)))
-    tensors, header = read_tensors(folder / WEIGHTS)
-    header["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    _forge(folder, tensors, json.dumps(header))
+def _write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, {"format": "pt"})
 
 
 CHANGES: dict[str, Change] = {
     "bytes of the weights": weights_bytes,
     "header of the weights": weights_header,
+    "description of the layers": description,
     "a configuration": configuration,
     "a missing file": missing_file,
+    "a truncated file": truncated_file,
+    "a missing tensor": missing_tensor,
     "files of another model": files_of_another,
-    "tensors" + FORGED: forged_tensors,
-    "header" + FORGED: forged_header,
-    "a configuration" + FORGED: forged_configuration,
+    "tensors": tensors,
 }
+INCOMPLETE = ("a missing file", "a truncated file", "a missing tensor")
 
 
 # The process that loads.
@@ -297,11 +308,12 @@ def reader() -> Reader:
 def _outcome(folder: str) -> tuple[str, str]:
     import torch
 
+    import patch.inference  # noqa: F401 -- registers the format
     from patch.errors import InputError
-    from patch.inference import load
+    from patch.models.loading import load_model
 
     try:
-        model = load(folder)
+        model = load_model(folder)
     except InputError as error:
         return "refused", str(error)
     except Exception as error:

@@ -6,11 +6,10 @@ Importing this module registers the quantization method `patch-hybrid`.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -20,6 +19,9 @@ from patch.inference.linear import HybridLinear
 from patch.inference.packed_config import METHOD, PackedConfig, TensorSpec, parse_config
 from patch.inference.weight_files import check_stored, read_headers
 from patch.models.loading import prunable_linears, weight_matrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @register_quantization_config(METHOD)
@@ -153,6 +155,8 @@ def _check_files(model: PreTrainedModel, files: list[str]) -> None:
     Raises:
         InputError: a tensor is missing, unknown, or of another shape or kind.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
     stored = read_headers(files)
     # The names that `save_pretrained` would write, which differ from the model's in some families.
     tensors: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
@@ -172,7 +176,7 @@ def _dtype(tensor: Tensor) -> str | None:
     return None if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
 
-def _matching(names: Any, patterns: Any) -> set[str]:
+def _matching(names: Iterable[str], patterns: Iterable[str] | None) -> set[str]:
     return {name for name in names for pattern in patterns or () if re.search(pattern, name)}
 
 

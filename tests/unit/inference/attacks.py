@@ -1,4 +1,4 @@
-"""Attacks on packed layers, each in its own process; prints a JSON object, attack -> outcome.
+"""Attacks on packed layers and their operator, each in its own process; prints a JSON object, attack -> outcome.
 
 Parts lie directly before protected memory, so that a read beyond their end raises a signal. Outcomes:
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.inference.backends import compiled
+from patch.inference.custom_op import hybrid_linear
 from patch.inference.linear import HybridLinear
 from patch.inference.packed import PackedWeight, pack
 
@@ -95,22 +96,39 @@ def same(found: Tensor, inputs: Tensor, weight: Tensor) -> bool:
     return bool((found.double() - expected).abs().max() <= 2e-2 * expected.abs().max())
 
 
-def made(shape: tuple[int, int], tile: int, dtype: torch.dtype) -> tuple[HybridLinear, Tensor]:
-    """Return a layer after a first use, and its weight."""
+def by_layer(layer: HybridLinear, inputs: Tensor) -> Tensor:
+    return layer(inputs)
+
+
+def by_operator(layer: HybridLinear, inputs: Tensor) -> Tensor:
+    """Multiply as a compiled layer does."""
+    return hybrid_linear(inputs, layer.values, layer.bits, layer.dense, layer.out_features, layer.tile, layer.backend)
+
+
+Multiply = Callable[[HybridLinear, Tensor], Tensor]
+
+
+def made(
+    shape: tuple[int, int], tile: int, dtype: torch.dtype, multiply: Multiply
+) -> tuple[HybridLinear, Tensor, Multiply]:
+    """Return a layer after a first use, its weight, and the way in which it was used."""
     layer = layer_of(shape, tile, dtype)
     weight = unpacked(shape, tile, layer.dense, layer.values, layer.bits)
-    assert weight is not None and all(same(layer(x), x, weight) for x in [inputs_of(layer, n, shape[1]) for n in ROWS])
-    return layer, weight
+    inputs = [inputs_of(layer, rows, shape[1]) for rows in ROWS]
+    assert weight is not None and all(same(multiply(layer, x), x, weight) for x in inputs)
+    return layer, weight, multiply
 
 
-def outcome(name: str, shape: tuple[int, int], tile: int, layer: HybridLinear, before: Tensor) -> str:
+def outcome(
+    name: str, shape: tuple[int, int], tile: int, layer: HybridLinear, before: Tensor, multiply: Multiply
+) -> str:
     try:
         changed = ATTACKS[name](layer)
         attacked = changed if isinstance(changed, nn.Module) else layer
         products = {}
         for rows in ROWS:
             inputs = inputs_of(attacked, rows, shape[1])
-            products[inputs] = attacked(inputs)
+            products[inputs] = multiply(attacked, inputs)
     except Exception as error:
         return f"refused {type(error).__name__}: {' '.join(str(error).split())}"
     if all(same(found, inputs, before) for inputs, found in products.items()):
@@ -469,9 +487,10 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, dict[str, str]] = {name: {} for name in ATTACKS}
     for label, (shape, tile, dtype) in CASES.items():
-        layer, weight = made(shape, tile, dtype)
-        for name in ATTACKS:
-            found[name][label] = in_a_child(name, shape, tile, layer, weight)
+        for way, multiply in (("", by_layer), (" by the operator", by_operator)):
+            case = made(shape, tile, dtype, multiply)
+            for name in ATTACKS:
+                found[name][label + way] = in_a_child(name, shape, tile, *case)
     print(json.dumps(found))
 
 

@@ -36,8 +36,7 @@ CASES = [
     ("qwen3", 8, {}),
 ]
 TOKENS = torch.randint(0, 50, (2, 5), generator=torch.Generator().manual_seed(0))
-FILES = {f"model-0000{i}-of-00004.safetensors" for i in range(1, 5)}
-FILES |= {"config.json", "generation_config.json", "model.safetensors.index.json"}
+INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +276,9 @@ def test_an_earlier_save_is_replaced(made: Callable, tmp_path: Path) -> None:
     model = made("llama")
     for name in ("packed", "link", "empty"):
         save(model, tmp_path / name)
-        assert {path.name for path in (tmp_path / name).iterdir()} == FILES
+        shards = set(json.loads((tmp_path / name / INDEX).read_text())["weight_map"].values())
+        names = {path.name for path in (tmp_path / name).iterdir()}
+        assert names == shards | {"config.json", "generation_config.json", INDEX} and len(shards) > 2
         assert torch.equal(load(tmp_path / name)(TOKENS).logits, model(TOKENS).logits)
     assert (tmp_path / "link").is_symlink()
 
@@ -408,7 +409,11 @@ def test_a_model_that_is_not_converted(tiny_model: Callable, tmp_path: Path) -> 
 
 
 FIRST = "model.layers.1.mlp.gate_proj"  # 40 rows, 24 columns, tiles of 8
-SHARD = "model-00003-of-00004.safetensors"  # the second block
+
+
+def shard_of(folder: Path) -> Path:
+    """Return the weight file of that layer."""
+    return folder / json.loads((folder / INDEX).read_text())["weight_map"][f"{FIRST}.values"]
 
 
 @pytest.fixture
@@ -431,28 +436,32 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def edit_shard(folder: Path, change: Callable[[dict[str, Tensor]], object], name: str = SHARD) -> None:
-    """Change the tensors of one file, and leave the index as it is, which transformers does not compare."""
-    tensors = load_file(folder / name)
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change tensors in their files, and leave the index as it is, which transformers does not compare."""
+    homes = {name: path for path in folder.glob("*.safetensors") for name in load_file(path)}
+    tensors, new_home = stored(folder), shard_of(folder)
     change(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / name, {"format": "pt"})
+    for path in set(homes.values()):
+        own = {name: t.contiguous() for name, t in tensors.items() if homes.get(name, new_home) == path}
+        save_file(own, path, {"format": "pt"})
 
 
 def test_a_folder_that_is_not_damaged(folder: Path) -> None:
     """A rewritten folder without a change is valid."""
     edit_config(folder, lambda config: None)
-    edit_shard(folder, lambda tensors: None)
+    edit_tensors(folder, lambda tensors: None)
     description = json.loads((folder / "config.json").read_text())["quantization_config"]["layers"][FIRST]
     assert (description["shape"], description["tile"]) == ([40, 24], 8)
-    assert load_file(folder / SHARD)[f"{FIRST}.dense"].shape == (5, 3)
+    assert load_file(shard_of(folder))[f"{FIRST}.dense"].shape == (5, 3)
     load(folder)
 
 
 def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
-    (folder / SHARD).rename(tmp_path / SHARD)
-    refused(folder, f"does not appear to have a file named {SHARD}", OSError)
-    (tmp_path / SHARD).rename(folder / SHARD)
-    (folder / "model.safetensors.index.json").unlink()
+    shard = shard_of(folder)
+    shard.rename(tmp_path / "shard")
+    refused(folder, f"{shard.name}: no such file; copy the whole folder of the model")
+    (tmp_path / "shard").rename(shard)
+    (folder / INDEX).unlink()
     refused(folder, "no file named model.safetensors", OSError)
     for path in folder.glob("*.safetensors"):
         path.unlink()
@@ -465,10 +474,11 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.01, 0.5, 0.999])
 def test_a_truncated_shard(fraction: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = (folder / SHARD).read_bytes()
-    (folder / SHARD).write_bytes(data[: int(len(data) * fraction)])
+    shard = shard_of(folder)
+    data = shard.read_bytes()
+    shard.write_bytes(data[: int(len(data) * fraction)])
     monkeypatch.setattr("transformers.modeling_utils.convert_and_load_state_dict_in_model", None)
-    refused(folder, f"{SHARD}: truncated or not a safetensors file")
+    refused(folder, f"{shard.name}: truncated or not a safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -515,7 +525,6 @@ def test_a_damaged_description(change: Callable, reason: str, folder: Path, monk
         (lambda tensors: tensors.update({f"{FIRST}.weight": torch.ones(40, 24)}), f"'{FIRST}.weight' does not belong"),
         (lambda tensors: tensors.update({f"{FIRST}.bias": torch.ones(40)}), f"'{FIRST}.bias' does not belong"),
         (lambda tensors: tensors.update({"odd": torch.ones(1)}), "'odd' does not belong to the model of config.json"),
-        (lambda tensors: tensors.update({"model.norm.weight": torch.ones(24)}), "weight' is also in model-0000"),
         (
             lambda tensors: tensors.update({"model.layers.1.input_layernorm.weight": torch.ones(25)}),
             r"input_layernorm.weight has the shape \[25\]; config.json needs \[24\]",
@@ -530,35 +539,43 @@ def test_a_tensor_that_is_missing_or_unknown(
     change: Callable, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is refused before any weight is read."""
-    edit_shard(folder, change)
+    edit_tensors(folder, change)
     monkeypatch.setattr("transformers.modeling_utils.convert_and_load_state_dict_in_model", None)
     refused(folder, reason)
+
+
+def test_a_tensor_in_two_files(folder: Path) -> None:
+    shard, index = shard_of(folder), json.loads((folder / INDEX).read_text())["weight_map"]
+    name, other = next((name, file) for name, file in index.items() if file != shard.name)
+    save_file(load_file(shard) | {name: torch.ones(1)}, shard, {"format": "pt"})
+    refused(folder, f"'{name}' is also in ({other}|{shard.name})")
 
 
 @pytest.mark.parametrize("part", ["values", "bits", "dense"])
 def test_parts_of_the_wrong_size(part: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are refused before any weight is read."""
     monkeypatch.setattr("transformers.modeling_utils.convert_and_load_state_dict_in_model", None)
-    good, name = (folder / SHARD).read_bytes(), f"{FIRST}.{part}"
+    shard, name = shard_of(folder), f"{FIRST}.{part}"
+    good = shard.read_bytes()
     changes: list[Callable[[Tensor], Tensor]] = [
         *(lambda t: t[:-1], lambda t: torch.cat([t, t[:1]]), lambda t: t[:0], lambda t: t[None]),
         lambda t: t.to(torch.int16),
     ]
     for change in changes:
-        edit_shard(folder, lambda tensors, change=change: tensors.update({name: change(tensors[name])}))
-        refused(folder, f"{SHARD}: {name} has the ")
-        (folder / SHARD).write_bytes(good)
+        edit_tensors(folder, lambda tensors, change=change: tensors.update({name: change(tensors[name])}))
+        refused(folder, f"{shard.name}: {name} has the ")
+        shard.write_bytes(good)
 
 
 @pytest.mark.parametrize("byte", [0b0111_0011, 0b0001_0011, 0b0011_0000, 0b1111_1111])
 def test_damaged_bits(byte: int, folder: Path) -> None:
-    edit_shard(folder, lambda tensors: tensors[f"{FIRST}.bits"][-1:].fill_(byte))
+    edit_tensors(folder, lambda tensors: tensors[f"{FIRST}.bits"][-1:].fill_(byte))
     refused(folder, f"packed: {FIRST}: bits are damaged: a group does not keep two of four")
 
 
 def test_another_map_of_tiles(folder: Path) -> None:
     """A kernel would read beyond the end of the values."""
-    edit_shard(folder, lambda tensors: tensors[f"{FIRST}.dense"].fill_(True))
+    edit_tensors(folder, lambda tensors: tensors[f"{FIRST}.dense"].fill_(True))
     refused(folder, rf"packed: {FIRST}: values have the shape .*, not \[960\] as the tiles require")
 
 
@@ -619,6 +636,13 @@ def test_a_configuration_of_another_family(family: str, folder: Path, tiny_model
     other = tiny_model(family, **sizes).config.to_dict()
     edit_config(folder, lambda config: config.update({k: v for k, v in other.items() if v is not None}))
     refused(folder, "packed.*config.json|packed: its weight files lack")
+
+
+def test_a_pickle_is_not_read(folder: Path) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04}.")
+    refused(folder, "pytorch_model.bin: truncated or not a safetensors file")
 
 
 def test_without_a_packed_folder(tiny_model: Callable, folder: Path, tmp_path: Path) -> None:
