@@ -5,14 +5,15 @@
     python benchmarks/inference.py --device cuda --dtypes bfloat16 --rows 16 2048 --models
 
 The reference is PyTorch's dense linear layer. Weights are random, tiles have side 128, and the fraction of sparse tiles
-gives the sparsity; 50 is 2:4 everywhere. Candidates are called in turn, each time with another copy of their weight, so
-that no cache holds it. Both sides have large pages and the same inputs, threads and dtype. Times are medians with half
-the distance of the quartiles; `limit` is the dense weight's bytes over the packed weight's, and `of limit` is the
-fraction of it that the speedup reaches. Noisy values are marked with †: the distance of their quartiles exceeds a fifth
-of the median. Noisy generations are measured again, up to twice.
+gives the sparsity; 50 is 2:4 everywhere. Candidates with `4-bit` are quantized too, with groups of 128. Candidates are
+called in turn, each time with another copy of their weight, so that no cache holds it. Both sides have large pages and
+the same inputs, threads and dtype. Times are medians with half the distance of the quartiles; `limit` is the dense
+weight's bytes over the packed weight's, and `of limit` is the fraction of it that the speedup reaches. Noisy values are
+marked with †: the distance of their quartiles exceeds a fifth of the median. Noisy generations are measured again, up
+to twice.
 
-The last line is one JSON object: the smallest speedup for one row by dtype and sparsity, over shapes and threads, and
-the largest ratio of a packed layer's memory to its formula.
+The last line is one JSON object: the smallest speedup for one row by dtype, sparsity and bits, over shapes and threads,
+and the largest ratio of a packed layer's memory to its formula.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 
 SHAPES = ("4096x4096", "11008x4096")
 SPARSITIES = (25, 35, 45, 50)
-TILE = 128
+TILE = GROUP_SIZE = 128
+# Names of the candidates -> sparsity, and whether they are quantized.
+CANDIDATES = {f"{sparsity}%{end}": (sparsity, bool(end)) for end in ("", " 4-bit") for sparsity in SPARSITIES}
 # Least number of bytes read between two uses of a copy: more than the caches of a server's processor.
 BETWEEN = 2_000_000_000
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -98,7 +101,7 @@ def _worst(found: list[dict[str, Any]]) -> dict[str, float]:
     worst: dict[str, float] = {}
     for one in found:
         if one.get("rows") == 1:
-            name = f"{SHORT[one['dtype']]}_{one['sparsity']}"
+            name = f"{SHORT[one['dtype']]}_{one['sparsity']}{'_4bit' * one['quantized']}"
             worst[name] = min(worst.get(name, math.inf), one["speedup"])
     worst["memory_over_formula"] = max(one["memory_over_formula"] for one in found)
     return {name: round(value, 4 if "memory" in name else 3) for name, value in worst.items()}
@@ -136,11 +139,14 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
     from patch.inference.timing import quartiles
 
     weight = torch.randn(shape, device=options.device).to(dtype)
-    packed = {sparsity: _packed(weight, sparsity) for sparsity in SPARSITIES}
+    packed = {name: _packed(weight, *candidate) for name, candidate in CANDIDATES.items()}
     copies = max(2, math.ceil(BETWEEN / (weight.nbytes + sum(one.nbytes for one in packed.values()))))
     dense = [weight.clone() for _ in range(copies)]
-    others = {sparsity: [_copy(one) for _ in range(copies)] for sparsity, one in packed.items()}
-    formula = {s: packed_bytes(shape, TILE, int(one.dense.sum()), weight.itemsize) for s, one in packed.items()}
+    others = {name: [_copy(one) for _ in range(copies)] for name, one in packed.items()}
+    formula = {
+        name: packed_bytes(shape, TILE, int(one.dense.sum()), one.values.itemsize, one.group_size)
+        for name, one in packed.items()
+    }
     lines = []
     for rows in options.rows:
         inputs = torch.randn(rows, shape[1], device=options.device).to(dtype)
@@ -148,19 +154,20 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
         candidates = _candidates(dense, others, inputs)
         seconds = seconds_in_turn(candidates, repeats, copies if rows == 1 else 2, options.device)
         times = {name: quartiles(values) for name, values in seconds.items()}
-        for s in packed:
-            speedup, limit = times["dense"]["median"] / times[s]["median"], weight.nbytes / packed[s].nbytes
+        for name, (sparsity, quantized) in CANDIDATES.items():
+            speedup, limit = times["dense"]["median"] / times[name]["median"], weight.nbytes / packed[name].nbytes
             reached = f"{speedup / limit:.0%}" if rows == 1 else ""
-            cells = [_milliseconds(times["dense"]), _milliseconds(times[s]), f"{speedup:.2f}", f"{limit:.2f}", reached]
-            lines.append([f"{shape[0]}x{shape[1]}", rows, f"{s}%", *cells])
-            line = {"dtype": str(dtype).removeprefix("torch."), "shape": shape, "rows": rows, "sparsity": s}
-            memory = _bytes(others[s][0]) / formula[s]
+            measured = _milliseconds(times["dense"]), _milliseconds(times[name])
+            lines.append([f"{shape[0]}x{shape[1]}", rows, name, *measured, f"{speedup:.2f}", f"{limit:.2f}", reached])
+            line = {"dtype": str(dtype).removeprefix("torch."), "shape": shape, "rows": rows}
+            line |= {"sparsity": sparsity, "quantized": quantized}
+            memory = _bytes(others[name][0]) / formula[name]
             print(json.dumps(line | {"speedup": speedup, "memory_over_formula": memory}), flush=True)
-    headers = ("layer", "rows", "sparsity", "dense ms", "ms", "speedup", "limit", "of limit")
+    headers = ("layer", "rows", "candidate", "dense ms", "ms", "speedup", "limit", "of limit")
     print("\n" + table(headers, lines), flush=True)
 
 
-def _candidates(dense: list[Tensor], others: dict[int, list[Any]], inputs: Tensor) -> dict[Any, Callable[[], Tensor]]:
+def _candidates(dense: list[Tensor], others: dict[str, list[Any]], inputs: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return dense and packed products; each call uses the next copy of the weight."""
     from torch.nn.functional import linear
 
@@ -170,10 +177,10 @@ def _candidates(dense: list[Tensor], others: dict[int, list[Any]], inputs: Tenso
         turn = cycle(copies)
         return lambda: multiply(next(turn))
 
-    found: dict[Any, Callable[[], Tensor]] = {"dense": in_turn(lambda weight: linear(inputs, weight), dense)}
-    for sparsity, copies in others.items():
+    found: dict[str, Callable[[], Tensor]] = {"dense": in_turn(lambda weight: linear(inputs, weight), dense)}
+    for name, copies in others.items():
         multiply = backend_for(copies[0], inputs)
-        found[sparsity] = in_turn(lambda packed, multiply=multiply: multiply(packed, inputs), copies)
+        found[name] = in_turn(lambda packed, multiply=multiply: multiply(packed, inputs), copies)
     return found
 
 
@@ -203,23 +210,24 @@ def random_masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
     return kept.view(weight.shape) | expand_tiles(tiles, weight.shape), tiles
 
 
-def _packed(weight: Tensor, sparsity: int) -> Any:
+def _packed(weight: Tensor, sparsity: int, quantized: bool) -> Any:
     from patch.inference.packed import pack
+    from patch.quantization.absmax import quantize
 
-    return pack(weight, *random_masks(weight, sparsity), TILE)
+    mask, tiles = random_masks(weight, sparsity)
+    return pack(quantize(weight, 4, GROUP_SIZE) if quantized else weight, mask, tiles, TILE)
 
 
 def _copy(packed: Any) -> Any:
     from patch.inference.packed import PackedWeight
 
-    return PackedWeight(packed.shape, packed.tile, packed.dense.clone(), packed.values.clone(), packed.bits.clone())
+    parts = {name: part.clone() for name, part in packed.parts.items()}
+    return PackedWeight(packed.shape, packed.tile, **parts, group_size=packed.group_size)
 
 
 def _bytes(packed: Any) -> int:
     """Return the bytes of a packed layer in memory, including the offsets of its tiles."""
-    return sum(
-        part.untyped_storage().nbytes() for part in (packed.dense, packed.values, packed.bits, packed.checked.offsets)
-    )
+    return sum(part.untyped_storage().nbytes() for part in (*packed.parts.values(), packed.checked.offsets))
 
 
 def generation(dtype: Any, options: argparse.Namespace) -> None:
@@ -242,19 +250,22 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config).to(options.device, dtype).eval().requires_grad_(False)
-    models = {"dense": model} | {s: convert(share_tensors(model), _masks_of(model, s)) for s in SPARSITIES}
+    models = {"dense": model}
+    for name, (sparsity, quantized) in CANDIDATES.items():
+        masks = _masks_of(model, sparsity)
+        models[name] = convert(share_tensors(model), masks, _quantized(model, masks) if quantized else None)
     print(f"\ngeneration by {model.num_parameters() / 1e6:.0f}M parameters, prompt 32, 32 new tokens")
     lines = []
     for batch in (1, 16):
         tokens = random_prompt(model, batch, 32)
-        runs = {name: Generation(one, tokens, 32, str(name)) for name, one in models.items()}
+        runs = {name: Generation(one, tokens, 32, name) for name, one in models.items()}
         quantities = partial(speed_quantities, batch * 32)
         found = measure_in_rounds(runs, "dense", quantities, math.ceil(options.repeats / 12), rounds=3)
         for name, measurement in found.items():
             size = weight_bytes(model, models[name])
             lines.append(
                 [
-                    name if name == "dense" else f"{name}%",
+                    name,
                     batch,
                     _median(measurement.quantities["tokens_per_second"], 1),
                     _median(measurement.quantities["speedup"], 2),
@@ -270,6 +281,15 @@ def _masks_of(model: Any, sparsity: int) -> MaskSet:
 
     found = {name: random_masks(linear.weight, sparsity) for name, linear in prunable_linears(model).items()}
     return MaskSet({n: mask for n, (mask, _) in found.items()}, "hybrid", {n: t for n, (_, t) in found.items()}, TILE)
+
+
+def _quantized(model: Any, masks: MaskSet) -> dict[str, Any]:
+    from patch.models.loading import prunable_linears
+    from patch.quantization.absmax import quantize
+    from patch.quantization.model import QuantizedLayer
+
+    linears = prunable_linears(model).items()
+    return {n: QuantizedLayer(quantize(linear.weight * masks.masks[n], 4, GROUP_SIZE)) for n, linear in linears}
 
 
 if __name__ == "__main__":

@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from patch.errors import InputError
 from patch.masks.tile import tile_grid, tile_shape
+from patch.quantization.absmax import group_count
 
 PARTS = ("dense", "values", "bits")
+# The further part of a quantized weight, whose values are codes of four bits, two in a byte.
+SCALES = "scales"
+CODES_PER_BYTE, LARGEST_CODE = 2, 8
 # Bit counts of a byte's two groups, four bits each: two and two, and at the end of a tile of odd groups two and none.
 BOTH_GROUPS, LAST_GROUP = 0x22, 0x02
 
@@ -34,49 +38,64 @@ class CheckedParts:
         dense: `[tiles along out, tiles along in]` bool, a copy.
         values: a view of the weight's values.
         bits: a view of the weight's bits.
-        offsets: `[2, tiles]` int64 on the device of the values: first value and first byte of bits of each tile.
+        scales: a view of the scales of a quantized weight, else None.
+        group_size: number of columns that share a scale, or None.
+        offsets: `[2, tiles]` int64 on the device of the values: the first element of `values` and the first byte of
+            `bits` of each tile.
         state: result of `current_state` when the parts were checked.
         cache: data that backends derive from the weight, by backend name.
     """
 
-    def __init__(self, shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        tile: int,
+        dense: Tensor,
+        values: Tensor,
+        bits: Tensor,
+        scales: Tensor | None = None,
+        group_size: int | None = None,
+    ) -> None:
         self.shape = check_geometry(shape, tile)
         self.height, self.width = tile_shape(self.shape, tile)
         self.tile_weights, self.bitmap_bytes = tile_counts(self.shape, tile)
         self.cache: dict[str, Any] = {}
-        _check_tensors(dense, values, bits)
+        _check_tensors(dense, values, bits, scales)
         grid = tile_grid(self.shape, tile)
         if tuple(dense.shape) != grid:
             raise InputError(f"dense has the shape {list(dense.shape)}; expected {list(grid)}, an entry for each tile")
         self.values, self.bits = values.detach(), bits.detach()
-        self._memory = self.values.untyped_storage(), self.bits.untyped_storage()
+        self.scales, self.group_size = None if scales is None else scales.detach(), None
+        stored = (self.values, self.bits) if self.scales is None else (self.values, self.bits, self.scales)
+        self._memory = [part.untyped_storage() for part in stored]
         # Before the copy and the check of contents, so that a write in between is detected at the next use.
-        self.state = self.current_state(dense, values, bits)
+        self.state = self.current_state(dense, values, bits, scales)
         self.dense = dense.detach().clone(memory_format=torch.contiguous_format)
         full = self.dense.flatten()
-        value_counts = torch.where(full, self.tile_weights, self.tile_weights // 2)
+        elements = self.tile_weights if scales is None else self.tile_weights // CODES_PER_BYTE
+        value_counts = torch.where(full, elements, elements // 2)
         ends = torch.stack([value_counts, torch.where(full, 0, self.bitmap_bytes)]).cumsum(1)
         self.offsets = nn.functional.pad(ends, (1, 0))[:, :-1].contiguous()
+        if scales is not None or group_size is not None:
+            self.group_size = _check_scales(scales, group_size, self.shape)
         if not dense.is_meta:
             _check_sizes(values, bits, *ends[:, -1].tolist())
             self._check_bits()
 
-    def current_state(self, dense: Tensor, values: Tensor, bits: Tensor) -> tuple[int, ...]:
+    def current_state(
+        self, dense: Tensor, values: Tensor, bits: Tensor, scales: Tensor | None = None
+    ) -> tuple[int, ...]:
         """Return the address, size and version of the parts, equal to `state` while the checked parts are unchanged.
 
         The version of the values does not count, since any number is a valid value.
         """
-        value_storage, bit_storage = self._memory
-        return (
-            values.data_ptr(),
-            bits.data_ptr(),
-            bits._version,
-            dense.data_ptr(),
-            dense._version,
-            # The storage under the views can be resized or moved.
-            *(value_storage.data_ptr(), value_storage.nbytes()),
-            *(bit_storage.data_ptr(), bit_storage.nbytes()),
-        )
+        state = [values.data_ptr(), bits.data_ptr(), bits._version, dense.data_ptr(), dense._version]
+        if scales is not None:
+            state += [scales.data_ptr(), scales._version]
+        # The storage under the views can be resized or moved.
+        for storage in self._memory:
+            state += [storage.data_ptr(), storage.nbytes()]
+        return tuple(state)
 
     def _check_bits(self) -> None:
         """Check that every group of a sparse tile has two bits set, and that no bit is set beyond a tile's end."""
@@ -113,8 +132,10 @@ def tile_counts(shape: tuple[int, int], tile: int) -> tuple[int, int]:
     return weights, -(-weights // 8)
 
 
-def _check_tensors(dense: Tensor, values: Tensor, bits: Tensor) -> None:
+def _check_tensors(dense: Tensor, values: Tensor, bits: Tensor, scales: Tensor | None) -> None:
     parts = dict(zip(PARTS, (dense, values, bits), strict=True))
+    if scales is not None:
+        parts[SCALES] = scales
     for name, part in parts.items():
         # A subclass could report another address.
         if type(part) not in (Tensor, nn.Parameter):
@@ -125,9 +146,11 @@ def _check_tensors(dense: Tensor, values: Tensor, bits: Tensor) -> None:
     for name, part in parts.items():
         if part.device != values.device:
             raise InputError(f"{name} is on {part.device}, the values on {values.device}; move the whole layer")
-    if dense.dtype != torch.bool or bits.dtype != torch.uint8 or not values.is_floating_point():
+    numbers = values.is_floating_point() if scales is None else values.dtype == torch.uint8
+    if dense.dtype != torch.bool or bits.dtype != torch.uint8 or not numbers:
         kinds = f"{dense.dtype}, {bits.dtype} and {values.dtype}"
-        raise InputError(f"dense, bits and values are {kinds}; expected bool, uint8 and floating-point numbers")
+        expected = "floating-point numbers" if scales is None else "uint8, as there are scales"
+        raise InputError(f"dense, bits and values are {kinds}; expected bool, uint8 and {expected}")
     for name, part in parts.items():
         last = sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
         needed = (part.storage_offset() + last + 1) * part.element_size() if part.numel() else 0
@@ -142,3 +165,19 @@ def _check_sizes(values: Tensor, bits: Tensor, count: int, size: int) -> None:
             raise InputError(f"{name} have the shape {list(part.shape)}, not [{wanted}] as the tiles require")
         if not part.is_contiguous():
             raise InputError(f"{name} are not contiguous; give them as `{name}.contiguous()`")
+
+
+def _check_scales(scales: Tensor | None, group_size: int | None, shape: tuple[int, int]) -> int:
+    """Check the scales, and return the number of columns that share one; a larger group ends with the row."""
+    if scales is None or group_size is None:
+        raise InputError(f"scales are {'missing' if scales is None else 'given'}, and group_size is {group_size!r:.99}")
+    if type(group_size) is not int or group_size < 1:
+        raise InputError(f"group_size is {group_size!r:.99}; expected a number of columns, above zero")
+    wanted = [shape[0], group_count(shape[1], group_size)]
+    if scales.dtype != torch.float32 or list(scales.shape) != wanted:
+        raise InputError(f"scales are {scales.dtype} of the shape {list(scales.shape)}; expected float32 of {wanted}")
+    if not scales.is_contiguous():
+        raise InputError("scales are not contiguous; give them as `scales.contiguous()`")
+    if not scales.is_meta and not ((scales > 0) & (scales * LARGEST_CODE).isfinite()).all():
+        raise InputError("scales are damaged: one is not positive and finite, or too large")
+    return min(group_size, shape[1])

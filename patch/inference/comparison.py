@@ -83,7 +83,8 @@ def weight_bytes(model: nn.Module, converted: nn.Module) -> dict[str, int]:
         if isinstance(layer, HybridLinear):
             packed = layer.packed
             measured += packed.nbytes
-            expected += packed_bytes(packed.shape, packed.tile, int(packed.dense.sum()), packed.values.itemsize)
+            tiles, itemsize = int(packed.dense.sum()), packed.values.itemsize
+            expected += packed_bytes(packed.shape, packed.tile, tiles, itemsize, packed.group_size)
         else:
             measured, expected = measured + linear.weight.nbytes, expected + linear.weight.nbytes
     return {"dense": dense, "measured": measured, "expected": expected}

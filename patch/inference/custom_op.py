@@ -12,12 +12,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from patch.errors import InputError
 from patch.inference.backends import backend_for
+from patch.inference.checked import PARTS, SCALES
 from patch.inference.packed import PackedWeight
 
 _LIBRARY = torch.library.Library("patch_hybrid", "DEF")
 _LIBRARY.define(
     "linear(Tensor inputs, Tensor values, Tensor bits, Tensor dense, int out_features, int tile, "
-    "str? backend=None) -> Tensor"
+    "str? backend=None, Tensor? scales=None, int? group_size=None) -> Tensor"
 )
 # Values of a weight -> the weight. Its tensors are aliases, which do not keep the key alive.
 _WEIGHTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -32,10 +33,13 @@ def _linear(
     out_features: int,
     tile: int,
     backend: str | None = None,
+    scales: Tensor | None = None,
+    group_size: int | None = None,
 ) -> Tensor:
     if torch.is_grad_enabled() and inputs.requires_grad:
         raise InputError("patch_hybrid::linear has no backward pass; call it under torch.no_grad()")
-    weight = _weight((out_features, inputs.shape[-1]), tile, dense, values, bits)
+    parts = dict(zip(PARTS, (dense, values, bits), strict=True)) | ({} if scales is None else {SCALES: scales})
+    weight = _weight((out_features, inputs.shape[-1]), tile, parts, group_size)
     flat = inputs.reshape(-1, inputs.shape[-1])
     return backend_for(weight, flat, backend)(weight, flat).view(*inputs.shape[:-1], out_features)
 
@@ -49,33 +53,45 @@ def _shape(
     out_features: int,
     tile: int,
     backend: str | None = None,
+    scales: Tensor | None = None,
+    group_size: int | None = None,
 ) -> Tensor:
     return inputs.new_empty(*inputs.shape[:-1], out_features)
 
 
-def _weight(shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> PackedWeight:
+def _weight(shape: tuple[int, int], tile: int, parts: dict[str, Tensor], group_size: int | None) -> PackedWeight:
     """Return the checked weight of these parts; it is checked again if a part has moved or changed since."""
-    if dense.is_inference() or values.is_inference() or bits.is_inference():
+    if any(part.is_inference() for part in parts.values()):
         raise InputError("a part was made under torch.inference_mode, where writes are not counted; clone it outside")
-    known = _WEIGHTS.get(values)
-    if known is None or not known.matches(shape, tile, dense, values, bits):
-        known = PackedWeight(shape, tile, dense.detach(), values.detach(), bits.detach())
-        _WEIGHTS[values] = known
+    known = _WEIGHTS.get(parts["values"])
+    if known is None or not known.matches(shape, tile, **parts, group_size=group_size):
+        detached = {name: part.detach() for name, part in parts.items()}
+        known = _WEIGHTS[parts["values"]] = PackedWeight(shape, tile, **detached, group_size=group_size)
     return known
 
 
 def hybrid_linear(
-    inputs: Tensor, values: Tensor, bits: Tensor, dense: Tensor, out_features: int, tile: int, backend: str | None
+    inputs: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    dense: Tensor,
+    out_features: int,
+    tile: int,
+    backend: str | None = None,
+    scales: Tensor | None = None,
+    group_size: int | None = None,
 ) -> Tensor:
     """Map inputs `[..., in]` to `[..., out]` by a packed weight, without gradients.
 
     Args:
-        inputs: `[..., in]`, of the dtype of the values.
-        values, bits, dense, tile: parts of the weight, see `PackedWeight`.
+        inputs: `[..., in]`, of the dtype of the values, or any floating one if these are codes.
+        values, bits, dense, tile, scales, group_size: parts of the weight, see `PackedWeight`.
         out_features: number of outputs.
         backend: name of a backend, see `patch.inference.backends`; None for the fastest that supports the inputs.
 
     Raises:
         InputError: the parts are inconsistent, or the backend does not support them.
     """
-    return torch.ops.patch_hybrid.linear.default(inputs, values, bits, dense, out_features, tile, backend)
+    return torch.ops.patch_hybrid.linear.default(
+        inputs, values, bits, dense, out_features, tile, backend, scales, group_size
+    )

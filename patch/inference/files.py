@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -41,12 +41,21 @@ def save(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokeni
     describe_packed(model)
     size = _largest_block(model)
     with own_directory(folder, "save", _is_saved) as temporary:
-        try:
-            model.save_pretrained(temporary, max_shard_size=size)
-        except ValueError as error:  # transformers refuses to save a generation configuration that contradicts itself
-            raise InputError(f"save to {folder}: the model cannot be saved: {' '.join(str(error).split())}") from None
+        write_model(model, temporary, folder, max_shard_size=size)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+
+
+def write_model(model: PreTrainedModel, temporary: Path, folder: Path | str, **options: Any) -> None:
+    """Write a model to a temporary folder with `save_pretrained` and its ``options``; messages name ``folder``.
+
+    Raises:
+        InputError: transformers refuses to save the model.
+    """
+    try:
+        model.save_pretrained(temporary, **options)
+    except ValueError as error:  # a generation configuration that contradicts itself
+        raise InputError(f"save to {folder}: the model cannot be saved: {' '.join(str(error).split())}") from None
 
 
 def _largest_block(model: nn.Module) -> int:

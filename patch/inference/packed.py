@@ -2,20 +2,30 @@
 
 Tiles are stored in row-major order, and the rows of a tile one after the other, so that a kernel reads memory in order.
 The bit mask of a group of four has two bits set. It takes as much memory as two indices of two bits, and it is the
-operand of the instructions that expand a register.
+operand of the instructions that expand a register. The values are numbers, or codes of four bits with scales.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from patch.errors import InputError
-from patch.inference.checked import PARTS, CheckedParts, check_geometry, tile_counts
+from patch.inference.checked import (
+    CODES_PER_BYTE,
+    LARGEST_CODE,
+    PARTS,
+    SCALES,
+    CheckedParts,
+    check_geometry,
+    tile_counts,
+)
 from patch.masks.tile import tile_grid, tile_shape
+from patch.quantization.absmax import Quantized, group_count
+from patch.quantization.nibbles import pack_nibbles, unpack_nibbles
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +37,12 @@ class PackedWeight:
         tile: side of a tile; a tile larger than the matrix in a direction ends with it.
         dense: `[tiles along out, tiles along in]` bool, True = dense.
         values: `[n]` of the weight's dtype: all values of dense tiles, and the two kept of each group of sparse tiles.
+            For a quantized weight, the same values as codes in `[n / 2]` uint8, see `patch.quantization.nibbles`.
         bits: `[m]` uint8, the masks of sparse tiles: bit i of a group's four bits is set where weight i is kept; the
             first group is in the lower half of a byte, and each tile begins with a new byte.
+        scales: for a quantized weight `[out, ceil(in / group_size)]` fp32, positive: a value is its code times its
+            scale, in fp32. None for others.
+        group_size: for a quantized weight, the number of columns that share a scale.
 
     Raises:
         InputError: the parts are inconsistent.
@@ -39,24 +53,34 @@ class PackedWeight:
     dense: Tensor
     values: Tensor
     bits: Tensor
+    scales: Tensor | None = None
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in PARTS:
-            part = getattr(self, name)
+        for name, part in self.parts.items():
             if isinstance(part, Tensor) and part.is_inference():
                 # PyTorch does not count writes to inference tensors.
                 with torch.inference_mode(False):
                     object.__setattr__(self, name, part.clone())
-        self.__dict__["_checked"] = CheckedParts(self.shape, self.tile, self.dense, self.values, self.bits)
+        self.__dict__["_checked"] = self._check()
+
+    def _check(self) -> CheckedParts:
+        return CheckedParts(self.shape, self.tile, **self.parts, group_size=self.group_size)
 
     def __reduce__(self) -> tuple[type[PackedWeight], tuple[object, ...]]:
         # Unpickled and copied weights are checked as well.
-        return PackedWeight, (self.shape, self.tile, self.dense, self.values, self.bits)
+        return PackedWeight, tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors by name; `scales` only if there are any."""
+        names = PARTS if self.scales is None else (*PARTS, SCALES)
+        return {name: getattr(self, name) for name in names}
 
     @property
     def nbytes(self) -> int:
         """Bytes of all parts."""
-        return self.dense.nbytes + self.values.nbytes + self.bits.nbytes
+        return sum(part.nbytes for part in self.parts.values())
 
     @property
     def checked(self) -> CheckedParts:
@@ -66,41 +90,61 @@ class PackedWeight:
             InputError: the parts are no longer consistent.
         """
         known: CheckedParts = self.__dict__["_checked"]
-        if known.state != known.current_state(self.dense, self.values, self.bits):
-            known = CheckedParts(self.shape, self.tile, self.dense, self.values, self.bits)
-            self.__dict__["_checked"] = known
+        if known.state != known.current_state(self.dense, self.values, self.bits, self.scales):
+            known = self.__dict__["_checked"] = self._check()
         return known
 
-    def matches(self, shape: tuple[int, int], tile: int, dense: Tensor, values: Tensor, bits: Tensor) -> bool:
+    def matches(
+        self,
+        shape: tuple[int, int],
+        tile: int,
+        dense: Tensor,
+        values: Tensor,
+        bits: Tensor,
+        scales: Tensor | None = None,
+        group_size: int | None = None,
+    ) -> bool:
         """Return whether these are the parts that were checked last, unmoved and unchanged since."""
         known: CheckedParts = self.__dict__["_checked"]
-        return (self.shape, self.tile) == (shape, tile) and known.state == known.current_state(dense, values, bits)
+        same = (self.shape, self.tile, self.group_size) == (shape, tile, group_size)
+        return same and known.state == known.current_state(dense, values, bits, scales)
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """Return the weight on another device."""
-        parts = (part.to(device) for part in (self.dense, self.values, self.bits))
-        return PackedWeight(self.shape, self.tile, *parts)
+        moved = {name: part.to(device) for name, part in self.parts.items()}
+        return PackedWeight(self.shape, self.tile, **moved, group_size=self.group_size)
 
 
-def packed_bytes(shape: tuple[int, int], tile: int, dense_tiles: int, itemsize: int) -> int:
-    """Return the bytes of a packed weight: at 16 bits `1 - 0.4375 f` of dense ones, f the fraction of sparse tiles."""
+def packed_bytes(
+    shape: tuple[int, int], tile: int, dense_tiles: int, itemsize: int, group_size: int | None = None
+) -> int:
+    """Return the bytes of a packed weight: at 16 bits `1 - 0.4375 f` of dense ones, f the fraction of sparse tiles.
+
+    With a ``group_size`` it is a quantized weight, whose ``itemsize`` of one byte holds two values.
+    """
     weights, bitmap_bytes = tile_counts(shape, tile)
     tiles = math.prod(tile_grid(shape, tile))
-    return itemsize * weights * dense_tiles + (itemsize * weights // 2 + bitmap_bytes) * (tiles - dense_tiles) + tiles
+    stored, scale_bytes = itemsize * weights, 0
+    if group_size is not None:
+        stored, scale_bytes = stored // CODES_PER_BYTE, 4 * shape[0] * group_count(shape[1], group_size)
+    return stored * dense_tiles + (stored // 2 + bitmap_bytes) * (tiles - dense_tiles) + tiles + scale_bytes
 
 
-def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight:
+def pack(weight: Tensor | Quantized, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight:
     """Pack `mask * weight`.
 
     Args:
-        weight: `[out, in]`, of any floating dtype.
+        weight: `[out, in]`, of any floating dtype, or quantized to at most four bits.
         mask: `[out, in]` bool, True = keep.
         dense: `[tiles along out, tiles along in]` bool: tiles that are stored whole; the mask is 2:4 in all others.
         tile: side of a tile, which divides the matrix; its width is a multiple of four.
 
     Raises:
-        InputError: the shapes do not agree, or a tile that is not dense keeps more than two of a group.
+        InputError: the shapes do not agree, a tile that is not dense keeps more than two of a group, or a code needs
+            more than four bits.
     """
+    quantized = weight if isinstance(weight, Quantized) else None
+    weight = weight.codes if isinstance(weight, Quantized) else weight.detach()
     shape = (weight.shape[0], weight.shape[1])
     if mask.shape != weight.shape:
         raise InputError(f"the mask has the shape {list(mask.shape)}, the weight {list(shape)}")
@@ -111,15 +155,21 @@ def pack(weight: Tensor, mask: Tensor, dense: Tensor, tile: int) -> PackedWeight
         raise InputError(f"the tile map has the shape {list(dense.shape)}; tile {tile} cuts {list(shape)} into {grid}")
     dense = dense.to(weight.device)
     kept = _tiles(mask.to(weight.device), height, width)
-    tiles = _tiles(weight.detach(), height, width).masked_fill(~kept, 0)
+    tiles = _tiles(weight, height, width).masked_fill(~kept, 0)
     sparse = ~dense.flatten()
     stored = torch.ones_like(kept)
     stored[sparse] = _exactly_two(kept[sparse])
-    return PackedWeight(shape, tile, dense.contiguous().clone(), tiles[stored], _pack_bits(stored[sparse].flatten(1)))
+    dense, values, bits = dense.contiguous().clone(), tiles[stored], _pack_bits(stored[sparse].flatten(1))
+    if quantized is None:
+        return PackedWeight(shape, tile, dense, values, bits)
+    if not ((weight >= -LARGEST_CODE) & (weight < LARGEST_CODE)).all():
+        raise InputError(f"codes of {quantized.bits} bits do not fit in four; quantize with `bits: 4`")
+    scales = quantized.scales.to(weight.device, copy=True).contiguous()
+    return PackedWeight(shape, tile, dense, pack_nibbles(values), bits, scales, quantized.group_size)
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """Return the masked weight, `[out, in]`."""
+    """Return the masked weight, `[out, in]`; a quantized one in fp32."""
     return unpack_rows(packed, 0, packed.checked.dense.shape[0])
 
 
@@ -129,16 +179,26 @@ def unpack_rows(packed: PackedWeight, first: int, last: int) -> Tensor:
     weights, columns = parts.tile_weights, parts.dense.shape[1]
     wanted = slice(first * columns, last * columns)
     dense, (value_offsets, bit_offsets) = parts.dense.flatten()[wanted], parts.offsets[:, wanted]
-    order = torch.arange(weights, device=parts.values.device)
-    tiles = parts.values.new_zeros(len(dense), weights)
-    tiles[dense] = parts.values[value_offsets[dense, None] + order]
-    bits = parts.bits[bit_offsets[~dense, None] + order[: parts.bitmap_bytes]]
+    whole = _values(parts, value_offsets[dense], weights)
+    tiles = whole.new_zeros(len(dense), weights)
+    tiles[dense] = whole
+    bits = parts.bits[bit_offsets[~dense, None] + torch.arange(parts.bitmap_bytes, device=parts.bits.device)]
     kept = (bits[..., None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)).bitwise_and_(1).bool()
-    values = parts.values[value_offsets[~dense, None] + order[: weights // 2]]
-    sparse = parts.values.new_zeros(len(bits), weights)
-    sparse[kept.flatten(1)[:, :weights]] = values.flatten()
+    sparse = whole.new_zeros(len(bits), weights)
+    sparse[kept.flatten(1)[:, :weights]] = _values(parts, value_offsets[~dense], weights // 2).flatten()
     tiles[~dense] = sparse
-    return tiles.view(last - first, columns, parts.height, parts.width).transpose(1, 2).reshape(-1, parts.shape[1])
+    rows = tiles.view(last - first, columns, parts.height, parts.width).transpose(1, 2).reshape(-1, parts.shape[1])
+    if parts.scales is None:
+        return rows
+    scales = parts.scales[first * parts.height : last * parts.height]
+    return Quantized(rows, scales, 4, parts.group_size).dequantize()
+
+
+def _values(parts: CheckedParts, offsets: Tensor, count: int) -> Tensor:
+    """Return ``count`` values of each tile, `[tiles, count]`, from the offset of its first one; codes as int8."""
+    size = count if parts.scales is None else count // CODES_PER_BYTE
+    stored = parts.values[offsets[:, None] + torch.arange(size, device=parts.values.device)]
+    return stored if parts.scales is None else unpack_nibbles(stored)
 
 
 def _tiles(matrix: Tensor, height: int, width: int) -> Tensor:

@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from patch.errors import InputError
 from patch.files.schema import Count, Name, Schema, check
-from patch.inference.checked import check_geometry, tile_counts
+from patch.inference.checked import CODES_PER_BYTE, SCALES, check_geometry, tile_counts
 from patch.masks.header import Size
 from patch.masks.tile import tile_grid
+from patch.quantization.absmax import group_count
 
 METHOD = "patch-hybrid"
 FORMAT = 1
@@ -35,15 +36,24 @@ class PackedLayer(Schema):
         shape: `[out, in]`.
         tile: side of a tile; a tile larger than the matrix in a direction ends with it.
         sparse_tiles: number of tiles that are 2:4; all others are dense.
+        bits: 4 for a quantized layer, else None.
+        group_size: columns of a quantized layer that share a scale.
+        rank: rank of the low-rank adapter of a quantized layer, or None.
     """
 
     shape: Annotated[list[Size], Field(min_length=2, max_length=2)]
     tile: Size
     sparse_tiles: Count
+    bits: Literal[4] | None = None
+    group_size: Size | None = None
+    rank: Size | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> PackedLayer:
         check_geometry(self.sizes, self.tile)
+        if (self.bits is None) != (self.group_size is None) or (self.bits is None and self.rank is not None):
+            given = {name: getattr(self, name) for name in ("bits", "group_size", "rank")}
+            raise ValueError(f"{given}; a quantized layer has bits and group_size, and alone may have a rank")
         if self.sparse_tiles > self.tiles:
             raise ValueError(f"{self.sparse_tiles} sparse tiles; tile {self.tile} cuts {self.shape} into {self.tiles}")
         return self
@@ -59,14 +69,22 @@ class PackedLayer(Schema):
         return math.prod(tile_grid(self.sizes, self.tile))
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Return the shape and dtype of each part of the packed weight, by the part's name; the bias is not a part."""
+        """Return the shape and dtype of each tensor of the layer but the bias, by its name."""
         weights, bitmap_bytes = tile_counts(self.sizes, self.tile)
         values = weights * (self.tiles - self.sparse_tiles) + weights // 2 * self.sparse_tiles
-        return {
+        found = {
             "values": TensorSpec((values,), None),
             "bits": TensorSpec((bitmap_bytes * self.sparse_tiles,), "uint8"),
             "dense": TensorSpec(tile_grid(self.sizes, self.tile), "bool"),
         }
+        out, columns = self.sizes
+        if self.group_size is not None:
+            found["values"] = TensorSpec((values // CODES_PER_BYTE,), "uint8")
+            found[SCALES] = TensorSpec((out, group_count(columns, self.group_size)), "float32")
+        if self.rank is not None:
+            found["adapter_left"] = TensorSpec((out, self.rank), None)
+            found["adapter_right"] = TensorSpec((self.rank, columns), None)
+        return found
 
 
 class PackedConfig(Schema):

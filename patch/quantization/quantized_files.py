@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from patch.errors import InputError
 from patch.files.schema import Name, Schema, check
@@ -17,6 +18,7 @@ from patch.files.tensors import load_tensors, save_tensors
 from patch.masks.header import Size
 from patch.quantization.absmax import Quantized, check_grid, group_count
 from patch.quantization.model import QuantizedLayer
+from patch.quantization.nibbles import pack_nibbles, unpack_nibbles
 from patch.quantization.slim_lora import Adapter
 
 FORMAT = "patch-quantized-2"
@@ -117,18 +119,15 @@ def _part(tensors: dict[str, Tensor], key: str, dtypes: set[torch.dtype], shape:
 
 
 def _pack(weight: Quantized) -> Tensor:
-    """Pack codes as unsigned bytes, shifted to start at 0; of two 4-bit codes, the first is in the lower half."""
-    half = 8 if weight.bits <= 4 else 128
-    values = (weight.codes.cpu().to(torch.int16).reshape(-1) + half).to(torch.uint8)
+    """Pack codes as unsigned bytes, shifted to start at 0; up to four bits, two share a byte."""
+    codes = weight.codes.cpu().reshape(-1)
     if weight.bits > 4:
-        return values
-    if values.numel() % 2:
-        values = torch.cat([values, values.new_zeros(1)])
-    return values[::2] | (values[1::2] << 4)
+        return (codes.to(torch.int16) + 128).to(torch.uint8)
+    # The half of a byte after an odd number of codes is zero.
+    return pack_nibbles(F.pad(codes, (0, codes.numel() % 2), value=-8))
 
 
 def _unpack(packed: Tensor, shape: list[int], bits: int) -> Tensor:
     if bits > 4:
         return (packed.to(torch.int16) - 128).to(torch.int8).reshape(shape)
-    values = torch.stack([packed & 15, packed >> 4], dim=1).reshape(-1)[: math.prod(shape)]
-    return (values.to(torch.int8) - 8).reshape(shape)
+    return unpack_nibbles(packed)[: math.prod(shape)].reshape(shape)

@@ -43,13 +43,21 @@ def load(name: str) -> ModuleType:
         raise InputError(f"backend {name}: {error}") from None
 
 
-def common_reason(packed: PackedWeight, inputs: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    """Return the reason why a backend for ``dtypes`` without a backward pass cannot multiply these; None if it can."""
-    device, dtype = packed.values.device, packed.values.dtype
+def common_reason(
+    packed: PackedWeight, inputs: Tensor, dtypes: tuple[torch.dtype, ...], quantized: bool = False
+) -> str | None:
+    """Return the reason why a backend for ``dtypes`` without a backward pass cannot multiply these; None if it can.
+
+    A quantized weight needs a backend for such (``quantized``), and inputs in one of ``dtypes``.
+    """
+    device, codes = packed.values.device, packed.scales is not None
     if inputs.device != device:
         return f"inputs on {inputs.device}, the weight on {device}"
+    if codes and not quantized:
+        return "a quantized weight; expected one that is not"
+    what, dtype = ("inputs", inputs.dtype) if codes else ("a weight", packed.values.dtype)
     if dtype not in dtypes:
-        return f"a weight in {dtype}; expected {' or '.join(str(each).removeprefix('torch.') for each in dtypes)}"
+        return f"{what} in {dtype}; expected {' or '.join(str(each).removeprefix('torch.') for each in dtypes)}"
     if inputs.dtype != dtype:
         return f"inputs in {inputs.dtype}, the weight in {dtype}"
     if torch.is_grad_enabled() and inputs.requires_grad:

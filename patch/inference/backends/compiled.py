@@ -2,7 +2,8 @@
 
 With few rows of inputs, as in decoding, memory bandwidth is the limit, and the packed weight is expanded in registers.
 With more, arithmetic is the limit: products with zeros are skipped, or AMX multiplies. Tiles of other sizes are
-unpacked into a block that fits the caches, which PyTorch multiplies.
+unpacked into a block that fits the caches, which PyTorch multiplies. The codes of a quantized weight are decoded in
+registers too, or with more rows into a block of an ordinary packed weight.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,20 @@ from patch.native import NoCompiler, library, processor
 
 SOURCE = Path(__file__).parent / "kernels/packed_linear.cpp"
 # Instruction sets, the fastest first, with the processor features that each needs, which are also compiler flags.
+AVX2 = ("avx2", "fma")
+AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 INSTRUCTIONS = {
-    "amx": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "amx-tile", "amx-bf16", "avx2", "fma"),
-    "avx512-vbmi2": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi2", "avx2", "fma"),
-    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"),
-    "avx2": ("avx2", "fma"),
+    "amx": (*AVX512, "avx512vbmi2", "avx512bf16", "amx-tile", "amx-bf16"),
+    "avx512-bf16": (*AVX512, "avx512vbmi2", "avx512bf16"),
+    "avx512-vbmi2": (*AVX512, "avx512vbmi2"),
+    "avx512": AVX512,
+    "avx2": AVX2,
     "portable": (),
 }
 # Environment variable that selects an instruction set other than the fastest.
 CHOICE = "PATCH_INSTRUCTIONS"
 DTYPES = (torch.float32, torch.bfloat16)
-# Largest number of input rows for `packed_gemv`; with AMX the limit is lower.
+# Largest number of input rows for the kernels that read memory at the limit; with AMX it is lower.
 GEMV_ROWS, GEMV_ROWS_AMX = 4, 2
 # With more rows, PyTorch's products of unpacked weights use AMX better.
 GEMM_ROWS_AMX = 1024
@@ -51,8 +56,9 @@ class _Packed(ctypes.Structure):
     """The C++ struct `Packed`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("values", "bits", "dense", "offsets")),
-        *((name, ctypes.c_int64) for name in ("tile_rows", "tile_columns", "height", "width")),
+        *((name, ctypes.c_void_p) for name in ("values", "bits", "dense", "offsets", "scales")),
+        *((name, ctypes.c_int64) for name in ("tile_rows", "tile_columns", "height", "width", "groups", "group_size")),
+        ("stride", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("bf16", "threads")),
     ]
 
@@ -73,11 +79,19 @@ def load(instructions: str) -> ctypes.CDLL:
     """
     flags = tuple(f"-m{name}" for name in INSTRUCTIONS[instructions])
     found = library(SOURCE, flags)
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for multiply in (found.packed_gemv, found.packed_gemm):
-        multiply.argtypes, multiply.restype = [ctypes.POINTER(_Packed), pointer, pointer, number], None
-    found.packed_unpack.argtypes, found.packed_unpack.restype = [ctypes.POINTER(_Packed), number, number, pointer], None
-    found.use_large_pages.argtypes, found.use_large_pages.restype = [pointer, number], None
+    struct, pointer, number, flag = ctypes.POINTER(_Packed), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    arguments = {
+        "packed_gemv": [struct, pointer, pointer, number],
+        "packed_gemm": [struct, pointer, pointer, number],
+        "packed_unpack": [struct, number, number, pointer],
+        "codes_gemv": [struct, pointer, pointer, number, flag],
+        "codes_gemm": [struct, pointer, pointer, number, flag],
+        "codes_unpack": [struct, number, number, pointer, flag],
+        "use_large_pages": [pointer, number],
+    }
+    for name, types in arguments.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = types, None
     return found
 
 
@@ -111,31 +125,37 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
     """Return None if these can be multiplied, else the reason; see `patch.inference.backends`."""
     if not inputs.is_cpu:
         return f"runs on a CPU, not on {inputs.device}"
-    if reason := common_reason(packed, inputs, DTYPES):
+    if reason := common_reason(packed, inputs, DTYPES, quantized=True):
         return reason
+    if packed.scales is not None and packed.checked.group_size % 4:
+        return f"groups of {packed.checked.group_size} columns; expected a multiple of four"
     kernel = _kernel()
     return kernel if isinstance(kernel, str) else None
 
 
-def _native(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, torch.dtype]:
-    """Return the C++ struct of a weight, a reference to it, and the weight's dtype.
+def _native(parts: CheckedParts, kernel: ctypes.CDLL) -> tuple[_Packed, Any, tuple[torch.dtype, ...]]:
+    """Return the C++ struct of a weight, a reference to it, and the dtypes of its inputs.
 
     The weight is moved to large pages, which are read faster.
 
     Raises:
         InputError: the weight has a dtype or device that the library does not support.
     """
-    (rows, columns), values, bits = parts.dense.shape, parts.values, parts.bits
-    if not values.is_cpu or values.dtype not in DTYPES:
+    (rows, columns), values, bits, scales = parts.dense.shape, parts.values, parts.bits, parts.scales
+    dtypes = DTYPES if scales is not None else (values.dtype,)
+    if not values.is_cpu or not set(dtypes) <= set(DTYPES):
         raise InputError(f"a weight in {values.dtype} on {values.device}; expected float32 or bfloat16 on the CPU")
     struct = _Packed(
         *(part.data_ptr() for part in (values, bits, parts.dense, parts.offsets)),
+        None if scales is None else scales.data_ptr(),
         *(rows, columns, parts.height, parts.width),
+        *((0, 0) if scales is None else (scales.shape[1], parts.group_size)),
+        parts.shape[0],
         *(values.dtype == torch.bfloat16, 0),
     )
     for part in (values, bits):
         kernel.use_large_pages(part.data_ptr(), part.nbytes)
-    return struct, ctypes.byref(struct), values.dtype
+    return struct, ctypes.byref(struct), dtypes
 
 
 def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
@@ -145,36 +165,46 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     known = parts.cache.get(CACHE_KEY)
     if known is None:
         known = parts.cache[CACHE_KEY] = _native(parts, kernel)
-    struct, reference, dtype = known
+    struct, reference, dtypes = known
     struct.threads = torch.get_num_threads()
     inputs = inputs.contiguous()
     (rows, columns), shape = parts.shape, inputs.shape
     if (
         len(shape) != 2
         or shape[1] != columns
-        or inputs.dtype is not dtype
+        or inputs.dtype not in dtypes
         or not inputs.is_cpu
         or inputs.untyped_storage().nbytes() < inputs.nbytes
     ):
         raise InputError(f"inputs of {list(shape)} in {inputs.dtype} on {inputs.device} do not fit the weight")
     count = shape[0]
     output = inputs.new_empty(count, rows)
-    amx = instructions == "amx" and dtype == torch.bfloat16
-    if count <= (GEMV_ROWS_AMX if amx else GEMV_ROWS) and parts.width % 32 == 0:
-        kernel.packed_gemv(reference, inputs.data_ptr(), output.data_ptr(), count)
-    elif parts.width % 16 == parts.height % 16 == 0 and not (amx and count > GEMM_ROWS_AMX):
-        kernel.packed_gemm(reference, inputs.data_ptr(), output.data_ptr(), count)
+    bf16 = inputs.dtype is torch.bfloat16
+    if parts.scales is None:
+        name, flag, group_size = "packed", (), 32
     else:
-        _multiply_unpacked(parts, kernel, reference, inputs, output)
+        name, flag, group_size = "codes", (bf16,), parts.group_size
+    addresses = reference, inputs.data_ptr(), output.data_ptr(), count
+    amx = instructions == "amx" and bf16
+    if count <= (GEMV_ROWS_AMX if amx else GEMV_ROWS) and parts.width % 32 == group_size % 32 == 0:
+        getattr(kernel, f"{name}_gemv")(*addresses, *flag)
+    elif parts.width % 16 == parts.height % 16 == 0 and not (amx and count > GEMM_ROWS_AMX):
+        getattr(kernel, f"{name}_gemm")(*addresses, *flag)
+    else:
+        unpack = getattr(kernel, f"{name}_unpack")
+        _multiply_unpacked(parts, lambda *block: unpack(reference, *block, *flag), inputs, output)
     return output
 
 
-def _multiply_unpacked(parts: CheckedParts, kernel: ctypes.CDLL, struct: Any, inputs: Tensor, output: Tensor) -> None:
+def _multiply_unpacked(
+    parts: CheckedParts, unpack: Callable[[int, int, int], None], inputs: Tensor, output: Tensor
+) -> None:
+    """Write the product to ``output``; ``unpack`` writes rows of tiles, from a first up to a last, to an address."""
     rows, height, columns = parts.dense.shape[0], parts.height, parts.shape[1]
     step = max(1, min(rows, BLOCK // (height * columns)))
     buffer = inputs.new_empty(step * height, columns)
     for first in range(0, rows, step):
         last = min(first + step, rows)
         block = buffer[: (last - first) * height]
-        kernel.packed_unpack(struct, first, last, block.data_ptr())
+        unpack(first, last, block.data_ptr())
         torch.mm(inputs, block.T, out=output[:, first * height : last * height])

@@ -23,5 +23,7 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     parts = packed.checked
     rows = parts.dense.shape[0]
     step = max(1, BLOCK // (parts.height * parts.shape[1]))
-    products = [inputs @ unpack_rows(packed, i, min(i + step, rows)).T for i in range(0, rows, step)]
-    return torch.cat(products, 1)
+    blocks = (unpack_rows(packed, i, min(i + step, rows)) for i in range(0, rows, step))
+    if parts.scales is not None:
+        blocks = (block.to(inputs.dtype) for block in blocks)
+    return torch.cat([inputs @ block.T for block in blocks], 1)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,14 @@ from patch.inference.packed_config import PackedLayer, TensorSpec
 from patch.inference.sharding import all_dense, block_of, check_block, joined
 from patch.inference.weight_files import StoredTensor, check_stored
 from patch.masks.tile import tile_grid
+from patch.quantization.slim_lora import Adapter
+
+
+class Piece(NamedTuple):
+    """Packed weight of consecutive outputs, and the low-rank matrix that is added to it."""
+
+    weight: PackedWeight
+    adapter: Adapter | None = None
 
 
 @dataclass
@@ -30,14 +40,14 @@ class _Member:
         description: sizes of the packed layer; None for a dense layer.
         sizes: number of outputs that the process keeps: one, or several if the files hold an already merged layer.
         tensors: tensors added so far, by the name of the part.
-        weights: the process' part of the layer, once all tensors are added.
+        pieces: the process' part of the layer, once all tensors are added.
     """
 
     name: str
     description: PackedLayer | None
     sizes: Sequence[int]
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    weights: list[PackedWeight] | None = None
+    pieces: list[Piece] | None = None
 
     @property
     def parts(self) -> dict[str, torch.dtype | None]:
@@ -93,10 +103,10 @@ class LayerLoader:
     @property
     def missing(self) -> list[str]:
         """Names of the tensors that were not added."""
-        pending = [member for member in self._members if member.weights is None]
+        pending = [member for member in self._members if member.pieces is None]
         return [f"{member.name}.{part}" for member in pending for part in member.parts if part not in member.tensors]
 
-    def add(self, index: int, part: str, tensor: Tensor) -> list[PackedWeight] | None:
+    def add(self, index: int, part: str, tensor: Tensor) -> list[Piece] | None:
         """Add a tensor of the files.
 
         Args:
@@ -105,8 +115,8 @@ class LayerLoader:
             tensor: the whole tensor.
 
         Returns:
-            The process' part of the layer if all tensors are there, else None. Layers that have tiles of equal sides
-            are one weight.
+            The process' part of the layer if all tensors are there, else None. Layers without an adapter whose weights
+            have one form are one weight.
 
         Raises:
             InputError: the tensor does not fit the description, or the parts are inconsistent.
@@ -116,16 +126,20 @@ class LayerLoader:
         member.tensors[part] = tensor
         if member.tensors.keys() == member.parts.keys():
             try:
-                member.weights = self._pack(member)
+                member.pieces = self._pack(member)
             except InputError as error:
                 raise InputError(f"{member.name}: {error}") from None
             member.tensors = {}
-        if any(each.weights is None for each in self._members):
+        if any(each.pieces is None for each in self._members):
             return None
-        weights = joined([weight for each in self._members for weight in each.weights or ()])
+        pieces = [piece for each in self._members for piece in each.pieces or ()]
         for each in self._members:
-            each.weights = None
-        return weights
+            each.pieces = None
+        found: list[Piece] = []
+        for adapted, group in groupby(pieces, key=lambda piece: piece.adapter is not None):
+            same = list(group)
+            found += same if adapted else [Piece(weight) for weight in joined([piece.weight for piece in same])]
+        return found
 
     def _check(self, name: str, layer: PackedLayer, sizes: Sequence[int]) -> None:
         """Check a description against the sizes in this process."""
@@ -133,7 +147,7 @@ class LayerLoader:
             raise InputError(f"{name}: config.json describes {layer.sizes[1]} inputs; the model has {self._total}")
         for rows in self._rows(name, layer.sizes[0], sizes):
             try:
-                check_block(layer.sizes, layer.tile, rows, self._columns)
+                check_block(layer.sizes, layer.tile, rows, self._columns, layer.group_size)
             except InputError as error:
                 high, wide = tile_grid(layer.sizes, layer.tile)
                 raise InputError(
@@ -164,12 +178,21 @@ class LayerLoader:
         stored = StoredTensor(str(tensor.dtype).removeprefix("torch."), shape, Path("the model's files"))
         check_stored({name: stored}, {name: spec}, stored.path)
 
-    def _pack(self, member: _Member) -> list[PackedWeight]:
+    def _pack(self, member: _Member) -> list[Piece]:
         tensors = {part: t.to(self._dtype) if member.parts[part] is None else t for part, t in member.tensors.items()}
-        if member.description is None:
-            weight, columns = tensors["weight"], slice(self._columns.start, self._columns.stop)
+        layer, columns = member.description, slice(self._columns.start, self._columns.stop)
+        if layer is None:
+            weight = tensors["weight"]
             rows = self._rows(member.name, len(weight), member.sizes)
-            return [all_dense(weight[each.start : each.stop, columns], self._tile) for each in rows]
-        whole = PackedWeight(member.description.sizes, member.description.tile, **tensors)
-        rows = self._rows(member.name, whole.shape[0], member.sizes)
-        return [block_of(whole, each, self._columns) for each in rows]
+            return [Piece(all_dense(weight[each.start : each.stop, columns], self._tile)) for each in rows]
+        left, right = tensors.pop("adapter_left", None), tensors.pop("adapter_right", None)
+        whole = PackedWeight(layer.sizes, layer.tile, **tensors, group_size=layer.group_size)
+        found = []
+        for each in self._rows(member.name, layer.sizes[0], member.sizes):
+            block = block_of(whole, each, self._columns)
+            if left is None or right is None:
+                found.append(Piece(block))
+            else:
+                factors = left[each.start : each.stop].clone(), right[:, columns].clone().contiguous()
+                found.append(Piece(block, Adapter(*factors)))
+        return found

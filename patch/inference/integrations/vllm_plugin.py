@@ -147,20 +147,21 @@ class HybridLinearMethod(LinearMethodBase):
     ) -> None:
         """Pass a tensor on, and create the packed layers when all tensors are there."""
         index = ATTENTION.get(shard_id, shard_id) or 0
-        weights = self.loader.add(index, part, tensor)
-        if weights is not None:
-            layer.packed = nn.ModuleList(HybridLinear(weight.to(parameter.device)) for weight in weights)
+        pieces = self.loader.add(index, part, tensor)
+        if pieces is not None:
+            layers = (HybridLinear(piece.weight, adapter=piece.adapter) for piece in pieces)
+            layer.packed = nn.ModuleList(layers).to(parameter.device)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Check that the layer is complete. Its parts were checked when they were loaded.
+        """Check that the layer is complete, and its parts on their device.
 
         Raises:
-            InputError: tensors are missing.
+            InputError: tensors are missing or damaged.
         """
         if not hasattr(layer, "packed"):
             raise InputError(f"{self.loader.missing[0]} is missing in the model's files")
         for packed in layer.packed:
-            assert packed.packed.checked is not None
+            _ = packed.packed.checked
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map inputs `[..., in]` to `[..., out]`."""

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from patch.inference.backends import compiled
 from patch.inference.packed import PackedWeight, pack
 from patch.masks.packed import MaskSet
 from patch.models.loading import prunable_linears, weight_matrix
+from patch.native import NoCompiler, build
+from patch.quantization.absmax import Quantized
 
 
 @dataclass
@@ -73,6 +76,50 @@ def hybrid_weight() -> Callable[..., Hybrid]:
     return make
 
 
+@dataclass
+class Coded:
+    """Quantized weight with its mask and its dense tiles."""
+
+    quantized: Quantized
+    mask: Tensor
+    dense: Tensor
+    tile: int
+
+    @property
+    def packed(self) -> PackedWeight:
+        return pack(self.quantized, self.mask, self.dense, self.tile)
+
+    @property
+    def masked(self) -> Tensor:
+        """Masked weight in fp64, in which the product of a code and its scale is exact."""
+        codes, scales = self.quantized.codes.double(), self.quantized.scales.double()
+        groups = torch.arange(codes.shape[1]) // min(self.quantized.group_size, codes.shape[1])
+        return torch.where(self.mask, codes * scales[:, groups], 0.0)
+
+
+@pytest.fixture
+def coded_weight() -> Callable[..., Coded]:
+    """Return a function of shape, tile and group size that makes an equal random quantized weight at each call."""
+
+    def make(
+        shape: tuple[int, int],
+        tile: int,
+        group_size: int,
+        fraction: float = 0.5,
+        seed: int = 0,
+        fewer: bool = False,
+        whole: bool = False,
+    ) -> Coded:
+        """Return the weight; with ``whole`` its scales are 1, so that sums are exact in fp32."""
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.randint(-8, 8, shape, generator=generator, dtype=torch.int8)
+        scales = torch.randn(shape[0], -(-shape[1] // group_size), generator=generator).exp()
+        quantized = Quantized(codes, torch.ones_like(scales) if whole else scales, 4, group_size)
+        return Coded(quantized, *_hybrid_mask(shape, tile, fraction, generator, fewer), tile)
+
+    return make
+
+
 @pytest.fixture
 def model_masks() -> Callable[..., MaskSet]:
     """Return a function of a model and a tile (None: 2:4) that makes random masks; the first layer is dense."""
@@ -87,6 +134,26 @@ def model_masks() -> Callable[..., MaskSet]:
         return MaskSet(masks, "2:4") if tile is None else MaskSet(masks, "hybrid", tiles, tile)
 
     return make
+
+
+def compiles() -> bool:
+    try:
+        return build(compiled.SOURCE).exists()
+    except (NoCompiler, OSError):
+        return False
+
+
+@pytest.fixture(params=list(compiled.INSTRUCTIONS))
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Select each instruction set that this processor has."""
+    if not compiles():
+        pytest.skip("no C++ compiler")
+    if request.param not in compiled.available():
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("PATCH_INSTRUCTIONS", request.param)
+    compiled._kernel.cache_clear()
+    yield request.param
+    compiled._kernel.cache_clear()
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from patch.errors import InputError
 from patch.inference import backends
 from patch.inference.backends import backend_for, compiled, unpacked
 from patch.inference.packed import PackedWeight
-from patch.native import FLAGS, INCLUDE, NoCompiler, build
+from patch.native import FLAGS, INCLUDE, NoCompiler
+
+from .conftest import compiles
 
 ROWS = [1, 2, 3, 4, 5, 16, 17, 33, 64, 65, 130, 300, 540, 1030]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -41,13 +43,6 @@ SHAPES = [
 ]
 
 
-def compiles() -> bool:
-    try:
-        return build(compiled.SOURCE).exists()
-    except (NoCompiler, OSError):
-        return False
-
-
 needs_compiler = pytest.mark.skipif(not compiles(), reason="no C++ compiler")
 
 
@@ -62,19 +57,6 @@ def fresh() -> Iterator[None]:
     forget()
     yield
     forget()
-
-
-@pytest.fixture(params=list(compiled.INSTRUCTIONS))
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Select each instruction set that this processor has."""
-    if not compiles():
-        pytest.skip("no C++ compiler")
-    if request.param not in compiled.available():
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv("PATCH_INSTRUCTIONS", request.param)
-    compiled._kernel.cache_clear()
-    yield request.param
-    compiled._kernel.cache_clear()
 
 
 def random_inputs(rows: int, columns: int, dtype: torch.dtype, whole: bool = False) -> Tensor:

@@ -66,6 +66,13 @@ struct GatherIndices {
 };
 const GatherIndices gather_indices;
 
+inline f32x16 join(__m256 low, __m256 high) {
+  f32x16 v;
+  std::memcpy(&v, &low, 32);
+  std::memcpy((char*)&v + 32, &high, 32);
+  return v;
+}
+
 template <typename T>
 struct Decoder {
   static int position(int i) { return i; }
@@ -80,12 +87,6 @@ struct Decoder {
     const __m256i indices = _mm256_load_si256((const __m256i*)gather_indices.value[byte]);
     const __m256 gathered = _mm256_permutevar8x32_ps(load_four(from), indices);
     return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(indices, 31)), gathered);
-  }
-  static f32x16 join(__m256 low, __m256 high) {
-    f32x16 v;
-    std::memcpy(&v, &low, 32);
-    std::memcpy((char*)&v + 32, &high, 32);
-    return v;
   }
   static Decoded dense(const T* from) {
     return {join(load_eight(from), load_eight(from + 8)), join(load_eight(from + 16), load_eight(from + 24))};

@@ -147,11 +147,11 @@ void add_row_block(const Packed& a, const RowBlock& block, const float* inputs, 
 
 template <typename T>
 void gemm(const Packed& a, const T* inputs, T* outputs, int64_t n) {
-  const int64_t columns = a.tile_columns * a.width, rows = a.tile_rows * a.height;
+  const int64_t columns = a.tile_columns * a.width;
   const int64_t most = (std::min(n, PANELS * PANEL_INPUTS) + PANEL_INPUTS - 1) / PANEL_INPUTS * PANEL_INPUTS;
   const Buffer packed(most * columns);
   for (; n > 0; n -= PANELS * PANEL_INPUTS, inputs += PANELS * PANEL_INPUTS * columns,
-                outputs += PANELS * PANEL_INPUTS * rows) {
+                outputs += PANELS * PANEL_INPUTS * a.stride) {
     const int64_t all = std::min(n, PANELS * PANEL_INPUTS);
     for (int64_t first = 0; first < all; first += PANEL_INPUTS) {
       const int64_t count = std::min(all - first, PANEL_INPUTS), stride = REGISTER * vectors_for(count);
@@ -168,8 +168,8 @@ void gemm(const Packed& a, const T* inputs, T* outputs, int64_t n) {
     for_each_row_block<1>(a, most, add, [&](int64_t row, int64_t size, const float* sums) {
       for (int64_t first = 0; first < all; first += PANEL_INPUTS) {
         const int64_t count = std::min(all - first, PANEL_INPUTS);
-        transpose_sums(sums + first * size, REGISTER * vectors_for(count), size, count, outputs + first * rows + row,
-                       rows);
+        transpose_sums(sums + first * size, REGISTER * vectors_for(count), size, count,
+                       outputs + first * a.stride + row, a.stride);
       }
     });
   }

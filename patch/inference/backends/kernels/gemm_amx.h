@@ -140,10 +140,10 @@ void add_amx_row_block(const Packed& a, const RowBlock& block, const uint16_t* i
 }
 
 void gemm_amx(const Packed& a, const uint16_t* inputs, uint16_t* outputs, int64_t n) {
-  const int64_t columns = a.tile_columns * a.width, rows = a.tile_rows * a.height;
+  const int64_t columns = a.tile_columns * a.width;
   const auto padded = [](int64_t count) { return count <= 16 ? 16 : (count + 31) / 32 * 32; };
   const Buffer buffer(padded(std::min(n, AMX_INPUTS)) * columns / 2);
-  for (; n > 0; n -= AMX_INPUTS, inputs += AMX_INPUTS * columns, outputs += AMX_INPUTS * rows) {
+  for (; n > 0; n -= AMX_INPUTS, inputs += AMX_INPUTS * columns, outputs += AMX_INPUTS * a.stride) {
     const int64_t count = std::min(n, AMX_INPUTS), all = padded(count);
     // Two numbers of an input are transposed as one.
     const float* pairs = reinterpret_cast<const float*>(inputs);
@@ -161,7 +161,8 @@ void gemm_amx(const Packed& a, const uint16_t* inputs, uint16_t* outputs, int64_
     };
     for_each_row_block<1>(a, all, add, [&](int64_t first, int64_t size, const float* sums) {
       for (int64_t i = 0; i < count; i += 16)
-        transpose_sums(sums + i * size, 16, size, std::min<int64_t>(count - i, 16), outputs + i * rows + first, rows);
+        transpose_sums(sums + i * size, 16, size, std::min<int64_t>(count - i, 16), outputs + i * a.stride + first,
+                       a.stride);
     });
   }
 }

@@ -9,11 +9,13 @@
 #include "vectors.h"
 
 struct Packed {
-  const void* values;
+  const void* values;  // fp32 or bf16; codes if there are scales
   const uint8_t* bits;
   const uint8_t* dense;  // [tile rows, tile columns]
-  const int64_t* offsets;  // [2, tiles]: first value and first byte of bits of each tile
-  int64_t tile_rows, tile_columns, height, width;
+  const int64_t* offsets;  // [2, tiles]: first element of values and first byte of bits of each tile
+  const float* scales;  // [rows, groups], or null
+  int64_t tile_rows, tile_columns, height, width, groups, group_size;
+  int64_t stride;  // of the rows of outputs
   int32_t bf16, threads;
 };
 

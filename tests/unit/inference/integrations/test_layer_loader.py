@@ -11,21 +11,20 @@ from torch import Tensor
 
 from patch.errors import InputError
 from patch.inference.integrations.layer_loader import LayerLoader
-from patch.inference.packed import PackedWeight, unpack
+from patch.inference.packed import PackedWeight, pack, unpack
 from patch.inference.packed_config import PackedLayer
+from patch.quantization.absmax import quantize
 
 TILE = 8
 
 
 def described(packed: PackedWeight) -> PackedLayer:
-    sparse = int((~packed.dense).sum())
-    return PackedLayer(shape=list(packed.shape), tile=packed.tile, sparse_tiles=sparse)
+    sparse, quantized = int((~packed.dense).sum()), packed.group_size and {"bits": 4, "group_size": packed.group_size}
+    return PackedLayer(shape=list(packed.shape), tile=packed.tile, sparse_tiles=sparse, **quantized or {})
 
 
 def parts_of(weight: PackedWeight | Tensor) -> dict[str, Tensor]:
-    if isinstance(weight, Tensor):
-        return {"weight": weight}
-    return {"dense": weight.dense, "values": weight.values, "bits": weight.bits}
+    return {"weight": weight} if isinstance(weight, Tensor) else weight.parts
 
 
 def load(loader: LayerLoader, layers: Sequence[PackedWeight | Tensor], order: int = 0) -> list[PackedWeight]:
@@ -34,8 +33,8 @@ def load(loader: LayerLoader, layers: Sequence[PackedWeight | Tensor], order: in
     *others, last = tensors[order:] + tensors[:order] if order >= 0 else tensors[::-1]
     assert all(loader.add(*each) is None for each in others)
     found = loader.add(*last)
-    assert found is not None
-    return found
+    assert found is not None and all(piece.adapter is None for piece in found)
+    return [piece.weight for piece in found]
 
 
 def loaders(
@@ -129,6 +128,43 @@ def test_a_layer_that_the_files_hold_merged_is_divided_member_by_member(hybrid_w
         starts = [sum(totals[:i]) + rank * size for i, size in enumerate(sizes)]
         expected = [whole.masked[start : start + size] for start, size in zip(starts, sizes, strict=True)]
         assert unpack(found).equal(torch.cat(expected))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_quantized_layers_keep_their_scales_and_adapters(hybrid_weight: Callable, world: int, rank: int | None):
+    """Merged outputs, and one layer whose inputs are divided at the borders of groups of eight."""
+    for sizes, inputs in (([16, 8], 32), ([16], 32 // world)):
+        layers, adapters, expected = {}, [], []
+        for i, size in enumerate(sizes):
+            hybrid = hybrid_weight((size * (world if len(sizes) > 1 else 1), 32), TILE, 0.4, seed=i)
+            quantized = quantize(hybrid.weight * hybrid.mask, 4, 8)
+            layers[str(i)] = pack(quantized, hybrid.mask, hybrid.dense, TILE)
+            left, right = torch.randn(len(hybrid.weight), rank or 1), torch.randn(rank or 1, 32)
+            adapters.append((left, right))
+            expected.append(quantized.dequantize() * hybrid.mask + (left @ right if rank else 0))
+        members = {name: described(each).model_copy(update={"rank": rank}) for name, each in layers.items()}
+        for process in range(world):
+            loader = LayerLoader(members, sizes, (inputs, 32), process, world, torch.float32)
+            for i, weight in enumerate(layers.values()):
+                factors = dict(zip(("adapter_left", "adapter_right"), adapters[i], strict=True)) if rank else {}
+                for part, tensor in (weight.parts | factors).items():
+                    pieces = loader.add(i, part, tensor)
+            columns = slice(process * inputs, (process + 1) * inputs) if inputs < 32 else slice(None)
+            rows = [slice(process * size, (process + 1) * size) if len(sizes) > 1 else slice(None) for size in sizes]
+            assert len(pieces) == (len(sizes) if rank else 1)
+            found = [
+                unpack(piece.weight) + (piece.adapter.left @ piece.adapter.right if piece.adapter else 0)
+                for piece in pieces
+            ]
+            wanted = torch.cat([one[own, columns] for one, own in zip(expected, rows, strict=True)])
+            torch.testing.assert_close(torch.cat(found), wanted)
+
+
+def test_inputs_divided_within_a_group_are_refused():
+    layer = PackedLayer(shape=[16, 48], tile=8, sparse_tiles=1, bits=4, group_size=16)
+    with pytest.raises(InputError, match="x: .* inputs 0 to 24 would cut groups of 16 inputs, which share a scale"):
+        LayerLoader({"x": layer}, [16], (24, 48), 0, 2, torch.float32)
 
 
 def test_weights_are_converted_to_the_dtype_of_the_model_and_copied(hybrid_weight: Callable):
