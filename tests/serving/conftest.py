@@ -18,6 +18,7 @@ from patch.models.loading import load_tokenizer, prunable_linears
 from patch.pipeline.config.load import load_experiment
 from patch.pipeline.runs.stage_settings import ModelSettings
 from patch.pipeline.stages.fetch import run_fetch_model
+from patch.quantization.model import quantize_model
 from tests.serving.server import ENVIRONMENT
 
 CONFIG, NAME = "config/smollm2-135m.yaml", "smollm2-135m"
@@ -69,19 +70,25 @@ def magnitude_masks(model: PreTrainedModel, sparsity: int, dense_layers: str) ->
         tiles[name] = dense.view(rows, columns)
         whole = tiles[name].repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
         # Weights of four bits are often equal in size; a stable order picks exactly two.
-        order = weight.abs().view(*weight.shape[:1], -1, 4).argsort(-1, descending=True, stable=True).argsort(-1)
+        order = weight.abs().view(*weight.shape[:1], -1, 4).argsort(dim=-1, descending=True, stable=True).argsort(-1)
         masks[name] = (order < 2).view(weight.shape) | whole
     return MaskSet(masks, "2:4") if sparsity == 50 else MaskSet(masks, "hybrid", tiles, TILE)
 
 
 def make_case(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sparsity: int, folder: Path, dense_layers: str = ""
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sparsity: int,
+    folder: Path,
+    dense_layers: str = "",
+    four_bits: bool = False,
 ) -> Case:
     """Pack a model under masks; layers whose name contains a non-empty ``dense_layers`` stay dense."""
     masks = magnitude_masks(model, sparsity, dense_layers)
     reference = copy.deepcopy(model)
     apply_masks(reference, masks)
-    save(convert(copy.deepcopy(model), masks), folder, tokenizer)
+    quantized = quantize_model(reference, 4, TILE) if four_bits else None
+    save(convert(copy.deepcopy(model), masks, quantized), folder, tokenizer)
     return Case(folder, reference, model, tokenizer)
 
 

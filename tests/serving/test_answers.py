@@ -24,7 +24,7 @@ NEW_TOKENS = 24
 
 
 class Kind(NamedTuple):
-    """Served model: sparsity in percent, dtype, options of the server, and the tolerance of a log-probability.
+    """Served model: sparsity in percent, dtype, options of the server, tolerance of a log-probability, and quantization.
 
     In fp32, both engines compute the same sums in another order. In bf16, every layer rounds to eight bits.
     """
@@ -33,6 +33,7 @@ class Kind(NamedTuple):
     dtype: str
     options: tuple[str, ...]
     tolerance: float
+    four_bits: bool = False
 
 
 EAGER = ("--enforce-eager",)
@@ -40,6 +41,7 @@ KINDS = {
     "2:4": Kind(50, "float32", EAGER, 1e-3),
     "hybrid-25": Kind(25, "float32", EAGER, 1e-3),
     "hybrid-45": Kind(45, "float32", EAGER, 1e-3),
+    "hybrid-45-4bit": Kind(45, "float32", EAGER, 1e-3, four_bits=True),
     "hybrid-45-compiled-bf16": Kind(45, "bfloat16", (), 0.2),
 }
 
@@ -52,7 +54,7 @@ def served(
     kind: Kind = request.param
     folder = tmp_path_factory.mktemp("served")
     model, tokenizer = load_model(pretrained, kind.dtype), load_tokenizer(pretrained)
-    case = make_case(model, tokenizer, kind.sparsity, folder / "model")
+    case = make_case(model, tokenizer, kind.sparsity, folder / "model", four_bits=kind.four_bits)
     options = ("--dtype", kind.dtype, "--max-model-len", "512", "--generation-config", "vllm", *kind.options)
     with (
         serving(case.folder, folder / "log.txt", *options) as url,
