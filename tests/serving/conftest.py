@@ -69,7 +69,7 @@ def magnitude_masks(model: PreTrainedModel, sparsity: int, dense_layers: str) ->
         tiles[name] = dense.view(rows, columns)
         whole = tiles[name].repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
         # Weights of four bits are often equal in size; a stable order picks exactly two.
-        order = weight.abs().view(*weight.shape[:1], -1, 4).argsort(-1, descending=True, stable=True).argsort(-1)
+        order = weight.abs().view(*weight.shape[:1], -1, 4).argsort(dim=-1, descending=True, stable=True).argsort(-1)
         masks[name] = (order < 2).view(weight.shape) | whole
     return MaskSet(masks, "2:4") if sparsity == 50 else MaskSet(masks, "hybrid", tiles, TILE)
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-serving"
-STARTUP_SECONDS = 300
+# A busy machine takes minutes to import vLLM in each of its three processes.
+STARTUP_SECONDS = 900
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     # Binding to cores would reserve one of them for the frontend.

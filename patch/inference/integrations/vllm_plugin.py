@@ -152,15 +152,15 @@ class HybridLinearMethod(LinearMethodBase):
             layer.packed = nn.ModuleList(HybridLinear(weight.to(parameter.device)) for weight in weights)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Check that the layer is complete. Its parts were checked when they were loaded.
+        """Check that the layer is complete, and its parts on their device.
 
         Raises:
-            InputError: tensors are missing.
+            InputError: tensors are missing or damaged.
         """
         if not hasattr(layer, "packed"):
             raise InputError(f"{self.loader.missing[0]} is missing in the model's files")
         for packed in layer.packed:
-            assert packed.packed.checked is not None
+            _ = packed.packed.checked
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map inputs `[..., in]` to `[..., out]`."""
