@@ -124,7 +124,7 @@ def _save(
     meta: Mapping[str, Any],
 ) -> None:
     if form == "packed":
-        save(convert(model, masks, quantized=layers) if layers else convert(model, masks), folder)
+        save(convert(model, masks, quantized=layers), folder)
     elif form == "compressed-tensors":
         from patch.inference.pack_quantized import save_pack_quantized
 

@@ -24,7 +24,7 @@ NEW_TOKENS = 24
 
 
 class Kind(NamedTuple):
-    """Served model: sparsity in percent, dtype, options of the server, tolerance of a log-probability, and quantization.
+    """Served model: sparsity (%), dtype, options of the server, tolerance of a log-probability, and quantization.
 
     In fp32, both engines compute the same sums in another order. In bf16, every layer rounds to eight bits.
     """
