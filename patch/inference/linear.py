@@ -49,7 +49,7 @@ class HybridLinear(nn.Module):
         self.tile, self.group_size, self.backend = packed.tile, packed.group_size, backend
         if bias is not None and bias.shape != (self.out_features,):
             raise InputError(f"the bias has the shape {list(bias.shape)}; expected [{self.out_features}]")
-        for name in (*PARTS, SCALES):
+        for name in ("values", "bits", "dense", SCALES):
             self.register_buffer(name, getattr(packed, name))
         self.register_buffer("bias", None if bias is None else bias.detach())
         left, right = (adapter.left, adapter.right) if adapter else (None, None)
