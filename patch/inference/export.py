@@ -17,7 +17,7 @@ from torch import Tensor
 from patch.errors import InputError
 from patch.files.io import own_directory
 from patch.inference.convert import convert
-from patch.inference.files import save
+from patch.inference.files import save, write_model
 from patch.inference.weight_files import read_headers, weight_files
 from patch.masks.packed import MaskSet, apply_masks
 from patch.masks.published_masks import read_published, write_published
@@ -81,11 +81,9 @@ def export_model(
     dense = {name: tensor.nbytes for name, tensor in model.named_parameters()}
     with own_directory(out, "export") as folder:
         try:
-            _save(folder, model, masks, form, layers, meta)
-        except ValueError as error:  # transformers refuses to save a generation configuration that contradicts itself
-            if isinstance(error, InputError):
-                raise InputError(str(error).replace(str(folder), str(out))) from None
-            raise InputError(f"export to {out}: the model cannot be saved: {' '.join(str(error).split())}") from None
+            _save(folder, out, model, masks, form, layers, meta)
+        except InputError as error:
+            raise InputError(str(error).replace(str(folder), str(out))) from None
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if card is not None:
@@ -117,6 +115,7 @@ def _check_form(out: Path, masks: MaskSet | None, form: str, layers: Mapping[str
 
 def _save(
     folder: Path,
+    out: Path,
     model: PreTrainedModel,
     masks: MaskSet | None,
     form: str,
@@ -131,7 +130,7 @@ def _save(
         save_pack_quantized(model, layers, folder)
     else:
         apply_masks(model, masks)
-        model.save_pretrained(folder)
+        write_model(model, folder, f"export to {out}")
         write_published(folder / MASK, model, masks, meta)
 
 

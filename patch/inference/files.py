@@ -41,13 +41,13 @@ def save(model: PreTrainedModel, folder: Path | str, tokenizer: PreTrainedTokeni
     describe_packed(model)
     size = _largest_block(model)
     with own_directory(folder, "save", _is_saved) as temporary:
-        write_model(model, temporary, folder, max_shard_size=size)
+        write_model(model, temporary, f"save to {folder}", max_shard_size=size)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
 
-def write_model(model: PreTrainedModel, temporary: Path, folder: Path | str, **options: Any) -> None:
-    """Write a model to a temporary folder with `save_pretrained` and its ``options``; messages name ``folder``.
+def write_model(model: PreTrainedModel, temporary: Path, task: str, **options: Any) -> None:
+    """Write a model to a temporary folder with `save_pretrained` and its ``options``; messages begin with ``task``.
 
     Raises:
         InputError: transformers refuses to save the model.
@@ -55,7 +55,7 @@ def write_model(model: PreTrainedModel, temporary: Path, folder: Path | str, **o
     try:
         model.save_pretrained(temporary, **options)
     except ValueError as error:  # a generation configuration that contradicts itself
-        raise InputError(f"save to {folder}: the model cannot be saved: {' '.join(str(error).split())}") from None
+        raise InputError(f"{task}: the model cannot be saved: {' '.join(str(error).split())}") from None
 
 
 def _largest_block(model: nn.Module) -> int:

@@ -62,7 +62,7 @@ def save_pack_quantized(model: PreTrainedModel, layers: Mapping[str, QuantizedLa
     with own_directory(folder, "save") as temporary:
         model.config.quantization_config = _configuration(group_size, others)
         try:
-            write_model(model, temporary, folder, state_dict=state, max_shard_size="4GB")
+            write_model(model, temporary, f"save to {folder}", state_dict=state, max_shard_size="4GB")
         finally:
             del model.config.quantization_config
 

@@ -61,12 +61,12 @@ class PatchHybridQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Whether the model can be trained."""
+        """Return whether the model can be trained."""
         return False
 
     @property
     def is_compileable(self) -> bool:
-        """Whether `torch.compile` works."""
+        """Return whether `torch.compile` works."""
         return True
 
     def _process_model_before_weight_loading(

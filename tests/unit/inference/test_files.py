@@ -510,7 +510,7 @@ def test_a_truncated_shard(fraction: float, folder: Path, monkeypatch: pytest.Mo
 def test_a_damaged_description(change: Callable, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused before any weight is read."""
     edit_config(folder, lambda config: change(config["quantization_config"]))
-    if reason == "patch-hybrid-2":  # transformers itself goes on with a dense model
+    if reason == "patch-hybrid-2":  # transformers itself continues with a dense model
         with pytest.raises(InputError, match="packed: its files lack the weights"):
             load_model(folder)
         return
