@@ -176,7 +176,7 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
 
 def _planned(model, way: str) -> int | None:  # noqa: ANN001
     from patch.models.shapes import Shape
-    from patch.pipeline.resources.cost import learning_mb
+    from patch.pipeline.resources.memory import learning_mb
 
     if way not in ("joint", "tile"):
         return None

@@ -2,6 +2,12 @@
 
 `torch.compile`, CUDA-graph capture and other engines see one operator instead of the code of a backend. An operator
 gets tensors alone, so the checked weight of these tensors is kept here while they live.
+
+`hybrid_linear(inputs, values, bits, dense, out_features, tile, backend=None, scales=None, group_size=None)` maps
+inputs `[..., in]` to `[..., out]`, without gradients. The inputs have the dtype of the values, or any floating one if
+these are codes. The parts of the weight are those of `PackedWeight`, and the backend is one of
+`patch.inference.backends`, None for the fastest that supports the inputs. It raises InputError if the parts are
+inconsistent, or the backend does not support them.
 """
 
 from __future__ import annotations
@@ -73,28 +79,4 @@ def _weight(shape: tuple[int, int], tile: int, parts: dict[str, Tensor], group_s
     return known
 
 
-def hybrid_linear(
-    inputs: Tensor,
-    values: Tensor,
-    bits: Tensor,
-    dense: Tensor,
-    out_features: int,
-    tile: int,
-    backend: str | None = None,
-    scales: Tensor | None = None,
-    group_size: int | None = None,
-) -> Tensor:
-    """Map inputs `[..., in]` to `[..., out]` by a packed weight, without gradients.
-
-    Args:
-        inputs: `[..., in]`, of the dtype of the values, or any floating one if these are codes.
-        values, bits, dense, tile, scales, group_size: parts of the weight, see `PackedWeight`.
-        out_features: number of outputs.
-        backend: name of a backend, see `patch.inference.backends`; None for the fastest that supports the inputs.
-
-    Raises:
-        InputError: the parts are inconsistent, or the backend does not support them.
-    """
-    return torch.ops.patch_hybrid.linear.default(
-        inputs, values, bits, dense, out_features, tile, backend, scales, group_size
-    )
+hybrid_linear = torch.ops.patch_hybrid.linear.default

@@ -11,7 +11,8 @@ from patch.models.shapes import model_shape
 from patch.pipeline.cli.workflow import command_parser, read_plan
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.reporting.units import aligned_lines
-from patch.pipeline.resources.cost import BYTES, GPU_SLACK, learning_mb
+from patch.pipeline.resources.cost import GPU_SLACK
+from patch.pipeline.resources.memory import BYTES, learning_mb
 from patch.settings import validate
 
 DEFAULT_CONFIG = "config/paper.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 from patch.data.corpus_settings import HubSource
 from patch.models.model_settings import GgufModel, LocalModel, TrainedModel
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
-from patch.pipeline.resources.cost import BYTES, finetuned_parameters
+from patch.pipeline.resources.memory import BYTES, finetuned_parameters
 from patch.pipeline.resources.text_size import ARROW, CHARACTERS_PER_TOKEN, MB, corpus_mb
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from patch.models.shapes import Shape, parameters
-from patch.pipeline.resources.cost import learning_mb
+from patch.pipeline.resources.memory import learning_mb
 
 # Smaller tensors are not counted; there are many, and all of them together are small.
 COUNTED = 1 << 14

@@ -1,0 +1,112 @@
+"""Estimates of the memory that learning and fine-tuning need, from the sizes of models."""
+
+from __future__ import annotations
+
+from patch.learning.finetuning_settings import Finetuning, Kind
+from patch.masks.pattern import block_size
+from patch.models.shapes import Shape, linear_shapes, parameters, prunable_parameters
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def learning_mb(
+    shape: Shape,
+    method: str,
+    size: int,
+    tokens: int,
+    checkpointed: bool,
+    device: str = "cpu",
+    processes: int = 1,
+) -> float:
+    """Return the peak memory of the tensors of a learning run, in MB, in each process.
+
+    The peak is that of a step, or of a measurement of the held-out loss, which has the final form of the mask as bits.
+
+    Args:
+        shape: Shape of the model.
+        method: Name of a learned method.
+        size: Bytes of a weight.
+        tokens: Tokens of a micro-batch.
+        checkpointed: True if decoder blocks are recomputed in the backward pass.
+        device: `cpu` or `cuda`.
+        processes: Number of processes that shard the pattern logits, with their gradients and moments, or ProxSparse's
+            weights with theirs.
+    """
+    learned, bits = learned_parameters(shape, method) / processes, prunable_parameters(shape) / 8
+    if method == "proxsparse":
+        # On a GPU the original weights are in host memory during a step. A measurement has them, and no gradients.
+        original = size * parameters(shape)
+        activations = tokens * activation_bytes(shape, 4, checkpointed)
+        step = 16 * learned + (original if device == "cpu" else 0)
+        step += activations if processes == 1 else _whole_bytes(shape, processes, activations)
+        return max(step, 12 * learned + original + bits + tokens * activation_bytes(shape, size, True)) / 1e6
+    total = size * parameters(shape) + 16 * learned
+    # The frozen mask is stored as bits. One block adds its masked weights, gradient, probabilities and tile sums.
+    total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
+    learned_patterns = method != "patch-tile"
+    at_once = block_size(device, learned_patterns)
+    if learned_patterns and processes > 1:
+        # A layer's masked weights are in memory twice, as the output and the input of a collective operation. Their
+        # gradients replace them later.
+        at_once = max(rows * columns for rows, columns in linear_shapes(shape).values())
+    total += max(at_once * (2 * size + 1 + 6 * learned_patterns), bits)
+    return (total + tokens * activation_bytes(shape, size, checkpointed)) / 1e6
+
+
+def _whole_bytes(shape: Shape, processes: int, activations: float) -> float:
+    """Return the bytes of whole fp32 weights and gradients, and of activations, in a backward pass of ProxSparse.
+
+    The embedding and the output layer are whole for the whole pass, with the gradient of one of them. A block needs its
+    weights and gradients, while those of the next block are gathered and the gradients of the last one are reduced; at
+    that point, the shards of the gradients of two blocks do not exist yet. At the end, the gradients of the layers
+    outside the blocks are reduced.
+    """
+    block = 4 * prunable_parameters(shape) / shape.num_hidden_layers
+    rest, embedding = 4 * (parameters(shape) - prunable_parameters(shape)), 4 * shape.vocab_size * shape.hidden_size
+    return rest + embedding + max(rest, (4 - 2 / processes) * block + activations)
+
+
+def learned_parameters(shape: Shape, method: str) -> float:
+    """Return the number of learned fp32 parameters: six logits for each group of four weights, or all weights.
+
+    Tile logits are few and not counted.
+    """
+    return {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(method, 1.5 * prunable_parameters(shape))
+
+
+def finetuning_mb(shape: Shape, kind: Kind, size: int, settings: Finetuning) -> float:
+    """Return the peak memory of the tensors of a fine-tuning step, in MB, in each process.
+
+    Args:
+        shape: Shape of the model.
+        kind: `full` or `lora`.
+        size: Bytes of a weight.
+        settings: Settings of the run.
+    """
+    checkpointed, tokens = settings.gradient_checkpointing, settings.micro_batch_size * settings.seqlen
+    # The model, a byte of each mask, and the trained parameters with their gradients and moments.
+    total = size * parameters(shape) + prunable_parameters(shape)
+    total += 16 * finetuned_parameters(shape, kind, settings)
+    # The masked weights stay for the backward pass; one layer also has its fp32 weight, product and gradients.
+    total += size * prunable_parameters(shape) / (shape.num_hidden_layers if checkpointed else 1)
+    total += 16 * max(rows * columns for rows, columns in linear_shapes(shape).values())
+    return (total + tokens * activation_bytes(shape, size, checkpointed)) / 1e6
+
+
+def finetuned_parameters(shape: Shape, kind: Kind, settings: Finetuning) -> int:
+    """Return the number of trained fp32 parameters: all prunable weights, or two factors for each layer."""
+    if kind == "full":
+        return prunable_parameters(shape)
+    return settings.lora_rank * shape.num_hidden_layers * sum(map(sum, linear_shapes(shape).values()))
+
+
+def activation_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
+    """Return the bytes of activations of a token.
+
+    They are about 16 hidden and 4 intermediate vectors for each block, and two copies of the logits in fp32.
+    """
+    block = size * (16 * shape.hidden_size + 4 * shape.intermediate_size)
+    blocks = (
+        block + size * shape.hidden_size * shape.num_hidden_layers if checkpointed else block * shape.num_hidden_layers
+    )
+    return blocks + 8.0 * shape.vocab_size
