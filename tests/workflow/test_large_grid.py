@@ -22,7 +22,7 @@ MODEL = "model-with-a-name-as-long-as-those-of-checkpoints"
 
 
 def record(plan: Plan, run: Any, samples: dict[str, list[float]]) -> dict[str, Any]:
-    settings = plan.evaluate_settings(run)
+    settings = plan.settings.evaluate(run)
     perplexity = float(np.exp(np.mean(samples["perplexity"])))
     tasks = {
         name: {"value": float(np.mean(v)), "samples": len(v)} for name, v in samples.items() if name != "perplexity"
@@ -72,10 +72,10 @@ def large(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             samples = {"perplexity": (3 + rng.random(8)).tolist()}
             samples |= {task: rng.integers(0, 2, 12).tolist() for task in settings["evaluation"]["tasks"]}
             Record.write(plan.layout.record(run), record(plan, run, samples))
-            digest = plan.record_digest(run)
+            digest = plan.settings.record_digest(run)
             write_samples(plan.layout.samples(run), "large", run, samples, digest)
         assert len(plan.grid.runs) == 1000
-        assert len(plan.tabulate_settings().model_dump_json()) > LONGEST_ARGUMENT
+        assert len(plan.settings.tabulate().model_dump_json()) > LONGEST_ARGUMENT
     return folder
 
 

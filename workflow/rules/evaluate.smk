@@ -8,7 +8,7 @@ the results of each sequence and question.
 rule evaluate:
     """Measure the perplexity and the zero-shot accuracy of a run."""
     input:
-        unpack(lambda wildcards: PLAN.evaluate_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.evaluate(run_of(wildcards))),
     output:
         record=f"{RESULTS}/records/{{model}}/{{run}}.json",
         samples=f"{RESULTS}/samples/{{model}}/{{run}}.json",
@@ -25,7 +25,7 @@ rule evaluate:
     params:
         **job_files(
             "evaluate",
-            lambda wildcards: PLAN.evaluate_settings(run_of(wildcards)),
+            lambda wildcards: PLAN.settings.evaluate(run_of(wildcards)),
             partial=lambda wildcards: PLAN.layout.partial_record(run_of(wildcards)),
         ),
     shell:

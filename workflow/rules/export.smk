@@ -9,7 +9,7 @@ run has been evaluated before.
 rule export:
     """Write a sparse model, packed if its pattern allows, verify it, and write its card."""
     input:
-        unpack(lambda wildcards: PLAN.export_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.export(run_of(wildcards))),
     output:
         folder=directory(f"{RESULTS}/export/{{model}}/{{exported}}"),
     log:
@@ -23,7 +23,7 @@ rule export:
     params:
         **job_files(
             "export",
-            lambda wildcards: PLAN.export_settings(run_of(wildcards)),
+            lambda wildcards: PLAN.settings.export(run_of(wildcards)),
             record=lambda wildcards: PLAN.layout.record(run_of(wildcards)),
         ),
     shell:

@@ -9,7 +9,7 @@ results/<experiment>/finetuned/<model>/<run>.safetensors, which the evaluation a
 rule finetune:
     """Train the kept weights of a pruned run under its mask, all of them or by LoRA adapters."""
     input:
-        unpack(lambda wildcards: PLAN.finetune_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.finetune(run_of(wildcards))),
     output:
         finetuned=f"{RESULTS}/finetuned/{{model}}/{{finetuned}}.safetensors",
         curve=f"{RESULTS}/curves/{{model}}/{{finetuned}}.jsonl",
@@ -24,7 +24,7 @@ rule finetune:
         **needs(run_of, COST.finetune, DISK.finetune),
         **training_resources(COST.finetune),
     params:
-        **training_files("finetune", PLAN.finetune_settings),
+        **training_files("finetune", PLAN.settings.finetune),
     shell:
         f"{STAGE} finetune {JOB} --finetuned {{output.finetuned:q}} --curve {{output.curve:q}}"
         " --processes {resources.processes} --nodes {resources.nodes} &> {log:q}"

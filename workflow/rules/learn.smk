@@ -7,8 +7,8 @@ Inputs: a model, token sequences, and the masks that initialize the run. Outputs
 rule learn:
     """Learn a mask by proxsparse, maskllm, patch-joint or patch-tile."""
     input:
-        unpack(lambda wildcards: PLAN.learn_inputs(run_of(wildcards))),
-        unpack(lambda wildcards: PLAN.prior_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.learn(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.prior(run_of(wildcards))),
     output:
         mask=f"{RESULTS}/masks/{{model}}/{{learned}}.safetensors",
         curve=f"{RESULTS}/curves/{{model}}/{{learned}}.jsonl",
@@ -25,7 +25,7 @@ rule learn:
         **needs(run_of, COST.learn, DISK.learn),
         **training_resources(COST.learn),
     params:
-        **training_files("learn", PLAN.learn_settings),
+        **training_files("learn", PLAN.settings.learn),
     shell:
         f"{STAGE} learn {JOB} --mask {{output.mask:q}} --curve {{output.curve:q}}"
         " --processes {resources.processes} --nodes {resources.nodes} &> {log:q}"

@@ -31,7 +31,7 @@ rule statistics:
 rule import_mask:
     """Check an imported mask against its model."""
     input:
-        unpack(lambda wildcards: PLAN.import_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.import_mask(run_of(wildcards))),
     output:
         mask=f"{RESULTS}/masks/{{model}}/{{imported}}.safetensors",
     log:
@@ -43,7 +43,7 @@ rule import_mask:
     resources:
         **needs(run_of, COST.import_mask, DISK.mask),
     params:
-        **job_files("import_mask", lambda wildcards: PLAN.import_settings(run_of(wildcards))),
+        **job_files("import_mask", lambda wildcards: PLAN.settings.import_mask(run_of(wildcards))),
     shell:
         f"{STAGE} import_mask {JOB} --mask {{output.mask:q}} &> {{log:q}}"
 
@@ -51,7 +51,7 @@ rule import_mask:
 rule prune:
     """Make the mask of a one-shot method."""
     input:
-        unpack(lambda wildcards: PLAN.prune_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.prune(run_of(wildcards))),
     output:
         mask=f"{RESULTS}/masks/{{model}}/{{pruned}}.safetensors",
     log:
@@ -68,7 +68,7 @@ rule prune:
     params:
         **job_files(
             "prune",
-            lambda wildcards: PLAN.prune_settings(run_of(wildcards)),
+            lambda wildcards: PLAN.settings.prune(run_of(wildcards)),
             cache=lambda wildcards: PLAN.cached_weights(run_of(wildcards)),
         ),
     shell:
@@ -82,7 +82,7 @@ rule update_weights:
     that depend on the mask do not rerun.
     """
     input:
-        unpack(lambda wildcards: PLAN.prune_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.prune(run_of(wildcards))),
         mask=lambda wildcards: PLAN.masks.mask(run_of(wildcards)),
     output:
         weights=temp(f"{PLAN.layout.scratch}/weights/{{model}}/{{updating}}.safetensors"),
@@ -98,7 +98,7 @@ rule update_weights:
     params:
         **job_files(
             "update",
-            lambda wildcards: PLAN.prune_settings(run_of(wildcards)),
+            lambda wildcards: PLAN.settings.prune(run_of(wildcards)),
             cache=lambda wildcards: PLAN.cached_weights(run_of(wildcards)),
         ),
     shell:

@@ -8,7 +8,7 @@ temporary low-bit weights and adapters, which the evaluation reads.
 rule quantize:
     """Quantize by group AbsMax, with or without SLiM-LoRA."""
     input:
-        unpack(lambda wildcards: PLAN.quantize_inputs(run_of(wildcards))),
+        unpack(lambda wildcards: PLAN.inputs.quantize(run_of(wildcards))),
     output:
         layers=temp(f"{PLAN.layout.scratch}/quantized/{{model}}/{{quantized}}.safetensors"),
     log:
@@ -21,6 +21,6 @@ rule quantize:
     resources:
         **needs(run_of, COST.quantize, DISK.quantize),
     params:
-        **job_files("quantize", lambda wildcards: PLAN.quantize_settings(run_of(wildcards))),
+        **job_files("quantize", lambda wildcards: PLAN.settings.quantize(run_of(wildcards))),
     shell:
         f"{STAGE} quantize {JOB} --layers {{output.layers:q}} &> {{log:q}}"

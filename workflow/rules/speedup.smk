@@ -11,7 +11,7 @@ EVERY_CORE = 1 << 16
 rule speedup:
     """Time greedy generation by the dense model and by its runs, in turn in one process."""
     input:
-        unpack(lambda wildcards: PLAN.speedup_inputs(wildcards.timed)),
+        unpack(lambda wildcards: PLAN.inputs.speedup(wildcards.timed)),
     output:
         record=f"{RESULTS}/speedup/{{timed}}.json",
     log:
@@ -25,6 +25,6 @@ rule speedup:
     resources:
         **needs(lambda wildcards: wildcards.timed, COST.speedup),
     params:
-        **job_files("speedup", lambda wildcards: PLAN.speedup_settings(wildcards.timed)),
+        **job_files("speedup", lambda wildcards: PLAN.settings.speedup(wildcards.timed)),
     shell:
         f"{STAGE} speedup {JOB} --record {{output.record:q}} &> {{log:q}}"

@@ -67,7 +67,7 @@ rule collect:
     conda:
         "../../environment.yml"
     params:
-        **job_files("collect", PLAN.tabulate_settings()),
+        **job_files("collect", PLAN.settings.tabulate()),
     shell:
         f"{STAGE} collect {JOB} --out {{output.results:q}} &> {{log:q}}"
 
@@ -85,7 +85,7 @@ rule compare:
     conda:
         "../../environment.yml"
     params:
-        **job_files("compare", PLAN.compare_settings()),
+        **job_files("compare", PLAN.settings.compare()),
     shell:
         f"{STAGE} compare {JOB} --out {{output.differences:q}} &> {{log:q}}"
 
@@ -111,7 +111,7 @@ rule table:
     conda:
         "../../environment.yml"
     params:
-        **job_files("table", lambda wildcards: PLAN.tabulate_settings(wildcards.table == "speedup")),
+        **job_files("table", lambda wildcards: PLAN.settings.tabulate(wildcards.table == "speedup")),
         out=f"{RESULTS}/tables/{{table}}",
     shell:
         f"{STAGE} table {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -138,7 +138,7 @@ rule pareto:
     conda:
         "../../environment.yml"
     params:
-        **job_files("pareto", lambda wildcards: PLAN.pareto_settings(wildcards.model)),
+        **job_files("pareto", lambda wildcards: PLAN.settings.pareto(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/pareto",
     shell:
         f"{STAGE} pareto {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -163,7 +163,7 @@ rule density:
     conda:
         "../../environment.yml"
     params:
-        **job_files("density", lambda wildcards: PLAN.density_settings(wildcards.model)),
+        **job_files("density", lambda wildcards: PLAN.settings.density(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/density",
     shell:
         f"{STAGE} density {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -188,7 +188,7 @@ rule curves:
     conda:
         "../../environment.yml"
     params:
-        **job_files("curves", lambda wildcards: PLAN.curves_settings(wildcards.model)),
+        **job_files("curves", lambda wildcards: PLAN.settings.curves(wildcards.model)),
         out=f"{RESULTS}/figures/{{model}}/curves",
     shell:
         f"{STAGE} curves {JOB} --out {{params.out:q}} &> {{log:q}}"
@@ -214,7 +214,7 @@ rule speedup_figure:
     conda:
         "../../environment.yml"
     params:
-        **job_files("speedup_figure", lambda wildcards: PLAN.speedup_figure_settings(wildcards.timed)),
+        **job_files("speedup_figure", lambda wildcards: PLAN.settings.speedup_figure(wildcards.timed)),
         out=f"{RESULTS}/figures/{{timed}}/speedup",
     shell:
         f"{STAGE} speedup_figure {JOB} --out {{params.out:q}} &> {{log:q}}"

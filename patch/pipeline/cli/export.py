@@ -50,7 +50,7 @@ def export_run(options: argparse.Namespace) -> None:
     """
     plan = read_plan(options)
     run = find_run(plan, options.run)
-    inputs = plan.export_inputs(run)
+    inputs = plan.inputs.export(run)
     if missing := [path for path in inputs.values() if not Path(path).exists()]:
         make = command(options.configfile, options.config, missing)
         raise InputError(f"{run.model}/{run.id} needs {listed(missing)}; to make what is missing: {make}")
@@ -58,7 +58,7 @@ def export_run(options: argparse.Namespace) -> None:
     from patch.pipeline.stages.export import run_export
 
     paths = {name: Path(path) for name, path in inputs.items()} | {"record": Path(plan.layout.record(run))}
-    run_export(plan.export_settings(run, options.form), **paths, out=Path(options.folder), name=options.push)
+    run_export(plan.settings.export(run, options.form), **paths, out=Path(options.folder), name=options.push)
 
 
 def export_files(options: argparse.Namespace) -> None:

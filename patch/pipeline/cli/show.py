@@ -36,7 +36,7 @@ def show(plan: Plan, command: str) -> str:
         if not path.exists():
             raise InputError(f"{path}: no such file; `--partial` makes tables of the runs that are done")
     speedups = _current(map(plan.layout.speedup, plan.timed_models), stale_outputs(plan))
-    measured = Measured.read(plan.tabulate_settings(speed=True), results, differences, speedups)
+    measured = Measured.read(plan.settings.tabulate(speed=True), results, differences, speedups)
     first = measured.table(plan.tables()[0])
     lines = [f"Table 1. {to_text(first)}", "Tables:"]
     lines += [f"  {root}/tables/{name}.csv .md .tex .html" for name in plan.tables()]

@@ -21,14 +21,14 @@ from patch.pipeline.runs.stage_settings import OverviewSettings, SummarySettings
 
 def overview_settings(plan: Plan) -> OverviewSettings:
     """Return the settings of the cost and environment pages."""
-    return OverviewSettings(experiment=plan.experiment.experiment, digests=plan.digests(plan.grid.runs))
+    return OverviewSettings(experiment=plan.experiment.experiment, digests=plan.settings.digests(plan.grid.runs))
 
 
 def summary_settings(plan: Plan) -> SummarySettings:
     """Return the settings of the summary."""
     return SummarySettings(
         experiment=plan.experiment.experiment,
-        tabulate=plan.tabulate_settings(speed=True),
+        tabulate=plan.settings.tabulate(speed=True),
         shown=plan.tables(),
         figures={
             plan.experiment.models[name].title: {

@@ -30,15 +30,15 @@ def stale_outputs(plan: Plan) -> list[str]:
 def _expected(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yield the path and the expected settings digest of every output that contains a digest."""
     for run in plan.masks.made:
-        yield plan.layout.mask(run), plan.mask_digest(run)
+        yield plan.layout.mask(run), plan.settings.mask_digest(run)
     for run in plan.grid.runs:
         if run.finetune:
-            yield plan.layout.finetuned(run), plan.mask_digest(run)
-        digest = plan.record_digest(run)
+            yield plan.layout.finetuned(run), plan.settings.mask_digest(run)
+        digest = plan.settings.record_digest(run)
         yield plan.layout.record(run), digest
         yield plan.layout.samples(run), digest
     for model in plan.timed_models:
-        yield plan.layout.speedup(model), plan.speed_digest(model)
+        yield plan.layout.speedup(model), plan.settings.speed_digest(model)
 
 
 def _digest(path: str) -> str | None:

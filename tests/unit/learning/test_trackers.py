@@ -229,7 +229,7 @@ def test_trackers_change_no_stage_settings(raw_config: dict[str, Any]) -> None:
     runs = [run for run in plain.grid.closure if run.definition.stage == "learn"]
     assert runs
     for run in runs:
-        assert plain.learn_settings(run) == other.learn_settings(run)
+        assert plain.settings.learn(run) == other.settings.learn(run)
     raw_config["resources"] = {"report_to": ["mlflow"]}
     with pytest.raises(InputError, match="report_to"):
         validate_experiment(raw_config)

@@ -203,7 +203,7 @@ def test_missing_files_of_a_run_are_named_with_the_command_that_makes_them(
     project.write()
     plan = Plan(validate_experiment(project.raw))
     run = next(run for run in plan.exported_runs if run.method == "magnitude")
-    model, mask = plan.export_inputs(run).values()
+    model, mask = plan.inputs.export(run).values()
     Path(model).mkdir(parents=True)
     assert main([f"{run.model}/{run.id}", "out", "--configfile", "tiny.yaml"]) == 2
     expected = f"{run.model}/{run.id} needs {mask}; to make what is missing: snakemake {mask} --configfile tiny.yaml"

@@ -65,7 +65,7 @@ def plan_with(base: str, change: dict[str, Any]) -> Plan:
 def results_of(plan: Plan) -> dict[str, Any]:
     """Return the digests of everything that an experiment measures, its tables, and the resources of its jobs."""
     tables = {name: [f"{run.model}/{run.id}" for run in runs] for name, runs in plan.grid.tables.items()}
-    digests = plan.digests(plan.grid.runs, plan.timed_models)
+    digests = plan.settings.digests(plan.grid.runs, plan.timed_models)
     return {"digests": digests, "tables": tables, "resources": plan.experiment.resources}
 
 

@@ -186,7 +186,7 @@ def test_message_names_key_value_and_cure(fault: str, raw_config: dict) -> None:
     with pytest.raises(InputError) as error:
         plan = Plan(validate_experiment(raw_config))
         for run in plan.grid.closure:
-            plan.mask_digest(run)
+            plan.settings.mask_digest(run)
     for part in expected:
         assert part in str(error.value), str(error.value)
 

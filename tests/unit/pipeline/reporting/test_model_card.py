@@ -157,11 +157,11 @@ def test_facts_of_a_run(raw_config: dict, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     plan = Plan(validate_experiment(raw_config))
     run = next(run for run in plan.exported_runs if run.method == "patch-joint")
-    settings = plan.export_settings(run)
+    settings = plan.settings.export(run)
     found = run_facts(settings, "out", tmp_path, HYBRID, None, None)
     assert (found.base, found.repo, found.form, found.sparsity) == (run.model, None, "packed", 0.25)
     assert found.method == "PATCH (joint)" or found.method.startswith("PATCH")
-    assert found.digest == plan.record_digest(run) and found.text[1] == settings.perplexity.use.corpus
+    assert found.digest == plan.settings.record_digest(run) and found.text[1] == settings.perplexity.use.corpus
     assert f"sequences of {settings.perplexity.seqlen} tokens" in found.text[0]
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     shape |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8}

@@ -29,13 +29,13 @@ def settings(raw: dict) -> JobSettings:
     found: JobSettings = {}
     for run in plan.grid.closure:
         if run.definition.stage == "prune":
-            found["prune", run.model, run.id] = plan.prune_settings(run).model_dump_json()
+            found["prune", run.model, run.id] = plan.settings.prune(run).model_dump_json()
         if run.definition.stage == "learn":
-            found["learn", run.model, run.id] = plan.learn_settings(run).model_dump_json()
+            found["learn", run.model, run.id] = plan.settings.learn(run).model_dump_json()
     for run in plan.grid.runs:
-        found["evaluate", run.model, run.id] = plan.evaluate_settings(run).model_dump_json()
+        found["evaluate", run.model, run.id] = plan.settings.evaluate(run).model_dump_json()
     for name in plan.timed_models:
-        found["speedup", name, ""] = plan.speedup_settings(name).model_dump_json()
+        found["speedup", name, ""] = plan.settings.speedup(name).model_dump_json()
     for name in plan.experiment.models:
         found["model", name, ""] = plan.store.model_settings(name).model_dump_json()
         found["tokenizer", name, ""] = plan.store.tokenizer_settings(name).model_dump_json()
@@ -185,18 +185,18 @@ def test_experiments_share_what_is_equal(raw_config: dict) -> None:
 def test_inputs_of_jobs(raw_config: dict) -> None:
     plan = plan_of(raw_config)
     runs = {(c.model, c.method, c.pattern): c for c in plan.grid.runs}
-    assert set(plan.prune_inputs(runs["qwen", "magnitude", "2:4"])) == {"model"}
-    assert set(plan.prune_inputs(runs["qwen", "wanda", "2:4"])) == {"model", "sequences"}
-    assert set(plan.prior_inputs(runs["qwen", "patch-joint", "hybrid"])) == {"pattern_mask", "tile_mask"}
-    assert set(plan.prior_inputs(runs["llama", "patch-tile", "hybrid"])) == {"frozen_mask", "tile_mask"}
-    assert set(plan.evaluate_inputs(runs["qwen", "dense", "dense"])) == {"model", "sequences", "tasks"}
-    assert "weights" in plan.evaluate_inputs(runs["qwen", "sparsegpt", "2:4"])
-    assert "weights" not in plan.evaluate_inputs(runs["qwen", "wanda", "2:4"])
+    assert set(plan.inputs.prune(runs["qwen", "magnitude", "2:4"])) == {"model"}
+    assert set(plan.inputs.prune(runs["qwen", "wanda", "2:4"])) == {"model", "sequences"}
+    assert set(plan.inputs.prior(runs["qwen", "patch-joint", "hybrid"])) == {"pattern_mask", "tile_mask"}
+    assert set(plan.inputs.prior(runs["llama", "patch-tile", "hybrid"])) == {"frozen_mask", "tile_mask"}
+    assert set(plan.inputs.evaluate(runs["qwen", "dense", "dense"])) == {"model", "sequences", "tasks"}
+    assert "weights" in plan.inputs.evaluate(runs["qwen", "sparsegpt", "2:4"])
+    assert "weights" not in plan.inputs.evaluate(runs["qwen", "wanda", "2:4"])
     for run in plan.grid.closure:
         if run.definition.stage == "learn":
-            assert plan.learn_inputs(run)["sequences"] in {sequences.path for sequences in plan.sequences.values()}
+            assert plan.inputs.learn(run)["sequences"] in {sequences.path for sequences in plan.sequences.values()}
         if run.definition.stage == "prune" and run.definition.statistics != "none":
-            assert plan.prune_inputs(run)["sequences"] in {sequences.path for sequences in plan.sequences.values()}
+            assert plan.inputs.prune(run)["sequences"] in {sequences.path for sequences in plan.sequences.values()}
 
 
 def test_paths_are_distinct(raw_config: dict) -> None:
@@ -260,10 +260,10 @@ def test_settings_survive_the_command_line(raw_config: dict) -> None:
     """Settings are passed to a job as JSON and are equal after reading."""
     plan = plan_of(raw_config)
     for run in plan.grid.runs:
-        settings = plan.evaluate_settings(run)
+        settings = plan.settings.evaluate(run)
         assert type(settings).model_validate(json.loads(settings.model_dump_json())) == settings
         if run.definition.stage == "learn":
-            settings = plan.learn_settings(run)
+            settings = plan.settings.learn(run)
             assert type(settings).model_validate(json.loads(settings.model_dump_json())) == settings
 
 
@@ -277,7 +277,7 @@ def test_dense_statistics_are_one_folder_for_all_methods_and_ratios_of_a_model(r
     }
     for run in plan.grid.closure:
         if run.definition.stage == "prune":
-            inputs = plan.prune_inputs(run)
+            inputs = plan.inputs.prune(run)
             assert "sequences" not in inputs
             assert ("statistics" in inputs) == (run.method != "magnitude")
             folders = {each.path for each in plan.statistics.values() if each.model == run.model}
@@ -308,15 +308,17 @@ def test_a_quantised_run_has_the_mask_of_the_pruned_one(raw_config: dict) -> Non
     runs = [run for run in plan.grid.runs if run.quantization]
     assert len({run.id for run in runs}) == len({plan.layout.record(run) for run in runs}) == 8
     for run in runs:
-        inputs = plan.quantize_inputs(run)
+        inputs = plan.inputs.quantize(run)
         assert inputs.get("mask") == (None if run.method == "dense" else plan.layout.mask(run.pruned))
         assert ("weights" in inputs) == (run.method == "sparsegpt")
         assert ("sequences" in inputs) == (run.quantization == "slim-lora")
-        assert set(plan.evaluate_inputs(run)) == {"model", "sequences", "tasks", "quantized"} | (set(inputs) & {"mask"})
-        assert plan.mask_digest(run) != plan.mask_digest(run.pruned)
-        assert set(plan.export_inputs(run)) == {"model", "quantized"} | (set(inputs) & {"mask"})
-        exported = plan.export_settings(run)
-        assert exported.quantized == plan.mask_digest(run) and exported.record == plan.record_digest(run)
+        assert set(plan.inputs.evaluate(run)) == {"model", "sequences", "tasks", "quantized"} | (set(inputs) & {"mask"})
+        assert plan.settings.mask_digest(run) != plan.settings.mask_digest(run.pruned)
+        assert set(plan.inputs.export(run)) == {"model", "quantized"} | (set(inputs) & {"mask"})
+        exported = plan.settings.export(run)
+        assert exported.quantized == plan.settings.mask_digest(run) and exported.record == plan.settings.record_digest(
+            run
+        )
         assert exported.form == ("compressed-tensors" if run.method == "dense" else "packed")
     assert {run.method for run in plan.updated_runs} == {"sparsegpt"}
 
@@ -329,24 +331,24 @@ def test_a_fine_tuned_run_has_the_mask_and_weights_of_the_pruned_one(raw_config:
     ]
     plan = plan_of(raw_config)
     for run in plan.grid.runs:
-        inputs = plan.finetune_inputs(run)
+        inputs = plan.inputs.finetune(run)
         updated = run.method == "sparsegpt"
         # Not the updated weights, which are temporary: fine-tuning would run again whenever they are made again.
         assert set(inputs) == {"model", "sequences", "mask"} | ({"calibration"} if updated else set())
-        assert plan.finetune_settings(run).pruning == (plan.prune_settings(run.pruned) if updated else None)
+        assert plan.settings.finetune(run).pruning == (plan.settings.prune(run.pruned) if updated else None)
         assert inputs["mask"] == plan.layout.mask(run.pruned) == plan.masks.mask(run)
         assert inputs["sequences"] in {sequences.path for sequences in plan.sequences.values()}
-        later = plan.evaluate_inputs(run)
-        assert later["weights"] == plan.export_inputs(run)["weights"] == plan.layout.finetuned(run)
-        settings = plan.evaluate_settings(run)
-        assert settings.mask.digest == plan.mask_digest(run.pruned)
-        assert settings.finetuned == plan.export_settings(run).finetuned == plan.mask_digest(run)
+        later = plan.inputs.evaluate(run)
+        assert later["weights"] == plan.inputs.export(run)["weights"] == plan.layout.finetuned(run)
+        settings = plan.settings.evaluate(run)
+        assert settings.mask.digest == plan.settings.mask_digest(run.pruned)
+        assert settings.finetuned == plan.settings.export(run).finetuned == plan.settings.mask_digest(run)
     assert not plan.updated_runs
     assert {run.id for run in plan.masks.made} >= {run.pruned.id for run in plan.grid.runs}
     assert plan.tables() == ["joint", "tasks"] and plan.figures("qwen") == ["pareto"]
-    digests = {run.finetune: plan.mask_digest(run) for run in plan.grid.runs}
+    digests = {run.finetune: plan.settings.mask_digest(run) for run in plan.grid.runs}
     raw_config["finetuning"]["lora_rank"] = 4
-    changed = {run.finetune: plan_of(raw_config).mask_digest(run) for run in plan.grid.runs}
+    changed = {run.finetune: plan_of(raw_config).settings.mask_digest(run) for run in plan.grid.runs}
     assert changed["lora"] != digests["lora"] and changed["full"] == digests["full"]
 
 
@@ -357,14 +359,14 @@ def test_every_pruned_or_quantised_run_is_exported_in_a_form_of_its_pattern(raw_
     ]
     plan = plan_of(raw_config)
     assert {run.id for run in plan.grid.runs} - {run.id for run in plan.exported_runs} == {"dense_dense_0_s0"}
-    forms = {run.pattern: plan.export_settings(run).form for run in plan.exported_runs}
+    forms = {run.pattern: plan.settings.export(run).form for run in plan.exported_runs}
     assert forms == {"2:4": "packed", "hybrid": "packed", "unstructured": "dense", "dense": "compressed-tensors"}
-    assert plan.export_settings(plan.exported_runs[0], "dense").form == "dense"
+    assert plan.settings.export(plan.exported_runs[0], "dense").form == "dense"
 
 
 def test_settings_of_speed_touch_speed_alone(raw_config: dict) -> None:
     raw_config["speedup"] = {}
-    assert plan_of(raw_config).speedup_settings("qwen").speedup.model_dump() == {
+    assert plan_of(raw_config).settings.speedup("qwen").speedup.model_dump() == {
         "batch_size": 16,
         "prompt": 128,
         "new_tokens": [128],
@@ -395,11 +397,11 @@ def test_speed_is_that_of_one_2_4_run_and_of_every_tile_map(raw_config: dict) ->
         "patch-joint_hybrid_0.25_t4_s0",
         "patch-tile_hybrid_0.45_t4_s0",
     ]
-    assert plan.speedup_inputs("qwen") == {
+    assert plan.inputs.speedup("qwen") == {
         "model": plan.store.model_path("qwen"),
         "masks": [plan.layout.mask(run) for run in runs],
     }
-    assert [run.id for run in plan.speedup_settings("qwen").runs] == [run.id for run in runs]
+    assert [run.id for run in plan.settings.speedup("qwen").runs] == [run.id for run in runs]
 
 
 def test_without_sparse_runs_there_is_no_speed(raw_config: dict) -> None:

@@ -58,7 +58,7 @@ def test_masks_of_another_experiment_are_taken_where_they_are_the_same(raw_confi
     first = plan_of(raw_config, PATCH)
     second = plan_of(raw_config, VARIED, experiment="second", reuse=["tiny"])
     (plain,) = first.grid.runs
-    digest, path = first.mask_digest(plain), first.layout.mask(plain)
+    digest, path = first.settings.mask_digest(plain), first.layout.mask(plain)
     assert len(learned(second)) == 2, "there is nothing yet"
     curve = Path(first.layout.curve(plain))
     curve.parent.mkdir(parents=True)
@@ -76,7 +76,7 @@ def test_masks_of_another_experiment_are_taken_where_they_are_the_same(raw_confi
         assert (taken["tile_prior=sparsegpt"] == path) == (count == 1)
         assert taken["tile_prior=none"].startswith("results/second/")
     one_shot = first.grid.priors(plain)["pattern"]
-    write(first.layout.mask(one_shot), {"digest": first.mask_digest(one_shot)})
+    write(first.layout.mask(one_shot), {"digest": first.settings.mask_digest(one_shot)})
     again = plan_of(raw_config, VARIED, experiment="second", reuse=["tiny"])
     assert one_shot not in again.masks.made, "a one-shot mask has no curve"
 
@@ -124,15 +124,17 @@ def test_imported_masks_are_jobs(raw_config, tmp_path, monkeypatch):
     hub = {"model": "llama", "method": "maskllm", "source": {"kind": "hub", "repo": "a/b"}}
     plan = plan_of(raw_config, {"methods": ["import"]}, imports={"here": local, "there": hub})
     here, there = plan.grid.runs
-    assert plan.import_inputs(here)["source"] == "mask.npz"
-    assert plan.import_inputs(there)["source"].startswith("work/imports/there-")
-    before = plan.mask_digest(here)
+    assert plan.inputs.import_mask(here)["source"] == "mask.npz"
+    assert plan.inputs.import_mask(there)["source"].startswith("work/imports/there-")
+    before = plan.settings.mask_digest(here)
     Path("mask.npz").write_bytes(b"22")
     after = plan_of(raw_config, {"methods": ["import"]}, imports={"here": local, "there": hub})
-    assert after.mask_digest(here) != before, "another file"
-    assert after.mask_digest(there) == plan.mask_digest(there)
+    assert after.settings.mask_digest(here) != before, "another file"
+    assert after.settings.mask_digest(there) == plan.settings.mask_digest(there)
     moved = {"here": local, "there": hub | {"source": hub["source"] | {"revision": "v2"}}}
-    assert plan_of(raw_config, {"methods": ["import"]}, imports=moved).mask_digest(there) != plan.mask_digest(there)
+    assert plan_of(raw_config, {"methods": ["import"]}, imports=moved).settings.mask_digest(
+        there
+    ) != plan.settings.mask_digest(there)
 
 
 def test_an_import_whose_file_is_missing_is_named(raw_config):

@@ -84,8 +84,8 @@ class Files:
     def settings(self, method: str, **changes: Any) -> dict[str, Any]:
         """Return the settings of the first run of a method of `qwen`, with changes; learning has no mask inputs."""
         run = next(c for c in self.plan.grid.closure if c.model == "qwen" and c.method == method)
-        make = {"prune": self.plan.prune_settings, "learn": self.plan.learn_settings}.get(
-            run.definition.stage, self.plan.evaluate_settings
+        make = {"prune": self.plan.settings.prune, "learn": self.plan.settings.learn}.get(
+            run.definition.stage, self.plan.settings.evaluate
         )
         no_priors = {"masks": {}} if run.definition.stage == "learn" else {}
         return make(run).model_dump(mode="json") | no_priors | changes
@@ -93,7 +93,7 @@ class Files:
     def evaluation(self, method: str, **changes: Any) -> dict[str, Any]:
         """Return the evaluation settings of the first run of a method of `qwen`, with changes."""
         run = next(c for c in self.plan.grid.runs if c.model == "qwen" and c.method == method)
-        return self.plan.evaluate_settings(run).model_dump(mode="json") | changes
+        return self.plan.settings.evaluate(run).model_dump(mode="json") | changes
 
     def expected(self, mask: Path) -> dict[str, Any]:
         """Return the description of a mask file for the settings of a job."""

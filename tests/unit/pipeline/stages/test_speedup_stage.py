@@ -44,7 +44,7 @@ def masks(plan: Plan, tiny_model: Callable, tmp_path: Path) -> list[Path]:
     tiles = {n: torch.arange(m.numel() // 16).view(tile_grid(m.shape, 4)) % 2 == 0 for n, m in pattern.items()}
     hybrid = {name: mask | expand_tiles(tiles[name], mask.shape) for name, mask in pattern.items()}
     paths = [tmp_path / "pattern.safetensors", tmp_path / "hybrid.safetensors"]
-    expected = plan.speedup_settings("qwen").masks
+    expected = plan.settings.speedup("qwen").masks
     for path, masks, one in zip(
         paths, (MaskSet(pattern, "2:4"), MaskSet(hybrid, "hybrid", tiles, 4)), expected, strict=True
     ):
@@ -58,7 +58,7 @@ def measured(plan: Plan, masks: list[Path], files: Any, job_file: Callable, tmp_
     """Return a function that runs the stage and returns its exit code."""
 
     def run(*paths: Path, **changes: Any) -> int:
-        settings = plan.speedup_settings("qwen").model_dump(mode="json") | changes
+        settings = plan.settings.speedup("qwen").model_dump(mode="json") | changes
         inputs = {"model": str(files.model), "masks": [*map(str, paths or masks)]}
         options = ["--settings", job_file("speedup", settings), "--inputs", job_file("inputs", inputs)]
         return run_stage(["speedup", *map(str, options), "--record", str(tmp_path / "speed.json")])
@@ -142,7 +142,7 @@ def test_a_damaged_record_stops_the_table(
     stage: Callable, plan: Plan, measured: Callable, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "speed.json").write_text('{"schema": 1, "experiment": "tiny"')
-    settings = plan.tabulate_settings(speed=True).model_dump(mode="json")
+    settings = plan.settings.tabulate(speed=True).model_dump(mode="json")
     (tmp_path / "results.csv").write_text(",".join(COLUMNS) + "\n")
     (tmp_path / "differences.csv").write_text(",".join(DIFFERENCES) + "\n")
     options = {"results": tmp_path / "results.csv", "differences": tmp_path / "differences.csv"}
@@ -153,7 +153,7 @@ def test_a_damaged_record_stops_the_table(
     ended = stage("table", settings, **options)
     assert ended.code == 0, ended.error
     assert "Speed of greedy generation on" in (tmp_path / "tables/speedup.md").read_text()
-    figure = plan.speedup_figure_settings("qwen").model_dump(mode="json")
+    figure = plan.settings.speedup_figure("qwen").model_dump(mode="json")
     options = {"results": tmp_path / "results.csv", "speedup": tmp_path / "speed.json", "out": tmp_path / "figure"}
     assert stage("speedup_figure", figure, **options).code == 0
     assert (tmp_path / "figure.svg").stat().st_size > 1000
