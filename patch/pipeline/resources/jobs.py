@@ -173,7 +173,9 @@ class JobGraph:
 
 
 def _job(plan: Plan, job: SnakemakeJob, needs: frozenset[Job], to_run: bool) -> Job:
-    wildcards, resources = dict(job.wildcards_dict), job.resources
+    wildcards = dict(job.wildcards_dict)
+    # A rule that estimates nothing may have Snakemake's defaults, which are unknown until its inputs exist.
+    resources = {} if job.resources.get("cache_mb") is None else job.resources
     model = wildcards.pop("model", None) or wildcards.pop("timed", None)
     gpus, nodes = resources.get("gpus", 0), resources.get("nodes", 1)
     cores = min(job.threads, plan.experiment.resources.threads * resources.get("processes", 1)) * nodes
