@@ -226,10 +226,11 @@ def figure(path: Path, files: Sequence[Path]) -> None:
                     ha="right",
                     va="center",
                     fontsize=8,
+                    bbox={"fc": "white", "ec": "none", "pad": 0.5},
                 )
             axis.axhline(np.mean([line["initial"] for line in lines]), **style.DENSE_LINE | {"color": style.GREY})
             axis.axhline(np.mean([line["dense"] for line in lines]), **style.DOTTED_LINE)
-            axis.set(xscale="log", xlabel="Learning rate", title=lines[0]["model"], xlim=(3e-5, None))
+            axis.set(xscale="log", xlabel="Learning rate", title=lines[0]["model"], xlim=(3e-5, 6e-3))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, position: f"{rate:g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
         drawn.axes[0].set_ylabel("Held-out loss (nats)")

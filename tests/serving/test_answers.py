@@ -24,9 +24,11 @@ NEW_TOKENS = 24
 
 
 class Kind(NamedTuple):
-    """Served model: sparsity (%), dtype, options of the server, tolerance of a log-probability, and quantization.
+    """Served model: sparsity (%), dtype, options of the server, tolerance of log-probabilities, and quantization.
 
-    In fp32, both engines compute the same sums in another order. In bf16, every layer rounds to eight bits.
+    In fp32, both engines compute the same sums in another order, and the tolerance bounds the largest difference. In
+    bf16 every layer rounds to eight bits, which moves single log-probabilities of this model by up to 4, of the masked
+    dense model in vLLM as well. There the tolerance bounds the median.
     """
 
     sparsity: int
@@ -35,6 +37,11 @@ class Kind(NamedTuple):
     tolerance: float
     four_bits: bool = False
 
+    @property
+    def quantile(self) -> float:
+        """Quantile of the differences that the tolerance bounds."""
+        return 0.5 if self.dtype == "bfloat16" else 1.0
+
 
 EAGER = ("--enforce-eager",)
 KINDS = {
@@ -42,15 +49,15 @@ KINDS = {
     "hybrid-25": Kind(25, "float32", EAGER, 1e-3),
     "hybrid-45": Kind(45, "float32", EAGER, 1e-3),
     "hybrid-45-4bit": Kind(45, "float32", EAGER, 1e-3, four_bits=True),
-    "hybrid-45-compiled-bf16": Kind(45, "bfloat16", (), 0.2),
+    "hybrid-45-compiled-bf16": Kind(45, "bfloat16", (), 0.1),
 }
 
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
 def served(
     request: pytest.FixtureRequest, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Case, openai.OpenAI, float]]:
-    """Serve a packed folder, and yield it with a client and the tolerance."""
+) -> Iterator[tuple[Case, openai.OpenAI, Kind]]:
+    """Serve a packed folder, and yield it with a client."""
     kind: Kind = request.param
     folder = tmp_path_factory.mktemp("served")
     model, tokenizer = load_model(pretrained, kind.dtype), load_tokenizer(pretrained)
@@ -60,24 +67,26 @@ def served(
         serving(case.folder, folder / "log.txt", *options) as url,
         openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300) as client,
     ):
-        yield case, client, kind.tolerance
+        yield case, client, kind
 
 
-def test_a_batch_has_the_tokens_and_log_probabilities_of_the_masked_model(served: tuple[Case, openai.OpenAI, float]):
-    case, client, tolerance = served
+def test_a_batch_has_the_tokens_and_log_probabilities_of_the_masked_model(served: tuple[Case, openai.OpenAI, Kind]):
+    case, client, kind = served
     prompts = [case.tokenizer(text)["input_ids"] for text in PROMPTS]
-    check_answers(case, client, prompts, NEW_TOKENS, tolerance)
+    check_answers(case, client, prompts, NEW_TOKENS, kind.tolerance, kind.quantile)
 
 
-def test_a_single_request_has_them_too(served: tuple[Case, openai.OpenAI, float]):
+def test_a_single_request_has_them_too(served: tuple[Case, openai.OpenAI, Kind]):
     """Few rows of inputs use other kernels than many."""
-    case, client, tolerance = served
-    check_answers(case, client, [case.tokenizer(PROMPTS[1])["input_ids"]], NEW_TOKENS, tolerance)
+    case, client, kind = served
+    prompts = [case.tokenizer(PROMPTS[1])["input_ids"]]
+    check_answers(case, client, prompts, NEW_TOKENS, kind.tolerance, kind.quantile)
 
 
-def test_the_tolerance_is_far_below_the_effect_of_the_masks(served: tuple[Case, openai.OpenAI, float]):
-    case, client, tolerance = served
-    prompt = case.tokenizer(PROMPTS[0])["input_ids"]
+def test_the_tolerance_is_far_below_the_effect_of_the_masks(served: tuple[Case, openai.OpenAI, Kind]):
+    case, client, kind = served
+    prompt = case.tokenizer(PROMPTS[1])["input_ids"]
     ((tokens, found),) = complete(client, [prompt], NEW_TOKENS)
     without_masks, _ = log_probabilities(case.unmasked, prompt, tokens)
-    assert (torch.tensor(found).double() - without_masks).abs().max() > 5 * tolerance
+    effect = (torch.tensor(found).double() - without_masks).abs().quantile(kind.quantile)
+    assert effect > 5 * kind.tolerance
