@@ -73,7 +73,7 @@ def _weight(shape: tuple[int, int], tile: int, parts: dict[str, Tensor], group_s
     if any(part.is_inference() for part in parts.values()):
         raise InputError("a part was made under torch.inference_mode, where writes are not counted; clone it outside")
     known = _WEIGHTS.get(parts["values"])
-    if known is None or not known.matches(shape, tile, **parts, group_size=group_size):
+    if known is None or not known.matches(shape, tile, parts, group_size):
         detached = {name: part.detach() for name, part in parts.items()}
         known = _WEIGHTS[parts["values"]] = PackedWeight(shape, tile, **detached, group_size=group_size)
     return known

@@ -8,6 +8,7 @@ operand of the instructions that expand a register. The values are numbers, or c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -94,20 +95,11 @@ class PackedWeight:
             known = self.__dict__["_checked"] = self._check()
         return known
 
-    def matches(
-        self,
-        shape: tuple[int, int],
-        tile: int,
-        dense: Tensor,
-        values: Tensor,
-        bits: Tensor,
-        scales: Tensor | None = None,
-        group_size: int | None = None,
-    ) -> bool:
+    def matches(self, shape: tuple[int, int], tile: int, parts: Mapping[str, Tensor], group_size: int | None) -> bool:
         """Return whether these are the parts that were checked last, unmoved and unchanged since."""
         known: CheckedParts = self.__dict__["_checked"]
         same = (self.shape, self.tile, self.group_size) == (shape, tile, group_size)
-        return same and known.state == known.current_state(dense, values, bits, scales)
+        return same and known.state == known.current_state(**parts)
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """Return the weight on another device."""
