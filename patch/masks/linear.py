@@ -71,7 +71,7 @@ class MaskedLinear(torch.autograd.Function):
             products.backward(layer, grad_flat, flat, float(grad_norm), grad_inputs, grad_density)
         else:
             grad_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
-            _backward_by_rows(layer, grad_flat, flat, float(grad_norm), grad_inputs, grad_density, grad_logits, add)
+            _backward_by_rows(layer, grad_flat, flat, grad_norm, grad_inputs, grad_density, grad_logits, add)
         if grad_inputs is not None:
             grad_inputs = grad_inputs.view(*grad_output.shape[:-1], columns)
         return grad_inputs, None, grad_density, None, None, None
@@ -84,7 +84,7 @@ def _forward_by_rows(layer: Layer, flat: Tensor, output: Tensor) -> float | Tens
     masked, norm = layer.weight.new_empty(min(step, rows), columns), 0.0
     for first in range(0, rows, step):
         part = masked[: min(step, rows - first)]
-        norm = norm + kernel.forward(layer, first, part, None)
+        norm = norm + kernel.forward(layer, first, part)
         torch.mm(flat, part.T, out=output[:, first : first + len(part)])
     return norm
 
@@ -93,7 +93,7 @@ def _backward_by_rows(
     layer: Layer,
     grad_output: Tensor,
     flat: Tensor,
-    norm_gradient: float,
+    norm_gradient: Tensor,
     grad_inputs: Tensor | None,
     grad_density: Tensor | None,
     grad_logits: Tensor | None,
@@ -104,18 +104,16 @@ def _backward_by_rows(
     kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
     height = min(step, rows)
     masked, product = layer.weight.new_empty(height, columns), layer.weight.new_empty(height, columns)
-    kept = None if layer.logits is None else layer.logits.new_empty(6 * height * (columns // 4))
     for first in range(0, rows, step):
         size = min(step, rows - first)
-        part, grad_masked = masked[:size], product[:size]
-        probabilities = None if kept is None else kept[: 6 * size * (columns // 4)].view(6, size, columns // 4)
-        kernel.forward(layer, first, part, probabilities)
-        mine = grad_output[:, first : first + size]
+        part, grad_masked, mine = masked[:size], product[:size], grad_output[:, first : first + size]
+        # The product comes first, so that one kernel masks the weights again and differentiates them.
+        torch.mm(mine.T, flat, out=grad_masked)
+        kept = None if grad_inputs is None else part
+        kernel.backward(layer, first, grad_masked, kept, norm_gradient, grad_logits, add, grad_density)
         if grad_inputs is not None:
             # The first block overwrites, so that no zeros are needed.
             torch.addmm(grad_inputs, mine, part, beta=min(first, 1), out=grad_inputs)
-        torch.mm(mine.T, flat, out=grad_masked)
-        kernel.backward(layer, first, grad_masked, probabilities, norm_gradient, grad_logits, add, grad_density)
 
 
 def rows_at_a_time(layer: Layer) -> int:

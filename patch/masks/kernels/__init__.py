@@ -1,12 +1,12 @@
 """Kernels that make, apply and differentiate the masks of some rows of a layer, and their choice by device and dtype.
 
-`forward(layer, first, masked, probabilities)` writes the masked weights of ``len(masked)`` rows from ``first`` on into
-``masked``, `[rows, in]` of the weight's type, and the probabilities of the patterns, if asked for, into
-`[6, rows, in / 4]` fp32; it returns the sum of the squares of the masked weights.
+`forward(layer, first, masked)` writes the masked weights of ``len(masked)`` rows from ``first`` on into ``masked``,
+`[rows, in]` of the weight's type; it returns the sum of their squares.
 
-`backward(layer, first, gradient, probabilities, norm_gradient, logits_gradient, add, density_gradient)` computes the
-gradients of the logits and of the tile densities from those of the masked weights and of that sum. The former are set,
-or with ``add`` added, in a tensor of the logits' shape, and the latter are added in `[tiles, tiles]`.
+`backward(layer, first, gradient, masked, norm_gradient, logits_gradient, add, density_gradient)` computes the gradients
+of the logits and of the tile densities from those of the masked weights and of that sum, a tensor of one number. The
+former are set, or with ``add`` added, in a tensor of the logits' shape, and the latter are added in `[tiles, tiles]`.
+The masked weights, computed again for it, are written into ``masked`` unless it is None.
 
 ``first`` is a row of the layer, even if the layer has the logits of some rows only.
 """

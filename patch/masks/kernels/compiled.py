@@ -42,7 +42,7 @@ def load() -> ctypes.CDLL:
     """
     library = native.library(SOURCE, FLAGS)
     pointer = ctypes.c_void_p
-    library.masked_rows_forward.argtypes = [ctypes.POINTER(_Rows), pointer, pointer]
+    library.masked_rows_forward.argtypes = [ctypes.POINTER(_Rows), pointer]
     library.masked_rows_backward.argtypes = [
         ctypes.POINTER(_Rows),
         *(pointer, pointer, ctypes.c_float, pointer, ctypes.c_int, pointer, pointer),
@@ -73,18 +73,18 @@ def _rows(layer: Layer, first: int, rows: int) -> _Rows:
     return known
 
 
-def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> float:
+def forward(layer: Layer, first: int, masked: Tensor) -> float:
     """Make masked weights; see `patch.masks.kernels`."""
     rows = _rows(layer, first, len(masked))
-    return load().masked_rows_forward(ctypes.byref(rows), _pointer(masked), _pointer(probabilities))
+    return load().masked_rows_forward(ctypes.byref(rows), _pointer(masked))
 
 
 def backward(
     layer: Layer,
     first: int,
     gradient: Tensor,
-    probabilities: Tensor | None,
-    norm_gradient: float,
+    masked: Tensor | None,
+    norm_gradient: Tensor,
     logits_gradient: Tensor | None,
     add: bool,
     density_gradient: Tensor | None,
@@ -94,6 +94,6 @@ def backward(
     rows = _rows(layer, first, len(gradient))
     load().masked_rows_backward(
         ctypes.byref(rows),
-        *(_pointer(gradient), _pointer(probabilities), norm_gradient),
+        *(_pointer(gradient), _pointer(masked), float(norm_gradient)),
         *(_pointer(logits_gradient), add, _pointer(by_group), _pointer(density_gradient)),
     )

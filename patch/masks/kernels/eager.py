@@ -19,15 +19,17 @@ def _patterns(device: torch.device) -> Tensor:
     return torch.tensor(PATTERNS, dtype=torch.float32, device=device)
 
 
-def _probabilities(layer: Layer, first: int, rows: int, out: Tensor) -> None:
-    """Compute the Gumbel-softmax of the logits of some rows, into `[6, rows, groups]`."""
+def _probabilities(layer: Layer, first: int, rows: int) -> Tensor | None:
+    """Return the Gumbel-softmax of the logits of some rows, `[6, rows * groups]`; None for a frozen pattern."""
+    if layer.logits is None:
+        return None
     groups = layer.weight.shape[1] // 4
     start, count, sampling = first * groups, rows * groups, layer.sampling
     index, whole = places(count, start, layer.weight.device), len(layer.weight) * groups
     scores = torch.stack([gumbel_noise(index + k * whole, layer.keys) for k in range(6)])
     offset = start - layer.first_row * groups
     scores.add_(layer.logits[:, offset : offset + count], alpha=sampling.scale).div_(sampling.temperature)
-    torch.softmax(scores, 0, out=out.view(6, count))
+    return torch.softmax(scores, 0)
 
 
 def _pattern(layer: Layer, first: int, rows: int, probabilities: Tensor | None) -> Tensor:
@@ -35,7 +37,7 @@ def _pattern(layer: Layer, first: int, rows: int, probabilities: Tensor | None) 
     columns = layer.weight.shape[1]
     if layer.logits is None:
         return unpack_bits(layer.bits, first * columns, rows * columns).view(rows, columns).float()
-    chosen = probabilities.view(6, -1)
+    chosen = probabilities
     if layer.sampling.hard:
         chosen = torch.zeros_like(chosen).scatter_(0, chosen.argmax(0, keepdim=True), 1)
     return (_patterns(chosen.device).T @ chosen).T.reshape(rows, columns)
@@ -50,14 +52,11 @@ def _dense(layer: Layer, first: int, rows: int) -> Tensor | float:
     return layer.tile_density[tiles].repeat_interleave(width, 1)
 
 
-def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> float | Tensor:
+def forward(layer: Layer, first: int, masked: Tensor) -> Tensor:
     """Make masked weights; see `patch.masks.kernels`."""
     rows = len(masked)
-    if layer.logits is not None:
-        if probabilities is None:
-            probabilities = layer.logits.new_empty(6, rows, layer.weight.shape[1] // 4)
-        _probabilities(layer, first, rows, probabilities)
-    pattern, dense = _pattern(layer, first, rows, probabilities), _dense(layer, first, rows)
+    pattern = _pattern(layer, first, rows, _probabilities(layer, first, rows))
+    dense = _dense(layer, first, rows)
     values = layer.weight[first : first + rows].float() * (dense + (1 - dense) * pattern)
     masked.copy_(values)
     return values.square().sum(dtype=torch.float64)
@@ -67,26 +66,28 @@ def backward(
     layer: Layer,
     first: int,
     gradient: Tensor,
-    probabilities: Tensor | None,
-    norm_gradient: float,
+    masked: Tensor | None,
+    norm_gradient: Tensor,
     logits_gradient: Tensor | None,
     add: bool,
     density_gradient: Tensor | None,
 ) -> None:
     """Differentiate masked weights; see `patch.masks.kernels`."""
     rows, columns = gradient.shape
+    probabilities = _probabilities(layer, first, rows)
     pattern, dense = _pattern(layer, first, rows, probabilities), _dense(layer, first, rows)
     weight = layer.weight[first : first + rows].float()
     mask = dense + (1 - dense) * pattern
+    if masked is not None:
+        masked.copy_(weight * mask)
     grad_mask = weight * (gradient.float() + 2 * norm_gradient * mask * weight)
     if layer.tile_density is not None:
         height, width = layer.tile
         add_by_tile((grad_mask * (1 - pattern)).view(rows, -1, width).sum(2), first, height, density_gradient)
     if logits_gradient is not None:
-        flat = probabilities.view(6, -1)
-        by_pattern = _patterns(flat.device) @ (grad_mask * (1 - dense)).view(-1, 4).T
-        by_pattern -= (by_pattern * flat).sum(0)
-        by_pattern.mul_(flat).mul_(layer.sampling.scale / layer.sampling.temperature)
+        by_pattern = _patterns(gradient.device) @ (grad_mask * (1 - dense)).view(-1, 4).T
+        by_pattern -= (by_pattern * probabilities).sum(0)
+        by_pattern.mul_(probabilities).mul_(layer.sampling.scale / layer.sampling.temperature)
         offset = (first - layer.first_row) * columns // 4
         place = logits_gradient[:, offset : offset + rows * columns // 4]
         place.add_(by_pattern) if add else place.copy_(by_pattern)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from patch.masks.kernels.eager import add_by_tile, unpack_bits
+from patch.masks.kernels.eager import add_by_tile
 from patch.masks.kernels.layer import Layer
 from patch.masks.noise import signed
 
@@ -38,13 +40,49 @@ def _score(logits, index, place, inside, key0, key1, scale, temperature):  # noq
 
 @triton.jit
 def _four(values, index, inside):  # noqa: ANN001, ANN202
-    """Load the numbers at each of the four places of the groups, as fp32."""
+    """Load the four neighbours of each group with one access, and return them position by position, as fp32."""
+    pointers = values + 4 * index[:, None] + tl.arange(0, 4)[None, :]
+    four = tl.load(pointers, mask=inside[:, None], other=0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(four, (index.shape[0], 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _store_four(values, index, inside, x0, x1, x2, x3):  # noqa: ANN001, ANN202
+    """Store the four neighbours of each group with one access."""
+    four = tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (index.shape[0], 4))
+    pointers = values + 4 * index[:, None] + tl.arange(0, 4)[None, :]
+    tl.store(pointers, four.to(values.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _frozen(bits, group, inside):  # noqa: ANN001, ANN202
+    """Load the frozen pattern of each group: four bits, the first group in the lower half of a byte."""
+    kept = tl.load(bits + group // 2, mask=inside, other=0).to(tl.int32) >> (group % 2 * 4)
     return (
-        tl.load(values + 4 * index, mask=inside, other=0).to(tl.float32),
-        tl.load(values + 4 * index + 1, mask=inside, other=0).to(tl.float32),
-        tl.load(values + 4 * index + 2, mask=inside, other=0).to(tl.float32),
-        tl.load(values + 4 * index + 3, mask=inside, other=0).to(tl.float32),
+        (kept & 1).to(tl.float32),
+        (kept >> 1 & 1).to(tl.float32),
+        (kept >> 2 & 1).to(tl.float32),
+        (kept >> 3 & 1).to(tl.float32),
     )
+
+
+@triton.jit
+def _softmax(logits, own, group, inside, plane, all_groups, key0, key1, scale, temperature):  # noqa: ANN001, ANN202
+    """Compute the Gumbel-softmax of the six logits of each group."""
+    p0 = _score(logits, own, group, inside, key0, key1, scale, temperature)
+    p1 = _score(logits, own + plane, group + all_groups, inside, key0, key1, scale, temperature)
+    p2 = _score(logits, own + 2 * plane, group + 2 * all_groups, inside, key0, key1, scale, temperature)
+    p3 = _score(logits, own + 3 * plane, group + 3 * all_groups, inside, key0, key1, scale, temperature)
+    p4 = _score(logits, own + 4 * plane, group + 4 * all_groups, inside, key0, key1, scale, temperature)
+    p5 = _score(logits, own + 5 * plane, group + 5 * all_groups, inside, key0, key1, scale, temperature)
+    top = tl.maximum(tl.maximum(tl.maximum(p0, p1), tl.maximum(p2, p3)), tl.maximum(p4, p5))
+    p0, p1, p2 = tl.exp(p0 - top), tl.exp(p1 - top), tl.exp(p2 - top)
+    p3, p4, p5 = tl.exp(p3 - top), tl.exp(p4 - top), tl.exp(p5 - top)
+    total = 1.0 / (p0 + p1 + p2 + p3 + p4 + p5)
+    return p0 * total, p1 * total, p2 * total, p3 * total, p4 * total, p5 * total
 
 
 @triton.jit
@@ -75,13 +113,20 @@ def _hardened(p0, p1, p2, p3, p4, p5):  # noqa: ANN001, ANN202
 
 
 @triton.jit
+def _pattern(p0, p1, p2, p3, p4, p5, HARD: tl.constexpr):  # noqa: ANN001, ANN202
+    """Return the mask of each position in a group from the probabilities of the patterns."""
+    if HARD:
+        p0, p1, p2, p3, p4, p5 = _hardened(p0, p1, p2, p3, p4, p5)
+    return p0 + p1 + p2, p0 + p3 + p4, p1 + p3 + p5, p2 + p4 + p5
+
+
+@triton.jit
 def _forward(
     weight,
     logits,
-    pattern,
+    bits,
     tile_density,
     masked,
-    probabilities,
     norms,
     count,
     groups,
@@ -99,47 +144,24 @@ def _forward(
     LEARNED: tl.constexpr,
     TILED: tl.constexpr,
     HARD: tl.constexpr,
-    KEPT: tl.constexpr,
     SIZE: tl.constexpr,
-):  # noqa: ANN001, ANN202, E501
+):  # noqa: ANN001, ANN202
     index = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = index < count
     group = first_group + index
-    own = group - logits_group
     if LEARNED:
-        p0 = _score(logits, own, group, inside, key0, key1, scale, temperature)
-        p1 = _score(logits, own + plane, group + all_groups, inside, key0, key1, scale, temperature)
-        p2 = _score(logits, own + 2 * plane, group + 2 * all_groups, inside, key0, key1, scale, temperature)
-        p3 = _score(logits, own + 3 * plane, group + 3 * all_groups, inside, key0, key1, scale, temperature)
-        p4 = _score(logits, own + 4 * plane, group + 4 * all_groups, inside, key0, key1, scale, temperature)
-        p5 = _score(logits, own + 5 * plane, group + 5 * all_groups, inside, key0, key1, scale, temperature)
-        top = tl.maximum(tl.maximum(tl.maximum(p0, p1), tl.maximum(p2, p3)), tl.maximum(p4, p5))
-        p0, p1, p2 = tl.exp(p0 - top), tl.exp(p1 - top), tl.exp(p2 - top)
-        p3, p4, p5 = tl.exp(p3 - top), tl.exp(p4 - top), tl.exp(p5 - top)
-        total = 1.0 / (p0 + p1 + p2 + p3 + p4 + p5)
-        p0, p1, p2, p3, p4, p5 = p0 * total, p1 * total, p2 * total, p3 * total, p4 * total, p5 * total
-        if KEPT:
-            tl.store(probabilities + index, p0, mask=inside)
-            tl.store(probabilities + count + index, p1, mask=inside)
-            tl.store(probabilities + 2 * count + index, p2, mask=inside)
-            tl.store(probabilities + 3 * count + index, p3, mask=inside)
-            tl.store(probabilities + 4 * count + index, p4, mask=inside)
-            tl.store(probabilities + 5 * count + index, p5, mask=inside)
-        if HARD:
-            p0, p1, p2, p3, p4, p5 = _hardened(p0, p1, p2, p3, p4, p5)
-        m0, m1, m2, m3 = p0 + p1 + p2, p0 + p3 + p4, p1 + p3 + p5, p2 + p4 + p5
+        own = group - logits_group
+        p0, p1, p2, p3, p4, p5 = _softmax(logits, own, group, inside, plane, all_groups, key0, key1, scale, temperature)
+        m0, m1, m2, m3 = _pattern(p0, p1, p2, p3, p4, p5, HARD)
     else:
-        m0, m1, m2, m3 = _four(pattern, index, inside)
+        m0, m1, m2, m3 = _frozen(bits, group, inside)
     if TILED:
         dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
         m0, m1 = dense + (1 - dense) * m0, dense + (1 - dense) * m1
         m2, m3 = dense + (1 - dense) * m2, dense + (1 - dense) * m3
     w0, w1, w2, w3 = _four(weight, index, inside)
     w0, w1, w2, w3 = w0 * m0, w1 * m1, w2 * m2, w3 * m3
-    tl.store(masked + 4 * index, w0, mask=inside)
-    tl.store(masked + 4 * index + 1, w1, mask=inside)
-    tl.store(masked + 4 * index + 2, w2, mask=inside)
-    tl.store(masked + 4 * index + 3, w3, mask=inside)
+    _store_four(masked, index, inside, w0, w1, w2, w3)
     tl.store(norms + tl.program_id(0), tl.sum(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3))
 
 
@@ -154,11 +176,12 @@ def _store_gradient(place, value, inside, ADD: tl.constexpr):  # noqa: ANN001, A
 def _backward(
     weight,
     gradient,
-    probabilities,
-    pattern,
+    logits,
+    bits,
     tile_density,
-    out,
-    by_group,
+    masked,
+    logits_gradient,
+    density_terms,
     norm_gradient,
     count,
     groups,
@@ -169,88 +192,83 @@ def _backward(
     height,
     tile_groups,
     tile_columns,
-    factor,
+    scale,
+    temperature,
+    key0,
+    key1,
     LEARNED: tl.constexpr,
-    WANTED: tl.constexpr,
     TILED: tl.constexpr,
     HARD: tl.constexpr,
+    WANTED: tl.constexpr,
+    MASKED: tl.constexpr,
     ADD: tl.constexpr,
+    PART: tl.constexpr,
     SIZE: tl.constexpr,
-):  # noqa: ANN001, ANN202, E501
+):  # noqa: ANN001, ANN202
     index = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = index < count
     group = first_group + index
+    own = group - logits_group
     if LEARNED:
-        p0 = tl.load(probabilities + index, mask=inside, other=0.0)
-        p1 = tl.load(probabilities + count + index, mask=inside, other=0.0)
-        p2 = tl.load(probabilities + 2 * count + index, mask=inside, other=0.0)
-        p3 = tl.load(probabilities + 3 * count + index, mask=inside, other=0.0)
-        p4 = tl.load(probabilities + 4 * count + index, mask=inside, other=0.0)
-        p5 = tl.load(probabilities + 5 * count + index, mask=inside, other=0.0)
-        if HARD:
-            c0, c1, c2, c3, c4, c5 = _hardened(p0, p1, p2, p3, p4, p5)
-        else:
-            c0, c1, c2, c3, c4, c5 = p0, p1, p2, p3, p4, p5
-        m0, m1, m2, m3 = c0 + c1 + c2, c0 + c3 + c4, c1 + c3 + c5, c2 + c4 + c5
+        p0, p1, p2, p3, p4, p5 = _softmax(logits, own, group, inside, plane, all_groups, key0, key1, scale, temperature)
+        m0, m1, m2, m3 = _pattern(p0, p1, p2, p3, p4, p5, HARD)
     else:
-        m0, m1, m2, m3 = _four(pattern, index, inside)
+        m0, m1, m2, m3 = _frozen(bits, group, inside)
     dense = tl.zeros([SIZE], tl.float32)
     if TILED:
         dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
     w0, w1, w2, w3 = _four(weight, index, inside)
+    k0, k1 = (dense + (1 - dense) * m0) * w0, (dense + (1 - dense) * m1) * w1
+    k2, k3 = (dense + (1 - dense) * m2) * w2, (dense + (1 - dense) * m3) * w3
+    if MASKED:
+        _store_four(masked, index, inside, k0, k1, k2, k3)
+    factor = 2 * tl.load(norm_gradient)
     g0, g1, g2, g3 = _four(gradient, index, inside)
-    g0 = w0 * (g0 + 2 * norm_gradient * (dense + (1 - dense) * m0) * w0)
-    g1 = w1 * (g1 + 2 * norm_gradient * (dense + (1 - dense) * m1) * w1)
-    g2 = w2 * (g2 + 2 * norm_gradient * (dense + (1 - dense) * m2) * w2)
-    g3 = w3 * (g3 + 2 * norm_gradient * (dense + (1 - dense) * m3) * w3)
+    g0, g1 = w0 * (g0 + factor * k0), w1 * (g1 + factor * k1)
+    g2, g3 = w2 * (g2 + factor * k2), w3 * (g3 + factor * k3)
     if TILED:
         term = g0 * (1 - m0) + g1 * (1 - m1) + g2 * (1 - m2) + g3 * (1 - m3)
-        tl.store(by_group + index, term, mask=inside)
+        part = tl.program_id(0) * (SIZE // PART) + tl.arange(0, SIZE // PART)
+        tl.store(density_terms + part, tl.sum(tl.reshape(term, (SIZE // PART, PART)), 1), mask=part * PART < count)
         g0, g1, g2, g3 = g0 * (1 - dense), g1 * (1 - dense), g2 * (1 - dense), g3 * (1 - dense)
     if WANTED:
-        own = group - logits_group
         s0, s1, s2, s3, s4, s5 = g0 + g1, g0 + g2, g0 + g3, g1 + g2, g1 + g3, g2 + g3
         mean = s0 * p0 + s1 * p1 + s2 * p2 + s3 * p3 + s4 * p4 + s5 * p5
-        _store_gradient(out + own, p0 * (s0 - mean) * factor, inside, ADD)
-        _store_gradient(out + plane + own, p1 * (s1 - mean) * factor, inside, ADD)
-        _store_gradient(out + 2 * plane + own, p2 * (s2 - mean) * factor, inside, ADD)
-        _store_gradient(out + 3 * plane + own, p3 * (s3 - mean) * factor, inside, ADD)
-        _store_gradient(out + 4 * plane + own, p4 * (s4 - mean) * factor, inside, ADD)
-        _store_gradient(out + 5 * plane + own, p5 * (s5 - mean) * factor, inside, ADD)
+        slope = scale / temperature
+        _store_gradient(logits_gradient + own, p0 * (s0 - mean) * slope, inside, ADD)
+        _store_gradient(logits_gradient + plane + own, p1 * (s1 - mean) * slope, inside, ADD)
+        _store_gradient(logits_gradient + 2 * plane + own, p2 * (s2 - mean) * slope, inside, ADD)
+        _store_gradient(logits_gradient + 3 * plane + own, p3 * (s3 - mean) * slope, inside, ADD)
+        _store_gradient(logits_gradient + 4 * plane + own, p4 * (s4 - mean) * slope, inside, ADD)
+        _store_gradient(logits_gradient + 5 * plane + own, p5 * (s5 - mean) * slope, inside, ADD)
 
 
-def _sizes(layer: Layer, first: int, rows: int) -> tuple[int, ...]:
-    groups = layer.weight.shape[1] // 4
+def _numbers(layer: Layer, first: int, rows: int) -> tuple[float, ...]:
+    """Return the sizes, the sampling and the keys that both kernels take."""
+    groups, sampling = layer.weight.shape[1] // 4, layer.sampling
     plane = 0 if layer.logits is None else layer.logits.shape[1]
     columns = 1 if layer.tile_density is None else layer.tile_density.shape[1]
-    logit_sizes = plane, layer.first_row * groups, len(layer.weight) * groups
-    return rows * groups, groups, first * groups, *logit_sizes, layer.tile[0], layer.tile[1] // 4, columns
-
-
-def _frozen(layer: Layer, first: int, rows: int) -> Tensor | None:
-    """Return the frozen pattern of some rows, a byte a weight."""
-    columns = layer.weight.shape[1]
     return (
-        None if layer.logits is not None else unpack_bits(layer.bits, first * columns, rows * columns).to(torch.uint8)
+        *(rows * groups, groups, first * groups, plane, layer.first_row * groups, len(layer.weight) * groups),
+        *(layer.tile[0], layer.tile[1] // 4, columns),
+        *(sampling.scale, sampling.temperature, *map(signed, layer.keys)),
     )
 
 
-def forward(layer: Layer, first: int, masked: Tensor, probabilities: Tensor | None) -> Tensor:
+def forward(layer: Layer, first: int, masked: Tensor) -> Tensor:
     """Make masked weights; see `patch.masks.kernels`."""
-    sizes, sampling = _sizes(layer, first, len(masked)), layer.sampling
-    programs = triton.cdiv(sizes[0], GROUPS)
+    numbers = _numbers(layer, first, len(masked))
+    programs = triton.cdiv(numbers[0], GROUPS)
     norms = torch.empty(programs, device=masked.device)
     # The kernel does not read the parts that a layer lacks.
-    nothing = norms
+    parts = (norms if part is None else part for part in (layer.logits, layer.bits, layer.tile_density))
     _forward[(programs,)](
         layer.weight[first : first + len(masked)],
-        *(nothing if t is None else t for t in (layer.logits, _frozen(layer, first, len(masked)), layer.tile_density)),
-        *(masked, nothing if probabilities is None else probabilities, norms),
-        *(*sizes, sampling.scale, sampling.temperature, *map(signed, layer.keys)),
+        *parts,
+        *(masked, norms, *numbers),
         LEARNED=layer.logits is not None,
         TILED=layer.tile_density is not None,
-        HARD=sampling.hard,
-        KEPT=probabilities is not None,
+        HARD=layer.sampling.hard,
         SIZE=GROUPS,
     )
     return norms.sum(dtype=torch.float64)
@@ -260,29 +278,32 @@ def backward(
     layer: Layer,
     first: int,
     gradient: Tensor,
-    probabilities: Tensor | None,
-    norm_gradient: float,
+    masked: Tensor | None,
+    norm_gradient: Tensor,
     logits_gradient: Tensor | None,
     add: bool,
     density_gradient: Tensor | None,
 ) -> None:
     """Differentiate masked weights; see `patch.masks.kernels`."""
     rows = len(gradient)
-    sizes, sampling = _sizes(layer, first, rows), layer.sampling
-    by_group = torch.empty(sizes[0] if layer.tile_density is not None else 1, device=gradient.device)
-    frozen = _frozen(layer, first, rows)
-    _backward[(triton.cdiv(sizes[0], GROUPS),)](
-        layer.weight[first : first + rows],
-        gradient,
-        *(by_group if t is None else t for t in (probabilities, frozen, layer.tile_density, logits_gradient)),
-        *(by_group, norm_gradient, *sizes, sampling.scale / sampling.temperature),
+    numbers = _numbers(layer, first, rows)
+    tiled = layer.tile_density is not None
+    # A program sums its groups of one row and tile: as many at a time as divide both.
+    summed = math.gcd(layer.tile[1] // 4, GROUPS) if tiled else GROUPS
+    terms = torch.empty(numbers[0] // summed if tiled else 1, device=gradient.device)
+    parts = (layer.logits, layer.bits, layer.tile_density, masked, logits_gradient)
+    _backward[(triton.cdiv(numbers[0], GROUPS),)](
+        *(layer.weight[first : first + rows], gradient, *(terms if part is None else part for part in parts)),
+        *(terms, norm_gradient, *numbers),
         LEARNED=layer.logits is not None,
+        TILED=tiled,
+        HARD=layer.sampling.hard,
         WANTED=logits_gradient is not None,
-        TILED=layer.tile_density is not None,
-        HARD=sampling.hard,
+        MASKED=masked is not None,
         ADD=add,
+        PART=summed,
         SIZE=GROUPS,
     )
-    if layer.tile_density is not None:
-        by_row = by_group.view(rows, -1, layer.tile[1] // 4).sum(2)
+    if tiled:
+        by_row = terms.view(rows, -1, layer.tile[1] // 4 // summed).sum(2)
         add_by_tile(by_row, first, layer.tile[0], density_gradient)

@@ -1,7 +1,7 @@
 // Masked weights of some rows of a linear layer, and their gradients, computed in registers.
 //
 // A vector is sixteen groups of four weights. Their weights are split into four vectors, one for each position in a
-// group, and the six probabilities of the patterns stay in the caches. No result depends on the number of threads: a
+// group, and the six probabilities of the patterns stay in registers. No result depends on the number of threads: a
 // thread has whole rows, and sums over rows are formed in order.
 
 #include <algorithm>
@@ -203,9 +203,25 @@ inline void for_each_vector(int64_t groups, const Function& call) {
   if (group < groups) call(group, int(groups - group));
 }
 
-template <typename T>
-void forward(const Rows& a, T* masked, float* probabilities, double* norms) {
+// Sets p to the Gumbel-softmax of the six logits of up to sixteen groups, from group ``index`` of the layer on.
+inline __attribute__((always_inline)) void pattern_probabilities(const Rows& a, int64_t index, int n, f32x16 p[6]) {
   const float factor = a.scale / a.temperature, inverse = 1 / a.temperature;
+#pragma GCC unroll 6
+  for (int k = 0; k < 6; ++k) {
+    const f32x16 noise = log_(exponential(uint32_t(index + k * a.all_groups), a.key0, a.key1));
+    p[k] = load_partial(a.logits + k * a.plane + (index - a.first_group), n) * factor - noise * inverse;
+  }
+  f32x16 top = p[0];
+  for (int k = 1; k < 6; ++k) top = maximum(top, p[k]);
+  f32x16 total{};
+#pragma GCC unroll 6
+  for (int k = 0; k < 6; ++k) total += p[k] = exp_(p[k] - top);
+  total = 1.0f / total;
+  for (int k = 0; k < 6; ++k) p[k] *= total;
+}
+
+template <typename T>
+void forward(const Rows& a, T* masked, double* norms) {
 #pragma omp parallel num_threads(a.threads)
   {
     FlushDenormals flushed;
@@ -221,20 +237,7 @@ void forward(const Rows& a, T* masked, float* probabilities, double* norms) {
         Groups pattern;
         if (a.logits) {
           f32x16 p[6];
-#pragma GCC unroll 6
-          for (int k = 0; k < 6; ++k) {
-            const f32x16 noise = log_(exponential(uint32_t(index + k * a.all_groups), a.key0, a.key1));
-            p[k] = load_partial(a.logits + k * a.plane + (index - a.first_group), n) * factor - noise * inverse;
-          }
-          f32x16 top = p[0];
-          for (int k = 1; k < 6; ++k) top = maximum(top, p[k]);
-          f32x16 total{};
-#pragma GCC unroll 6
-          for (int k = 0; k < 6; ++k) total += p[k] = exp_(p[k] - top);
-          total = 1.0f / total;
-          for (int k = 0; k < 6; ++k) p[k] *= total;
-          if (probabilities)
-            for (int k = 0; k < 6; ++k) store_partial(probabilities + (k * a.rows + row) * a.groups + group, p[k], n);
+          pattern_probabilities(a, index, n, p);
           if (a.hard) harden(p);
           pattern = pattern_mask(p);
         } else {
@@ -255,8 +258,8 @@ void forward(const Rows& a, T* masked, float* probabilities, double* norms) {
 }
 
 template <typename T>
-void backward(const Rows& a, const T* gradient, const float* probabilities, float norm_gradient,
-              float* logits_gradient, bool accumulate, float* group_sums) {
+void backward(const Rows& a, const T* gradient, T* masked, float norm_gradient, float* logits_gradient,
+              bool accumulate, float* group_sums) {
   const float factor = a.scale / a.temperature;
 #pragma omp parallel num_threads(a.threads)
   {
@@ -270,9 +273,8 @@ void backward(const Rows& a, const T* gradient, const float* probabilities, floa
         f32x16 p[6];
         Groups pattern;
         if (a.logits) {
-          f32x16 choice[6];
-          for (int k = 0; k < 6; ++k)
-            choice[k] = p[k] = load_partial(probabilities + k * a.rows * a.groups + local, n);
+          pattern_probabilities(a, index, n, p);
+          f32x16 choice[6] = {p[0], p[1], p[2], p[3], p[4], p[5]};
           if (a.hard) harden(choice);
           pattern = pattern_mask(choice);
         } else {
@@ -280,14 +282,16 @@ void backward(const Rows& a, const T* gradient, const float* probabilities, floa
         }
         const f32x16 dense = load_partial(fractions + group, n);
         const Groups w = read_groups(static_cast<const T*>(a.weight) + 4 * index, n);
-        Groups g = read_groups(gradient + 4 * local, n);
+        Groups g = read_groups(gradient + 4 * local, n), product;
         f32x16 fraction_gradient{};
         for (int j = 0; j < 4; ++j) {
           const f32x16 mask = dense + (1.0f - dense) * pattern.at[j];
+          product.at[j] = w.at[j] * mask;
           g.at[j] = w.at[j] * (g.at[j] + 2.0f * norm_gradient * mask * w.at[j]);
           fraction_gradient += g.at[j] * (1.0f - pattern.at[j]);
           g.at[j] *= 1.0f - dense;
         }
+        if (masked) write_groups(masked + 4 * local, product, n);
         if (group_sums) store_partial(group_sums + local, fraction_gradient, n);
         if (!logits_gradient) return;
         const f32x16 sums[6] = {g.at[0] + g.at[1], g.at[0] + g.at[2], g.at[0] + g.at[3],
@@ -342,7 +346,8 @@ void forward_frozen(const Rows& a, T* masked, double* norms) {
 }
 
 template <typename T>
-void backward_frozen(const Rows& a, const T* gradient, float norm_gradient, float* tile_sums, float* total) {
+void backward_frozen(const Rows& a, const T* gradient, T* masked, float norm_gradient, float* tile_sums,
+                     float* total) {
   const int64_t width = 4 * a.tile_groups, columns = 4 * a.groups;
 #pragma omp parallel for num_threads(a.threads) schedule(static)
   for (int64_t row = 0; row < a.rows; ++row) {
@@ -353,8 +358,10 @@ void backward_frozen(const Rows& a, const T* gradient, float norm_gradient, floa
       const float factor = 2 * norm_gradient * fractions[column / width];
       for (int64_t i = column; i < column + width; i += LANES) {
         prefetch_ahead(weights + i, LANES * sizeof(T));
+        const i32x16 kept = keep_mask(a.bits, (a.first_row + row) * columns + i);
         const f32x16 w = load_f32(weights + i), value = w * (load_f32(gradient + row * columns + i) + factor * w);
-        fraction_gradient += select(keep_mask(a.bits, (a.first_row + row) * columns + i), f32x16{}, value);
+        fraction_gradient += select(kept, f32x16{}, value);
+        if (masked) store_f32(masked + row * columns + i, select(kept, w, w * fractions[column / width]));
       }
       tile_sums[row * a.tile_columns + column / width] = horizontal_sum(fraction_gradient);
     }
@@ -368,26 +375,28 @@ bool whole_vectors(const Rows& a) { return !a.logits && a.fractions && 4 * a.til
 
 }  // namespace
 
-// Computes masked weights and returns the sum of their squares. Stores the probabilities [6, rows, groups] unless null.
-extern "C" double masked_rows_forward(const Rows* a, void* masked, float* probabilities) {
+// Computes masked weights and returns the sum of their squares.
+extern "C" double masked_rows_forward(const Rows* a, void* masked) {
   std::vector<double> norms(a->rows);
   dispatch(a->bf16, [&](auto type) {
     auto* to = static_cast<decltype(type)*>(masked);
     if (whole_vectors(*a)) forward_frozen(*a, to, norms.data());
-    else forward(*a, to, probabilities, norms.data());
+    else forward(*a, to, norms.data());
   });
   return std::accumulate(norms.begin(), norms.end(), 0.0);
 }
 
 // Sets, or adds to, the gradient of the logits, and adds that of the dense fractions, given those of the masked weights
-// and of the sum of squares; ``group_sums`` is a buffer of [rows, groups].
-extern "C" void masked_rows_backward(const Rows* a, const void* gradient, const float* probabilities,
-                                     float norm_gradient, float* logits_gradient, int accumulate, float* group_sums,
+// and of the sum of squares. Computes the masked weights again unless ``masked`` is null. ``group_sums`` is a buffer of
+// [rows, groups].
+extern "C" void masked_rows_backward(const Rows* a, const void* gradient, void* masked, float norm_gradient,
+                                     float* logits_gradient, int accumulate, float* group_sums,
                                      float* fractions_gradient) {
   dispatch(a->bf16, [&](auto type) {
     const auto* from = static_cast<const decltype(type)*>(gradient);
-    if (whole_vectors(*a)) backward_frozen(*a, from, norm_gradient, group_sums, fractions_gradient);
-    else backward(*a, from, probabilities, norm_gradient, logits_gradient, accumulate, group_sums);
+    auto* to = static_cast<decltype(type)*>(masked);
+    if (whole_vectors(*a)) backward_frozen(*a, from, to, norm_gradient, group_sums, fractions_gradient);
+    else backward(*a, from, to, norm_gradient, logits_gradient, accumulate, group_sums);
   });
   if (a->fractions && !whole_vectors(*a)) add_tile_sums(*a, group_sums, fractions_gradient);
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -17,6 +18,7 @@ from patch.masks.learnable import LearnableMask, Sampling, begin_pass, sample_ti
 from patch.masks.noise import TILES, gumbel_noise, logistic_noise, mixed, noise_keys, places, uniform_noise
 
 COUNT = 60_001
+SIX = torch.tensor([(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1)])
 KINDS = {
     "uniform": (uniform_noise, "uniform"),
     "gumbel": (gumbel_noise, "gumbel_r"),
@@ -175,12 +177,19 @@ def kernel(request: pytest.FixtureRequest) -> ModuleType:
 
 def chosen(kernel: ModuleType, logits: Tensor, sampling: Sampling, *counters: int) -> Tensor:
     """Return the frequency of each of the six patterns as the likeliest in a kernel."""
-    rows = logits.shape[1]
-    layer = Layer(torch.ones(rows, 4), logits, None, None, (1, 4), sampling, noise_keys(*counters))
-    probabilities = torch.empty(6, rows, 1)
-    kernel.forward(layer, 0, torch.empty(rows, 4), probabilities)
-    torch.testing.assert_close(probabilities.sum(0), torch.ones(rows, 1))
-    return probabilities.argmax(0).flatten().bincount(minlength=6)
+    masked = masked_ones(kernel, logits, 1, replace(sampling, hard=True), noise_keys(*counters))
+    is_pattern = (masked[:, None] == SIX).all(2)
+    assert (is_pattern.sum(1) == 1).all()
+    return is_pattern.sum(0)
+
+
+def masked_ones(kernel: ModuleType, logits: Tensor, groups: int, sampling: Sampling, keys: tuple[int, int]) -> Tensor:
+    """Return a kernel's masks of rows of ``groups`` groups, a group a row: `[rows * groups, 4]`."""
+    rows = logits.shape[1] // groups
+    layer = Layer(torch.ones(rows, 4 * groups), logits, None, None, (1, 4), sampling, keys)
+    masked = torch.empty(rows, 4 * groups)
+    kernel.forward(layer, 0, masked)
+    return masked.view(-1, 4)
 
 
 def test_equal_logits_choose_every_pattern_equally_often(kernel: ModuleType) -> None:
@@ -201,13 +210,10 @@ def test_patterns_follow_the_softmax_of_the_logits(kernel: ModuleType) -> None:
 @pytest.mark.parametrize("groups", [1, 5, 48])
 def test_kernels_draw_the_noise_of_this_module(groups: int, kernel: ModuleType) -> None:
     """Ratios of probabilities without logits, at temperature one, are those of exponential variables."""
-    rows, keys = 40, noise_keys(4, 5)
-    layer = Layer(torch.ones(rows, 4 * groups), torch.zeros(6, rows * groups), None, None, (1, 4), Sampling(1, 1), keys)
-    probabilities = torch.empty(6, rows, groups)
-    kernel.forward(layer, 0, torch.empty(rows, 4 * groups), probabilities)
-    uniform = uniform_noise(places(6 * rows * groups), keys).double().view_as(probabilities)
-    rates = -1 / uniform.log()
-    torch.testing.assert_close(probabilities.double(), rates / rates.sum(0), rtol=5e-6, atol=1e-30)
+    count, keys = 40 * groups, noise_keys(4, 5)
+    masked = masked_ones(kernel, torch.zeros(6, count), groups, Sampling(1.0, 1.0), keys)
+    rates = -1 / uniform_noise(places(6 * count), keys).double().view(6, count).log()
+    torch.testing.assert_close(masked.double(), (rates / rates.sum(0)).T @ SIX.double(), rtol=5e-6, atol=1e-30)
 
 
 def keys_of_first(bits: int) -> tuple[int, int]:
@@ -226,11 +232,9 @@ def test_the_ends_of_the_distribution(bits: int, kernel: ModuleType) -> None:
     torch.testing.assert_close(gumbel_noise(places(1), keys)[0].double(), -(-uniform.log()).log(), rtol=1e-6, atol=0)
     logistic = uniform.log() - (-uniform).log1p()
     torch.testing.assert_close(logistic_noise(places(1), keys)[0].double(), logistic, rtol=1e-6, atol=1e-7)
-    probabilities = torch.empty(6, 1, 1)
-    layer = Layer(torch.ones(1, 4), torch.zeros(6, 1), None, None, (1, 4), Sampling(1.0, 1.0), keys)
-    kernel.forward(layer, 0, torch.empty(1, 4), probabilities)
+    masked = masked_ones(kernel, torch.zeros(6, 1), 1, Sampling(1.0, 1.0), keys)
     rates = torch.tensor([-1 / math.log(((hashed(k, keys) >> 9) + 0.5) / 2**23) for k in range(6)]).double()
-    torch.testing.assert_close(probabilities.flatten().double(), rates / rates.sum(), rtol=3e-6, atol=0)
+    torch.testing.assert_close(masked[0].double(), rates / rates.sum() @ SIX.double(), rtol=3e-6, atol=0)
 
 
 def test_dense_tiles_follow_the_sigmoid_of_the_logits() -> None:
