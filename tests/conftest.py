@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((folder for folder in SHARED if nodeid.startswith(folder)), super()._split_scope(nodeid))
 
     return Scheduling(config, log)
+
+
+WAITS = "needs a GPU"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that run on a GPU if there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=WAITS))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print which tests wait for a GPU, and how many others were skipped, in one line."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    waiting = Counter(report.nodeid.partition("[")[0] for report in skipped if WAITS in str(report.longrepr))
+    if skipped:
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(waiting.items()))
+        others = len(skipped) - waiting.total()
+        terminalreporter.write_line(f"{waiting.total()} tests wait for a GPU; {others} others were skipped: {names}")
 
 
 VOCABULARY = 50

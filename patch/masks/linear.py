@@ -81,12 +81,12 @@ def _forward_by_rows(layer: Layer, flat: Tensor, output: Tensor) -> float | Tens
     """Compute what `products.forward` does, for any layer."""
     rows, columns = layer.weight.shape
     kernel, step = kernel_for(layer.weight.device, layer.weight.dtype), rows_at_a_time(layer)
-    masked, norm = layer.weight.new_empty(min(step, rows), columns), 0.0
+    masked, norms = layer.weight.new_empty(min(step, rows), columns), []
     for first in range(0, rows, step):
         part = masked[: min(step, rows - first)]
-        norm = norm + kernel.forward(layer, first, part)
+        norms.append(kernel.forward(layer, first, part))
         torch.mm(flat, part.T, out=output[:, first : first + len(part)])
-    return norm
+    return sum(norms[1:], norms[0])
 
 
 def _backward_by_rows(

@@ -46,7 +46,7 @@ def parse_nm(pattern: str) -> tuple[int, int]:
 def block_size(device: str, learned: bool) -> int:
     """Return the number of weights of a layer that are masked, multiplied and differentiated at a time.
 
-    On a CPU a block, with its gradient and probabilities, fits a core's caches. It is smaller if no patterns are
+    On a CPU a block, with its gradient, fits a core's caches. It is smaller if no patterns are
     ``learned``, only tiles, so that it is small beside the model. On a GPU a block is large enough to keep it busy.
     """
     if device == "cuda":

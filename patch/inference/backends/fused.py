@@ -219,15 +219,25 @@ def supports(packed: PackedWeight, inputs: Tensor) -> str | None:
     return None
 
 
-def splits(packed: PackedWeight, rows: int) -> tuple[int, int]:
+def padded(rows: int) -> int:
+    """Return the rows of a block for a few rows of inputs: a power of two, and at least the tensor cores' smallest."""
+    return max(16, triton.next_power_of_2(rows))
+
+
+def splits(shape: tuple[int, int], tile_columns: int, rows: int, processors: int) -> tuple[int, int]:
     """Return the number of splits of the columns, and the tiles of each split, of which the last may have fewer.
 
     There are as many splits as give the GPU enough programs, if each keeps enough columns.
+
+    Args:
+        shape: `[out, in]` of the weight.
+        tile_columns: number of tiles along the columns.
+        rows: number of rows of inputs.
+        processors: number of the GPU's multiprocessors.
     """
-    checked = packed.checked
-    (out, columns), tile_columns = checked.shape, checked.dense.shape[1]
+    out, columns = shape
     programs = triton.cdiv(rows, FEW if rows <= FEW else 128) * triton.cdiv(out, 64)
-    wanted = PROGRAMS * _processors(packed.values.device) // programs
+    wanted = PROGRAMS * processors // programs
     split = triton.cdiv(tile_columns, max(1, min(wanted, tile_columns, columns // COLUMNS)))
     return triton.cdiv(tile_columns, split), split
 
@@ -245,7 +255,8 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
         return inputs.new_empty(0, out)
     if inputs.stride(1) != 1:
         inputs = inputs.contiguous()
-    count, split = splits(packed, rows)
+    tile_columns = packed.checked.dense.shape[1]
+    count, split = splits((out, columns), tile_columns, rows, _processors(packed.values.device))
     output = inputs.new_empty(count, rows, out, dtype=torch.float32 if count > 1 else inputs.dtype)
     with torch.cuda.device_of(inputs):
         _launch(packed, inputs, output, split)
@@ -255,7 +266,6 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
 def _launch(packed: PackedWeight, inputs: Tensor, output: Tensor, split: int) -> None:
     count, rows, out = output.shape
     few = rows <= FEW
-    padded = max(16, triton.next_power_of_2(rows))
     checked = packed.checked
     tiles = checked.dense.numel()
     constants = {
@@ -266,9 +276,9 @@ def _launch(packed: PackedWeight, inputs: Tensor, output: Tensor, split: int) ->
         "SPARSE": checked.bits.numel() > 0,
         # The interpreter would multiply the bits of bfloat16 numbers as integers.
         "FP32": INTERPRETED,
-    } | ({"ROWS": padded} if few else {})
+    } | ({"ROWS": padded(rows)} if few else {})
     arguments = (inputs, checked.values, checked.bits.view(torch.int16), checked.dense, checked.offsets, output)
-    numbers = rows, out, checked.dense.shape[1], tiles, inputs.stride(0), split, min(padded, MANY)
+    numbers = rows, out, checked.dense.shape[1], tiles, inputs.stride(0), split, min(padded(rows), MANY)
 
     def grid(sizes: dict[str, int]) -> tuple[int, int, int]:
         return out // sizes["HIGH"], triton.cdiv(rows, sizes["ROWS"]), count

@@ -13,8 +13,8 @@ from patch.masks.kernels.eager import add_by_tile
 from patch.masks.kernels.layer import Layer
 from patch.masks.noise import signed
 
-# Number of groups of four weights of a program.
-GROUPS = 256
+# Number of groups of four weights of a program, and of its warps.
+GROUPS, WARPS = 256, 4
 
 
 @triton.jit
@@ -270,6 +270,7 @@ def forward(layer: Layer, first: int, masked: Tensor) -> Tensor:
         TILED=layer.tile_density is not None,
         HARD=layer.sampling.hard,
         SIZE=GROUPS,
+        num_warps=WARPS,
     )
     return norms.sum(dtype=torch.float64)
 
@@ -303,6 +304,7 @@ def backward(
         ADD=add,
         PART=summed,
         SIZE=GROUPS,
+        num_warps=WARPS,
     )
     if tiled:
         by_row = terms.view(rows, -1, layer.tile[1] // 4 // summed).sum(2)

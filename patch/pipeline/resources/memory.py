@@ -41,7 +41,7 @@ def learning_mb(
         step += activations if processes == 1 else _whole_bytes(shape, processes, activations)
         return max(step, 12 * learned + original + bits + tokens * activation_bytes(shape, size, True)) / 1e6
     total = size * parameters(shape) + 16 * learned
-    # The frozen mask is stored as bits. One block adds its masked weights, gradient, probabilities and tile sums.
+    # The frozen mask is stored as bits. One block adds its masked weights, gradient and tile sums.
     total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
     learned_patterns = method != "patch-tile"
     at_once = block_size(device, learned_patterns)
@@ -49,7 +49,7 @@ def learning_mb(
         # A layer's masked weights are in memory twice, as the output and the input of a collective operation. Their
         # gradients replace them later.
         at_once = max(rows * columns for rows, columns in linear_shapes(shape).values())
-    total += max(at_once * (2 * size + 1 + 6 * learned_patterns), bits)
+    total += max(at_once * (2 * size + 1), bits)
     return (total + tokens * activation_bytes(shape, size, checkpointed)) / 1e6
 
 

@@ -36,7 +36,7 @@ def check(out, columns, tile, share, dtype, rows, programs=4):
     error = float((actual.double() - expected).abs().max() / expected.abs().max())
     assert error < TOLERANCES[dtype], (out, columns, tile, share, dtype, rows, programs, error)
     assert torch.equal(actual, fused.multiply(packed, inputs))
-    return fused.splits(packed, rows)[0]
+    return fused.splits((out, columns), packed.dense.shape[1], rows, 1)[0]
 
 
 def reason(packed, inputs):
