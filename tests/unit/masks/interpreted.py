@@ -51,8 +51,9 @@ def main() -> None:
     ):
         if not joint and (tile is None or hard):
             continue
-        one = layer(joint, tile, hard, dtype, 16, 40, temperature)
-        cases = [(one, 0, 16)] + ([(own(one, 8, 16), 8, 16)] if joint else [])
+        # More groups than one program has.
+        one = layer(joint, tile, hard, dtype, 48, 40, temperature)
+        cases = [(one, 0, 48)] + ([(own(one, 8, 48), 8, 48)] if joint else [])
         for case in cases:
             found = [results(kernel, case[0], count % 2 == 0, *case[1:]) for kernel in (fused, eager)]
             for actual, expected in zip(*found, strict=True):
