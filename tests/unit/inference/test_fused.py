@@ -17,7 +17,6 @@ from .interpreted import packed_weight
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="this build of torch has no Triton"
 )
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 PROGRAM = Path(__file__).with_name("interpreted.py")
 
@@ -51,7 +50,7 @@ def test_all_loads_of_a_compiled_loop_are_asynchronous() -> None:
 
 
 @needs_triton
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 130])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -68,7 +67,7 @@ def test_a_gpu_multiplies_by_the_unpacked_weight(dtype: torch.dtype, rows: int, 
 
 
 @needs_triton
-@needs_gpu
+@pytest.mark.gpu
 def test_a_graph_captures_it() -> None:
     from patch.inference.backends import fused
 
