@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,9 @@ def _run(options: argparse.Namespace) -> int:
         write_report(path, Report(card=card))
     check_page(page, [read_report(path)])
     print(f"{clock.elapsed()} {card.name}: {path}", flush=True)
+    # A time limit of a cluster interrupts, too; a command in the background ignores interrupts unless it sets them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     interrupted = False
     try:
         run_steps(path, sizes, clock)

@@ -33,6 +33,8 @@ def check_packed_products(device: torch.device, seed: int = 0) -> Iterator[Check
         out, columns = (TILE * int(size) for size in torch.randint(2, 9, (2,), generator=generator))
         weight = torch.randn(out, columns, generator=generator).to(dtype)
         dense = torch.rand(out // TILE, columns // TILE, generator=generator) < fraction
+        # Both kinds of tiles, whatever the numbers are.
+        dense[0, 0], dense[-1, -1] = fraction > 0, False
         mask = (torch.rand(out, columns // 4, 4, generator=generator).argsort(-1) < 2).view(out, columns)
         mask |= torch.kron(dense.float(), torch.ones(TILE, TILE)).bool()
         inputs = torch.randn(rows, columns, generator=generator).to(dtype)
