@@ -120,9 +120,13 @@ def random_mask_set(model: nn.Module, sparsity: int, tile: int = TILE) -> MaskSe
 
 
 def generation_speeds(
-    models: Mapping[str, nn.Module], batch: int, prompt: int, new_tokens: int, repeats: int, graph: bool = True
-) -> dict[str, Measurement]:
-    """Return the speed of each model, in turn with `dense`; noisy ones are measured again, up to twice."""
+    models: Mapping[str, nn.Module], batch: int, prompt: int, new_tokens: int, repeats: int
+) -> tuple[dict[str, Measurement], dict[str, bool]]:
+    """Measure the speed of each model, in turn with `dense`; noisy ones are measured again, up to twice.
+
+    Returns:
+        The speeds, and whether each model decodes by a CUDA graph.
+    """
     from patch.inference.generation import Generation, random_prompt, speed_quantities
     from patch.inference.timing import measure_in_rounds
 
@@ -131,5 +135,6 @@ def generation_speeds(
     for name, model in models.items():
         # All candidates share one cache: their generations do not overlap.
         cache = runs["dense"].cache if runs else None
-        runs[name] = Generation(model, tokens, new_tokens, name, graph, cache)
-    return measure_in_rounds(runs, "dense", partial(speed_quantities, batch * new_tokens), repeats, rounds=3)
+        runs[name] = Generation(model, tokens, new_tokens, name, cache=cache)
+    found = measure_in_rounds(runs, "dense", partial(speed_quantities, batch * new_tokens), repeats, rounds=3)
+    return found, {name: run.in_graph for name, run in runs.items()}

@@ -201,7 +201,7 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
     print(f"\ngeneration by {model.num_parameters() / 1e6:.0f}M parameters, prompt 32, 32 new tokens")
     lines = []
     for batch in (1, 16):
-        found = generation_speeds(models, batch, 32, 32, math.ceil(options.repeats / 12))
+        found, _ = generation_speeds(models, batch, 32, 32, math.ceil(options.repeats / 12))
         for name, measurement in found.items():
             size = weight_bytes(model, models[name])
             lines.append(

@@ -15,7 +15,7 @@ from benchmarks.gpu.report import NotMeasuredError, Result
 from benchmarks.gpu.sizes import ROOT, Sizes
 
 NAME = "tests"
-SECONDS = 150
+SECONDS = 300
 REQUIRES = ("pytest", "hypothesis")
 MARK = "pytest.mark.gpu"
 # Most failures that are listed by name.

@@ -20,7 +20,7 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.measure import timed
 
 NAME = "layers"
-SECONDS = 360
+SECONDS = 300
 REQUIRES = ("triton",)
 ROUNDS = 3
 # Largest error of a product, as a fraction of the largest output, that rounding of its sums to bf16 explains.

@@ -16,7 +16,7 @@ from benchmarks.measure import measure as measured
 from benchmarks.measure import timed
 
 NAME = "learning"
-SECONDS = 360
+SECONDS = 330
 REQUIRES = ("triton", "transformers")
 ITEMSIZE = 2
 WARMUP, ROUNDS = 2, 3

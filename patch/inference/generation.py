@@ -82,6 +82,11 @@ class Generation:
         self._capture_pending = graph and self.device.type == "cuda"
         self.new: Tensor | None = None
 
+    @property
+    def in_graph(self) -> bool:
+        """Whether a decoding step is the replay of a CUDA graph, after the first call."""
+        return self._decode != self._step
+
     @torch.inference_mode()
     def __call__(self) -> Seconds:
         """Generate, store the tokens, `[batch, new_tokens]`, in `new`, and return the times."""

@@ -7,7 +7,7 @@ from itertools import product
 
 import torch
 
-from patch.inference.backends import backend_for
+from patch.inference.backends import backend_for, untuned
 from patch.inference.packed import pack
 from patch.masks.kernels.check import Check, relative_error, running
 from patch.quantization.absmax import quantize
@@ -22,7 +22,7 @@ TILE, GROUP_SIZE = 64, 32
 
 
 def check_packed_products(device: torch.device, seed: int = 0) -> Iterator[Check]:
-    """Compare the product that is chosen for each dtype, form of the weight and number of rows.
+    """Compare the product that is chosen for each dtype, form of the weight and number of rows, without tuning.
 
     Args:
         device: Device of the weights.
@@ -45,6 +45,6 @@ def check_packed_products(device: torch.device, seed: int = 0) -> Iterator[Check
         case = f"{out}x{columns}, {form}, {str(dtype).removeprefix('torch.')}, {rows} rows"
         multiply = backend_for(packed, inputs.to(device))
         kernel = f"{multiply.__module__}.{multiply.__name__}"
-        with running(kernel, case), torch.inference_mode():
+        with running(kernel, case), torch.inference_mode(), untuned():
             found = multiply(packed, inputs.to(device)).cpu()
         yield Check(kernel, case, relative_error(found, expected), TOLERANCES[dtype])
