@@ -149,7 +149,7 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
     import torch
 
     from patch.inference.packed import packed_bytes
-    from patch.inference.timing import quartiles
+    from patch.inference.timing import is_noisy, quartiles
 
     weight = torch.randn(shape, device=options.device).to(dtype)
     packed = {name: random_packed(weight, *candidate) for name, candidate in CANDIDATES.items()}
@@ -172,7 +172,7 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
         for name, (sparsity, quantized) in CANDIDATES.items():
             speedup, limit = times["dense"]["median"] / times[name]["median"], weight.nbytes / packed[name].nbytes
             reached = f"{speedup / limit:.0%}" if rows == 1 else ""
-            measured = shown(times["dense"], 2, 1e3), shown(times[name], 2, 1e3)
+            measured = (shown(times[one], is_noisy(times[one]), 2, 1e3) for one in ("dense", name))
             lines.append([f"{shape[0]}x{shape[1]}", rows, name, *measured, f"{speedup:.2f}", f"{limit:.2f}", reached])
             line = {"dtype": str(dtype).removeprefix("torch."), "shape": shape, "rows": rows}
             line |= {"sparsity": sparsity, "quantized": quantized}
@@ -199,7 +199,7 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
         masks = random_mask_set(model, sparsity)
         models[name] = convert(share_tensors(model), masks, _quantized(model, masks) if quantized else None)
     print(f"\ngeneration by {model.num_parameters() / 1e6:.0f}M parameters, prompt 32, 32 new tokens")
-    lines = []
+    lines, decimals = [], {"tokens_per_second": 1, "speedup": 2}
     for batch in (1, 16):
         found, _ = generation_speeds(models, batch, 32, 32, math.ceil(options.repeats / 12))
         for name, measurement in found.items():
@@ -208,8 +208,7 @@ def generation(dtype: Any, options: argparse.Namespace) -> None:
                 [
                     name,
                     batch,
-                    shown(measurement.quantities["tokens_per_second"], 1),
-                    shown(measurement.quantities["speedup"], 2),
+                    *(shown(measurement.quantities[q], q in measurement.noisy, d) for q, d in decimals.items()),
                     f"{size['measured'] / size['dense']:.3f}",
                 ]
             )

@@ -85,12 +85,10 @@ def measure(call: Callable[[], Any], cuda: bool = False) -> Cost:
     return Cost(result, seconds, peak - before)
 
 
-def shown(found: Mapping[str, float], decimals: int, factor: float = 1.0) -> str:
+def shown(found: Mapping[str, float], noisy: bool, decimals: int, factor: float = 1.0) -> str:
     """Return the median times ``factor`` with half the interquartile range; a noisy one is marked with a dagger."""
-    from patch.inference.timing import is_noisy
-
     half = (found["high"] - found["low"]) / 2
-    return f"{factor * found['median']:.{decimals}f} ± {factor * half:.{decimals}f}{' †' * is_noisy(dict(found))}"
+    return f"{factor * found['median']:.{decimals}f} ± {factor * half:.{decimals}f}{' †' * noisy}"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from benchmarks.candidates import SPARSITIES
+from benchmarks.gpu import gpu_tests
 from benchmarks.gpu.report import Report, Result, Timed
 from benchmarks.gpu.sizes import ROOT
 from benchmarks.learning_steps import WAYS
@@ -82,14 +83,15 @@ def section(report: Report) -> str:
     for step, render in RENDERED.items():
         if step in by_step:
             lines += ["", *render(by_step[step])]
-    notes = {
-        f"{name}, {subject}": note
-        for name, entry in report.results.items()
-        for subject, note in entry.result.notes.items()
-    }
-    missing = notes | report.not_measured
-    if missing:
-        lines += ["", "Not measured:", "", *(f"- {name}: {reason}" for name, reason in missing.items())]
+    by_reason: dict[str, list[str]] = {}
+    for step, results in by_step.items():
+        notes = ((name, result.notes) for name, result in results.items() if step != gpu_tests.NAME)
+        for name, subject, reason in ((n, s, reason) for n, found in notes for s, reason in found.items()):
+            by_reason.setdefault(reason, []).append(f"{step}/{name} ({subject})")
+    for name, reason in report.not_measured.items():
+        by_reason.setdefault(reason, []).append(name)
+    if by_reason:
+        lines += ["", "Not measured:", "", *(f"- {', '.join(names)}: {why}" for why, names in by_reason.items())]
     return "\n".join(lines)
 
 
@@ -99,13 +101,14 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1
 
 
 def _quantity(timed: Timed | None, name: str, decimals: int, factor: float = 1.0) -> str:
-    return shown(timed.quantities[name].model_dump(), decimals, factor) if timed else "-"
+    return shown(timed.quantities[name].model_dump(), name in timed.noisy, decimals, factor) if timed else "-"
 
 
 def _tests(results: dict[str, Result]) -> list[str]:
     values = results["gpu"].values
     counts = [f"{int(values[name])} {name}" for name in ("passed", "failed", "skipped")]
-    return [f"Tests that need a GPU: {', '.join(counts)}."]
+    failures = [f"- {name}: {message}" for name, message in results["gpu"].notes.items()]
+    return [f"Tests that need a GPU: {', '.join(counts)}.", *(["", *failures] if failures else [])]
 
 
 def _layers(results: dict[str, Result]) -> list[str]:

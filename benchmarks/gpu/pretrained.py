@@ -49,9 +49,10 @@ def run(sizes: Sizes) -> Result:
 def _run(folder: Path, sizes: Sizes) -> Result:
     from patch.pipeline.config.load import load_experiment
 
-    command = [sys.executable, "-m", "snakemake", "--configfile", sizes.configuration, "--rerun-incomplete"]
-    command += ["--cores", str(min(JOBS, os.cpu_count() or 1)), "--nolock", "--quiet", "rules", "progress"]
-    command += [sizes.target] if sizes.target else []
+    # A target comes before options that take several values.
+    command = [sys.executable, "-m", "snakemake", *([sizes.target] if sizes.target else [])]
+    command += ["--configfile", sizes.configuration, "--cores", str(min(JOBS, os.cpu_count() or 1))]
+    command += ["--rerun-incomplete", "--nolock"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     packages = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PATH": path, "PYTHONPATH": packages}
@@ -67,7 +68,7 @@ def _run(folder: Path, sizes: Sizes) -> Result:
             _stop(process)
     if code:
         lines = log.read_text(errors="replace").strip().splitlines()
-        raise NotMeasuredError(f"snakemake ended with code {code}, see {log}: {lines[-1] if lines else ''}")
+        raise NotMeasuredError(f"snakemake ended with code {code}: {lines[-1] if lines else ''} (work/{log.name})")
     return read_results(folder / "results" / load_experiment(folder / sizes.configuration).experiment)
 
 

@@ -118,11 +118,8 @@ def test_a_measurement_that_was_cut_off_is_stated(fake_step: Any, tmp_path: Path
     assert read_report(path).not_measured["fake/never"] == "the run was cut off"
 
 
-def entry(**values: float) -> Entry:
-    return Entry(result=Result(values=values), seconds=1.0, software="torch 2.9")
-
-
-TESTS = {"tests/gpu": entry(passed=77, failed=1, skipped=2)}
+OUTCOMES = Result(values={"passed": 77, "failed": 1, "skipped": 2}, notes={"test_fused::test_it": "assert 1 == 2"})
+TESTS = {"tests/gpu": Entry(result=OUTCOMES, seconds=1.0, software="torch 2.9")}
 
 
 @pytest.fixture
@@ -134,14 +131,17 @@ def test_each_card_has_a_section_and_writing_twice_changes_nothing(copied_page: 
     before, marker, rest = copied_page.read_text().partition(page.BEGIN)
     after = rest.partition(page.END)[2]
     other = H100.model_copy(update={"name": "NVIDIA RTX A6000"})
-    reports = [Report(card=card, results=TESTS, not_measured={"layers/1x1/1": "why"}) for card in (H100, other)]
+    reports = [
+        Report(card=card, results=TESTS, not_measured={"layers/1x1/1": "why", "b": "why"}) for card in (H100, other)
+    ]
     page.write_page(copied_page, reports)
     first = copied_page.read_text()
     page.write_page(copied_page, reports)
     assert copied_page.read_text() == first
     assert first.startswith(before + marker) and first.endswith(page.END + after)
     assert first.index("### NVIDIA H100 80GB HBM3") < first.index("### NVIDIA RTX A6000")
-    assert first.count("77 passed, 1 failed, 2 skipped") == 2 and first.count("- layers/1x1/1: why") == 2
+    assert first.count("77 passed, 1 failed, 2 skipped") == 2 and first.count("- layers/1x1/1, b: why") == 2
+    assert first.count("- test_fused::test_it: assert 1 == 2") == 2
     assert page.EMPTY not in first
     page.write_page(copied_page, [])
     assert page.EMPTY in copied_page.read_text()
