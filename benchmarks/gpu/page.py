@@ -83,16 +83,22 @@ def section(report: Report) -> str:
     for step, render in RENDERED.items():
         if step in by_step:
             lines += ["", *render(by_step[step])]
-    by_reason: dict[str, list[str]] = {}
-    for step, results in by_step.items():
-        notes = ((name, result.notes) for name, result in results.items() if step != gpu_tests.NAME)
-        for name, subject, reason in ((n, s, reason) for n, found in notes for s, reason in found.items()):
-            by_reason.setdefault(reason, []).append(f"{step}/{name} ({subject})")
-    for name, reason in report.not_measured.items():
-        by_reason.setdefault(reason, []).append(name)
-    if by_reason:
-        lines += ["", "Not measured:", "", *(f"- {', '.join(names)}: {why}" for why, names in by_reason.items())]
+    if missing := _missing(report):
+        lines += ["", "Not measured:", "", *(f"- {', '.join(names)}: {why}" for why, names in missing.items())]
     return "\n".join(lines)
+
+
+def _missing(report: Report) -> dict[str, list[str]]:
+    """Return each reason why something was not measured, with the names."""
+    found: dict[str, list[str]] = {}
+    for name, entry in report.results.items():
+        # The notes of the tests are their failures.
+        notes = {} if name.startswith(f"{gpu_tests.NAME}/") else entry.result.notes
+        for subject, reason in notes.items():
+            found.setdefault(reason, []).append(f"{name} ({subject})")
+    for name, reason in report.not_measured.items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
