@@ -2,6 +2,7 @@
 # make real         set up, and prune a pretrained model of 135M weights by every method
 # make ablations    small versions of the paper's other tables, on one of the demo's models
 # make test         run the tests; PYTEST_ARGS="-k grid" selects some
+# make gpu          measure everything on one NVIDIA card, with the CUDA build of torch of PYTHON; REHEARSE=1 on a CPU
 # make serving      set up vLLM for a CPU, in an environment of its own (3 GB), and a pretrained model
 # make test-serving serve packed models by vLLM, and compare the answers with those of transformers
 # make lint         check formatting and lint, without changing files
@@ -10,6 +11,9 @@
 PYTHON ?= python3
 CORES ?= all
 PYTEST_ARGS ?=
+# 1 for a rehearsal of `make gpu`, and options of `python -m benchmarks.gpu`.
+REHEARSE ?=
+GPU_ARGS ?=
 
 VENV := .venv
 SERVING := .venv-serving
@@ -20,7 +24,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo real ablations test serving test-serving lint clean FORCE
+.PHONY: demo real ablations test gpu serving test-serving lint clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -42,6 +46,11 @@ ablations: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+# PYTHON needs no more than torch; the rest is in benchmarks/gpu/requirements.txt.
+gpu:
+	@python=$$($(PYTHON) benchmarks/gpu/environment.py) && \
+	  exec "$$python" -m benchmarks.gpu $(if $(REHEARSE),--rehearse) $(GPU_ARGS)
+
 serving: $(VENV)/.installed-real $(SERVING)/.installed
 
 test-serving: $(VENV)/.installed-serving $(SERVING)/.installed
@@ -55,7 +64,7 @@ lint: $(VENV)/.installed-test
 	@$(RUN) snakemake --lint
 
 clean:
-	rm -rf $(VENV) $(SERVING) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) .venv-gpu .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: the set-up is repeated only after a change of the dependencies.

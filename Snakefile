@@ -80,6 +80,7 @@ RESULTS = PLAN.layout.root
 include: "workflow/rules/common.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/calibrate.smk"
+include: "workflow/rules/self_test.smk"
 include: "workflow/rules/prune.smk"
 include: "workflow/rules/learn.smk"
 include: "workflow/rules/finetune.smk"

@@ -24,32 +24,45 @@ import math
 import os
 import subprocess
 import sys
-from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import seconds_in_turn, table  # noqa: E402
+from benchmarks.candidates import (  # noqa: E402
+    GROUP_SIZE,
+    SPARSITIES,
+    TILE,
+    copied,
+    copies_between,
+    dense_calls,
+    generation_speeds,
+    in_turn,
+    packed_calls,
+    random_llama,
+    random_mask_set,
+    random_packed,
+)
+from benchmarks.measure import seconds_in_turn, shown, table  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from patch.masks.packed import MaskSet
 
 SHAPES = ("4096x4096", "11008x4096")
-SPARSITIES = (25, 35, 45, 50)
-TILE = GROUP_SIZE = 128
 # Names of the candidates -> sparsity, and whether they are quantized.
 CANDIDATES = {f"{sparsity}%{end}": (sparsity, bool(end)) for end in ("", " 4-bit") for sparsity in SPARSITIES}
-# Least number of bytes read between two uses of a copy: more than the caches of a server's processor.
-BETWEEN = 2_000_000_000
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-# Hidden size, MLP, blocks, vocabulary of the whole model.
-MODEL = (2048, 5632, 4, 4096)
+# The whole model.
+MODEL = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+}
 
 
 def main() -> int:
@@ -136,13 +149,13 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
     import torch
 
     from patch.inference.packed import packed_bytes
-    from patch.inference.timing import quartiles
+    from patch.inference.timing import is_noisy, quartiles
 
     weight = torch.randn(shape, device=options.device).to(dtype)
-    packed = {name: _packed(weight, *candidate) for name, candidate in CANDIDATES.items()}
-    copies = max(2, math.ceil(BETWEEN / (weight.nbytes + sum(one.nbytes for one in packed.values()))))
-    dense = [weight.clone() for _ in range(copies)]
-    others = {name: [_copy(one) for _ in range(copies)] for name, one in packed.items()}
+    packed = {name: random_packed(weight, *candidate) for name, candidate in CANDIDATES.items()}
+    count = copies_between({"dense": weight} | packed)
+    dense = [weight.clone() for _ in range(count)]
+    others = {name: [copied(one) for _ in range(count)] for name, one in packed.items()}
     formula = {
         name: packed_bytes(shape, TILE, int(one.dense.sum()), one.values.itemsize, one.group_size)
         for name, one in packed.items()
@@ -151,13 +164,15 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
     for rows in options.rows:
         inputs = torch.randn(rows, shape[1], device=options.device).to(dtype)
         repeats = math.ceil(options.repeats / (1 if rows == 1 else 3 if rows <= 128 else 12))
-        candidates = _candidates(dense, others, inputs)
-        seconds = seconds_in_turn(candidates, repeats, copies if rows == 1 else 2, options.device)
-        times = {name: quartiles(values) for name, values in seconds.items()}
+        turns = {"dense": in_turn(dense_calls(dense, inputs), options.device)}
+        turns |= {name: in_turn(packed_calls(copies, inputs), options.device) for name, copies in others.items()}
+        warmup = count if rows == 1 and options.device == "cpu" else 2
+        seconds = seconds_in_turn({name: one.call for name, one in turns.items()}, repeats, warmup, options.device)
+        times = {name: quartiles([one / turns[name].products for one in values]) for name, values in seconds.items()}
         for name, (sparsity, quantized) in CANDIDATES.items():
             speedup, limit = times["dense"]["median"] / times[name]["median"], weight.nbytes / packed[name].nbytes
             reached = f"{speedup / limit:.0%}" if rows == 1 else ""
-            measured = _milliseconds(times["dense"]), _milliseconds(times[name])
+            measured = (shown(times[one], is_noisy(times[one]), 2, 1e3) for one in ("dense", name))
             lines.append([f"{shape[0]}x{shape[1]}", rows, name, *measured, f"{speedup:.2f}", f"{limit:.2f}", reached])
             line = {"dtype": str(dtype).removeprefix("torch."), "shape": shape, "rows": rows}
             line |= {"sparsity": sparsity, "quantized": quantized}
@@ -167,64 +182,6 @@ def layers(shape: tuple[int, int], dtype: Any, options: argparse.Namespace) -> N
     print("\n" + table(headers, lines), flush=True)
 
 
-def _candidates(dense: list[Tensor], others: dict[str, list[Any]], inputs: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Return dense and packed products; each call uses the next copy of the weight."""
-    from torch.nn.functional import linear
-
-    from patch.inference.backends import backend_for
-
-    def in_turn(multiply: Callable[[Any], Tensor], copies: list[Any]) -> Callable[[], Tensor]:
-        turn = cycle(copies)
-        return lambda: multiply(next(turn))
-
-    found: dict[str, Callable[[], Tensor]] = {"dense": in_turn(lambda weight: linear(inputs, weight), dense)}
-    for name, copies in others.items():
-        multiply = backend_for(copies[0], inputs)
-        found[name] = in_turn(lambda packed, multiply=multiply: multiply(packed, inputs), copies)
-    return found
-
-
-def _milliseconds(seconds: dict[str, float]) -> str:
-    return _median({name: 1e3 * value for name, value in seconds.items()}, 2)
-
-
-def _median(found: dict[str, float], decimals: int) -> str:
-    """Return the median with half the interquartile range; a noisy one is marked."""
-    from patch.inference.timing import is_noisy
-
-    half = (found["high"] - found["low"]) / 2
-    return f"{found['median']:.{decimals}f} ± {half:.{decimals}f}{' †' * is_noisy(found)}"
-
-
-def random_masks(weight: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
-    """Return a random hybrid mask of a sparsity, and its map of dense tiles."""
-    import torch
-
-    from patch.masks.tile import expand_tiles, tile_grid
-
-    grid = tile_grid(weight.shape, TILE)
-    tiles = torch.zeros(math.prod(grid), dtype=torch.bool)
-    tiles[torch.randperm(len(tiles))[: round((1 - sparsity / 50) * len(tiles))]] = True
-    kept = torch.rand(weight.numel() // 4, 4).argsort(1) < 2
-    tiles = tiles.view(grid)
-    return kept.view(weight.shape) | expand_tiles(tiles, weight.shape), tiles
-
-
-def _packed(weight: Tensor, sparsity: int, quantized: bool) -> Any:
-    from patch.inference.packed import pack
-    from patch.quantization.absmax import quantize
-
-    mask, tiles = random_masks(weight, sparsity)
-    return pack(quantize(weight, 4, GROUP_SIZE) if quantized else weight, mask, tiles, TILE)
-
-
-def _copy(packed: Any) -> Any:
-    from patch.inference.packed import PackedWeight
-
-    parts = {name: part.clone() for name, part in packed.parts.items()}
-    return PackedWeight(packed.shape, packed.tile, **parts, group_size=packed.group_size)
-
-
 def _bytes(packed: Any) -> int:
     """Return the bytes of a packed layer in memory, including the offsets of its tiles."""
     return sum(part.untyped_storage().nbytes() for part in (*packed.parts.values(), packed.checked.offsets))
@@ -232,55 +189,30 @@ def _bytes(packed: Any) -> int:
 
 def generation(dtype: Any, options: argparse.Namespace) -> None:
     """Measure a whole model with batches of one and sixteen."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from patch.inference import convert
     from patch.inference.comparison import share_tensors, weight_bytes
-    from patch.inference.generation import Generation, random_prompt, speed_quantities
-    from patch.inference.timing import measure_in_rounds
+    from patch.models.shapes import Shape
 
-    hidden, mlp, blocks, vocabulary = MODEL
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=blocks,
-        num_attention_heads=hidden // 128,
-        num_key_value_heads=hidden // 128,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).to(options.device, dtype).eval().requires_grad_(False)
+    model = random_llama(Shape(**MODEL), dtype, options.device)
     models = {"dense": model}
     for name, (sparsity, quantized) in CANDIDATES.items():
-        masks = _masks_of(model, sparsity)
+        masks = random_mask_set(model, sparsity)
         models[name] = convert(share_tensors(model), masks, _quantized(model, masks) if quantized else None)
     print(f"\ngeneration by {model.num_parameters() / 1e6:.0f}M parameters, prompt 32, 32 new tokens")
-    lines = []
+    lines, decimals = [], {"tokens_per_second": 1, "speedup": 2}
     for batch in (1, 16):
-        tokens = random_prompt(model, batch, 32)
-        runs = {name: Generation(one, tokens, 32, name) for name, one in models.items()}
-        quantities = partial(speed_quantities, batch * 32)
-        found = measure_in_rounds(runs, "dense", quantities, math.ceil(options.repeats / 12), rounds=3)
+        found, _ = generation_speeds(models, batch, 32, 32, math.ceil(options.repeats / 12))
         for name, measurement in found.items():
             size = weight_bytes(model, models[name])
             lines.append(
                 [
                     name,
                     batch,
-                    _median(measurement.quantities["tokens_per_second"], 1),
-                    _median(measurement.quantities["speedup"], 2),
+                    *(shown(measurement.quantities[q], q in measurement.noisy, d) for q, d in decimals.items()),
                     f"{size['measured'] / size['dense']:.3f}",
                 ]
             )
     print(table(("candidate", "batch", "tokens/s", "speedup", "bytes of layers"), lines), flush=True)
-
-
-def _masks_of(model: Any, sparsity: int) -> MaskSet:
-    from patch.masks.packed import MaskSet
-    from patch.models.loading import prunable_linears
-
-    found = {name: random_masks(linear.weight, sparsity) for name, linear in prunable_linears(model).items()}
-    return MaskSet({n: mask for n, (mask, _) in found.items()}, "hybrid", {n: t for n, (_, t) in found.items()}, TILE)
 
 
 def _quantized(model: Any, masks: MaskSet) -> dict[str, Any]:

@@ -25,21 +25,27 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.candidates import random_llama  # noqa: E402
+from benchmarks.learning_steps import WAYS, make_step, planned_mb  # noqa: E402
 from benchmarks.measure import paired_ratio, reset_peak, resident_mb, table  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from patch.models.shapes import Shape
 
 # Keeps objects alive until the process ends.
 held = ExitStack()
 # Hidden size, MLP, blocks, vocabulary; the large model has four times the weights of the small one.
-SIZES = {"small": (512, 1536, 4, 2048), "large": (1024, 2816, 4, 2048)}
-WAYS = ("dense", "joint", "joint-reference", "tile", "tile-reference")
-SEQLEN, TILE, SPARSITY = 128, 128, 0.45
+SIZES = {"small": (512, 1536, 4, 2048), "large": (1024, 2816, 4, 2048), "warm-up": (128, 128, 1, 256)}
+SEQLEN, TILE = 128, 128
 # Number of steps for the peak memory.
 WATCHED = 3
 HEADERS = ("way", "size", "threads", "weights", "s/step", "ratio", "MB", "floor", "of floor", "plan")
@@ -48,7 +54,7 @@ HEADERS = ("way", "size", "threads", "weights", "s/step", "ratio", "MB", "floor"
 def main() -> int:
     """Run the command line, or one measurement in a child process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "large"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each (15)")
@@ -139,20 +145,14 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    makers = {
-        "dense": _dense,
-        "joint": _ours("patch-joint"),
-        "tile": _ours("patch-tile"),
-        "joint-reference": _reference("joint"),
-        "tile-reference": _reference("tile"),
-    }
     # Excludes memory that libraries allocate on first use.
     with ExitStack() as briefly:
-        makers[way](*_model_and_tokens(128, 128, 1, 256, dtype), briefly)[0](0)
+        make_step(way, *_model_and_tokens(_shape("warm-up"), dtype), briefly, TILE, False)[0](0)
     base = resident_mb()
-    model, tokens = _model_and_tokens(*SIZES[size], dtype)
+    shape = _shape(size)
+    model, tokens = _model_and_tokens(shape, dtype)
     weights = sum(linear.weight.numel() for linear in prunable_linears(model).values())
-    step, state = makers[way](model, tokens, held)
+    step, state = make_step(way, model, tokens, held, TILE, False)
     total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if timed:
         for number, _ in enumerate(sys.stdin):
@@ -163,45 +163,33 @@ def measure(way: str, size: str, threads: int, dtype: str, timed: bool) -> None:
     reset_peak()
     for number in range(WATCHED):
         step(number)
+    plan = planned_mb(way, shape, next(model.parameters()).element_size(), SEQLEN, False, "cpu")
     found = {
         "peak_mb": resident_mb("VmHWM") - base,
         "weights": weights,
         "state_mb": (total + state()) / 1e6,
         # Without the gradients of the weights, which the dense step frees.
         "activations_mb": _activations(model, tokens) if way == "dense" else 0.0,
-        "plan_mb": _planned(model, way),
+        "plan_mb": plan and round(plan),
     }
     print(json.dumps(found))
 
 
-def _planned(model, way: str) -> int | None:  # noqa: ANN001
+def _shape(size: str) -> Shape:
     from patch.models.shapes import Shape
-    from patch.pipeline.resources.memory import learning_mb
 
-    if way not in ("joint", "tile"):
-        return None
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    sizes = {name: getattr(model.config, name) for name in (*names, "head_dim", "vocab_size", "tie_word_embeddings")}
-    size = next(model.parameters()).element_size()
-    return round(learning_mb(Shape(**sizes), f"patch-{way}", size, SEQLEN, way == "tile"))
+    hidden, mlp, blocks, vocabulary = SIZES[size]
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": hidden // 8}
+    sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": blocks, "vocab_size": vocabulary}
+    return Shape(**sizes, **heads, tie_word_embeddings=True)
 
 
-def _model_and_tokens(hidden: int, mlp: int, blocks: int, vocabulary: int, dtype: str):  # noqa: ANN202
+def _model_and_tokens(shape: Shape, dtype: str) -> tuple[nn.Module, Tensor]:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=blocks,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        vocab_size=vocabulary,
-        tie_word_embeddings=True,
-    )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(getattr(torch, dtype)).eval().requires_grad_(False)
-    return model, torch.randint(0, vocabulary, (1, SEQLEN), generator=torch.Generator().manual_seed(1))
+    model = random_llama(shape, getattr(torch, dtype))
+    return model, torch.randint(0, shape.vocab_size, (1, SEQLEN), generator=torch.Generator().manual_seed(1))
 
 
 def _activations(model, tokens) -> float:  # noqa: ANN001
@@ -218,125 +206,6 @@ def _activations(model, tokens) -> float:  # noqa: ANN001
         cross_entropy(model, tokens).backward()
     hook.remove()
     return resident_mb("VmHWM") - before
-
-
-def _dense(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001
-    from patch.learning.objective import cross_entropy, recomputed_blocks
-    from patch.models.loading import prunable_linears
-
-    weights = [linear.weight.requires_grad_() for linear in prunable_linears(model).values()]
-
-    def step(number: int) -> None:
-        with recomputed_blocks(model, True):
-            cross_entropy(model, tokens).backward()
-        for weight in weights:
-            weight.grad = None
-
-    return step, lambda: 0
-
-
-def _ours(method: str) -> Callable:
-    def make(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001
-        import numpy as np
-        import torch
-
-        from patch.learning.learn import step_function
-        from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
-        from patch.learning.model_masks import attached, build_masks
-        from patch.learning.objective import recomputed_blocks
-
-        values = {"steps": 100, "batch_size": 1, "micro_batch_size": 1, "seqlen": SEQLEN, "tile_prior": "none"}
-        values |= {"pattern_prior": "none"}
-        settings = Learning(**METHOD_DEFAULTS[method] | values)
-        frozen = _frozen(model) if method == "patch-tile" else None
-        masks = build_masks(model, method, settings, SPARSITY, TILE, 0, frozen=frozen)
-        container = torch.nn.ModuleList(masks.values())
-        optimizer = torch.optim.AdamW(container.parameters(), settings.lr, settings.betas, weight_decay=0.0, fused=True)
-        sequences = np.asarray(tokens, dtype=np.uint16)
-        step = step_function(model, masks, sequences, settings, SPARSITY, 0, optimizer, None)
-        stack.enter_context(attached(model, masks))
-        stack.enter_context(recomputed_blocks(model, method == "patch-tile"))
-        return (
-            step,
-            lambda: (
-                4 * sum(p.numel() * p.element_size() for p in container.parameters())
-                + sum(b.numel() for b in container.buffers())
-            ),
-        )
-
-    return make
-
-
-def _frozen(model) -> dict:  # noqa: ANN001
-    import torch
-
-    from patch.models.loading import prunable_linears
-
-    return {
-        name: torch.tensor([True, True, False, False]).repeat(linear.weight.numel() // 4).view_as(linear.weight)
-        for name, linear in prunable_linears(model).items()
-    }
-
-
-def _reference(mode: str) -> Callable:
-    def make(model, tokens, stack: ExitStack) -> tuple[Callable, Callable]:  # noqa: ANN001
-        import torch
-        from torch.nn import functional as F
-        from torch.nn.utils import parametrize
-
-        from patch.models.loading import prunable_linears
-
-        patterns = torch.tensor(
-            [[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]], dtype=torch.float32
-        )
-        frozen = _frozen(model) if mode == "tile" else None
-        masks: list[torch.Tensor] = []
-
-        class Mask(torch.nn.Module):
-            def __init__(self, name: str, weight: torch.Tensor) -> None:
-                super().__init__()
-                shape = weight.shape
-                if mode == "joint":
-                    self.logits = torch.nn.Parameter(torch.randn(weight.numel() // 4, 6) * 0.01)
-                else:
-                    self.register_buffer("frozen", frozen[name].float())
-                self.tiles = torch.nn.Parameter(torch.randn(shape[0] // TILE, shape[1] // TILE) * 0.014)
-
-            def forward(self, weight: torch.Tensor) -> torch.Tensor:
-                if mode == "joint":
-                    chosen = F.gumbel_softmax(100.0 * self.logits, tau=4.0, dim=-1)
-                    pattern = (chosen @ patterns).view(weight.shape)
-                else:
-                    pattern = self.frozen
-                pairs = torch.stack([25.0 * self.tiles, torch.zeros_like(self.tiles)], -1)
-                dense = F.gumbel_softmax(pairs, tau=2.0, dim=-1)[..., 0]
-                dense = dense.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
-                mask = dense + (1 - dense) * pattern
-                masks.append((mask, weight))
-                return (mask * weight).to(weight.dtype)
-
-        parameters = []
-        for name, linear in prunable_linears(model).items():
-            mask = Mask(name, linear.weight)
-            parameters += list(mask.parameters())
-            parametrize.register_parametrization(linear, "weight", mask)
-        optimizer = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.0, fused=True)
-
-        def step(number: int) -> None:
-            masks.clear()
-            optimizer.zero_grad(set_to_none=True)
-            logits = model(tokens, use_cache=False).logits
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
-            size = sum(mask.numel() for mask, _ in masks)
-            density = sum(mask.sum() for mask, _ in masks) / size
-            norm = sum((weight.float() ** 2).sum() for _, weight in masks)
-            kept_norm = sum(((mask * weight) ** 2).sum() for mask, weight in masks) / norm
-            (loss + 7 * (density - (1 - SPARSITY)).abs() - 10 * kept_norm).backward()
-            optimizer.step()
-
-        return step, lambda: 4 * sum(p.numel() * p.element_size() for p in parameters)
-
-    return make
 
 
 if __name__ == "__main__":

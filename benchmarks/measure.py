@@ -24,23 +24,27 @@ class Cost(NamedTuple):
     megabytes: float
 
 
+def timed(function: Callable[[], object], device: str = "cpu") -> Callable[[], float]:
+    """Return a function that calls another and returns the seconds that it takes on the device."""
+    from patch.inference.timing import DeviceTimer
+
+    def call() -> float:
+        timer = DeviceTimer(device)
+        timer.stamp()
+        function()
+        timer.stamp()
+        return timer.seconds()[0]
+
+    return call
+
+
 def seconds_in_turn(
     functions: Mapping[Name, Callable[[], object]], repeats: int, warmup: int, device: str = "cpu"
 ) -> dict[Name, list[float]]:
     """Return the seconds of ``repeats`` calls of each function, called in turn after ``warmup`` calls of each."""
-    from patch.inference.timing import DeviceTimer, interleaved
+    from patch.inference.timing import interleaved
 
-    def timed(function: Callable[[], object]) -> Callable[[], float]:
-        def call() -> float:
-            timer = DeviceTimer(device)
-            timer.stamp()
-            function()
-            timer.stamp()
-            return timer.seconds()[0]
-
-        return call
-
-    return interleaved({name: timed(function) for name, function in functions.items()}, repeats, warmup)
+    return interleaved({name: timed(function, device) for name, function in functions.items()}, repeats, warmup)
 
 
 def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
@@ -79,6 +83,12 @@ def measure(call: Callable[[], Any], cuda: bool = False) -> Cost:
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else resident_mb("VmHWM")
     return Cost(result, seconds, peak - before)
+
+
+def shown(found: Mapping[str, float], noisy: bool, decimals: int, factor: float = 1.0) -> str:
+    """Return the median times ``factor`` with half the interquartile range; a noisy one is marked with a dagger."""
+    half = (found["high"] - found["low"]) / 2
+    return f"{factor * found['median']:.{decimals}f} ± {factor * half:.{decimals}f}{' †' * noisy}"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

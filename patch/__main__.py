@@ -10,7 +10,10 @@ from importlib import import_module
 # Command -> its module, whose `main` takes the arguments, and a description.
 COMMANDS = {
     "plan": ("patch.pipeline.cli.plan", "estimate jobs, GPU-hours, memory, disk and wall time"),
-    "preflight": ("patch.pipeline.cli.preflight", "check disk, hub and folders before a run on a cluster"),
+    "preflight": (
+        "patch.pipeline.cli.preflight",
+        "check disk, hub and folders before a run on a cluster, or the kernels",
+    ),
     "status": ("patch.pipeline.cli.status", "print the state of the jobs"),
     "show": ("patch.pipeline.cli.show", "print the first table and the paths of all results"),
     "memory": ("patch.pipeline.cli.memory", "estimate the GPU memory of mask learning"),

@@ -33,6 +33,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 
 
+WAITS = "needs a GPU"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the tests that need a GPU where there is none; `make gpu` runs them alone."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip(WAITS)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Run the tests of a file in one process, and all tests of a folder if they share a slow setup."""
@@ -43,17 +52,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((folder for folder in SHARED if nodeid.startswith(folder)), super()._split_scope(nodeid))
 
     return Scheduling(config, log)
-
-
-WAITS = "needs a GPU"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that run on a GPU if there is none."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason=WAITS))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

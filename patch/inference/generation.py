@@ -82,6 +82,11 @@ class Generation:
         self._capture_pending = graph and self.device.type == "cuda"
         self.new: Tensor | None = None
 
+    @property
+    def in_graph(self) -> bool:
+        """Whether a decoding step is the replay of a CUDA graph, after the first call."""
+        return self._decode != self._step
+
     @torch.inference_mode()
     def __call__(self) -> Seconds:
         """Generate, store the tokens, `[batch, new_tokens]`, in `new`, and return the times."""
@@ -144,7 +149,7 @@ class Generation:
             # From the first position, so that the steps before capturing do not run past the end.
             self.cache.reset()
             self._position.zero_()
-            replay = _captured(self._step_by_position)
+            replay = captured(self._step_by_position)
             self._generate(replay)
             if not torch.equal(self.new, expected):
                 raise ValueError("it gives other tokens")
@@ -156,7 +161,7 @@ class Generation:
             self._decode = replay
 
 
-def _captured(function: Callable[[], object]) -> Callable[[], None]:
+def captured(function: Callable[[], object]) -> Callable[[], None]:
     """Capture a function that uses the same tensors at every call as a CUDA graph, and return the graph's replay."""
     # Capturing requires warm-up calls on another stream, so that lazy initialization is over before.
     stream = torch.cuda.Stream()

@@ -80,6 +80,7 @@ def test_paper_has_each_job_once_and_no_other(paper):
         "fetch_model": models,
         "fetch_tasks": 1,
         "import_mask": large,
+        "self_test": 1,
         "calibrate": models,  # one seed; shared by all one-shot methods and by SLiM-LoRA
         "tokenize": models * 3,  # the text for mask learning, for ProxSparse, and for perplexity
         "prune": models * one_shot + unstructured + ratios,  # 6 x 4 + 30 + 3 = 57
@@ -245,7 +246,7 @@ def test_one_shot_methods_of_a_model_share_their_sequences(paper):
     assert len(sequences) == len({model for model, _ in sequences}) == 6
 
 
-COMPUTING = ("prune", "update_weights", "learn", "quantize", "evaluate", "speedup")
+COMPUTING = ("self_test", "prune", "update_weights", "learn", "quantize", "evaluate", "speedup")
 
 
 @pytest.mark.parametrize("rule", COMPUTING)
@@ -261,6 +262,22 @@ def test_jobs_that_do_not_compute_on_a_gpu_ask_for_none(paper):
     cpu_only = [job for job in paper if job.rule not in COMPUTING]
     assert {"calibrate", "tokenize", "collect"} <= {job.rule for job in cpu_only}
     assert not any(job.resource("gpus") for job in cpu_only)
+
+
+def test_jobs_on_a_gpu_wait_for_the_self_test(paper, tmp_path):
+    path = "results/paper/self-test.json"
+    assert [job.files("output") for job in paper if job.rule == "self_test"] == [[path]]
+    waiting = {job.rule: path in job.files("input") for job in paper if job.rule != "self_test"}
+    assert all((path in job.files("input")) == waiting[job.rule] for job in paper if job.rule in waiting)
+    assert {rule for rule, waits in waiting.items() if waits} == {*COMPUTING} - {"self_test"}
+    config = "{device: cuda}"
+    changes = ["--config", f"resources={config}", "calibration={propagate: dense}"]
+    ablation = dry_run(tmp_path, "--configfile", "config/ablations/finetune.yaml", *changes)
+    path = "results/finetune/self-test.json"
+    assert {job.rule for job in ablation if path in job.files("input")} >= {"finetune", "statistics", "evaluate"}
+    on_a_cpu = dry_run(tmp_path, "--configfile", "config/paper.yaml", "--config", "resources={device: cpu}")
+    assert counts(on_a_cpu) == {rule: number for rule, number in counts(paper).items() if rule != "self_test"}
+    assert not any("self-test" in file for job in on_a_cpu for file in job.files("input"))
 
 
 def test_speed_is_measured_alone_on_this_machine(tmp_path):

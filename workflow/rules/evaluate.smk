@@ -8,6 +8,7 @@ the results of each sequence and question.
 rule evaluate:
     """Measure the perplexity and the zero-shot accuracy of a run."""
     input:
+        SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.evaluate(run_of(wildcards))),
     output:
         record=f"{RESULTS}/records/{{model}}/{{run}}.json",

@@ -9,6 +9,7 @@ results/<experiment>/finetuned/<model>/<run>.safetensors, which the evaluation a
 rule finetune:
     """Train the kept weights of a pruned run under its mask, all of them or by LoRA adapters."""
     input:
+        SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.finetune(run_of(wildcards))),
     output:
         finetuned=f"{RESULTS}/finetuned/{{model}}/{{finetuned}}.safetensors",

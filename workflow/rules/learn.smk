@@ -7,6 +7,7 @@ Inputs: a model, token sequences, and the masks that initialize the run. Outputs
 rule learn:
     """Learn a mask by proxsparse, maskllm, patch-joint or patch-tile."""
     input:
+        SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.learn(run_of(wildcards))),
         unpack(lambda wildcards: PLAN.inputs.prior(run_of(wildcards))),
     output:

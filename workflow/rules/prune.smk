@@ -8,6 +8,7 @@ results/<experiment>/masks/<model>/<run>.safetensors, and temporary updated weig
 rule statistics:
     """Collect statistics of the layer inputs of the dense model, for `calibration.propagate: dense`."""
     input:
+        SELF_TEST,
         model=lambda wildcards: PLAN.store.model_path(PLAN.statistics[wildcards.statistics].model),
         sequences=lambda wildcards: PLAN.statistics[wildcards.statistics].sequences.path,
     output:
@@ -51,6 +52,7 @@ rule import_mask:
 rule prune:
     """Make the mask of a one-shot method."""
     input:
+        SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.prune(run_of(wildcards))),
     output:
         mask=f"{RESULTS}/masks/{{model}}/{{pruned}}.safetensors",
@@ -82,6 +84,7 @@ rule update_weights:
     that depend on the mask do not rerun.
     """
     input:
+        SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.prune(run_of(wildcards))),
         mask=lambda wildcards: PLAN.masks.mask(run_of(wildcards)),
     output:

@@ -8,6 +8,7 @@ temporary low-bit weights and adapters, which the evaluation reads.
 rule quantize:
     """Quantize by group AbsMax, with or without SLiM-LoRA."""
     input:
+        SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.quantize(run_of(wildcards))),
     output:
         layers=temp(f"{PLAN.layout.scratch}/quantized/{{model}}/{{quantized}}.safetensors"),

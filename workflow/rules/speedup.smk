@@ -11,6 +11,7 @@ EVERY_CORE = 1 << 16
 rule speedup:
     """Time greedy generation by the dense model and by its runs, in turn in one process."""
     input:
+        SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.speedup(wildcards.timed)),
     output:
         record=f"{RESULTS}/speedup/{{timed}}.json",

@@ -6,7 +6,8 @@ inputs, and `supports(packed, inputs)` returns None if the backend can multiply 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -27,6 +28,23 @@ BACKENDS = {
 # among them, since it stores a second copy of the weight.
 AUTOMATIC = ("fused", "compiled", "unpacked")
 Multiply = Callable[[PackedWeight, Tensor], Tensor]
+_tuning = True
+
+
+def tuning() -> bool:
+    """Return whether a backend may search for the fastest configuration of its kernel on first use."""
+    return _tuning
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Use the first configuration of each kernel within the block, because compiling all of them takes minutes."""
+    global _tuning
+    before, _tuning = _tuning, False
+    try:
+        yield
+    finally:
+        _tuning = before
 
 
 def load(name: str) -> ModuleType:

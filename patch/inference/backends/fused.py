@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from patch.errors import InputError
+from patch.inference import backends
 from patch.inference.backends import common_reason
 from patch.inference.packed import PackedWeight
 
@@ -283,8 +284,8 @@ def _launch(packed: PackedWeight, inputs: Tensor, output: Tensor, split: int) ->
     def grid(sizes: dict[str, int]) -> tuple[int, int, int]:
         return out // sizes["HIGH"], triton.cdiv(rows, sizes["ROWS"]), count
 
-    if INTERPRETED:
-        configs = FEW_CONFIGS if few else MANY_CONFIGS
-        constants |= _fitted(configs, {"values": checked.values}, **constants)[0].kwargs
-    kernel = _multiply if INTERPRETED else _few if few else _many
+    kernel = _few if few else _many
+    if INTERPRETED or not backends.tuning():
+        config = _fitted(FEW_CONFIGS if few else MANY_CONFIGS, {"values": checked.values}, **constants)[0]
+        kernel, constants = _multiply, constants | config.all_kwargs()
     kernel[grid](*arguments, *numbers, **constants)

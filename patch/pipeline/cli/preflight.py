@@ -1,6 +1,7 @@
-"""Checks of disk space, hub access and folders before the first job of a cluster run.
+"""Checks of disk space, hub access and folders before the first job of a cluster run, and of kernels on a node.
 
-The checks apply to the machine that Snakemake runs on, where the `fetch_*` rules run too.
+The checks apply to the machine that Snakemake runs on, where the `fetch_*` rules run too. With `--self-test`, the
+kernels of this machine are compared with plain PyTorch instead, as the first GPU job of a run does.
 """
 
 from __future__ import annotations
@@ -147,11 +148,26 @@ def _existing(folder: Path | str) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
+def _self_test(device: str | None) -> str:
+    # Imported here because a check before a run does not need torch.
+    import torch
+
+    from patch.pipeline.stages.self_test import self_test, summary
+
+    return summary(self_test(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m patch preflight` and return the exit code."""
     parser = command_parser("preflight", __doc__)
     about = "maximum number of jobs at the same time, as in `snakemake --jobs N` (default: no limit)"
     parser.add_argument("--jobs", metavar="N", type=int, help=about)
+    about = "compare the kernels of this machine with plain PyTorch, and check nothing else"
+    parser.add_argument("--self-test", action="store_true", help=about)
+    about = "device of --self-test (default: cuda if torch finds a GPU)"
+    parser.add_argument("--device", choices=("cpu", "cuda"), help=about)
     options = parser.parse_args(arguments)
+    if options.self_test:
+        return print_result(lambda: _self_test(options.device))
     jobs = math.inf if options.jobs is None else max(1, options.jobs)
     return print_result(lambda: preflight(read_graph(options), jobs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
-from patch.pipeline.config.experiment import SPEED_ROUNDS
+from patch.pipeline.config.experiment import SPEED_ROUNDS, Experiment
 from patch.pipeline.config.gpus import GPUS
 from patch.pipeline.resources.memory import (
     BYTES,
@@ -55,6 +55,8 @@ TOKENIZED_PER_MINUTE = 20_000_000
 # Time of products in fp32, without tensor cores, in units of that in bf16 at the efficiency above.
 FP32_FACTOR = 4
 SLACK = 1.5
+# Tensors of the self-test of the kernels.
+SELF_TEST_MB = 500
 # Generations of each speed candidate that are not timed: warm-up in each round, and CUDA-graph capture on a GPU.
 UNCOUNTED = 6
 # Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
@@ -139,6 +141,10 @@ class CostModel:
         tokens = run.steps * run.batch_size * run.seqlen
         work = (16 * parameters(shape) + run.batch_size * run.seqlen * activation_bytes(shape, 4)) / 1e6
         return self._estimate(6 * parameters(shape) * tokens, EFFICIENCY["train"], work, gpus=0)
+
+    def self_test(self, experiment: Experiment) -> Estimate:
+        """Return the resources of the self-test, whose layers are small."""
+        return self._estimate(0.0, 1.0, SELF_TEST_MB)
 
     def statistics(self, statistics: Statistics) -> Estimate:
         """Return the resources of input statistics: one forward pass over the calibration set, and Gram matrices."""

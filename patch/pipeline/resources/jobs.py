@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STAGES = {
     "fetch": ("fetch_corpus", "fetch_model", "fetch_mask", "fetch_tasks", "make_tasks", "make_tokenizer"),
     "tokenize": ("calibrate", "tokenize"),
+    "self-test": ("self_test",),
     "train": ("train_model",),
     "statistics": ("statistics",),
     "import": ("import_mask",),

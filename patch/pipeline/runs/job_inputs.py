@@ -17,6 +17,11 @@ class JobInputs:
     def __init__(self, plan: Plan) -> None:
         self._plan, self._store = plan, plan.store
 
+    @property
+    def self_test(self) -> list[str]:
+        """Input file of all jobs that compute on a GPU, which wait for it and do not read it; empty on a CPU."""
+        return [self._plan.layout.self_test] if self._plan.experiment.resources.device == "cuda" else []
+
     def prune(self, run: Run) -> dict[str, str]:
         """Return the named input files of a one-shot pruning job."""
         inputs = {"model": self._store.model_path(run.model)}

@@ -20,6 +20,7 @@ from patch.pipeline.runs.stage_settings import (
     LearnSettings,
     PruneSettings,
     QuantizeSettings,
+    SelfTestSettings,
     SpeedupSettings,
     TabulateSettings,
     default_form,
@@ -44,6 +45,10 @@ class JobSettings:
 
     def _machine(self, run: Run) -> dict[str, str]:
         return {"dtype": self._experiment.models[run.model].dtype, "device": self._experiment.resources.device}
+
+    def self_test(self) -> SelfTestSettings:
+        """Return the settings of the job that tests the kernels."""
+        return SelfTestSettings(device=self._experiment.resources.device)
 
     def prune(self, run: Run) -> PruneSettings:
         """Return the settings of a one-shot pruning job."""

@@ -94,6 +94,11 @@ class Layout:
         return f"{self.root}/speedup/{model}.json"
 
     @property
+    def self_test(self) -> str:
+        """Path of the result of the kernels' self-test on a GPU."""
+        return f"{self.root}/self-test.json"
+
+    @property
     def findings(self) -> str:
         """Path of the findings, one in each line, which the first page of the report shows."""
         return f"{self.root}/findings.txt"

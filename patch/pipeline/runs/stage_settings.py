@@ -102,6 +102,13 @@ class ImportSettings(Section):
     tile: int | None
 
 
+class SelfTestSettings(Section):
+    """Settings of the stage that compares the kernels with plain PyTorch."""
+
+    version: int = 1
+    device: str
+
+
 class StatisticsSettings(Section):
     """Settings of the stage that collects statistics of the inputs of a dense model's layers."""
 

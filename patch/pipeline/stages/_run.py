@@ -28,6 +28,7 @@ MODULES = {
     "fetch": ("fetch_corpus", "fetch_mask", "fetch_model", "fetch_tasks", "tasks", "tokenizer"),
     "train": ("train",),
     "sequences": ("sequences",),
+    "self_test": ("self_test",),
     "prune": ("statistics", "prune", "update", "import_mask"),
     "learn": ("learn",),
     "finetune": ("finetune",),

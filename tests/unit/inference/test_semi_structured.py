@@ -67,7 +67,7 @@ def test_a_weight_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(converted) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 130])
 def test_a_gpu_multiplies_by_the_unpacked_weight(dtype: torch.dtype, rows: int) -> None:

@@ -82,7 +82,7 @@ def test_rounding_plays_no_part(method: str, family: str, tiny_model: Callable, 
     assert all(torch.equal(mask, double.masks[name]) for name, mask in single.masks.items())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gpu_gives_the_same_masks(method: str, tiny_model: Callable, sequences: Callable) -> None:
     model = tiny_model()

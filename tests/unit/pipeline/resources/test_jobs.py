@@ -92,6 +92,7 @@ def test_cores_and_gpus(project: Project) -> None:
     for device in ("cpu", "cuda"):
         project.raw["resources"] = {"device": device, "threads": 3, "learn_gpus": 2, "learn_nodes": 2}
         slots[device] = {job.stage: job.slots for job in project.graph().jobs}
+    assert slots["cuda"].pop("self-test") == 1
     light, computing = ("fetch", "tabulate"), ("prune", "update", "evaluate")
     cores = dict.fromkeys(light, 1) | dict.fromkeys((*computing, "train", "tokenize"), 3) | {"learn": 3 * 2 * 2}
     gpus = dict.fromkeys((*light, "train", "tokenize"), 0) | dict.fromkeys(computing, 1) | {"learn": 2 * 2}
