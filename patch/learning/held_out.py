@@ -34,16 +34,22 @@ TOKENS = 1024
 
 
 class FixedMask:
-    """Mask of one linear layer, kept as one bit a weight, which is applied in each forward pass."""
+    """Mask of one linear layer, kept as one bit a weight, which is applied in each forward pass.
+
+    With `WeightRows` it is the mask of this process' rows. All processes then need the layer at the same time.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         self.bits = pack_bits(mask)
 
     def linear(self, inputs: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         """Return `inputs @ (mask * weight).T + bias`."""
-        weight = weight.gathered() if isinstance(weight, WeightRows) else weight
-        kept = unpack_bits(self.bits, 0, weight.numel()).view(weight.shape)
-        return F.linear(inputs, weight.masked_fill(~kept, 0), bias)
+        held = weight.own if isinstance(weight, WeightRows) else weight
+        kept = unpack_bits(self.bits, 0, held.numel()).view(held.shape)
+        masked = held.masked_fill(~kept, 0)
+        if isinstance(weight, WeightRows):
+            masked = WeightRows(masked, weight.sharding).gathered()
+        return F.linear(inputs, masked, bias)
 
 
 @torch.no_grad()
@@ -63,7 +69,10 @@ def held_out_loss(
     device = next(model.parameters()).device
     batches = np.split(sequences, range(batch_size, len(sequences), batch_size))
     sums = torch.zeros(len(batches), dtype=torch.float64, device=device)
-    fixed = {name: FixedMask(mask.to(device)) for name, mask in masks.masks.items()}
+    fixed = {}
+    for name, mask in masks.masks.items():
+        own = weights[name].sharding.own if weights else range(len(mask))
+        fixed[name] = FixedMask(mask[own.start : own.stop].to(device))
     with attached(model, fixed, weights):
         # All processes examine the model here: under sharded masks, one that did it alone later would wait for others.
         frozen_output_layer(model, torch.as_tensor(sequences[:1].astype(np.int64), device=device))

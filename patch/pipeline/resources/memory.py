@@ -55,8 +55,8 @@ def learning_mb(
     largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
     # The buffers of `patch.masks.exchange`.
     step += EXCHANGE_BUFFERS * size * largest if sharded else 0
-    # A measurement has a gathered weight, its masked copy, and its mask as bytes.
-    measurement = bits + ((2 * size + 2) * largest if shard_weights else 0)
+    # A measurement of sharded weights has the masks of their rows, and gathers a masked weight.
+    measurement = bits / processes + size * largest if shard_weights else bits
     return (total + max(step, measurement) + tokens * activation_bytes(shape, size, checkpointed)) / 1e6
 
 

@@ -100,7 +100,7 @@ def test_any_order_of_layers_is_that_of_one_process_bit_for_bit(
 ) -> None:
     usual, recomputed = [[0, 1], [2, 3]], Pass([[0, 1], [2, 3]], checkpointed=True)
     orders = [Pass(usual, looks=True), Pass(usual), Pass(usual), recomputed, recomputed, Pass([[3], [1]]), Pass(usual)]
-    orders += [recomputed, Pass([[1], [0]], checkpointed=True), Pass([[2]]), Pass([[2, 2]]), Pass([[2, 2]])]
+    orders += [recomputed, Pass([[1], [0]], checkpointed=True), Pass([[2]])]
     one = Chain(tiled=tiled)
     expected = [
         one.micro_batch(order, turn * processes + rank)
@@ -114,6 +114,17 @@ def test_any_order_of_layers_is_that_of_one_process_bit_for_bit(
         assert all(torch.equal(*pair) for pair in zip(found, values, strict=True)), orders[index // processes]
     for layer, mask in enumerate(one.masks):
         assert torch.equal(torch.cat([part["patterns"][layer] for part in parts], 1), mask.pattern_logits.grad)
+
+
+def test_a_layer_that_is_used_twice(in_processes: Callable) -> None:
+    """The sums over passes and uses have another order."""
+    orders, one = 3 * [Pass([[2, 2, 1]])], Chain()
+    expected = [one.micro_batch(order, index) for index, order in enumerate(2 * orders)]
+    parts = in_processes(2, lambda rank: Chain(2, rank).run(orders))
+    for index, values in enumerate(expected):
+        torch.testing.assert_close(parts[index % 2]["passes"][index // 2], values)
+    found = torch.cat([part["patterns"][2] for part in parts], 1)
+    torch.testing.assert_close(found, one.masks[2].pattern_logits.grad, rtol=1e-4, atol=1e-2)
 
 
 def traced(orders: list[Pass], rank: int, patch: pytest.MonkeyPatch) -> list[list[str]]:
