@@ -54,6 +54,8 @@ class StoredWeights:
             raise InputError(f"model folder {self.folder}: {name} has the shape {found}; expected {list(shape)}")
         if span is None:
             return whole[:]
+        if not span:
+            return torch.empty([0 if number == dim else size for number, size in enumerate(shape)])
         return whole[span.start : span.stop] if dim == 0 else whole[:, span.start : span.stop]
 
 

@@ -9,7 +9,7 @@ from patch.errors import InputError, print_result
 from patch.learning.learning_settings import Learning, method_defaults
 from patch.models.shapes import model_shape
 from patch.pipeline.cli.workflow import command_parser, read_plan
-from patch.pipeline.config.experiment import Experiment
+from patch.pipeline.config.experiment import Experiment, Resources
 from patch.pipeline.config.gpus import GPUS as PRESETS
 from patch.pipeline.config.gpus import INFINIBAND_GB_S
 from patch.pipeline.reporting.units import aligned_lines
@@ -32,7 +32,7 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
     """
     learning = [(method, count) for method in LEARNED for count in gpus]
     rows = [["model", "sparsegpt", *(f"{method.removeprefix('patch-')}, {count}" for method, count in learning)]]
-    resources, calibration = experiment.resources, experiment.calibration
+    resources, calibration = _on_gpu(experiment), experiment.calibration
     for name, model in experiment.models.items():
         shape, size = model_shape(name, model), BYTES[model.dtype]
         pruning = pruning_mb(shape, size, calibration.batch_size * calibration.seqlen, gram=True)
@@ -42,6 +42,11 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
             cells.append(_cell(need, sharded, resources.memory_gb))
         rows.append([model.title, *cells])
     return rows
+
+
+def _on_gpu(experiment: Experiment) -> Resources:
+    """Return the resources of a configuration, which may be for another device, on its GPU."""
+    return experiment.resources.model_copy(update={"device": "cuda"})
 
 
 def _settings(experiment: Experiment, method: str) -> Learning:
@@ -64,7 +69,7 @@ def exchange_table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[l
         shape, size = model_shape(name, model), BYTES[model.dtype]
         for method, count in ((method, count) for method in LEARNED[:2] for count in gpus if count > 1):
             settings = _settings(experiment, method)
-            sharded = learning_need(shape, method, size, settings, experiment.resources, count)[1]
+            sharded = learning_need(shape, method, size, settings, _on_gpu(experiment), count)[1]
             if method == "patch-tile" and not sharded:
                 continue
             found = step_exchange(shape, size, settings, experiment.resources, count, EFFICIENCY[method])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from patch.learning.finetuning_settings import Finetuning, Kind
+from patch.learning.loss_chunks import tokens_at_a_time
 from patch.masks.pattern import block_size
 from patch.models.shapes import Shape, linear_shapes, parameters, prunable_parameters
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes of the logits of a token and entry of the vocabulary: two copies in fp32.
+LOGIT_BYTES = 8.0
 # Buffers of a layer's size that exchanges need at once, see `patch.masks.exchange`.
-EXCHANGE_BUFFERS = 5
+EXCHANGE_BUFFERS = 6
 # Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
 GPU_SLACK = 1.1
 
@@ -57,7 +60,10 @@ def learning_mb(
     step += EXCHANGE_BUFFERS * size * largest if sharded else 0
     # A measurement of sharded weights has the masks of their rows, and gathers a masked weight.
     measurement = bits / processes + size * largest if shard_weights else bits
-    return (total + max(step, measurement) + tokens * activation_bytes(shape, size, checkpointed)) / 1e6
+    # The output layer is frozen, so the logits of some tokens exist at a time.
+    with_logits = min(tokens, tokens_at_a_time(device, shape.vocab_size))
+    activations = tokens * hidden_bytes(shape, size, checkpointed) + with_logits * LOGIT_BYTES * shape.vocab_size
+    return (total + max(step, measurement) + activations) / 1e6
 
 
 def pruning_mb(shape: Shape, size: int, tokens: int, gram: bool) -> float:
@@ -139,12 +145,13 @@ def finetuned_parameters(shape: Shape, kind: Kind, settings: Finetuning) -> int:
 
 
 def activation_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
-    """Return the bytes of activations of a token.
+    """Return the bytes of activations of a token: those of the blocks, and two copies of the logits in fp32."""
+    return hidden_bytes(shape, size, checkpointed) + LOGIT_BYTES * shape.vocab_size
 
-    They are about 16 hidden and 4 intermediate vectors for each block, and two copies of the logits in fp32.
-    """
+
+def hidden_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
+    """Return the bytes of activations of a token in the blocks: about 16 hidden and 4 intermediate vectors for each."""
     block = size * (16 * shape.hidden_size + 4 * shape.intermediate_size)
-    blocks = (
+    return (
         block + size * shape.hidden_size * shape.num_hidden_layers if checkpointed else block * shape.num_hidden_layers
     )
-    return blocks + 8.0 * shape.vocab_size

@@ -101,7 +101,7 @@ def test_a_process_loads_its_rows_and_all_of_the_rest(
         buffers = dict(model.named_buffers())
         return {name: row.own for name, row in rows.items()}, rest | buffers
 
-    parts = in_processes(3, load)
+    parts = in_processes(4, load)
     for name, weight in weights.items():
         assert torch.equal(torch.cat([own[name] for own, _ in parts]), weight)
     expected = whole.state_dict() | dict(whole.named_buffers())
