@@ -112,17 +112,20 @@ def gathered(tensor: Tensor) -> list[Tensor]:
     return parts
 
 
-def exchange_rows(received: Tensor, sent: Tensor, received_counts: list[int], sent_counts: list[int]) -> None:
-    """Send rows of a contiguous tensor to every process, and fill another with the rows received, in order.
+def start_exchange(received: Tensor, sent: Tensor, received_counts: list[int], sent_counts: list[int]) -> dist.Work:
+    """Start to send rows of a contiguous tensor to every process and to fill another with the rows received, in order.
 
     Args:
         received: has as many rows as ``received_counts`` sums to; a row has the same size in all processes.
-        sent: has as many rows as ``sent_counts`` sums to.
+        sent: has as many rows as ``sent_counts`` sums to; not to be changed before the end.
         received_counts: number of rows received from each process.
         sent_counts: number of rows sent to each process.
+
+    Returns:
+        The exchange, whose `wait` returns when ``received`` is complete, on a GPU for the work that follows.
     """
     # As bytes: not every version of gloo and NCCL sends all types.
-    dist.all_to_all_single(_bytes(received), _bytes(sent), received_counts, sent_counts)
+    return dist.all_to_all_single(_bytes(received), _bytes(sent), received_counts, sent_counts, async_op=True)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

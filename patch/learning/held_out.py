@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from patch.learning.objective import cross_entropy, frozen_output_layer
 from patch.learning.schedules import held_out_rows
 from patch.masks.kernels.eager import pack_bits, unpack_bits
 from patch.masks.packed import MaskSet, PackedMasks
+from patch.masks.row_sharding import Weight, WeightRows
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +34,22 @@ TOKENS = 1024
 
 
 class FixedMask:
-    """Mask of one linear layer, kept as one bit a weight, which is applied in each forward pass."""
+    """Mask of one linear layer, kept as one bit a weight, which is applied in each forward pass.
+
+    With `WeightRows` it is the mask of this process' rows. All processes then need the layer at the same time.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         self.bits = pack_bits(mask)
 
-    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, inputs: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         """Return `inputs @ (mask * weight).T + bias`."""
-        kept = unpack_bits(self.bits, 0, weight.numel()).view(weight.shape)
-        return F.linear(inputs, weight.masked_fill(~kept, 0), bias)
+        held = weight.own if isinstance(weight, WeightRows) else weight
+        kept = unpack_bits(self.bits, 0, held.numel()).view(held.shape)
+        masked = held.masked_fill(~kept, 0)
+        if isinstance(weight, WeightRows):
+            masked = WeightRows(masked, weight.sharding).gathered()
+        return F.linear(inputs, masked, bias)
 
 
 @torch.no_grad()
@@ -51,21 +59,30 @@ def held_out_loss(
     sequences: np.ndarray,
     batch_size: int,
     masking: DocumentMasking | None = None,
+    weights: Mapping[str, WeightRows] | None = None,
 ) -> float:
     """Return the mean cross-entropy of a model with ``masks`` on `[count, seqlen]` ids; its weights do not change.
 
-    Several processes divide the batches and get the same value, that of one process.
+    Several processes divide the batches and get the same value, that of one process. ``weights`` are those of the
+    prunable layers if ``model`` does not have them.
     """
     device = next(model.parameters()).device
     batches = np.split(sequences, range(batch_size, len(sequences), batch_size))
     sums = torch.zeros(len(batches), dtype=torch.float64, device=device)
-    fixed = {name: FixedMask(mask.to(device)) for name, mask in masks.masks.items()}
-    with attached(model, fixed):
+    fixed = {}
+    for name, mask in masks.masks.items():
+        own = weights[name].sharding.own if weights else range(len(mask))
+        fixed[name] = FixedMask(mask[own.start : own.stop].to(device))
+    with attached(model, fixed, weights):
         # All processes examine the model here: under sharded masks, one that did it alone later would wait for others.
         frozen_output_layer(model, torch.as_tensor(sequences[:1].astype(np.int64), device=device))
-        for index in range(rank(), len(batches), world_size()):
+        for first in range(0, len(batches), world_size()):
+            # A process without a batch repeats the last: the others may need its rows of the weights.
+            index = min(first + rank(), len(batches) - 1)
             tokens = torch.as_tensor(batches[index].astype(np.int64), device=device)
-            sums[index] = len(tokens) * cross_entropy(model, tokens, masking).double()
+            loss = cross_entropy(model, tokens, masking)
+            if index == first + rank():
+                sums[index] = len(tokens) * loss.double()
     sum_over_processes([sums])
     return sums.sum().item() / len(sequences)
 
@@ -81,6 +98,7 @@ class HeldOut:
         initial: returns the final form of the mask before the first step.
         current: returns the final form of the mask now. Both are called by all processes.
         masking: the documents of the sequences, for `cut_attention`.
+        weights: weights of the prunable layers if the model does not have them.
     """
 
     settings: Learning
@@ -89,6 +107,7 @@ class HeldOut:
     initial: Callable[[], MaskSet]
     current: Callable[[], MaskSet]
     masking: DocumentMasking | None = None
+    weights: Mapping[str, WeightRows] | None = None
     _losses: dict[str, float | int] = field(default_factory=dict)
     _best: MaskSet | None = None
 
@@ -122,7 +141,7 @@ class HeldOut:
         """Measure the masks before ``step``, and keep them if they are the best."""
         batch_size = max(self.settings.micro_batch_size, TOKENS // self.sequences.shape[1])
         with self.model() as model:
-            loss = held_out_loss(model, masks, self.sequences, batch_size, self.masking)
+            loss = held_out_loss(model, masks, self.sequences, batch_size, self.masking, self.weights)
         if not math.isfinite(loss):
             raise InputError(f"the held-out loss of the mask before step {step} is {loss}; lower the learning rate")
         if step == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from patch.learning.sharded_state import logit_shards
 from patch.learning.trackers import UNTRACKED, Tracking
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
+from patch.masks.row_sharding import WeightRows
 from patch.models.loading import prunable_linears, weight_matrix
 
 
@@ -56,6 +57,7 @@ def learn(
     upstream: str = "",
     tracking: Tracking = UNTRACKED,
     separator: Separator | None = None,
+    weights: Mapping[str, WeightRows] | None = None,
 ) -> MaskSet:
     """Learn the masks of a frozen model.
 
@@ -80,6 +82,8 @@ def learn(
         upstream: digest of the model, sequences and masks; a checkpoint of others is not resumed.
         tracking: experiment trackers that the curve is also reported to.
         separator: the tokens that separate the documents of a sequence, for `cut_attention`.
+        weights: this process' rows of the prunable weights, if ``model`` is without them, as `load_sharded` returns
+            both.
 
     Returns:
         The final masks, or with `keep: best` those with the lowest held-out loss; `header` has the losses, see
@@ -91,17 +95,17 @@ def learn(
 
     Source: MaskLLM (arXiv 2409.17481), PATCH (arXiv 2509.23410).
     """
-    weights = sum(weight_matrix(linear).numel() for linear in prunable_linears(model).values())
-    settings = with_rate(settings, method, weights)
+    size = sum(weight_matrix(linear).numel() for linear in prunable_linears(model).values())
+    settings = with_rate(settings, method, size)
     masking = DocumentMasking(model, separator) if settings.cut_attention else None
-    masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen)
+    masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen, weights)
     container = nn.ModuleList(masks.values())
     shards = logit_shards(container)
     # The fused implementation needs no memory beside its moments.
     optimizer = torch.optim.AdamW(
         container.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
     )
-    step_fn = step_function(model, masks, sequences, settings, sparsity, seed, optimizer, masking)
+    step_fn = step_function(model, masks, sequences, settings, sparsity, seed, optimizer, masking, weights)
     target = (masks, sparsity, settings, target_units(model, settings.target))
     held_out = HeldOut(
         settings,
@@ -110,9 +114,10 @@ def learn(
         initial=lambda: initial_masks(*target, pattern_prior, tile_prior),
         current=lambda: finalize(*target),
         masking=masking,
+        weights=weights,
     )
     identity = f"{method} {sparsity} {tile} {seed} {upstream} {settings.model_dump_json()}"
-    with attached(model, masks), recomputed_blocks(model, settings.gradient_checkpointing):
+    with attached(model, masks, weights), recomputed_blocks(model, settings.gradient_checkpointing):
         run_steps(
             settings.steps,
             held_out.measured(step_fn),
@@ -139,10 +144,12 @@ def step_function(
     seed: int,
     optimizer: torch.optim.Optimizer,
     masking: DocumentMasking | None,
+    weights: Mapping[str, WeightRows] | None = None,
 ) -> StepFunction:
     """Return the function of one optimizer step, see `patch.learning.loop.run_steps`."""
     device = next(model.parameters()).device
-    squared_norms = torch.stack([weight_matrix(m).float().square().sum() for m in prunable_linears(model).values()])
+    whole = (weights[n].gathered() if weights else weight_matrix(m) for n, m in prunable_linears(model).items())
+    squared_norms = torch.stack([weight.float().square().sum() for weight in whole])
     units = target_units(model, settings.target)
     micro_batches, mine = len(settings.micro_batches()), settings.micro_batches(rank(), world_size())
     held_out = settings.held_out_count(len(sequences))

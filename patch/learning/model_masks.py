@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from patch.distributed.collectives import rank, world_size
 from patch.learning.learning_settings import Learning
+from patch.masks.exchange import Exchanges
 from patch.masks.kernels.eager import PATTERNS
 from patch.masks.learnable import LearnableMask
 from patch.masks.packed import MaskSet, PackedMasks
-from patch.masks.sharded_linear import shard_rows
+from patch.masks.row_sharding import RowSharding, WeightRows, shard_rows
 from patch.masks.tile import expand_tiles, largest_within_budget, sum_tiles, tile_grid, tile_shape
 from patch.models.loading import decoder_blocks, prunable_linears, weight_matrix
 
@@ -37,23 +38,27 @@ def build_masks(
     pattern_prior: Masks | None = None,
     tile_prior: Masks | None = None,
     frozen: Masks | None = None,
+    weights: Mapping[str, WeightRows] | None = None,
 ) -> dict[str, LearnableMask]:
     """Return one learnable mask for each prunable layer; several processes shard the pattern logits by rows.
 
+    With ``weights`` a layer without pattern logits is sharded, too.
+
     The arguments are those of `patch.learning.learn.learn`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    generator, exchanges = torch.Generator().manual_seed(seed), Exchanges()
     masks = {}
     for number, (name, linear) in enumerate(prunable_linears(model).items()):
         shape = weight_matrix(linear).shape
-        patterns = tiles = sharding = None
+        patterns = tiles = None
+        shared = world_size() > 1 and (method != "patch-tile" or weights is not None)
+        sharding = layer_sharding(shape, tile, number) if shared else None
         if method != "patch-tile":
             initial = pattern_prior[name] if pattern_prior else None
             std, strength = settings.pattern_std, settings.pattern_prior_strength
             patterns = initial_pattern_logits(shape, std, initial, strength, generator, settings.pattern_noise)
-            if world_size() > 1:
-                unit = math.gcd(shape[0], VECTOR) if tile is None else tile_shape(shape, tile)[0]
-                sharding = shard_rows(shape[0], unit, world_size(), rank(), number)
+            if sharding:
                 own, groups = sharding.own, shape[1] // 4
                 # A copy, since a view would keep the other rows' logits in memory.
                 patterns = patterns[:, own.start * groups : own.stop * groups].clone()
@@ -64,8 +69,15 @@ def build_masks(
             std, strength = settings.tile_std, settings.tile_prior_strength
             tiles = initial_tile_logits(shape, tile, sparsity, std, initial, strength, generator)
         fixed = frozen[name] if method == "patch-tile" else None
-        masks[name] = LearnableMask(shape, patterns, fixed, tiles, tile, sharding).to(linear.weight.device)
+        mask = LearnableMask(shape, patterns, fixed, tiles, tile, sharding, exchanges)
+        masks[name] = mask.to(device)
     return masks
+
+
+def layer_sharding(shape: torch.Size, tile: int | None, number: int) -> RowSharding:
+    """Return the row sharding of layer ``number`` of a model over all processes; rows of a tile stay together."""
+    unit = math.gcd(shape[0], VECTOR) if tile is None else tile_shape(shape, tile)[0]
+    return shard_rows(shape[0], unit, world_size(), rank(), number)
 
 
 def initial_pattern_logits(
@@ -135,8 +147,16 @@ def prior_tiles(initial: Tensor, tile: int, sparsity: float) -> Tensor:
 
 
 @contextmanager
-def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None]:
-    """Apply its mask to every prunable weight of ``model`` within the block; other masks apply again after it."""
+def attached(
+    model: nn.Module, masks: Mapping[str, LearnableMask], weights: Mapping[str, WeightRows] | None = None
+) -> Iterator[None]:
+    """Apply its mask to every prunable weight of ``model`` within the block; other masks apply again after it.
+
+    Args:
+        model: the model.
+        masks: masks of its prunable layers, with a method `linear`.
+        weights: the weights of these layers if ``model`` does not have them.
+    """
     linears = prunable_linears(model)
     with ExitStack() as stack:
         for name, mask in masks.items():
@@ -144,7 +164,8 @@ def attached(model: nn.Module, masks: dict[str, LearnableMask]) -> Iterator[None
             before = vars(linear).get("forward")
             stack.callback(*((setattr, linear, "forward", before) if before else (delattr, linear, "forward")))
             # The kernels need contiguous `[out, in]` rows; for GPT-2's layers that makes a copy.
-            linear.forward = partial(mask.linear, weight=weight_matrix(linear).contiguous(), bias=linear.bias)
+            weight = weights[name] if weights else weight_matrix(linear).contiguous()
+            linear.forward = partial(mask.linear, weight=weight, bias=linear.bias)
         yield
 
 

@@ -21,12 +21,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from patch.learning.document_masking import DocumentMasking
+from patch.learning.loss_chunks import tokens_at_a_time
 from patch.models.loading import decoder_blocks
 
-# Number of logits at a time, and the smallest number of tokens: each chunk reads the weight of the output layer twice,
-# which with a large vocabulary takes longer than the products of a few tokens.
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
-FEWEST_TOKENS = 128
 # Cache of `frozen_output_layer`: whether a model's output layer gives its logits.
 _unchanged: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -92,7 +89,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weights: Tensor):
-        step = max(FEWEST_TOKENS, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // len(weight))
+        step = tokens_at_a_time(hidden.device.type, len(weight))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         losses = token_weights.new_empty(len(hidden))
         for first in range(0, len(hidden), step):

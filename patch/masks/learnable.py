@@ -7,16 +7,19 @@ zero (MaskLLM, arXiv 2409.17481; PATCH, arXiv 2509.23410).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from patch.distributed.collectives import broadcast_rows
+from patch.masks.exchange import Exchanges, ShardedLayer
 from patch.masks.kernels import Layer, Sampling
 from patch.masks.kernels.eager import PATTERNS, pack_bits, unpack_bits
 from patch.masks.linear import MaskedLinear, Sink
 from patch.masks.noise import TILES, logistic_noise, noise_keys, places
-from patch.masks.sharded_linear import RowSharding, ShardedLinear
+from patch.masks.row_sharding import RowSharding, Weight
+from patch.masks.sharded_linear import PassEnd, ShardedLinear
 from patch.masks.tile import tile_shape
 
 __all__ = ["LearnableMask", "Sampling", "sample_tiles"]
@@ -42,8 +45,9 @@ class LearnableMask(nn.Module):
         frozen: `[out, in]` bool mask of the sparse tiles, if there are no pattern logits; kept as a bit a weight.
         tile_logits: `[out / tile, in / tile]` fp32, or None if every tile is sparse.
         tile: side of a tile.
-        sharding: row sharding of the pattern logits, or None in a single process. All processes must then make the
-            same calls on their masks at the same time.
+        sharding: row sharding of the layer, or None if this process computes its masks alone. Otherwise all processes
+            must make the same calls on their masks at the same time.
+        exchanges: exchanges of the model, which all its sharded masks share; by default the mask's own.
     """
 
     def __init__(
@@ -54,11 +58,12 @@ class LearnableMask(nn.Module):
         tile_logits: Tensor | None,
         tile: int | None,
         sharding: RowSharding | None = None,
+        exchanges: Exchanges | None = None,
     ) -> None:
         super().__init__()
         assert (pattern_logits is None) != (frozen is None)
         assert tile is None or tile_shape(shape, tile)[1] % 4 == 0
-        assert sharding is None or pattern_logits.shape[1] == len(sharding.own) * shape[1] // 4
+        assert sharding is None or frozen is not None or pattern_logits.shape[1] == len(sharding.own) * shape[1] // 4
         self.shape, self.tile, self.sharding = shape, tile, sharding
         self.pattern_logits = None if pattern_logits is None else nn.Parameter(pattern_logits)
         self.tile_logits = None if tile_logits is None else nn.Parameter(tile_logits)
@@ -66,37 +71,44 @@ class LearnableMask(nn.Module):
         self.pattern_sampling = self.tile_sampling = Sampling(1.0, 1.0)
         self.keys = (0, 0)
         self._sink = Sink()
-        self._passes: list[tuple[tuple[int, int], Tensor | None]] = []
-        self._layers: list[Layer] = []
+        self._layer: Layer | None = None
+        self._sharded = ShardedLayer(sharding, exchanges or Exchanges(), self._sink) if sharding else None
+        self._pass_end: Tensor | None = None
         self.tile_density: Tensor | None = None
         self.kept_norm: Tensor | None = None
 
-    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return `inputs @ (mask * weight).T + bias`, and set ``kept_norm`` to `sum (mask * weight)^2`."""
-        logits, tile_density, sharding = self.pattern_logits, self.tile_density, self.sharding
+    def linear(self, inputs: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        """Return `inputs @ (mask * weight).T + bias`, and set ``kept_norm`` to `sum (mask * weight)^2`.
+
+        With sharding only the own rows of ``weight`` are read.
+        """
+        logits, tile_density = self.pattern_logits, self.tile_density
+        if self._sharded is not None:
+            output, self.kept_norm = ShardedLinear.apply(inputs, logits, self._pass_end, self._sharded, weight, bias)
+            return output
         # The forward pass may run more than once, for example when a block is recomputed.
-        if not self._layers or self._layers[0].weight.data_ptr() != weight.data_ptr():
-            self._layers = [self._layer(weight, *drawn) for drawn in self._passes or [(self.keys, tile_density)]]
-        if sharding is None:
-            output, self.kept_norm = MaskedLinear.apply(inputs, logits, tile_density, self._layers[0], bias, self._sink)
-        else:
-            assert len(self._layers) == len(sharding.row_counts), "the passes of all processes"
-            output, self.kept_norm = ShardedLinear.apply(
-                inputs, logits, tile_density, self._layers, sharding, bias, self._sink
-            )
+        if self._layer is None or self._layer.weight.data_ptr() != weight.data_ptr():
+            self._layer = self._in_pass(self.keys, tile_density)(weight=weight.detach())
+        output, self.kept_norm = MaskedLinear.apply(inputs, logits, tile_density, self._layer, bias, self._sink)
         return output
 
-    def _layer(self, weight: Tensor, keys: tuple[int, int], tile_density: Tensor | None) -> Layer:
-        return Layer(
-            weight.detach(),
-            None if self.pattern_logits is None else self.pattern_logits.detach(),
-            self.bits,
-            None if tile_density is None else tile_density.detach().contiguous(),
-            (1, 4) if tile_density is None else tile_shape(self.shape, self.tile),
-            self.pattern_sampling,
-            keys,
-            0 if self.sharding is None else self.sharding.own.start,
+    def _in_pass(self, keys: tuple[int, int], tile_density: Tensor | None) -> partial[Layer]:
+        """Return a function that makes the layer of a pass from its ``weight``."""
+        return partial(
+            Layer,
+            logits=None if self.pattern_logits is None else self.pattern_logits.detach(),
+            bits=self.bits,
+            tile_density=None if tile_density is None else tile_density.detach().contiguous(),
+            tile=(1, 4) if tile_density is None else tile_shape(self.shape, self.tile),
+            sampling=self.pattern_sampling,
+            keys=keys,
+            first_row=0 if self.sharding is None else self.sharding.own.start,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the mask."""
+        return (self.bits if self.pattern_logits is None else self.pattern_logits).device
 
     def forget_gradients(self) -> None:
         """Make the next backward pass start from zero gradients; their memory is reused."""
@@ -109,8 +121,9 @@ class LearnableMask(nn.Module):
 
         The value is exact in fp32 on the tile grid; for 2:4 without tiles it is 1/2.
         """
-        device = (self.bits if self.pattern_logits is None else self.pattern_logits).device
-        return torch.tensor(0.5, device=device) if self.tile_density is None else 0.5 + 0.5 * self.tile_density.mean()
+        return (
+            torch.tensor(0.5, device=self.device) if self.tile_density is None else 0.5 + 0.5 * self.tile_density.mean()
+        )
 
     @torch.no_grad()
     def final_pattern(self) -> Tensor:
@@ -144,14 +157,31 @@ def begin_pass(
     """
     for mask, own in zip(masks, counters, strict=True):
         mask.pattern_sampling, mask.tile_sampling, mask.keys = pattern, tile, noise_keys(*own)
-        mask._passes, mask._layers = [], []
+        mask._layer = None
     for mask, tile_density in zip(masks, _draw(masks, tile, counters), strict=True):
         mask.tile_density = tile_density
+    if passes:
+        _begin_sharded(masks, tile, passes)
+
+
+def _begin_sharded(masks: Sequence[LearnableMask], tile: Sampling, passes: Sequence[Sequence[tuple[int, ...]]]) -> None:
+    """Begin the next pass of sharded masks, with the tiles' states and the noise of every process' pass."""
+    layers = [mask._sharded for mask in masks]
+    (exchanges,) = {layer.exchanges for layer in layers}
+    exchanges.begin()
     with torch.no_grad():
-        for others in passes:
-            drawn = _draw(masks, tile, others)
-            for mask, own, tile_density in zip(masks, others, drawn, strict=True):
-                mask._passes.append((noise_keys(*own), tile_density))
+        drawn = [_draw(masks, tile, others) for others in passes]
+    for index, (mask, layer) in enumerate(zip(masks, layers, strict=True)):
+        pairs = zip(passes, drawn, strict=True)
+        layer.begin([mask._in_pass(noise_keys(*others[index]), densities[index]) for others, densities in pairs])
+    inputs = [
+        torch.empty(0, device=mask.device, requires_grad=True) if mask.tile_density is None else mask.tile_density
+        for mask in masks
+    ]
+    for mask, output in zip(masks, PassEnd.apply(exchanges, layers, *inputs), strict=True):
+        mask._pass_end = output
+        if mask.tile_density is not None:
+            mask.tile_density = output
 
 
 def _draw(

@@ -100,7 +100,7 @@ def job_files(stage, settings, **options):
     return {"settings": content if callable(settings) else JOB_FILES.settings(stage, settings), "inputs": inputs}
 
 
-def training_files(stage, settings):
+def training_files(stage, settings, **options):
     """Return the parameters of a rule that trains, which include its checkpoints and the options of its trackers."""
     return job_files(
         stage,
@@ -109,6 +109,7 @@ def training_files(stage, settings):
         report_to=PLAN.experiment.resources.report_to,
         tracker_folder=f"{STORE}/watch",
         run_name=lambda wildcards: "/".join((PLAN.experiment.experiment, wildcards.model, run_of(wildcards).id)),
+        **options,
     )
 
 

@@ -26,7 +26,11 @@ rule learn:
         **needs(run_of, COST.learn, DISK.learn),
         **training_resources(COST.learn),
     params:
-        **training_files("learn", PLAN.settings.learn),
+        **training_files(
+            "learn",
+            PLAN.settings.learn,
+            shard_weights=lambda wildcards: "yes" if COST.shards_weights(run_of(wildcards)) else None,
+        ),
     shell:
         f"{STAGE} learn {JOB} --mask {{output.mask:q}} --curve {{output.curve:q}}"
         " --processes {resources.processes} --nodes {resources.nodes} &> {log:q}"

@@ -11,7 +11,7 @@ from typing import Any
 from patch.errors import InputError, print_result
 from patch.pipeline.cli.workflow import command_parser, read_graph
 from patch.pipeline.reporting.units import aligned_lines, duration, hours, size
-from patch.pipeline.resources.cost import SLACK, CostModel, too_large
+from patch.pipeline.resources.cost import SLACK, CostModel, exchanges, too_large
 from patch.pipeline.resources.jobs import Job, JobGraph
 from patch.pipeline.resources.schedule import simulate
 from patch.pipeline.runs.learning_rates import far_rates
@@ -31,8 +31,8 @@ def budget(graph: JobGraph, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
 
     Returns:
         `experiment` and `device`; `total`, as in ``_sums``; `stages` and `models`, which map a name to values as in
-        ``_sums``; `disk` in MB; `wall`, a list of `gpus`, `minutes` and `peak_disk_mb`; `too_large` and `far_rates`,
-        lists of lines.
+        ``_sums``; `disk` in MB; `wall`, a list of `gpus`, `minutes` and `peak_disk_mb`; `too_large`, `exchanges`
+        and `far_rates`, lists of lines.
         The last entry of `wall` has no limit and `gpus` None. `minutes` and `peak_disk_mb` are None if a job needs
         more GPUs.
     """
@@ -57,6 +57,7 @@ def budget(graph: JobGraph, gpus: Sequence[int] = GPUS) -> dict[str, Any]:
         },
         "wall": wall,
         "too_large": too_large(CostModel(plan)),
+        "exchanges": exchanges(CostModel(plan)),
         "far_rates": far_rates(plan.grid),
     }
 
@@ -109,6 +110,7 @@ def to_text(numbers: dict[str, Any]) -> str:
     lines += [f"Does not fit: {line}" for line in large[:SHOWN]]
     if len(large) > SHOWN:
         lines.append(f"Does not fit: {len(large) - SHOWN} more (--json has all)")
+    lines += [f"Exchange of {line}" for line in numbers["exchanges"]]
     lines += [f"Warning: {line}" for line in numbers["far_rates"]]
     model = "the cost model (patch/pipeline/resources/)"
     lines.append(f"Times are limits of {model} with a factor of {SLACK:g}, not expected times.")

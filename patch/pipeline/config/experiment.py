@@ -235,6 +235,12 @@ class Resources(Section):
         "joint learning and ProxSparse at 7B need (`python -m patch memory`). The masks equal those of one process up "
         "to rounding, so a change does not trigger a rerun.",
     )
+    shard_weights: Literal["auto"] | bool = Field(
+        "auto",
+        description="Let the processes of mask learning shard the frozen weights of the pruned layers, too, each with "
+        "the rows of its logits: `true`, `false`, or `auto`, if a GPU cannot hold the model otherwise. The masks do "
+        "not change. ProxSparse always shards its weights.",
+    )
     learn_nodes: int = Field(1, ge=1, description="Nodes of a learning job; more than one requires SLURM.")
     gpu: GpuName = Field(
         "H100",

@@ -1,4 +1,4 @@
-"""Presets of GPUs: memory and matrix throughput."""
+"""Presets of GPUs: memory, matrix throughput and bandwidth to other GPUs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Literal
 # Fraction of the peak throughput that long training runs sustain. The cost model's fractions for each stage, which
 # are from the paper's wall-clock times on H100, are relative to it.
 SUSTAINED = 0.4
+
+# Bandwidth from a GPU to those of other nodes, in one direction, in GB/s: InfiniBand of 400 Gbit/s for each GPU.
+INFINIBAND_GB_S = 50.0
 
 GpuName = Literal["A100", "H100", "H200", "A6000", "L40S"]
 
@@ -19,10 +22,13 @@ class Gpu:
     Attributes:
         memory_gb: Memory in GB.
         peak_tflops: Peak throughput of dense bf16 matrix products in TFLOP/s: half of the figure with sparsity.
+        link_gb_s: Bandwidth to the other GPUs of a node, in one direction, in GB/s: half of the figure for NVLink, or
+            PCIe 4.0 with 16 lanes for cards whose NVLink joins no more than two.
     """
 
     memory_gb: float
     peak_tflops: float
+    link_gb_s: float
 
     @property
     def sustained_tflops(self) -> float:
@@ -32,9 +38,9 @@ class Gpu:
 
 # NVIDIA's data sheets of A100 80 GB, H100 SXM, H200 SXM, RTX A6000 and L40S.
 GPUS: dict[GpuName, Gpu] = {
-    "A100": Gpu(memory_gb=80, peak_tflops=312),
-    "H100": Gpu(memory_gb=80, peak_tflops=989),
-    "H200": Gpu(memory_gb=141, peak_tflops=989),
-    "A6000": Gpu(memory_gb=48, peak_tflops=155),
-    "L40S": Gpu(memory_gb=48, peak_tflops=362),
+    "A100": Gpu(memory_gb=80, peak_tflops=312, link_gb_s=300),
+    "H100": Gpu(memory_gb=80, peak_tflops=989, link_gb_s=450),
+    "H200": Gpu(memory_gb=141, peak_tflops=989, link_gb_s=450),
+    "A6000": Gpu(memory_gb=48, peak_tflops=155, link_gb_s=32),
+    "L40S": Gpu(memory_gb=48, peak_tflops=362, link_gb_s=32),
 }

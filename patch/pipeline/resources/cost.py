@@ -8,15 +8,17 @@ from functools import cached_property
 
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.config.experiment import SPEED_ROUNDS, Experiment
-from patch.pipeline.config.gpus import GPUS
+from patch.pipeline.config.gpus import GPUS, INFINIBAND_GB_S
 from patch.pipeline.resources.memory import (
     BYTES,
+    GPU_SLACK,
     activation_bytes,
     finetuned_parameters,
     finetuning_mb,
     learned_parameters,
-    learning_mb,
+    pruning_mb,
 )
+from patch.pipeline.resources.sharding import Exchange, learning_need, step_exchange
 from patch.pipeline.resources.task_sizes import task_tokens
 from patch.pipeline.resources.text_size import (
     CHARACTERS_PER_LARGE_TOKEN,
@@ -59,8 +61,6 @@ SLACK = 1.5
 SELF_TEST_MB = 500
 # Generations of each speed candidate that are not timed: warm-up in each round, and CUDA-graph capture on a GPU.
 UNCOUNTED = 6
-# Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
-GPU_SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class CostModel:
         gpus: int = 1,
         nodes: int = 1,
         host_mb: float | None = None,
+        waiting: float = 0.0,
     ) -> Estimate:
         """Return the resources of a job that does ``flops`` with one process for each GPU.
 
@@ -113,6 +114,7 @@ class CostModel:
             gpus: GPUs on each node, or 0 for one process without a GPU on any device.
             nodes: Number of nodes.
             host_mb: Data in MB that passes through the host's memory in each process on `cuda`; None for ``work_mb``.
+            waiting: Seconds that each process waits for others.
         """
         resources = self.experiment.resources
         on_gpu = resources.device == "cuda" and gpus > 0
@@ -120,7 +122,7 @@ class CostModel:
         gpu, cpu = GPUS[resources.gpu].sustained_tflops * 1e12, resources.cpu_gflops * 1e9 * resources.threads
         device = gpu if on_gpu else cpu
         speed = device * processes * nodes
-        minutes = max(10 if on_gpu else 2, math.ceil(SLACK * flops / (speed * efficiency) / 60))
+        minutes = max(10 if on_gpu else 2, math.ceil(SLACK * (flops / (speed * efficiency) + waiting) / 60))
         through_host = work_mb if host_mb is None else host_mb
         host = BASE_MB + SLACK * work_mb if not on_gpu else 8 * GB + 1.2 * through_host
         gpu_mem_mb = math.ceil(GPU_SLACK * work_mb) if on_gpu else 0
@@ -202,18 +204,9 @@ class CostModel:
         return flops
 
     def _block_mb(self, model: str, gram: bool, calibrating: bool) -> float:
-        """Return the peak device memory in MB: a block, a batch of activations, statistics, and copies of a layer."""
-        shape, settings = self._shape(model), self.experiment.calibration
-        size = BYTES[self.experiment.models[model].dtype]
-        layers = linear_shapes(shape).values()
-        work = size * prunable_parameters(shape) / shape.num_hidden_layers
-        work += 24 * max(rows * columns for rows, columns in layers)
-        if calibrating:
-            tokens = settings.batch_size * settings.seqlen
-            work += size * tokens * (16 * shape.hidden_size + 4 * shape.intermediate_size)
-        if gram:
-            work += 4 * sum(columns**2 for _, columns in layers) + 24 * max(columns**2 for _, columns in layers)
-        return work / 1e6
+        """Return the peak device memory of one-shot pruning in MB."""
+        settings, size = self.experiment.calibration, BYTES[self.experiment.models[model].dtype]
+        return pruning_mb(self._shape(model), size, settings.batch_size * settings.seqlen * calibrating, gram)
 
     def _block_estimate(self, model: str, flops: float, device_mb: float) -> Estimate:
         """Return the resources of a job that holds a model in host memory and one of its blocks on the device."""
@@ -232,11 +225,11 @@ class CostModel:
         shape, settings = self._shape(run.model), self.grid.learning(run)
         size = BYTES[self.experiment.models[run.model].dtype]
         tokens = settings.steps * settings.batch_size * settings.seqlen
-        held = settings.micro_batch_size * settings.seqlen
         resources, count = self.experiment.resources, self.grid.processes
-        work = learning_mb(shape, run.method, size, held, settings.gradient_checkpointing, resources.device, count)
+        work, sharded = learning_need(shape, run.method, size, settings, resources, count)
         # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
-        host = (size * parameters(shape) + 12 * learned_parameters(shape, run.method) / count) / 1e6
+        read = parameters(shape) - (prunable_parameters(shape) * (1 - 1 / count) if sharded else 0)
+        host = (size * read + 12 * learned_parameters(shape, run.method) / count) / 1e6
         flops = 6.0 * parameters(shape) * tokens
         if run.method == "proxsparse":
             # The processes that cannot divide a batch repeat each other.
@@ -245,8 +238,28 @@ class CostModel:
         # Forward passes of the initial mask and of each measurement, which the processes divide.
         measured = (settings.held_out_measurements + 1) * settings.held_out_sequences * settings.seqlen
         flops += 2.0 * parameters(shape) * measured
+        exchange, waiting = self.exchange(run), 0.0
+        if exchange:
+            seconds = exchange.link_seconds if resources.learn_nodes == 1 else exchange.network_seconds
+            waiting = settings.steps * max(0.0, seconds - exchange.compute_seconds)
         gpus, nodes = resources.learn_gpus, resources.learn_nodes
-        return self._estimate(flops, EFFICIENCY[run.method], work, gpus, nodes, host)
+        return self._estimate(flops, EFFICIENCY[run.method], work, gpus, nodes, host, waiting)
+
+    def shards_weights(self, run: Run) -> bool:
+        """Return whether a learning run shards the frozen weights, see `resources.shard_weights`."""
+        size, settings = BYTES[self.experiment.models[run.model].dtype], self.grid.learning(run)
+        shape, count = self._shape(run.model), self.grid.processes
+        return learning_need(shape, run.method, size, settings, self.experiment.resources, count)[1]
+
+    def exchange(self, run: Run) -> Exchange | None:
+        """Return the exchange of a step of a learning run, or None without GPUs that shard rows of masks."""
+        resources, count = self.experiment.resources, self.grid.processes
+        if resources.device != "cuda" or count == 1 or run.method == "proxsparse":
+            return None
+        if run.method == "patch-tile" and not self.shards_weights(run):
+            return None
+        size, efficiency = BYTES[self.experiment.models[run.model].dtype], EFFICIENCY[run.method]
+        return step_exchange(self._shape(run.model), size, self.grid.learning(run), resources, count, efficiency)
 
     def finetune(self, run: Run) -> Estimate:
         """Return the resources of fine-tuning, in which each process has all parameters with two Adam moments.
@@ -328,3 +341,19 @@ def too_large(costs: CostModel) -> list[str]:
         for job, need in needs.items()
         if need > limit
     ]
+
+
+def exchanges(costs: CostModel) -> list[str]:
+    """Return one line for each model and method whose GPUs exchange masked weights in a step."""
+    learned = [run for run in costs.grid.closure if run.definition.stage == "learn" and not run.derived]
+    resources = costs.experiment.resources
+    bandwidth = GPUS[resources.gpu].link_gb_s if resources.learn_nodes == 1 else INFINIBAND_GB_S
+    lines: dict[str, None] = {}
+    for run in learned:
+        if found := costs.exchange(run):
+            seconds = found.gb / bandwidth
+            lines[
+                f"{run.model} {run.method}: {found.gb:,.0f} GB of each GPU in a step, {seconds:.1f} s at {bandwidth:g} "
+                f"GB/s beside {found.compute_seconds:.1f} s of arithmetic, {found.hidden(seconds):.0%} hidden"
+            ] = None
+    return list(lines)

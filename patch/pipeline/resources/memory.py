@@ -1,12 +1,19 @@
-"""Estimates of the memory that learning and fine-tuning need, from the sizes of models."""
+"""Estimates of the memory that learning and fine-tuning need, and of exchanged bytes, from the sizes of models."""
 
 from __future__ import annotations
 
 from patch.learning.finetuning_settings import Finetuning, Kind
+from patch.learning.loss_chunks import tokens_at_a_time
 from patch.masks.pattern import block_size
 from patch.models.shapes import Shape, linear_shapes, parameters, prunable_parameters
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes of the logits of a token and entry of the vocabulary: two copies in fp32.
+LOGIT_BYTES = 8.0
+# Buffers of a layer's size that exchanges need at once, see `patch.masks.exchange`.
+EXCHANGE_BUFFERS = 6
+# Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
+GPU_SLACK = 1.1
 
 
 def learning_mb(
@@ -17,6 +24,7 @@ def learning_mb(
     checkpointed: bool,
     device: str = "cpu",
     processes: int = 1,
+    shard_weights: bool = False,
 ) -> float:
     """Return the peak memory of the tensors of a learning run, in MB, in each process.
 
@@ -31,6 +39,7 @@ def learning_mb(
         device: `cpu` or `cuda`.
         processes: Number of processes that shard the pattern logits, with their gradients and moments, or ProxSparse's
             weights with theirs.
+        shard_weights: True if mask learning shards the prunable weights, too.
     """
     learned, bits = learned_parameters(shape, method) / processes, prunable_parameters(shape) / 8
     if method == "proxsparse":
@@ -40,17 +49,52 @@ def learning_mb(
         step = 16 * learned + (original if device == "cpu" else 0)
         step += activations if processes == 1 else _whole_bytes(shape, processes, activations)
         return max(step, 12 * learned + original + bits + tokens * activation_bytes(shape, size, True)) / 1e6
+    sharded, learned_patterns = processes > 1 and (shard_weights or method != "patch-tile"), method != "patch-tile"
     total = size * parameters(shape) + 16 * learned
+    total -= size * prunable_parameters(shape) * (1 - 1 / processes) if shard_weights else 0
     # The frozen mask is stored as bits. One block adds its masked weights, gradient and tile sums.
-    total += prunable_parameters(shape) / 8 if method == "patch-tile" else 0
-    learned_patterns = method != "patch-tile"
-    at_once = block_size(device, learned_patterns)
-    if learned_patterns and processes > 1:
-        # A layer's masked weights are in memory twice, as the output and the input of a collective operation. Their
-        # gradients replace them later.
-        at_once = max(rows * columns for rows, columns in linear_shapes(shape).values())
-    total += max(at_once * (2 * size + 1), bits)
-    return (total + tokens * activation_bytes(shape, size, checkpointed)) / 1e6
+    total += 0 if learned_patterns else bits
+    step = block_size(device, learned_patterns) * (2 * size + 1)
+    largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
+    # The buffers of `patch.masks.exchange`.
+    step += EXCHANGE_BUFFERS * size * largest if sharded else 0
+    # A measurement of sharded weights has the masks of their rows, and gathers a masked weight.
+    measurement = bits / processes + size * largest if shard_weights else bits
+    # The output layer is frozen, so the logits of some tokens exist at a time.
+    with_logits = min(tokens, tokens_at_a_time(device, shape.vocab_size))
+    activations = tokens * hidden_bytes(shape, size, checkpointed) + with_logits * LOGIT_BYTES * shape.vocab_size
+    return (total + max(step, measurement) + activations) / 1e6
+
+
+def pruning_mb(shape: Shape, size: int, tokens: int, gram: bool) -> float:
+    """Return the peak device memory of one-shot pruning in MB: a block, its activations, statistics, copies of a layer.
+
+    Args:
+        shape: Shape of the model.
+        size: Bytes of a weight.
+        tokens: Tokens of a batch of the calibration set, or 0 if none passes the model.
+        gram: True if the statistics have Gram matrices.
+    """
+    layers = linear_shapes(shape).values()
+    work = size * prunable_parameters(shape) / shape.num_hidden_layers
+    work += 24 * max(rows * columns for rows, columns in layers)
+    work += size * tokens * (16 * shape.hidden_size + 4 * shape.intermediate_size)
+    if gram:
+        work += 4 * sum(columns**2 for _, columns in layers) + 24 * max(columns**2 for _, columns in layers)
+    return work / 1e6
+
+
+def exchanged_gb(shape: Shape, size: int, checkpointed: bool, processes: int) -> float:
+    """Return the GB that each process sends, and receives, for a micro-batch of mask learning with sharded rows.
+
+    A masked weight is sent in the forward and in the backward pass, once more if its block is recomputed, and its
+    gradient returns. The weight of a block's last layer, or without recomputation of the model's, is kept from its
+    forward pass to its backward pass.
+    """
+    last = list(linear_shapes(shape).values())[-1]
+    kept = last[0] * last[1] * (shape.num_hidden_layers if checkpointed else 1)
+    sent = (3 + checkpointed) * prunable_parameters(shape) - kept
+    return size * sent * (1 - 1 / processes) / 1e9
 
 
 def _whole_bytes(shape: Shape, processes: int, activations: float) -> float:
@@ -101,12 +145,13 @@ def finetuned_parameters(shape: Shape, kind: Kind, settings: Finetuning) -> int:
 
 
 def activation_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
-    """Return the bytes of activations of a token.
+    """Return the bytes of activations of a token: those of the blocks, and two copies of the logits in fp32."""
+    return hidden_bytes(shape, size, checkpointed) + LOGIT_BYTES * shape.vocab_size
 
-    They are about 16 hidden and 4 intermediate vectors for each block, and two copies of the logits in fp32.
-    """
+
+def hidden_bytes(shape: Shape, size: int, checkpointed: bool = False) -> float:
+    """Return the bytes of activations of a token in the blocks: about 16 hidden and 4 intermediate vectors for each."""
     block = size * (16 * shape.hidden_size + 4 * shape.intermediate_size)
-    blocks = (
+    return (
         block + size * shape.hidden_size * shape.num_hidden_layers if checkpointed else block * shape.num_hidden_layers
     )
-    return blocks + 8.0 * shape.vocab_size

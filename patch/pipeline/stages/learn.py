@@ -11,6 +11,7 @@ from patch.distributed.collectives import is_first, on_first, process_group
 from patch.errors import InputError
 from patch.learning.learn import learn
 from patch.learning.proxsparse import proxsparse
+from patch.learning.sharded_model import load_sharded
 from patch.learning.trackers import Tracking
 from patch.masks.packed import check_masks, save_masks
 from patch.models.loading import load_model, load_tokenizer
@@ -38,17 +39,23 @@ def run_learn(
     report_to: list[str] | None = None,
     tracker_folder: Path = Path("watch"),
     run_name: str = "learn",
+    shard_weights: str = "",
 ) -> None:
     """Learn a model's mask and write it with its training curve.
 
     With several ``processes`` on a node this function runs in each of them; the command line starts all of them.
-    ``report_to`` are names in `patch.learning.trackers.TRACKERS`.
+    ``report_to`` are names in `patch.learning.trackers.TRACKERS`. With any text as ``shard_weights`` each process loads
+    its rows of the prunable weights alone.
     """
     device = prepare_device(settings.device)
     tracking = Tracking(tuple(report_to or ()), tracker_folder, run_name, settings.model_dump(mode="json"), report)
     with process_group(device, processes * nodes):
         on_first(tracking.check)
-        network = load_model(model, settings.dtype, device)
+        weights = None
+        if shard_weights:
+            network, weights = load_sharded(model, settings.dtype, device, settings.tile)
+        else:
+            network = load_model(model, settings.dtype, device)
         paths = {"pattern_mask": pattern_mask, "tile_mask": tile_mask, "frozen_mask": frozen_mask}
         found = {name: load_expected(path, settings.masks.get(name), name) for name, path in paths.items()}
         start = {START[name]: masks for name, masks in found.items() if masks}
@@ -70,6 +77,7 @@ def run_learn(
                     settings.tile,
                     settings.seed,
                     separator=_separator(model) if settings.learning.cut_attention else None,
+                    weights=weights,
                     **files,
                     **{name: masks.masks for name, masks in start.items()},
                 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patch.data.tokenization import Separator
-from patch.learning import objective
+from patch.learning import loss_chunks
 from patch.learning.document_masking import DocumentMasking
 from patch.learning.objective import ChunkedCrossEntropy, cross_entropy, frozen_output_layer
 
@@ -35,7 +35,8 @@ def obvious(
 def test_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, biased: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows, width, words = (int(torch.randint(1, 60, (1,), generator=generator)) for _ in range(3))
-    monkeypatch.setitem(objective.CHUNK, "cpu", [1, 3 * words, 7 * words + 1, 1 << 20][seed])
+    monkeypatch.setitem(loss_chunks.CHUNK, "cpu", [1, 3 * words, 7 * words + 1, 1 << 20][seed])
+    monkeypatch.setattr(loss_chunks, "FEWEST_TOKENS", 1)
     hidden = torch.randn(rows, width, generator=generator).to(dtype).requires_grad_()
     # In fp32 far apart, so that one that takes no maximum off overflows; in bf16 they would be too roughly rounded.
     apart = 40 if dtype == torch.float32 else 1

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from patch.learning.model_masks import build_masks
 from patch.masks import linear
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
-from patch.masks.sharded_linear import RowSharding, shard_rows
+from patch.masks.row_sharding import RowSharding, shard_rows
 
 TURNS = 2
 

@@ -1,4 +1,4 @@
-"""Tests of the GPU memory table: the cost model's numbers, and a star where they do not fit."""
+"""Tests of the tables of GPU memory and exchanges: the cost model's numbers, and a star where they do not fit."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patch.pipeline.cli.memory import main, table
+from patch.pipeline.cli.memory import exchange_table, main, table
 from patch.pipeline.config.load import load_experiment, validate_experiment
 from patch.pipeline.resources.cost import CostModel, too_large
 from patch.pipeline.runs.plan import Plan
 
-PAPER = Path(__file__).parents[4] / "config/paper.yaml"
+ROOT = Path(__file__).parents[4]
+PAPER = ROOT / "config/paper.yaml"
 
 
 def test_models_that_fit_one_gpu_and_models_that_need_four() -> None:
     head, *rows = table(load_experiment(PAPER))
-    assert head == ["model", "joint, 1", "joint, 4", "tile, 1", "proxsparse, 1", "proxsparse, 4"]
+    learning = [f"{method}, {count}" for method in ("joint", "tile", "proxsparse") for count in (1, 4)]
+    assert head == ["model", "sparsegpt", *learning]
+    assert [row[0] for row in rows if any("+" in cell for cell in row)] == ["Llama-2-13B"], "sharded only if needed"
     fits = {row[0]: ["*" not in cell for cell in row[1:]] for row in rows}
-    assert fits.pop("Llama-2-13B") == [False, False, True, False, True]
-    assert [fits.pop(name) for name in ("Llama-2-7B", "Llama-3.1-8B")] == 2 * [[False, True, True, False, True]]
+    assert fits.pop("Llama-2-13B") == [True, False, False, True, True, False, True]
+    expected = [True, False, True, True, True, False, True]
+    assert [fits.pop(name) for name in ("Llama-2-7B", "Llama-3.1-8B")] == 2 * [expected]
     assert len(fits) == 3 and all(map(all, fits.values()))
 
 
@@ -39,9 +43,37 @@ def test_stars_agree_with_the_plan(raw_config: dict) -> None:
     for limit, star in ((1.01 * need, False), (0.99 * need, True)):
         raw["resources"]["gpu_memory_gb"] = limit
         plan = Plan(validate_experiment(raw))
-        runs = {row[0]: row[1] for row in table(plan.experiment)[1:]}
+        runs = {row[0]: row[2] for row in table(plan.experiment)[1:]}
         assert ("*" in runs[plan.experiment.models[joint.model].title]) == star
         assert any("patch-joint" in line for line in too_large(CostModel(plan))) == star
+
+
+def test_a_model_of_70b_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tile learning fits 8 GPUs of 80 GB if they shard the weights; the logits of joint learning need more than 16."""
+    monkeypatch.chdir(ROOT)
+    experiment = load_experiment("config/llama-70b.yaml")
+    rows = {row[0]: dict(zip(head, row, strict=True)) for head, *_, row in [table(experiment, (8, 16, 64))]}
+    cells = {name: cell.strip() for name, cell in rows["Llama-3.1-70B"].items()}
+    marks = {name: cell.lstrip("0123456789") for name, cell in cells.items() if name.startswith(("joint", "tile"))}
+    assert marks == dict(zip(marks, ["+*", "+*", "+", "+", "+", "+"], strict=True)) and "*" not in cells["sparsegpt"]
+    assert too_large(CostModel(Plan(experiment))) == []
+    for chosen, mark in ((False, "*"), (True, "+")):
+        resources = experiment.resources.model_copy(update={"shard_weights": chosen})
+        assert table(experiment.model_copy(update={"resources": resources}), (8,))[-1][3].endswith(mark)
+
+
+def test_exchanges_and_what_hides_them() -> None:
+    head, *rows = exchange_table(load_experiment(PAPER))
+    values = dict(zip(head, next(row for row in rows if row[0] == "Llama-2-7B"), strict=True))
+    # Blocks are recomputed: four bf16 weights or gradients, but three of each block's last layer.
+    layer, last = 4 * 4096**2 + 3 * 4096 * 11008, 4096 * 11008
+    gb = 64 * 0.75 * 2 * 32 * (4 * layer - last) / 1e9
+    flops = 64 * 6 * 4096 * (32 * layer + 2 * 32000 * 4096)
+    assert values["method, GPUs"] == "joint, 4" and values["GB"] == f"{gb:,.0f}"
+    seconds = gb / 450, gb / 50, flops / (0.4 * 989e12 * 0.25)
+    assert [values[name] for name in head[3:6]] == [f"{value:.1f}" for value in seconds]
+    assert values["hidden"] == "100%, 100%"
+    assert not any("tile" in row[1] for row in rows), "the weights are not sharded"
 
 
 def test_command_line(raw_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -55,6 +87,6 @@ def test_command_line(raw_config: dict, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_documents_have_the_numbers() -> None:
     """Compare `docs/performance.md` with the table of the paper's models."""
-    text = (PAPER.parents[1] / "docs/performance.md").read_text().replace(" \\*", "*")
+    text = (ROOT / "docs/performance.md").read_text().replace(" \\*", "*")
     for row in table(load_experiment(PAPER))[1:]:
         assert "| " + " | ".join(run.strip() for run in row) + " |" in text, row

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.cost import FP32_FACTOR, CostModel, Estimate, too_large
+from patch.pipeline.resources.cost import FP32_FACTOR, CostModel, Estimate, exchanges, too_large
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 
@@ -86,6 +86,45 @@ def test_several_gpus_share_out_the_logits(raw_config: dict) -> None:
     assert nodes.learn(wanted).gpu_mem_mb == cost.learn(wanted).gpu_mem_mb
     # Each process reads its part of a checkpoint.
     assert cost.learn(wanted).mem_mb < one.learn(wanted).mem_mb + 3 * (8000 + 1.2 * weights) + 4
+
+
+def test_weights_are_sharded_if_they_do_not_fit_otherwise(raw_config: dict) -> None:
+    """Four GPUs of 16 GB learn the tiles of 7B if each holds a quarter of the weights."""
+    found = {}
+    for chosen in ("auto", True, False):
+        plan, cost = paper(raw_config, learn_gpus=4, gpu_memory_gb=16, shard_weights=chosen)
+        wanted = run(plan, "llama-7b", "patch-tile")
+        found[chosen] = cost.learn(wanted)
+        assert cost.shards_weights(wanted) == (chosen is not False)
+        assert (cost.exchange(wanted) is not None) == (chosen is not False)
+        assert any("llama-7b patch-tile" in line for line in too_large(cost)) == (chosen is False)
+    prunable = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert found["auto"] == found[True]
+    saved = found[False].gpu_mem_mb - found[True].gpu_mem_mb
+    assert saved == pytest.approx(1.1 * 2 * prunable * 0.75 / 1e6, rel=0.1)
+    # Each process reads its rows.
+    assert found[False].mem_mb - found[True].mem_mb == pytest.approx(1.2 * 4 * 2 * prunable * 0.75 / 1e6, rel=0.01)
+    plan, cost = paper(raw_config, learn_gpus=4)
+    assert not cost.shards_weights(run(plan, "llama-7b", "patch-tile")), "they fit"
+    plan, cost = paper(raw_config, learn_gpus=1, shard_weights=True)
+    assert not cost.shards_weights(run(plan, "llama-7b", "patch-tile")), "nothing to share"
+
+
+def test_an_exchange_that_the_arithmetic_does_not_hide_takes_time(raw_config: dict) -> None:
+    minutes, lines = {}, {}
+    for nodes, gpus in ((1, 8), (8, 1)):
+        plan, cost = paper(raw_config, learn_gpus=gpus, learn_nodes=nodes, shard_weights=True)
+        wanted = run(plan, "llama-7b", "patch-tile")
+        found, steps = cost.exchange(wanted), plan.grid.learning(wanted).steps
+        assert found.link_seconds < found.compute_seconds < found.network_seconds
+        minutes[nodes] = cost.learn(wanted).minutes
+        lines[nodes] = next(line for line in exchanges(cost) if line.startswith("llama-7b patch-tile: "))
+    exposed = 1.5 * steps * (found.network_seconds - found.compute_seconds) / 60
+    assert minutes[8] - minutes[1] == pytest.approx(exposed, abs=1.5)
+    assert "at 450 GB/s" in lines[1] and lines[1].endswith("100% hidden")
+    share = found.compute_seconds / found.network_seconds
+    assert "at 50 GB/s" in lines[8] and lines[8].endswith(f"{share:.0%} hidden")
+    assert exchanges(paper(raw_config, learn_gpus=1)[1]) == []
 
 
 @pytest.mark.parametrize("model", ["llama-7b", "llama-13b"])

@@ -117,16 +117,24 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(mask, others.masks[name]) for name, mask in masks.masks.items())
 
 
-@pytest.mark.parametrize("method", ["patch-joint", "proxsparse"])
+@pytest.mark.parametrize(
+    ("method", "more"), [("patch-joint", {}), ("patch-joint", {"shard_weights": "yes"}), ("proxsparse", {})]
+)
 def test_two_nodes_learn_what_one_process_does(
-    method: str, start: Callable, whole: Path, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    more: dict[str, str],
+    start: Callable,
+    whole: Path,
+    options: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/srun").write_text(SRUN)
     (tmp_path / "bin/srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    process = start(processes=1, nodes=2)
+    process = start(processes=1, nodes=2, **more)
     out, error = process.communicate(timeout=WAIT)
     assert process.returncode == 0, error
     assert out.count(f"{method}: sparsity") == 1
