@@ -21,7 +21,7 @@ from patch.learning.document_masking import DocumentMasking
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction
 from patch.learning.model_masks import attached
-from patch.learning.objective import cross_entropy, frozen_output_layer
+from patch.learning.objective import cross_entropy, frozen_output_layer, token_ids
 from patch.learning.schedules import held_out_rows
 from patch.masks.kernels.eager import pack_bits, unpack_bits
 from patch.masks.packed import MaskSet, PackedMasks
@@ -62,9 +62,9 @@ def held_out_loss(
     fixed = {name: FixedMask(mask.to(device)) for name, mask in masks.masks.items()}
     with attached(model, fixed):
         # All processes examine the model here: under sharded masks, one that did it alone later would wait for others.
-        frozen_output_layer(model, torch.as_tensor(sequences[:1].astype(np.int64), device=device))
+        frozen_output_layer(model, token_ids(sequences[:1], device))
         for index in range(rank(), len(batches), world_size()):
-            tokens = torch.as_tensor(batches[index].astype(np.int64), device=device)
+            tokens = token_ids(batches[index], device)
             sums[index] = len(tokens) * cross_entropy(model, tokens, masking).double()
     sum_over_processes([sums])
     return sums.sum().item() / len(sequences)
