@@ -56,7 +56,8 @@ def walk_blocks(
     starts = range(0, len(sequences), batch_size)
 
     def batch_at(start: int) -> Tensor:
-        return torch.as_tensor(sequences[start : start + batch_size].astype(np.int64), device=home)
+        batch = torch.from_numpy(sequences[start : start + batch_size].astype(np.int64))
+        return batch.to(home, non_blocking=True)
 
     with HiddenStates() as hidden:
         for states in first_inputs(model, blocks, map(batch_at, starts)):

@@ -38,23 +38,24 @@ def perplexity(model: nn.Module, sequences: np.ndarray, batch_size: int) -> Meas
             f"perplexity: {count} sequences of {seqlen} tokens predict nothing; use seqlen >= 2 and more text"
         )
     device = next(model.parameters()).device
-    means = np.empty(count)
+    sums = []
     for start in range(0, count, batch_size):
-        tokens = torch.as_tensor(sequences[start : start + batch_size].astype(np.int64), device=device)
+        batch = torch.from_numpy(sequences[start : start + batch_size].astype(np.int64))
+        tokens = batch.to(device, non_blocking=True)
         logits = model(tokens, use_cache=False).logits
-        means[start : start + batch_size] = [
-            _loss_sum(rows[:-1], targets[1:]) / (seqlen - 1) for rows, targets in zip(logits, tokens, strict=True)
-        ]
+        sums += [_loss_sum(rows[:-1], targets[1:]) for rows, targets in zip(logits, tokens, strict=True)]
+    # The host waits for a GPU once to read all sums.
+    means = torch.stack(sums).cpu().numpy() / (seqlen - 1)
     check_loss(float(means.mean()))
     stderr = bootstrap_stderr(means, np.exp)
     return Measurement(value=math.exp(means.mean()), stderr=stderr, samples=count, values=tuple(means.tolist()))
 
 
-def _loss_sum(logits: Tensor, targets: Tensor) -> float:
+def _loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy of `[n, vocab]` logits, summed in fp64 over chunks of tokens."""
     chunk = max(1, _CHUNK_LOGITS // logits.shape[-1])
     losses = [
         F.cross_entropy(rows.float(), wanted, reduction="none").sum(dtype=torch.float64)
         for rows, wanted in zip(logits.split(chunk), targets.split(chunk), strict=True)
     ]
-    return torch.stack(losses).sum().item()
+    return torch.stack(losses).sum()

@@ -171,9 +171,11 @@ def _step_function(
         sum_over_processes([total])
         norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
         optimizer.step()
+        # The host waits for a GPU once to read both numbers.
+        loss, gradient_norm = torch.stack([total, norm]).tolist()
         return {
-            "loss": total.item(),
-            "gradient_norm": norm.item(),
+            "loss": loss,
+            "gradient_norm": gradient_norm,
             "lr": rate,
             "tokens_per_second": round(rows.size * sequences.shape[1] / (time.monotonic() - started)),
             "peak_memory_mb": peak_memory_mb(device),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -16,7 +15,7 @@ def clip_gradients(sharded: list[nn.Parameter], replicated: list[nn.Parameter], 
     """Scale all gradients as `torch.nn.utils.clip_grad_norm_` does, by the norm over all processes.
 
     Squares are added in fp64. Their order depends on the number of processes, but the difference is lost when the
-    factor is rounded to fp32.
+    factor is rounded to fp32. Gradients are also multiplied by a factor of one, so that the host does not wait for it.
 
     Args:
         sharded: parameters of which this process holds a part.
@@ -25,11 +24,10 @@ def clip_gradients(sharded: list[nn.Parameter], replicated: list[nn.Parameter], 
     """
     device = next(iter([*sharded, *replicated])).device
     parts = gathered(_squares(sharded, device)) if sharded else []
-    norm = math.sqrt(sum(part.item() for part in [*parts, _squares(replicated, device)]))
-    factor = max_norm / (norm + 1e-6)
-    if factor < 1:
-        for parameter in (*sharded, *replicated):
-            parameter.grad.mul_(factor)
+    norm = sum([*parts, _squares(replicated, device)]).sqrt()
+    factor = norm.new_full((), max_norm).div_(norm + 1e-6).clamp_(max=1)
+    for parameter in (*sharded, *replicated):
+        parameter.grad.mul_(factor)
 
 
 def _squares(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:

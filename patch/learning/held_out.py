@@ -21,7 +21,7 @@ from patch.learning.document_masking import DocumentMasking
 from patch.learning.learning_settings import Learning
 from patch.learning.loop import StepFunction
 from patch.learning.model_masks import attached
-from patch.learning.objective import cross_entropy, frozen_output_layer
+from patch.learning.objective import cross_entropy, frozen_output_layer, token_ids
 from patch.learning.schedules import held_out_rows
 from patch.masks.kernels.eager import pack_bits, unpack_bits
 from patch.masks.packed import MaskSet, PackedMasks
@@ -75,11 +75,11 @@ def held_out_loss(
         fixed[name] = FixedMask(mask[own.start : own.stop].to(device))
     with attached(model, fixed, weights):
         # All processes examine the model here: under sharded masks, one that did it alone later would wait for others.
-        frozen_output_layer(model, torch.as_tensor(sequences[:1].astype(np.int64), device=device))
+        frozen_output_layer(model, token_ids(sequences[:1], device))
         for first in range(0, len(batches), world_size()):
             # A process without a batch repeats the last: the others may need its rows of the weights.
             index = min(first + rank(), len(batches) - 1)
-            tokens = torch.as_tensor(batches[index].astype(np.int64), device=device)
+            tokens = token_ids(batches[index], device)
             loss = cross_entropy(model, tokens, masking)
             if index == first + rank():
                 sums[index] = len(tokens) * loss.double()

@@ -29,7 +29,7 @@ from patch.learning.model_masks import (
     kept_norm_regularizer,
     target_units,
 )
-from patch.learning.objective import cross_entropy, recomputed_blocks
+from patch.learning.objective import cross_entropy, recomputed_blocks, token_ids
 from patch.learning.ordered_sums import OrderedGradients, sum_in_order
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
@@ -39,6 +39,9 @@ from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
 from patch.masks.row_sharding import WeightRows
 from patch.models.loading import prunable_linears, weight_matrix
+
+# Terms of a step in the training curve.
+TERMS = ("loss", "cross_entropy", "sparsity_term", "weight_term", "density", "kept_norm")
 
 
 def learn(
@@ -158,13 +161,13 @@ def step_function(
     tile_logits = [mask.tile_logits for mask in masks.values() if mask.tile_logits is not None]
     pattern_logits = [mask.pattern_logits for mask in masks.values() if mask.pattern_logits is not None]
 
-    def micro_step(step: int, index: int, rows: np.ndarray) -> dict[str, Tensor]:
+    def micro_step(step: int, index: int, rows: np.ndarray) -> Tensor:
+        """Add the gradients of a micro-batch, and return its part of the step's `TERMS`."""
         pattern, tiles = _sampling(settings, step)
         together = range(index - rank(), index - rank() + world_size()) if sharded else ()
         counters = [[(seed, step, other, layer) for layer in range(len(masks))] for other in (index, *together)]
         begin_pass([*masks.values()], pattern, tiles, counters[0], counters[1:])
-        tokens = torch.as_tensor(sequences[rows].astype(np.int64), device=device)
-        text_loss = cross_entropy(model, tokens, masking)
+        text_loss = cross_entropy(model, token_ids(sequences[rows], device), masking)
         penalty, density = density_penalty(masks, 1 - sparsity, units, settings.target_reduction)
         kept_norm = kept_norm_regularizer(masks, squared_norms, settings.weight_reg_form)
         decay = 1 - step / settings.steps if settings.weight_reg_decay else 1.0
@@ -173,15 +176,7 @@ def step_function(
         loss = text_loss + weight_term + sparsity_term
         # Loss and regularizers are averaged together, so their balance does not depend on gradient accumulation.
         (loss / micro_batches).backward()
-        terms = {
-            "loss": loss,
-            "cross_entropy": text_loss,
-            "sparsity_term": sparsity_term,
-            "weight_term": weight_term,
-            "density": density,
-            "kept_norm": kept_norm,
-        }
-        return {name: value.detach() / micro_batches for name, value in terms.items()}
+        return torch.stack([loss, text_loss, sparsity_term, weight_term, density, kept_norm]).detach() / micro_batches
 
     def step_fn(step: int, may_stop: Callable[[], None] = lambda: None) -> dict[str, float | None]:
         started = time.monotonic()
@@ -198,13 +193,14 @@ def step_function(
             terms.append(micro_step(step, index, rows[index]))
             gradients.add()
         gradients.finish()
-        totals = sum_in_order(torch.stack([torch.stack([*values.values()]) for values in terms]))
+        totals = sum_in_order(torch.stack(terms))
         if settings.max_grad_norm is not None:
             clip_gradients(pattern_logits, tile_logits, settings.max_grad_norm)
         optimizer.step()
         pattern, tiles = _sampling(settings, step)
         return {
-            **dict(zip(terms[0], totals.tolist(), strict=True)),
+            # The only time in a step of this code that the host waits for a GPU.
+            **dict(zip(TERMS, totals.tolist(), strict=True)),
             "target_density": 1 - sparsity if hybrid else None,
             "pattern_temperature": pattern.temperature if masks[next(iter(masks))].pattern_logits is not None else None,
             "tile_temperature": tiles.temperature if hybrid else None,

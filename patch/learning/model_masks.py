@@ -193,7 +193,7 @@ def density_penalty(
     """
     sizes = torch.tensor([float(mask.shape.numel()) for mask in masks.values()])
     densities = torch.stack([mask.density() for mask in masks.values()])
-    weights = (sizes / sizes.sum()).to(densities.device)
+    weights = (sizes / sizes.sum()).to(densities.device, non_blocking=True)
     density = (densities * weights).sum()
     if len(units) == 1:
         return (density - target).abs(), density

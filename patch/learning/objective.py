@@ -28,6 +28,11 @@ from patch.models.loading import decoder_blocks
 _unchanged: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
+def token_ids(sequences: np.ndarray, device: torch.device) -> Tensor:
+    """Copy `[batch, seqlen]` token ids to a device, as int64, without waiting for the work queued there."""
+    return torch.from_numpy(sequences.astype(np.int64)).to(device, non_blocking=True)
+
+
 def cross_entropy(model: nn.Module, tokens: Tensor, masking: DocumentMasking | None = None) -> Tensor:
     """Return the mean next-token cross-entropy in fp32 of `[batch, seqlen]` ids.
 
@@ -74,7 +79,7 @@ def add_gradients(
     total = torch.zeros((), device=device)
     for batch in micro_batches:
         may_stop()
-        loss = factor * cross_entropy(model, torch.as_tensor(batch.astype(np.int64), device=device)) / count
+        loss = factor * cross_entropy(model, token_ids(batch, device)) / count
         loss.backward()
         total += loss.detach()
     return total

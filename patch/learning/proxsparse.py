@@ -122,9 +122,10 @@ def _step_function(
         sum_over_processes([total])
         trained.clip_gradients(GRADIENT_NORM)
         optimizer.step()
-        penalty, sparse_groups = _shrink(linears, settings.prox_strength)
+        # The host waits for a GPU once to read all numbers.
+        loss, penalty, sparse_groups = torch.stack([total, *_shrink(linears, settings.prox_strength)]).tolist()
         return {
-            "loss": total.item(),
+            "loss": loss,
             "penalty": penalty,
             "sparse_groups": sparse_groups,
             "lr": rate,
@@ -136,8 +137,11 @@ def _step_function(
 
 
 @torch.no_grad()
-def _shrink(linears: list[nn.Module], strength: float) -> tuple[float, float]:
-    """Apply the proximal operator; return the regularizer's mean over groups and the fraction of 2:4 groups."""
+def _shrink(linears: list[nn.Module], strength: float) -> tuple[Tensor, Tensor]:
+    """Apply the proximal operator; return the regularizer's mean over groups and the fraction of 2:4 groups.
+
+    Both are fp64 on the device of the layers.
+    """
     penalties, sparse, groups = [], [], 0
     for linear in linears:
         matrix = own_part(weight_matrix(linear))
@@ -147,7 +151,7 @@ def _shrink(linears: list[nn.Module], strength: float) -> tuple[float, float]:
         groups += linear.weight.numel() // 4
     penalty, count = torch.stack(penalties), torch.stack(sparse)
     sum_over_processes([penalty, count])
-    return (penalty.sum() / groups).item(), (count.sum() / groups).item()
+    return penalty.sum() / groups, (count.sum() / groups).double()
 
 
 def _final_masks(model: nn.Module) -> MaskSet:

@@ -7,7 +7,7 @@ zero (MaskLLM, arXiv 2409.17481; PATCH, arXiv 2509.23410).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -121,9 +121,9 @@ class LearnableMask(nn.Module):
 
         The value is exact in fp32 on the tile grid; for 2:4 without tiles it is 1/2.
         """
-        return (
-            torch.tensor(0.5, device=self.device) if self.tile_density is None else 0.5 + 0.5 * self.tile_density.mean()
-        )
+        if self.tile_density is None:
+            return torch.full((), 0.5, device=self.device)
+        return 0.5 + 0.5 * self.tile_density.mean()
 
     @torch.no_grad()
     def final_pattern(self) -> Tensor:
@@ -184,6 +184,12 @@ def _begin_sharded(masks: Sequence[LearnableMask], tile: Sampling, passes: Seque
             mask.tile_density = output
 
 
+@lru_cache(maxsize=1)
+def _tile_places(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the place of each tile in its layer, for layers of ``counts`` tiles; the noise reads it in each pass."""
+    return torch.cat([places(count, device=device) for count in counts])
+
+
 def _draw(
     masks: Sequence[LearnableMask], sampling: Sampling, counters: Sequence[tuple[int, ...]]
 ) -> list[Tensor] | list[None]:
@@ -192,10 +198,10 @@ def _draw(
     if not logits:
         return [None] * len(masks)
     assert len(logits) == len(masks)
-    counts, device = [part.numel() for part in logits], logits[0].device
-    keys = torch.tensor([noise_keys(*own, TILES) for own in counters]).to(torch.int32).to(device)
-    each = keys.repeat_interleave(torch.tensor(counts, device=device), 0)
-    index = torch.cat([places(count, device=device) for count in counts])
-    noise = logistic_noise(index, (each[:, 0], each[:, 1]))
+    counts, device = tuple(part.numel() for part in logits), logits[0].device
+    # Nothing here waits for a GPU.
+    keys = torch.tensor([noise_keys(*own, TILES) for own in counters]).to(torch.int32).to(device, non_blocking=True)
+    each = torch.cat([key.expand(count, 2) for key, count in zip(keys.unbind(), counts, strict=True)])
+    noise = logistic_noise(_tile_places(counts, device), (each[:, 0], each[:, 1]))
     tile_density = sample_tiles(torch.cat([part.flatten() for part in logits]), sampling, noise)
     return [part.view_as(own) for part, own in zip(tile_density.split(counts), logits, strict=True)]

@@ -13,10 +13,10 @@ from patch.masks.pattern import parse_nm
 
 # Largest group that is ranked by comparing all pairs.
 _SHORT = 16
-# Groups that are ranked at once, so that they and the counts fit a processor's cache.
-_PART = 1 << 13
-# Scores that are counted at once, for the same reason.
-_RUN = 1 << 20
+# Groups that are ranked at once, so that they and the counts fit a processor's cache; more keep a GPU busy.
+_PART, _GPU_PART = 1 << 13, 1 << 20
+# Scores that are counted at once, for the same reasons.
+_RUN, _GPU_RUN = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def _drop_by_rank(score: Tensor, count: int) -> Tensor:
     """Return what `drop_smallest` does, for small groups."""
     flat = score.detach().reshape(-1, score.shape[-1])
     keep = torch.empty_like(flat, dtype=torch.bool)
-    for part, kept in zip(flat.split(_PART), keep.split(_PART), strict=True):
+    size = _GPU_PART if score.is_cuda else _PART
+    for part, kept in zip(flat.split(size), keep.split(size), strict=True):
         # One row for each place in a group, so that a comparison runs over all groups.
         kept.copy_((smallest_of_columns(part.T.contiguous(), count) == 0).T)
     return keep.reshape(score.shape)
@@ -149,12 +150,13 @@ def _pairs(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor,
 
 def _smallest(score: Tensor, count: int) -> Tensor:
     """Return the ``count``-th smallest of `[length]` fp32, exactly: from the upper half of its bits, then the lower."""
+    parts = score.split(_GPU_RUN if score.is_cuda else _RUN)
     high = torch.zeros(1 << 16, dtype=torch.int64, device=score.device)
-    for part in score.split(_RUN):
+    for part in parts:
         high += torch.bincount((_ordered(part) >> 16).add_(1 << 15), minlength=1 << 16)
     upto = high.cumsum(0)
     index = int(torch.searchsorted(upto, count))
-    inside = [o[(o >> 16) == index - (1 << 15)] for o in map(_ordered, score.split(_RUN))]
+    inside = [o[(o >> 16) == index - (1 << 15)] for o in map(_ordered, parts)]
     found = torch.cat(inside).kthvalue(count - int(upto[index] - high[index])).values
     return (found ^ ((found >> 31) & 0x7FFFFFFF)).view(torch.float32)
 

@@ -151,7 +151,10 @@ def _shrink(size: Tensor, strength: float) -> Tensor:
     largest = size.amax(0) * strength
     result = _sweep(size.clone(), size, strength, SMALL_SWEEPS)
     # A group with NaN is in neither.
-    some, many = ((largest > SMALL) & (largest <= CONVEX)).nonzero()[:, 0], (largest > CONVEX).nonzero()[:, 0]
+    found = (largest > SMALL) & (largest <= CONVEX), largest > CONVEX
+    # The host waits for a GPU once to read both numbers of groups, which are mostly zero.
+    counts = torch.stack([part.sum() for part in found]).tolist()
+    some, many = (part.nonzero_static(size=count)[:, 0] for part, count in zip(found, counts, strict=True))
     if len(some):
         part = size[:, some]
         result[:, some] = _sweep(part.clone(), part, strength, CONVEX_SWEEPS)

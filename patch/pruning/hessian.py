@@ -60,9 +60,9 @@ def inverse_factor(statistics: InputStatistics, damp: float, method: str) -> tup
     factor = _reversed(hessian, torch.float32)
     del hessian, lower, diagonal
     _invert_lower(factor)
-    finite = all(bool(rows.isfinite().all()) for rows in factor.split(_ROWS))
-    # An infinite H has the finite inverse zero.
-    if failed or not mean.isfinite() or not finite:
+    finite = [rows.isfinite().all() for rows in factor.split(_ROWS)]
+    # An infinite H has the finite inverse zero. The host waits for a GPU once to read all conditions.
+    if not torch.stack([*finite, mean.isfinite(), failed == 0]).all():
         raise not_positive_definite(method, len(factor), damp)
     return factor.mT, dead.flip(0)
 

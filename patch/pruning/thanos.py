@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 
 import torch
@@ -66,7 +67,8 @@ def thanos(
         rest, width = updated[:, start:], block.stop - start
         keep = _choose(rest, norms[start:], width, pattern, left)
         drop = keep.logical_not()
-        left -= int(drop.count_nonzero())
+        if not isinstance(pattern, NM):
+            left -= int(drop.count_nonzero())
         mask[:, block] = keep
         multipliers = _multipliers(rest[:, :width], drop, inverse[block, block], rows_at_once)
         if multipliers is None:
@@ -97,19 +99,21 @@ def _multipliers(block: Tensor, drop: Tensor, factor: Tensor, rows_at_once: int)
         rows_at_once = max(1, min(rows_at_once // threads, _ROWS_ON_CPU))
     systems = _Systems(drop, factor, rows_at_once)
 
-    def solve(batch: tuple[Tensor, int]) -> Tensor | None:
-        for dtype in (torch.float32, torch.float64):
-            if (solved := systems.solve(*batch, block[batch[0]], dtype)) is not None:
-                return solved
-        return None
+    def solve(batch: tuple[Tensor, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return systems.solve(*batch, block[batch[0]], dtype)
 
-    result = torch.zeros_like(block, memory_format=torch.contiguous_format)
+    result, batches = torch.zeros_like(block, memory_format=torch.contiguous_format), systems.batches
     with _workers(threads) as in_turn:
-        for (rows, _), solved in zip(systems.batches, in_turn(solve, systems.batches), strict=True):
-            if solved is None:
-                return None
-            result[rows] = solved
-    return result
+        for dtype in (torch.float32, torch.float64):
+            if not batches:
+                break
+            flags = []
+            for (rows, _), (solved, good) in zip(batches, in_turn(partial(solve, dtype=dtype), batches), strict=True):
+                result[rows] = solved
+                flags.append(good)
+            # The host waits for a GPU once for all batches, of which those that need more digits are left.
+            batches = [batch for batch, good in zip(batches, torch.stack(flags).tolist(), strict=True) if not good]
+    return None if batches else result
 
 
 @contextmanager
@@ -138,7 +142,8 @@ class _Systems:
         self._width = drop.shape[1]
         counts = drop.count_nonzero(dim=1)
         lengths, order = counts.sort(stable=True)
-        parts = zip(order.split(rows_at_once), lengths.cpu().split(rows_at_once), strict=True)
+        lengths = lengths.cpu()
+        parts = zip(order.split(rows_at_once), lengths.split(rows_at_once), strict=True)
         # Row indices of each batch, and the maximum number of dropped weights per row.
         self.batches = [(rows, int(part[-1])) for rows, part in parts if part[-1]]
         shortest, longest = int(lengths[0]), int(lengths[-1])
@@ -155,8 +160,8 @@ class _Systems:
         self._buffers: dict[tuple[int, torch.dtype], Tensor] = {}
         self._size = min(rows_at_once, len(drop)) * longest**2
 
-    def solve(self, rows: Tensor, length: int, weights: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return multipliers `[rows, width]` fp32 for ``weights``, or None if ``dtype`` is too imprecise."""
+    def solve(self, rows: Tensor, length: int, weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return multipliers `[rows, width]` fp32 for ``weights``, and a bool: whether ``dtype`` is precise enough."""
         index = self._index[rows, :length]
         factors = self._gather(index, dtype)
         failed = torch.empty(len(rows), dtype=torch.int32, device=index.device)
@@ -168,9 +173,7 @@ class _Systems:
         correction = _solve(factors, wanted.sub_(found @ self._inverse).gather(1, index))
         # The correction estimates the first solution's error, with the same relative error.
         good = (correction.abs().amax(1) <= _STEP * first.abs().amax(1)) & (failed == 0)
-        if not good.all():
-            return None
-        return found.scatter_add_(1, index, correction)[:, : self._width].mul_(self._scale).float()
+        return found.scatter_add_(1, index, correction)[:, : self._width].mul_(self._scale).float(), good.all()
 
     def _gather(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Return matrices `[rows, length, length]`, column-major, so that LAPACK factorizes them in place."""
