@@ -166,7 +166,7 @@ def compiled(kernel: Kernel, architecture: Architecture) -> Resources:
     ptx = made.asm["ptx"]
     return Resources(
         *(registers, spilled, shared, blocks, blocks * kernel.warps / architecture.warps),
-        len(re.findall(r"^\s*(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx, re.M)),
+        len(re.findall(r"^\s*(?:@%p\d+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx, re.M)),
         len(re.findall(r"cp\.async\.cg\.shared\.global|cp\.async\.bulk\.tensor", ptx)),
     )
 
