@@ -86,8 +86,8 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
-            if torch.is_inference_mode_enabled() and func._can_decompose():
-                # In inference mode, an operation that is made of others arrives as a whole.
+            if func._can_decompose():
+                # Without autograd, as in inference mode, an operation that is made of others arrives as a whole.
                 with self:
                     return func.decompose(*args, **(kwargs or {}))
             return self._compute(func, args, dict(kwargs or {}))
