@@ -31,7 +31,7 @@ def walk(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaWalk]:
     monkeypatch.setattr(checked, "_check_tensors", _checking_on_host(checked._check_tensors))
     monkeypatch.setattr(torch.cuda, "Event", _Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: walk.wait("synchronize"))
-    monkeypatch.setattr(generation, "_captured", lambda function: _captured(walk, function))
+    monkeypatch.setattr(generation, "captured", lambda function: _captured(walk, function))
     for cached in caches:
         cached.cache_clear()
     with walk:
