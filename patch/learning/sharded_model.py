@@ -45,5 +45,7 @@ def load_sharded(
         sharding = layer_sharding(weight_matrix(linear).shape, tile, number)
         own = stored.part(f"{name}.weight", linear.weight.shape, int(is_transposed(linear)), sharding.own)
         own = own.T if is_transposed(linear) else own
-        rows[name] = WeightRows(own.to(device, getattr(torch, dtype)).contiguous(), sharding)
+        # A copy, since what is read shares the memory of the whole file.
+        held = torch.empty(own.shape, dtype=getattr(torch, dtype), device=device).copy_(own)
+        rows[name] = WeightRows(held, sharding)
     return model, rows

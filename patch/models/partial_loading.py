@@ -38,7 +38,7 @@ class StoredWeights:
             self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a mapping
 
     def part(self, name: str, shape: torch.Size, dim: int = 0, span: range | None = None) -> Tensor:
-        """Return a parameter, or the rows (``dim`` 0) or columns (1) of ``span`` in it.
+        """Return a parameter, or the rows (``dim`` 0) or columns (1) of ``span`` in it, in the memory of the file.
 
         Raises:
             InputError: no file has it, it has another shape, or its numbers are not of a floating-point type.
@@ -85,7 +85,7 @@ def load_without(
     for name, parameter in list(model.named_parameters()):
         if id(parameter) not in left:
             module, _, attribute = name.rpartition(".")
-            value = stored.part(name, parameter.shape).to(device, parameter.dtype)
+            value = stored.part(name, parameter.shape).to(device, parameter.dtype, copy=True)
             setattr(model.get_submodule(module), attribute, nn.Parameter(value, requires_grad=False))
     model.tie_weights()
     for module in model.modules():

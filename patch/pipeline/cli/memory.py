@@ -56,7 +56,8 @@ def _settings(experiment: Experiment, method: str) -> Learning:
 
 def _cell(need_mb: float, sharded: bool, memory_gb: float) -> str:
     too_large = GPU_SLACK * need_mb > 1000 * memory_gb
-    return f"{need_mb / 1000:.0f}{'+' if sharded else ''}{'*' if too_large else ''}".ljust(2)
+    # Marks have one width, so that the numbers are flush.
+    return f"{need_mb / 1000:.0f}" + f"{'+' if sharded else ''}{'*' if too_large else ''}".ljust(2)
 
 
 def exchange_table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]:
