@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 H100 = Card(name="NVIDIA H100 80GB HBM3", device="cuda", memory_gb=80.0, facts={"capability": "9.0"})
 CPU = Card(name="A processor", device="cpu", memory_gb=4.0, facts={})
 STEP = """
-import os, time
+import os
 from benchmarks.gpu.report import NotMeasuredError, Result
 
 NAME, SECONDS, REQUIRES = "fake", 100, ()
@@ -55,8 +55,6 @@ def measurements(sizes):
         "third": lambda: Result(values=pid),
         "crashes": lambda: os._exit(3),
         "fourth": lambda: Result(values=pid),
-        "hangs": lambda: time.sleep(1000),
-        "never": lambda: Result(values=pid),
     }
 """
 
@@ -82,19 +80,28 @@ def report_in(folder: Path, card: Card = CPU, **fields: Any) -> Path:
 
 def test_a_failure_ends_its_process_and_no_other_measurement(fake_step: Any, tmp_path: Path) -> None:
     path = report_in(tmp_path)
-    runner.run_steps(path, rehearsal_sizes(), runner.Clock(time.monotonic(), 15.0))
+    runner.run_steps(path, rehearsal_sizes(), runner.Clock(time.monotonic(), 600.0))
     found = read_report(path)
     assert set(found.results) == {f"fake/{name}" for name in ("first", "second", "third", "fourth")}
     assert found.not_measured == {
         "fake/fails": "RuntimeError: out of memory",
         "fake/missing": "the plan is 173 GB",
         "fake/crashes": "its process ended with code 3",
-        "fake/hangs": "no time was left",
-        "fake/never": "no time was left",
     }
     process = {name: entry.result.values["process"] for name, entry in found.results.items()}
     assert process["fake/second"] == process["fake/third"], "what is refused does not spoil a process"
     assert len(set(process.values())) == 3
+
+
+def test_what_the_time_does_not_allow_is_stated(fake_step: Any, tmp_path: Path) -> None:
+    # Its process finds the other measurements, and never ends the first.
+    hanging = STEP.replace('"first": lambda: Result(values=pid)', '"first": lambda: __import__("time").sleep(1000)')
+    (tmp_path / "fake_step.py").write_text(hanging)
+    path = report_in(tmp_path)
+    runner.run_steps(path, rehearsal_sizes(), runner.Clock(time.monotonic(), 3.0))
+    found = read_report(path)
+    assert not found.results and set(found.not_measured) == {f"fake/{name}" for name in fake_step.measurements(None)}
+    assert set(found.not_measured.values()) == {"no time was left"} and found.running is None
 
 
 def test_without_a_package_the_step_is_skipped(fake_step: Any, tmp_path: Path) -> None:
@@ -115,7 +122,7 @@ def test_a_measurement_that_was_cut_off_is_stated(fake_step: Any, tmp_path: Path
     monkeypatch.setattr(runner, "_run_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.run_steps(path, rehearsal_sizes(), runner.Clock(time.monotonic(), 60.0))
-    assert read_report(path).not_measured["fake/never"] == "the run was cut off"
+    assert read_report(path).not_measured["fake/fourth"] == "the run was cut off"
 
 
 OUTCOMES = Result(values={"passed": 77, "failed": 1, "skipped": 2}, notes={"test_fused::test_it": "assert 1 == 2"})
