@@ -78,19 +78,26 @@ class LearnableMask(nn.Module):
         self.kept_norm: Tensor | None = None
 
     def linear(self, inputs: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-        """Return `inputs @ (mask * weight).T + bias`, and set ``kept_norm`` to `sum (mask * weight)^2`.
+        """Return `inputs @ (mask * weight).T + bias`, and set ``kept_norm`` of this pass to `sum (mask * weight)^2`.
 
         With sharding only the own rows of ``weight`` are read.
         """
         logits, tile_density = self.pattern_logits, self.tile_density
         if self._sharded is not None:
-            output, self.kept_norm = ShardedLinear.apply(inputs, logits, self._pass_end, self._sharded, weight, bias)
+            output, kept_norm = ShardedLinear.apply(inputs, logits, self._pass_end, self._sharded, weight, bias)
+            self._set_kept_norm(kept_norm)
             return output
         # The forward pass may run more than once, for example when a block is recomputed.
         if self._layer is None or self._layer.weight.data_ptr() != weight.data_ptr():
             self._layer = self._in_pass(self.keys, tile_density)(weight=weight.detach())
-        output, self.kept_norm = MaskedLinear.apply(inputs, logits, tile_density, self._layer, bias, self._sink)
+        output, kept_norm = MaskedLinear.apply(inputs, logits, tile_density, self._layer, bias, self._sink)
+        self._set_kept_norm(kept_norm)
         return output
+
+    def _set_kept_norm(self, kept_norm: Tensor) -> None:
+        # That of a block that is recomputed in the backward pass would keep all activations of the block in memory.
+        if self.kept_norm is None or not self.kept_norm.requires_grad:
+            self.kept_norm = kept_norm
 
     def _in_pass(self, keys: tuple[int, int], tile_density: Tensor | None) -> partial[Layer]:
         """Return a function that makes the layer of a pass from its ``weight``."""
@@ -157,7 +164,7 @@ def begin_pass(
     """
     for mask, own in zip(masks, counters, strict=True):
         mask.pattern_sampling, mask.tile_sampling, mask.keys = pattern, tile, noise_keys(*own)
-        mask._layer = None
+        mask._layer = mask.kept_norm = None
     for mask, tile_density in zip(masks, _draw(masks, tile, counters), strict=True):
         mask.tile_density = tile_density
     if passes:
