@@ -21,7 +21,7 @@ rule self_test:
         "../../environment.yml"
     threads: PLAN.experiment.resources.threads
     resources:
-        **needs(lambda wildcards: PLAN.experiment, COST.self_test),
+        **needs(lambda wildcards: PLAN.experiment.resources.device, COST.self_test),
     params:
         **job_files("self_test", PLAN.settings.self_test()),
     shell:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
-from patch.pipeline.config.experiment import SPEED_ROUNDS, Experiment
+from patch.pipeline.config.experiment import SPEED_ROUNDS
 from patch.pipeline.config.gpus import GPUS, INFINIBAND_GB_S
 from patch.pipeline.resources.memory import (
     BYTES,
@@ -144,9 +144,9 @@ class CostModel:
         work = (16 * parameters(shape) + run.batch_size * run.seqlen * activation_bytes(shape, 4)) / 1e6
         return self._estimate(6 * parameters(shape) * tokens, EFFICIENCY["train"], work, gpus=0)
 
-    def self_test(self, experiment: Experiment) -> Estimate:
+    def self_test(self, device: str) -> Estimate:
         """Return the resources of the self-test, whose layers are small."""
-        return self._estimate(0.0, 1.0, SELF_TEST_MB)
+        return self._estimate(0.0, 1.0, SELF_TEST_MB, gpus=int(device == "cuda"))
 
     def statistics(self, statistics: Statistics) -> Estimate:
         """Return the resources of input statistics: one forward pass over the calibration set, and Gram matrices."""
