@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.inference import TILE, random_masks
+from benchmarks.candidates import TILE, random_masks
 from patch.inference.packed import pack
 from patch.inference.packed_config import PackedConfig, PackedLayer
 

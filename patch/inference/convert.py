@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.inference.freezing import freeze
 from patch.inference.integrations.transformers_quantizer import describe_packed, replace_module
 from patch.inference.linear import HybridLinear
 from patch.inference.packed import PackedWeight, pack
@@ -66,7 +67,7 @@ def convert(
         replace_module(model, name, layer)
     if packed and hasattr(model, "save_pretrained"):
         describe_packed(model)
-    return model.requires_grad_(False)
+    return freeze(model)
 
 
 def _pack_quantized(name: str, layer: QuantizedLayer, mask: Tensor | None, dense: Tensor, tile: int) -> PackedWeight:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patch.errors import InputError
+from patch.inference.freezing import freeze
 from patch.inference.timing import DeviceTimer, Quartiles, quartiles
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Generation:
     work at every length, and on `cuda` it can be captured in a CUDA graph.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal language model of transformers, which is frozen.
         tokens: `[batch, prompt]` int64, on the model's device.
         new_tokens: number of tokens added to each sequence, 2 or more.
         name: name of the model in messages.
@@ -72,7 +73,7 @@ class Generation:
 
         check_positions(model, tokens.shape[1], new_tokens)
         length = tokens.shape[1] + new_tokens
-        self.model, self.tokens, self.new_tokens, self.name = model, tokens, new_tokens, name
+        self.model, self.tokens, self.new_tokens, self.name = freeze(model), tokens, new_tokens, name
         self.length, self.device = length, tokens.device
         self.cache = StaticCache(config=model.config, max_cache_len=length) if cache is None else cache
         # Inputs and outputs of a captured step: the last token of each sequence, and the position of the next one.

@@ -15,6 +15,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from patch.errors import InputError
+from patch.inference.freezing import freeze
 from patch.inference.linear import HybridLinear
 from patch.inference.packed_config import METHOD, PackedConfig, TensorSpec, parse_config
 from patch.inference.weight_files import check_stored, read_headers
@@ -107,7 +108,7 @@ class PatchHybridQuantizer(HfQuantizer):
             if isinstance(module, HybridLinear):
                 _check_layer(model, name, module)
         # Most backends have no backward pass.
-        model.requires_grad_(False)
+        freeze(model)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
         """Describe the model as it is now in the configuration that `save_pretrained` is about to write.
