@@ -84,7 +84,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes.
+    """Resources of a compiled kernel.
 
     Attributes:
         registers: registers of a thread.

@@ -85,7 +85,7 @@ class Generation:
 
     @property
     def in_graph(self) -> bool:
-        """Whether a decoding step is the replay of a CUDA graph, after the first call."""
+        """Return whether a decoding step replays a CUDA graph, after the first call."""
         return self._decode != self._step
 
     @torch.inference_mode()

@@ -29,7 +29,7 @@ def test_the_stage_writes_what_was_compared(stage: Callable, tmp_path: Path) -> 
     found: dict[str, Any] = json.loads((tmp_path / "self-test.json").read_text())
     assert set(found) == {"device", "hardware", "versions", "cases", "largest_errors", "seconds"}
     assert found["device"] == "cpu" and found["hardware"] in done.out and found["versions"]["torch"].startswith("2.")
-    assert found["cases"] == 34 + 27 and 0 < found["seconds"] < 60
+    assert found["cases"] == 44 + 27 and 0 < found["seconds"] < 60
     modules = {name.rpartition(".")[0].rpartition(".")[0] for name in found["largest_errors"]}
     assert modules == {"patch.masks.kernels", "patch.inference.backends"}
     assert all(0 < error < 0.02 for error in found["largest_errors"].values())
@@ -47,7 +47,7 @@ def test_the_stage_fails_with_the_kernel_the_case_and_the_error(stage: Callable,
 def test_the_command_tests_this_machine(capsys: pytest.CaptureFixture) -> None:
     assert main(["--self-test", "--device", "cpu"]) == 0
     first, *kernels = capsys.readouterr().out.splitlines()
-    assert first.startswith("self-test: 61 comparisons on ") and len(kernels) >= 3
+    assert first.startswith("self-test: 71 comparisons on ") and len(kernels) >= 3
 
 
 @pytest.mark.usefixtures("wrong_product")
