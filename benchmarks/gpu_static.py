@@ -12,39 +12,17 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.ahead_of_time import ARCHITECTURES, TILE, Architecture, Kernel, compiled, mask_kernels, product_kernels
+from benchmarks.gpu.page import PUBLISHED, THROUGHPUT
+from benchmarks.gpu.sizes import full_sizes
 from benchmarks.measure import table
 from benchmarks.roofline import CARDS, Card, generation_speedup, product_estimate, product_limit, step_limit
 from patch.inference.backends import fused
-from patch.models.model_settings import Shape
-from patch.models.shapes import linear_shapes
 
-ROWS, SPARSITIES = (1, 16, 512), (0.25, 0.35, 0.45, 0.5)
-LLAMA_1B = Shape(
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    vocab_size=128_256,
-    tie_word_embeddings=True,
-)
-LLAMA_7B = Shape(
-    hidden_size=4096,
-    intermediate_size=11_008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    head_dim=128,
-    vocab_size=32_000,
-)
-SHAPES = sorted(set(linear_shapes(LLAMA_7B).values()))
-# The published generation: sequences, tokens of the prompt, new tokens.
-BATCH, PROMPT, NEW = 16, 128, 128
-PUBLISHED = Path(__file__).parents[1] / "config/published.json"
+SIZES, SPARSITIES = full_sizes(), (0.25, 0.35, 0.45, 0.5)
+LLAMA_1B, LLAMA_7B = SIZES.learned["1B"], SIZES.generated
+BATCH, NEW = max(SIZES.batches), SIZES.new_tokens
 # A configuration that is not within this fraction of the best one for any card, shape and number of rows cannot win.
 MARGIN = 0.05
 # Numbers of rows for which other configurations are tried, or other blocks of rows.
@@ -64,7 +42,7 @@ def useful() -> set[str]:
     """Return the names of the configurations that are nearly the best for some card, shape and number of rows."""
     names = set()
     for card in CARDS:
-        for shape in SHAPES:
+        for shape in SIZES.layers:
             for rows in TRIED_ROWS:
                 found = estimates(card, shape, rows, 0.45)
                 best = min(found.values())
@@ -85,8 +63,8 @@ def resources_table(kernels: Sequence[Kernel], architecture: Architecture) -> st
 def products_table(card: Card) -> str:
     """Return the table of a card: least times in microseconds, and the speedups that the bytes allow."""
     rows = []
-    for shape in SHAPES:
-        for count in ROWS:
+    for shape in SIZES.layers:
+        for count in SIZES.rows:
             dense = product_limit(card, shape, count)
             limits = [dense / product_limit(card, shape, count, sparsity) for sparsity in SPARSITIES]
             best = [dense / min(estimates(card, shape, count, sparsity).values()) for sparsity in SPARSITIES]
@@ -97,12 +75,12 @@ def products_table(card: Card) -> str:
 
 def generation_table() -> str:
     """Return the largest possible speedups of generation beside the published ones."""
-    published = json.loads(PUBLISHED.read_text())["throughput_tok_s_bs16_prompt128"]
+    published = json.loads(PUBLISHED.read_text())[THROUGHPUT]
     rows = []
     for card in CARDS:
         measured = published.get(card.name, {}).get(f"gen{NEW}")
         for sparsity in SPARSITIES:
-            limit = generation_speedup(card, LLAMA_7B, BATCH, PROMPT + NEW // 2, sparsity)
+            limit = generation_speedup(card, LLAMA_7B, BATCH, SIZES.prompt + NEW // 2, sparsity)
             tokens = measured.get(f"{sparsity:.0%}"[:-1]) if measured else None
             rows.append(
                 [card.name, f"{sparsity:.0%}", f"{limit:.2f}", f"{tokens / measured['0']:.2f}" if tokens else ""]
@@ -110,13 +88,13 @@ def generation_table() -> str:
     return table(["card", "sparsity", "limit", "published"], rows)
 
 
-def step_table(tokens: int = 4096) -> str:
+def step_table() -> str:
     """Return the least milliseconds of the parts of a learning step of one micro-batch, with recomputed blocks."""
     rows = []
     for title, shape in (("Llama-3.2-1B", LLAMA_1B), ("Llama-2-7B", LLAMA_7B)):
         for method in ("joint", "tile"):
             for card in CARDS:
-                parts = step_limit(card, shape, method, tokens)
+                parts = step_limit(card, shape, method, SIZES.seqlen)
                 numbers = [f"{1000 * seconds:.0f}" for seconds in (*parts.values(), sum(parts.values()))]
                 rows.append([f"{title}, {method}", card.name, *numbers])
     return table(["step", "card", *parts, "sum, ms"], rows)
@@ -135,7 +113,7 @@ def main() -> int:
         print(products_table(card))
     print(f"\nGeneration by LLaMA-2-7B, {BATCH} sequences, {NEW} new tokens: limit by bytes, and the paper's\n")
     print(generation_table())
-    print("\nLeast milliseconds of a learning step, one sequence of 4096 tokens\n")
+    print(f"\nLeast milliseconds of a learning step, one sequence of {SIZES.seqlen} tokens\n")
     print(step_table())
     names = useful()
     print(
