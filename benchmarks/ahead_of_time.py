@@ -19,16 +19,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from patch.inference.backends import fused as products
+from patch.masks import proximal
 from patch.masks.kernels import fused as masks
+from patch.masks.kernels import proximal_triton
 
 # Side of a tile, and the dtype of weights and inputs.
 TILE, HALF = 128, "bf16"
 POINTERS = {
-    **dict.fromkeys(("weight", "gradient", "masked", "inputs", "values"), f"*{HALF}"),
+    **dict.fromkeys(("weight", "gradient", "masked", "result", "inputs", "values"), f"*{HALF}"),
     **dict.fromkeys(("logits", "logits_gradient", "tile_density", "density_terms", "norms", "norm_gradient"), "*fp32"),
-    **{"bits": "*u8", "dense": "*i1", "offsets": "*i64", "output": "*fp32"},
+    **{"penalties": "*fp32", "sparse": "*i32", "bits": "*u8", "dense": "*i1", "offsets": "*i64", "output": "*fp32"},
 }
-NUMBERS = {"scale": "fp32", "temperature": "fp32"}
+NUMBERS = dict.fromkeys(("scale", "temperature", "strength"), "fp32")
 # Arguments that are divisible by 16 in layers whose sides are: Triton compiles these kernels for them.
 DIVISIBLE = (
     *(*POINTERS, "out", "stride"),
@@ -120,6 +122,13 @@ def mask_kernels() -> tuple[Kernel, ...]:
         gradients = {"WANTED": learned, "MASKED": True, "ADD": True, "PART": part}
         kernels.append(Kernel(f"mask gradient, {name}", masks._backward, shared | gradients, masks.WARPS))
     return tuple(kernels)
+
+
+@cache
+def proximal_kernel() -> Kernel:
+    """Return ProxSparse's proximal operator."""
+    constants = proximal._CONSTANTS | {"SIZE": proximal_triton.GROUPS}
+    return Kernel("proximal operator", proximal_triton._shrink, constants, proximal_triton.WARPS)
 
 
 def product_kernels(rows: int) -> tuple[Kernel, ...]:

@@ -13,7 +13,16 @@ import json
 import math
 from collections.abc import Sequence
 
-from benchmarks.ahead_of_time import ARCHITECTURES, TILE, Architecture, Kernel, compiled, mask_kernels, product_kernels
+from benchmarks.ahead_of_time import (
+    ARCHITECTURES,
+    TILE,
+    Architecture,
+    Kernel,
+    compiled,
+    mask_kernels,
+    product_kernels,
+    proximal_kernel,
+)
 from benchmarks.gpu.page import PUBLISHED, THROUGHPUT
 from benchmarks.gpu.sizes import full_sizes
 from benchmarks.measure import table
@@ -104,7 +113,8 @@ def main() -> int:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    kernels = [*mask_kernels(), *dict.fromkeys(kernel for rows in TRIED_ROWS for kernel in product_kernels(rows))]
+    kernels = [*mask_kernels(), proximal_kernel()]
+    kernels += dict.fromkeys(kernel for rows in TRIED_ROWS for kernel in product_kernels(rows))
     for architecture in ARCHITECTURES:
         print(f"\nCompute capability {architecture.capability / 10}\n")
         print(resources_table(kernels, architecture), flush=True)

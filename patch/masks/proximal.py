@@ -12,7 +12,9 @@ import ctypes
 import math
 import warnings
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -99,6 +101,8 @@ def _shrunk(weight: Tensor, strength: float, result: Tensor) -> tuple[Tensor, Te
             source.data_ptr(), result.data_ptr(), count, strength, torch.get_num_threads(), ctypes.byref(sparse)
         )
         return result, torch.tensor(penalty, dtype=torch.float64), torch.tensor(sparse.value)
+    if weight.is_cuda and (gpu := _gpu_kernel()):
+        return result, *gpu.shrink(weight.contiguous(), strength, result, _CONSTANTS)
     _shrink_eager(weight, strength, result)
     return result, triple_products(result).sum(dtype=torch.float64), obeys(result != 0, NM(2, 4)).sum()
 
@@ -115,6 +119,16 @@ def _kernel() -> ctypes.CDLL | None:
     library.proximal_two_four.argtypes = [pointer, pointer, ctypes.c_int64, ctypes.c_float, ctypes.c_int32, pointer]
     library.proximal_two_four.restype = ctypes.c_double
     return library
+
+
+@cache
+def _gpu_kernel() -> ModuleType | None:
+    """Return the operator for GPUs, or None with a warning if there is no Triton."""
+    try:
+        return import_module("patch.masks.kernels.proximal_triton")
+    except ImportError as error:
+        warnings.warn(f"ProxSparse's operator runs in plain PyTorch, many times slower: {error}", stacklevel=2)
+        return None
 
 
 def _shrink_eager(weight: Tensor, strength: float, result: Tensor) -> None:

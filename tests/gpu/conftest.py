@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from patch.inference import backends, checked, generation
-from patch.masks import kernels
+from patch.masks import kernels, proximal
 
 from .cuda_tensor import on_host
 from .cuda_walk import CudaWalk
-from .stand_ins import MaskKernels, PackedProducts
+from .stand_ins import MaskKernels, PackedProducts, ProximalOperator
 
 # A tile of 16 divides every layer.
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -25,8 +25,9 @@ LAYERS = 7
 @pytest.fixture
 def walk(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaWalk]:
     """Yield a walk, in which the test runs, with stand-ins for Triton kernels, CUDA events and graphs."""
-    walk, caches = CudaWalk(), (kernels._fast_kernel, backends._load_if_available)
+    walk, caches = CudaWalk(), (kernels._fast_kernel, proximal._gpu_kernel, backends._load_if_available)
     monkeypatch.setitem(sys.modules, "patch.masks.kernels.fused", MaskKernels(walk))
+    monkeypatch.setitem(sys.modules, "patch.masks.kernels.proximal_triton", ProximalOperator(walk))
     monkeypatch.setitem(sys.modules, "patch.inference.backends.fused", PackedProducts(walk))
     monkeypatch.setattr(checked, "_check_tensors", _checking_on_host(checked._check_tensors))
     monkeypatch.setattr(torch.cuda, "Event", _Event)

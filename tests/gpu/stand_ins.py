@@ -10,6 +10,7 @@ from torch import Tensor
 from patch.inference.backends import common_reason, unpacked
 from patch.inference.packed import PackedWeight
 from patch.masks.kernels import Layer, eager
+from patch.masks.proximal import shrink_two_four_
 
 from .cuda_tensor import CudaTensor, on_host
 from .cuda_walk import CudaWalk
@@ -76,6 +77,24 @@ def _check_layer(layer: Layer, first: int, rows: int) -> None:
 def _layer_on_host(layer: Layer) -> Layer:
     parts = map(on_host, (layer.weight, layer.logits, layer.bits, layer.tile_density))
     return Layer(*parts, layer.tile, layer.sampling, layer.keys, layer.first_row)
+
+
+class ProximalOperator:
+    """Stand-in of `patch.masks.kernels.proximal_triton`: the operator of a CPU."""
+
+    def __init__(self, walk: CudaWalk) -> None:
+        self._walk = walk
+
+    def shrink(
+        self, weight: Tensor, strength: float, result: Tensor, constants: dict[str, float]
+    ) -> tuple[Tensor, Tensor]:
+        for tensor in (weight, result):
+            _check(tensor, tuple(weight.shape), weight.dtype)
+        self._walk.launch("proximal operator")
+        found = on_host(weight).clone()
+        statistics = shrink_two_four_(found, strength)
+        on_host(result).copy_(found)
+        return tuple(map(CudaTensor, statistics))
 
 
 class PackedProducts:

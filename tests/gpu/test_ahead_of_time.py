@@ -13,6 +13,7 @@ from benchmarks.ahead_of_time import (  # noqa: E402
     compiled,
     mask_kernels,
     product_kernels,
+    proximal_kernel,
 )
 
 # The least and the largest block of a few rows, and many rows.
@@ -21,7 +22,7 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=
 
 
 @every_architecture
-@pytest.mark.parametrize("kernel", [*mask_kernels(), *PRODUCTS], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [*mask_kernels(), proximal_kernel(), *PRODUCTS], ids=lambda kernel: kernel.name)
 def test_a_kernel_fits_the_architecture(kernel: Kernel, architecture: Architecture) -> None:
     found = compiled(kernel, architecture)
     assert found.spilled == 0, "registers suffice"

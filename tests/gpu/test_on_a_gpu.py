@@ -17,6 +17,7 @@ from patch.learning.learn import learn
 from patch.learning.learning_settings import Learning
 from patch.masks.kernels import Layer, Sampling, eager, kernel_for
 from patch.masks.nm import NM
+from patch.masks.proximal import shrink_two_four_
 from patch.pruning.prune import prune
 from tests.unit.inference.interpreted import packed_weight
 
@@ -50,6 +51,17 @@ def test_a_graph_captures_a_packed_product() -> None:
     inputs.copy_(torch.randn(2, 1024))
     graph.replay()
     assert torch.equal(captured, fused.multiply(packed, inputs))
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+@pytest.mark.parametrize("scale", [0.02, 0.3, 1.0])
+def test_the_proximal_operator_gives_the_bits_of_a_cpu(scale: float, strength: float) -> None:
+    weight = scale * torch.randn(67, 1028, generator=torch.Generator().manual_seed(0))
+    found = weight.cuda()
+    statistics = shrink_two_four_(found, strength)
+    expected = shrink_two_four_(weight, strength)
+    assert torch.equal(found.cpu(), weight)
+    assert [float(value) for value in statistics] == pytest.approx([float(value) for value in expected], rel=1e-6)
 
 
 def _masked(layer: Layer, gradient: Tensor) -> list[Tensor]:

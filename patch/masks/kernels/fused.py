@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patch.masks.kernels.eager import add_by_tile
 from patch.masks.kernels.layer import Layer
+from patch.masks.kernels.triton_groups import load_four, store_four
 from patch.masks.noise import signed
 
 # Number of groups of four weights of a program, and of its warps.
@@ -36,25 +37,6 @@ def _score(logits, index, place, inside, key0, key1, scale, temperature):  # noq
     noise = ((_mix(place, key0, key1) >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-7
     gumbel = -tl.log(-tl.log(noise))
     return (tl.load(logits + index, mask=inside, other=0.0) * scale + gumbel) / temperature
-
-
-@triton.jit
-def _four(values, index, inside):  # noqa: ANN001, ANN202
-    """Load the four neighbours of each group with one access, and return them position by position, as fp32."""
-    pointers = values + 4 * index[:, None] + tl.arange(0, 4)[None, :]
-    four = tl.load(pointers, mask=inside[:, None], other=0).to(tl.float32)
-    even, odd = tl.split(tl.reshape(four, (index.shape[0], 2, 2)))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-@triton.jit
-def _store_four(values, index, inside, x0, x1, x2, x3):  # noqa: ANN001, ANN202
-    """Store the four neighbours of each group with one access."""
-    four = tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (index.shape[0], 4))
-    pointers = values + 4 * index[:, None] + tl.arange(0, 4)[None, :]
-    tl.store(pointers, four.to(values.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
@@ -159,9 +141,9 @@ def _forward(
         dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
         m0, m1 = dense + (1 - dense) * m0, dense + (1 - dense) * m1
         m2, m3 = dense + (1 - dense) * m2, dense + (1 - dense) * m3
-    w0, w1, w2, w3 = _four(weight, index, inside)
+    w0, w1, w2, w3 = load_four(weight, index, inside)
     w0, w1, w2, w3 = w0 * m0, w1 * m1, w2 * m2, w3 * m3
-    _store_four(masked, index, inside, w0, w1, w2, w3)
+    store_four(masked, index, inside, w0, w1, w2, w3)
     tl.store(norms + tl.program_id(0), tl.sum(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3))
 
 
@@ -217,13 +199,13 @@ def _backward(
     dense = tl.zeros([SIZE], tl.float32)
     if TILED:
         dense = _density_of(tile_density, group, inside, groups, height, tile_groups, tile_columns)
-    w0, w1, w2, w3 = _four(weight, index, inside)
+    w0, w1, w2, w3 = load_four(weight, index, inside)
     k0, k1 = (dense + (1 - dense) * m0) * w0, (dense + (1 - dense) * m1) * w1
     k2, k3 = (dense + (1 - dense) * m2) * w2, (dense + (1 - dense) * m3) * w3
     if MASKED:
-        _store_four(masked, index, inside, k0, k1, k2, k3)
+        store_four(masked, index, inside, k0, k1, k2, k3)
     factor = 2 * tl.load(norm_gradient)
-    g0, g1, g2, g3 = _four(gradient, index, inside)
+    g0, g1, g2, g3 = load_four(gradient, index, inside)
     g0, g1 = w0 * (g0 + factor * k0), w1 * (g1 + factor * k1)
     g2, g3 = w2 * (g2 + factor * k2), w3 * (g3 + factor * k3)
     if TILED:

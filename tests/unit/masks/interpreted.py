@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from patch.masks.kernels import eager, fused
+from patch.masks import proximal
+from patch.masks.kernels import eager, fused, proximal_triton
 from patch.masks.kernels.eager import pack_bits
 from patch.masks.kernels.layer import Layer, Sampling
+from patch.masks.nm import NM, obeys
 from patch.masks.noise import noise_keys
 
 
@@ -43,6 +45,27 @@ def results(kernel, one, add, start, stop):
     return [*found, torch.as_tensor(norm), *(t for t in (grad_logits, grad_density) if t is not None)]
 
 
+def compare_proximal() -> int:
+    """Compare the proximal operator on groups of every size and on special ones; return the number of cases."""
+    proximal_triton.GROUPS, count = 64, 0
+    special = torch.tensor([[0.9, 0.9, 0.9, 0.9], [1, 1, 1, 0.3], [0.5, -0.5, 0, 0], [1.1, 0.2, -0.2, 0.1], [0] * 4])
+    special = torch.cat([special, torch.tensor([[1, float("nan"), 0.1, 0.2], [float("inf"), 1, 0.5, 0.1]])])
+    for dtype, scale, strength in itertools.product(
+        (torch.float32, torch.bfloat16), (0.01, 0.1, 0.3, 1.0), (0.0, 0.25, 1.0)
+    ):
+        drawn = scale * torch.randn(93, 4, generator=torch.Generator().manual_seed(0))
+        weight = torch.cat([drawn, special]).to(dtype).reshape(25, 16)
+        expected, found = torch.empty_like(weight), weight.clone()
+        proximal._shrink_eager(weight, strength, expected)
+        penalty, sparse = proximal_triton.shrink(found, strength, found, proximal._CONSTANTS)
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 0
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=0, equal_nan=True)
+        torch.testing.assert_close(penalty, proximal.triple_products(found).sum(dtype=torch.float64), equal_nan=True)
+        assert sparse == obeys(found != 0, NM(2, 4)).sum()
+        count += 1
+    return count
+
+
 def main() -> None:
     """Compare both implementations on layers of every kind, and print the number of cases."""
     count = 0
@@ -62,7 +85,7 @@ def main() -> None:
                 tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
                 torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale)
             count += 1
-    print(count, "cases")
+    print(count + compare_proximal(), "cases")
 
 
 if __name__ == "__main__":
