@@ -1,9 +1,10 @@
 """C++ backend for the CPU, compiled for the processor's instructions on first use and cached.
 
 With few rows of inputs, as in decoding, memory bandwidth is the limit, and the packed weight is expanded in registers.
-With more, arithmetic is the limit: products with zeros are skipped, or AMX multiplies. Tiles of other sizes are
-unpacked into a block that fits the caches, which PyTorch multiplies. The codes of a quantized weight are decoded in
-registers too, or with more rows into a block of an ordinary packed weight.
+With more, arithmetic is the limit: products with zeros are skipped, unless the processor multiplies bf16 fast enough,
+by AMX or by dot products of pairs. Tiles of other sizes are unpacked into a block that fits the caches, which PyTorch
+multiplies. The codes of a quantized weight are decoded in registers too, or with more rows into a block of an ordinary
+packed weight.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ INSTRUCTIONS = {
 # Environment variable that selects an instruction set other than the fastest.
 CHOICE = "PATCH_INSTRUCTIONS"
 DTYPES = (torch.float32, torch.bfloat16)
-# Largest number of input rows for the kernels that read memory at the limit; with AMX it is lower.
-GEMV_ROWS, GEMV_ROWS_AMX = 4, 2
+# Largest number of input rows for the kernels that read memory at the limit, by the instructions for bf16 and whether
+# the weight has codes.
+GEMV_ROWS = 4
+BF16_GEMV_ROWS = {("amx", False): 2, ("amx", True): 2, ("avx512-bf16", True): 8}
 # With more rows, PyTorch's products of unpacked weights use AMX better.
 GEMM_ROWS_AMX = 1024
 # Number of weights unpacked at a time.
@@ -189,13 +192,12 @@ def multiply(packed: PackedWeight, inputs: Tensor) -> Tensor:
     count = shape[0]
     output = inputs.new_empty(count, rows)
     bf16 = inputs.dtype is torch.bfloat16
-    if parts.scales is None:
-        name, flag, group_size = "packed", (), 32
-    else:
-        name, flag, group_size = "codes", (bf16,), parts.group_size
+    coded = parts.scales is not None
+    name, flag, group_size = ("codes", (bf16,), parts.group_size) if coded else ("packed", (), 32)
     addresses = reference, inputs.data_ptr(), output.data_ptr(), count
     amx = instructions == "amx" and bf16
-    if count <= (GEMV_ROWS_AMX if amx else GEMV_ROWS) and parts.width % 32 == group_size % 32 == 0:
+    few = BF16_GEMV_ROWS.get((instructions, coded), GEMV_ROWS) if bf16 else GEMV_ROWS
+    if count <= few and parts.width % 32 == group_size % 32 == 0:
         getattr(kernel, f"{name}_gemv")(*addresses, *flag)
     elif parts.width % 16 == parts.height % 16 == 0 and not (amx and count > GEMM_ROWS_AMX):
         getattr(kernel, f"{name}_gemm")(*addresses, *flag)

@@ -6,7 +6,7 @@
 #endif
 
 #include "gemm.h"
-#include "gemm_amx.h"
+#include "gemm_bf16.h"
 #include "gemv.h"
 
 // Computes outputs [n, out] of inputs [n, in], of the type of the values, for small n; the width of a tile is a multiple
@@ -20,9 +20,14 @@ extern "C" void packed_gemv(const Packed* a, const void* inputs, void* outputs, 
 
 template <typename T>
 void multiply_many(const Packed& a, const T* inputs, T* outputs, int64_t n) {
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == sizeof(uint16_t))
-    if (a.width % STEP == 0 && amx_available()) return gemm_amx(a, inputs, outputs, n);
+    if (a.width % STEP == 0) {
+#if defined(__AMX_BF16__)
+      if (amx_available()) return gemm_bf16<AmxMicrokernel>(a, inputs, outputs, n);
+#endif
+      return gemm_bf16<VectorMicrokernel>(a, inputs, outputs, n);
+    }
 #endif
   gemm(a, inputs, outputs, n);
 }
