@@ -49,12 +49,13 @@ HEADERS = ("engine", "model", "requests", "tokens/s", "dense tokens/s", "ratio",
 
 
 class Workload(NamedTuple):
-    """Numbers of concurrent requests, of tokens of a prompt, of new tokens, and of turns."""
+    """Numbers of concurrent requests, of tokens of a prompt, of new tokens, and of turns; sparsities in percent."""
 
     requests: tuple[int, ...]
     prompt: int
     new: int
     turns: int
+    sparsities: tuple[int, ...]
 
 
 class Speed(NamedTuple):
@@ -134,14 +135,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each engine (all processors)")
     parser.add_argument("--turns", type=int, default=3, help="measurements of each side (%(default)s)")
     parser.add_argument("--engines", nargs="+", choices=("vllm", "hf"), default=["vllm", "hf"])
+    parser.add_argument("--sparsities", type=int, nargs="+", choices=SPARSITIES, default=SPARSITIES, help="in percent")
     options = parser.parse_args()
+    sparsities = tuple(options.sparsities)
     sizes = QUICK if options.quick else FULL
-    workload = Workload((1, 4), 32, 16, 2) if options.quick else Workload((1, 4, 16), 128, 128, options.turns)
+    full = Workload((1, 4, 16), 128, 128, options.turns, sparsities)
+    workload = Workload((1, 4), 32, 16, 2, sparsities) if options.quick else full
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     torch.set_num_threads(options.threads)
     print(f"{sizes.weights / 1e9:.2f}B weights, {options.threads} threads, bf16, torch {torch.__version__}", flush=True)
     with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
-        folders = write_models(Path(temporary) / "models", sizes, SPARSITIES)
+        folders = write_models(Path(temporary) / "models", sizes, sparsities)
         found: dict[str, float | None] = dict.fromkeys(("vllm_45", "vllm_25", "vllm_50", "hf_45", "memory_45"))
         if "vllm" in options.engines:
             found |= in_vllm(folders, Path(temporary), sizes.vocabulary, sizes.layer_bytes, workload)
@@ -165,7 +169,7 @@ def in_vllm(folders: dict[str, Path], logs: Path, vocabulary: int, layer_bytes: 
             yield one
 
     with server("dense") as dense:
-        for sparsity in SPARSITIES:
+        for sparsity in workload.sparsities:
             with server(str(sparsity)) as packed:
                 for requests in workload.requests:
                     turns = [
@@ -196,7 +200,7 @@ def in_transformers(folders: dict[str, Path], workload: Workload) -> dict:
 
     disable_progress_bar()
     lines, ratios = [], {}
-    for sparsity in SPARSITIES:
+    for sparsity in workload.sparsities:
         names = {"dense": folders["dense"], "packed": folders[str(sparsity)]}
         models = {
             name: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
