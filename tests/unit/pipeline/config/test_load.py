@@ -59,7 +59,11 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     ),
     "kind": (
         put("models", "qwen", "source", "kind", "trian"),
-        ["models.qwen.source", "trian", "train", "hub", "local"],
+        ["`models.qwen.source.kind` is 'trian'; did you mean `train`? known: train, hub, local, gguf"],
+    ),
+    "kind-missing": (
+        put("corpora", "text", "source", {"files": ["a.txt"]}),
+        ["`corpora.text.source.kind` is missing; known: package, files, hub"],
     ),
     "architecture": (
         put("models", "qwen", "source", "architecture", "bloom"),
@@ -121,7 +125,19 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     "tile-zero": (add(HYBRID | {"tiles": [0]}), ["`grid.3.tiles.0` is 0"]),
     "tile-negative": (add(HYBRID | {"tiles": [-4]}), ["`grid.3.tiles.0` is -4"]),
     "learning-key": (put("learning", "common", "stpes", 3), ["`learning.common.stpes`", "did you mean `steps`?"]),
-    "learning-value": (put("learning", "common", "lr", -1), ["lr` is -1", "greater than 0"]),
+    "learning-value": (put("learning", "common", "lr", -1), ["`learning.common.lr` is -1", "greater than 0"]),
+    "learning-value-of-method": (
+        put("learning", "methods", {"patch-joint": {"steps": -5}}),
+        ["`learning.methods.patch-joint.steps` is -5"],
+    ),
+    "learning-value-of-override": (
+        put("learning", "overrides", [{"method": "maskllm", "set": {}}, {"model": "qwen", "set": {"steps": -5}}]),
+        ["`learning.overrides.1.set.steps` is -5"],
+    ),
+    "learning-prior-of-method": (
+        put("learning", "methods", {"patch-joint": {"tile_prior": "wnada"}}),
+        ["`learning.methods.patch-joint.tile_prior` is 'wnada'", "did you mean `wanda`?"],
+    ),
     "learning-method": (
         put("learning", "methods", {"patch-jiont": {"lr": 1}}),
         ["`learning.methods.patch-jiont`", "did you mean `patch-joint`?"],
@@ -144,7 +160,7 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     ),
     "micro-batch": (
         put("learning", "common", "micro_batch_size", 3),
-        ["micro_batch_size 3", "batch_size 4", "divisor"],
+        ["`learning.common`: micro_batch_size 3", "batch_size 4", "divisor"],
     ),
     "temperature": (
         put("learning", "common", "tile_temperature", [2, 0]),
@@ -167,6 +183,14 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     "files": (
         put("corpora", "more", {"source": {"kind": "files", "files": ["no/such/*.txt"]}}),
         ["`corpora.more.source.files`", "'no/such/*.txt'"],
+    ),
+    "files-key": (
+        put("corpora", "more", {"source": {"kind": "files", "files": ["a.txt"], "feild": "a"}}),
+        ["unknown key `corpora.more.source.feild`", "did you mean `field`?", "known: field, files, kind, split"],
+    ),
+    "files-word": (
+        put("corpora", "more", {"source": {"kind": "files", "files": [1, {}]}}),
+        ["`corpora.more.source.files.0` is 1"],
     ),
     "files-empty": (
         put("corpora", "more", {"source": {"kind": "files", "files": [""]}}),

@@ -88,7 +88,7 @@ def test_a_varied_recipe_is_a_set_of_defaults(raw_config):
         ({"vary": {"recipe": ["papers"]}}, "`grid.vary.recipe` is 'papers'; did you mean `paper`"),
         ({"vary": {"recipe": [True]}}, "`grid.vary.recipe` is True; known: paper, public-code"),
         ({"vary": {"tile_prio": ["none"]}}, r"`grid.vary.tile_prio`; did you mean `tile_prior`"),
-        ({"vary": {"tile_prior": ["wandaa"]}}, r"`learning.tile_prior` is 'wandaa'; did you mean `wanda`"),
+        ({"vary": {"tile_prior": ["wandaa"]}}, r"`grid.vary.tile_prior` is 'wandaa'; did you mean `wanda`"),
         ({"vary": {"lr": [-1.0]}}, "greater than 0"),
         ({"vary": {"tile_prior": []}}, "at least 1 item"),
         ({"vary": {"tile_prior": ["a/b"]}}, "vary"),

@@ -324,7 +324,7 @@ def test_one_tile_a_layer_has_a_name(raw_config: dict) -> None:
 )
 def test_a_prior_that_cannot_be_one(key: str, value: str, right: str, raw_config: dict) -> None:
     raw_config["learning"]["common"][key] = value
-    with pytest.raises(InputError, match=f"learning.{key}` is '{value}'.*{right}"):
+    with pytest.raises(InputError, match=f"`learning.common.{key}` is '{value}'.*{right}"):
         grid_of(raw_config)
 
 
