@@ -8,11 +8,9 @@ snakemake tables | figures | all               parts of it
 import os
 
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import update_config
 
 from patch.errors import InputError
-from patch.files.plain import read_yaml
-from patch.pipeline.config.load import DEFAULT_CONFIG, extended, validate_experiment
+from patch.pipeline.config.load import DEFAULT_CONFIG, read_configuration, validate_experiment
 from patch.pipeline.resources.cost import CostModel, too_large
 from patch.pipeline.resources.forecast import write_forecast
 from patch.pipeline.resources.jobs import JobGraph
@@ -27,13 +25,8 @@ from patch.pipeline.stages import client
 from patch.pipeline.stages.server import start_server
 
 try:
-    # Snakemake's own reader silently keeps the last of two equal keys.
-    for file in workflow.configfiles:
-        read_yaml(file)
-    if not workflow.configfiles:
-        update_config(settings := read_yaml(DEFAULT_CONFIG), config)
-        config = settings
-    config = extended(config)
+    # Snakemake's own reader knows no `extends`, and silently keeps the last of two equal keys.
+    config = read_configuration(workflow.configfiles or [DEFAULT_CONFIG], workflow.config_settings.config)
     PLAN = Plan(validate_experiment(config))
     # Jobs parse this file again, but must not read lm-eval's many files again.
     if workflow.is_main_process:

@@ -83,7 +83,7 @@ def validate(model: type[T], raw: dict[str, Any], where: str | Mapping[str, str]
     Args:
         model: Class of the section.
         raw: Values of its keys.
-        where: Dotted path of ``raw`` in the file, for messages; or that of the section of each key, and under "" of all.
+        where: Dotted path of ``raw`` in the file, for messages; or that of each key's section, and under "" of all.
 
     Raises:
         InputError: A key or value is invalid; the message has one line for each error.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from patch.settings import validate
 
 # Configuration that is used without `--configfile`.
 DEFAULT_CONFIG = "config/demo.yaml"
+# Spellings of YAML's null.
+NULLS = ("null", "Null", "NULL", "~")
 
 
 def load_experiment(path: Path | str) -> Experiment:
@@ -33,11 +37,33 @@ def validate_experiment(raw: dict[str, Any]) -> Experiment:
     return validate(Experiment, extended(raw))
 
 
+def read_configuration(paths: Sequence[Path | str], changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the values of configuration files and of the files that they extend, merged.
+
+    Args:
+        paths: Files, later ones on top.
+        changes: Values on top of all files, as Snakemake reads them from `--config`.
+
+    Raises:
+        InputError: A file is missing or is not YAML, or the files extend each other in a cycle.
+    """
+    return extended(reduce(_merged, [*map(read_yaml, paths), _with_nulls(changes or {})], {}))
+
+
+def _with_nulls(value: Any) -> Any:
+    """Return a value of `--config`, which Snakemake reads as YAML without types, with None for each null."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(child) for child in value]
+    return None if value in NULLS else value
+
+
 def extended(raw: dict[str, Any], seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a configuration merged with the file that its key `extends` names, recursively.
 
-    Mappings are merged; all other values of the configuration replace those of the file. ``seen`` are the files that
-    extend this one.
+    Mappings are merged, unless their `kind` differs; all other values of the configuration replace those of the file.
+    ``seen`` are the files that extend this one.
 
     Raises:
         InputError: A file is missing or is not YAML, or the files extend each other in a cycle.
@@ -55,7 +81,13 @@ def extended(raw: dict[str, Any], seen: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     both = {
-        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in changes.items()
+        key: _merged(base[key], value) if _is_change(base.get(key), value) else value for key, value in changes.items()
     }
     return base | both
+
+
+def _is_change(base: Any, value: Any) -> bool:
+    """Return whether a value changes keys of that of the base; a section of another kind replaces it."""
+    if not isinstance(base, dict) or not isinstance(value, dict):
+        return False
+    return "kind" not in base or "kind" not in value or base["kind"] == value["kind"]

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from patch.errors import InputError
-from patch.pipeline.config.load import load_experiment, validate_experiment
+from patch.pipeline.config.load import load_experiment, read_configuration, validate_experiment
 from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[4]
@@ -273,3 +273,34 @@ def test_configurations_of_the_repository_plan(path: Path, monkeypatch: pytest.M
     assert plan.grid.runs
     names = [plan.layout.record(run) for run in plan.grid.runs]
     assert len(set(names)) == len(names)
+
+
+OTHER_KINDS = """
+corpora: {text: {source: {kind: hub, repo: a/b, revision: "0123456", splits: {train: train, test: test}}}}
+models: {qwen: {source: {kind: local, path: a}}}
+"""
+
+
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_section_of_another_kind_replaces_that_of_the_base(
+    extended: bool, raw_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(yaml.safe_dump(raw_config))
+    Path("c.yaml").write_text("extends: base.yaml\n" * extended + OTHER_KINDS)
+    experiment = validate_experiment(read_configuration(["c.yaml"] if extended else ["base.yaml", "c.yaml"]))
+    assert experiment.corpora["text"].source.repo == "a/b"
+    assert experiment.models["qwen"].source.path == "a"
+    # All else is merged.
+    assert experiment.models["qwen"].title == raw_config["models"]["qwen"]["title"]
+    assert experiment.models["llama"] == validate_experiment(raw_config).models["llama"]
+
+
+@pytest.mark.parametrize("null", ["null", "~", None])
+def test_null_on_the_command_line(null: str | None, raw_config: dict, tmp_path: Path) -> None:
+    raw_config["speedup"], raw_config["evaluation"]["limit"] = {"batch_size": 2}, 3
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw_config))
+    changes = {"speedup": null, "evaluation": {"limit": null}, "grid": [{"methods": ["wanda"], "pattern": null}]}
+    experiment = validate_experiment(read_configuration([tmp_path / "c.yaml"], changes))
+    assert (experiment.speedup, experiment.evaluation.limit, experiment.grid[0].pattern) == (None, None, None)
+    assert experiment.evaluation.tasks == raw_config["evaluation"]["tasks"]
