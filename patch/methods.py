@@ -6,9 +6,10 @@ This module does not import torch, because Snakemake loads it while it parses th
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from patch.errors import InputError, suggest
 
@@ -25,6 +26,10 @@ PAPER_ORDER = (
     "patch-joint",
     "patch-tile",
 )
+
+Statistics = Literal["none", "norm", "gram"]
+# Patterns of one-shot methods.
+_ONE_SHOT = re.compile(r"n:m|\d+:\d+|unstructured")
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Method:
     title: str
     stage: Literal["none", "prune", "learn", "import"]
     patterns: tuple[str, ...]
-    statistics: Literal["none", "norm", "gram"] = "none"
+    statistics: Statistics = "none"
     updates_weights: bool = False
 
     @property
@@ -63,14 +68,28 @@ def one_shot_methods(folder: Path) -> list[Method]:
     The files are parsed and not imported, because importing them would import torch.
 
     Raises:
-        InputError: An argument of `Method(...)` is not a literal, the method's name is not the file's name, or its
-            stage is not `prune`.
+        InputError: A file is not Python, or its line `METHOD` or its function is invalid or missing; the message names
+            the file.
     """
+    return [method for path in sorted(folder.glob("*.py")) for method in _methods_of_file(path)]
+
+
+def _methods_of_file(path: Path) -> list[Method]:
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     found = []
-    for path in sorted(folder.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["METHOD"]:
-                found.append(_method(path, node.value))
+    for node in (node for node in body if isinstance(node, ast.Assign)):
+        names = [ast.unparse(target) for target in node.targets]
+        if names != ["METHOD"]:
+            if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Method":
+                raise InputError(f"{path}, line {node.lineno}: a method is assigned to {names[0]}; name it METHOD")
+            continue
+        found.append(_method(path, node.value))
+        if path.stem not in functions:
+            raise InputError(f"{path}: the function `{path.stem}` is missing; {suggest(path.stem, functions)}")
     return found
 
 
@@ -85,6 +104,14 @@ def _method(path: Path, value: ast.expr) -> Method:
         raise InputError(
             f"{path}: METHOD is named {method.name!r} with stage {method.stage!r}; "
             f"use the file's name, {path.stem!r}, and 'prune'"
+        )
+    if method.statistics not in get_args(Statistics):
+        hint = suggest(str(method.statistics), list(get_args(Statistics)))
+        raise InputError(f"{path}: `statistics` of METHOD is {method.statistics!r}; {hint}")
+    if not isinstance(method.patterns, tuple) or not all(map(_ONE_SHOT.fullmatch, map(str, method.patterns))):
+        raise InputError(
+            f'{path}: `patterns` of METHOD is {method.patterns!r}; give a tuple of "n:m", patterns such as "2:4", and '
+            '"unstructured", such as ("n:m",)'
         )
     return method
 
