@@ -11,6 +11,7 @@ from patch.learning.finetuning_settings import Finetuning
 from patch.learning.learning_settings import Learning, method_defaults, used_by
 from patch.masks.pattern import NM_TEXT
 from patch.methods import METHODS, get_method
+from patch.models.config_keys import check_config_keys
 from patch.models.shapes import check_sharding, model_shape
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.runs.expand import expand, import_runs, variants
@@ -62,11 +63,10 @@ class Grid:
             "finetuning.use": experiment.finetuning and experiment.finetuning.use,
         }
         named = {f"{key}.corpus": use.corpus for key, use in uses.items() if use}
-        named |= {
-            f"models.{name}.source.corpus": model.source.corpus
-            for name, model in experiment.models.items()
-            if model.source.kind == "train"
-        }
+        trained = {name: model.source for name, model in experiment.models.items() if model.source.kind == "train"}
+        named |= {f"models.{name}.source.corpus": source.corpus for name, source in trained.items()}
+        for name, source in trained.items():
+            check_config_keys(f"models.{name}.source.config", source.architecture, source.config)
         for key, corpus in named.items():
             if corpus not in corpora:
                 raise InputError(f"`{key}` is {corpus!r}; {suggest(corpus, corpora)}")

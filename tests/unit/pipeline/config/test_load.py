@@ -166,6 +166,14 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
         put("learning", "common", "tile_temperature", [2, 0]),
         ["tile_temperature", "[2.0, 0.0]", "positive"],
     ),
+    "config-key": (
+        put(*CONFIG, "hiden_size", 24),
+        ["unknown key `models.qwen.source.config.hiden_size` of a qwen2 model", "did you mean `hidden_size`?"],
+    ),
+    "config-key-of-the-tokenizer": (
+        put(*CONFIG, "vocab_size", 24),
+        ["`models.qwen.source.config.vocab_size`", "leave"],
+    ),
     "size-missing": (drop(*CONFIG, "hidden_size"), ["models.qwen.source.config", "`hidden_size` is missing"]),
     "size-word": (put(*CONFIG, "hidden_size", "24"), ["models.qwen.source.config.hidden_size", "'24'"]),
     "size-zero": (put(*CONFIG, "num_attention_heads", 0), ["models.qwen.source.config.num_attention_heads", "0"]),
