@@ -33,9 +33,7 @@ def test_the_keys_are_the_fields_of_the_class(architecture: str) -> None:
 )
 def test_a_wrong_key_is_named(architecture: str, key: str, message: str) -> None:
     own, common = config_keys(architecture)
-    right = [
-        name for name in (*own, *common) if name not in ("vocab_size", *(n for n in own if n.endswith("token_id")))
-    ]
+    right = [name for name in (*own, *common) if name not in SPECIAL]
     check_config_keys("c", architecture, right)
     with pytest.raises(InputError) as error:
         check_config_keys("c", architecture, [*right, key])
