@@ -91,4 +91,4 @@ rule all:
         lambda _: force(workflow, PLAN, logger),
 
 
-logger.addFilter(TargetNames(PLAN, [rule.name for rule in workflow.rules if not rule.has_wildcards()]))
+logger.addFilter(TargetNames(PLAN, [rule.name for rule in workflow.rules]))

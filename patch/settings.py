@@ -129,6 +129,8 @@ def _explain(fault: dict[str, Any], model: type[BaseModel], where: str | Mapping
     if fault["type"] == "union_tag_invalid":
         return f"`{key}.kind` is {fault['ctx']['tag']!r}; {suggest(fault['ctx']['tag'], _kinds(model, location))}"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "Input should be a mapping of keys to values"
     return f"`{key}` is {shown(fault['input'])}: {message}" if fault["type"] != "value_error" else f"`{key}`: {message}"
 
 

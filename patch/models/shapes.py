@@ -138,10 +138,8 @@ def check_tile(name: str, shape: Shape, tile: int) -> None:
     good = [t for t in range(4, min(sizes) + 1, 4) if all(length % t == 0 for length in sizes)]
     layer, size = next(iter(bad.items())) if bad else next(iter(shapes.items()))
     reason = f"does not divide {layer} {list(size)}" if bad else "is not a multiple of 4"
-    raise InputError(
-        f"tile {tile} {reason} of model `{name}`; "
-        f"use one of {', '.join(map(str, good)) or 'none: this model has no common tile'}"
-    )
+    right = f"use one of {', '.join(map(str, good))}" if good else "no tile does, so change the sizes of the model"
+    raise InputError(f"tile {tile} {reason} of model `{name}`; {right}")
 
 
 def check_sharding(name: str, shape: Shape, processes: int) -> None:

@@ -46,7 +46,7 @@ class TargetNames:
 
     Args:
         plan: Plan of the experiment.
-        rules: Names of the rules that can be targets.
+        rules: Names of all rules, which can be targets too.
     """
 
     def __init__(self, plan: Plan, rules: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ class TargetNames:
         root, name = self._plan.layout.root, self._plan.experiment.experiment
         results, of = f"{root.removesuffix(name)}", f"of experiment `{name}`"
         if "/" not in target:
-            return f"no target `{target}`; {suggest(target, list(self._rules))}; or the path of a file"
+            return f"no rule `{target}`; {suggest(target, list(self._rules))}"
         if target.startswith(results) and not target.startswith(f"{root}/"):
             other = target.removeprefix(results).partition("/")[0]
             return (

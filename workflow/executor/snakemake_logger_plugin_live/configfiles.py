@@ -18,7 +18,7 @@ def explain(message: str) -> str | None:
     It names the file and the line. Return None for a message about something else.
     """
     if found := CHANGES.search(message):
-        return f"error: --config: {found[1]} For example --config seeds=[0,1,2]"
+        return f"error: --config: {found[1]} For example --config seeds=[0,1,2] 'learning={{common: {{steps: 9}}}}'"
     if not any(sign in message for sign in FILES):
         return None
     # Imported here because only this message needs them.
@@ -34,5 +34,6 @@ def explain(message: str) -> str | None:
         try:
             read_yaml(path)
         except InputError as error:
-            return f"error: {error}"
+            hint = "" if path.exists() else "; several files may follow --configfile, so write targets before it"
+            return f"error: {error}{hint}"
     return None

@@ -146,4 +146,5 @@ def test_other_messages_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_snakemake_prints_the_explanation_alone(tmp_path: Path) -> None:
     done = run(tmp_path, "--configfile", "none.yaml")
-    assert done.returncode == 1 and done.stderr == "error: configuration none.yaml: no such file\n"
+    hint = "several files may follow --configfile, so write targets before it"
+    assert done.returncode == 1 and done.stderr == f"error: configuration none.yaml: no such file; {hint}\n"

@@ -57,7 +57,7 @@ def test_an_unknown_target_names_those_that_exist(part: str, plan: Plan) -> None
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("tabels", "no target `tabels`; did you mean `tables`? known: all, tables; or the path of a file"),
+        ("tabels", "no rule `tabels`; did you mean `tables`? known: all, tables"),
         ("results/tiny/exprot/a", "no rule makes results/tiny/exprot/a of experiment `tiny`"),
         ("results/paper/export/a/b", "the configuration is that of experiment `tiny`; give that of `paper`"),
     ],
