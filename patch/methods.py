@@ -109,10 +109,8 @@ def _method(path: Path, value: ast.expr) -> Method:
         hint = suggest(str(method.statistics), list(get_args(Statistics)))
         raise InputError(f"{path}: `statistics` of METHOD is {method.statistics!r}; {hint}")
     if not isinstance(method.patterns, tuple) or not all(map(_ONE_SHOT.fullmatch, map(str, method.patterns))):
-        raise InputError(
-            f'{path}: `patterns` of METHOD is {method.patterns!r}; give a tuple of "n:m", patterns such as "2:4", and '
-            '"unstructured", such as ("n:m",)'
-        )
+        right = 'give a tuple such as ("n:m", "unstructured") or ("2:4",)'
+        raise InputError(f"{path}: `patterns` of METHOD is {method.patterns!r}; {right}")
     return method
 
 

@@ -97,14 +97,14 @@ def validate(model: type[T], raw: dict[str, Any], where: str | Mapping[str, str]
 
 def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
     """Return ``location`` without the tags of unions and the indices of scalars, which are not keys of the file."""
-    parts, tags = [], 0
+    parts, tagged = [], False
     for index, part in enumerate(location):
         last = index == len(location) - 1
         # A tag may also be the name of a key, such as `files`; the tag comes first.
-        if isinstance(raw, dict) and not last and (part not in raw or (part == raw.get("kind") and not tags)):
-            tags += 1
+        if isinstance(raw, dict) and not last and (part not in raw or (part == raw.get("kind") and not tagged)):
+            tagged = True
             continue
-        tags = 0
+        tagged = False
         # The name of a type in a union, such as `list[str]`, or the index in the list that a scalar stands for.
         if str(part).endswith("]") or isinstance(raw, Scalar):
             continue

@@ -61,7 +61,7 @@ class TargetNames:
     def explain(self, target: str) -> str:
         """Return the message about an unknown target."""
         root, name = self._plan.layout.root, self._plan.experiment.experiment
-        results, of = f"{root.removesuffix(name)}", f"of experiment `{name}`"
+        results, of = root.removesuffix(name), f"of experiment `{name}`"
         if "/" not in target:
             return f"no rule `{target}`; {suggest(target, list(self._rules))}"
         if target.startswith(results) and not target.startswith(f"{root}/"):
