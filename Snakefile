@@ -26,7 +26,7 @@ from patch.pipeline.runs.stale import force
 from patch.pipeline.stages import client
 from patch.pipeline.stages.server import start_server
 
-# Snakemake's own reader knows no `extends`, and silently keeps the last of two equal keys.
+# Snakemake's own reader knows no `extends` and `KEY+`, and silently keeps the last of two equal keys.
 config = read_configuration(workflow.configfiles or [DEFAULT_CONFIG], workflow.config_settings.config)
 PLAN = Plan(validate_experiment(config))
 # Jobs parse this file again, but must not read lm-eval's many files again.

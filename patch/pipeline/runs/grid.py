@@ -10,7 +10,7 @@ from patch.errors import InputError, suggest
 from patch.learning.finetuning_settings import Finetuning
 from patch.learning.learning_settings import Learning, method_defaults, used_by
 from patch.masks.pattern import NM_TEXT
-from patch.methods import METHODS, get_method
+from patch.methods import FAULTS, METHODS, get_method
 from patch.models.config_keys import check_config_keys
 from patch.models.shapes import check_sharding, model_shape
 from patch.pipeline.config.experiment import Experiment
@@ -210,7 +210,7 @@ class Grid:
         for key, names in known.items():
             value = getattr(learning, key)
             if value not in names:
-                raise InputError(f"`{places[key]}.{key}` is {value!r}; {suggest(value, names)}")
+                raise InputError(f"`{places[key]}.{key}` is {value!r}; {FAULTS.get(value) or suggest(value, names)}")
 
     def priors(self, run: Run) -> dict[str, Run]:
         """Return the runs whose masks initialize a learning run, with the keys `pattern` or `frozen`, and `tile`."""
