@@ -19,6 +19,7 @@ COMMANDS = {
     "status": ("patch.pipeline.cli.status", "print the state of the jobs"),
     "show": ("patch.pipeline.cli.show", "print the first table and the paths of all results"),
     "memory": ("patch.pipeline.cli.memory", "estimate the GPU memory of mask learning"),
+    "add-model": ("patch.pipeline.cli.add_model", "write the block of a configuration for a pretrained model"),
     "export": ("patch.pipeline.cli.export", "write a sparse model to a folder that transformers and vLLM load"),
 }
 

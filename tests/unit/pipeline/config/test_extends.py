@@ -68,7 +68,7 @@ def test_several_files(base: Path, tmp_path: Path) -> None:
         ("extends: none.yaml", "top.yaml: `extends` is 'none.yaml', but .*/none.yaml: no such file; the path starts in"),
         ("extends: [a]", r"top.yaml: `extends` is \['a'\]; give the path of a configuration"),
         ("extends: top.yaml", "forms a cycle: .*top.yaml -> .*top.yaml"),
-        ("extends: shared", "shared cannot be read"),
+        ("extends: shared", "shared: cannot be read"),
         ("grid+: [{methods: [dense]}]", r"`grid\+` appends one list to another, but `grid` is missing in the base"),
         ("extends: shared/base.yaml\nmodels+: [a]", r"`models\+` appends .*, but `models` is no list but \{"),
         ("extends: shared/base.yaml\nevaluation: {tasks+: {a: 1}}", r"`evaluation.tasks\+` is no list but \{'a': 1\}"),
