@@ -84,8 +84,10 @@ def _check_type(path: Path, raw: dict[str, Any]) -> None:
 
 
 def _describe(path: Path, config: PretrainedConfig, raw: dict[str, Any]) -> Description:
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{path}: models of the type {config.model_type!r} are no causal language models")
     shape = config_shape(str(path), raw).model_copy(update={"tie_word_embeddings": config.tie_word_embeddings})
     with library_errors(f"a causal language model of {path} cannot be made"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -94,15 +94,14 @@ def _write(path: Path, base: Path, name: str, model: dict[str, Any], tile: dict[
         try:
             Plan(load_experiment(temporary))
         except InputError as error:
-            reason = str(error).replace(str(temporary), str(path))
-            raise InputError(f"{path} is not {'changed' if exists else 'made'}, since with the model: {reason}") from None
+            done, reason = "changed" if exists else "made", str(error).replace(str(temporary), str(path))
+            raise InputError(f"{path} is not {done}, since with the model: {reason}") from None
 
 
 def _source(model: str, revision: str | None, file: str | None) -> Source:
     folder, package = Path(model).is_dir(), None if "/" in model else _package(model)
-    if folder or package:
-        if revision:
-            raise InputError(f"--revision is {revision!r}, but {model} is a local model, which has none")
+    if revision and (folder or package):
+        raise InputError(f"--revision is {revision!r}, but {model} is a local model, which has none")
     if file and (folder or not package):
         raise InputError(f"--file is {file!r}, but {model} is no installed package")
     if folder:
@@ -146,4 +145,5 @@ def _from_package(module: str, distribution: str, file: str | None) -> Source:
         path = gguf_file(module, file, distribution, Path(temporary))
         found = describe_gguf(path)
     section = {"kind": "gguf", "package": module} | ({"file": file} if file else {}) | {"distribution": distribution}
-    return Source(Path(file or distribution).stem, section | {"shape": found.shape.model_dump(exclude_defaults=True)}, found)
+    section |= {"shape": found.shape.model_dump(exclude_defaults=True)}
+    return Source(Path(file).stem if file else distribution, section, found)

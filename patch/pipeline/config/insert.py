@@ -27,9 +27,8 @@ def insert_model(path: Path, name: str, model: dict[str, Any], others: dict[str,
     if taken:
         raise InputError(f"{path} has `{taken[0]}`, which is not overwritten; choose another name by --name")
     text = path.read_bytes().decode()
+    text += "" if text.endswith("\n") else "\n"
     lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
     found = [value for key, value in yaml.compose(text, yaml.SafeLoader).value if key.value == "models"]
     if not found:
         lines += ["\n", block({"models": {name: model}})]

@@ -37,7 +37,7 @@ def validate_experiment(raw: dict[str, Any]) -> Experiment:
     """
     check_plain(raw)
     if raw.get("extends") is not None:
-        raise InputError("configuration: `extends` belongs into a file; name several files after `--configfile` instead")
+        raise InputError("configuration: `extends` belongs into a file; give several files by `--configfile` instead")
     return validate(Experiment, raw)
 
 

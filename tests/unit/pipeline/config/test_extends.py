@@ -65,7 +65,7 @@ def test_several_files(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extends: none.yaml", "top.yaml: `extends` is 'none.yaml', but .*/none.yaml: no such file; the path starts in"),
+        ("extends: none.yaml", "top.yaml: `extends` is 'none.yaml', but .*/none.yaml: no such file; the path starts"),
         ("extends: [a]", r"top.yaml: `extends` is \['a'\]; give the path of a configuration"),
         ("extends: top.yaml", "forms a cycle: .*top.yaml -> .*top.yaml"),
         ("extends: shared", "shared: cannot be read"),
@@ -83,5 +83,5 @@ def test_what_cannot_be_merged(base: Path, tmp_path: Path, text: str, message: s
 
 
 def test_values_of_the_command_line_extend_nothing(base: Path) -> None:
-    with pytest.raises(InputError, match="`extends` belongs into a file; name several files"):
+    with pytest.raises(InputError, match="`extends` belongs into a file; give several files"):
         validate_experiment(read_configuration([base], {"extends": "other.yaml"}))

@@ -1,13 +1,11 @@
 """Tests of ablations, imported masks, seeds of a block, and configuration files that override others."""
 
 import copy
-from pathlib import Path
 
 import pytest
-import yaml
 
 from patch.errors import InputError
-from patch.pipeline.config.load import load_experiment, validate_experiment
+from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.run import Run
 
