@@ -31,18 +31,20 @@ SHAPE = {key: CONFIG[key] for key in list(CONFIG)[1:9]}
 WEIGHTS = {"model.safetensors": b"no weights are read"}
 # One process for all cases, since imports take most of its time.
 SCRIPT = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, sys, time
+import huggingface_hub
 from patch.pipeline.cli.add_model import main
 
-ends = []
-for case in json.loads(sys.argv[1]):
+time.sleep = lambda seconds: None
+for line in sys.stdin:
+    huggingface_hub.close_session()
+    arguments, token = json.loads(line)
     os.environ.pop("HF_TOKEN", None)
-    if case["token"]:
-        os.environ["HF_TOKEN"] = case["token"]
+    if token:
+        os.environ["HF_TOKEN"] = token
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
-        code = main(case["arguments"])
-    ends.append((code, out.getvalue(), errors.getvalue()))
-print(json.dumps(ends))
+        code = main(arguments)
+    print(json.dumps([code, out.getvalue(), errors.getvalue()]), flush=True)
 """
 MISSING = "no such repository, or a private one; correct the name, or log in"
 # Arguments, token, and words of the message; without words, the block is printed.
@@ -88,22 +90,28 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list], di
     folder = tmp_path_factory.mktemp("add_model")
     commits = write_repositories(folder / "repositories")
 
-    def run(names: list[str], endpoint: str) -> dict[str, list]:
-        some = [dict(zip(("arguments", "token"), CASES[name], strict=False)) for name in names]
-        ended = subprocess.run(
-            [sys.executable, "-c", SCRIPT, json.dumps(some)],
-            env=environment(folder / "hf", HF_ENDPOINT=endpoint),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return dict(zip(names, json.loads(ended.stdout), strict=True))
-
     with serve(folder / "repositories") as hub:
         hub.gated = {"Org/Gated"}
-        ends = run(list(CASES), hub.endpoint)
-    return ends, commits, hub, run(["newest"], hub.endpoint)["newest"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env=environment(folder / "hf", HF_ENDPOINT=hub.endpoint),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def run(name: str) -> list:
+            process.stdin.write(json.dumps(CASES[name][:2]) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        with process:
+            ends = {name: run(name) for name in CASES}
+            hub.close()
+            gone = run("newest")
+            process.stdin.close()
+    return ends, commits, hub, gone
 
 
 def test_each_failure_names_its_cause(ended: tuple) -> None:

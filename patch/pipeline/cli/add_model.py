@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
@@ -64,9 +65,9 @@ def _add(options: argparse.Namespace) -> str:
     _write(options.configfile, options.extends or Path(BASE), name, model, tile)
     shape = source.description.shape
     return (
-        f"{options.configfile} has the new model `{name}` of {parameters(shape) / 1e6:,.0f}M weights, "
-        f"{prunable_parameters(shape) / 1e6:,.0f}M of them in the layers that are pruned. Next:\n"
-        f"python -m patch plan --configfile {options.configfile}"
+        f"{options.configfile} has the new model `{name}` of {parameters(shape):,} weights, "
+        f"{prunable_parameters(shape):,} of them in the layers that are pruned. Next:\n"
+        f"python -m patch plan --configfile {shlex.quote(str(options.configfile))}"
     )
 
 

@@ -102,7 +102,8 @@ def test_a_new_configuration_extends_a_base(add: Callable, base: Path, tmp_path:
     write_config(tmp_path / "model")
     code, text = add("model", "--configfile", "own/My grid.yaml", "--extends", "shared/base.yaml")
     assert code == 0, text
-    assert "0M weights" in text and text.endswith("python -m patch plan --configfile own/My grid.yaml\n")
+    assert f"`model` of {parameters(describe_folder('model').shape):,} weights" in text
+    assert text.endswith("python -m patch plan --configfile 'own/My grid.yaml'\n")
     raw = yaml.safe_load(Path("own/My grid.yaml").read_text())
     assert (raw["extends"], raw["experiment"], raw["tile"]) == ("../shared/base.yaml", "my-grid", 32)
     plan = Plan(load_experiment("own/My grid.yaml"))
@@ -117,9 +118,10 @@ def test_a_model_joins_a_configuration(add: Callable, raw_config: dict[str, Any]
     before = path.read_text().splitlines()
     code, text = add("model", "--configfile", "mine.yaml", "--name", "other")
     assert code == 0, text
-    assert [line for line in path.read_text().splitlines() if line in before] == before
+    after = iter(path.read_text().splitlines())
+    assert all(line in after for line in before), "in this order"
     experiment = load_experiment(path)
-    assert list(experiment.models) == [*raw_config["models"], "other"] and experiment.tile == raw_config["tile"]
+    assert experiment.models.keys() == {*raw_config["models"], "other"} and experiment.tile == raw_config["tile"]
     before = path.read_bytes()
     code, text = add("model", "--configfile", "mine.yaml", "--name", "other")
     assert code == 2 and "mine.yaml has a model `other`, which is not overwritten; choose another name" in text

@@ -312,3 +312,18 @@ def test_null_on_the_command_line(null: str | None, raw_config: dict, tmp_path: 
     experiment = validate_experiment(read_configuration([tmp_path / "c.yaml"], changes))
     assert (experiment.speedup, experiment.evaluation.limit, experiment.grid[0].pattern) == (None, None, None)
     assert experiment.evaluation.tasks == raw_config["evaluation"]["tasks"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"kind": "hub", "repo": "a/b", "revision": "0123456"}, {"kind": "gguf", "package": "c", "distribution": "a/b"}],
+)
+def test_the_command_that_writes_missing_sizes(source: dict, raw_config: dict) -> None:
+    put("models", "qwen", "source", source)(raw_config)
+    with pytest.raises(
+        InputError, match="`models.qwen.source`: `shape` is missing; `python -m patch add-model a/b` wri"
+    ):
+        validate_experiment(raw_config)
+    put("models", "qwen", "source", source | {"shpe": {}})(raw_config)
+    with pytest.raises(InputError, match="unknown key `models.qwen.source.shpe`; did you mean `shape`"):
+        validate_experiment(raw_config)
