@@ -101,9 +101,12 @@ def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
     for index, part in enumerate(location):
         last = index == len(location) - 1
         # A tag may also be the name of a key, such as `files`; the tag comes first.
-        if isinstance(raw, dict) and not last and (part not in raw or (part == raw.get("kind") and not tagged)):
-            tagged = True
-            continue
+        if isinstance(raw, dict):
+            kind = part == raw.get("kind") and not tagged
+            # The place of a fault may end with the tag of a section, or with a key that is missing in it.
+            if (kind and part not in raw) if last else (kind or part not in raw):
+                tagged = True
+                continue
         tagged = False
         # The name of a type in a union, such as `list[str]`, or the index in the list that a scalar stands for.
         if str(part).endswith("]") or isinstance(raw, Scalar):

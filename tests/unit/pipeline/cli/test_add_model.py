@@ -154,7 +154,7 @@ def test_an_invalid_result_changes_nothing(add: Callable, base: Path, tmp_path: 
         (["model", "--file", "a.gguf"], "--file is 'a.gguf', but model is no installed package"),
         (["model", "--extends", "base.yaml"], "--extends is the base of a new configuration"),
         (["model", "--configfile", "new.yaml"], "config/shared/pretrained.yaml: no such file"),
-        (["yaml"], "yaml"),
+        (["yaml"], "PyYAML"),
     ],
 )
 def test_invalid_arguments(arguments: list[str], message: str, add: Callable, tmp_path: Path) -> None:
