@@ -156,9 +156,7 @@ def gguf_file(package: str, file: str | None, distribution: str, temporary: Path
     if file is None:
         module = importlib.import_module(package)
         if not hasattr(module, "assemble"):
-            raise InputError(
-                f"{distribution} has no GGUF file in its folder and no function `assemble` that writes one"
-            )
+            raise InputError(f"{distribution} has no GGUF file and no function `assemble` that writes one")
         return Path(module.assemble(temporary / "model.gguf"))
     # Importing the package could need dependencies that only its own program needs.
     folder = Path(specs[package].submodule_search_locations[0])
