@@ -18,6 +18,7 @@ from patch.errors import InputError, suggest
 
 # Entry points `NAME = "MODULE:FUNCTION"` of packages with pruning methods.
 ENTRY_POINTS = "patch.pruning_methods"
+# Name of a method of another package, which becomes a part of paths.
 NAME = r"[a-z0-9][a-z0-9_-]*"
 # Order of the rows in the paper's tables. In a grid, `patch` selects the variant that the model's configuration names.
 PAPER_ORDER = (
@@ -209,7 +210,7 @@ def get_method(name: str) -> Method:
     """Return the method of a name.
 
     Raises:
-        InputError: No method has this name; the message lists the known names. Or its package is broken.
+        InputError: No method has this name, or its package is broken; the message lists the known names or the fault.
     """
     if name in FAULTS:
         raise InputError(FAULTS[name])
