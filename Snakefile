@@ -7,12 +7,12 @@ snakemake tables | figures | all               parts of it
 
 import os
 
-from snakemake.exceptions import WorkflowError
-from snakemake.utils import update_config
+from patch.pipeline.cli.messages import TargetNames, shorten_input_error
 
-from patch.errors import InputError
-from patch.files.plain import read_yaml
-from patch.pipeline.config.load import DEFAULT_CONFIG, extended, validate_experiment
+# Before the other imports, which may find a mistake in the file of a method.
+logger.addFilter(shorten_input_error)
+
+from patch.pipeline.config.load import DEFAULT_CONFIG, read_configuration, validate_experiment
 from patch.pipeline.resources.cost import CostModel, too_large
 from patch.pipeline.resources.forecast import write_forecast
 from patch.pipeline.resources.jobs import JobGraph
@@ -26,23 +26,15 @@ from patch.pipeline.runs.stale import force
 from patch.pipeline.stages import client
 from patch.pipeline.stages.server import start_server
 
-try:
-    # Snakemake's own reader silently keeps the last of two equal keys.
-    for file in workflow.configfiles:
-        read_yaml(file)
-    if not workflow.configfiles:
-        update_config(settings := read_yaml(DEFAULT_CONFIG), config)
-        config = settings
-    config = extended(config)
-    PLAN = Plan(validate_experiment(config))
-    # Jobs parse this file again, but must not read lm-eval's many files again.
-    if workflow.is_main_process:
-        PLAN.store.check_tasks()
-    # For the first page of the report.
-    config["run"] = {name: escape_rst(text) for name, text in describe_experiment(PLAN).items()}
-    config["findings"] = [escape_rst(text) for text in read_findings(PLAN)]
-except InputError as error:
-    raise WorkflowError(str(error)) from None
+# Snakemake's own reader knows no `extends` and `KEY+`, and silently keeps the last of two equal keys.
+config = read_configuration(workflow.configfiles or [DEFAULT_CONFIG], workflow.config_settings.config)
+PLAN = Plan(validate_experiment(config))
+# Jobs parse this file again, but must not read lm-eval's many files again.
+if workflow.is_main_process:
+    PLAN.store.check_tasks()
+# For the first page of the report.
+config["run"] = {name: escape_rst(text) for name, text in describe_experiment(PLAN).items()}
+config["findings"] = [escape_rst(text) for text in read_findings(PLAN)]
 
 
 # First page of `snakemake --report results/EXPERIMENT/report.zip`.
@@ -53,12 +45,9 @@ onstart:
     # Cluster jobs parse this file again, but must not repeat this.
     if workflow.is_main_process:
         graph = JobGraph.read(PLAN, workflow.dag)
-        try:
-            if workflow.non_local_exec:
-                print(preflight(graph, workflow.nodes))
-            write_forecast(PLAN.layout.forecast, graph)
-        except InputError as error:
-            raise WorkflowError(str(error)) from None
+        if workflow.non_local_exec:
+            print(preflight(graph, workflow.nodes))
+        write_forecast(PLAN.layout.forecast, graph)
     for job in workflow.dag.needrun_jobs():
         _ = job.params  # names the job's files, if nothing has asked for them yet
     JOB_FILES.write()
@@ -100,3 +89,6 @@ rule all:
         rules.overview.output,
         rules.summary.output,
         lambda _: force(workflow, PLAN, logger),
+
+
+logger.addFilter(TargetNames(PLAN, [rule.name for rule in workflow.rules]))

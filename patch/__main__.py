@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from patch.errors import InputError
+
 # Command -> its module, whose `main` takes the arguments, and a description.
 COMMANDS = {
     "plan": ("patch.pipeline.cli.plan", "estimate jobs, GPU-hours, memory, disk and wall time"),
@@ -17,6 +19,7 @@ COMMANDS = {
     "status": ("patch.pipeline.cli.status", "print the state of the jobs"),
     "show": ("patch.pipeline.cli.show", "print the first table and the paths of all results"),
     "memory": ("patch.pipeline.cli.memory", "estimate the GPU memory of mask learning"),
+    "add-model": ("patch.pipeline.cli.add_model", "write the block of a configuration for a pretrained model"),
     "export": ("patch.pipeline.cli.export", "write a sparse model to a folder that transformers and vLLM load"),
 }
 
@@ -25,7 +28,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code."""
     name = arguments[0] if arguments else ""
     if name in COMMANDS:
-        return import_module(COMMANDS[name][0]).main(arguments[1:])
+        try:
+            return import_module(COMMANDS[name][0]).main(arguments[1:])
+        except InputError as error:  # a mistake in the file of a method, found by an import
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     asked = name in ("-h", "--help")
     lines = ["usage: python -m patch COMMAND [--help]", "", "commands:"]
     lines += [f"  {command:<10} {about}" for command, (_, about) in COMMANDS.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -76,13 +77,13 @@ def _allow_scalars(field: JsonSchemaValue) -> None:
         field["anyOf"] = [array["items"], array]
 
 
-def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
+def validate(model: type[T], raw: dict[str, Any], where: str | Mapping[str, str] = "") -> T:
     """Build a ``model`` from ``raw``.
 
     Args:
         model: Class of the section.
         raw: Values of its keys.
-        where: Dotted path of ``raw`` in the file, for messages.
+        where: Dotted path of ``raw`` in the file, for messages; or that of each key's section, and under "" of all.
 
     Raises:
         InputError: A key or value is invalid; the message has one line for each error.
@@ -96,11 +97,19 @@ def validate(model: type[T], raw: dict[str, Any], where: str = "") -> T:
 
 def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
     """Return ``location`` without the tags of unions and the indices of scalars, which are not keys of the file."""
-    parts = []
+    parts, tagged = [], False
     for index, part in enumerate(location):
-        if isinstance(raw, dict) and part not in raw and index < len(location) - 1:
-            continue
-        if isinstance(raw, Scalar):  # the index in the list that stands for it
+        last = index == len(location) - 1
+        # A tag may also be the name of a key, such as `files`; the tag comes first.
+        if isinstance(raw, dict):
+            kind = part == raw.get("kind") and not tagged
+            # The place of a fault may end with the tag of a section, or with a key that is missing in it.
+            if (kind and part not in raw) if last else (kind or part not in raw):
+                tagged = True
+                continue
+        tagged = False
+        # The name of a type in a union, such as `list[str]`, or the index in the list that a scalar stands for.
+        if str(part).endswith("]") or isinstance(raw, Scalar):
             continue
         parts.append(str(part))
         with suppress(LookupError, TypeError):
@@ -108,30 +117,46 @@ def _in_file(location: tuple[str | int, ...], raw: Any) -> list[str]:
     return parts
 
 
-def _explain(fault: dict[str, Any], model: type[BaseModel], where: str, raw: Any) -> str:
+def _explain(fault: dict[str, Any], model: type[BaseModel], where: str | Mapping[str, str], raw: Any) -> str:
     location = [str(part) for part in fault["loc"]]
-    key = ".".join([*([where] if where else []), *_in_file(fault["loc"], raw)])
+    keys = _in_file(fault["loc"], raw)
+    section = where if isinstance(where, str) else where.get(keys[0] if keys else "", where[""])
+    key = ".".join([*([section] if section else []), *keys])
     if fault["type"] == "extra_forbidden":
-        known = _fields(model, location[:-1])
+        known = sorted({name for section in _sections_at(model, location[:-1]) for name in section.model_fields})
         return f"unknown key `{key}`; {suggest(location[-1], known)}" if known else f"unknown key `{key}`"
     if fault["type"] == "missing":
         return f"`{key}` is missing"
+    if fault["type"] == "union_tag_not_found":
+        return f"`{key}.kind` is missing; known: {', '.join(_kinds(model, location))}"
+    if fault["type"] == "union_tag_invalid":
+        return f"`{key}.kind` is {fault['ctx']['tag']!r}; {suggest(fault['ctx']['tag'], _kinds(model, location))}"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "Input should be a mapping of keys to values"
     return f"`{key}` is {shown(fault['input'])}: {message}" if fault["type"] != "value_error" else f"`{key}`: {message}"
 
 
-def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the field names of the section at ``location``, or an empty list if no section is found there."""
+def _kinds(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Return the kinds of the sections at ``location``."""
+    return [section.model_fields["kind"].default for section in _sections_at(model, location)]
+
+
+def _sections_at(model: type[BaseModel], location: list[str]) -> list[type[BaseModel]]:
+    """Return the sections that the key at ``location`` may hold, or an empty list if it holds none."""
     current: list[Any] = [model]
     for part in location:
+        kinds = [s for s in current if "kind" in s.model_fields and s.model_fields["kind"].default == part]
+        if len(current) > 1 and kinds:  # the tag of a union
+            current = kinds
+            continue
         following = []
         for section in current:
             field = section.model_fields.get(part)
-            # Without a field, it is a name in a mapping, an index, or the tag of a union.
+            # Without a field, it is a name in a mapping or an index.
             following += _sections(field.annotation) if field else [section]
-        tagged = [s for s in following if "kind" in s.model_fields and s.model_fields["kind"].default == part]
-        current = tagged or following
-    return sorted({name for section in current for name in section.model_fields})
+        current = following
+    return current
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

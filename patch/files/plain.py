@@ -69,7 +69,24 @@ def read_plain(path: Path | str, kind: str, drop_tags: bool = False) -> Any:
     try:
         return _Loader(content.decode(), where, drop_tags).get_single_data()
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where} is not YAML: {_syntax_fault(error, content)}") from None
+
+
+def _syntax_fault(error: UnicodeDecodeError | yaml.YAMLError, content: bytes) -> str:
+    """Return the line and the fault of a file that is not YAML."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        fault, context, begun = error.problem, error.context or "", error.context_mark
+        if context.startswith("while"):
+            fault += f", {context}" + (f" that begins in line {begun.line + 1}" if begun else "")
+        elif context:
+            fault = f"{context} {fault}"
+        return f"line {(error.problem_mark or begun).line + 1}: {fault}"
+    if isinstance(error, UnicodeDecodeError):
+        line, fault = content[: error.start].count(b"\n"), f"byte 0x{content[error.start]:02x} is not UTF-8"
+    else:  # an unprintable character
+        line = content.decode()[: error.position].count("\n")
+        fault = f"character U+{error.character:04X} is not allowed"
+    return f"line {line + 1}: {fault}"
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from patch.errors import InputError, suggest
+from patch.errors import InputError
 from patch.learning.loop import run_steps
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate
 from patch.learning.trackers import UNTRACKED, Tracking
+from patch.models.config_keys import check_config_keys
 from patch.models.loading import prunable_linears
 from patch.models.model_settings import TrainedModel
 
@@ -31,22 +31,13 @@ def new_model(source: TrainedModel, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
     from transformers import AutoConfig, AutoModelForCausalLM
 
     family = type(AutoConfig.for_model(source.architecture))
-    known = [name for name in inspect.signature(family.__init__).parameters if name not in ("self", "kwargs")]
+    check_config_keys("config", source.architecture, source.config)
     special = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    for name in source.config:
-        if name not in known:
-            raise InputError(
-                f"unknown key `{name}` in the config of a {source.architecture} model; {suggest(name, known)}"
-            )
-        if name in special:
-            raise InputError(
-                f"leave `{name}` out of the config of a {source.architecture} model: the tokenizer decides it"
-            )
     torch.manual_seed(source.training.seed)
     try:
         config = family(**source.config, **special)

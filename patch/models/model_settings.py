@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from patch.settings import Section
 
@@ -62,7 +62,19 @@ class Shape(Section):
     fused_attention: bool = Field(False, description="Query, key and value are one linear layer.")
 
 
-class HubModel(Section):
+class Sized(Section):
+    """Source of a model whose sizes must be known before it is fetched."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_shape(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "shape" not in raw and raw.keys() <= cls.model_fields.keys():
+            name = raw.get("repo") or raw.get("distribution") or "MODEL"
+            raise ValueError(f"`shape` is missing; `python -m patch add-model {name}` writes the block with the sizes")
+        return raw
+
+
+class HubModel(Sized):
     """Pretrained model of the Hugging Face hub."""
 
     kind: Literal["hub"] = "hub"
@@ -78,7 +90,7 @@ class LocalModel(Section):
     path: str = Field(description="Path of the folder.")
 
 
-class GgufModel(Section):
+class GgufModel(Sized):
     """GGUF file of an installed package; it is dequantized."""
 
     kind: Literal["gguf"] = "gguf"

@@ -36,7 +36,7 @@ def model_shape(name: str, model: Model) -> Shape:
     """
     source = model.source
     if isinstance(source, TrainedModel):
-        return _from_config(
+        return config_shape(
             f"models.{name}.source.config",
             {"model_type": source.architecture, **source.config},
             source.tokenizer.vocab_size,
@@ -48,11 +48,21 @@ def model_shape(name: str, model: Model) -> Shape:
                 f"models.{name}.source.path is {source.path!r}: no config.json in it; "
                 "give a folder that save_pretrained wrote"
             )
-        return _from_config(str(path), read_json_object(path), None)
+        return config_shape(str(path), read_json_object(path))
     return source.shape
 
 
-def _from_config(where: str, config: dict, vocab_size: int | None) -> Shape:
+def config_shape(where: str, config: dict, vocab_size: int | None = None) -> Shape:
+    """Return the sizes that the values of a `config.json` give.
+
+    Args:
+        where: name of the file or key in messages.
+        config: the values.
+        vocab_size: number of tokens, instead of that in ``config``.
+
+    Raises:
+        InputError: a size is missing or is invalid.
+    """
     family = config.get("model_type", "")
     if not isinstance(family, str):
         raise InputError(f"`{where}.model_type` is {family!r}; it must be the name of a family")
@@ -138,10 +148,8 @@ def check_tile(name: str, shape: Shape, tile: int) -> None:
     good = [t for t in range(4, min(sizes) + 1, 4) if all(length % t == 0 for length in sizes)]
     layer, size = next(iter(bad.items())) if bad else next(iter(shapes.items()))
     reason = f"does not divide {layer} {list(size)}" if bad else "is not a multiple of 4"
-    raise InputError(
-        f"tile {tile} {reason} of model `{name}`; "
-        f"use one of {', '.join(map(str, good)) or 'none: this model has no common tile'}"
-    )
+    right = f"use one of {', '.join(map(str, good))}" if good else "no tile does, so change the sizes of the model"
+    raise InputError(f"tile {tile} {reason} of model `{name}`; {right}")
 
 
 def check_sharding(name: str, shape: Shape, processes: int) -> None:

@@ -26,11 +26,22 @@ PruneLayer = Callable[[Tensor, InputStatistics | None], tuple[Tensor, Tensor]]
 def layer_pruner(method: str, pattern: Pattern, settings: Pruning | None = None) -> PruneLayer:
     """Return a one-shot method as a function of a layer: `[out, in]` weight, statistics -> mask, new weight.
 
-    The method `name` is the function `name` of the module `patch.pruning.name`, called with the weight, the statistics
-    if it needs any, the pattern, and its own settings; it returns the mask, and the weights too if it updates them.
+    The method `name` is the function `name` of the module `patch.pruning.name`, or that of another package's entry
+    point. It is called with the weight, the statistics if it needs any, the pattern, and its own settings; it returns
+    the mask, and the weights too if it updates them.
+
+    Raises:
+        InputError: the module of another package cannot be imported.
     """
     properties = get_method(method)
-    function = getattr(import_module(f"patch.pruning.{method}"), method)
+    module, _, name = (properties.function or f"patch.pruning.{method}:{method}").partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except Exception as error:
+        if not properties.package:
+            raise
+        what = f"method `{method}` of package {properties.package}: {module} cannot be imported"
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from error
     own = getattr(settings or Pruning(), method, None)
     options = own.model_dump() if own else {}
 

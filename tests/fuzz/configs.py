@@ -131,7 +131,8 @@ YAML_PARTS = [
         "=",
         "~",
     ),
-    *("seeds: [1]", "experiment: x\n", "tile: 4\n", "extends: config/demo.yaml\n", "__use_yte__: true\n"),
+    *("seeds: [1]", "experiment: x\n", "tile: 4\n", "__use_yte__: true\n"),
+    *(f"extends: {Path('config/demo.yaml').resolve()}\n", "grid+: [{methods: [wanda]}]\n", "seeds+: 1\n"),
 ]
 
 

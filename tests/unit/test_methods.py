@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import patch.__main__
 import patch.pruning
 from patch.errors import InputError
 from patch.learning.learning_settings import METHOD_DEFAULTS
@@ -57,6 +58,16 @@ def test_misspelt_methods(name: str, close: str) -> None:
         ('METHOD = Method("mine", "X", "prune", ("n:m",), tsatistics="norm")', "tsatistics"),
         ("METHOD = make()", "literal arguments|missing"),
         ("METHOD = 3", "must be Method"),
+        ('METHOD = Method("mine", "X", "prune", ("n:m",)\n', "line 1: '\\(' was never closed"),
+        ("WIDTH = 3\ndef mine(:\n", "line 2: invalid syntax"),
+        ('METHD = Method("mine", "X", "prune", ("n:m",))', "line 1: a method is assigned to METHD; name it METHOD"),
+        ('METHOD = Method("mine", "X", "prune", ("n:n",))', r"`patterns` of METHOD is \('n:n',\); give a tuple"),
+        ('METHOD = Method("mine", "X", "prune", ("n:m"))', "`patterns` of METHOD is 'n:m'; give a tuple"),
+        ('METHOD = Method("mine", "X", "prune", ("2:4",), statistics="nrom")', "is 'nrom'; did you mean `norm`"),
+        (
+            'METHOD = Method("mine", "X", "prune", ("2:4",))\ndef mien(): ...\n',
+            "`mine` is missing; did you mean `mien`",
+        ),
     ],
 )
 def test_an_invalid_file_is_named(line: str, words: str, tmp_path: Path) -> None:
@@ -66,9 +77,20 @@ def test_an_invalid_file_is_named(line: str, words: str, tmp_path: Path) -> None
     assert str(tmp_path / "mine.py") in str(error.value)
 
 
+def test_the_command_line_prints_a_mistake_that_an_import_finds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(_: str) -> None:
+        raise InputError("mine.py, line 3: invalid syntax")
+
+    monkeypatch.setattr(patch.__main__, "import_module", refuse)
+    assert patch.__main__.main(["plan"]) == 2
+    assert capsys.readouterr().err == "error: mine.py, line 3: invalid syntax\n"
+
+
 def test_files_without_the_line_are_no_methods(tmp_path: Path) -> None:
     (tmp_path / "tools.py").write_text("WIDTH = 3\n")
-    (tmp_path / "mine.py").write_text('METHOD = Method("mine", "Mine", "prune", ("2:4",))\n')
+    (tmp_path / "mine.py").write_text('METHOD = Method("mine", "Mine", "prune", ("2:4",))\ndef mine(): ...\n')
     assert one_shot_methods(tmp_path) == [Method("mine", "Mine", "prune", ("2:4",))]
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from patch.errors import InputError, listed, print_result
 from patch.hub.upload import check_upload, upload_model
+from patch.pipeline.cli.messages import nearest
 from patch.pipeline.cli.workflow import command_parser, read_plan
 from patch.pipeline.reporting.experiment import command
 from patch.pipeline.runs.plan import Plan
@@ -23,8 +23,6 @@ from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.stage_settings import Form, default_form
 
 DTYPES = ("float32", "bfloat16", "float16")
-# Maximum number of run names in a message.
-NAMED = 20
 
 
 def find_run(plan: Plan, name: str) -> Run:
@@ -37,9 +35,10 @@ def find_run(plan: Plan, name: str) -> Run:
     found = [full for full, run in runs.items() if name in (full, run.id)]
     if len(found) == 1:
         return runs[found[0]]
-    known = found or get_close_matches(name, runs, len(runs), cutoff=0)
+    if not runs:
+        raise InputError(f"no run `{name}`; none is pruned or quantized")
     several = f"several models have a run `{name}`" if found else f"no run `{name}`"
-    raise InputError(f"{several}; {'known: ' if known else 'none is pruned or quantized'}{listed(known, NAMED)}")
+    raise InputError(f"{several}; known:{nearest(name, found or runs)}")
 
 
 def export_run(options: argparse.Namespace) -> None:

@@ -73,8 +73,6 @@ def _open_workflow(options: argparse.Namespace) -> Iterator[Workflow]:
     if not snakefile.is_file():
         raise InputError(f"{snakefile.resolve()}: no such file; start the command in the folder of the project")
     for path in options.configfile:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
         read_yaml(path)  # refuses templates, which Snakemake's own reader would evaluate
     with redirect_stderr(StringIO()):  # a line on the profile that is used
         _, snakemake = parse_args(["--dry-run", "--configfile", *options.configfile])

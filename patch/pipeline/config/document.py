@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from patch.learning.learning_settings import METHOD_DEFAULTS, Learning
 from patch.methods import METHODS
 from patch.pipeline.config.experiment import Experiment
+from patch.pipeline.config.load import APPEND
 
 README = Path("config/README.md")
 SCHEMA = Path("config/schema.json")
@@ -43,7 +44,25 @@ def readme(text: str) -> str:
 
 def schema() -> str:
     """Return the text of config/schema.json, the JSON schema of a configuration file for editors."""
-    return json.dumps({"$schema": DIALECT} | Experiment.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    whole = Experiment.model_json_schema()
+    sections = {"Experiment": whole} | whole["$defs"]
+    fields = [field for section in sections.values() for field in section["properties"].items()]
+    # The loader replaces lists with everything in them.
+    inside = {name for key, field in fields for name, path in _references(field, key) if path.endswith("[]")}
+    for name in sections.keys() - inside:
+        sections[name]["properties"] |= _appending(sections[name]["properties"])
+    return json.dumps({"$schema": DIALECT} | whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def _appending(fields: dict[str, JsonSchema]) -> dict[str, JsonSchema]:
+    """Return the keys `KEY+` of a section, for each of its keys with a list."""
+    found = {}
+    for key, field in fields.items():
+        options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+        if any(option.get("type") == "array" and "items" in option for option in options):
+            about = f"Appended to the list `{key}` of the base."
+            found[f"{key}{APPEND}"] = {"anyOf": options, "description": about}
+    return found
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -54,6 +73,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def _methods() -> str:
     rows = []
     for method in METHODS.values():
+        if method.package:
+            continue
         calibrated = "calibration text" if method.statistics != "none" else "-"
         needs = "training text" if method.stage == "learn" else calibrated
         rows.append([f"`{method.name}`", method.title, ", ".join(method.patterns), needs])

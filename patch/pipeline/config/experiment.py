@@ -264,7 +264,11 @@ class Resources(Section):
 class Experiment(Section):
     """Configuration of one experiment."""
 
-    extends: str | None = Field(None, description="Base configuration file: mappings are merged, lists are replaced.")
+    extends: str | None = Field(
+        None,
+        description="Base configuration file, as a path from the folder of this file: mappings are merged, lists and "
+        "sections of another `kind` are replaced, and the list of a key `KEY+` is appended to that of `KEY`.",
+    )
     experiment: ID = Field(description="Name of the experiment; results go to `results/<experiment>`.")
     reuse: list[ID] = Field(default_factory=list, description="Experiments whose masks with equal settings are reused.")
     corpora: dict[Name, Corpus] = Field(description="Sources of text.")

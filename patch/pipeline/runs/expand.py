@@ -179,12 +179,13 @@ def _of_method(experiment: Experiment, entry: GridEntry, method_name: str, model
             f"grid: `{method_name}` cannot make pattern `{pattern}`; it makes: {', '.join(method.patterns)}"
         )
     tiles = (entry.tiles or [experiment.tile]) if kind == "hybrid" else [None]
+    shape = model_shape(model, experiment.models[model])
     for tile in filter(None, tiles):
-        check_tile(model, model_shape(model, experiment.models[model]), tile)
+        check_tile(model, shape, tile)
     if kind == "n:m":
         nm_sparsity(pattern)
         try:
-            check_groups(model, model_shape(model, experiment.models[model]), int(pattern.split(":")[1]))
+            check_groups(model, shape, int(pattern.split(":")[1]))
         except InputError as error:
             raise InputError(f"grid: `pattern` is `{pattern}`: {error}") from None
     runs = [

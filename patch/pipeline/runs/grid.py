@@ -10,7 +10,8 @@ from patch.errors import InputError, suggest
 from patch.learning.finetuning_settings import Finetuning
 from patch.learning.learning_settings import Learning, method_defaults, used_by
 from patch.masks.pattern import NM_TEXT
-from patch.methods import METHODS, get_method
+from patch.methods import FAULTS, METHODS, get_method
+from patch.models.config_keys import check_config_keys
 from patch.models.shapes import check_sharding, model_shape
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.runs.expand import expand, import_runs, variants
@@ -62,11 +63,10 @@ class Grid:
             "finetuning.use": experiment.finetuning and experiment.finetuning.use,
         }
         named = {f"{key}.corpus": use.corpus for key, use in uses.items() if use}
-        named |= {
-            f"models.{name}.source.corpus": model.source.corpus
-            for name, model in experiment.models.items()
-            if model.source.kind == "train"
-        }
+        trained = {name: model.source for name, model in experiment.models.items() if model.source.kind == "train"}
+        named |= {f"models.{name}.source.corpus": source.corpus for name, source in trained.items()}
+        for name, source in trained.items():
+            check_config_keys(f"models.{name}.source.config", source.architecture, source.config)
         for key, corpus in named.items():
             if corpus not in corpora:
                 raise InputError(f"`{key}` is {corpus!r}; {suggest(corpus, corpora)}")
@@ -158,24 +158,28 @@ class Grid:
         config = self.experiment.learning
         varied = dict(self._variants.get(run.variant, {}))
         recipe = varied.pop("recipe", config.recipe)
-        values = method_defaults(run.method, recipe) | config.common | config.methods.get(run.method, {})
-        for override in config.overrides:
+        own = f"learning.methods.{run.method}"
+        sections = [("learning.common", config.common), (own, config.methods.get(run.method, {}))]
+        for index, override in enumerate(config.overrides):
             wanted = {"method": override.method, "model": override.model, "sparsity": override.sparsity}
             if all(value is None or value == getattr(run, key) for key, value in wanted.items()):
-                values = values | override.set
+                sections.append((f"learning.overrides.{index}.set", override.set))
         # The value that an ablation varies replaces all others.
-        values = values | varied
-        learning = validate(Learning, values, where=f"learning.methods.{run.method}")
+        sections.append(("grid.vary", varied))
+        values = method_defaults(run.method, recipe)
+        places = {"": own if run.method in config.methods else "learning.common"}
+        for place, keys in sections:
+            values, places = values | keys, places | dict.fromkeys(keys, place)
+        learning = validate(Learning, values, where=places)
         if learning.use is None:
             raise InputError("`learning.common.use` is missing: name the corpus and split that masks are learned on")
         if learning.use.corpus not in self.experiment.corpora:
             corpus = learning.use.corpus
-            raise InputError(
-                f"`learning.common.use.corpus` is {corpus!r}; {suggest(corpus, list(self.experiment.corpora))}"
-            )
-        self._check_split("learning.common.use", learning.use)
+            hint = suggest(corpus, list(self.experiment.corpora))
+            raise InputError(f"`{places['use']}.use.corpus` is {corpus!r}; {hint}")
+        self._check_split(f"{places['use']}.use", learning.use)
         learning = used_by(run.method, learning)
-        self._check_priors(learning)
+        self._check_priors(learning, places)
         if run.method != "proxsparse":
             learning.micro_batches(processes=self.processes)
         return learning
@@ -195,7 +199,7 @@ class Grid:
         """Number of processes of a learning or fine-tuning run on all nodes."""
         return self.experiment.resources.learn_gpus * self.experiment.resources.learn_nodes
 
-    def _check_priors(self, learning: Learning) -> None:
+    def _check_priors(self, learning: Learning, places: dict[str, str]) -> None:
         one_shot = {name: method for name, method in METHODS.items() if method.stage == "prune"}
         semi = [name for name, method in one_shot.items() if method.makes("2:4")]
         known = {
@@ -206,7 +210,7 @@ class Grid:
         for key, names in known.items():
             value = getattr(learning, key)
             if value not in names:
-                raise InputError(f"`learning.{key}` is {value!r}; {suggest(value, names)}")
+                raise InputError(f"`{places[key]}.{key}` is {value!r}; {FAULTS.get(value) or suggest(value, names)}")
 
     def priors(self, run: Run) -> dict[str, Run]:
         """Return the runs whose masks initialize a learning run, with the keys `pattern` or `frozen`, and `tile`."""

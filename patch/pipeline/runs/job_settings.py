@@ -58,6 +58,7 @@ class JobSettings:
             upstream=" ".join(inputs.values()),
             batch_size=self._experiment.calibration.batch_size if "sequences" in inputs else 1,
             pruning=Pruning(**{run.method: own}) if own else Pruning(),
+            package=run.definition.package,
             **self._run(run),
         )
 

@@ -85,6 +85,10 @@ class Layout:
         """Return the path of the record, which has the metrics of a run."""
         return f"{self.root}/records/{run.model}/{run.id}.json"
 
+    def export(self, run: Run) -> str:
+        """Return the folder of the exported model of a run."""
+        return f"{self.root}/export/{run.model}/{run.id}"
+
     def samples(self, run: Run) -> str:
         """Return the path of the metrics of each sequence and question."""
         return f"{self.root}/samples/{run.model}/{run.id}.json"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from patch.data.corpus_settings import Corpus, Split
 from patch.learning.finetuning_settings import Finetuning, Kind
 from patch.learning.learning_settings import Learning
@@ -121,12 +123,13 @@ class StatisticsSettings(Section):
 
 
 class PruneSettings(Section):
-    """Settings of one-shot pruning."""
+    """Settings of one-shot pruning; ``package`` is the name and version of another package that has the method."""
 
     version: int = 3
     upstream: str
     model: str
     method: str
+    package: str = Field("", exclude_if=lambda package: not package)
     pattern: str
     sparsity: float
     seed: int

@@ -126,7 +126,7 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
         tempfile.TemporaryDirectory() as temporary,
         library_errors(f"the GGUF file of package `{source.package}` cannot be loaded"),
     ):
-        file = _gguf_file(source, Path(temporary))
+        file = gguf_file(source.package, source.file, source.distribution, Path(temporary))
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -140,24 +140,27 @@ def _from_gguf(source: GgufModel, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _gguf_file(source: GgufModel, temporary: Path) -> Path:
-    """Return the path of a package's GGUF file, which may be written to the folder ``temporary``.
+def gguf_file(package: str, file: str | None, distribution: str, temporary: Path) -> Path:
+    """Return the path of a package's GGUF file, which the package writes to the folder ``temporary`` without a name.
 
     Raises:
         InputError: The package, its file or the reader of GGUF files is missing.
     """
-    specs = {module: importlib.util.find_spec(module) for module in (source.package, "gguf")}
+    specs = {module: importlib.util.find_spec(module) for module in (package, "gguf")}
     for module, spec in specs.items():
         if spec is None:
             raise InputError(
-                f"package `{module}` is missing; install {source.distribution} and gguf, the reader of its file "
+                f"package `{module}` is missing; install {distribution} and gguf, the reader of its file "
                 "(docs/workflow.md#models-in-packages)"
             )
-    if source.file is None:
-        return Path(importlib.import_module(source.package).assemble(temporary / "model.gguf"))
+    if file is None:
+        module = importlib.import_module(package)
+        if not hasattr(module, "assemble"):
+            raise InputError(f"{distribution} has no GGUF file and no function `assemble` that writes one")
+        return Path(module.assemble(temporary / "model.gguf"))
     # Importing the package could need dependencies that only its own program needs.
-    folder = Path(specs[source.package].submodule_search_locations[0])
-    if not (folder / source.file).is_file():
-        found = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
-        raise InputError(f"{source.distribution} has no file `{source.file}`; its GGUF files: {found}")
-    return folder / source.file
+    folder = Path(specs[package].submodule_search_locations[0])
+    if not (folder / file).is_file():
+        known = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "none"
+        raise InputError(f"{distribution} has no file `{file}`; its GGUF files: {known}")
+    return folder / file

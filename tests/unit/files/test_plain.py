@@ -47,7 +47,10 @@ FAULTS = {
     "set": ("a: !!set {x}", "line 1: .*tag"),
     "template": ("__use_yte__: true\na: 1", "__use_yte__"),
     "large-file": ("# " + "x" * 2_000_000, "c.yaml .*bytes"),
-    "control-character": ("a: \x07", "c.yaml is not YAML"),
+    "control-character": ("a: 1\nb: \x07", "c.yaml is not YAML: line 2: character U\\+0007"),
+    "open-list": ("a: [0\nb: 1\n", "is not YAML: line 2: expected ',' or '\\]'.*, while .* that begins in line 1"),
+    "tab": ("a:\n\tb: 1\n", r"is not YAML: line 2: found character '\\t' that cannot start any token"),
+    "two-documents": ("a: 1\n---\nb: 2\n", "line 2: expected a single document"),
 }
 
 
@@ -60,6 +63,12 @@ def test_refused_yaml(fault: str, tmp_path: Path) -> None:
         read_yaml(tmp_path / "c.yaml")
     assert time.monotonic() - started < 10
     assert "c.yaml" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_bytes_that_are_not_text_name_the_line(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"a: 1\nb: \xff\n")
+    with pytest.raises(InputError, match="is not YAML: line 2: byte 0xff is not UTF-8"):
+        read_yaml(tmp_path / "c.yaml")
 
 
 def test_merges_and_aliases_stay(tmp_path: Path) -> None:

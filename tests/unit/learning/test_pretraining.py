@@ -93,8 +93,8 @@ def test_a_crash_changes_nothing(
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"hiden_size": 3}, "unknown key `hiden_size`.*did you mean `hidden_size`"),
-        ({"vocab_size": 7}, "`vocab_size`.*tokenizer"),
+        ({"hiden_size": 3}, "unknown key `config.hiden_size`.*did you mean `hidden_size`"),
+        ({"vocab_size": 7}, "`config.vocab_size`.*tokenizer"),
     ],
 )
 def test_bad_configurations_of_a_family(config: dict, expected: str, source: Callable) -> None:

@@ -1,7 +1,8 @@
 """Snakemake logger with one live line in a terminal, or a line every half minute elsewhere.
 
 Details of the jobs are in Snakemake's own log, which this logger does not change. Errors, warnings and dry runs are
-printed as Snakemake prints them, and the failed jobs with their logs once more at the end.
+printed as Snakemake prints them, and the failed jobs with their logs once more at the end. Only the message about a
+file of `--configfile` that cannot be read is replaced by one that names the file and the line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from snakemake.logging import DefaultFilter, DefaultFormatter
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from snakemake_logger_plugin_live.configfiles import explain
 from snakemake_logger_plugin_live.estimate import Jobs
 
 # Seconds between two lines outside a terminal.
@@ -95,6 +97,8 @@ class LogHandler(LogHandlerBase):
 
     def _print(self, event: str | None, record: LogRecord) -> None:
         text = self.format(record)
+        if event == LogEvent.ERROR:
+            text = explain(text) or text
         if text and text != "None":
             style = "red" if record.levelno > WARNING else "yellow" if record.levelno == WARNING else ""
             self._console.print(Text(text, style=style), soft_wrap=True)

@@ -10,6 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from snakemake.cli import parse_config
+from snakemake.exceptions import format_exception_to_string
+from snakemake.settings.types import ConfigSettings
+from snakemake_logger_plugin_live.configfiles import explain
 from snakemake_logger_plugin_live.estimate import Jobs
 
 SNAKEFILE = """
@@ -105,3 +109,42 @@ def test_a_job_that_takes_longer_than_expected_or_fails_has_no_negative_time():
     assert jobs.seconds_left(10.0) == pytest.approx(1.0)
     jobs.finish(7, 11.0)  # an unknown job
     assert jobs.done == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "no such file"),
+        (b"a: [0\nb: 1\n", "is not YAML: line 2: expected ',' or ']', but got ':'"),
+        (b"a: 1\nb: \xff\n", "is not YAML: line 2: byte 0xff is not UTF-8"),
+        (b"- a\n", "is list; expected a mapping"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_named(
+    content: bytes | None, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.yaml").write_text("a: 1\n")
+    if content is not None:
+        Path("bad.yaml").write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["snakemake", "--configfile", "good.yaml", "bad.yaml", "--config", "ab=1"])
+    with pytest.raises(Exception) as error:  # noqa: PT011 - Snakemake's own, of several types
+        ConfigSettings(configfiles=[Path("good.yaml"), Path("bad.yaml")])
+    message = explain(format_exception_to_string(error.value, {}))
+    assert message and message.startswith("error: configuration bad.yaml") and fault in message
+    assert "\n" not in message and capsys.readouterr().err == ""
+
+
+def test_other_messages_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        parse_config(["seeds"])
+    message = explain(format_exception_to_string(error.value, {}))
+    assert message and message.startswith("error: --config: ") and "'seeds'" in message and "seeds=[0,1,2]" in message
+    assert explain("MissingRuleException:\nNo rule to produce a") is None
+
+
+def test_snakemake_prints_the_explanation_alone(tmp_path: Path) -> None:
+    done = run(tmp_path, "--configfile", "none.yaml")
+    hint = "several files may follow --configfile, so write targets before it"
+    assert done.returncode == 1 and done.stderr == f"error: configuration none.yaml: no such file; {hint}\n"

@@ -182,7 +182,7 @@ def test_a_run_is_found_by_its_name_alone_if_one_model_has_it(raw_config: dict) 
     shared = next(run.id for run in plan.exported_runs if sum(other.id == run.id for other in plan.exported_runs) > 1)
     with pytest.raises(InputError) as error:
         find_run(plan, shared)
-    assert f"several models have a run `{shared}`; known: " in str(error.value)
+    assert f"several models have a run `{shared}`; known:\n" in str(error.value)
     assert all(name in str(error.value) for name in names if name.endswith(f"/{shared}"))
 
 
@@ -192,9 +192,11 @@ def test_a_wrong_run_lists_those_that_exist_the_closest_first(raw_config: dict) 
     target = next(run for run in plan.exported_runs if run.method == "patch-joint" and run.seed == 7)
     with pytest.raises(InputError) as error:
         find_run(plan, f"{target.model}/{target.id}x")
-    first, *rest = str(error.value).partition("; known: ")[2].split(", ")
+    first, *rest = str(error.value).partition("; known:\n  ")[2].split("\n  ")
     assert first == f"{target.model}/{target.id}"
-    assert len(rest) == 19 and rest[-1].endswith(f" and {len(plan.exported_runs) - 20} more")
+    count = sum(run.model == target.model for run in plan.exported_runs)
+    assert len(rest) == 20 and rest[-1] == f"and {count - 20} more"
+    assert all(name.startswith(f"{target.model}/") for name in rest[:-1])
 
 
 def test_missing_files_of_a_run_are_named_with_the_command_that_makes_them(

@@ -1,16 +1,17 @@
 """Tests of config/README.md and config/schema.json: generated parts, links and snippets."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from snakemake.utils import update_config
+from jsonschema import Draft202012Validator
 
 from patch.pipeline.config.document import readme, schema
 from patch.pipeline.config.experiment import Experiment
-from patch.pipeline.config.load import validate_experiment
+from patch.pipeline.config.load import read_configuration, validate_experiment
 from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[4]
@@ -31,6 +32,16 @@ def test_readme_is_up_to_date():
 
 def test_schema_is_up_to_date():
     assert (ROOT / "config/schema.json").read_text(encoding="utf-8") == schema(), REMAKE
+
+
+def test_keys_that_append_are_valid() -> None:
+    schema = Draft202012Validator(json.loads((ROOT / "config/schema.json").read_text()))
+    whole = read_configuration([ROOT / "config/demo.yaml"])
+    assert schema.is_valid(whole | {"grid+": [{"methods": ["wanda"]}], "seeds+": 1})
+    assert not schema.is_valid(whole | {"grid+": [{"method": ["wanda"]}]})
+    assert not schema.is_valid(whole | {"tile+": [4]})
+    # A list in a list is replaced.
+    assert not schema.is_valid(whole | {"grid": [{"methods": ["wanda"], "seeds+": [1]}]})
 
 
 def test_every_key_of_every_section_is_described():
@@ -56,10 +67,8 @@ def test_every_section_has_a_table():
 
 
 def plan_with(base: str, change: dict[str, Any]) -> Plan:
-    """Return the plan of a configuration with a change merged on top, as Snakemake merges a second --configfile."""
-    raw = yaml.safe_load(Path(base).read_text())
-    update_config(raw, change)
-    return Plan(validate_experiment(raw))
+    """Return the plan of a configuration with a change merged on top."""
+    return Plan(validate_experiment(read_configuration([base], change)))
 
 
 def results_of(plan: Plan) -> dict[str, Any]:
@@ -71,7 +80,7 @@ def results_of(plan: Plan) -> dict[str, Any]:
 
 def test_each_snippet_belongs_to_a_recipe() -> None:
     assert [snippet for _, _, snippet in RECIPES] == re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    assert {base for _, base, _ in RECIPES} >= {"config/demo.yaml", "config/paper.yaml"}
+    assert all((ROOT / base).exists() for _, base, _ in RECIPES)
 
 
 @pytest.mark.parametrize(("base", "snippet"), [recipe[1:] for recipe in RECIPES], ids=[title for title, *_ in RECIPES])

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from patch.errors import InputError
-from patch.pipeline.config.load import load_experiment, validate_experiment
+from patch.pipeline.config.load import load_experiment, read_configuration, validate_experiment
 from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[4]
@@ -59,7 +59,11 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     ),
     "kind": (
         put("models", "qwen", "source", "kind", "trian"),
-        ["models.qwen.source", "trian", "train", "hub", "local"],
+        ["`models.qwen.source.kind` is 'trian'; did you mean `train`? known: train, hub, local, gguf"],
+    ),
+    "kind-missing": (
+        put("corpora", "text", "source", {"files": ["a.txt"]}),
+        ["`corpora.text.source.kind` is missing; known: package, files, hub"],
     ),
     "architecture": (
         put("models", "qwen", "source", "architecture", "bloom"),
@@ -121,7 +125,19 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     "tile-zero": (add(HYBRID | {"tiles": [0]}), ["`grid.3.tiles.0` is 0"]),
     "tile-negative": (add(HYBRID | {"tiles": [-4]}), ["`grid.3.tiles.0` is -4"]),
     "learning-key": (put("learning", "common", "stpes", 3), ["`learning.common.stpes`", "did you mean `steps`?"]),
-    "learning-value": (put("learning", "common", "lr", -1), ["lr` is -1", "greater than 0"]),
+    "learning-value": (put("learning", "common", "lr", -1), ["`learning.common.lr` is -1", "greater than 0"]),
+    "learning-value-of-method": (
+        put("learning", "methods", {"patch-joint": {"steps": -5}}),
+        ["`learning.methods.patch-joint.steps` is -5"],
+    ),
+    "learning-value-of-override": (
+        put("learning", "overrides", [{"method": "maskllm", "set": {}}, {"model": "qwen", "set": {"steps": -5}}]),
+        ["`learning.overrides.1.set.steps` is -5"],
+    ),
+    "learning-prior-of-method": (
+        put("learning", "methods", {"patch-joint": {"tile_prior": "wnada"}}),
+        ["`learning.methods.patch-joint.tile_prior` is 'wnada'", "did you mean `wanda`?"],
+    ),
     "learning-method": (
         put("learning", "methods", {"patch-jiont": {"lr": 1}}),
         ["`learning.methods.patch-jiont`", "did you mean `patch-joint`?"],
@@ -144,11 +160,19 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     ),
     "micro-batch": (
         put("learning", "common", "micro_batch_size", 3),
-        ["micro_batch_size 3", "batch_size 4", "divisor"],
+        ["`learning.common`: micro_batch_size 3", "batch_size 4", "divisor"],
     ),
     "temperature": (
         put("learning", "common", "tile_temperature", [2, 0]),
         ["tile_temperature", "[2.0, 0.0]", "positive"],
+    ),
+    "config-key": (
+        put(*CONFIG, "hiden_size", 24),
+        ["unknown key `models.qwen.source.config.hiden_size` of a qwen2 model", "did you mean `hidden_size`?"],
+    ),
+    "config-key-of-the-tokenizer": (
+        put(*CONFIG, "vocab_size", 24),
+        ["`models.qwen.source.config.vocab_size`", "leave"],
     ),
     "size-missing": (drop(*CONFIG, "hidden_size"), ["models.qwen.source.config", "`hidden_size` is missing"]),
     "size-word": (put(*CONFIG, "hidden_size", "24"), ["models.qwen.source.config.hidden_size", "'24'"]),
@@ -167,6 +191,14 @@ FAULTS: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     "files": (
         put("corpora", "more", {"source": {"kind": "files", "files": ["no/such/*.txt"]}}),
         ["`corpora.more.source.files`", "'no/such/*.txt'"],
+    ),
+    "files-key": (
+        put("corpora", "more", {"source": {"kind": "files", "files": ["a.txt"], "feild": "a"}}),
+        ["unknown key `corpora.more.source.feild`", "did you mean `field`?", "known: field, files, kind, split"],
+    ),
+    "files-word": (
+        put("corpora", "more", {"source": {"kind": "files", "files": [1, {}]}}),
+        ["`corpora.more.source.files.0` is 1"],
     ),
     "files-empty": (
         put("corpora", "more", {"source": {"kind": "files", "files": [""]}}),
@@ -249,3 +281,49 @@ def test_configurations_of_the_repository_plan(path: Path, monkeypatch: pytest.M
     assert plan.grid.runs
     names = [plan.layout.record(run) for run in plan.grid.runs]
     assert len(set(names)) == len(names)
+
+
+OTHER_KINDS = """
+corpora: {text: {source: {kind: hub, repo: a/b, revision: "0123456", splits: {train: train, test: test}}}}
+models: {qwen: {source: {kind: local, path: a}}}
+"""
+
+
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_section_of_another_kind_replaces_that_of_the_base(
+    extended: bool, raw_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(yaml.safe_dump(raw_config))
+    Path("c.yaml").write_text("extends: base.yaml\n" * extended + OTHER_KINDS)
+    experiment = validate_experiment(read_configuration(["c.yaml"] if extended else ["base.yaml", "c.yaml"]))
+    assert experiment.corpora["text"].source.repo == "a/b"
+    assert experiment.models["qwen"].source.path == "a"
+    # All else is merged.
+    assert experiment.models["qwen"].title == raw_config["models"]["qwen"]["title"]
+    assert experiment.models["llama"] == validate_experiment(raw_config).models["llama"]
+
+
+@pytest.mark.parametrize("null", ["null", "~", None])
+def test_null_on_the_command_line(null: str | None, raw_config: dict, tmp_path: Path) -> None:
+    raw_config["speedup"], raw_config["evaluation"]["limit"] = {"batch_size": 2}, 3
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw_config))
+    changes = {"speedup": null, "evaluation": {"limit": null}, "grid": [{"methods": ["wanda"], "pattern": null}]}
+    experiment = validate_experiment(read_configuration([tmp_path / "c.yaml"], changes))
+    assert (experiment.speedup, experiment.evaluation.limit, experiment.grid[0].pattern) == (None, None, None)
+    assert experiment.evaluation.tasks == raw_config["evaluation"]["tasks"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"kind": "hub", "repo": "a/b", "revision": "0123456"}, {"kind": "gguf", "package": "c", "distribution": "a/b"}],
+)
+def test_the_command_that_writes_missing_sizes(source: dict, raw_config: dict) -> None:
+    put("models", "qwen", "source", source)(raw_config)
+    with pytest.raises(
+        InputError, match="`models.qwen.source`: `shape` is missing; `python -m patch add-model a/b` wri"
+    ):
+        validate_experiment(raw_config)
+    put("models", "qwen", "source", source | {"shpe": {}})(raw_config)
+    with pytest.raises(InputError, match="unknown key `models.qwen.source.shpe`; did you mean `shape`"):
+        validate_experiment(raw_config)

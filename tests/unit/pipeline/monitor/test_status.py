@@ -459,7 +459,7 @@ def test_an_unknown_run(place: Place) -> None:
 
 def test_a_wrong_configuration_is_one_message(capsys: pytest.CaptureFixture) -> None:
     assert main(["--configfile", "nowhere.yaml"]) == 2
-    assert capsys.readouterr().err == "error: nowhere.yaml: no such file\n"
+    assert capsys.readouterr().err == "error: configuration nowhere.yaml: no such file\n"
 
 
 def test_keys_can_be_given(place: Place) -> None:

@@ -1,13 +1,11 @@
 """Tests of ablations, imported masks, seeds of a block, and configuration files that override others."""
 
 import copy
-from pathlib import Path
 
 import pytest
-import yaml
 
 from patch.errors import InputError
-from patch.pipeline.config.load import load_experiment, validate_experiment
+from patch.pipeline.config.load import validate_experiment
 from patch.pipeline.runs.grid import Grid
 from patch.pipeline.runs.run import Run
 
@@ -88,7 +86,7 @@ def test_a_varied_recipe_is_a_set_of_defaults(raw_config):
         ({"vary": {"recipe": ["papers"]}}, "`grid.vary.recipe` is 'papers'; did you mean `paper`"),
         ({"vary": {"recipe": [True]}}, "`grid.vary.recipe` is True; known: paper, public-code"),
         ({"vary": {"tile_prio": ["none"]}}, r"`grid.vary.tile_prio`; did you mean `tile_prior`"),
-        ({"vary": {"tile_prior": ["wandaa"]}}, r"`learning.tile_prior` is 'wandaa'; did you mean `wanda`"),
+        ({"vary": {"tile_prior": ["wandaa"]}}, r"`grid.vary.tile_prior` is 'wandaa'; did you mean `wanda`"),
         ({"vary": {"lr": [-1.0]}}, "greater than 0"),
         ({"vary": {"tile_prior": []}}, "at least 1 item"),
         ({"vary": {"tile_prior": ["a/b"]}}, "vary"),
@@ -251,29 +249,3 @@ def test_learning_starts_from_an_imported_mask(raw_config):
 def test_what_cannot_be_imported(raw_config, imports, entry, message):
     with pytest.raises(InputError, match=message):
         grid_of(raw_config, {"methods": ["import"]} | entry, imports=imports)
-
-
-def test_a_file_on_top_of_another(raw_config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("base.yaml").write_text(yaml.safe_dump(raw_config))
-    Path("middle.yaml").write_text("extends: base.yaml\nexperiment: middle\nlearning: {common: {steps: 7}}\n")
-    Path("top.yaml").write_text("extends: middle.yaml\nreuse: [middle]\ngrid: [{methods: [dense]}]\n")
-    top, base = load_experiment("top.yaml"), validate_experiment(raw_config)
-    assert (top.experiment, top.reuse, top.extends) == ("middle", ["middle"], None)
-    assert top.learning.common == base.learning.common | {"steps": 7}
-    assert (top.models, [entry.methods for entry in top.grid]) == (base.models, [["dense"]])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("extends: none.yaml\n", "none.yaml: no such file"),
-        ("extends: [a]\n", "`extends` is .*give the path of a configuration"),
-        ("extends: loop.yaml\n", "forms a cycle: loop.yaml -> loop.yaml"),
-    ],
-)
-def test_what_cannot_be_extended(tmp_path, monkeypatch, text, message):
-    monkeypatch.chdir(tmp_path)
-    Path("loop.yaml").write_text(text)
-    with pytest.raises(InputError, match=message):
-        load_experiment("loop.yaml")

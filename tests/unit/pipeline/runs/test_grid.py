@@ -324,7 +324,7 @@ def test_one_tile_a_layer_has_a_name(raw_config: dict) -> None:
 )
 def test_a_prior_that_cannot_be_one(key: str, value: str, right: str, raw_config: dict) -> None:
     raw_config["learning"]["common"][key] = value
-    with pytest.raises(InputError, match=f"learning.{key}` is '{value}'.*{right}"):
+    with pytest.raises(InputError, match=f"`learning.common.{key}` is '{value}'.*{right}"):
         grid_of(raw_config)
 
 
@@ -356,7 +356,7 @@ def test_proxsparse_may_be_frozen_and_runs_in_any_number_of_processes(raw_config
     ],
 )
 def test_processes_that_cannot_shard_the_weights(model: str, gpus: int, message: str, raw_config: dict) -> None:
-    sizes = {"n_embd": 24, "n_layer": 2, "n_head": 2, "vocab_size": 300}
+    sizes = {"n_embd": 24, "n_layer": 2, "n_head": 2}
     source = raw_config["models"]["qwen"]["source"] | {"architecture": "gpt2", "config": sizes}
     raw_config["models"]["gpt2"] = raw_config["models"]["qwen"] | {"source": source}
     grid = [{"methods": ["proxsparse"], "models": [model]}]
