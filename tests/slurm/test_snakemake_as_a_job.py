@@ -10,8 +10,7 @@ from .harness import OPTIONS, SECONDS, Project
 from .scenes import scene
 
 SCRIPT = Path(__file__).parents[2] / "profiles/slurm/controller.sh"
-# Sizes as SLURM_MEM_PER_CPU, which srun refuses beside the SLURM_MEM_PER_NODE of the jobs.
-SIZE = ("--cpus-per-task=1", "--mem=0", "--mem-per-cpu=600", "--time=20")
+SIZE = ("--cpus-per-task=1", "--mem=600", "--time=20")
 
 
 def _profile(project: Project) -> None:
@@ -42,6 +41,7 @@ def _log(project: Project) -> str:
     return (project.folder / "controller.log").read_text()
 
 
+# In a job that inherits SLURM_MEM_PER_NODE from that of Snakemake, submitit's srun refuses its own SLURM_MEM_PER_CPU.
 @scene(
     50,
     """
@@ -49,7 +49,8 @@ rule all:
     input: "lives.txt", "later.txt"
 rule lives:
     output: "lives.txt"
-    shell: "srun true && {PAYLOAD} {output} --until go"
+    resources: mem_mb_per_cpu=500
+    shell: "{PAYLOAD} {output} --until go"
 rule later:
     input: "lives.txt"
     output: "later.txt"
