@@ -71,4 +71,6 @@ def derive() -> dict[str, str]:
 
 if __name__ == "__main__":
     for path, text in derive().items():
-        (ROOT / path).write_text(text)
+        # An unchanged constraints.txt keeps its time, so that `make` installs nothing.
+        if (ROOT / path).read_text() != text:
+            (ROOT / path).write_text(text)
