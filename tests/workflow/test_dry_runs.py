@@ -210,6 +210,18 @@ def test_ablations_in_full(tmp_path, name):
         assert f"results/{name}/tables/{standard[name]}.md" in written
 
 
+def test_the_profile_of_a_cluster_replaces_keys_of_the_profile_for_slurm(tmp_path):
+    text = (ROOT / "docs/slurm.md").read_text()
+    (profile,) = re.findall(r"```yaml\n# profiles/juwels/(.*?)```", text, flags=re.DOTALL)
+    name, _, keys = profile.partition("\n")
+    (tmp_path / "juwels").mkdir()
+    (tmp_path / "juwels" / name).write_text(keys)
+    options = ["--profile", "profiles/slurm", "--profile", "juwels", "--configfile", "config/demo.yaml"]
+    jobs = dry_run(tmp_path, *options, "--until", "calibrate", "train_model")
+    asked = {(job.rule, job.fields["resources"].split("slurm_partition=")[1].split(",")[0]) for job in jobs}
+    assert {("calibrate", "batch"), ("train_model", "booster")} <= asked
+
+
 def test_ablations_in_small_learn_nothing_twice(tmp_path):
     jobs = dry_run(tmp_path, "--configfile", "config/ablations/demo.yaml")
     ratios, maskllm, proxsparse = 3, 1, 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.resources import Request
@@ -31,6 +31,16 @@ def check_environment(environment: Mapping[str, str]) -> list[str]:
     """Return warnings about variables that override a job's own sbatch options."""
     names = sorted(name for name in environment if name.startswith("SBATCH_"))
     return [f"{', '.join(names)} in the environment: sbatch prefers it to the jobs' resources."] if names else []
+
+
+def leave_allocation(environment: MutableMapping[str, str]) -> None:
+    """Remove the variables of the SLURM job that Snakemake itself runs in, if it does.
+
+    A job inherits the environment of sbatch, and srun in it would read sizes of Snakemake's job as its own.
+    """
+    if "SLURM_JOB_ID" in environment:
+        for name in [name for name in environment if name.startswith("SLURM_") and name != "SLURM_CONF"]:
+            del environment[name]
 
 
 def check_cluster(requests: dict[str, list[Request] | str]) -> list[str]:

@@ -19,7 +19,12 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
 from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.adoption import EarlierJobs
-from snakemake_executor_plugin_submitit.checks import check_cluster, check_environment, partition_minutes
+from snakemake_executor_plugin_submitit.checks import (
+    check_cluster,
+    check_environment,
+    leave_allocation,
+    partition_minutes,
+)
 from snakemake_executor_plugin_submitit.job import ClusterJob
 from snakemake_executor_plugin_submitit.ledger import Ledger, make_entry
 from snakemake_executor_plugin_submitit.resources import Request, ResourceError, make_request, requests_by_rule
@@ -54,6 +59,7 @@ class Executor(RemoteExecutor):
             WorkflowError: the cluster cannot run the jobs or does not answer, the submit folder cannot be used, or
                 another Snakemake has submitted jobs for the same files.
         """
+        leave_allocation(os.environ)
         settings, folder, warn = self.settings, Path(self.settings.folder).absolute(), self.logger.warning
         for warning in [*check_folder(folder), *check_environment(os.environ)]:
             warn(warning)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from snakemake_executor_plugin_submitit import checks
-from snakemake_executor_plugin_submitit.checks import check_cluster, partition_minutes
+from snakemake_executor_plugin_submitit.checks import check_cluster, leave_allocation, partition_minutes
 from snakemake_executor_plugin_submitit.resources import make_request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.slurm import SlurmError
@@ -168,3 +168,13 @@ def test_gpus_of_a_node(parts: list[tuple[str, int, str]], model: str) -> None:
     gres = ",".join(["shard:16", *(":".join(filter(None, ["gpu", kind, f"{n}{where}"])) for kind, n, where in parts)])
     there = sum(n for kind, n, _ in parts if model in ("", kind))
     assert checks._gpus_of({"Gres": gres}, model) == there
+
+
+def test_variables_of_snakemakes_own_job_are_not_passed_on() -> None:
+    plain = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_TIME_FORMAT": "%s", "PATH": "/bin", "SBATCH_QOS": "long"}
+    environment = plain.copy()
+    leave_allocation(environment)
+    assert environment == plain, "Snakemake runs on a login node"
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_CPU": "1000", "SLURM_NTASKS": "1"}
+    leave_allocation(environment)
+    assert environment == {name: plain[name] for name in ("SLURM_CONF", "PATH", "SBATCH_QOS")}
