@@ -1,0 +1,296 @@
+// Draws the panels of the page anew whenever a choice changes. `explore_data` in explore.py describes the data.
+"use strict";
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const OPTIONS = { ast: true, renderer: "svg", actions: false };
+const GREY = "#666666";
+const DASHES = [5, 3];
+const DOTS = [1.5, 2.5];
+// Pixels for each of matplotlib's points.
+const SCALE = 1.7;
+const MARKERS = 5;
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif';
+const AXIS = { labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", gridColor: "#e6e6e6", domainColor: "#555" };
+const CONFIG = { font: FONT, background: "#ffffff", view: { stroke: null }, axis: AXIS };
+
+const format = (value) => value.toFixed(value >= 1000 ? 0 : value >= 100 ? 1 : 2);
+const raw = (field, type = "nominal") => ({ field, type, scale: null });
+const shown = (fields) => fields.map((field) => ({ field, type: "nominal" }));
+const description = (tooltip) => Object.entries(tooltip).map(([name, value]) => `${name}: ${value}`).join("; ");
+const layer = (values, mark, encoding) => ({ data: { values }, mark, encoding });
+
+function choices() {
+  const checked = (name) => [...document.querySelectorAll(`input[name=${name}]:checked`)].map((input) => input.value);
+  const numbers = (name) => new Set(checked(name).map(Number));
+  const value = (name) => document.querySelector(`select[name=${name}]`)?.value;
+  return {
+    models: numbers("model"),
+    series: numbers("series"),
+    settings: DATA.settings.length > 1 ? numbers("setting") : new Set([0]),
+    marks: new Set(checked("mark")),
+    metric: DATA.metrics[Number(value("metric"))],
+    panel: value("panel"),
+  };
+}
+
+function selected(items, chosen) {
+  const wanted = (item) => item.series === null || chosen.series.has(item.series);
+  return items.filter((item) => chosen.models.has(item.model) && chosen.settings.has(item.setting) && wanted(item));
+}
+
+// The non-dominated points by rising sparsity. Their quality is available at every lower sparsity.
+function front(points, higher) {
+  const sign = higher ? 1 : -1;
+  const noWorse = (a, b) => a.target >= b.target && sign * a.value >= sign * b.value;
+  const dominated = (a) => points.some((b) => noWorse(b, a) && (b.target !== a.target || b.value !== a.value));
+  return points.filter((point) => !dominated(point)).sort((a, b) => a.target - b.target);
+}
+
+function point(row, metric, column) {
+  const [value, error, published] = row.values[metric.name];
+  const series = row.series === null ? { label: "Dense", friendly: true } : DATA.series[row.series];
+  const shownError = error === null ? "" : ` ± ${format(error)}`;
+  const numbers = { Sparsity: `${row.target} % (achieved ${row.achieved} %)` };
+  if (value !== null) numbers.Measured = `${format(value)}${shownError}`;
+  if (published !== null) numbers.Published = format(published);
+  const about = { Model: DATA.models[row.model].title, Method: series.label };
+  if (row.detail) about.Setting = row.detail;
+  if (row.tile) about.Tile = row.tile;
+  if (row.seeds > 1) numbers.Seeds = row.seeds;
+  const tooltip = { ...about, Metric: metric.title, ...numbers };
+  return { ...tooltip, fields: Object.keys(tooltip), description: description(tooltip), row, series, x: row.x, target: row.target, value, error, published,
+    height: column === "published" ? published : value };
+}
+
+// A panel for each model, with two charts if the published numbers are those of another model.
+function qualityPanels(chosen) {
+  const { metric, marks } = chosen;
+  return [...chosen.models].flatMap((model) => {
+    const rows = selected(DATA.rows, chosen).filter((row) => row.model === model && metric.name in row.values);
+    if (!rows.length) return [];
+    const info = DATA.models[model];
+    const chance = info.chance[metric.name];
+    const note = chance === undefined ? "" : `chance ${format(chance)} %`;
+    const published = marks.has("published") && rows.some((row) => row.values[metric.name][2] !== null);
+    if (!published || !info.published) {
+      const columns = published ? ["value", "published"] : ["value"];
+      return { charts: [{ title: info.title, note, spec: quality(rows, chosen, columns) }] };
+    }
+    const title = `${info.published}, as published`;
+    return { charts: [
+      { title: `${info.title}, measured`, note, spec: quality(rows, chosen, ["value"]) },
+      { title, note: "Another model: only the order compares.", spec: quality(rows, chosen, ["published"]) },
+    ] };
+  });
+}
+
+function quality(rows, { metric, marks }, columns) {
+  const sets = columns.map((column) => rows.map((row) => point(row, metric, column)).filter((p) => p.height !== null));
+  const heights = sets.flat().map((p) => p.height);
+  const edge = metric.higher ? Infinity : DATA.ceiling * Math.min(...heights);
+  const fields = [...new Set(sets.flat().flatMap((p) => p.fields))];
+  const blank = Object.fromEntries(fields.map((field) => [field, "–"]));
+  const tooltip = { tooltip: shown(fields), description: { field: "description" } };
+  const lowest = Math.min(...heights), highest = Math.min(edge, Math.max(...heights));
+  const scale = metric.higher ? { zero: false } : { type: "log", nice: false, padding: 8 };
+  const ticks = metric.higher ? { tickCount: 6 } : { values: logTicks(lowest, highest) };
+  const y = { field: "y", type: "quantitative", scale, title: metric.title + (metric.higher ? "" : " (log scale)"),
+    axis: { ...ticks, format: "~f" } };
+  const sparse = rows.filter((row) => row.series !== null);
+  const levels = [...new Set(sparse.map((row) => row.target))].sort((a, b) => a - b);
+  const domain = levels.length ? [levels[0] - 2, levels.at(-1) + 2] : [0, 50];
+  const x = { field: "x", type: "quantitative", scale: { domain, nice: false }, title: "Target sparsity (%)",
+    axis: { values: levels, grid: true, labelOverlap: true } };
+  const layers = sets.flatMap((points, index) => {
+    const measured = columns[index] === "value", overlaid = columns.length === 2 && !measured;
+    points = points.map((p) => ({ ...blank, ...p, y: Math.min(p.height, edge) }));
+    const dense = points.filter((p) => p.row.series === null), others = points.filter((p) => p.row.series !== null);
+    const stroke = overlaid ? "#999999" : "#000000";
+    const made = [
+      layer(dense, { type: "rule", strokeDash: DASHES, strokeWidth: 1.4, stroke, aria: false }, { y }),
+      // An invisible target for the pointer.
+      layer(dense, { type: "rule", strokeWidth: 9, opacity: 0 }, { y, ...tooltip }),
+    ];
+    if (measured && marks.has("front")) {
+      const steps = front(points.filter((p) => p.series.friendly), metric.higher).map((p) => ({ x: p.target, y: p.y }));
+      made.push(layer(steps, { type: "line", interpolate: "step-before", stroke: "#595959", strokeWidth: 1.5, clip: true,
+        description: "Pareto front" }, { x, y }));
+    }
+    if (measured && marks.has("errors")) {
+      const bars = others.filter((p) => p.error !== null && p.height <= edge);
+      const ends = bars.map((p) => ({ x: p.x, y: p.height - p.error, y2: p.height + p.error }));
+      made.push(layer(ends, { type: "rule", stroke: "#737373", description: "Standard error" }, { x, y, y2: { field: "y2" } }));
+    }
+    return [...made, ...markers(others, !measured, { x, y, ...tooltip })];
+  });
+  return { width: "container", height: 280, layer: layers };
+}
+
+function markers(points, hollow, encoding) {
+  const side = ({ row, series }) => SCALE * series.size * (hollow ? 1.25 : 1) * (row.setting && DATA.settings[0] === "" ? 0.7 : 1);
+  const values = points.map((p) => ({
+    ...p,
+    shape: p.series.shape,
+    fill: hollow ? "transparent" : p.series.fill,
+    stroke: hollow ? p.series.fill : p.series.edge,
+    strokeWidth: hollow ? 1.6 : SCALE * p.series.width,
+    size: side(p) ** 2,
+  }));
+  const look = { shape: raw("shape"), fill: raw("fill"), stroke: raw("stroke"), size: raw("size", "quantitative"),
+    strokeWidth: raw("strokeWidth", "quantitative") };
+  return values.length ? [layer(values, { type: "point", opacity: 1 }, { ...encoding, ...look })] : [];
+}
+
+// Three to eight round numbers in a range, or its ends if it has none.
+function logTicks(low, high) {
+  for (const steps of [[1], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9]]) {
+    const ticks = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
+    const inside = ticks.filter((tick) => tick >= 0.97 * low && tick <= 1.03 * high);
+    if (inside.length > 2) return inside;
+  }
+  return [low, high].map((value) => Number(value.toPrecision(3)));
+}
+
+function densityPanels(chosen) {
+  const maps = selected(DATA.maps, chosen);
+  const all = DATA.maps.flatMap((map) => map.cells.flat().filter((cell) => cell !== null).map((cell) => cell - map.target));
+  const limit = Math.max(5, 5 * Math.ceil(Math.max(...all.map(Math.abs)) / 5));
+  const scale = document.querySelector("#density .scale");
+  scale.replaceChildren(`−${limit}`, document.createElement("i"), `+${limit} points`);
+  return maps.map((map) => {
+    const title = `${DATA.models[map.model].title}: ${DATA.series[map.series].label}, ${map.title}`;
+    return { charts: [{ title, spec: density(map, limit) }] };
+  });
+}
+
+function density(map, limit) {
+  const values = map.projections.flatMap((projection, line) => map.blocks.map((block, column) => {
+    const cell = map.cells[line][column];
+    if (cell === null) return { projection, block, Density: "not pruned" };
+    return { projection, block, Density: `${cell.toFixed(1)} % (target ${map.target} %)`, deviation: cell - map.target };
+  }));
+  const color = {
+    condition: { test: "isValid(datum.deviation)", field: "deviation", type: "quantitative", legend: null,
+      scale: { scheme: "redblue", domain: [-limit, limit] } },
+    value: "#d9d9d9",
+  };
+  const flat = { domain: false, ticks: false };
+  return {
+    width: "container",
+    height: 20 * map.projections.length,
+    data: { values },
+    mark: { type: "rect", stroke: "#ffffff", strokeWidth: 0.5 },
+    encoding: {
+      x: { field: "block", type: "ordinal", title: "Block", axis: { ...flat, labelAngle: 0, labelOverlap: true } },
+      y: { field: "projection", type: "nominal", sort: null, title: null, axis: flat },
+      color,
+      tooltip: [{ field: "projection", title: "Projection" }, { field: "block", title: "Block" }, { field: "Density" }],
+    },
+  };
+}
+
+function curvePanels(chosen) {
+  const curves = selected(DATA.curves, chosen).filter((curve) => chosen.panel in curve.values);
+  return [...chosen.models].flatMap((model) => {
+    const found = curves.filter((curve) => curve.model === model);
+    if (!found.length) return [];
+    const key = found.map((curve) => ({ ...DATA.series[curve.series], fill: curve.color, label: curve.label }));
+    return [{ charts: [{ title: DATA.models[model].title, spec: learning(found, chosen.panel) }], key }];
+  });
+}
+
+function learning(curves, panel) {
+  const points = (curve, key) => {
+    const [steps, values] = curve.values[key];
+    return steps.map((x, index) => ({ x, y: values[index], Run: curve.label, color: curve.color, index }));
+  };
+  const x = { field: "x", type: "quantitative", title: "Step", axis: { tickCount: 6, grid: true } };
+  const y = { field: "y", type: "quantitative", scale: { zero: false }, title: DATA.panels[panel], axis: { tickCount: 6 } };
+  const line = { x, y, stroke: raw("color"), detail: raw("Run") };
+  const drawn = curves.flatMap((curve) => points(curve, panel));
+  const layers = [];
+  if (panel === "density") {
+    const targets = curves.filter((curve) => curve.values.target_density).flatMap((curve) => points(curve, "target_density"));
+    layers.push(layer(targets, { type: "line", strokeDash: DOTS, strokeWidth: 1.3 }, { ...line, stroke: { value: GREY } }));
+  }
+  if (panel === "held_out_loss") {
+    const initial = curves.filter((curve) => curve.initial !== null).map((curve) => ({ y: curve.initial, color: curve.color,
+      Run: `${curve.label}, initial mask`, Value: curve.initial.toPrecision(4) }));
+    layers.push(layer(initial, { type: "rule", strokeDash: DASHES }, { y, stroke: raw("color"), tooltip: shown(["Run", "Value"]) }));
+  }
+  layers.push(layer(drawn, { type: "line", strokeWidth: 1.6 }, line));
+  const marked = curves.flatMap((curve, number) => {
+    const all = points(curve, panel), step = Math.max(1, Math.floor(all.length / MARKERS));
+    const offset = Math.floor((step * number) / curves.length);
+    const series = { ...DATA.series[curve.series], fill: curve.color, edge: "#000000" };
+    return all.filter(({ index }) => index % step === offset).map((p) => ({ ...p, row: curve, series }));
+  });
+  const hover = drawn.filter((p) => p.y !== null).map(({ x, y, Run }) => ({ x, y, Run, Step: x, Value: y.toPrecision(4) }));
+  const tooltip = shown(["Run", "Step", "Value"]);
+  layers.push(...markers(marked, false, { x, y }));
+  // Invisible targets for the pointer.
+  layers.push(layer(hover, { type: "point", filled: true, opacity: 0, size: 120 }, { x, y, tooltip }));
+  return { width: "container", height: 260, layer: layers };
+}
+
+function element(name, className, ...children) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+function swatch({ shape, fill, edge, width, size }) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  svg.setAttribute("class", "swatch");
+  svg.setAttribute("viewBox", "-9 -9 18 18");
+  const attributes = { d: shape, fill, stroke: edge, "stroke-width": width, "vector-effect": "non-scaling-stroke",
+    transform: `scale(${size})` };
+  for (const [name, value] of Object.entries(attributes)) path.setAttribute(name, value);
+  svg.append(path);
+  return svg;
+}
+
+const SECTIONS = { quality: qualityPanels, density: densityPanels, curves: curvePanels };
+const views = new Map(Object.keys(SECTIONS).map((name) => [name, []]));
+
+async function draw(name) {
+  const place = document.querySelector(`#${name} .panels`);
+  if (!place) return;
+  views.get(name).forEach((result) => result.finalize());
+  const panels = SECTIONS[name](choices());
+  const figures = panels.map(({ charts, key = [] }) => element("figure", "",
+    ...charts.flatMap(({ title, note }) => [
+      element("h3", "", title),
+      ...(note ? [element("p", "", note)] : []),
+      element("div", "chart"),
+    ]),
+    element("ul", "key", ...key.map((item) => element("li", "", swatch(item), item.label))),
+  ));
+  place.replaceChildren(...(figures.length ? figures : [element("p", "empty", "Nothing is chosen that has these values.")]));
+  const specs = panels.flatMap(({ charts }) => charts.map(({ spec }) => spec));
+  const drawn = [...place.querySelectorAll(".chart")].map((chart, index) =>
+    vegaEmbed(chart, { config: CONFIG, ...specs[index] }, OPTIONS));
+  views.set(name, await Promise.all(drawn));
+}
+
+// Sections that a choice changes; all others change every section.
+const AFFECTED = { metric: ["quality"], mark: ["quality"], panel: ["curves"] };
+let drawn = Promise.resolve();
+
+function drawAll(name) {
+  const sections = AFFECTED[name] ?? Object.keys(SECTIONS);
+  drawn = drawn.then(() => Promise.all(sections.map(draw))).then(() => {
+    document.body.dataset.drawn = Number(document.body.dataset.drawn ?? 0) + 1;
+  });
+}
+
+document.addEventListener("change", ({ target }) => drawAll(target.name));
+document.addEventListener("click", ({ target }) => {
+  if (target.dataset.check === undefined) return;
+  for (const input of target.closest("fieldset").querySelectorAll("input")) input.checked = Boolean(target.dataset.check);
+  drawAll();
+});
+// On a narrow screen the choices would push the figures out of sight.
+if (matchMedia("(max-width: 52rem)").matches) document.getElementById("choices").open = false;
+drawAll();
