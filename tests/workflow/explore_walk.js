@@ -20,7 +20,7 @@ addEventListener("load", async () => {
     axes: [...new Set(all(".role-axis-title text", section).map((text) => text.textContent))],
     points: all("path[aria-roledescription=point]", section).map((path) => path.getAttribute("aria-label")),
     cells: all(".mark-rect path", section).length,
-    lines: all(".mark-line path", section).length,
+    fronts: all("path[stroke='#595959']", section).map((path) => path.__data__.mark.items.map(({ datum }) => [datum.x, datum.y])),
     bars: all(".mark-rule line[stroke='#737373']", section).length,
     text: section.innerText,
   }]));

@@ -56,6 +56,7 @@ function point(row, metric, column) {
   if (row.detail) about.Setting = row.detail;
   if (row.tile) about.Tile = row.tile;
   if (row.seeds > 1) numbers.Seeds = row.seeds;
+  numbers.Row = row.name;
   const tooltip = { ...about, Metric: metric.title, ...numbers };
   return { ...tooltip, fields: Object.keys(tooltip), description: description(tooltip), row, series, x: row.x, target: row.target, value, error, published,
     height: column === "published" ? published : value };
@@ -140,14 +141,13 @@ function markers(points, hollow, encoding) {
   return values.length ? [layer(values, { type: "point", opacity: 1 }, { ...encoding, ...look })] : [];
 }
 
-// Three to eight round numbers in a range, or its ends if it has none.
+// Round numbers in a range of positive numbers, for a logarithmic axis.
 function logTicks(low, high) {
-  for (const steps of [[1], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9]]) {
-    const ticks = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
-    const inside = ticks.filter((tick) => tick >= 0.97 * low && tick <= 1.03 * high);
-    if (inside.length > 2) return inside;
-  }
-  return [low, high].map((value) => Number(value.toPrecision(3)));
+  const powers = Array.from({ length: 12 }, (_, power) => 10 ** (power - 3));
+  const round = powers.flatMap((power) => [1, 2, 5].map((step) => step * power));
+  if (high > 3 * low) return round.filter((tick) => tick >= 0.95 * low && tick <= 1.05 * high);
+  const step = round.find((tick) => tick >= (high - low) / 5);
+  return Array.from({ length: 8 }, (_, index) => Number((step * (Math.floor(low / step) + index)).toPrecision(6)));
 }
 
 function densityPanels(chosen) {

@@ -1,7 +1,7 @@
 """Interactive page of an experiment: quality, density by layer and learning curves of the chosen models and methods.
 
-The page is one file that needs no network. It contains Vega, Vega-Lite and Vega-Embed (BSD-3-Clause licence), which draw
-its figures as SVG, and the rounded numbers that they show.
+The page is one file that needs no network. It contains the rounded numbers, and Vega, Vega-Lite and Vega-Embed, which
+draw them as SVG.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def explore_page(explored: Explored) -> str:
         experiment=explored.experiment,
         data=data,
         # Titles may contain the end tag of a script.
-        json=Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
+        json=Markup(
+            json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+        ),
         bundle=Markup(vl_convert.javascript_bundle()),
         script=Markup(SCRIPT.read_text(encoding="utf-8")),
     )
@@ -76,8 +78,8 @@ def explore_data(explored: Explored) -> dict[str, Any]:
     """Return the contents of the page as a JSON object.
 
     ``rows`` are rows of tables with the mean over seeds, the standard error and the published number of each metric.
-    They, ``maps`` and ``curves`` refer to ``models``, ``series`` and ``settings`` by index; the series of a dense row is
-    null. Accuracies, densities and sparsities are in percent.
+    They, ``maps`` and ``curves`` refer to ``models``, ``series`` and ``settings`` by index; a dense row has no series.
+    Accuracies, densities and sparsities are in percent.
     """
     frame = explored.frame[~explored.frame["metric"].str.startswith(DENSITY)]
     summary = style.with_series(summarize(frame))
@@ -92,6 +94,7 @@ def explore_data(explored: Explored) -> dict[str, Any]:
         "metrics": [_metric(name) for name in dict.fromkeys(metrics)],
         "series": [_series(one) for one in series],
         "settings": page.settings,
+        "published": bool(summary["published"].notna().any()),
         "rows": rows,
         "maps": page.maps(),
         "curves": page.curves(),
@@ -128,11 +131,11 @@ def _series(series: style.Series) -> dict[str, Any]:
         "edge": to_hex(look["markeredgecolor"]),
         "width": look["markeredgewidth"],
         "size": round(look["markersize"], 2),
-        "shape": _shape(look["marker"]),
+        "shape": marker_path(look["marker"]),
     }
 
 
-def _shape(marker: str) -> str:
+def marker_path(marker: str) -> str:
     """Return a marker of matplotlib as an SVG path in a square from -1 to 1."""
     drawn = MarkerStyle(marker)
     path = drawn.get_path().transformed(drawn.get_transform())
@@ -161,6 +164,7 @@ class _Page:
             if (run.model, run.row) not in rows:
                 self._places[run.model, run.row] = self._place(run, line.series)
                 rows[run.model, run.row] = self._places[run.model, run.row] | {
+                    "name": run.row,
                     "detail": variant_title(run.variant) if run.imported else _setting(run),
                     "tile": style.format_tile(run.tile) if run.tile else None,
                     "x": _rounded(line.x),

@@ -297,7 +297,10 @@ class FigureSettings(Section):
 
 
 class ExploreSettings(Section):
-    """Settings of the interactive page; ``curves`` are the runs of its curves, ``digests`` is as in `TabulateSettings`."""
+    """Settings of the interactive page.
+
+    ``curves`` are the runs of its training curves, in order. ``digests`` is as in `TabulateSettings`.
+    """
 
     version: int = TABULATE_VERSION
     experiment: str
