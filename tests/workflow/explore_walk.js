@@ -2,8 +2,8 @@
 const walk = { errors: [], views: {} };
 for (const kind of ["error", "warn"]) console[kind] = (...values) => walk.errors.push(values.join(" "));
 window.alert = (text) => walk.errors.push(`alert ${text}`);
-for (const kind of ["error", "unhandledrejection", "securitypolicyviolation"])
-  window.addEventListener(kind, (event) => walk.errors.push(`${kind} ${event.message ?? event.reason ?? event.blockedURI}`));
+const failed = (event) => walk.errors.push(`${event.type} ${event.message ?? event.reason ?? event.blockedURI}`);
+for (const kind of ["error", "unhandledrejection", "securitypolicyviolation"]) window.addEventListener(kind, failed);
 
 addEventListener("load", async () => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -15,12 +15,13 @@ addEventListener("load", async () => {
     while (drawn() === before) await pause();
   };
   const box = (name, text) => all(`input[name=${name}]`).find((input) => input.parentNode.textContent.trim() === text);
+  const front = (path) => path.__data__.mark.items.map(({ datum }) => [datum.x, datum.y]);
   const look = () => Object.fromEntries(all("section").map((section) => [section.id, {
     titles: all("h3", section).map((title) => title.textContent),
     axes: [...new Set(all(".role-axis-title text", section).map((text) => text.textContent))],
     points: all("path[aria-roledescription=point]", section).map((path) => path.getAttribute("aria-label")),
     cells: all(".mark-rect path", section).length,
-    fronts: all("path[stroke='#595959']", section).map((path) => path.__data__.mark.items.map(({ datum }) => [datum.x, datum.y])),
+    fronts: all("path[stroke='#595959']", section).map(front),
     bars: all(".mark-rule line[stroke='#737373']", section).length,
     text: section.innerText,
   }]));
@@ -37,8 +38,9 @@ addEventListener("load", async () => {
       cell: await hover(document.querySelector("#density .mark-rect path")),
       curve: await hover(all("#curves path[aria-roledescription=point]").at(-1)),
     };
-    walk.choices = Object.fromEntries(all("fieldset").map((set) => [set.querySelector("legend").firstChild.textContent.trim(),
-      all("label", set).map((label) => label.textContent.trim())]));
+    const name = (set) => set.querySelector("legend").firstChild.textContent.trim();
+    const labels = (set) => all("label", set).map((label) => label.textContent.trim());
+    walk.choices = Object.fromEntries(all("fieldset").map((set) => [name(set), labels(set)]));
     const select = document.querySelector("select[name=metric]");
     walk.metrics = [...select.options].map((option) => option.textContent);
     await change(() => { select.value = "1"; select.dispatchEvent(new Event("change", { bubbles: true })); });

@@ -91,6 +91,12 @@ def test_the_pages_say_what_it_cost_and_where(seen: dict) -> None:
     assert "20 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["cells"])
 
 
+def test_the_interactive_page_is_drawn(seen: dict) -> None:
+    (page,) = seen["categories"]["Explore"]
+    # Scripts write the titles of the panels, beside those of the choices.
+    assert page["text"].count("Trained") >= 4 and "Learning curves" in page["text"] and not page["overflows"]
+
+
 def test_nothing_comes_from_elsewhere(report: Path) -> None:
     pages = [page.read_text(encoding="utf-8") for page in (report / "data").rglob("*.html")]
     # A policy forbids the interactive page, whose libraries contain addresses, to load anything.
@@ -135,4 +141,5 @@ def test_the_summary_is_beside_it(finished: Path) -> None:
     assert len(images) == 2 * len(FIGURES) and all((root / path).is_file() for path in images)
     for table in (root / "tables").glob("*.md"):
         assert table.read_text(encoding="utf-8").rstrip("\n") in text
+    assert "[Interactive page](explore.html)" in text and (root / "explore.html").is_file()
     assert "All 20 runs have a record." in text and "snakemake --configfile tiny.yaml" in text

@@ -31,7 +31,7 @@ from patch.pipeline.results.record import Record, projections
 from patch.pipeline.runs.run import ModelInfo, Run
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-SCRIPT = Path(__file__).with_suffix(".js")
+SCRIPTS = [Path(__file__).with_name(name) for name in ("explore_charts.js", "explore.js")]
 # Maximum number of points of a curve in the page.
 POINTS = 100
 DIGITS = 5
@@ -70,7 +70,7 @@ def explore_page(explored: Explored) -> str:
             json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
         ),
         bundle=Markup(vl_convert.javascript_bundle()),
-        script=Markup(SCRIPT.read_text(encoding="utf-8")),
+        script=Markup("\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS)),
     )
 
 
@@ -87,7 +87,7 @@ def explore_data(explored: Explored) -> dict[str, Any]:
     series = list(dict.fromkeys(sparse["series"]))
     metrics = [name for name in (*style.LABELS, *summary["metric"]) if name in set(summary["metric"])]
     page = _Page(explored, [model.name for model in explored.models], series)
-    rows = page.rows(summary)
+    rows, curves = page.rows(summary), page.curves()
     return {
         "ceiling": style.CEILING,
         "models": [_model(model, explored) for model in explored.models],
@@ -97,8 +97,8 @@ def explore_data(explored: Explored) -> dict[str, Any]:
         "published": bool(summary["published"].notna().any()),
         "rows": rows,
         "maps": page.maps(),
-        "curves": page.curves(),
-        "panels": PANELS,
+        "curves": curves,
+        "panels": {key: title for key, title in PANELS.items() if any(key in curve["values"] for curve in curves)},
     }
 
 
