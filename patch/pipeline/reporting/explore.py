@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import vl_convert
 from jinja2 import Environment
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 from matplotlib.markers import MarkerStyle
 
@@ -66,11 +65,9 @@ def explore_page(explored: Explored) -> str:
         experiment=explored.experiment,
         data=data,
         # Titles may contain the end tag of a script.
-        json=Markup(
-            json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        ),
-        bundle=Markup(vl_convert.javascript_bundle()),
-        script=Markup("\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS)),
+        json=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        libraries=vl_convert.javascript_bundle(),
+        script="\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS),
     )
 
 
@@ -85,13 +82,14 @@ def explore_data(explored: Explored) -> dict[str, Any]:
     summary = style.with_series(summarize(frame))
     sparse = summary[summary["pattern"] != "dense"]
     series = list(dict.fromkeys(sparse["series"]))
-    metrics = [name for name in (*style.LABELS, *summary["metric"]) if name in set(summary["metric"])]
+    found = list(dict.fromkeys(summary["metric"]))
+    leading = [name for name in style.LABELS if name in found]
     page = _Page(explored, [model.name for model in explored.models], series)
     rows, curves = page.rows(summary), page.curves()
     return {
         "ceiling": style.CEILING,
         "models": [_model(model, explored) for model in explored.models],
-        "metrics": [_metric(name) for name in dict.fromkeys(metrics)],
+        "metrics": [_metric(name) for name in dict.fromkeys([*leading, *found])],
         "series": [_series(one) for one in series],
         "settings": page.settings,
         "published": bool(summary["published"].notna().any()),

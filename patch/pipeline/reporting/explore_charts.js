@@ -1,5 +1,4 @@
 // Charts of the page as Vega-Lite specifications. `explore_data` in explore.py describes the data.
-"use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const GREY = "#666666";
 const DASHES = [5, 3];
