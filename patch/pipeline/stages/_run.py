@@ -36,7 +36,8 @@ MODULES = {
     "export": ("export",),
     "evaluate": ("evaluate",),
     "speedup": ("speedup",),
-    "tabulate": ("collect", "compare", "table", "explore", "overview", "summary"),
+    "tabulate": ("collect", "compare", "table", "overview", "summary"),
+    "explore": ("explore",),
     "figures": ("pareto", "density", "curves", "speedup_figure"),
 }
 STAGES = {stage: module for module, stages in MODULES.items() for stage in stages}

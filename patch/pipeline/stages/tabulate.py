@@ -5,24 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from patch.files.io import atomic_file
-from patch.pipeline.reporting.explore import Explored, explore_page
 from patch.pipeline.reporting.measured import Measured
 from patch.pipeline.reporting.overview import cost_page, environment_page
 from patch.pipeline.reporting.render import write_table
 from patch.pipeline.reporting.summary import summary
 from patch.pipeline.resources.forecast import read_forecast
-from patch.pipeline.results.collect import collect, read_results
+from patch.pipeline.results.collect import collect
 from patch.pipeline.results.differences import paired_differences
 from patch.pipeline.results.published import load_published
 from patch.pipeline.results.record import Record
 from patch.pipeline.results.samples import Samples
-from patch.pipeline.runs.stage_settings import (
-    CompareSettings,
-    ExploreSettings,
-    OverviewSettings,
-    SummarySettings,
-    TabulateSettings,
-)
+from patch.pipeline.runs.stage_settings import CompareSettings, OverviewSettings, SummarySettings, TabulateSettings
 
 
 def run_collect(settings: TabulateSettings, *, records: list[Path], published: Path, out: Path) -> None:
@@ -47,27 +40,6 @@ def run_table(
     The speed table needs ``speedups``, the records of speed measurements.
     """
     write_table(Measured.read(settings, results, differences, speedups or []).table(out.name), out)
-
-
-def run_explore(
-    settings: ExploreSettings,
-    *,
-    results: Path,
-    records: list[Path],
-    published: Path,
-    out: Path,
-    curves_of: list[Path] | None = None,
-) -> None:
-    """Write the interactive page; ``curves_of`` are the curve files in the order of ``settings.curves``."""
-    explored = Explored(
-        experiment=settings.experiment,
-        frame=read_results(results, settings.digests),
-        records=Record.read_current(records, settings.digests),
-        models=settings.models,
-        published=load_published(published),
-        curves=dict(zip(settings.curves, curves_of or [], strict=True)),
-    )
-    _write(out, explore_page(explored))
 
 
 def run_overview(
