@@ -14,7 +14,6 @@ addEventListener("load", async () => {
     act();
     while (drawn() === before) await pause();
   };
-  const box = (name, text) => all(`input[name=${name}]`).find((input) => input.parentNode.textContent.trim() === text);
   const front = (path) => path.__data__.mark.items.map(({ datum }) => [datum.x, datum.y]);
   const look = () => Object.fromEntries(all("section").map((section) => [section.id, {
     titles: all("h3", section).map((title) => title.textContent),
@@ -45,8 +44,7 @@ addEventListener("load", async () => {
     walk.metrics = [...select.options].map((option) => option.textContent);
     await change(() => { select.value = "1"; select.dispatchEvent(new Event("change", { bubbles: true })); });
     walk.views.metric = look();
-    for (const mark of ["Standard errors", "Pareto front", "Published numbers (hollow)"])
-      await change(() => box("mark", mark).click());
+    for (const mark of all("input[name=mark]")) await change(() => mark.click());
     walk.views.unmarked = look();
     await change(() => all("input[name=series]").at(-1).click());
     walk.views.without_a_method = look();

@@ -43,8 +43,10 @@ def test_nothing_fails_and_nothing_is_loaded(seen: dict) -> None:
 
 
 def test_the_choices_are_those_of_the_experiment(seen: dict) -> None:
-    assert seen["choices"]["Models"] == ["Trained", "Local"]
-    assert seen["choices"]["Settings"] == ["plain", "AbsMax", "AbsMax + SLiM-LoRA", "LoRA", "fine-tuning"]
+    assert seen["choices"]["Models"] == ["Local", "Trained"]
+    assert set(seen["choices"]["Settings"]) == {"plain", "AbsMax", "AbsMax + SLiM-LoRA", "LoRA", "fine-tuning"}
+    # Neither model has a published counterpart.
+    assert seen["choices"]["Marks"] == ["Standard errors", "Pareto front"]
     assert {"Magnitude, 2:4", "Wanda, unstructured", "PATCH (joint)", "PATCH (tile)"} <= set(seen["choices"]["Methods"])
     assert seen["metrics"][:2] == ["Mean accuracy (%)", "Perplexity"] and "cloze (%)" in seen["metrics"]
 
@@ -76,7 +78,7 @@ def test_the_front_has_the_points_of_the_figures(seen: dict, page: str) -> None:
 
 def test_a_mark_shows_its_values(seen: dict) -> None:
     point, cell, curve = (dict(seen["tooltips"][name]) for name in ("point", "cell", "curve"))
-    assert point["Model"] == "Trained" and point["Row"].startswith("magnitude") and "±" in point["Measured"]
+    assert point["Model"] == "Local" and point["Row"].startswith("magnitude") and "±" in point["Measured"]
     assert set(cell) == {"Projection", "Block", "Density"} and "target 55 %" in cell["Density"]
     assert set(curve) == {"Run", "Step", "Value"} and curve["Step"] == "2"
 
@@ -92,24 +94,30 @@ def test_each_choice_changes_what_is_shown(seen: dict) -> None:
     assert gone == seen["choices"]["Methods"][-1]
     assert len(removed["density"]["titles"]) == len(first["density"]["titles"]) - 1
     assert len(removed["curves"]["points"]) < len(first["curves"]["points"])
-    assert {p["Model"] for p in points(views["without_a_model"])} == {"Local"}
-    assert views["without_a_model"]["curves"]["titles"] == ["Local"]
+    assert {p["Model"] for p in points(views["without_a_model"])} == {"Trained"}
+    assert views["without_a_model"]["curves"]["titles"] == ["Trained"]
     settings = {p.get("Setting") for p in points(views["all_settings"])}
-    assert settings == {None, "fine-tuning"}
+    assert settings == {None, "AbsMax", "LoRA"}
     nothing = views["nothing"]
     assert all(not view["titles"] and "Nothing is chosen" in view["text"] for view in nothing.values())
 
 
-def test_names_are_text_on_a_narrow_screen(page: str, chromium: str, tmp_path: Path) -> None:
+def test_names_and_published_numbers_on_a_narrow_screen(page: str, chromium: str, tmp_path: Path) -> None:
+    mark = 'value="front" checked>'
+    page = page.replace(mark, f'{mark}<input type="checkbox" name="mark" value="published" checked>')
     head, body = page.split('id="data">', 1)
-    json_text, tail = body.split("</script>", 1)
-    data = json.loads(json_text)
-    for model in data["models"]:
-        model["title"] = SCRIPT
-    data["metrics"][0]["title"] = SCRIPT
+    text, tail = body.split("</script>", 1)
+    data = json.loads(text)
+    data["models"][0] |= {"title": SCRIPT, "published": SCRIPT}
+    data["models"][1]["title"] = data["metrics"][0]["title"] = SCRIPT
+    for row in data["rows"]:
+        row["values"]["accuracy"][2] = 43.21
     hostile = json.dumps(data).replace("<", "\\u003c")
     seen = walked(f'{head}id="data">{hostile}</script>{tail}', chromium, tmp_path, "500,900")
     assert seen["errors"] == [] and not seen["overflows"]
-    assert seen["views"]["first"]["quality"]["titles"] == [SCRIPT] * 2
-    assert seen["views"]["first"]["quality"]["axes"] == ["Target sparsity (%)", SCRIPT]
+    first, unmarked = (seen["views"][name]["quality"] for name in ("first", "unmarked"))
+    assert first["titles"] == [f"{SCRIPT}, measured", f"{SCRIPT}, as published", SCRIPT]
+    assert first["axes"] == ["Target sparsity (%)", SCRIPT]
+    assert len(first["points"]) == 2 * len(unmarked["points"])
+    assert all("Published: 43.21" in point for point in first["points"])
     assert dict(seen["tooltips"]["point"])["Model"] == SCRIPT
