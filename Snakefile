@@ -86,6 +86,7 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.explore.output,
         rules.overview.output,
         rules.summary.output,
         lambda _: force(workflow, PLAN, logger),

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from .browser import BrowserMissing, require_chromium
+
 ROOT = Path(__file__).parents[2]
 VOWELS, CONSONANTS = "aeiou", "bdfgklmnprst"
 SIZES = {
@@ -156,6 +158,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = _snakemake(folder)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium(request: pytest.FixtureRequest) -> str:
+    """Return the path of Chromium, installed if possible."""
+    # Show the output of an installation while it runs.
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        try:
+            return require_chromium()
+        except BrowserMissing as missing:
+            pytest.skip(str(missing))
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def test_paper_has_each_job_once_and_no_other(paper):
         "collect": 1,
         "compare": 1,
         "table": 7,  # joint, tile, unstructured, quantized, tasks, density, speedup
+        "explore": 1,
         "overview": 1,
         "summary": 1,
         "pareto": models,
@@ -137,6 +138,7 @@ def test_a_pretrained_model_has_each_job_once_and_no_other(tmp_path, config):
         "table": 7,
         "speedup": 1,
         "speedup_figure": 1,
+        "explore": 1,
         "overview": 1,
         "summary": 1,
         "pareto": 1,
@@ -164,6 +166,7 @@ def test_demo_is_the_default_and_has_each_job_once_and_no_other(tmp_path):
         "collect": 1,
         "compare": 1,
         "table": 8,
+        "explore": 1,
         "overview": 1,
         "summary": 1,
         "pareto": models,

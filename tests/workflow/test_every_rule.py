@@ -113,7 +113,16 @@ def test_the_number_of_processes_reruns_nothing(copied: Path, planned) -> None:
 def test_a_deleted_record_is_evaluated_again_and_nothing_is_learned(copied: Path, snakemake, planned) -> None:
     (copied / "results/tiny/records/trained/sparsegpt_2of4_0.5_s0.json").unlink()
     jobs = planned(copied)
-    after = {"collect": 1, "compare": 1, "table": 7, "pareto": 2, "speedup_figure": 2, "overview": 1, "summary": 1}
+    after = {
+        "collect": 1,
+        "compare": 1,
+        "table": 7,
+        "pareto": 2,
+        "speedup_figure": 2,
+        "explore": 1,
+        "overview": 1,
+        "summary": 1,
+    }
     after["all"] = 1
     assert jobs == Counter({"evaluate": 1, "update_weights": 1, **after})
     run = snakemake(copied)
@@ -142,6 +151,7 @@ def test_one_learning_rate_reruns_what_it_touches(copied: Path, planned) -> None
         "density",
         "speedup",
         "speedup_figure",
+        "explore",
         "overview",
         "summary",
         "all",

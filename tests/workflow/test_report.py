@@ -10,21 +10,10 @@ import yaml
 
 from patch.pipeline.reporting.escape import escape_markdown
 
-from .browser import BrowserMissing, dump, require_chromium, served
+from .browser import dump, served
 
 WALK = Path(__file__).with_name("walk.js")
 FIGURES = ("curves", "density", "pareto", "speedup")
-
-
-@pytest.fixture(scope="module")
-def chromium(request: pytest.FixtureRequest) -> str:
-    """Return the path of Chromium, installed if possible."""
-    # Show the output of an installation while it runs.
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        try:
-            return require_chromium()
-        except BrowserMissing as missing:
-            pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +62,7 @@ def test_every_category_has_its_results(seen: dict, finished: Path) -> None:
     assert tables and labels == {
         "Tables": [[name] for name in tables],
         "Figures": sorted([model, figure] for model in ("Trained", "Local") for figure in FIGURES),
+        "Explore": [["Explore the results"]],
         "Plan and cost": [["Plan and cost"]],
         "Environment": [["Environment"]],
     }
@@ -101,9 +91,17 @@ def test_the_pages_say_what_it_cost_and_where(seen: dict) -> None:
     assert "20 records" in environment["text"] and {"torch", "Python", "threads"} <= set(environment["cells"])
 
 
+def test_the_interactive_page_is_drawn(seen: dict) -> None:
+    (page,) = seen["categories"]["Explore"]
+    # Scripts write the titles of the panels, beside those of the choices.
+    assert page["text"].count("Trained") >= 4 and "Learning curves" in page["text"] and not page["overflows"]
+
+
 def test_nothing_comes_from_elsewhere(report: Path) -> None:
-    for page in (report / "data").rglob("*.html"):
-        assert "://" not in page.read_text(encoding="utf-8"), page
+    pages = [page.read_text(encoding="utf-8") for page in (report / "data").rglob("*.html")]
+    # A policy forbids the interactive page, whose libraries contain addresses, to load anything.
+    (interactive,) = (page for page in pages if "://" in page)
+    assert "default-src 'none'" in interactive and "explore the results" in interactive
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", (report / "report.html").read_text("utf-8"))
 
 
@@ -143,4 +141,5 @@ def test_the_summary_is_beside_it(finished: Path) -> None:
     assert len(images) == 2 * len(FIGURES) and all((root / path).is_file() for path in images)
     for table in (root / "tables").glob("*.md"):
         assert table.read_text(encoding="utf-8").rstrip("\n") in text
+    assert "[Interactive page](explore.html)" in text and (root / "explore.html").is_file()
     assert "All 20 runs have a record." in text and "snakemake --configfile tiny.yaml" in text

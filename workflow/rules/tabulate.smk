@@ -1,8 +1,8 @@
 """Tables, figures and pages.
 
 Inputs: the records of evaluations, training curves and speed measurements. Outputs: results/<experiment>/results.csv,
-tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, overview/*.html, README.md and findings.txt. Outputs in
-report() appear in `snakemake --report`, with captions from workflow/report/.
+tables/<table>.{csv,md,tex,html}, figures/<model>/<figure>.{svg,pdf,png}, explore.html, overview/*.html, README.md and
+findings.txt. Outputs in report() appear in `snakemake --report`, with captions from workflow/report/.
 """
 
 from patch.pipeline.reporting.experiment import command, overview_settings, summary_settings
@@ -25,6 +25,7 @@ localrules:
     density,
     curves,
     speedup_figure,
+    explore,
     overview,
     summary,
 
@@ -218,6 +219,32 @@ rule speedup_figure:
         out=f"{RESULTS}/figures/{{timed}}/speedup",
     shell:
         f"{STAGE} speedup_figure {JOB} --out {{params.out:q}} &> {{log:q}}"
+
+
+rule explore:
+    """Write the interactive page, on which a reader chooses models, methods and metrics."""
+    input:
+        results=f"{RESULTS}/results.csv",
+        records=RECORDS,
+        published=PLAN.experiment.published,
+        curves_of=[PLAN.masks.curve(run) for run in PLAN.explored_curves],
+    output:
+        page=report(
+            f"{RESULTS}/explore.html",
+            caption="../report/explore.rst",
+            category="Explore",
+            labels={"page": "Explore the results"},
+        ),
+    log:
+        f"{LOGS}/explore.log",
+    benchmark:
+        f"{BENCHMARKS}/explore.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        **job_files("explore", PLAN.settings.explore()),
+    shell:
+        f"{STAGE} explore {JOB} --out {{output.page:q}} &> {{log:q}}"
 
 
 rule overview:

@@ -43,6 +43,7 @@ def show(plan: Plan, command: str) -> str:
     lines += ["Figures:"]
     lines += [f"  {root}/figures/{m}/{name}.svg .pdf .png" for m in plan.models for name in plan.figures(m)]
     lines += [
+        f"Interactive page: {root}/explore.html",
         f"All numbers: {root}/results.csv",
         f"All tables on one page: {root}/README.md",
         f"Report for a browser: {command} --report {root}/report.zip",
@@ -65,7 +66,7 @@ def show_partial(plan: Plan, command: str) -> str:
     paths = _current(map(layout.record, runs), stale)
     if not paths:
         raise InputError(f"{layout.root}/records has no record with the settings of this configuration yet")
-    settings = summary_settings(plan).model_copy(update={"figures": {}})
+    settings = summary_settings(plan).model_copy(update={"figures": {}, "explore": ""})
     tabulate = settings.tabulate
     speeds = read_speeds(tabulate, _current(map(layout.speedup, plan.timed_models), stale))
     records = Record.read_current(paths, tabulate.digests)

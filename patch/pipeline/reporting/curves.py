@@ -81,7 +81,7 @@ def curves(files: Mapping[Run, Path | str], model: ModelInfo) -> Figure:
     Raises:
         InputError: see `read_curve`.
     """
-    lines = _lines(list(files))
+    lines = curve_lines(list(files))
     drawn = [Curve(read_curve(path), *line) for path, line in zip(files.values(), lines, strict=True)]
     keys = [key for key in PANELS if key == "cross_entropy" or any(len(curve.values(key)) for curve in drawn)]
     if not any(len(curve.values("target_density")) for curve in drawn):
@@ -106,7 +106,7 @@ def curves(files: Mapping[Run, Path | str], model: ModelInfo) -> Figure:
     return figure
 
 
-def _lines(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any]]]:
+def curve_lines(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any]]]:
     """Return the label and the line style of each run: marker and colour of its method, in a shade of its own."""
     looks = style.looks(run.method for run in runs)
     several_tiles = len({run.tile for run in runs if run.tile}) > 1
@@ -140,10 +140,12 @@ def _plot(axis: Axes, drawn: Sequence[Curve], values: Sequence[pd.Series]) -> No
 
 
 def _cross_entropy(axis: Axes, drawn: Sequence[Curve]) -> None:
-    values = [curve.values("cross_entropy") for curve in drawn]
-    windows = [max(1, round(SMOOTHING * len(of_curve))) for of_curve in values]
-    smooth = [v.rolling(width, center=True, min_periods=1).mean() for v, width in zip(values, windows, strict=True)]
-    _plot(axis, drawn, smooth)
+    _plot(axis, drawn, [moving_average(curve.values("cross_entropy")) for curve in drawn])
+
+
+def moving_average(values: pd.Series) -> pd.Series:
+    """Return the mean of the values in a window of ``SMOOTHING`` of the steps around each step."""
+    return values.rolling(max(1, round(SMOOTHING * len(values))), center=True, min_periods=1).mean()
 
 
 def _held_out(axis: Axes, drawn: Sequence[Curve]) -> None:

@@ -42,7 +42,7 @@ def density(records: Iterable[Record], model: ModelInfo) -> Figure:
         axis.set_axis_off()
         style.set_title(figure, axis, f"{model.title}: no hybrid run")
         return figure
-    names = sorted(frame["projection"].unique(), key=_projection_order)
+    names = sorted_projections(frame["projection"].unique())
     columns = min(len(titles), COLUMNS, max(1, int((style.TEXT_WIDTH - MARGIN) / (CELL * len(blocks)))))
     narrow = columns == 1 and WIDE_CELL * len(blocks) <= style.COLUMN_WIDTH - MARGIN
     width = style.COLUMN_WIDTH if narrow else style.TEXT_WIDTH
@@ -86,8 +86,9 @@ def _deviations(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["title", "projection", "block", "deviation"])
 
 
-def _projection_order(name: str) -> tuple[int, str]:
-    return ORDER.index(name) if name in ORDER else len(ORDER), name
+def sorted_projections(names: Iterable[str]) -> list[str]:
+    """Return projections in the order of a decoder block, unknown ones last and by name."""
+    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def _heat_map(axis: Axes, grid: np.ndarray, limit: float, cell_width: float) -> AxesImage:

@@ -36,6 +36,7 @@ def summary_settings(plan: Plan) -> SummarySettings:
             }
             for name in plan.models
         },
+        explore="explore.html",
         run=describe_experiment(plan),
     )
 

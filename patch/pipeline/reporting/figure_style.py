@@ -139,6 +139,11 @@ class Series:
         return self.method in METHODS and METHODS[self.method].stage == "learn"
 
     @property
+    def group(self) -> str:
+        """Heading in the legend."""
+        return "Learned" if self.learned else "One-shot" if self.hardware_friendly else "Unstructured"
+
+    @property
     def label(self) -> str:
         """Label in the legend."""
         title = method_title(self.method) + (" (imported)" if self.imported else "")
@@ -178,9 +183,8 @@ def with_series(summary: pd.DataFrame) -> pd.DataFrame:
     tiles = [int(tile) if len(sizes) > 1 and not pd.isna(tile) else None for tile in summary["tile"]]
     scales = {size: 0.7 + 0.6 * index / max(1, len(sizes) - 1) for index, size in enumerate(sizes)}
     series = []
-    for method, pattern, tile, imported in zip(
-        summary["method"], summary["pattern"], tiles, summary["variant"].notna(), strict=True
-    ):
+    imports = summary["variant"].str.startswith(IMPORT, na=False)
+    for method, pattern, tile, imported in zip(summary["method"], summary["pattern"], tiles, imports, strict=True):
         look = replace(found[method], size=found[method].size * (scales[tile] if tile else 1.0))
         series.append(Series(method, pattern, tile, imported, look))
     summary = summary.assign(series=series)

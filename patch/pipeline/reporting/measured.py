@@ -77,4 +77,5 @@ class Measured:
             speeds=self.speeds.records,
             command=command,
             figures=settings.figures,
+            explore=settings.explore,
         )

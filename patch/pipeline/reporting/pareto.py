@@ -165,8 +165,7 @@ def _legend(summary: pd.DataFrame, panels: list[list[str]], chance: bool, beyond
     groups: dict[str, list[Line2D]] = {"One-shot": [], "Unstructured": [], "Learned": []}
     for series in summary.loc[summary["pattern"] != "dense", "series"].unique():
         handle = Line2D([], [], label=series.label, **style.marker(series))
-        kind = "One-shot" if series.hardware_friendly else "Unstructured"
-        groups["Learned" if series.learned else kind].append(handle)
+        groups[series.group].append(handle)
     lines = [Line2D([], [], label="Dense", **style.DENSE_LINE)]
     if len(panels[0]) == 2:
         lines.append(Line2D([], [], label="Dense, published", **PUBLISHED_DENSE_LINE))

@@ -30,6 +30,7 @@ COMPARED = (
     "perplexity differences in percent of the published value. For a model that stands for another model of its "
     "family, only the order of the rows is compared."
 )
+EXPLORE = "[Interactive page]({}): the figures of all models, with a choice of models, methods and metrics."
 MAIN_TABLES = ("joint", "tile")
 LEAD_FIGURE = "pareto"
 # Properties of an environment that name the machine.
@@ -55,6 +56,7 @@ class Results:
         command: shell command that reproduces the results.
         figures: title of a model -> name of a figure -> path relative to the page.
         speeds: speed records.
+        explore: path of the interactive page, relative to the page; empty if there is none.
         table_folder: folder of the tables' files, relative to the page.
     """
 
@@ -69,6 +71,7 @@ class Results:
     command: str
     figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     speeds: Sequence[SpeedRecord] = ()
+    explore: str = ""
     table_folder: str = "tables"
 
     @property
@@ -101,7 +104,8 @@ def summary(results: Results) -> str:
         "Reproduction": f"```sh\n{results.command}\n```",
     }
     parts = [f"## {name}\n\n{text}" for name, text in sections.items() if text]
-    return "\n\n".join([f"# Results of `{results.experiment}`", _measured_on(results), *parts]) + "\n"
+    explore = [EXPLORE.format(results.explore)] if results.explore else []
+    return "\n\n".join([f"# Results of `{results.experiment}`", _measured_on(results), *explore, *parts]) + "\n"
 
 
 def _measured_on(results: Results) -> str:

@@ -42,6 +42,7 @@ STAGES = {
         "density",
         "curves",
         "speedup_figure",
+        "explore",
         "overview",
         "summary",
     ),

@@ -12,6 +12,7 @@ from patch.pipeline.runs.stage_settings import (
     CompareSettings,
     EvaluateSettings,
     ExpectedMask,
+    ExploreSettings,
     ExportSettings,
     FigureSettings,
     FinetuneSettings,
@@ -203,6 +204,15 @@ class JobSettings:
     def curves(self, model: str) -> FigureSettings:
         """Return the settings of the figure of training curves."""
         return FigureSettings(model=self._plan.model_info(model), runs=self._plan.learned_runs(model))
+
+    def explore(self) -> ExploreSettings:
+        """Return the settings of the interactive page."""
+        return ExploreSettings(
+            experiment=self._experiment.experiment,
+            digests=self.digests(self._grid.runs),
+            models=[self._plan.model_info(name) for name in self._plan.models],
+            curves=self._plan.explored_curves,
+        )
 
     def _expected_mask(self, run: Run) -> ExpectedMask | None:
         """Return the description that a job checks a run's mask against, or None for a dense run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -134,11 +135,12 @@ class Plan:
 
     def learned_runs(self, model: str) -> list[Run]:
         """Return the learned runs whose curves are drawn: the first seed of each row of the standard tables."""
-        first: dict[str, Run] = {}
-        for run in self.grid.standard:
-            if run.model == model and run.definition.stage == "learn" and not run.derived:
-                first.setdefault(run.row, run)
-        return list(first.values())
+        return [run for run in _first_learned(self.grid.standard) if run.model == model]
+
+    @cached_property
+    def explored_curves(self) -> list[Run]:
+        """Learned runs whose curves the interactive page shows: the first seed of each row of all tables."""
+        return _first_learned(self.grid.runs)
 
     @cached_property
     def exported_runs(self) -> list[Run]:
@@ -219,3 +221,12 @@ class Plan:
     def cached_weights(self, run: Run) -> str | None:
         """Return the path of a pruned run's cached updated weights, or None if no job reads them."""
         return self.layout.cached_weights(run) if run in self.updated_runs else None
+
+
+def _first_learned(runs: Iterable[Run]) -> list[Run]:
+    """Return the learned run of the first seed of each row."""
+    first: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        if run.definition.stage == "learn" and not run.derived:
+            first.setdefault((run.model, run.row), run)
+    return list(first.values())

@@ -299,6 +299,19 @@ class FigureSettings(Section):
     rows: list[str] = []
 
 
+class ExploreSettings(Section):
+    """Settings of the interactive page.
+
+    ``curves`` are the runs of its training curves, in order. ``digests`` is as in `TabulateSettings`.
+    """
+
+    version: int = TABULATE_VERSION
+    experiment: str
+    digests: dict[str, str]
+    models: list[ModelInfo]
+    curves: list[Run]
+
+
 class OverviewSettings(Section):
     """Settings of the pages on cost and environment; ``digests`` is as in `TabulateSettings`."""
 
@@ -311,7 +324,8 @@ class SummarySettings(Section):
     """Settings of the stage that writes README.md from records, results.csv and differences.csv.
 
     ``shown`` are the names of the tables. ``figures`` maps a model's title and a figure's name to the figure's path,
-    relative to the page. ``run`` describes the experiment.
+    relative to the page; ``explore`` is the path of the interactive page, empty without one. ``run`` describes the
+    experiment.
     """
 
     version: int = TABULATE_VERSION
@@ -319,4 +333,5 @@ class SummarySettings(Section):
     tabulate: TabulateSettings
     shown: list[str]
     figures: dict[str, dict[str, str]]
+    explore: str
     run: dict[str, str]

@@ -37,6 +37,7 @@ MODULES = {
     "evaluate": ("evaluate",),
     "speedup": ("speedup",),
     "tabulate": ("collect", "compare", "table", "overview", "summary"),
+    "explore": ("explore",),
     "figures": ("pareto", "density", "curves", "speedup_figure"),
 }
 STAGES = {stage: module for module, stages in MODULES.items() for stage in stages}

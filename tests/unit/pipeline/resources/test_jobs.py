@@ -38,6 +38,7 @@ def test_each_job_follows_those_that_it_needs(project: Project) -> None:
         "collect": 1,
         "compare": 1,
         "table": 5,
+        "explore": 1,
         "overview": 1,
         "summary": 1,
         "pareto": 2,
@@ -83,7 +84,7 @@ def test_a_deleted_record_makes_weights_but_no_mask_again(project: Project) -> N
     graph = project.graph()
     project.finish(graph)
     Path(find(graph, "evaluate", "qwen/sparsegpt").outputs[0]).unlink()
-    after = {"collect": 1, "compare": 1, "table": 5, "pareto": 2, "overview": 1, "summary": 1}
+    after = {"collect": 1, "compare": 1, "table": 5, "pareto": 2, "explore": 1, "overview": 1, "summary": 1}
     assert rules(project.graph().remaining) == {"update_weights": 1, "evaluate": 1, **after}
 
 
