@@ -157,7 +157,8 @@ class CostModel:
     def prune(self, run: Run) -> Estimate:
         """Return the resources of one-shot pruning.
 
-        It takes two forward passes over the calibration set or none, and solves linear systems of Gram matrices.
+        It takes two forward passes over the calibration set or none, and solves linear systems of Gram matrices, some
+        methods by iterations that multiply by a Gram matrix.
         """
         gram = run.definition.statistics == "gram"
         calibrating = run.definition.statistics != "none" and self.experiment.calibration.propagate == "pruned"
@@ -165,7 +166,9 @@ class CostModel:
         if gram:
             shape = self._shape(run.model)
             layers = linear_shapes(shape).values()
-            flops += shape.num_hidden_layers * sum(2 * columns**2 * (rows + columns) for rows, columns in layers)
+            products = getattr(getattr(self.experiment.pruning, run.method, None), "iterations", 1)
+            solved = sum(2 * columns**2 * (products * rows + columns) for rows, columns in layers)
+            flops += shape.num_hidden_layers * solved
         return self._block_estimate(run.model, flops, self._block_mb(run.model, gram, calibrating))
 
     def import_mask(self, run: Run) -> Estimate:
