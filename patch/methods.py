@@ -101,6 +101,7 @@ _KNOWN = [
     Method("maskllm", "MaskLLM", "learn", ("2:4",)),
     Method("patch-joint", "PATCH (joint)", "learn", ("hybrid",)),
     Method("patch-tile", "PATCH (tile)", "learn", ("hybrid",)),
+    Method("maskpro", "MaskPro", "learn", ("2:4",)),
 ]
 METHODS = {method.name: method for method in sorted(_KNOWN, key=lambda method: paper_rank(method.name))}
 

@@ -36,6 +36,10 @@ class RIA(Section):
     exponent: float = Field(0.5, ge=0, description="Power of the input norms in the score.")
 
 
+class RIAPermuted(RIA):
+    """Settings of RIA with channel permutation (Zhang et al., 2024)."""
+
+
 class ADMM(Section):
     """Settings of the weight update by ADMM (Boza, 2024)."""
 
@@ -63,6 +67,11 @@ class Pruning(Section):
     sparsegpt: SparseGPT = Field(default_factory=SparseGPT, description="Settings of SparseGPT.")
     thanos: Thanos = Field(default_factory=Thanos, description="Settings of Thanos.")
     ria: RIA = Field(default_factory=RIA, exclude_if=lambda ria: ria == RIA(), description="Settings of RIA.")
+    ria_permuted: RIAPermuted = Field(
+        default_factory=RIAPermuted,
+        exclude_if=lambda ria: ria == RIAPermuted(),
+        description="Settings of RIA with channel permutation.",
+    )
     admm: ADMM = Field(default_factory=ADMM, exclude_if=lambda admm: admm == ADMM(), description="Settings of ADMM.")
     admm_grad: ADMMGrad = Field(
         default_factory=ADMMGrad, exclude_if=lambda admm: admm == ADMMGrad(), description="Settings of ADMM-Grad."

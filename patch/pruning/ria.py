@@ -12,10 +12,10 @@ METHOD = Method("ria", "RIA", "prune", ("n:m", "unstructured"), statistics="norm
 
 
 def ria(weight: Tensor, statistics: InputStatistics, pattern: Pattern, exponent: float = 0.5) -> Tensor:
-    """Return the mask of the largest scores `(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * norm_j ** exponent`.
+    """Return the mask of the largest scores.
 
     Args:
-        weight: `[out, in]`; a sum of zero counts as one.
+        weight: `[out, in]`.
         statistics: statistics of the layer's input.
         pattern: N:M by group, or unstructured over the whole matrix (of equal scores the earlier is removed).
         exponent: power of the input norms.
@@ -23,9 +23,17 @@ def ria(weight: Tensor, statistics: InputStatistics, pattern: Pattern, exponent:
     Returns:
         `[out, in]` bool, True = keep.
     """
-    size = weight.abs().float()
-    sums = [size.sum(dim, keepdim=True) for dim in (0, 1)]
-    score = sum(size / total.masked_fill(total == 0, 1) for total in sums) * statistics.norms**exponent
+    score = ria_score(weight, statistics, exponent)
     if isinstance(pattern, NM):
         return nm_mask(score, pattern)
     return drop_smallest(score.flatten(), int(score.numel() * pattern.sparsity)).reshape(score.shape)
+
+
+def ria_score(weight: Tensor, statistics: InputStatistics, exponent: float) -> Tensor:
+    """Return `(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * norm_j ** exponent`; a sum of zero counts as one.
+
+    The result is `[out, in]` fp32.
+    """
+    size = weight.abs().float()
+    sums = [size.sum(dim, keepdim=True) for dim in (0, 1)]
+    return sum(size / total.masked_fill(total == 0, 1) for total in sums) * statistics.norms**exponent

@@ -175,6 +175,8 @@ class Grid:
             )
         self._check_split("learning.common.use", learning.use)
         learning = used_by(run.method, learning)
+        if run.method == "maskpro" and learning.pattern_prior == "none":
+            raise InputError("`pattern_prior` of maskpro is 'none'; name the method whose 2:4 mask it starts from")
         self._check_priors(learning)
         if run.method != "proxsparse":
             learning.micro_batches(processes=self.processes)

@@ -1,7 +1,8 @@
-"""Tests of RIA against a loop in float64."""
+"""Tests of RIA and its channel permutation against loops in float64."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patch.calibration.input_statistics import InputStatistics
+from patch.errors import InputError
 from patch.masks.nm import NM, Unstructured
 from patch.pruning.ria import ria
+from patch.pruning.ria_permuted import channel_permutation, ria_permuted
 
 PATTERNS = [NM(2, 4), NM(3, 4), NM(6, 8), NM(1, 4), *map(Unstructured, (0.0, 0.35, 0.5, 0.9))]
 
@@ -79,3 +82,63 @@ def test_ties_drop_the_earlier() -> None:
     statistics = InputStatistics(torch.ones(4), None, 1)
     assert ria(torch.ones(1, 4), statistics, NM(2, 4)).tolist() == [[False, False, True, True]]
     assert ria(torch.ones(2, 4), statistics, Unstructured(0.5)).tolist() == [[False] * 4, [True] * 4]
+
+
+def retained(score: list[list[float]], order: list[int], kept: int) -> float:
+    """Return the sum of the scores that groups of four channels in an order keep."""
+    starts = range(0, len(order), 4)
+    return sum(sum(sorted(row[j] for j in order[k : k + 4])[4 - kept :]) for row in score for k in starts)
+
+
+def permuted(score: list[list[float]], kept: int) -> list[int]:
+    """Deal out sorted channels in a zigzag, then try all exchanges of each place in a group."""
+    columns = len(score[0])
+    groups = columns // 4
+    ranks = sorted(range(columns), key=lambda j: sum(row[j] for row in score))
+    order = [0] * columns
+    for group in range(groups):
+        for place in range(4):
+            within = groups - 1 - group if place % 2 else group
+            order[4 * group + place] = ranks[place * groups + within]
+    for place in range(4):
+        candidates = []
+        for exchange in itertools.permutations(range(groups)):
+            changed = list(order)
+            for group, other in enumerate(exchange):
+                changed[4 * group + place] = order[4 * other + place]
+            candidates.append(changed)
+        order = max(candidates, key=lambda changed: retained(score, changed, kept))
+    return order
+
+
+@pytest.mark.parametrize("kept_of_four", [1, 2, 3])
+@settings(max_examples=10)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 10_000))
+def test_permutation_equals_the_search(kept_of_four: int, rows: int, groups: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, 4 * groups, generator=generator)
+    x = torch.randn(9, 4 * groups, generator=generator)
+    score = scores(weight, x, 2, 0.5)
+    order = permuted(score, kept_of_four)
+    found = channel_permutation(torch.tensor(score), NM(kept_of_four, 4)).tolist()
+    assert sorted(found) == list(range(4 * groups))
+    assert retained(score, found, kept_of_four) == pytest.approx(retained(score, order, kept_of_four), rel=1e-5)
+    mask = ria_permuted(weight, InputStatistics(x.square().sum(0), None, 2), Unstructured(1 - kept_of_four / 4))
+    assert (mask[:, found].reshape(rows, groups, 4).sum(2) == kept_of_four).all()
+    expected = kept([[row[j] for j in found] for row in score], NM(kept_of_four, 4))
+    assert torch.equal(mask[:, found], expected)
+
+
+def test_permutation_keeps_more_than_the_order_of_the_model() -> None:
+    generator = torch.Generator().manual_seed(1)
+    score = torch.rand(16, 64, generator=generator) * torch.rand(64, generator=generator)
+    table, found = score.tolist(), channel_permutation(score, NM(2, 4)).tolist()
+    assert retained(table, found, 2) > 1.05 * retained(table, list(range(64)), 2)
+
+
+def test_what_cannot_be_permuted_is_refused() -> None:
+    statistics = InputStatistics(torch.ones(6), None, 1)
+    with pytest.raises(InputError, match="the sparsity is 0.45, use 0.25, 0.5 or 0.75"):
+        ria_permuted(torch.ones(2, 6), statistics, Unstructured(0.45))
+    with pytest.raises(InputError, match="6 input features"):
+        ria_permuted(torch.ones(2, 6), statistics, Unstructured(0.5))
