@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from patch.masks.nm import NM, Unstructured
 from patch.pruning.ria import ria
 from patch.pruning.ria_permuted import channel_permutation, ria_permuted
 
+ria_permuted_module = importlib.import_module("patch.pruning.ria_permuted")
 PATTERNS = [NM(2, 4), NM(3, 4), NM(6, 8), NM(1, 4), *map(Unstructured, (0.0, 0.35, 0.5, 0.9))]
 
 
@@ -90,43 +93,40 @@ def retained(score: list[list[float]], order: list[int], kept: int) -> float:
     return sum(sum(sorted(row[j] for j in order[k : k + 4])[4 - kept :]) for row in score for k in starts)
 
 
-def permuted(score: list[list[float]], kept: int) -> list[int]:
-    """Deal out sorted channels in a zigzag, then try all exchanges of each place in a group."""
-    columns = len(score[0])
-    groups = columns // 4
-    ranks = sorted(range(columns), key=lambda j: sum(row[j] for row in score))
-    order = [0] * columns
-    for group in range(groups):
-        for place in range(4):
-            within = groups - 1 - group if place % 2 else group
-            order[4 * group + place] = ranks[place * groups + within]
-    for place in range(4):
-        candidates = []
-        for exchange in itertools.permutations(range(groups)):
-            changed = list(order)
-            for group, other in enumerate(exchange):
-                changed[4 * group + place] = order[4 * other + place]
-            candidates.append(changed)
-        order = max(candidates, key=lambda changed: retained(score, changed, kept))
-    return order
+@pytest.mark.parametrize("kept_of_four", [1, 2, 3])
+@settings(max_examples=10)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.integers(0, 10_000))
+def test_an_exchange_is_the_best_of_all(kept_of_four: int, rows: int, groups: int, place: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.rand(rows, 4 * groups, generator=generator)
+    order = torch.randperm(4 * groups, generator=generator).view(groups, 4)
+
+    def after(exchange: Sequence[int]) -> float:
+        changed = order.tolist()
+        for group, other in enumerate(exchange):
+            changed[group][place] = int(order[other, place])
+        return retained(score.double().tolist(), sum(changed, []), kept_of_four)
+
+    found = ria_permuted_module._assignment(score, order, place, kept_of_four).tolist()
+    best = max(map(after, itertools.permutations(range(groups))))
+    assert sorted(found) == list(range(groups)) and after(found) == pytest.approx(best, rel=1e-6)
+
+
+def test_channels_are_dealt_out_by_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ria_permuted_module, "_assignment", lambda score, order, *_: torch.arange(len(order)))
+    sums = torch.tensor([[3.0, 11, 0, 8, 5, 2, 10, 7, 1, 9, 4, 6]])
+    found = sums[0, channel_permutation(sums.expand(2, 12), NM(2, 4))]
+    assert found.view(3, 4).tolist() == [[0, 5, 6, 11], [1, 4, 7, 10], [2, 3, 8, 9]]
 
 
 @pytest.mark.parametrize("kept_of_four", [1, 2, 3])
-@settings(max_examples=10)
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 10_000))
-def test_permutation_equals_the_search(kept_of_four: int, rows: int, groups: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(rows, 4 * groups, generator=generator)
-    x = torch.randn(9, 4 * groups, generator=generator)
+def test_the_mask_is_that_of_the_permuted_scores(kept_of_four: int) -> None:
+    generator = torch.Generator().manual_seed(kept_of_four)
+    weight, x = torch.randn(5, 16, generator=generator), torch.randn(9, 16, generator=generator)
     score = scores(weight, x, 2, 0.5)
-    order = permuted(score, kept_of_four)
-    found = channel_permutation(torch.tensor(score), NM(kept_of_four, 4)).tolist()
-    assert sorted(found) == list(range(4 * groups))
-    assert retained(score, found, kept_of_four) == pytest.approx(retained(score, order, kept_of_four), rel=1e-5)
     mask = ria_permuted(weight, InputStatistics(x.square().sum(0), None, 2), Unstructured(1 - kept_of_four / 4))
-    assert (mask[:, found].reshape(rows, groups, 4).sum(2) == kept_of_four).all()
-    expected = kept([[row[j] for j in found] for row in score], NM(kept_of_four, 4))
-    assert torch.equal(mask[:, found], expected)
+    order = channel_permutation(torch.tensor(score), NM(kept_of_four, 4)).tolist()
+    assert torch.equal(mask[:, order], kept([[row[j] for j in order] for row in score], NM(kept_of_four, 4)))
 
 
 def test_permutation_keeps_more_than_the_order_of_the_model() -> None:
