@@ -259,7 +259,7 @@ METHOD_DEFAULTS: dict[str, dict] = {
     "maskllm": {"weight_reg_decay": True},
     "patch-joint": {},
     "patch-tile": {"lr": 1e-4, "tile_scale": (100.0, 500.0), "sparsity_reg": 3.0, "weight_reg": 0.1},
-    "maskpro": {"steps": 10_000, "batch_size": 32, "micro_batch_size": 8, "seqlen": 128, "lr": 50.0},
+    "maskpro": {"steps": 10_000, "batch_size": 32, "seqlen": 128, "lr": 50.0},
 }
 
 # Where the code of PATCH differs from its paper; docs/deviations.md names the lines of the code.

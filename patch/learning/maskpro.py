@@ -31,6 +31,8 @@ from patch.models.loading import prunable_linears
 PATTERN = NM(2, 4)
 # Smallest probability that is divided by, as in the published code.
 _TINY = 1e-8
+# Groups that are updated at once, which bounds the memory.
+_PART = 1 << 18
 
 
 def maskpro(
@@ -131,8 +133,8 @@ class Policy:
         change = -self._rate * (residual - self.tracker.item())
         for name, logits in self.logits.items():
             kept = unpack_bits(masks[name].bits, 0, logits.numel()).view(-1, PATTERN.m)
-            groups = logits.view(-1, PATTERN.m)
-            groups.add_(log_probability_gradient(groups, kept), alpha=change)
+            for part, chosen in zip(logits.view(-1, PATTERN.m).split(_PART), kept.split(_PART), strict=True):
+                part.add_(log_probability_gradient(part, chosen), alpha=change)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the logits and the moving average."""

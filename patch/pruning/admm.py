@@ -105,6 +105,7 @@ def _normalized_inverse(statistics: InputStatistics, damp: float, method: str) -
     diagonal.add_(damp * diagonal.mean() + 1)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     inverse = torch.cholesky_inverse(factor)
-    if failed or not inverse.isfinite().all():
+    # The host waits for a GPU once.
+    if not torch.stack([failed == 0, inverse.isfinite().all()]).all():
         raise InputError(f"{method}: the input statistics of a layer with {len(norms)} inputs are not finite")
     return norms, inverse

@@ -188,8 +188,8 @@ ABLATIONS = {
     # Variants of patch-joint, MaskLLM and patch-tile, and the paper's recipe of each.
     "recipe": (3 * (1 + 11 + 1 + 8 + 1 + 6), 1 + 3 * (1 + 11 + 1 + 8 + 1 + 6), ["recipe"]),
     "finetune": (3 * (1 + 3), 3 * (1 + 3 * (3 + 3)), ["finetune"]),
-    # MaskPro of each model, and MaskLLM of three. Rows of a model: dense, 6 + 7 one-shot, MaskPro.
-    "baselines": (6 + 3, 6 * (1 + 6 + 1 + 7) + 3, ["baselines"]),
+    # MaskPro of five models and MaskLLM of three; dense, and 2:4 and unstructured one-shot methods, of all six.
+    "baselines": (5 + 3, 6 * (1 + 6 + 7) + 5 + 3, ["baselines"]),
     "published-masks": (0, 6 * (1 + 3) + 4, []),
 }
 

@@ -12,8 +12,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOGIT_BYTES = 8.0
 # Buffers of a layer's size that exchanges need at once, see `patch.masks.exchange`.
 EXCHANGE_BUFFERS = 6
-# Bytes for each weight of a layer whose logits MaskPro samples or updates.
-MASKPRO_BYTES = 40
+# Bytes for each weight of the layer that MaskPro samples.
+MASKPRO_BYTES = 24
 # Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
 GPU_SLACK = 1.1
 
@@ -47,7 +47,7 @@ def learning_mb(
     largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
     with_logits = min(tokens, tokens_at_a_time(device, shape.vocab_size))
     if method == "maskpro":
-        # Every process has all logits, and as bits a sampled and the initial mask. The update of a layer is in fp64.
+        # Every process has all logits, and as bits a sampled and the initial mask.
         total = size * parameters(shape) + 4 * prunable_parameters(shape) + 2 * bits
         activations = tokens * hidden_bytes(shape, size, True) + with_logits * LOGIT_BYTES * shape.vocab_size
         return (total + max(MASKPRO_BYTES * largest, (size + 2) * largest + bits + activations)) / 1e6
