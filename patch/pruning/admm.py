@@ -1,4 +1,4 @@
-"""ADMM weight update (Boza, 2024, arXiv 2401.02938) for a mask that is chosen before it ("ADMM1")."""
+"""ADMM weight update (Boža, 2024, arXiv 2401.02938) for a mask that is chosen before it ("ADMM1")."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patch.calibration.input_statistics import InputStatistics
 from patch.errors import InputError
-from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.masks.nm import Pattern, pattern_mask
 from patch.methods import Method
 from patch.pruning.hessian import cached
 
@@ -43,16 +43,9 @@ def admm(
     """
 
     def select(step: int, score: Tensor) -> Tensor | None:
-        return smallest_removed(score, pattern) if step == 1 else None
+        return pattern_mask(score, pattern) if step == 1 else None
 
     return update_weights(weight, statistics, damp, iterations, select, "admm")
-
-
-def smallest_removed(score: Tensor, pattern: Pattern) -> Tensor:
-    """Return the mask `[out, in]` of the largest scores, by group or over the whole matrix."""
-    if isinstance(pattern, NM):
-        return nm_mask(score, pattern)
-    return drop_smallest(score.flatten(), int(score.numel() * pattern.sparsity)).reshape(score.shape)
 
 
 def update_weights(

@@ -1,4 +1,4 @@
-"""ADMM weight update with gradual selection of the mask (Boza, 2024, arXiv 2401.02938, "ADMM-Grad")."""
+"""ADMM weight update with gradual selection of the mask (Boža, 2024, arXiv 2401.02938, "ADMM-Grad")."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from patch.calibration.input_statistics import InputStatistics
-from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask, pattern_mask
 from patch.methods import Method
-from patch.pruning.admm import smallest_removed, update_weights
+from patch.pruning.admm import update_weights
 
 METHOD = Method("admm_grad", "ADMM-Grad", "prune", ("n:m", "unstructured"), statistics="gram", updates_weights=True)
 
@@ -47,7 +47,7 @@ def admm_grad(
         if step > last:
             return None
         if step == last:
-            return smallest_removed(score, pattern)
+            return pattern_mask(score, pattern)
         if isinstance(pattern, NM):
             score = score.masked_fill(nm_mask(score, pattern), torch.inf)
         fraction = pattern.sparsity * (1 - (1 - step / last) ** 3)

@@ -41,7 +41,7 @@ class RIAPermuted(RIA):
 
 
 class ADMM(Section):
-    """Settings of the weight update by ADMM (Boza, 2024)."""
+    """Settings of the weight update by ADMM (Boža, 2024)."""
 
     damp: float = Field(
         0.1, gt=0, description="Damping of the normalized Gram matrix, as a fraction of its mean diagonal."
@@ -50,7 +50,7 @@ class ADMM(Section):
 
 
 class ADMMGrad(ADMM):
-    """Settings of the weight update by ADMM with gradual selection of the mask (Boza, 2024)."""
+    """Settings of the weight update by ADMM with gradual selection of the mask (Boža, 2024)."""
 
     pruning_iterations: int = Field(
         15, ge=1, description="Iterations that select a mask, at most all; the others keep the last one."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from patch.calibration.input_statistics import InputStatistics
-from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.masks.nm import Pattern, pattern_mask
 from patch.methods import Method
 
 METHOD = Method("ria", "RIA", "prune", ("n:m", "unstructured"), statistics="norm")
@@ -23,10 +23,7 @@ def ria(weight: Tensor, statistics: InputStatistics, pattern: Pattern, exponent:
     Returns:
         `[out, in]` bool, True = keep.
     """
-    score = ria_score(weight, statistics, exponent)
-    if isinstance(pattern, NM):
-        return nm_mask(score, pattern)
-    return drop_smallest(score.flatten(), int(score.numel() * pattern.sparsity)).reshape(score.shape)
+    return pattern_mask(ria_score(weight, statistics, exponent), pattern)
 
 
 def ria_score(weight: Tensor, statistics: InputStatistics, exponent: float) -> Tensor:
