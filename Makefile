@@ -45,9 +45,11 @@ ablations: $(VENV)/.installed
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/ablations/demo.yaml
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/ablations/demo-seeds.yaml
 	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/ablations/demo-recipe.yaml
+	@$(RUN) snakemake --cores $(CORES) --rerun-incomplete --configfile config/ablations/demo-baselines.yaml
 	@$(RUN) python -m patch show --configfile config/ablations/demo.yaml
 	@$(RUN) python -m patch show --configfile config/ablations/demo-seeds.yaml
 	@$(RUN) python -m patch show --configfile config/ablations/demo-recipe.yaml
+	@$(RUN) python -m patch show --configfile config/ablations/demo-baselines.yaml
 
 test: $(VENV)/.installed-test
 	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

@@ -201,6 +201,7 @@ _KNOWN = [
     Method("maskllm", "MaskLLM", "learn", ("2:4",)),
     Method("patch-joint", "PATCH (joint)", "learn", ("hybrid",)),
     Method("patch-tile", "PATCH (tile)", "learn", ("hybrid",)),
+    Method("maskpro", "MaskPro", "learn", ("2:4",)),
 ]
 _INSTALLED, FAULTS = installed_methods([*PAPER_ORDER, *(method.name for method in _KNOWN), "import", "none", "random"])
 METHODS = {method.name: method for method in sorted(_KNOWN + _INSTALLED, key=lambda method: paper_rank(method.name))}

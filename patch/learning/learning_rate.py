@@ -31,14 +31,14 @@ FAR = 5.0
 def with_rate(settings: Learning, method: str, weights: int) -> Learning:
     """Return the settings of a run on a model with ``weights`` prunable weights, with a number for the rate `auto`.
 
-    `auto` is the rate of the rule; for ProxSparse, which learns weights, it is the published one.
+    `auto` is the rate of the rule; for ProxSparse, which learns weights, and MaskPro it is the published one.
     """
     return settings.model_copy(update={"lr": fitting_rate(settings, method, weights)} if settings.lr == "auto" else {})
 
 
 def fitting_rate(settings: Learning, method: str, weights: int) -> float:
     """Return the rate that `auto` stands for."""
-    if method == "proxsparse":
+    if method in ("proxsparse", "maskpro"):
         return METHOD_DEFAULTS[method]["lr"]
     tiles_only = method == "patch-tile"
     std, strength = (

@@ -1,4 +1,4 @@
-"""Settings of mask learning: maskllm, patch-joint, patch-tile and proxsparse."""
+"""Settings of mask learning: maskllm, patch-joint, patch-tile, proxsparse and maskpro."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Learning(Section):
     seqlen: int = Field(4096, ge=4, description="Length of a sequence in tokens.")
     cut_attention: bool = Field(
         False,
-        description="Restrict attention and prediction to the document of a token; ignored by ProxSparse.",
+        description="Restrict attention and prediction to the document of a token; ignored by ProxSparse and MaskPro.",
     )
     append_eos: bool = Field(
         True,
@@ -36,8 +36,9 @@ class Learning(Section):
     )
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         1e-3,
-        description="Peak learning rate of AdamW; it decays to zero by a cosine (ProxSparse: linearly). `auto` is the "
-        "rate that fits the tokens of the run (ProxSparse: the published rate).",
+        description="Peak learning rate of AdamW; it decays to zero by a cosine (ProxSparse: linearly). MaskPro has a "
+        "constant rate and no AdamW. `auto` is the rate that fits the tokens of the run (ProxSparse and MaskPro: the "
+        "published rate).",
     )
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
     warmup_from_zero: bool = Field(
@@ -49,7 +50,7 @@ class Learning(Section):
         None,
         gt=0,
         description="Clip the gradient of all logits to this norm; by default, not at all. Ignored by ProxSparse, "
-        "whose norm is 1.",
+        "whose norm is 1, and by MaskPro.",
     )
 
     pattern_temperature: Ramp = Field(
@@ -57,7 +58,8 @@ class Learning(Section):
     )
     pattern_scale: Ramp = Field((100.0, 500.0), description="Scale kappa of the pattern logits, first and last step.")
     pattern_prior: str = Field(
-        "sparsegpt", description="One-shot method whose 2:4 mask initializes the pattern logits, or `none`."
+        "sparsegpt",
+        description="One-shot method whose 2:4 mask initializes the pattern logits, or `none` (not for MaskPro).",
     )
     pattern_prior_strength: float = Field(
         3.0, ge=0, description="Strength of this initialization, in units of `pattern_std`."
@@ -116,6 +118,21 @@ class Learning(Section):
 
     prox_strength: float = Field(
         0.25, ge=0, description="Weight lambda of ProxSparse's regularizer, the products of three weights of a group."
+    )
+
+    # Left out at their defaults, so that the digests of finished jobs stay the same.
+    initial_logit: float = Field(
+        10.0,
+        exclude_if=lambda value: value == 10.0,
+        description="MaskPro's initial logit of a weight that the initial mask keeps; the others have zero.",
+    )
+    tracker_decay: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        exclude_if=lambda value: value == 0.99,
+        description="Decay rate of MaskPro's moving average of the difference between the losses of a sampled mask and "
+        "of the initial mask.",
     )
 
     held_out_sequences: int = Field(
@@ -232,7 +249,7 @@ def divide_batch(batch_size: int, micro_batch_size: int, rank: int = 0, processe
 
 
 # Where a method's published hyper-parameters differ from the defaults above (PATCH, table of hyper-parameters;
-# ProxSparse, its script for LLaMA-2 7B).
+# ProxSparse, its script for LLaMA-2 7B; MaskPro, its README for LLaMA-2 7B).
 METHOD_DEFAULTS: dict[str, dict] = {
     "proxsparse": {
         **{"steps": 400, "batch_size": 1, "lr": 1e-4, "warmup_steps": 40, "betas": (0.9, 0.999)},
@@ -242,6 +259,7 @@ METHOD_DEFAULTS: dict[str, dict] = {
     "maskllm": {"weight_reg_decay": True},
     "patch-joint": {},
     "patch-tile": {"lr": 1e-4, "tile_scale": (100.0, 500.0), "sparsity_reg": 3.0, "weight_reg": 0.1},
+    "maskpro": {"steps": 10_000, "batch_size": 32, "seqlen": 128, "lr": 50.0},
 }
 
 # Where the code of PATCH differs from its paper; docs/deviations.md names the lines of the code.
@@ -275,14 +293,20 @@ _PATTERN = tuple(name for name in Learning.model_fields if name.startswith("patt
 _TILE = tuple(name for name in Learning.model_fields if name.startswith("tile_"))
 _HYBRID = (*_TILE, "frozen_mask", "sparsity_reg", "target", "target_reduction", "finalize")
 _WEIGHT_REG = tuple(name for name in Learning.model_fields if name.startswith("weight_reg"))
+_SCHEDULE = ("warmup_from_zero", "ramp_past_end", "max_grad_norm")
+_MASKPRO = ("initial_logit", "tracker_decay")
 _UNUSED = {
     "proxsparse": (
         *(*_HYBRID, *_PATTERN, *_WEIGHT_REG, "hard", "cut_attention"),
-        *("warmup_from_zero", "ramp_past_end", "max_grad_norm"),
+        *(*_SCHEDULE, *_MASKPRO),
     ),
-    "maskllm": (*_HYBRID, "prox_strength"),
-    "patch-joint": ("frozen_mask", "prox_strength"),
-    "patch-tile": (*_PATTERN, "prox_strength"),
+    "maskllm": (*_HYBRID, "prox_strength", *_MASKPRO),
+    "patch-joint": ("frozen_mask", "prox_strength", *_MASKPRO),
+    "patch-tile": (*_PATTERN, "prox_strength", *_MASKPRO),
+    "maskpro": (
+        *(*_HYBRID, *(name for name in _PATTERN if name != "pattern_prior"), *_WEIGHT_REG, "hard", "cut_attention"),
+        *(*_SCHEDULE, "warmup_steps", "betas", "weight_decay", "prox_strength", "gradient_checkpointing"),
+    ),
 }
 
 

@@ -67,6 +67,21 @@ def groups(weight: Tensor, m: int) -> Tensor:
     return weight.reshape(rows, columns // m, m)
 
 
+def pattern_mask(score: Tensor, pattern: Pattern) -> Tensor:
+    """Return the mask of the largest scores, by group or over the whole matrix; among equals the earlier goes.
+
+    Args:
+        score: `[out, in]`, any float type.
+        pattern: N:M, or unstructured over the whole matrix.
+
+    Returns:
+        `[out, in]` bool, True = keep.
+    """
+    if isinstance(pattern, NM):
+        return nm_mask(score, pattern)
+    return drop_smallest(score.flatten(), int(score.numel() * pattern.sparsity)).reshape(score.shape)
+
+
 def nm_mask(score: Tensor, pattern: NM) -> Tensor:
     """Keep the ``n`` largest scores of each group; among equals the later stays.
 

@@ -1,7 +1,8 @@
-"""Cholesky factor of the inverse Hessian of a layer, for the weight updates of SparseGPT and Thanos."""
+"""Cholesky factor of the inverse Hessian of a layer, for SparseGPT and Thanos, and the cache of a layer's factors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,16 +15,23 @@ _ROWS, _COLUMNS = 128, 256
 
 
 # Cache of the last factor, since layers with one input follow each other; it lives as long as its statistics.
-_latest: WeakKeyDictionary[InputStatistics, tuple[float, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+_latest: WeakKeyDictionary[InputStatistics, tuple[Hashable, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def cached(
+    statistics: InputStatistics, key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return ``make()`` from a cache for successive layers with the same statistics object and ``key``."""
+    found = _latest.get(statistics)
+    if found is None or found[0] != key:
+        _latest.clear()
+        found = _latest[statistics] = (key, make())
+    return found[1]
 
 
 def shared_factor(statistics: InputStatistics, damp: float, method: str) -> tuple[Tensor, Tensor]:
     """Return `inverse_factor` from a cache for successive layers with the same statistics object."""
-    found = _latest.get(statistics)
-    if found is None or found[0] != damp:
-        _latest.clear()
-        found = _latest[statistics] = (damp, inverse_factor(statistics, damp, method))
-    return found[1]
+    return cached(statistics, damp, lambda: inverse_factor(statistics, damp, method))
 
 
 def inverse_factor(statistics: InputStatistics, damp: float, method: str) -> tuple[Tensor, Tensor]:

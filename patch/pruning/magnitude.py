@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patch.masks.nm import NM, Pattern, drop_smallest, nm_mask
+from patch.masks.nm import Pattern, pattern_mask
 from patch.methods import Method
 
 METHOD = Method("magnitude", "Magnitude", "prune", ("n:m", "unstructured"))
@@ -20,7 +20,4 @@ def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
     Returns:
         `[out, in]` bool, True = keep.
     """
-    score = weight.abs().float()
-    if isinstance(pattern, NM):
-        return nm_mask(score, pattern)
-    return drop_smallest(score.flatten(), int(score.numel() * pattern.sparsity)).reshape(score.shape)
+    return pattern_mask(weight.abs().float(), pattern)

@@ -24,7 +24,7 @@ from .cuda_walk import CudaWalk
 
 # Weights and norms of a block, and those outside of the blocks.
 PARAMETERS = 9
-METHODS = ["magnitude", "wanda", "sparsegpt", "thanos"]
+METHODS = ["magnitude", "wanda", "ria", "sparsegpt", "thanos", "admm", "admm_grad"]
 PATTERNS = [NM(2, 4), Unstructured(0.5)]
 
 
@@ -57,7 +57,8 @@ def test_masks_and_weights_are_those_of_a_cpu(
         torch.testing.assert_close(weight_matrix(linear).cpu(), wanted, rtol=1e-4, atol=1e-4)
 
 
-# The host waits for each layer: once to get its mask, and to read the conditions that the method branches on.
+# The host waits for each layer: once to get its mask, and to read the conditions that the method branches on. ADMM-Grad
+# selects a mask 15 times, with a threshold over the whole matrix.
 @pytest.mark.parametrize(
     "method, pattern, limit",
     [
@@ -65,10 +66,16 @@ def test_masks_and_weights_are_those_of_a_cpu(
         ("wanda", NM(2, 4), 1),
         ("sparsegpt", NM(2, 4), 2),
         ("thanos", NM(2, 4), 5),
+        ("ria", NM(2, 4), 1),
+        ("admm", NM(2, 4), 2),
+        ("admm_grad", NM(2, 4), 72),
         ("magnitude", Unstructured(0.5), 6),
         ("wanda", Unstructured(0.5), 2),
         ("sparsegpt", Unstructured(0.5), 7),
         ("thanos", Unstructured(0.5), 11),
+        ("ria", Unstructured(0.5), 6),
+        ("admm", Unstructured(0.5), 7),
+        ("admm_grad", Unstructured(0.5), 77),
     ],
 )
 def test_pruning_waits_a_constant_number_of_times_for_a_layer(

@@ -191,13 +191,15 @@ ABLATIONS = {
     # Variants of patch-joint, MaskLLM and patch-tile, and the paper's recipe of each.
     "recipe": (3 * (1 + 11 + 1 + 8 + 1 + 6), 1 + 3 * (1 + 11 + 1 + 8 + 1 + 6), ["recipe"]),
     "finetune": (3 * (1 + 3), 3 * (1 + 3 * (3 + 3)), ["finetune"]),
+    # MaskPro of five models and MaskLLM of three; dense, and 2:4 and unstructured one-shot methods, of all six.
+    "baselines": (5 + 3, 6 * (1 + 6 + 7) + 5 + 3, ["baselines"]),
     "published-masks": (0, 6 * (1 + 3) + 4, []),
 }
 
 
 def test_each_ablation_has_a_dry_run():
     assert {path.stem for path in (ROOT / "config/ablations").glob("*.yaml")} == {
-        *(*ABLATIONS, "demo", "demo-seeds", "demo-recipe")
+        *(*ABLATIONS, "demo", "demo-seeds", "demo-recipe", "demo-baselines", "pretrained-baselines")
     }
 
 
@@ -242,6 +244,12 @@ def test_ablations_in_small_learn_nothing_twice(tmp_path):
     # The tile temperature of patch-joint, which the paper's configuration already has at 45 %.
     assert counts(recipes)["learn"] == ABLATIONS["recipe"][0] + 3
     assert "results/ablations-recipe/tables/recipe.md" in {path for job in recipes for path in job.files("output")}
+    baselines = dry_run(tmp_path, "--configfile", "config/ablations/demo-baselines.yaml")
+    assert counts(baselines)["learn"] == 2  # MaskLLM and MaskPro
+    pruned = {job.fields["wildcards"] for job in baselines if job.rule == "prune"}
+    assert len(pruned) == 6 + 7  # 2:4, and unstructured with the permutation
+    written = {path for job in baselines for path in job.files("output")}
+    assert "results/ablations-baselines/tables/baselines.md" in written
 
 
 def test_nothing_is_made_twice(paper):

@@ -5,7 +5,7 @@ Inputs: a model, token sequences, and the masks that initialize the run. Outputs
 
 
 rule learn:
-    """Learn a mask by proxsparse, maskllm, patch-joint or patch-tile."""
+    """Learn a mask by proxsparse, maskllm, maskpro, patch-joint or patch-tile."""
     input:
         SELF_TEST,
         unpack(lambda wildcards: PLAN.inputs.learn(run_of(wildcards))),

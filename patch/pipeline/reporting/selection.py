@@ -75,6 +75,7 @@ CAPTIONS = {
     "frozen_mask": "Learned tiles over frozen 2:4 masks, and tiles learned together with the patterns.",
     "tile_prior": "Initial ranking of the tiles when mask learning starts.",
     "nm_25": "Patterns with 25 % zeros: 3:4 and 6:8 groups, PATCH, and unstructured pruning.",
+    "baselines": "Pruning methods that the paper does not compare with, beside those that it does.",
     "finetune": "Pruned models before and after fine-tuning under their masks.",
     "imported": "Published masks, evaluated in this experiment.",
 }

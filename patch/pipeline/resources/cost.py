@@ -44,6 +44,8 @@ EFFICIENCY = {
     "patch-joint": 0.25,
     "maskllm": 0.25,
     "proxsparse": 0.25,
+    # Like an evaluation, it has no backward passes.
+    "maskpro": 0.15,
     "finetune": 0.25,
     "train": 0.5,
     # Decoding reads every weight for few tokens, so memory bandwidth limits it.
@@ -157,7 +159,8 @@ class CostModel:
     def prune(self, run: Run) -> Estimate:
         """Return the resources of one-shot pruning.
 
-        It takes two forward passes over the calibration set or none, and solves linear systems of Gram matrices.
+        It takes two forward passes over the calibration set or none, and solves linear systems of Gram matrices, some
+        methods by iterations that multiply by a Gram matrix.
         """
         gram = run.definition.statistics == "gram"
         calibrating = run.definition.statistics != "none" and self.experiment.calibration.propagate == "pruned"
@@ -165,7 +168,9 @@ class CostModel:
         if gram:
             shape = self._shape(run.model)
             layers = linear_shapes(shape).values()
-            flops += shape.num_hidden_layers * sum(2 * columns**2 * (rows + columns) for rows, columns in layers)
+            products = getattr(getattr(self.experiment.pruning, run.method, None), "iterations", 1)
+            solved = sum(2 * columns**2 * (products * rows + columns) for rows, columns in layers)
+            flops += shape.num_hidden_layers * solved
         return self._block_estimate(run.model, flops, self._block_mb(run.model, gram, calibrating))
 
     def import_mask(self, run: Run) -> Estimate:
@@ -220,7 +225,8 @@ class CostModel:
     def learn(self, run: Run) -> Estimate:
         """Return the resources of mask learning: forward and backward passes, and logits with two Adam moments.
 
-        The weights are frozen, except that ProxSparse learns all weights in fp32 and keeps the original ones.
+        The weights are frozen, except that ProxSparse learns all weights in fp32 and keeps the original ones. MaskPro
+        has two forward passes, and logits without moments in each process.
         """
         shape, settings = self._shape(run.model), self.grid.learning(run)
         size = BYTES[self.experiment.models[run.model].dtype]
@@ -229,8 +235,9 @@ class CostModel:
         work, sharded = learning_need(shape, run.method, size, settings, resources, count)
         # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
         read = parameters(shape) - (prunable_parameters(shape) * (1 - 1 / count) if sharded else 0)
-        host = (size * read + 12 * learned_parameters(shape, run.method) / count) / 1e6
-        flops = 6.0 * parameters(shape) * tokens
+        state = 4 if run.method == "maskpro" else 12 / count
+        host = (size * read + state * learned_parameters(shape, run.method)) / 1e6
+        flops = (4.0 if run.method == "maskpro" else 6.0) * parameters(shape) * tokens
         if run.method == "proxsparse":
             # The processes that cannot divide a batch repeat each other.
             flops *= count / settings.dividing_processes(count)
@@ -254,7 +261,7 @@ class CostModel:
     def exchange(self, run: Run) -> Exchange | None:
         """Return the exchange of a step of a learning run, or None without GPUs that shard rows of masks."""
         resources, count = self.experiment.resources, self.grid.processes
-        if resources.device != "cuda" or count == 1 or run.method == "proxsparse":
+        if resources.device != "cuda" or count == 1 or run.method in ("proxsparse", "maskpro"):
             return None
         if run.method == "patch-tile" and not self.shards_weights(run):
             return None

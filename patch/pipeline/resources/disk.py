@@ -103,12 +103,14 @@ class DiskModel:
     def learn(self, run: Run) -> Space:
         """Return the space of a mask, and of the checkpoints that are still to be written.
 
-        A checkpoint has the learned parameters and two Adam moments in fp32, and with `keep: best` the best mask, once
-        for each process.
+        A checkpoint has the learned parameters and two Adam moments (MaskPro: none) in fp32, and with `keep: best` the
+        best mask, once for each process.
         """
         shape = self._shape(run.model)
         logits = 0 if run.method == "patch-tile" else prunable_parameters(shape) // 4 * 6
         learned = parameters(shape) if run.method == "proxsparse" else logits + _tiles(shape, run)
+        if run.method == "maskpro":
+            learned = prunable_parameters(shape) // 3
         mask, grid = self.mask(run).kept, self.plan.grid
         best = CHECKPOINTS * grid.processes * mask if grid.learning(run).keep == "best" else 0.0
         return Space(kept=mask, scratch=self._checkpoints(run, learned) + best)

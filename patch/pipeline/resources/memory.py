@@ -12,6 +12,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOGIT_BYTES = 8.0
 # Buffers of a layer's size that exchanges need at once, see `patch.masks.exchange`.
 EXCHANGE_BUFFERS = 6
+# Bytes for each weight of the layer that MaskPro samples.
+MASKPRO_BYTES = 24
 # Factor on GPU memory for libraries and fragmentation, which the estimates do not count.
 GPU_SLACK = 1.1
 
@@ -42,6 +44,13 @@ def learning_mb(
         shard_weights: True if mask learning shards the prunable weights, too.
     """
     learned, bits = learned_parameters(shape, method) / processes, prunable_parameters(shape) / 8
+    largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
+    with_logits = min(tokens, tokens_at_a_time(device, shape.vocab_size))
+    if method == "maskpro":
+        # Every process has all logits, and as bits a sampled and the initial mask.
+        total = size * parameters(shape) + 4 * prunable_parameters(shape) + 2 * bits
+        activations = tokens * hidden_bytes(shape, size, True) + with_logits * LOGIT_BYTES * shape.vocab_size
+        return (total + max(MASKPRO_BYTES * largest, (size + 2) * largest + bits + activations)) / 1e6
     if method == "proxsparse":
         # On a GPU the original weights are in host memory during a step. A measurement has them, and no gradients.
         original = size * parameters(shape)
@@ -55,13 +64,11 @@ def learning_mb(
     # The frozen mask is stored as bits. One block adds its masked weights, gradient and tile sums.
     total += 0 if learned_patterns else bits
     step = block_size(device, learned_patterns) * (2 * size + 1)
-    largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
     # The buffers of `patch.masks.exchange`.
     step += EXCHANGE_BUFFERS * size * largest if sharded else 0
     # A measurement of sharded weights has the masks of their rows, and gathers a masked weight.
     measurement = bits / processes + size * largest if shard_weights else bits
     # The output layer is frozen, so the logits of some tokens exist at a time.
-    with_logits = min(tokens, tokens_at_a_time(device, shape.vocab_size))
     activations = tokens * hidden_bytes(shape, size, checkpointed) + with_logits * LOGIT_BYTES * shape.vocab_size
     return (total + max(step, measurement) + activations) / 1e6
 
@@ -113,9 +120,10 @@ def _whole_bytes(shape: Shape, processes: int, activations: float) -> float:
 def learned_parameters(shape: Shape, method: str) -> float:
     """Return the number of learned fp32 parameters: six logits for each group of four weights, or all weights.
 
-    Tile logits are few and not counted.
+    MaskPro has one logit for each weight. Tile logits are few and not counted.
     """
-    return {"patch-tile": 0.0, "proxsparse": parameters(shape)}.get(method, 1.5 * prunable_parameters(shape))
+    found = {"patch-tile": 0.0, "proxsparse": parameters(shape), "maskpro": prunable_parameters(shape)}
+    return found.get(method, 1.5 * prunable_parameters(shape))
 
 
 def finetuning_mb(shape: Shape, kind: Kind, size: int, settings: Finetuning) -> float:

@@ -36,7 +36,7 @@ def learning_need(
     chosen, on_gpu = resources.shard_weights, resources.device == "cuda"
     if chosen == "auto":
         chosen = on_gpu and GPU_SLACK * needs[False] > 1000 * resources.memory_gb
-    sharded = bool(chosen) and processes > 1 and method != "proxsparse"
+    sharded = bool(chosen) and processes > 1 and method not in ("proxsparse", "maskpro")
     return needs[sharded], sharded
 
 

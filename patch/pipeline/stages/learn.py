@@ -10,6 +10,7 @@ from patch.data.tokenization import Separator, find_separator
 from patch.distributed.collectives import is_first, on_first, process_group
 from patch.errors import InputError
 from patch.learning.learn import learn
+from patch.learning.maskpro import maskpro
 from patch.learning.proxsparse import proxsparse
 from patch.learning.sharded_model import load_sharded
 from patch.learning.trackers import Tracking
@@ -63,10 +64,15 @@ def run_learn(
             check_masks(network, masks)
         if settings.method == "patch-tile" and "frozen" not in start:
             raise InputError("patch-tile needs the 2:4 masks of its sparse tiles: give --frozen-mask")
+        if settings.method == "maskpro" and "pattern_prior" not in start:
+            raise InputError("maskpro needs the 2:4 masks that it starts from: give --pattern-mask")
         files = {"folder": checkpoints, "curve": curve, "upstream": settings.upstream, "tracking": tracking}
         with measured(device) as cost:
             if settings.method == "proxsparse":
                 masks = proxsparse(network, load_sequences(sequences), settings.learning, settings.seed, **files)
+            elif settings.method == "maskpro":
+                initial = start["pattern_prior"].masks
+                masks = maskpro(network, load_sequences(sequences), settings.learning, initial, settings.seed, **files)
             else:
                 masks = learn(
                     network,

@@ -142,6 +142,28 @@ def test_proxsparse_shards_weights_gradients_and_moments(model: str, raw_config:
     assert f"{model} proxsparse" in " ".join(too_large(one)) and f"{model} proxsparse" not in " ".join(too_large(four))
 
 
+def test_maskpro_has_forward_passes_and_one_logit_for_each_weight(raw_config: dict) -> None:
+    raw_config["grid"] = [{"methods": ["maskpro"]}]
+    raw_config["learning"]["methods"] = {
+        "maskpro": {"held_out_sequences": 0, "steps": 100_000, "pattern_prior": "wanda"}
+    }
+    (plan, one), four = paper(raw_config, learn_gpus=1), paper(raw_config, learn_gpus=4)[1]
+    wanted = run(plan, "llama-7b", "maskpro")
+    single, several = one.learn(wanted), four.learn(wanted)
+    assert several.minutes == pytest.approx(single.minutes / 4, rel=0.01) and four.exchange(wanted) is None
+    prunable = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert (2 * 6.74e9 + 4 * prunable) / 1e6 < single.gpu_mem_mb == several.gpu_mem_mb < 80_000
+
+
+def test_iterations_of_admm_take_time(raw_config: dict) -> None:
+    raw_config["grid"], minutes = [{"methods": ["admm"]}], {}
+    for iterations in (2, 20_000):
+        raw_config["pruning"] = {"admm": {"iterations": iterations}}
+        plan, cost = paper(raw_config)
+        minutes[iterations] = cost.prune(run(plan, "llama-7b", "admm")).minutes
+    assert minutes[20_000] > 10 * minutes[2]
+
+
 def test_processes_that_repeat_a_batch_save_no_time(raw_config: dict) -> None:
     raw_config["grid"], minutes = [{"methods": ["proxsparse"]}], {}
     for batch, gpus in ((1, 1), (1, 4), (6, 1), (6, 4)):

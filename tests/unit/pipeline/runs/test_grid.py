@@ -328,6 +328,14 @@ def test_a_prior_that_cannot_be_one(key: str, value: str, right: str, raw_config
         grid_of(raw_config)
 
 
+def test_maskpro_starts_from_a_mask(raw_config: dict) -> None:
+    grid = grid_of(raw_config, grid=[{"methods": ["maskpro"]}])
+    assert {run.method for run in grid.closure} == {"maskpro", "sparsegpt"}
+    raw_config["learning"]["methods"] = {"maskpro": {"pattern_prior": "none"}}
+    with pytest.raises(InputError, match="`pattern_prior` of maskpro is 'none'; name the method"):
+        grid_of(raw_config, grid=[{"methods": ["maskpro"]}])
+
+
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "thanos"])
 def test_any_one_shot_mask_is_a_prior(method: str, raw_config: dict) -> None:
     raw_config["learning"]["common"] |= {"pattern_prior": method, "tile_prior": method, "frozen_mask": method}
