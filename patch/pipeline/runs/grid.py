@@ -180,7 +180,9 @@ class Grid:
         self._check_split(f"{places['use']}.use", learning.use)
         learning = used_by(run.method, learning)
         if run.method == "maskpro" and learning.pattern_prior == "none":
-            raise InputError(f"`{places["pattern_prior"]}.pattern_prior` of maskpro is 'none'; name the method whose 2:4 mask it starts from")
+            where = places.get("pattern_prior", own)
+            hint = "name the method whose 2:4 mask it starts from"
+            raise InputError(f"`{where}.pattern_prior` of maskpro is 'none'; {hint}")
         self._check_priors(learning, places)
         if run.method != "proxsparse":
             learning.micro_batches(processes=self.processes)
