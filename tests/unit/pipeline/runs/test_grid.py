@@ -332,7 +332,7 @@ def test_maskpro_starts_from_a_mask(raw_config: dict) -> None:
     grid = grid_of(raw_config, grid=[{"methods": ["maskpro"]}])
     assert {run.method for run in grid.closure} == {"maskpro", "sparsegpt"}
     raw_config["learning"]["methods"] = {"maskpro": {"pattern_prior": "none"}}
-    with pytest.raises(InputError, match="`learning.methods.maskpro.pattern_prior` of maskpro is 'none'; name the method"):
+    with pytest.raises(InputError, match="`learning.methods.maskpro.pattern_prior` of maskpro is 'none'; name"):
         grid_of(raw_config, grid=[{"methods": ["maskpro"]}])
 
 
