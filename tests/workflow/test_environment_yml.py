@@ -57,7 +57,7 @@ def test_the_distribution_is_not_called_patch():
     assert "patch" not in PROJECT.get("scripts", {})
 
 
-@pytest.mark.parametrize("requirement", dependencies("test"), ids=str)
+@pytest.mark.parametrize("requirement", dependencies("test", "docs"), ids=str)
 def test_each_range_contains_the_pinned_version(requirement):
     assert requirement.specifier, "give a range"
     if not GPU.fullmatch(requirement.name):
@@ -65,7 +65,7 @@ def test_each_range_contains_the_pinned_version(requirement):
 
 
 def test_a_dependency_is_stated_once():
-    names = [canonicalize_name(requirement.name) for requirement in dependencies("gguf", "test")]
+    names = [canonicalize_name(requirement.name) for requirement in dependencies("gguf", "test", "docs")]
     assert len(names) == len(set(names))
 
 
