@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs/_site")]
 
 project = html_title = "PATCH"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "host_markdown"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site_extension"]
 
 root_doc = "README"
 include_patterns = ["README.md", "*/README.md", "docs/**.md", "workflow/executor/README.md"]
@@ -24,10 +24,11 @@ myst_fence_as_directive = ["mermaid"]
 # A single backtick in a docstring is code, as in Markdown.
 default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+maximum_signature_line_length = 80
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_static_path = ["_site/static"]

@@ -1,4 +1,4 @@
-"""Sphinx extension for Markdown that code hosts show as well: contents of the site, Mermaid, and links to folders."""
+"""Sphinx extension for pages that code hosts show as well, and for docstrings."""
 
 from __future__ import annotations
 
@@ -39,9 +39,18 @@ def unlink_folders(app: Sphinx, doctree: nodes.document) -> None:
             link.replace_self(link.children)
 
 
+def mark_returns(app: Sphinx, kind: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Begin each description of a returned value with a colon: napoleon takes the words before a colon for a type."""
+    for index, line in enumerate(lines[:-1]):
+        if line.strip() in ("Returns:", "Yields:"):
+            first = lines[index + 1]
+            lines[index + 1] = first[: len(first) - len(first.lstrip())] + ": " + first.lstrip()
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the handlers."""
     app.add_directive("mermaid", Mermaid)
     app.connect("source-read", add_contents)
     app.connect("doctree-read", unlink_folders)
+    app.connect("autodoc-process-docstring", mark_returns, priority=400)  # before napoleon
     return {"parallel_read_safe": True}
