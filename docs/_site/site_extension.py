@@ -31,12 +31,14 @@ def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += CONTENTS.read_text(encoding="utf-8")
 
 
-def unlink_folders(app: Sphinx, doctree: nodes.document) -> None:
-    """Replace links to folders, which have no page, by their texts."""
+def edit_links(app: Sphinx, doctree: nodes.document) -> None:
+    """Show the title of a page or section instead of the name of its file; unlink folders, which have no page."""
     page = Path(app.env.doc2path(app.env.docname))
     for link in list(doctree.findall(pending_xref)):
         if (page.parent / link["reftarget"]).is_dir():
             link.replace_self(link.children)
+        elif link.astext().endswith(".md"):
+            link["refexplicit"] = False
 
 
 def mark_returns(app: Sphinx, kind: str, name: str, value: object, options: object, lines: list[str]) -> None:
@@ -51,6 +53,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the handlers."""
     app.add_directive("mermaid", Mermaid)
     app.connect("source-read", add_contents)
-    app.connect("doctree-read", unlink_folders)
+    app.connect("doctree-read", edit_links)
     app.connect("autodoc-process-docstring", mark_returns, priority=400)  # before napoleon
     return {"parallel_read_safe": True}
