@@ -18,7 +18,13 @@ from .test_dry_runs import snakemake as snakemake_in_repository
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs/tutorials"
 # Names of the demo, and what the tiny experiment has in their places.
-TINY = {"config/demo.yaml": "tiny.yaml", "results/demo": "results/tiny", "llama/": "trained/", '"llama"': '"trained"'}
+TINY = {
+    "config/demo.yaml": "tiny.yaml",
+    "results/demo": "results/tiny",
+    "work/demo": "work/tiny",
+    "llama/": "trained/",
+    '"llama"': '"trained"',
+}
 SHELL = ("cat", "du", "ls", "rm", "sha256sum")
 # What needs a network, an editor, a cluster or a server.
 OUTSIDE = (
