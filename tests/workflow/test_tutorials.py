@@ -25,7 +25,7 @@ TINY = {
     "llama/": "trained/",
     '"llama"': '"trained"',
 }
-SHELL = ("cat", "du", "ls", "rm", "sha256sum")
+SHELL = ("cat", "cmp", "du", "ls", "rm")
 # What needs a network, an editor, a cluster or a server.
 OUTSIDE = (
     "git clone",
