@@ -5,15 +5,17 @@
 # make gpu          measure everything on one NVIDIA card, with the CUDA build of torch of PYTHON; REHEARSE=1 on a CPU
 # make serving      set up vLLM for a CPU, in an environment of its own (3 GB), and a pretrained model
 # make test-serving serve packed models by vLLM, and compare the answers with those of transformers
-# make lint         check formatting and lint, without changing files
+# make docs         build the documentation, and serve it at http://127.0.0.1:8080
+# make lint         check formatting, lint and the links of the documentation, without changing files
 # make hooks        run the linters before each commit, by pre-commit
 # make lock         resolve locks/cuda.txt, and derive locks/cpu.txt, constraints.txt and environment.yml from it;
 #                   UV_ARGS=--upgrade takes the newest versions
-# make clean        remove the environment and caches; results/ and work/ stay
+# make clean        remove the environment, the built documentation and caches; results/ and work/ stay
 
 PYTHON ?= python3
 CORES ?= all
 PYTEST_ARGS ?=
+DOCS_PORT ?= 8080
 # 1 for a rehearsal of `make gpu`, and options of `python -m benchmarks.gpu`.
 REHEARSE ?=
 GPU_ARGS ?=
@@ -25,12 +27,14 @@ SERVING := .venv-serving
 VLLM_METADATA := vllm-0.32.0+cpu.dist-info
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
-  --annotation-style line --custom-compile-command "make lock" $(foreach extra,test serving gemma dev,--extra $(extra))
+  --annotation-style line --custom-compile-command "make lock" $(foreach extra,test docs serving gemma dev,--extra $(extra))
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# A page is read again even if only the target of a link has changed; a warning fails the build.
+SITE := sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
 # An environment without its interpreter is created again.
 MISSING := $(shell test -x $(VENV)/bin/python || echo FORCE)
 
-.PHONY: demo real ablations test gpu serving test-serving lint hooks lock clean FORCE
+.PHONY: demo real ablations test gpu serving test-serving docs lint hooks lock clean FORCE
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -64,12 +68,18 @@ serving: $(VENV)/.installed-real $(SERVING)/.installed
 test-serving: $(VENV)/.installed-serving $(SERVING)/.installed
 	@$(RUN) python -m pytest tests/serving $(PYTEST_ARGS)
 
+docs: $(VENV)/.installed-test
+	@$(RUN) $(SITE)
+	@echo "The documentation is at http://127.0.0.1:$(DOCS_PORT); Ctrl-C ends the server."
+	@$(RUN) python -m http.server --bind 127.0.0.1 --directory build/site $(DOCS_PORT)
+
 lint: $(VENV)/.installed-test
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) lint-imports --no-cache
 	@$(RUN) snakefmt --check Snakefile workflow
 	@$(RUN) snakemake --lint
+	@$(RUN) $(SITE)
 
 hooks: $(VENV)/.installed-dev
 	@$(RUN) pre-commit install
@@ -79,7 +89,7 @@ lock: $(VENV)/.installed-dev
 	@$(RUN) python locks/derive.py
 
 clean:
-	rm -rf $(VENV) $(SERVING) .venv-gpu .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) .venv-gpu build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: the set-up is repeated only after a change of the dependencies.
@@ -96,15 +106,15 @@ $(VENV)/.installed-real: $(VENV)/.installed
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt $(MISSING)
 	$(call environment)
-	@$(INSTALL) -e '.[test]'
+	@$(INSTALL) -e '.[test,docs]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
-	@$(INSTALL) -e '.[test,dev]'
+	@$(INSTALL) -e '.[test,docs,dev]'
 	@touch $@
 
 $(VENV)/.installed-serving: $(VENV)/.installed-test $(VENV)/.installed-real
-	@$(INSTALL) -e '.[test,serving]'
+	@$(INSTALL) -e '.[test,docs,serving]'
 	@touch $@
 
 $(SERVING)/.installed: tests/serving/requirements.txt pyproject.toml

@@ -89,7 +89,7 @@ def learn(
             both.
 
     Returns:
-        The final masks, or with `keep: best` those with the lowest held-out loss; `header` has the losses, see
+        The final masks, or those with the lowest held-out loss if `keep` is `best`; `header` has the losses, see
         `patch.learning.held_out`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The README's Python examples, on a tiny model, its commands, and the links of the documentation."""
+"""The Python examples of the documentation, on a tiny model, its commands, and its links."""
 
 import re
 import shlex
@@ -21,7 +21,9 @@ from .test_dry_runs import link, snakemake
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EXPORTED = "results/smollm2-135m/export/smollm2-135m/wanda_2of4_0.5_s0"
-COMMANDS = [README, ROOT / "docs/serving.md", ROOT / "docs/masks.md"]
+SERVING, MASKS, LEARNING = (ROOT / f"docs/{name}.md" for name in ("serving", "masks", "learn-a-mask"))
+COMMANDS = [ROOT / "docs/quick-start.md", SERVING, MASKS]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 def commands(page: Path, program: str) -> list[list[str]]:
@@ -31,6 +33,10 @@ def commands(page: Path, program: str) -> list[list[str]]:
     return [
         shlex.split(line, comments=True)[program.count(" ") + 1 :] for line in lines if line.startswith(f"{program} ")
     ]
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,11 +55,12 @@ def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained("my-model")
     tokenizer.save_pretrained("my-model")
-    code = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
+    [served] = [block for block in python_blocks(SERVING) if EXPORTED in block]
+    code = "".join([*python_blocks(LEARNING), served])
     names: dict[str, Any] = {}
-    # The folder of the section on serving takes an hour to make; the packed one of the section before is like it.
+    # The folder of the page on serving takes an hour to make; the packed one of the other page is like it.
     code = code.replace("steps=300", "steps=4").replace(EXPORTED, "my-packed-model")
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "docs", "exec"), names)
 
     masks = load_masks("my-mask.safetensors")
     assert abs(masks.sparsity - 0.45) < 0.02
@@ -80,13 +87,14 @@ def test_snakemake_knows_the_targets_of_each_command(page: Path, tmp_path: Path)
 
 
 def test_make_knows_its_targets() -> None:
-    found = [arguments for page in COMMANDS for arguments in commands(page, "make")]
-    assert ["serving"] in found
+    assert commands(README, "make") == [["demo"], ["test"]]
+    assert ["serving"] in commands(SERVING, "make")
+    found = [arguments for page in PAGES for arguments in commands(page, "make")]
     for arguments in found:
         assert subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True).returncode == 0, arguments
 
 
-@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [SERVING, MASKS], ids=lambda page: page.name)
 def test_each_export_stops_at_what_is_not_made_yet(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -108,7 +116,7 @@ def test_each_export_stops_at_what_is_not_made_yet(
         assert expected in capsys.readouterr().err, arguments
 
 
-@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]

@@ -20,7 +20,7 @@ def test_the_caption_gives_the_distance_of_points_from_their_sparsity():
     assert f"at most {REACH} points from it" in caption("pareto")
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda path: path.name)
 def test_the_documentation_shows_a_figure_with_its_caption(page):
     """The name of a stored figure is or ends in that of the figure: `pareto.png`, `smollm2-pareto.png`."""
     names = "|".join(FIGURES)
