@@ -10,7 +10,8 @@ import yaml
 
 from patch.pipeline.reporting.escape import escape_markdown
 
-from .browser import BrowserMissing, dump, require_chromium, served
+from ..apt import NotInstalled
+from .browser import dump, require_chromium, served
 
 WALK = Path(__file__).with_name("walk.js")
 FIGURES = ("curves", "density", "pareto", "speedup")
@@ -23,7 +24,7 @@ def chromium(request: pytest.FixtureRequest) -> str:
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         try:
             return require_chromium()
-        except BrowserMissing as missing:
+        except NotInstalled as missing:
             pytest.skip(str(missing))
 
 
