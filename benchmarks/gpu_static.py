@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu_static             # the tables of docs/performance.md; minutes the first time
 
-It exits with 1 if a kernel spills registers, exceeds the shared memory of a block, or does not use the tensor cores.
+It exits with 1 if a kernel spills registers or exceeds the shared memory of a block, or if a product does not use the
+tensor cores and asynchronous copies.
 
 Kernels are compiled ahead of time for each compute capability by Triton and NVIDIA's assembler, in each configuration
 that autotuning may choose, for bf16 and tiles of 128. Times are estimates (benchmarks/roofline.py), never measurements.
