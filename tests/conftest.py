@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,15 @@ WAITS = "needs a GPU"
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the tests that need a GPU where there is none; `make gpu` runs them alone."""
     # A SLURM that waits for a processor takes its nodes for dead, so tests in other processes give way to it.
-    if "PYTEST_XDIST_WORKER" in os.environ and not item.nodeid.startswith(SLURM) and os.nice(0) == 0:
-        os.nice(10)
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.nodeid.startswith(SLURM):
+        _give_way()
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip(WAITS)
+
+
+@cache
+def _give_way() -> None:
+    os.nice(10)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -106,7 +106,8 @@ MessageTimeout=5
 TCPTimeout=2
 KillWait=5
 OverTimeLimit=0
-MinJobAge=300
+# Tests ask for jobs that ended long before.
+MinJobAge=3600
 MaxArraySize={max_array_size}
 
 SelectType=select/cons_tres
