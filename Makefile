@@ -56,7 +56,7 @@ ablations: $(VENV)/.installed
 	@$(RUN) python -m patch show --configfile config/ablations/demo-baselines.yaml
 
 test: $(VENV)/.installed-test
-	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(RUN) python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # PYTHON needs no more than torch; the rest is in benchmarks/gpu/requirements.txt.
 gpu:

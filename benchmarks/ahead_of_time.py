@@ -180,6 +180,20 @@ def compiled(kernel: Kernel, architecture: Architecture) -> Resources:
     )
 
 
+def faults(kernel: Kernel, architecture: Architecture) -> list[str]:
+    """Return what makes a kernel slow or impossible on an architecture, which is nothing if it is well made."""
+    found, product = compiled(kernel, architecture), kernel.function is products._multiply
+    limit = architecture.shared_of_block
+    named = {
+        f"spills {found.spilled} bytes": found.spilled > 0,
+        f"needs {found.shared} bytes of shared memory, a block has {limit}": found.shared > limit,
+        "no block fits a multiprocessor": found.blocks < 1,
+        "does not use the tensor cores": product and found.matrix == 0,
+        "has no asynchronous copies": product and found.asynchronous == 0,
+    }
+    return [name for name, is_there in named.items() if is_there]
+
+
 def _usage(cubin: bytes) -> tuple[int, int]:
     """Return the registers of a thread and its bytes of local memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -2,6 +2,9 @@
 
     python -m benchmarks.gpu_static             # the tables of docs/performance.md; minutes the first time
 
+It exits with 1 if a kernel spills registers or exceeds the shared memory of a block, or if a product does not use the
+tensor cores and asynchronous copies.
+
 Kernels are compiled ahead of time for each compute capability by Triton and NVIDIA's assembler, in each configuration
 that autotuning may choose, for bf16 and tiles of 128. Times are estimates (benchmarks/roofline.py), never measurements.
 """
@@ -19,6 +22,7 @@ from benchmarks.ahead_of_time import (
     Architecture,
     Kernel,
     compiled,
+    faults,
     mask_kernels,
     product_kernels,
     proximal_kernel,
@@ -129,7 +133,14 @@ def main() -> int:
     print(
         "\nConfigurations that cannot win:", sorted({k.name for k in kernels if "product" in k.name} - names) or "none"
     )
-    return 0
+    wrong = [
+        f"{kernel.name} on compute capability {architecture.capability / 10} {fault}"
+        for architecture in ARCHITECTURES
+        for kernel in kernels
+        for fault in faults(kernel, architecture)
+    ]
+    print("\nFaults:", *(wrong or ["none"]), sep="\n" if wrong else " ")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

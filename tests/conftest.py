@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ settings.register_profile(
 )
 settings.load_profile("patch")
 
-SHARED = ("tests/workflow/", "tests/hub/", "tests/slurm/")
+SLURM = "tests/slurm/"
+SHARED = ("tests/workflow/", "tests/hub/", SLURM)
 
 # What a script runs in the background ignores interrupts, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,8 +41,16 @@ WAITS = "needs a GPU"
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the tests that need a GPU where there is none; `make gpu` runs them alone."""
+    # A SLURM that waits for a processor takes its nodes for dead, so tests in other processes give way to it.
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.nodeid.startswith(SLURM):
+        _give_way()
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip(WAITS)
+
+
+@cache
+def _give_way() -> None:
+    os.nice(10)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -55,13 +66,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print which tests wait for a GPU, and how many others were skipped, in one line."""
+    """Print in one line which tests wait for a GPU, and which others were skipped for which reason."""
     skipped = terminalreporter.stats.get("skipped", [])
-    waiting = Counter(report.nodeid.partition("[")[0] for report in skipped if WAITS in str(report.longrepr))
-    if skipped:
-        names = ", ".join(f"{name} ({count})" for name, count in sorted(waiting.items()))
-        others = len(skipped) - waiting.total()
-        terminalreporter.write_line(f"{waiting.total()} tests wait for a GPU; {others} others were skipped: {names}")
+    if not skipped:
+        return
+    reasons: dict[str, Counter[str]] = {WAITS: Counter()}
+    for report in skipped:
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        reasons.setdefault(reason, Counter())[report.nodeid.partition("[")[0]] += 1
+    waiting = reasons.pop(WAITS)
+    others = sum(names.total() for names in reasons.values()) or "no"
+    parts = [f"{waiting.total()} tests wait for a GPU: {_listed(waiting)}", f"{others} others were skipped"]
+    parts += [f"{reason}: {_listed(names)}" for reason, names in sorted(reasons.items())]
+    terminalreporter.write_line("; ".join(parts))
+
+
+def _listed(names: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in sorted(names.items())) or "none"
 
 
 VOCABULARY = 50

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu.__main__ import main
+
+from ..forked import run
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/performance.md"
 BEGIN, END = "<!-- gpu: begin, written by `make gpu` -->", "<!-- gpu: end -->"
@@ -164,7 +168,10 @@ def test_a_second_run_measures_what_is_missing(rehearsed: Path, tmp_path: Path) 
     assert again["seconds"] > found["seconds"]
 
 
-def test_the_own_page_is_refused(rehearsed: Path, tmp_path: Path) -> None:
+def test_the_own_page_is_refused(tmp_path: Path) -> None:
+    def rehearse(folder: Path) -> subprocess.CompletedProcess:
+        return run(["benchmarks.gpu", "--rehearse", "--folder", str(folder)], main, ROOT, os.environ)
+
     done = rehearse(ROOT / "docs")
     assert done.returncode == 2 and "the project's own; give another folder" in done.stderr
     assert not (ROOT / "docs/gpu-rehearsal.json").exists()

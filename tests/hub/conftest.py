@@ -14,6 +14,7 @@ import pytest
 from patch.pipeline.config.experiment import Experiment
 from patch.pipeline.config.load import load_experiment
 
+from ..stage_server import stage_server
 from .server import Hub, serve
 from .stand_ins import write_repositories
 
@@ -62,6 +63,10 @@ def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
         variables = environment(folder / "hf", **variables)
-        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1200)
+        options = {"cwd": folder, "capture_output": True, "text": True, "timeout": 1200}
+        if "HF_HUB_OFFLINE" not in variables:
+            return subprocess.run(command, env=variables, **options)
+        with stage_server(variables) as variables:
+            return subprocess.run(command, env=variables, **options)
 
     return run

@@ -109,14 +109,13 @@ def test_too_much_memory_ends_a_job(cluster: Cluster, tmp_path: Path) -> None:
     assert "exceeded memory limit" in output.read_text()
 
 
-def test_everything_listens_on_the_loopback_alone(cluster: Cluster, tmp_path: Path) -> None:
-    if not ipaddress.ip_address(socket.gethostbyname(socket.gethostname())).is_loopback:
-        pytest.skip("the name of this host does not resolve to its loopback")
+def test_everything_listens_on_the_address_of_the_host_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """The address to which the host's own name resolves, on most machines the loopback."""
     job = _submit(cluster, tmp_path, "--wrap=srun sleep 60")
     _wait(cluster, job, "RUNNING")
     # One each for slurmctld and two slurmd; srun has several.
     cluster.wait_for(lambda: len(list(_listeners(cluster.processes()))) > 3, 5, "srun to listen")
-    assert set(_listeners(cluster.processes())) == {"127.0.0.1"}
+    assert set(_listeners(cluster.processes())) == {socket.gethostbyname(socket.gethostname())}
 
 
 def test_calls_are_counted(cluster: Cluster) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import http.server
-import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ..apt import NotInstalled, install
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
@@ -28,26 +28,18 @@ OPTIONS = (
 )
 
 
-class BrowserMissing(Exception):
-    """Error for a Chromium that is missing and cannot be installed."""
-
-
 def require_chromium() -> str:
     """Return the path of Chromium, installed if possible.
 
     Raises:
-        BrowserMissing: Chromium cannot be installed.
+        NotInstalled: Chromium cannot be installed.
     """
     found = _which()
     if not found:
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise BrowserMissing("Chromium is not installed; on Debian: apt-get install chromium")
-        print("Installing chromium with apt-get.", file=sys.stderr, flush=True)
-        _apt_get("update")
-        _apt_get("install", "--yes", "--no-install-recommends", "chromium")
+        install("chromium")
         found = _which()
     if not found:
-        raise BrowserMissing("apt-get has installed no Chromium that runs without snap")
+        raise NotInstalled("apt-get has installed no Chromium that runs without snap")
     return found
 
 
@@ -58,13 +50,6 @@ def _which() -> str | None:
 def _runs(path: str) -> bool:
     """Return whether a program starts; Ubuntu's package is only a script that requires snap."""
     return subprocess.run([path, "--version"], capture_output=True).returncode == 0
-
-
-def _apt_get(*arguments: str) -> None:
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    run = subprocess.run(["apt-get", "--quiet", *arguments], env=environment, capture_output=True, text=True)
-    if run.returncode:
-        raise BrowserMissing(f"apt-get {arguments[0]} failed:\n{(run.stdout + run.stderr)[-2000:]}")
 
 
 @contextmanager

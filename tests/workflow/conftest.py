@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from .browser import BrowserMissing, require_chromium
+from ..apt import NotInstalled
+from ..forked import run_patch, run_snakemake
+from ..stage_server import stage_server
+from .browser import require_chromium
 
 ROOT = Path(__file__).parents[2]
 VOWELS, CONSONANTS = "aeiou", "bdfgklmnprst"
@@ -94,18 +97,18 @@ def _experiment(folder: Path) -> dict:
     }
 
 
-def _snakemake(folder: Path, *arguments: str, config: str = "tiny.yaml") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--configfile", str(folder / config), "--workflow-profile", str(ROOT / "profiles/default")]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        [*command, "--cores", "2", *arguments], capture_output=True, text=True, env=os.environ | {"PATH": path}
-    )
+def _environment() -> dict[str, str]:
+    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+
+
+def _arguments(folder: Path, *arguments: str, config: str = "tiny.yaml") -> list[str]:
+    where = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--configfile", str(folder / config)]
+    return [*where, "--workflow-profile", str(ROOT / "profiles/default"), "--cores", "2", *arguments]
 
 
 def _planned(folder: Path, config: str = "tiny.yaml") -> Counter:
     """Return the number of jobs of a dry run by rule."""
-    run = _snakemake(folder, "--dry-run", "--quiet", "rules", config=config)
+    run = run_snakemake(ROOT, _arguments(folder, "--dry-run", "--quiet", "rules", config=config), _environment())
     assert run.returncode == 0, run.stdout + run.stderr
     table = re.search(r"^job +count\n[- ]+\n(.*?)^total", run.stdout + run.stderr, re.MULTILINE | re.DOTALL)
     rows = [line.split() for line in table[1].splitlines()] if table else []
@@ -113,8 +116,11 @@ def _planned(folder: Path, config: str = "tiny.yaml") -> Counter:
 
 
 def _patch(folder: Path, command: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "patch", command, *arguments, "--configfile", "tiny.yaml"]
+    line = [command, *arguments, "--configfile", "tiny.yaml"]
+    if not variables:
+        return run_patch(folder, line, os.environ)
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    line = [sys.executable, "-m", "patch", *line]
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, env=environment)
 
 
@@ -125,9 +131,16 @@ def patch_command() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
-def snakemake() -> Callable[..., subprocess.CompletedProcess]:
+def environment() -> Iterator[dict[str, str]]:
+    """Return the variables of Snakemakes whose jobs run in one server."""
+    with stage_server(_environment()) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def snakemake(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess]:
     """Return a function that runs Snakemake in a folder, with the tiny configuration or another one."""
-    return _snakemake
+    return lambda *arguments, **options: run_snakemake(ROOT, _arguments(*arguments, **options), environment)
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +150,7 @@ def planned() -> Callable[..., Counter]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """Return a folder with the finished tiny experiment."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -155,7 +168,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Snakefile", "workflow", "profiles"):  # for `python -m patch`
         (folder / name).symlink_to(ROOT / name)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(_experiment(folder)))
-    run = _snakemake(folder)
+    command = [sys.executable, "-m", "snakemake", *_arguments(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder
 
@@ -167,7 +181,7 @@ def chromium(request: pytest.FixtureRequest) -> str:
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         try:
             return require_chromium()
-        except BrowserMissing as missing:
+        except NotInstalled as missing:
             pytest.skip(str(missing))
 
 

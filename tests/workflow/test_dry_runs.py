@@ -13,6 +13,8 @@ import pytest
 from patch.pipeline.config.load import load_experiment
 from patch.pipeline.runs.grid import Grid
 
+from ..forked import run_snakemake
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # a dry run takes one to two on an idle machine
 # Slow imports that planning does not need.
@@ -41,9 +43,11 @@ def link(folder: Path) -> None:
 
 
 def snakemake(folder: Path, *options: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in a folder with the repository's files and without its outputs."""
+    """Run Snakemake in a folder with the repository's files and without its outputs; ``python`` are its options."""
     link(folder)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if not python:
+        return run_snakemake(folder, options, environment)
     command = [sys.executable, *python, "-m", "snakemake", *options]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import yaml
 
 from patch.files.io import read_checked_json, write_checked_json
 
-ROOT = Path(__file__).parents[2]
 MASKS = "results/tiny/masks/local"
 
 
@@ -32,17 +29,11 @@ def change(folder: Path, section: str, key: str, value: object) -> None:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
 
 
-def command(folder: Path, name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "patch", name, *options, "--configfile", "tiny.yaml"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_nothing_runs_again_where_the_settings_are_the_same(forgotten: Path, planned: Callable) -> None:
     assert not planned(forgotten)
 
 
-def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable) -> None:
+def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable, patch_command: Callable) -> None:
     change(forgotten, "evaluation", "limit", 5)
     jobs = planned(forgotten)
     assert jobs["evaluate"] == 20 and jobs["collect"] == jobs["compare"] == 1
@@ -50,25 +41,25 @@ def test_what_other_settings_made_runs_again(forgotten: Path, planned: Callable)
     change(forgotten, "learning", "methods", {"maskllm": {"lr": 0.002}})
     jobs = planned(forgotten)
     assert jobs["learn"] > 0
-    numbers = json.loads(command(forgotten, "plan", "--json").stdout)
+    numbers = json.loads(patch_command(forgotten, "plan", "--json").stdout)
     assert numbers["total"]["jobs_to_come"] == jobs.total() - jobs["all"]
 
 
-def test_show_names_what_other_settings_made(forgotten: Path) -> None:
-    assert command(forgotten, "show").returncode == 0
-    whole = command(forgotten, "show", "--partial")
+def test_show_names_what_other_settings_made(forgotten: Path, patch_command: Callable) -> None:
+    assert patch_command(forgotten, "show").returncode == 0
+    whole = patch_command(forgotten, "show", "--partial")
     assert "20 of 20 runs" in whole.stdout and "Left out" not in whole.stdout
     change(forgotten, "evaluation", "limit", 5)
-    refused = command(forgotten, "show")
+    refused = patch_command(forgotten, "show")
     assert refused.returncode == 2 and "20 of 20 results were measured with other settings" in refused.stderr
-    refused = command(forgotten, "show", "--partial")
+    refused = patch_command(forgotten, "show", "--partial")
     assert refused.returncode == 2 and "no record with the settings of this configuration yet" in refused.stderr
 
 
-def test_show_partial_leaves_stale_records_out(forgotten: Path) -> None:
+def test_show_partial_leaves_stale_records_out(forgotten: Path, patch_command: Callable) -> None:
     record = forgotten / "results/tiny/records/local/dense_dense_0_s0.json"
     write_checked_json(record, read_checked_json(record) | {"config_digest": "00000000"})
-    shown = command(forgotten, "show", "--partial")
+    shown = patch_command(forgotten, "show", "--partial")
     assert shown.returncode == 0, shown.stderr
     assert "19 of 20 runs" in shown.stdout
     assert "Left out because they were made with other settings" in shown.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import warnings
@@ -388,14 +389,12 @@ def test_plain_pytorch_on_another_device(hybrid_weight: Callable) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", list(compiled.INSTRUCTIONS))
+@pytest.mark.parametrize("name", list(compiled.INSTRUCTIONS) if platform.machine() == "x86_64" else ["portable"])
 def test_the_source_compiles_without_a_warning(name: str, tmp_path: Path) -> None:
-    """Instruction sets that this processor lacks are compiled too."""
+    """Instruction sets that this processor lacks are compiled too, unless it is of another family."""
     path = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
     flags = [*FLAGS, *(f"-m{flag}" for flag in compiled.INSTRUCTIONS[name])]
     flags += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-attributes", "-O0"]
     command = [path, *flags, str(compiled.SOURCE), f"-I{INCLUDE}", "-o", str(tmp_path / "made.so")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if name != "portable" and compiled.available() == ["portable"] and run.returncode:
-        pytest.skip(f"a compiler for another processor: {run.stderr.splitlines()[0]}")
     assert (run.returncode, run.stderr) == (0, "")

@@ -88,7 +88,6 @@ def test_the_tensors(group_size: int, written: int, made: Callable, tmp_path: Pa
 @pytest.mark.parametrize("dequantize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compressed_tensors_reads_it(dtype: torch.dtype, dequantize: bool, made: Callable, tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors")
     from transformers import CompressedTensorsConfig
 
     model, layers = made(128, dtype)

@@ -243,7 +243,6 @@ def test_tokens_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tensorboard_reads_the_reported_numbers(tracking: Tracking, run_learning: Callable, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     _, curve = run_learning(tracking=Tracking(("tensorboard",), tracking.folder, tracking.run, {"seed": 0}))
