@@ -20,7 +20,7 @@ CONDA = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str
 PIP = [line for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict) for line in entry["pip"]]
 
 # Extras in the lock; `gemma` contains `gguf`, and `watch` contradicts it.
-LOCKED = ("test", "serving", "gemma", "dev")
+LOCKED = ("test", "docs", "serving", "gemma", "dev")
 
 
 def pins(name: str) -> dict[str, Requirement]:

@@ -222,7 +222,10 @@ def test_it_generates_the_same_when_compiled(
     assert torch.equal(model.generate(TOKENS, **static), expected)
     torch._dynamo.reset()
     model.forward = torch.compile(model.forward, backend=backend, fullgraph=True)
-    assert torch.equal(model.generate(TOKENS, **static), expected)
+    compiled = model.generate(TOKENS, **static)
+    # GCC links inductor's libraries, which are compiled with -ffast-math, to code that flushes denormals in this process.
+    torch.set_flush_denormal(False)
+    assert torch.equal(compiled, expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     torch._dynamo.reset()
 

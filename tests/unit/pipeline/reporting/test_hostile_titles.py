@@ -271,7 +271,8 @@ def test_the_report_prints_the_title(title: str, tmp_path: Path) -> None:
     findings = [escape_rst(f"{title}: PATCH at 45 %."), escape_rst("The second.")]
     snakemake = SimpleNamespace(config={"experiment": "demo", "run": run, "findings": findings})
     text = (ROOT / "workflow/report/overview.rst").read_text()
-    links = "\n\n" + "\n".join(f".. _{name}: x" for name in ("Tables", "Figures", "Plan and cost", "Environment"))
+    sections = ("Tables", "Figures", "Explore", "Plan and cost", "Environment")
+    links = "\n\n" + "\n".join(f".. _{name}: x" for name in sections)
     # Snakemake appends the links to the template, too.
     page = rst(Environment(trim_blocks=True, lstrip_blocks=True).from_string(text + links).render(snakemake=snakemake))
     assert f"Models: {title} (hub)." in page.text and f"Tasks: {title}." in page.text
