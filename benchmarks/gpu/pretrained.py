@@ -55,7 +55,9 @@ def _run(folder: Path, sizes: Sizes) -> Result:
     command += ["--configfile", sizes.configuration, "--cores", str(min(JOBS, os.cpu_count() or 1))]
     command += ["--rerun-incomplete", "--nolock"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    packages = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # The project is not installed: Snakemake finds its plugins in the second folder.
+    folders = str(ROOT), str(ROOT / "workflow/executor"), os.environ.get("PYTHONPATH")
+    packages = os.pathsep.join(filter(None, folders))
     environment = os.environ | {"PATH": path, "PYTHONPATH": packages}
     log = folder / "work/gpu.log"
     log.parent.mkdir(exist_ok=True)

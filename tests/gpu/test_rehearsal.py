@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.environment import make_environment
 
 from ..forked import run
 
@@ -30,8 +31,8 @@ NAMES = {
 PACKED = ("25%", "35%", "45%", "50%")
 
 
-def rehearse(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--folder", str(folder), *options]
+def rehearse(folder: Path, *options: str, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess:
+    command = [python, "-m", "benchmarks.gpu", "--rehearse", "--folder", str(folder), *options]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -41,7 +42,8 @@ def rehearse(folder: Path, *options: str) -> subprocess.CompletedProcess:
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished rehearsal."""
     folder, before = tmp_path_factory.mktemp("gpu"), PAGE.read_bytes()
-    done = rehearse(folder)
+    # As on a machine of its own, the project and its plugins are not installed.
+    done = rehearse(folder, python=make_environment(tmp_path_factory.mktemp("python")))
     assert done.returncode == 0, done.stdout + done.stderr
     assert PAGE.read_bytes() == before, "a rehearsal leaves the project's page alone"
     return folder
