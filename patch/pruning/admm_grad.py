@@ -51,6 +51,8 @@ def admm_grad(
         if isinstance(pattern, NM):
             score = score.masked_fill(nm_mask(score, pattern), torch.inf)
         fraction = pattern.sparsity * (1 - (1 - step / last) ** 3)
-        return drop_smallest(score.flatten(), int(score.numel() * fraction)).reshape(score.shape)
+        # A whole number of weights must not lose one by the rounding of the fraction.
+        count = int(round(score.numel() * fraction, 6))
+        return drop_smallest(score.flatten(), count).reshape(score.shape)
 
     return update_weights(weight, statistics, damp, iterations, select, "admm_grad")
