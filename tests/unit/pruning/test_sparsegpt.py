@@ -14,6 +14,8 @@ from patch.errors import InputError
 from patch.masks.nm import NM, Unstructured
 from patch.pruning.sparsegpt import sparsegpt
 
+from .random_layers import layers, statistics_of
+
 DAMP = 0.01
 
 
@@ -56,37 +58,15 @@ def surgery(
     return mask, weight
 
 
-def statistics_of(x: torch.Tensor, sequences: int) -> InputStatistics:
-    return InputStatistics(x.square().sum(0), x.T @ x, sequences)
-
-
 PATTERNS = [NM(2, 4), NM(3, 4), NM(4, 8), NM(6, 8), NM(1, 4), *map(Unstructured, (0.5, 0.35, 0.0))]
-
-
-@st.composite
-def layers(draw: st.DrawFn, pattern: NM | Unstructured) -> tuple:
-    step = pattern.m if isinstance(pattern, NM) else draw(st.sampled_from([4, 5]))
-    rows, columns = draw(st.integers(1, 6)), step * draw(st.integers(1, 5))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
-    if draw(st.booleans()):
-        # Ties that no update breaks: few values, and inputs that have nothing in common.
-        weight, x = torch.randint(-2, 3, (rows, columns), generator=generator).float(), 3 * torch.eye(columns)
-    else:
-        weight = torch.randn(rows, columns, generator=generator)
-        mixing = torch.eye(columns) + 0.3 * torch.randn(columns, columns, generator=generator)
-        x = torch.randn(8 * columns, columns, generator=generator) @ mixing
-    if draw(st.booleans()):
-        x[:, torch.rand(columns, generator=generator) < 0.3] = 0
-    if draw(st.booleans()):
-        weight = weight.bfloat16()
-    return weight, x, draw(st.integers(1, 6)), draw(st.sampled_from([4, 7, 8, 12, 128]))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 @settings(max_examples=10)
 @given(st.data())
 def test_equals_surgery(pattern: NM | Unstructured, data: st.DataObject) -> None:
-    weight, x, sequences, block_size = data.draw(layers(pattern))
+    weight, x, sequences = data.draw(layers(pattern))
+    block_size = data.draw(st.sampled_from([4, 7, 8, 12, 128]))
     block = max(1, block_size // pattern.m) * pattern.m if isinstance(pattern, NM) else block_size
     expected_mask, expected = surgery(weight, x, sequences, pattern, block)
     mask, updated = sparsegpt(weight, statistics_of(x, sequences), pattern, DAMP, block_size)
