@@ -107,13 +107,17 @@ def _shrunk(weight: Tensor, strength: float, result: Tensor) -> tuple[Tensor, Te
     return result, triple_products(result).sum(dtype=torch.float64), obeys(result != 0, NM(2, 4)).sum()
 
 
+def _warn(error: Exception) -> None:
+    warnings.warn(f"ProxSparse's operator runs in plain PyTorch, many times slower: {error}", stacklevel=3)
+
+
 @cache
 def _kernel() -> ctypes.CDLL | None:
     """Return the compiled operator, or None with a warning if there is no compiler."""
     try:
         library = native.library(SOURCE, FLAGS)
     except (native.NoCompiler, OSError) as error:
-        warnings.warn(f"ProxSparse's operator runs in plain PyTorch, many times slower: {error}", stacklevel=2)
+        _warn(error)
         return None
     pointer = ctypes.c_void_p
     library.proximal_two_four.argtypes = [pointer, pointer, ctypes.c_int64, ctypes.c_float, ctypes.c_int32, pointer]
@@ -127,7 +131,7 @@ def _gpu_kernel() -> ModuleType | None:
     try:
         return import_module("patch.masks.kernels.proximal_triton")
     except ImportError as error:
-        warnings.warn(f"ProxSparse's operator runs in plain PyTorch, many times slower: {error}", stacklevel=2)
+        _warn(error)
         return None
 
 

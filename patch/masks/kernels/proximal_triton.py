@@ -42,6 +42,18 @@ def _objective(w0, w1, w2, w3, z0, z1, z2, z3, strength):  # noqa: ANN001, ANN20
 
 
 @triton.jit
+def _select(chosen, x0, x1, x2, x3, y0, y1, y2, y3):  # noqa: ANN001, ANN202
+    """Return the first four values for the chosen groups, and the others for the rest."""
+    return tl.where(chosen, x0, y0), tl.where(chosen, x1, y1), tl.where(chosen, x2, y2), tl.where(chosen, x3, y3)
+
+
+@triton.jit
+def _ranked(rank, r0, r1, r2, x0, x1, x2, x3):  # noqa: ANN001, ANN202
+    """Return the value that has a rank among four."""
+    return tl.where(r0 == rank, x0, tl.where(r1 == rank, x1, tl.where(r2 == rank, x2, x3)))
+
+
+@triton.jit
 def _at(index, x0, x1, x2, x3):  # noqa: ANN001, ANN202
     """Return the value at a place among four."""
     return tl.where(index == 0, x0, tl.where(index == 1, x1, tl.where(index == 2, x2, x3)))
@@ -64,8 +76,7 @@ def _grow(
         for _ in range(SWEEPS - 1):
             b0, b1, b2, b3 = _sweep(b0, b1, b2, b3, z0, z1, z2, z3, strength)
         a0, a1, a2, a3 = _sweep(b0, b1, b2, b3, z0, z1, z2, z3, strength)
-        w0, w1 = tl.where(moving, a0, w0), tl.where(moving, a1, w1)
-        w2, w3 = tl.where(moving, a2, w2), tl.where(moving, a3, w3)
+        w0, w1, w2, w3 = _select(moving, a0, a1, a2, a3, w0, w1, w2, w3)
         change = tl.maximum(tl.maximum(tl.abs(a0 - b0), tl.abs(a1 - b1)), tl.maximum(tl.abs(a2 - b2), tl.abs(a3 - b3)))
         moving = moving & (change > STILL * z0)
         repeat += 1
@@ -76,8 +87,7 @@ def _grow(
 def _better(best, b0, b1, b2, b3, w0, w1, w2, w3, z0, z1, z2, z3, strength):  # noqa: ANN001, ANN202
     """Return the better of two points, the first of equal ones, and its objective."""
     found = _objective(w0, w1, w2, w3, z0, z1, z2, z3, strength)
-    wins = found < best
-    b0, b1, b2, b3 = tl.where(wins, w0, b0), tl.where(wins, w1, b1), tl.where(wins, w2, b2), tl.where(wins, w3, b3)
+    b0, b1, b2, b3 = _select(found < best, w0, w1, w2, w3, b0, b1, b2, b3)
     return tl.minimum(best, found), b0, b1, b2, b3
 
 
@@ -92,23 +102,21 @@ def _choose(
     r1 = (x0 > x1).to(tl.int32) + (x2 >= x1).to(tl.int32) + (x3 >= x1).to(tl.int32)
     r2 = (x0 > x2).to(tl.int32) + (x1 > x2).to(tl.int32) + (x3 >= x2).to(tl.int32)
     r3 = (x0 > x3).to(tl.int32) + (x1 > x3).to(tl.int32) + (x2 > x3).to(tl.int32)
-    z0 = tl.where(r0 == 0, x0, tl.where(r1 == 0, x1, tl.where(r2 == 0, x2, x3)))
-    z1 = tl.where(r0 == 1, x0, tl.where(r1 == 1, x1, tl.where(r2 == 1, x2, x3)))
-    z2 = tl.where(r0 == 2, x0, tl.where(r1 == 2, x1, tl.where(r2 == 2, x2, x3)))
-    z3 = tl.where(r0 == 3, x0, tl.where(r1 == 3, x1, tl.where(r2 == 3, x2, x3)))
+    z0, z1 = _ranked(0, r0, r1, r2, x0, x1, x2, x3), _ranked(1, r0, r1, r2, x0, x1, x2, x3)
+    z2, z3 = _ranked(2, r0, r1, r2, x0, x1, x2, x3), _ranked(3, r0, r1, r2, x0, x1, x2, x3)
     nothing = tl.zeros_like(z0)
     b0, b1, b2, b3 = z0, z1, nothing, nothing
     # In the other groups two weights stay; as zeros they end the search at once.
     open = chosen & (z0 * strength <= LARGEST)
     if tl.max(open.to(tl.int32), 0) > 0:
-        z0, z1, z2, z3 = tl.where(open, z0, 0), tl.where(open, z1, 0), tl.where(open, z2, 0), tl.where(open, z3, 0)
+        z0, z1, z2, z3 = _select(open, z0, z1, z2, z3, nothing, nothing, nothing, nothing)
         t0, t1, t2, t3 = _grow(z0, z1, z2, nothing, strength, GROWTH, REPEATS, SWEEPS, STILL)
         f0, f1, f2, f3 = _grow(z0, z1, z2, z3, strength, GROWTH, REPEATS, SWEEPS, STILL)
         c0, c1, c2, c3 = z0, z1, nothing, nothing
         best = _objective(c0, c1, c2, c3, z0, z1, z2, z3, strength)
         best, c0, c1, c2, c3 = _better(best, c0, c1, c2, c3, t0, t1, t2, t3, z0, z1, z2, z3, strength)
         best, c0, c1, c2, c3 = _better(best, c0, c1, c2, c3, f0, f1, f2, f3, z0, z1, z2, z3, strength)
-        b0, b1, b2, b3 = tl.where(open, c0, b0), tl.where(open, c1, b1), tl.where(open, c2, b2), tl.where(open, c3, b3)
+        b0, b1, b2, b3 = _select(open, c0, c1, c2, c3, b0, b1, b2, b3)
     return _at(r0, b0, b1, b2, b3), _at(r1, b0, b1, b2, b3), _at(r2, b0, b1, b2, b3), _at(r3, b0, b1, b2, b3)
 
 
@@ -151,10 +159,10 @@ def _shrink(
         c0, c1, c2, c3 = z0, z1, z2, z3
         for _ in range(CONVEX_SWEEPS):
             c0, c1, c2, c3 = _sweep(c0, c1, c2, c3, z0, z1, z2, z3, strength)
-        w0, w1, w2, w3 = tl.where(some, c0, w0), tl.where(some, c1, w1), tl.where(some, c2, w2), tl.where(some, c3, w3)
+        w0, w1, w2, w3 = _select(some, c0, c1, c2, c3, w0, w1, w2, w3)
     if tl.max(many.to(tl.int32), 0) > 0:
         c0, c1, c2, c3 = _choose(z0, z1, z2, z3, many, strength, LARGEST, GROWTH, REPEATS, SWEEPS, STILL)
-        w0, w1, w2, w3 = tl.where(many, c0, w0), tl.where(many, c1, w1), tl.where(many, c2, w2), tl.where(many, c3, w3)
+        w0, w1, w2, w3 = _select(many, c0, c1, c2, c3, w0, w1, w2, w3)
     w0, w1, w2, w3 = _signed(w0, x0), _signed(w1, x1), _signed(w2, x2), _signed(w3, x3)
     store_four(result, index, inside, w0, w1, w2, w3)
     # Statistics of the weights as they are stored.
