@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patch.distributed.collectives import gathered
+from patch.masks.learnable import LearnableMask
 
 
 @torch.no_grad()
-def clip_gradients(sharded: list[nn.Parameter], replicated: list[nn.Parameter], max_norm: float) -> None:
+def clip_gradients(masks: Sequence[LearnableMask], max_norm: float) -> None:
     """Scale all gradients as `torch.nn.utils.clip_grad_norm_` does, by the norm over all processes.
 
     Squares are added in fp64. Their order depends on the number of processes, but the difference is lost when the
     factor is rounded to fp32. Gradients are also multiplied by a factor of one, so that the host does not wait for it.
 
     Args:
-        sharded: parameters of which this process holds a part.
-        replicated: parameters that are the same in all processes, with the same gradients.
+        masks: masks of a model's layers, with the gradients of a step. Those of the tile logits are the same in all
+            processes; each process has those of its shard of the pattern logits.
         max_norm: largest norm that stays unchanged.
     """
-    device = next(iter([*sharded, *replicated])).device
-    parts = gathered(_squares(sharded, device)) if sharded else []
-    norm = sum([*parts, _squares(replicated, device)]).sqrt()
+    device = masks[0].device
+    patterns = [mask for mask in masks if mask.pattern_logits is not None]
+    parts = gathered(_squares((mask.pattern_gradient() for mask in patterns), device)) if patterns else []
+    tiles = _squares((mask.tile_logits.grad for mask in masks if mask.tile_logits is not None), device)
+    norm = sum([*parts, tiles]).sqrt()
     factor = norm.new_full((), max_norm).div_(norm + 1e-6).clamp_(max=1)
-    for parameter in (*sharded, *replicated):
-        parameter.grad.mul_(factor)
+    for mask in masks:
+        mask.scale_gradients(factor)
 
 
-def _squares(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """Return the sum of the squares of the gradients, in fp64."""
+def _squares(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of the squares of gradients, in fp64."""
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for parameter in parameters:
-        total += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64).square()
+    for gradient in gradients:
+        total += torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
     return total

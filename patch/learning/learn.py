@@ -30,11 +30,13 @@ from patch.learning.model_masks import (
     target_units,
 )
 from patch.learning.objective import cross_entropy, recomputed_blocks, token_ids
+from patch.learning.offloaded_adamw import OffloadedAdamW
 from patch.learning.ordered_sums import OrderedGradients, sum_in_order
 from patch.learning.progress import peak_memory_mb
 from patch.learning.schedules import batch_indices, cosine_rate, ramp
 from patch.learning.sharded_state import logit_shards
 from patch.learning.trackers import UNTRACKED, Tracking
+from patch.masks.host_memory import HostMemory
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.packed import MaskSet
 from patch.masks.row_sharding import WeightRows
@@ -61,6 +63,7 @@ def learn(
     tracking: Tracking = UNTRACKED,
     separator: Separator | None = None,
     weights: Mapping[str, WeightRows] | None = None,
+    offload: bool = False,
 ) -> MaskSet:
     """Learn the masks of a frozen model.
 
@@ -87,6 +90,8 @@ def learn(
         separator: the tokens that separate the documents of a sequence, for `cut_attention`.
         weights: this process' rows of the prunable weights, if ``model`` is without them, as `load_sharded` returns
             both.
+        offload: True to keep the gradients and moments of the pattern logits in the host's memory. The masks are the
+            same.
 
     Returns:
         The final masks, or those with the lowest held-out loss if `keep` is `best`; `header` has the losses, see
@@ -101,13 +106,12 @@ def learn(
     size = sum(weight_matrix(linear).numel() for linear in prunable_linears(model).values())
     settings = with_rate(settings, method, size)
     masking = DocumentMasking(model, separator) if settings.cut_attention else None
-    masks = build_masks(model, method, settings, sparsity, tile, seed, pattern_prior, tile_prior, frozen, weights)
+    memory = HostMemory(next(model.parameters()).device) if offload else None
+    start = (pattern_prior, tile_prior, frozen, weights, memory)
+    masks = build_masks(model, method, settings, sparsity, tile, seed, *start)
     container = nn.ModuleList(masks.values())
     shards = logit_shards(container)
-    # The fused implementation needs no memory beside its moments.
-    optimizer = torch.optim.AdamW(
-        container.parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = _optimizer(container, settings, memory)
     step_fn = step_function(model, masks, sequences, settings, sparsity, seed, optimizer, masking, weights)
     target = (masks, sparsity, settings, target_units(model, settings.target))
     held_out = HeldOut(
@@ -138,6 +142,14 @@ def learn(
     return held_out.finished()
 
 
+def _optimizer(masks: nn.ModuleList, settings: Learning, memory: HostMemory | None) -> torch.optim.Optimizer:
+    options = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    if memory:
+        return OffloadedAdamW(masks, memory, **options)
+    # The fused implementation needs no memory beside its moments.
+    return torch.optim.AdamW(masks.parameters(), fused=True, **options)
+
+
 def step_function(
     model: nn.Module,
     masks: dict[str, LearnableMask],
@@ -159,7 +171,6 @@ def step_function(
     hybrid = next(iter(masks.values())).tile is not None
     sharded = next(iter(masks.values())).sharding is not None
     tile_logits = [mask.tile_logits for mask in masks.values() if mask.tile_logits is not None]
-    pattern_logits = [mask.pattern_logits for mask in masks.values() if mask.pattern_logits is not None]
 
     def micro_step(step: int, index: int, rows: np.ndarray) -> Tensor:
         """Add the gradients of a micro-batch, and return its part of the step's `TERMS`."""
@@ -195,7 +206,7 @@ def step_function(
         gradients.finish()
         totals = sum_in_order(torch.stack(terms))
         if settings.max_grad_norm is not None:
-            clip_gradients(pattern_logits, tile_logits, settings.max_grad_norm)
+            clip_gradients([*masks.values()], settings.max_grad_norm)
         optimizer.step()
         pattern, tiles = _sampling(settings, step)
         return {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patch.distributed.collectives import rank, world_size
 from patch.learning.learning_settings import Learning
 from patch.masks.exchange import Exchanges
+from patch.masks.host_memory import HostMemory, HostSink
 from patch.masks.kernels.eager import PATTERNS
 from patch.masks.learnable import LearnableMask
 from patch.masks.packed import MaskSet, PackedMasks
@@ -39,12 +40,14 @@ def build_masks(
     tile_prior: Masks | None = None,
     frozen: Masks | None = None,
     weights: Mapping[str, WeightRows] | None = None,
+    host_memory: HostMemory | None = None,
 ) -> dict[str, LearnableMask]:
     """Return one learnable mask for each prunable layer; several processes shard the pattern logits by rows.
 
-    With ``weights`` a layer without pattern logits is sharded, too.
+    With ``weights`` a layer without pattern logits is sharded, too. With ``host_memory`` the gradients of the pattern
+    logits are there.
 
-    The arguments are those of `patch.learning.learn.learn`.
+    The other arguments are those of `patch.learning.learn.learn`.
     """
     device = next(model.parameters()).device
     generator, exchanges = torch.Generator().manual_seed(seed), Exchanges()
@@ -69,7 +72,8 @@ def build_masks(
             std, strength = settings.tile_std, settings.tile_prior_strength
             tiles = initial_tile_logits(shape, tile, sparsity, std, initial, strength, generator)
         fixed = frozen[name] if method == "patch-tile" else None
-        mask = LearnableMask(shape, patterns, fixed, tiles, tile, sharding, exchanges)
+        sink = HostSink(host_memory) if host_memory else None
+        mask = LearnableMask(shape, patterns, fixed, tiles, tile, sharding, exchanges, sink)
         masks[name] = mask.to(device)
     return masks
 

@@ -17,6 +17,7 @@ would take nine more buffers of a bf16 weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import NamedTuple
 
@@ -123,15 +124,18 @@ class Gradient:
         self._works, self._sent = [], ()
         density = self._layers[0].tile_density
         found = None if density is None else density.new_zeros(len(self._layers), *density.shape)
-        for number, layer in enumerate(self._layers):
-            self._differentiate(number, layer, None if found is None else found[number])
+        learned = self._logits is not None
+        with self.layer.sink.open(self._logits) if learned else nullcontext((None, False)) as (grad_logits, add):
+            for number, layer in enumerate(self._layers):
+                grad_density = None if found is None else found[number]
+                self._differentiate(number, layer, grad_logits, add or number > 0, grad_density)
         return None if found is None else DensityGradient(found, self._layers[0], self.layer.sharding)
 
-    def _differentiate(self, number: int, layer: Layer, grad_density: Tensor | None) -> None:
+    def _differentiate(
+        self, number: int, layer: Layer, grad_logits: Tensor | None, add: bool, grad_density: Tensor | None
+    ) -> None:
         """Differentiate the masked weights of this process' rows in one process' pass."""
-        kernel, start = _kernel(layer), self.layer.sharding.own.start
-        learned, norm = layer.logits is not None, self._norms[number]
-        grad_logits, add = self.layer.sink.open(self._logits) if learned else (None, False)
+        kernel, start, norm = _kernel(layer), self.layer.sharding.own.start, self._norms[number]
         for block in blocks(layer, self.layer.sharding.own):
             gradient = self._received[number, block.start - start : block.stop - start]
             kernel.backward(layer, block.start, gradient, None, norm, grad_logits, add, grad_density)

@@ -48,6 +48,7 @@ class LearnableMask(nn.Module):
         sharding: row sharding of the layer, or None if this process computes its masks alone. Otherwise all processes
             must make the same calls on their masks at the same time.
         exchanges: exchanges of the model, which all its sharded masks share; by default the mask's own.
+        sink: destination of the gradients of the pattern logits, by default their ``grad``.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LearnableMask(nn.Module):
         tile: int | None,
         sharding: RowSharding | None = None,
         exchanges: Exchanges | None = None,
+        sink: Sink | None = None,
     ) -> None:
         super().__init__()
         assert (pattern_logits is None) != (frozen is None)
@@ -70,7 +72,7 @@ class LearnableMask(nn.Module):
         self.register_buffer("bits", None if frozen is None else pack_bits(frozen), persistent=False)
         self.pattern_sampling = self.tile_sampling = Sampling(1.0, 1.0)
         self.keys = (0, 0)
-        self._sink = Sink()
+        self._sink = sink or Sink()
         self._layer: Layer | None = None
         self._sharded = ShardedLayer(sharding, exchanges or Exchanges(), self._sink) if sharding else None
         self._pass_end: Tensor | None = None
@@ -122,6 +124,17 @@ class LearnableMask(nn.Module):
         self._sink.adds = False
         if self.tile_logits is not None:
             self.tile_logits.grad = None
+
+    def pattern_gradient(self) -> Tensor:
+        """Return the gradient of the pattern logits, on their device."""
+        return self._sink.gradient(self.pattern_logits)
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply all gradients by a 0-d tensor."""
+        if self.pattern_logits is not None:
+            self._sink.scale(self.pattern_logits, factor)
+        if self.tile_logits is not None:
+            self.tile_logits.grad.mul_(factor)
 
     def density(self) -> Tensor:
         """Return the layer's expected density in this pass: `1/2 + 1/2 * mean(t)`, as a soft 2:4 group sums to two.

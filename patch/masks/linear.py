@@ -6,6 +6,8 @@ fits the caches while it is masked, multiplied and differentiated.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,17 +18,30 @@ from patch.masks.pattern import block_size
 
 
 class Sink:
-    """Destination of the gradients of a layer's logits, whose memory is reused from step to step."""
+    """Destination of the gradients of a layer's logits, whose memory is reused from step to step.
+
+    Attributes:
+        adds: whether the next gradient is added to the one that exists.
+    """
 
     adds = False
 
-    def open(self, logits: Tensor) -> tuple[Tensor, bool]:
-        """Return the gradient to write into, and whether to add to its contents."""
+    @contextmanager
+    def open(self, logits: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Yield the gradient to write into, and whether to add to its contents."""
         add = self.adds and logits.grad is not None
         if logits.grad is None:
             logits.grad = torch.empty_like(logits)
+        yield logits.grad, add
         self.adds = True
-        return logits.grad, add
+
+    def gradient(self, logits: Tensor) -> Tensor:
+        """Return the gradient on the device of the logits."""
+        return logits.grad
+
+    def scale(self, logits: Tensor, factor: Tensor) -> None:
+        """Multiply the gradient by a 0-d tensor."""
+        logits.grad.mul_(factor)
 
 
 class MaskedLinear(torch.autograd.Function):
@@ -70,8 +85,9 @@ class MaskedLinear(torch.autograd.Function):
         if products.serves(layer, len(flat)):
             products.backward(layer, grad_flat, flat, float(grad_norm), grad_inputs, grad_density)
         else:
-            grad_logits, add = ctx.sink.open(logits) if ctx.needs_input_grad[1] else (None, False)
-            _backward_by_rows(layer, grad_flat, flat, grad_norm, grad_inputs, grad_density, grad_logits, add)
+            learned = ctx.needs_input_grad[1]
+            with ctx.sink.open(logits) if learned else nullcontext((None, False)) as (grad_logits, add):
+                _backward_by_rows(layer, grad_flat, flat, grad_norm, grad_inputs, grad_density, grad_logits, add)
         if grad_inputs is not None:
             grad_inputs = grad_inputs.view(*grad_output.shape[:-1], columns)
         return grad_inputs, None, grad_density, None, None, None

@@ -7,7 +7,7 @@ takes on a GPU, with results to compare. The walk stands for what PyTorch does o
 - Operations on tensors of several devices raise `DeviceMismatch`.
 - Operations that make the host wait for the GPU are counted: reading a number, results whose shape depends on numbers
   (`nonzero`, an index of bools, ...), and copies between host and GPU. PyTorch waits for the end of a copy in either
-  direction; only one to the GPU with `non_blocking=True` returns at once.
+  direction; with `non_blocking=True` one to the GPU returns at once, and one to the host if its memory is page-locked.
 - Each operation with a result on the GPU counts as one launch, unless it is a view or allocates only. Attention counts
   as its parts.
 """
@@ -83,6 +83,7 @@ class _Operations(TorchDispatchMode):
     def __init__(self, walk: CudaWalk) -> None:
         super().__init__()
         self._walk = walk
+        self._page_locked: list[torch.UntypedStorage] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
@@ -96,13 +97,16 @@ class _Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         device = _result_device(func, name, args, kwargs, tensors)
-        if _waits(name, args, kwargs, tensors, device):
+        if _waits(name, args, kwargs, tensors, device) and not self._to_page_locked(name, args):
             self._walk.wait(name)
+        page_locked = kwargs.pop("pin_memory", None)
         if "device" in kwargs:
             kwargs["device"] = CPU
         known = {id(tensor.host): tensor for tensor in tensors if isinstance(tensor, CudaTensor)}
         arguments, options = tree_map_only(CudaTensor, on_host, (args, kwargs))
         result = func(*arguments, **options)
+        if page_locked:
+            self._page_locked.append(result.untyped_storage())
         if device == CUDA and _launches(func, name, tensors, result):
             self._walk.launch(name)
         for tensor in known.values():
@@ -114,6 +118,13 @@ class _Operations(TorchDispatchMode):
             return CudaTensor(tensor) if device == CUDA else tensor
 
         return tree_map_only(Tensor, placed, result)
+
+    def _to_page_locked(self, name: str, args: Any) -> bool:
+        """Return whether an operation copies to page-locked memory without waiting."""
+        if name != "copy_" or args[2:3] != (True,):
+            return False
+        target = on_host(args[0]).untyped_storage()._cdata
+        return any(storage._cdata == target for storage in self._page_locked)
 
 
 def _result_device(func: Any, name: str, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> torch.device:

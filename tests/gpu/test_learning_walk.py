@@ -34,12 +34,12 @@ def _settings(method: str, micro_batches: int, **changes: Any) -> Learning:
 def run(sequences: Callable, tmp_path: Path) -> Callable[..., MaskSet]:
     """Return a function that learns the masks of a model."""
 
-    def run(model: Any, method: str, settings: Learning, folder: str = "run") -> MaskSet:
+    def run(model: Any, method: str, settings: Learning, folder: str = "run", **more: Any) -> MaskSet:
         files = {"folder": tmp_path / folder, "curve": tmp_path / f"{folder}.jsonl"}
         if method == "proxsparse":
             return proxsparse(model, sequences(40), settings, **files)
         start = {name: magnitude(weight_matrix(one), NM(2, 4)).cpu() for name, one in prunable_linears(model).items()}
-        options = {"frozen": start} if method == "patch-tile" else {"pattern_prior": start}
+        options = more | ({"frozen": start} if method == "patch-tile" else {"pattern_prior": start})
         sparsity, tile = (0.5, None) if method == "maskllm" else (0.25, 16)
         return learn(
             model, method, sequences(40), settings, sparsity, tile, **options, **files, separator=Separator(eos=0)
@@ -61,7 +61,7 @@ def counted_step(
 ) -> Callable[..., Step]:
     """Return a function that counts the second step of a run; the first one fills caches."""
 
-    def count(method: str, blocks: int, micro_batches: int, **changes: Any) -> Step:
+    def count(method: str, blocks: int, micro_batches: int, offload: bool = False, **changes: Any) -> Step:
         found: list[Step] = []
 
         def two_steps(steps: int, step_fn: Callable, *arguments: Any, **options: Any) -> None:
@@ -72,7 +72,8 @@ def counted_step(
 
         for module in ("learn", "proxsparse"):
             monkeypatch.setattr(importlib.import_module(f"patch.learning.{module}"), "run_steps", two_steps)
-        run(llama(blocks), method, _settings(method, micro_batches, **changes))
+        more = {"offload": True} if offload else {}
+        run(llama(blocks), method, _settings(method, micro_batches, **changes), **more)
         return found[0]
 
     return count
@@ -103,6 +104,7 @@ def test_a_step_waits_once_for_its_numbers(method: str, launches: int, counted_s
     [
         {"max_grad_norm": 1e-3},
         {"cut_attention": True},
+        {"offload": True, "max_grad_norm": 1e-3},
         {"gradient_checkpointing": True},
         {"hard": True, "target": "block", "target_reduction": "mean", "weight_reg_form": "norm_ratio"},
     ],
@@ -118,6 +120,32 @@ def test_a_layer_has_one_mask_kernel_each_way(recomputed: bool, counted_step: Ca
     launches = counted_step("patch-joint", 2, 3, gradient_checkpointing=recomputed).launches
     kernels = sum(count for line, count in launches.items() if line.endswith(": mask kernel"))
     assert kernels == (3 if recomputed else 2) * 3 * 2 * LAYERS
+
+
+def test_offloaded_state_is_in_page_locked_memory(
+    walk: CudaWalk, llama: Callable, run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_module, model, settings = (
+        importlib.import_module("patch.learning.learn"),
+        llama(),
+        _settings("patch-joint", 2),
+    )
+    run_steps = learn_module.run_steps
+
+    def checked(steps: int, step_fn: Callable, state: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        run_steps(steps, step_fn, state, *arguments, **options)
+        values = state["optimizer"].state_dict()["state"]
+        for number, (name, parameter) in enumerate(state["masks"].named_parameters()):
+            offloaded = name.endswith("pattern_logits")
+            assert parameter.is_cuda and not (offloaded and parameter.grad is not None), name
+            assert values[number]["exp_avg"].is_cuda == values[number]["exp_avg_sq"].is_cuda == (not offloaded), name
+
+    expected = run(model, "patch-joint", settings, "device")
+    monkeypatch.setattr(learn_module, "run_steps", checked)
+    # The second run finds the checkpoint of the first one's end.
+    for _ in range(2):
+        found = run(model, "patch-joint", settings, "host", offload=True)
+        assert all((mask == expected.masks[name]).all() for name, mask in found.masks.items())
 
 
 @pytest.mark.parametrize("method", ["maskllm", "patch-joint", "patch-tile", "proxsparse"])

@@ -105,7 +105,7 @@ def test_a_second_run_does_nothing(finished: Path, planned) -> None:
 
 def test_the_number_of_processes_reruns_nothing(copied: Path, planned) -> None:
     settings = yaml.safe_load((copied / "tiny.yaml").read_text())
-    settings["resources"] = {"learn_gpus": 2, "shard_weights": True}
+    settings["resources"] = {"learn_gpus": 2, "shard_weights": True, "offload": True}
     (copied / "tiny.yaml").write_text(yaml.safe_dump(settings))
     assert planned(copied) == Counter()
 

@@ -29,7 +29,8 @@ rule learn:
         **training_files(
             "learn",
             PLAN.settings.learn,
-            shard_weights=lambda wildcards: "yes" if COST.shards_weights(run_of(wildcards)) else None,
+            shard_weights=lambda wildcards: "yes" if COST.placement(run_of(wildcards)).shard_weights else None,
+            offload=lambda wildcards: "yes" if COST.placement(run_of(wildcards)).offload else None,
         ),
     shell:
         f"{STAGE} learn {JOB} --mask {{output.mask:q}} --curve {{output.curve:q}}"

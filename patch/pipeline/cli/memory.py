@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 
 from patch.errors import InputError, print_result
 from patch.learning.learning_settings import Learning, method_defaults
@@ -15,7 +16,7 @@ from patch.pipeline.config.gpus import INFINIBAND_GB_S
 from patch.pipeline.reporting.units import aligned_lines
 from patch.pipeline.resources.cost import EFFICIENCY
 from patch.pipeline.resources.memory import BYTES, GPU_SLACK, pruning_mb
-from patch.pipeline.resources.sharding import learning_need, step_exchange
+from patch.pipeline.resources.sharding import Placement, host_copy_seconds, place, step_exchange
 from patch.settings import validate
 
 DEFAULT_CONFIG = "config/paper.yaml"
@@ -24,11 +25,11 @@ LEARNED = ("patch-joint", "patch-tile", "proxsparse")
 
 
 def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]:
-    """Return the rows of the memory table, header first: GB of each GPU, with a star if it does not fit.
+    """Return the rows of the memory table, header first: GB of each GPU, with marks.
 
     Each model is learned in its own dtype, with the configuration's micro-batch size and sequence length. A step fits
     if `GPU_SLACK` times its memory is at most that of a GPU, as in `patch.pipeline.resources.cost.too_large`. A plus
-    marks sharded weights. SparseGPT needs most of the one-shot methods.
+    marks sharded weights, and an o offloaded gradients and moments. SparseGPT needs most of the one-shot methods.
     """
     learning = [(method, count) for method in LEARNED for count in gpus]
     rows = [["model", "sparsegpt", *(f"{method.removeprefix('patch-')}, {count}" for method, count in learning)]]
@@ -36,10 +37,10 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
     for name, model in experiment.models.items():
         shape, size = model_shape(name, model), BYTES[model.dtype]
         pruning = pruning_mb(shape, size, calibration.batch_size * calibration.seqlen, gram=True)
-        cells = [_cell(pruning, False, resources.memory_gb)]
+        cells = [_cell(Placement(pruning, False, False), resources.memory_gb)]
         for method, count in learning:
-            need, sharded = learning_need(shape, method, size, _settings(experiment, method), resources, count)
-            cells.append(_cell(need, sharded, resources.memory_gb))
+            placement = place(shape, method, size, _settings(experiment, method), resources, count)
+            cells.append(_cell(placement, resources.memory_gb))
         rows.append([model.title, *cells])
     return rows
 
@@ -54,31 +55,34 @@ def _settings(experiment: Experiment, method: str) -> Learning:
     return validate(Learning, defaults | experiment.learning.common, "learning.common")
 
 
-def _cell(need_mb: float, sharded: bool, memory_gb: float) -> str:
-    too_large = GPU_SLACK * need_mb > 1000 * memory_gb
+def _cell(placement: Placement, memory_gb: float) -> str:
+    too_large = GPU_SLACK * placement.mb > 1000 * memory_gb
+    marks = "+" * placement.shard_weights + "o" * placement.offload + "*" * too_large
     # Marks have one width, so that the numbers are flush.
-    return f"{need_mb / 1000:.0f}" + f"{'+' if sharded else ''}{'*' if too_large else ''}".ljust(2)
+    return f"{placement.mb / 1000:.0f}{marks.ljust(3)}"
 
 
 def exchange_table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]:
-    """Return the rows of the table of exchanges between GPUs in a step, header first; without rows if there are none.
+    """Return the rows of the table of copies in a step, header first; without rows if there are none.
 
-    The hidden fraction is at the bandwidth within a node and between nodes.
+    They are the exchanges between GPUs, with the fraction that is hidden at the bandwidth within a node and between
+    nodes, and the copies of offloaded gradients and moments between each GPU and its host.
     """
-    rows = [["model", "method, GPUs", "GB", "link (s)", "InfiniBand (s)", "arithmetic (s)", "hidden"]]
-    for name, model in experiment.models.items():
-        shape, size = model_shape(name, model), BYTES[model.dtype]
-        for method, count in ((method, count) for method in LEARNED[:2] for count in gpus if count > 1):
-            settings = _settings(experiment, method)
-            sharded = learning_need(shape, method, size, settings, _on_gpu(experiment), count)[1]
-            if method == "patch-tile" and not sharded:
-                continue
-            found = step_exchange(shape, size, settings, experiment.resources, count, EFFICIENCY[method])
-            link, network = found.link_seconds, found.network_seconds
-            hidden = f"{found.hidden(link):.0%}, {found.hidden(network):.0%}"
-            seconds = [f"{value:.1f}" for value in (link, network, found.compute_seconds)]
-            names = model.title, f"{method.removeprefix('patch-')}, {count}"
-            rows.append([*names, f"{found.gb:,.0f}", *seconds, hidden])
+    rows = [["model", "method, GPUs", "GB", "link (s)", "InfiniBand (s)", "arithmetic (s)", "hidden", "host (s)"]]
+    resources = _on_gpu(experiment)
+    for (name, model), method, count in product(experiment.models.items(), LEARNED[:2], gpus):
+        shape, size, settings = model_shape(name, model), BYTES[model.dtype], _settings(experiment, method)
+        placement = place(shape, method, size, settings, resources, count)
+        exchanged = count > 1 and (method != "patch-tile" or placement.shard_weights)
+        if not exchanged and not placement.offload:
+            continue
+        found = step_exchange(shape, size, settings, resources, count, EFFICIENCY[method])
+        copies = host_copy_seconds(shape, method, settings, resources, count) if placement.offload else 0.0
+        link, network = found.link_seconds, found.network_seconds
+        hidden = f"{found.hidden(link):.0%}, {found.hidden(network):.0%}" if exchanged else "-"
+        seconds = [f"{value:.1f}" for value in (link, network, found.compute_seconds)]
+        names = model.title, f"{method.removeprefix('patch-')}, {count}"
+        rows.append([*names, f"{found.gb:,.0f}", *seconds, hidden, f"{copies:.1f}"])
     return rows
 
 
@@ -101,14 +105,16 @@ def _report(options: argparse.Namespace) -> str:
     lines += [
         f"*: does not fit in {limit} with a margin of one tenth.",
         "+: the frozen weights are sharded, too (`resources.shard_weights`).",
+        "o: gradients and moments of the pattern logits are in the host's memory (`resources.offload`).",
     ]
     exchanges = exchange_table(experiment, options.gpus)
     if len(exchanges) > 1:
-        link, size = PRESETS[experiment.resources.gpu].link_gb_s, _settings(experiment, "patch-joint").batch_size
-        heading = f"GB that each GPU sends and receives in a step of {size} sequences, beside the arithmetic:"
+        gpu, size = PRESETS[experiment.resources.gpu], _settings(experiment, "patch-joint").batch_size
+        heading = f"GB that each GPU sends to others, and receives, in a step of {size} sequences:"
         lines += ["", heading, "", *aligned_lines(exchanges), ""]
         lines.append(
-            f"link: {link:g} GB/s in one direction, between GPUs of a node; InfiniBand: {INFINIBAND_GB_S:g} GB/s for "
-            "each GPU. Arithmetic by the cost model. hidden: at the first, at the second."
+            f"link: {gpu.link_gb_s:g} GB/s in one direction, between GPUs of a node; InfiniBand: {INFINIBAND_GB_S:g} "
+            "GB/s for each GPU. Arithmetic by the cost model. hidden: at the first, at the second. host: copies to and "
+            f"from the host's memory at {gpu.host_gb_s:g} GB/s, which nothing hides."
         )
     return "\n".join(lines)

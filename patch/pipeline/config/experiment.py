@@ -241,6 +241,12 @@ class Resources(Section):
         "the rows of its logits: `true`, `false`, or `auto`, if a GPU cannot hold the model otherwise. The masks do "
         "not change. ProxSparse always shards its weights.",
     )
+    offload: Literal["auto"] | bool = Field(
+        "auto",
+        description="Keep the gradients and moments of the pattern logits in the host's memory, from where they are "
+        "copied to the GPU one layer at a time: `true`, `false`, or `auto`, if a GPU cannot hold the run otherwise. "
+        "The masks do not change.",
+    )
     learn_nodes: int = Field(1, ge=1, description="Nodes of a learning job; more than one requires SLURM.")
     gpu: GpuName = Field(
         "H100",

@@ -18,7 +18,7 @@ from patch.pipeline.resources.memory import (
     learned_parameters,
     pruning_mb,
 )
-from patch.pipeline.resources.sharding import Exchange, learning_need, step_exchange
+from patch.pipeline.resources.sharding import Exchange, Placement, host_copy_seconds, place, step_exchange
 from patch.pipeline.resources.task_sizes import task_tokens
 from patch.pipeline.resources.text_size import (
     CHARACTERS_PER_LARGE_TOKEN,
@@ -232,10 +232,11 @@ class CostModel:
         size = BYTES[self.experiment.models[run.model].dtype]
         tokens = settings.steps * settings.batch_size * settings.seqlen
         resources, count = self.experiment.resources, self.grid.processes
-        work, sharded = learning_need(shape, run.method, size, settings, resources, count)
+        placed = self.placement(run)
         # Each process reads the model, and from a checkpoint the learned parameters and moments without gradients.
-        read = parameters(shape) - (prunable_parameters(shape) * (1 - 1 / count) if sharded else 0)
-        state = 4 if run.method == "maskpro" else 12 / count
+        read = parameters(shape) - (prunable_parameters(shape) * (1 - 1 / count) if placed.shard_weights else 0)
+        # Moments in the host's memory are there twice while a checkpoint is read.
+        state = 4 if run.method == "maskpro" else (16 if placed.offload else 12) / count
         host = (size * read + state * learned_parameters(shape, run.method)) / 1e6
         flops = (4.0 if run.method == "maskpro" else 6.0) * parameters(shape) * tokens
         if run.method == "proxsparse":
@@ -249,21 +250,23 @@ class CostModel:
         if exchange:
             seconds = exchange.link_seconds if resources.learn_nodes == 1 else exchange.network_seconds
             waiting = settings.steps * max(0.0, seconds - exchange.compute_seconds)
+        if placed.offload:
+            waiting += settings.steps * host_copy_seconds(shape, run.method, settings, resources, count)
         gpus, nodes = resources.learn_gpus, resources.learn_nodes
-        return self._estimate(flops, EFFICIENCY[run.method], work, gpus, nodes, host, waiting)
+        return self._estimate(flops, EFFICIENCY[run.method], placed.mb, gpus, nodes, host, waiting)
 
-    def shards_weights(self, run: Run) -> bool:
-        """Return whether a learning run shards the frozen weights, see `resources.shard_weights`."""
+    def placement(self, run: Run) -> Placement:
+        """Return the placement of the tensors of a learning run."""
         size, settings = BYTES[self.experiment.models[run.model].dtype], self.grid.learning(run)
-        shape, count = self._shape(run.model), self.grid.processes
-        return learning_need(shape, run.method, size, settings, self.experiment.resources, count)[1]
+        resources = self.experiment.resources
+        return place(self._shape(run.model), run.method, size, settings, resources, self.grid.processes)
 
     def exchange(self, run: Run) -> Exchange | None:
         """Return the exchange of a step of a learning run, or None without GPUs that shard rows of masks."""
         resources, count = self.experiment.resources, self.grid.processes
         if resources.device != "cuda" or count == 1 or run.method in ("proxsparse", "maskpro"):
             return None
-        if run.method == "patch-tile" and not self.shards_weights(run):
+        if run.method == "patch-tile" and not self.placement(run).shard_weights:
             return None
         size, efficiency = BYTES[self.experiment.models[run.model].dtype], EFFICIENCY[run.method]
         return step_exchange(self._shape(run.model), size, self.grid.learning(run), resources, count, efficiency)

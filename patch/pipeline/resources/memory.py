@@ -27,6 +27,7 @@ def learning_mb(
     device: str = "cpu",
     processes: int = 1,
     shard_weights: bool = False,
+    offload: bool = False,
 ) -> float:
     """Return the peak memory of the tensors of a learning run, in MB, in each process.
 
@@ -42,6 +43,7 @@ def learning_mb(
         processes: Number of processes that shard the pattern logits, with their gradients and moments, or ProxSparse's
             weights with theirs.
         shard_weights: True if mask learning shards the prunable weights, too.
+        offload: True if the gradients and moments of the pattern logits are in the host's memory, which is not counted.
     """
     learned, bits = learned_parameters(shape, method) / processes, prunable_parameters(shape) / 8
     largest = max(rows * columns for rows, columns in linear_shapes(shape).values())
@@ -59,18 +61,22 @@ def learning_mb(
         step += activations if processes == 1 else _whole_bytes(shape, processes, activations)
         return max(step, 12 * learned + original + bits + tokens * activation_bytes(shape, size, True)) / 1e6
     sharded, learned_patterns = processes > 1 and (shard_weights or method != "patch-tile"), method != "patch-tile"
-    total = size * parameters(shape) + 16 * learned
+    total = size * parameters(shape) + (4 if offload else 16) * learned
     total -= size * prunable_parameters(shape) * (1 - 1 / processes) if shard_weights else 0
     # The frozen mask is stored as bits. One block adds its masked weights, gradient and tile sums.
     total += 0 if learned_patterns else bits
     step = block_size(device, learned_patterns) * (2 * size + 1)
     # The buffers of `patch.masks.exchange`.
     step += EXCHANGE_BUFFERS * size * largest if sharded else 0
+    # The gradient of one layer's logits, which are one and a half for a weight.
+    step += 6 * largest / processes if offload else 0
     # A measurement of sharded weights has the masks of their rows, and gathers a masked weight.
     measurement = bits / processes + size * largest if shard_weights else bits
     # The output layer is frozen, so the logits of some tokens exist at a time.
     activations = tokens * hidden_bytes(shape, size, checkpointed) + with_logits * LOGIT_BYTES * shape.vocab_size
-    return (total + max(step, measurement) + activations) / 1e6
+    # Gradient and moments of one layer.
+    update = 18 * largest / processes if offload else 0
+    return (total + max(max(step, measurement) + activations, update)) / 1e6
 
 
 def pruning_mb(shape: Shape, size: int, tokens: int, gram: bool) -> float:

@@ -1,24 +1,40 @@
-"""Sharding of a learning run over GPUs: whether the frozen weights are sharded, and the exchange beside the arithmetic.
+"""Placement of a learning run's tensors: sharded over GPUs, or in the host's memory, and the copies that this takes.
 
 Masked weights and gradients of a layer are exchanged while other layers compute (`patch.masks.exchange`), so an
-exchange is hidden as far as it takes no longer than the arithmetic of the step.
+exchange is hidden as far as it takes no longer than the arithmetic of the step. Copies between a GPU and the host's
+memory wait for the arithmetic, and it for them (`patch.masks.host_memory`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import product
 
 from patch.learning.learning_settings import Learning
 from patch.models.shapes import Shape, parameters
 from patch.pipeline.config.experiment import Resources
 from patch.pipeline.config.gpus import GPUS, INFINIBAND_GB_S
-from patch.pipeline.resources.memory import GPU_SLACK, exchanged_gb, learning_mb
+from patch.pipeline.resources.memory import GPU_SLACK, exchanged_gb, learned_parameters, learning_mb
 
 
-def learning_need(
-    shape: Shape, method: str, size: int, settings: Learning, resources: Resources, processes: int
-) -> tuple[float, bool]:
-    """Return the peak memory of a learning run in each process in MB, and whether it shards the frozen weights.
+@dataclass(frozen=True)
+class Placement:
+    """Placement of the tensors of a learning run.
+
+    Attributes:
+        mb: Peak memory of each process in MB, on a GPU without what is in the host's memory.
+        shard_weights: Whether the processes shard the frozen weights.
+        offload: Whether the gradients and moments of the pattern logits are in the host's memory.
+    """
+
+    mb: float
+    shard_weights: bool
+    offload: bool
+
+
+def place(shape: Shape, method: str, size: int, settings: Learning, resources: Resources, processes: int) -> Placement:
+    """Return the first placement that fits a GPU, of those that `shard_weights` and `offload` allow, or the last.
 
     Args:
         shape: Shape of the model.
@@ -28,16 +44,35 @@ def learning_need(
         resources: Resources of the experiment.
         processes: Number of processes.
     """
-    tokens, checkpointed = settings.micro_batch_size * settings.seqlen, settings.gradient_checkpointing
-    needs = [
-        learning_mb(shape, method, size, tokens, checkpointed, resources.device, processes, sharded)
-        for sharded in (False, True)
-    ]
-    chosen, on_gpu = resources.shard_weights, resources.device == "cuda"
-    if chosen == "auto":
-        chosen = on_gpu and GPU_SLACK * needs[False] > 1000 * resources.memory_gb
-    sharded = bool(chosen) and processes > 1 and method not in ("proxsparse", "maskpro")
-    return needs[sharded], sharded
+    tokens, on_gpu = settings.micro_batch_size * settings.seqlen, resources.device == "cuda"
+    can_shard = processes > 1 and method not in ("proxsparse", "maskpro")
+    can_offload = method in ("maskllm", "patch-joint")
+
+    def choices(chosen: str | bool, possible: bool) -> list[bool]:
+        if chosen == "auto":
+            return [False, True] if on_gpu and possible else [False]
+        return [bool(chosen) and possible]
+
+    for offload, shard_weights in product(
+        choices(resources.offload, can_offload), choices(resources.shard_weights, can_shard)
+    ):
+        checkpointed, where = settings.gradient_checkpointing, (resources.device, processes, shard_weights, offload)
+        found = Placement(learning_mb(shape, method, size, tokens, checkpointed, *where), shard_weights, offload)
+        if GPU_SLACK * found.mb <= 1000 * resources.memory_gb:
+            break
+    return found
+
+
+def host_copy_seconds(shape: Shape, method: str, settings: Learning, resources: Resources, processes: int) -> float:
+    """Return the seconds in which a step of an offloaded run copies between each GPU and the host's memory.
+
+    A micro-batch stores the gradients, and loads them before if it is not the first one. The optimizer loads gradients
+    and moments, and stores the moments; clipping loads the gradients once more.
+    """
+    micro_batches = math.ceil(len(settings.micro_batches()) / processes)
+    copies = 2 * micro_batches - 1 + 5 + (settings.max_grad_norm is not None)
+    gb = 4 * copies * learned_parameters(shape, method) / processes / 1e9
+    return gb / GPUS[resources.gpu].host_gb_s
 
 
 @dataclass(frozen=True)

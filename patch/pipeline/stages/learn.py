@@ -41,12 +41,14 @@ def run_learn(
     tracker_folder: Path = Path("watch"),
     run_name: str = "learn",
     shard_weights: str = "",
+    offload: str = "",
 ) -> None:
     """Learn a model's mask and write it with its training curve.
 
     With several ``processes`` on a node this function runs in each of them; the command line starts all of them.
     ``report_to`` are names in `patch.learning.trackers.TRACKERS`. With any text as ``shard_weights`` each process loads
-    its rows of the prunable weights alone.
+    its rows of the prunable weights alone. With any text as ``offload`` the gradients and moments of the pattern logits
+    are in the host's memory.
     """
     device = prepare_device(settings.device)
     tracking = Tracking(tuple(report_to or ()), tracker_folder, run_name, settings.model_dump(mode="json"), report)
@@ -84,6 +86,7 @@ def run_learn(
                     settings.seed,
                     separator=_separator(model) if settings.learning.cut_attention else None,
                     weights=weights,
+                    offload=bool(offload),
                     **files,
                     **{name: masks.masks for name, masks in start.items()},
                 )

@@ -89,6 +89,7 @@ def run_learning(
         upstream: str = "",
         tile: int = 4,
         tracking: Tracking = UNTRACKED,
+        offload: bool = False,
         **changes: Any,
     ) -> tuple[MaskSet, list[dict[str, Any]]]:
         model = model or tiny_model()
@@ -106,6 +107,7 @@ def run_learning(
             curve=curve,
             upstream=upstream,
             tracking=tracking,
+            offload=offload,
             **priors(model, sparsity),
         )
         lines = [json.loads(line) for line in curve.read_text().splitlines()]

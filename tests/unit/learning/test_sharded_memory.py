@@ -6,6 +6,7 @@ cannot run so has stand-ins that allocate the same: the mask kernels, flash atte
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from functools import partial
 from types import SimpleNamespace
@@ -20,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 from patch.learning import loss_chunks
 from patch.learning.model_masks import attached
 from patch.learning.objective import cross_entropy, frozen_output_layer, recomputed_blocks
+from patch.learning.offloaded_adamw import OffloadedAdamW
 from patch.masks import exchange, learnable, linear
 from patch.masks.exchange import Exchanges
+from patch.masks.host_memory import HostSink
 from patch.masks.learnable import LearnableMask, Sampling, begin_pass
 from patch.masks.pattern import block_size
 from patch.masks.row_sharding import WeightRows, shard_rows
@@ -39,11 +42,25 @@ def shape_of(blocks: int) -> Shape:
     return Shape(hidden_size=8192, intermediate_size=28672, num_hidden_layers=blocks, vocab_size=128256, **heads)
 
 
+class HostBytes:
+    """Host memory without data, whose bytes are not those of a GPU."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def empty(self, shape: torch.Size) -> Tensor:
+        with torch.utils._python_dispatch._disable_current_modes():
+            found = torch.empty(shape, device="meta")
+        self.storages[found.untyped_storage()._cdata] = found.untyped_storage()
+        return found
+
+
 class PeakMemory(TorchDispatchMode):
     """Recorder of the largest number of bytes of tensors alive at once, with those of ``held`` tensors."""
 
-    def __init__(self, held: Iterable[Tensor]) -> None:
+    def __init__(self, held: Iterable[Tensor], host: HostBytes) -> None:
         super().__init__()
+        self._host = host
         self._alive: dict[int, tuple[Any, int]] = {}
         self._add(held)
         self.bytes = self._total()
@@ -51,7 +68,7 @@ class PeakMemory(TorchDispatchMode):
     def _add(self, tensors: Iterable[Tensor]) -> bool:
         known = len(self._alive)
         for storage in (tensor.untyped_storage() for tensor in tensors):
-            if storage._cdata not in self._alive:
+            if storage._cdata not in self._alive and storage._cdata not in self._host.storages:
                 self._alive[storage._cdata] = storage._weak_ref(), storage.nbytes()
         return len(self._alive) > known
 
@@ -111,14 +128,16 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(linear, "block_size", lambda device, learned: block_size("cuda", learned))
     monkeypatch.setitem(loss_chunks.CHUNK, "meta", loss_chunks.CHUNK["cuda"])
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *of, **options: None)
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
     return found
 
 
 def sharded(
-    shape: Shape, method: str, processes: int
+    shape: Shape, method: str, processes: int, host: HostBytes | None
 ) -> tuple[nn.Module, dict[str, LearnableMask], dict[str, WeightRows]]:
-    """Return a model without data, with the masks and rows of the first of several processes."""
+    """Return a model without data, with the masks and rows of the first of several processes; see `build_masks`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = shape.model_dump(exclude={"gated_mlp", "fused_attention"})
@@ -132,16 +151,21 @@ def sharded(
         logits = torch.empty(6, own * columns // 4) if learned else None
         frozen = None if learned else torch.empty(rows, columns, dtype=torch.bool)
         tiles = torch.empty(rows // TILE, columns // TILE)
-        masks[name] = LearnableMask(layer.weight.shape, logits, frozen, tiles, TILE, sharding, exchanges)
+        sink = HostSink(host) if host else None
+        masks[name] = LearnableMask(layer.weight.shape, logits, frozen, tiles, TILE, sharding, exchanges, sink)
     return model.eval().requires_grad_(False), masks, weights
 
 
-def measured(shape: Shape, method: str, processes: int, sent: list[int], checkpointed: bool = True) -> tuple[int, int]:
-    """Return the peak bytes of a micro-batch, and those that it sends, when the order of the layers is known."""
+def measured(
+    shape: Shape, method: str, processes: int, sent: list[int], checkpointed: bool = True, offload: bool = False
+) -> tuple[int, int]:
+    """Return the peak bytes of a step, and those that a micro-batch sends, when the order of the layers is known."""
+    host = HostBytes()
     with torch.device("meta"):
-        model, masks, weights = sharded(shape, method, processes)
-        logits = [parameter for mask in masks.values() for parameter in mask.parameters()]
-        moments = [torch.empty_like(parameter) for parameter in logits for _ in range(2)]
+        model, masks, weights = sharded(shape, method, processes, host if offload else None)
+        container = nn.ModuleList(masks.values())
+        logits = [*container.parameters()]
+        moments = [torch.empty_like(parameter) for parameter in logits if not offload for _ in range(2)]
         bits = [mask.bits for mask in masks.values() if mask.bits is not None]
         rows = [row.own for row in weights.values()]
         tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
@@ -150,7 +174,7 @@ def measured(shape: Shape, method: str, processes: int, sent: list[int], checkpo
     counters, sampling = [[(layer,) for layer in range(len(masks))]], Sampling(1.0, 1.0)
     begin = partial(begin_pass, [*masks.values()], sampling, sampling, *counters, processes * counters)
     held = [*rest, *model.buffers(), *logits, *moments, *bits, *rows]
-    with attached(model, masks, weights), recomputed_blocks(model, checkpointed), PeakMemory(held) as memory:
+    with attached(model, masks, weights), recomputed_blocks(model, checkpointed), PeakMemory(held, host) as memory:
         begin()
         frozen_output_layer(model, tokens)
         for _ in range(2):
@@ -160,15 +184,20 @@ def measured(shape: Shape, method: str, processes: int, sent: list[int], checkpo
             loss = loss - sum(mask.density() - mask.kept_norm for mask in masks.values())
             loss.backward()
             del loss
+        if offload:
+            OffloadedAdamW(container, host).step()
     return memory.bytes, sum(sent)
 
 
-@pytest.mark.parametrize(("method", "processes"), [("patch-tile", 8), ("patch-joint", 16)])
-def test_plan_of_a_model_of_70b_weights(method: str, processes: int, sent: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("method", "processes", "offload"),
+    [("patch-tile", 8, False), ("patch-joint", 16, False), ("patch-joint", 16, True)],
+)
+def test_plan_of_a_model_of_70b_weights(method: str, processes: int, offload: bool, sent: list[int]) -> None:
     """Every block after the second adds the same, so two sizes give that of all blocks."""
-    few, more = (measured(shape_of(blocks), method, processes, sent)[0] for blocks in (2, 3))
+    few, more = (measured(shape_of(blocks), method, processes, sent, offload=offload)[0] for blocks in (2, 3))
     peak = few + (BLOCKS - 2) * (more - few)
-    planned = learning_mb(shape_of(BLOCKS), method, 2, TOKENS, True, "cuda", processes, True)
+    planned = learning_mb(shape_of(BLOCKS), method, 2, TOKENS, True, "cuda", processes, True, offload)
     assert planned == pytest.approx(peak / 1e6, rel=0.05)
     assert sum(sent) / 1e9 == pytest.approx(exchanged_gb(shape_of(3), 2, True, processes), rel=0.001)
 

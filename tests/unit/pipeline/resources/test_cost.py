@@ -79,7 +79,7 @@ def test_several_gpus_share_out_the_logits(raw_config: dict) -> None:
     wanted, weights, logits = run(plan, "llama-7b", "maskllm"), 2 * 6.74e9 / 1e6, 4 * 4 * 1.5 * 6.48e9 / 1e6
     assert weights + logits / 4 < cost.learn(wanted).gpu_mem_mb < 1.1 * (weights + logits / 4) + 5000 < 80_000
     assert "llama-7b maskllm" not in " ".join(too_large(cost))
-    plan, one = paper(raw_config, learn_gpus=1)
+    plan, one = paper(raw_config, learn_gpus=1, offload=False)
     assert one.learn(wanted).gpu_mem_mb > weights + logits
     assert "llama-7b maskllm" in " ".join(too_large(one))
     nodes = paper(raw_config, learn_gpus=2, learn_nodes=2)[1]
@@ -95,7 +95,7 @@ def test_weights_are_sharded_if_they_do_not_fit_otherwise(raw_config: dict) -> N
         plan, cost = paper(raw_config, learn_gpus=4, gpu_memory_gb=16, shard_weights=chosen)
         wanted = run(plan, "llama-7b", "patch-tile")
         found[chosen] = cost.learn(wanted)
-        assert cost.shards_weights(wanted) == (chosen is not False)
+        assert cost.placement(wanted).shard_weights == (chosen is not False)
         assert (cost.exchange(wanted) is not None) == (chosen is not False)
         assert any("llama-7b patch-tile" in line for line in too_large(cost)) == (chosen is False)
     prunable = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
@@ -105,9 +105,35 @@ def test_weights_are_sharded_if_they_do_not_fit_otherwise(raw_config: dict) -> N
     # Each process reads its rows.
     assert found[False].mem_mb - found[True].mem_mb == pytest.approx(1.2 * 4 * 2 * prunable * 0.75 / 1e6, rel=0.01)
     plan, cost = paper(raw_config, learn_gpus=4)
-    assert not cost.shards_weights(run(plan, "llama-7b", "patch-tile")), "they fit"
+    assert not cost.placement(run(plan, "llama-7b", "patch-tile")).shard_weights, "they fit"
     plan, cost = paper(raw_config, learn_gpus=1, shard_weights=True)
-    assert not cost.shards_weights(run(plan, "llama-7b", "patch-tile")), "nothing to share"
+    assert not cost.placement(run(plan, "llama-7b", "patch-tile")).shard_weights, "nothing to share"
+
+
+def test_gradients_and_moments_are_offloaded_if_they_do_not_fit_otherwise(raw_config: dict) -> None:
+    """One GPU of 80 GB learns the joint masks of 7B with the logits alone."""
+    found, minutes = {}, {}
+    for chosen in ("auto", True, False):
+        plan, cost = paper(raw_config, learn_gpus=1, offload=chosen)
+        wanted = run(plan, "llama-7b", "maskllm")
+        found[chosen], minutes[chosen] = cost.learn(wanted), cost.learn(wanted).minutes
+        assert cost.placement(wanted).offload == (chosen is not False)
+        assert any("llama-7b maskllm" in line for line in too_large(cost)) == (chosen is False)
+        assert not cost.placement(run(plan, "llama-7b", "patch-tile")).offload, "it has no pattern logits"
+    assert found["auto"] == found[True]
+    logits = 1.5 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    saved = found[False].gpu_mem_mb - found[True].gpu_mem_mb
+    assert saved == pytest.approx(1.1 * 12 * logits / 1e6, rel=0.01)
+    assert found[True].mem_mb - found[False].mem_mb == pytest.approx(1.2 * 4 * logits / 1e6, rel=0.01)
+    # 256 micro-batches of a sequence: gradients are stored after each, loaded before all but the first and for the
+    # update, which loads and stores two moments.
+    settings, copies = plan.grid.learning(wanted), 256 + 255 + 1 + 4
+    seconds = settings.steps * 4 * copies * logits / 64e9
+    assert minutes[True] - minutes[False] == pytest.approx(1.5 * seconds / 60, rel=0.001)
+    plan, cost = paper(raw_config, learn_gpus=4)
+    assert not cost.placement(run(plan, "llama-7b", "maskllm")).offload, "they fit"
+    plan, cost = paper(raw_config, device="cpu", gpu_memory_gb=0.001)
+    assert not cost.placement(run(plan, "llama-7b", "maskllm")).offload, "host memory is the device's"
 
 
 def test_an_exchange_that_the_arithmetic_does_not_hide_takes_time(raw_config: dict) -> None:
@@ -208,7 +234,7 @@ def test_fine_tuning(raw_config: dict) -> None:
 
 
 def test_grows_with_the_model(raw_config: dict) -> None:
-    plan, cost = paper(raw_config)
+    plan, cost = paper(raw_config, offload=False)
     for estimate, method in ((cost.prune, "sparsegpt"), (cost.learn, "maskllm"), (cost.evaluate, "dense")):
         jobs = [estimate(run(plan, model, method)) for model in SHAPES]
         for small, large in zip(jobs, jobs[1:], strict=False):
@@ -315,7 +341,7 @@ def test_evaluation_counts_sequences_and_questions(raw_config: dict, tmp_path: P
 def test_gpu_presets(raw_config: dict) -> None:
     hours, limits = {}, {}
     for gpu in ("A6000", "A100", "L40S", "H100", "H200"):
-        plan, cost = paper(raw_config, gpu=gpu)
+        plan, cost = paper(raw_config, gpu=gpu, offload=False)
         hours[gpu] = cost.learn(run(plan, "llama-7b", "patch-tile")).minutes / 60
         limits[gpu] = plan.experiment.resources.memory_gb
         assert ("llama-13b maskllm" in " ".join(too_large(cost))) == (limits[gpu] < 141)

@@ -118,7 +118,8 @@ def same(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("method", "more"), [("patch-joint", {}), ("patch-joint", {"shard_weights": "yes"}), ("proxsparse", {})]
+    ("method", "more"),
+    [("patch-joint", {}), ("patch-joint", {"shard_weights": "yes", "offload": "yes"}), ("proxsparse", {})],
 )
 def test_two_nodes_learn_what_one_process_does(
     method: str,
