@@ -50,6 +50,7 @@ class Method:
         patterns: Supported kinds of patterns: `dense`, `n:m` (any N:M), `2:4` (only 2:4), `unstructured`, `hybrid`.
         statistics: Required statistics of a layer's input: none, `||x_j||^2` per column, or the Gram matrix.
         updates_weights: True if the method also changes the kept weights.
+        sparsities: Supported sparsities of unstructured masks; all if empty.
         function: `MODULE:FUNCTION` of a method of another package; empty for those of this project.
         package: Name and version of that package.
     """
@@ -60,6 +61,7 @@ class Method:
     patterns: tuple[str, ...]
     statistics: Statistics = "none"
     updates_weights: bool = False
+    sparsities: tuple[float, ...] = ()
     function: str = ""
     package: str = ""
 
@@ -130,6 +132,10 @@ def _method(path: Path, value: ast.expr, name: str, what: str) -> Method:
     if not isinstance(method.patterns, tuple) or not all(map(_ONE_SHOT.fullmatch, map(str, method.patterns))):
         right = 'give a tuple such as ("n:m", "unstructured") or ("2:4",)'
         raise InputError(f"{path}: `patterns` of METHOD is {method.patterns!r}; {right}")
+    numbers = isinstance(method.sparsities, tuple) and all(isinstance(one, float) for one in method.sparsities)
+    if not numbers or not all(0 < one < 1 for one in method.sparsities):
+        right = "give a tuple of numbers between 0 and 1 such as (0.25, 0.5)"
+        raise InputError(f"{path}: `sparsities` of METHOD is {method.sparsities!r}; {right}")
     return method
 
 

@@ -14,7 +14,9 @@ from patch.pruning.ria import ria_score
 
 GROUP = 4
 
-METHOD = Method("ria_permuted", "RIA + permutation", "prune", ("unstructured",), statistics="norm")
+METHOD = Method(
+    "ria_permuted", "RIA + permutation", "prune", ("unstructured",), statistics="norm", sparsities=(0.25, 0.5, 0.75)
+)
 
 
 def ria_permuted(weight: Tensor, statistics: InputStatistics, pattern: Unstructured, exponent: float = 0.5) -> Tensor:

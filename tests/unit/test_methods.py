@@ -63,6 +63,11 @@ def test_misspelt_methods(name: str, close: str) -> None:
         ("WIDTH = 3\ndef mine(:\n", "line 2: invalid syntax"),
         ('METHD = Method("mine", "X", "prune", ("n:m",))', "line 1: a method is assigned to METHD; name it METHOD"),
         ('METHOD = Method("mine", "X", "prune", ("n:n",))', r"`patterns` of METHOD is \('n:n',\); give a tuple"),
+        (
+            'METHOD = Method("mine", "X", "prune", ("unstructured",), sparsities=(50.0,))',
+            r"`sparsities` of METHOD is \(50.0,\); give a tuple of numbers between 0 and 1",
+        ),
+        ('METHOD = Method("mine", "X", "prune", ("unstructured",), sparsities=(0.5))', "`sparsities` of METHOD is 0.5"),
         ('METHOD = Method("mine", "X", "prune", ("n:m"))', "`patterns` of METHOD is 'n:m'; give a tuple"),
         ('METHOD = Method("mine", "X", "prune", ("2:4",), statistics="nrom")', "is 'nrom'; did you mean `norm`"),
         (

@@ -22,7 +22,7 @@ from patch.pipeline.reporting.units import hours, size
 from patch.pipeline.resources.cost import CostModel, too_large
 from patch.pipeline.resources.jobs import JobGraph
 from patch.pipeline.resources.schedule import simulate
-from patch.pipeline.runs.layout import STORE
+from patch.pipeline.runs.layout import STORE, Layout
 from patch.pipeline.runs.plan import Plan
 
 # File systems that are not visible to other machines.
@@ -128,6 +128,9 @@ def _warnings(graph: JobGraph) -> list[str]:
         kind = filesystem(folder)
         if kind in NODE_LOCAL:
             warnings.append(f"warning: {folder}/ is on {kind}, which is not visible on the nodes that run the jobs")
+    for name in plan.experiment.reuse:
+        if not Path(Layout(name).root).is_dir():
+            warnings.append(f"warning: `reuse` names {name!r}, which has no results here, so nothing of it is reused")
     if large := len(too_large(CostModel(plan))):
         message = "learn jobs need more memory than a GPU has; `python -m patch plan` lists them"
         warnings.append(f"warning: {large} {message}")

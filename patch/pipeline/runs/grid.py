@@ -46,6 +46,10 @@ class Grid:
             self.tables.setdefault(entry.table, []).extend(expand(experiment, entry))
         self.runs = list(dict.fromkeys(run for runs in self.tables.values() for run in runs))
         for run in self.closure:
+            allowed = run.definition.sparsities
+            if allowed and run.sparsity not in allowed:
+                right = ", ".join(f"{value:g}" for value in allowed)
+                raise InputError(f"sparsity {run.sparsity:g} of `{run.method}` for `{run.model}`; it makes: {right}")
             if run.definition.stage == "learn":
                 self.learning(run)
             if run.method == "proxsparse":

@@ -169,6 +169,14 @@ def test_jobs_that_do_not_fit_are_a_warning(project: Project) -> None:
     assert warning.startswith("warning: 6 learn jobs need more memory than a GPU has")
 
 
+def test_reuse_of_an_experiment_without_results_is_a_warning(project: Project) -> None:
+    project.raw["reuse"] = ["other"]
+    warning = "warning: `reuse` names 'other', which has no results here, so nothing of it is reused"
+    assert preflight(project.graph(), environment={}).splitlines()[-1] == warning
+    Path("results/other").mkdir(parents=True)
+    assert "warning" not in preflight(project.graph(), environment={})
+
+
 def test_command_line(project: Project, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write()
     assert main(["--configfile", "tiny.yaml", "--config", "seeds=[0,1]", "--jobs", "3"]) == 0

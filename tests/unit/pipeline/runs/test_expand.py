@@ -61,6 +61,15 @@ def test_values_that_differ_in_the_last_digits_have_names_of_their_own(raw_confi
     assert [grid.learning(run).lr for run in grid.runs] == values
 
 
+def test_methods_with_few_sparsities(raw_config):
+    permuted = {"methods": ["ria_permuted"], "pattern": "unstructured"}
+    assert [run.sparsity for run in grid_of(raw_config, permuted | {"sparsity": [0.25, 0.5]}).runs] == 2 * [0.25, 0.5]
+    message = r"sparsity 0.45 of `ria_permuted` for `qwen`; it makes: 0.25, 0.5, 0.75"
+    for entry in (permuted | {"sparsity": [0.45]}, PATCH | {"vary": {"tile_prior": ["ria_permuted"]}}):
+        with pytest.raises(InputError, match=message):
+            grid_of(raw_config, entry)
+
+
 def test_a_varied_recipe_is_a_set_of_defaults(raw_config):
     grid = grid_of(raw_config, PATCH | {"vary": {"recipe": ["paper", "public-code"], "max_grad_norm": [2]}}, PATCH)
     paper, code, plain = (grid.learning(run) for run in grid.runs)
