@@ -19,11 +19,14 @@ from patch.inference.linear import HybridLinear, use_backend
 from patch.masks.nm import NM
 from patch.masks.packed import MaskSet, apply_masks
 from patch.masks.tile import expand_tiles, tile_grid
+from patch.models.dispatch import dispatch_blocks
 from patch.models.loading import prunable_linears, weight_matrix
 from patch.pruning.magnitude import magnitude
-from patch.quantization.model import quantize_model
+from patch.quantization.model import attach_adapter, quantize_model
+from patch.quantization.slim_lora import Adapter
 
 from .conftest import LAYERS
+from .cuda_tensor import CPU, CUDA
 from .cuda_walk import CudaWalk
 
 TILE = 16
@@ -62,6 +65,33 @@ def test_the_model_of_the_tasks_gives_the_likelihoods_of_a_cpu(llama: Callable, 
     expected, actual = measure("cpu"), measure("cuda")
     assert [greedy for _, greedy in actual] == [greedy for _, greedy in expected]
     assert [value for value, _ in actual] == pytest.approx([value for value, _ in expected], rel=1e-5)
+
+
+def test_a_model_on_two_devices_gives_the_numbers_of_one(
+    llama: Callable, sequences: Callable, walk: CudaWalk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first blocks are on the GPU and the last ones on the CPU, with hooks of adapters within a block."""
+
+    def place(module: nn.Module, name: str, device: torch.device, **options: Any) -> None:
+        module.get_submodule(name.rpartition(".")[0])._apply(lambda tensor: tensor.to(device), recurse=False)
+
+    # Accelerate makes parameters of the type of a tensor, which needs a real one.
+    monkeypatch.setattr("accelerate.hooks.set_module_tensor_to_device", place)
+    tokenizer, ids, found = train_tokenizer(["some words"], 300), sequences(6), []
+    for devices in ([CPU], [CUDA, CPU]):
+        model = llama(blocks=6, device="cpu", vocab_size=300, tie_word_embeddings=True)
+        for linear in prunable_linears(model).values():
+            rows, columns = linear.weight.shape
+            attach_adapter(linear, Adapter(torch.full((rows, 2), 0.01), torch.full((2, columns), 0.01)))
+        dispatch_blocks(model, devices)
+        placed = {parameter.device for parameter in model.parameters()}
+        assert placed == set(devices) and model.lm_head.weight is model.model.embed_tokens.weight
+        adapter = wrap_model(model, tokenizer, 1)
+        assert adapter.device == devices[0]
+        likelihoods = adapter._loglikelihood_tokens([(("", ""), [1, 2, 3], [4, 5])], disable_tqdm=True)
+        found.append([*perplexity(model, ids, 2).values, likelihoods[0][0]])
+        assert model(torch.from_numpy(ids.astype(np.int64)).to(devices[0])).logits.device == devices[0]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("quantized", [False, True])

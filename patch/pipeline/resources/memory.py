@@ -97,6 +97,24 @@ def pruning_mb(shape: Shape, size: int, tokens: int, gram: bool) -> float:
     return work / 1e6
 
 
+def evaluation_mb(shape: Shape, size: int, tokens: int, gpus: int = 1) -> float:
+    """Return the peak memory of the tensors of an evaluation, in MB, on each GPU.
+
+    Args:
+        shape: Shape of the model.
+        size: Bytes of a weight.
+        tokens: Tokens of a batch.
+        gpus: Number of GPUs that have the model's blocks, see `patch.models.dispatch`.
+    """
+    weights = size * parameters(shape)
+    if gpus > 1:
+        # Accelerate gives a GPU an equal part and up to 1.25 blocks. On the first one it reserves the size of the
+        # largest module, such as the embedding, which the last one then has in addition.
+        block = size * prunable_parameters(shape) / shape.num_hidden_layers
+        weights = weights / gpus + 1.25 * block + size * shape.vocab_size * shape.hidden_size
+    return (weights + tokens * activation_bytes(shape, size, True)) / 1e6
+
+
 def exchanged_gb(shape: Shape, size: int, checkpointed: bool, processes: int) -> float:
     """Return the GB that each process sends, and receives, for a micro-batch of mask learning with sharded rows.
 

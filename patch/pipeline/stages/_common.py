@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,11 @@ from patch.settings import Section
 _MALLOC = {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_TRIM_THRESHOLD": (-1, 256 << 20)}
 
 
-def prepare_device(device: str) -> str:
+def prepare_device(device: str, gpus: int = 1) -> str:
     """Configure torch for ``device`` and return ``device``.
 
     Raises:
-        InputError: The device is not available.
+        InputError: The device is not available, or is `cuda` with fewer than ``gpus`` GPUs.
     """
     # Soft masks underflow at temperatures near 0.05, and denormals make a CPU several times slower.
     torch.set_flush_denormal(True)
@@ -48,23 +49,30 @@ def prepare_device(device: str) -> str:
         raise InputError(
             "`resources.device` is 'cuda' but torch sees no GPU here; set it to 'cpu' or run on a GPU node"
         )
+    if device == "cuda" and (found := torch.cuda.device_count()) < gpus:
+        raise InputError(
+            f"the model needs {gpus} GPUs but torch finds {found} on {socket.gethostname()}; ask for more, or set "
+            f"`resources.learn_gpus` to the {found} GPUs of a node"
+        )
     return device
 
 
 @contextmanager
-def measured(device: str) -> Iterator[dict[str, float]]:
+def measured(device: str, gpus: int = 1) -> Iterator[dict[str, float]]:
     """Measure the block; at its end, the yielded dictionary has its `seconds` and the process' `peak_memory_mb`.
 
-    The memory is that of the GPU on `cuda`.
+    The memory is that of the GPU on `cuda`, or the largest of the first ``gpus`` GPUs if they are several.
     """
     cost: dict[str, float] = {}
     started = time.monotonic()
+    used = range(gpus) if gpus > 1 else (None,)
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        for gpu in used:
+            torch.cuda.reset_peak_memory_stats(gpu)
     yield cost
     cost["seconds"] = round(time.monotonic() - started, 3)
     peak = (
-        torch.cuda.max_memory_allocated() / 1e6
+        max(map(torch.cuda.max_memory_allocated, used)) / 1e6
         if device == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     )

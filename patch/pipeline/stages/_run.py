@@ -60,10 +60,10 @@ def _parser(stage: str, run: typing.Callable) -> argparse.ArgumentParser:
     parser.add_argument("--inputs", type=Path, metavar="FILE", help=f"job file with inputs and options, {about}")
     for name, parameter in _parameters(run).items():
         option = _option(name)
-        if parameter.annotation in ("int", int):
+        kind = _kind(parameter)
+        if kind is int:
             parser.add_argument(option, type=_positive, metavar="NUMBER")
         else:
-            kind = _kind(parameter)
             several = "*" if _is_list(parameter) else None
             parser.add_argument(option, type=kind, nargs=several, metavar="PATH" if kind is Path else "TEXT")
     return parser
@@ -73,7 +73,9 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _kind(parameter: inspect.Parameter) -> type[Path] | type[str]:
+def _kind(parameter: inspect.Parameter) -> type[Path] | type[str] | type[int]:
+    if parameter.annotation in ("int", int):
+        return int
     return Path if "Path" in str(parameter.annotation) else str
 
 

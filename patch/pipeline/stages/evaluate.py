@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from patch.data.sequences import load_sequences
@@ -17,6 +18,7 @@ from patch.evaluation.metric import Metric, accuracy_names
 from patch.evaluation.partial_record import PartialRecord
 from patch.evaluation.perplexity import perplexity
 from patch.masks.packed import apply_masks
+from patch.models.dispatch import dispatch_blocks
 from patch.models.loading import load_model, load_tokenizer, prunable_linears
 from patch.pipeline.results.environment import describe_environment
 from patch.pipeline.results.record import Record
@@ -42,15 +44,17 @@ def run_evaluate(
     weights: Path | None = None,
     quantized: Path | None = None,
     partial: Path | None = None,
+    gpus: int = 1,
 ) -> None:
     """Evaluate a run; write the results of each sequence and question, then the record.
 
     ``tasks`` is the folder of the tasks' data. With the file ``partial``, an interrupted evaluation resumes after its
-    last finished task.
+    last finished task. On `cuda`, the blocks of the model are on the first ``gpus`` GPUs.
     """
-    device = prepare_device(settings.device)
+    device = prepare_device(settings.device, gpus)
+    several = device == "cuda" and gpus > 1
     masks = load_expected(mask, settings.mask)
-    network = load_model(model, settings.dtype, device)
+    network = load_model(model, settings.dtype, "cpu" if several else device)
     stages: dict[str, Any] = {}
     optional: dict[str, Any] = {}
     if weights:
@@ -65,11 +69,13 @@ def run_evaluate(
         stages[settings.run.definition.stage] = masks.header["cost"]
         if "held_out" in masks.header and not settings.run.derived:
             optional["held_out"] = masks.header["held_out"]
+    if several:
+        dispatch_blocks(network, [torch.device(device, index) for index in range(gpus)])
     done = PartialRecord(partial, settings_digest(settings))
     if done.parts:
         print(f"resumed: {', '.join(done.parts)}", flush=True)
     with leave_when_asked("stopped by a signal; run again to resume") if partial else nullcontext():
-        _measure(settings, network, model, sequences, tasks, done)
+        _measure(settings, network, model, sequences, tasks, done, gpus)
     found = _ordered(done.parts[name].metrics for name in ("perplexity", *settings.evaluation.tasks))
     linears = prunable_linears(network)
     sizes = {name: linear.weight.numel() for name, linear in linears.items()}
@@ -129,6 +135,7 @@ def _measure(
     sequences: Path,
     tasks: Path | None,
     partial: PartialRecord,
+    gpus: int,
 ) -> None:
     """Measure perplexity and the tasks that ``partial`` does not have yet, and add each one to it."""
     evaluation = settings.evaluation
@@ -149,7 +156,7 @@ def _measure(
         )
 
     if "perplexity" not in partial.parts:
-        with measured(settings.device) as cost:
+        with measured(settings.device, gpus) as cost:
             metric = perplexity(network, load_sequences(sequences), evaluation.perplexity.batch_size)
         partial.add("perplexity", {"perplexity": metric}, cost)
         print(f"perplexity {metric.value:.3f}", flush=True)
@@ -159,7 +166,7 @@ def _measure(
         number = f"task {position + 1} of {count}"
         print(f"{number}: {name}", flush=True)
         report(position, count)
-        with measured(settings.device) as cost:
+        with measured(settings.device, gpus) as cost:
             metrics = evaluator().measure(name, evaluation.fewshot.get(name, 0))
         partial.add(name, metrics, cost)
         values = ", ".join(f"{title} {100 * metric.value:.2f} %" for title, metric in metrics.items())

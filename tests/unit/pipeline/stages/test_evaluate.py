@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from patch.data.tokenizer import train_tokenizer
 from patch.evaluation.harness import TaskEvaluator
+from patch.masks.nm import NM
+from patch.masks.packed import MaskSet, save_masks
+from patch.models.dispatch import dispatch_blocks
+from patch.models.loading import prunable_linears
 from patch.pipeline.results.record import Record
 from patch.pipeline.results.samples import Samples
 from patch.pipeline.stages import evaluate as evaluate_stage
+from patch.pruning.magnitude import magnitude
 
 TASKS = ["cloze", "next_word", "continuation"]
 WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "elit", "sed", "eiusmod", "tempor", "ut", "labore"]
@@ -234,3 +240,67 @@ def test_perplexity_alone(stage: Callable, settings: dict, options: dict, measur
     assert ran.code == 0, ran.error
     assert list(Record.read(tmp_path / "r.json").metrics) == list(Samples.read(tmp_path / "s.json").samples) == measured
     assert measured == ["perplexity"] and "accuracy" not in ran.out
+
+
+def test_several_gpus_give_the_record_of_one(
+    stage: Callable, files: Any, options: dict, tiny_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each GPU of the second evaluation is the CPU, with the hooks that move hidden states."""
+    for name, text in OWN_TASKS.items():
+        (options["tasks"] / name).write_text(text)
+    model, mask = tiny_model("qwen2", vocab_size=320, num_hidden_layers=8), tmp_path / "mask.safetensors"
+    model.save_pretrained(options["model"])
+    masks = MaskSet(
+        {name: magnitude(linear.weight, NM(2, 4)) for name, linear in prunable_linears(model).items()}, "2:4"
+    )
+    settings = files.evaluation("magnitude", mask=files.save(mask, masks))
+    masks.header["cost"] = {"seconds": 1.0, "peak_memory_mb": 1.0}
+    save_masks(mask, masks)
+    settings["evaluation"] |= {"tasks": ["choice", "answer"], "include_path": str(options["tasks"])}
+    del options["partial"]
+
+    def evaluate(name: str, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        outputs = {"record": tmp_path / f"{name}.json", "samples": tmp_path / f"{name}_samples.json"}
+        ran = stage("evaluate", settings, mask=mask, **options, **outputs, **more)
+        assert ran.code == 0, ran.error
+        return json.loads(outputs["record"].read_text()), json.loads(outputs["samples"].read_text())
+
+    (one, one_samples), (other, _) = evaluate("one"), evaluate("on_a_cpu", gpus=3)
+    assert other["metrics"] == one["metrics"]
+
+    devices, reset, memory = [], [], [5e6, 7e6, 6e6]
+
+    def dispatch(network: torch.nn.Module, gpus: list[torch.device]) -> None:
+        devices.extend(gpus)
+        assert (prunable_linears(network)["model.layers.0.mlp.up_proj"].weight == 0).float().mean() == 0.5
+        dispatch_blocks(network, [torch.device("cpu")] * len(gpus))
+
+    settings["device"] = "cuda"
+    monkeypatch.setattr(evaluate_stage, "prepare_device", lambda device, gpus: device)
+    monkeypatch.setattr(evaluate_stage, "dispatch_blocks", dispatch)
+    monkeypatch.setattr(evaluate_stage, "describe_environment", lambda device: one["environment"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", memory.__getitem__)
+    other, other_samples = evaluate("other", gpus=3)
+    assert devices == [torch.device("cuda", gpu) for gpu in range(3)] and reset[:3] == [0, 1, 2]
+    assert other["stages"]["evaluate"]["peak_memory_mb"] == 7
+    for key in ("metrics", "achieved_sparsity", "density"):
+        assert other[key] == one[key]
+    assert other_samples["samples"] == one_samples["samples"]
+
+
+def test_fewer_gpus_than_the_model_needs(
+    stage: Callable,
+    settings: dict,
+    options: dict,
+    job_file: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    options |= {"record": tmp_path / "r.json", "samples": tmp_path / "s.json"}
+    # As the workflow gives the number.
+    inputs = job_file("inputs", {"gpus": "4"})
+    ran = stage("evaluate", settings | {"device": "cuda"}, inputs=inputs, **options)
+    assert ran.code == 2 and "the model needs 4 GPUs but torch finds 2 on " in ran.error
