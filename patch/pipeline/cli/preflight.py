@@ -131,9 +131,8 @@ def _warnings(graph: JobGraph) -> list[str]:
     for name in plan.experiment.reuse:
         if not Path(Layout(name).root).is_dir():
             warnings.append(f"warning: `reuse` names {name!r}, which has no results here, so nothing of it is reused")
-    if large := len(too_large(CostModel(plan))):
-        message = "learn jobs need more memory than a GPU has; `python -m patch plan` lists them"
-        warnings.append(f"warning: {large} {message}")
+    if too_large(CostModel(plan)):
+        warnings.append("warning: some jobs need more memory than a GPU has; `python -m patch plan` lists them")
     return warnings
 
 

@@ -233,7 +233,8 @@ class Resources(Section):
         "processes divide the micro-batches of a step evenly. Those of ProxSparse that cannot divide its batch repeat "
         "the same micro-batches. Each process holds a shard of the pattern logits, or of ProxSparse's weights, which "
         "joint learning and ProxSparse at 7B need (`python -m patch memory`). The masks equal those of one process up "
-        "to rounding, so a change does not trigger a rerun.",
+        "to rounding, so a change does not trigger a rerun. An evaluation of a model that does not fit one GPU "
+        "divides its blocks between the smallest number of GPUs that holds it, up to this one.",
     )
     shard_weights: Literal["auto"] | bool = Field(
         "auto",

@@ -13,6 +13,7 @@ from patch.pipeline.resources.memory import (
     BYTES,
     GPU_SLACK,
     activation_bytes,
+    evaluation_mb,
     finetuned_parameters,
     finetuning_mb,
     learned_parameters,
@@ -290,14 +291,24 @@ class CostModel:
         return replace(found, minutes=found.minutes + before.minutes, **memory)
 
     def evaluate(self, run: Run) -> Estimate:
-        """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks."""
+        """Return the resources of an evaluation, which is forward passes for perplexity and zero-shot tasks.
+
+        A model that does not fit one GPU is on the smallest number of a node's GPUs that holds it, or on all. They
+        compute in turn, and one process reads the model. Only `resources.learn_gpus` tells how many GPUs a node has.
+        """
         shape, evaluation = self._shape(run.model), self.experiment.evaluation
         size = BYTES[self.experiment.models[run.model].dtype]
         held = evaluation.batch_size * 256 if evaluation.tasks else 0
         held = max(held, evaluation.perplexity.batch_size * evaluation.perplexity.seqlen)
-        work = size * parameters(shape) + held * activation_bytes(shape, size, True)
+        resources = self.experiment.resources
+        needs = {gpus: evaluation_mb(shape, size, held, gpus) for gpus in range(1, resources.learn_gpus + 1)}
         flops = 2.0 * parameters(shape) * (self._perplexity_tokens(shape) + self._task_tokens)
-        return self._estimate(flops, self._forward["evaluate"], work / 1e6)
+        found = self._estimate(flops, self._forward["evaluate"], needs[1])
+        if found.gpus == 0:
+            return found
+        fitting = [gpus for gpus, need in needs.items() if GPU_SLACK * need <= 1000 * resources.memory_gb]
+        gpus = min(fitting, default=resources.learn_gpus)
+        return replace(found, gpus=gpus, gpu_mem_mb=math.ceil(GPU_SLACK * needs[gpus]))
 
     @property
     def _forward(self) -> dict[str, float]:
@@ -338,13 +349,16 @@ class CostModel:
 
 
 def too_large(costs: CostModel) -> list[str]:
-    """Return one line for each learning, fine-tuning or speed job that needs more memory than a GPU has."""
+    """Return one line for each job that needs more memory than a GPU has, and for the evaluations of each model."""
     limit = 1000 * costs.experiment.resources.memory_gb
     tuned = [run for run in costs.grid.closure if run.finetune]
     learned = [run for run in costs.grid.closure if run.definition.stage == "learn" and not run.derived]
     needs = {f"{run.model} {run.id}": costs.finetune(run).gpu_mem_mb for run in tuned}
     needs |= {f"{run.model} {run.id}": costs.learn(run).gpu_mem_mb for run in learned}
     needs |= {f"speedup of {model}": costs.speedup(model).gpu_mem_mb for model in costs.plan.timed_models}
+    evaluated = {run.model: run for run in costs.grid.runs}
+    count = f"with `learn_gpus: {costs.experiment.resources.learn_gpus}`"
+    needs |= {f"evaluation of {model} {count}": costs.evaluate(run).gpu_mem_mb for model, run in evaluated.items()}
     return [
         f"{job} needs about {need / 1000:.0f} GB of GPU memory; "
         f"a GPU has {limit / 1000:g} (`resources.gpu`, `resources.gpu_memory_gb`)"

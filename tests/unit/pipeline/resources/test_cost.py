@@ -338,6 +338,29 @@ def test_evaluation_counts_sequences_and_questions(raw_config: dict, tmp_path: P
     assert minutes(limit=None) == pytest.approx(expected(90 * 3000 + 2376 * 4 * 37), rel=0.01)
 
 
+def test_evaluations_on_several_gpus(raw_config: dict) -> None:
+    """Each of several GPUs holds its part of the weights, 1.25 blocks and an embedding more, and all activations."""
+    # Batches of 32 x 256 tokens: two fp32 logits, the activations of a block, and the inputs of 40 blocks.
+    activations = 32 * 256 * (8 * 32000 + 2 * (16 * 5120 + 4 * 13824) + 2 * 5120 * 40)
+    block, embedding = 4 * 5120**2 + 3 * 5120 * 13824, 32000 * 5120
+    weights, more = 2 * (40 * block + 2 * embedding), 2 * (1.25 * block + embedding)
+    jobs = []
+    for gpus, memory, used in ((8, 80, 1), (8, 38, 1), (8, 37, 2), (8, 20, 3), (4, 17, 4), (4, 16, 4), (1, 37, 1)):
+        plan, cost = paper(raw_config, learn_gpus=gpus, gpu_memory_gb=memory)
+        jobs.append(cost.evaluate(run(plan, "llama-13b", "dense")))
+        need = 1.1 * (weights / used + (more if used > 1 else 0) + activations) / 1e6
+        assert (jobs[-1].gpus, jobs[-1].gpu_mem_mb) == (used, pytest.approx(need, rel=1e-3))
+        warned = [line for line in too_large(cost) if line.startswith("evaluation of llama-13b")]
+        too_few = [f"evaluation of llama-13b with `learn_gpus: {gpus}` needs about {need / 1000:.0f} GB"]
+        assert [line.partition(" of GPU memory; ")[0] for line in warned] == (too_few if need > 1000 * memory else [])
+    # One process reads the model, and the GPUs compute in turn.
+    assert {(job.mem_mb, job.minutes, job.nodes, job.processes) for job in jobs} == {
+        (jobs[0].mem_mb, jobs[0].minutes, 1, 1)
+    }
+    on_a_cpu = [paper(raw_config, device="cpu", learn_gpus=gpus, gpu_memory_gb=16) for gpus in (1, 8)]
+    assert len({cost.evaluate(run(plan, "llama-13b", "dense")) for plan, cost in on_a_cpu}) == 1
+
+
 def test_gpu_presets(raw_config: dict) -> None:
     hours, limits = {}, {}
     for gpu in ("A6000", "A100", "L40S", "H100", "H200"):

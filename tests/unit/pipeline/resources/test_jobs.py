@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from patch.pipeline.cli.workflow import _open_workflow
 from patch.pipeline.resources.jobs import Job, JobGraph
+from patch.pipeline.runs.job_files import read_inputs
 
 from ..conftest import Project, find
 
@@ -98,6 +101,24 @@ def test_cores_and_gpus(project: Project) -> None:
     cores = dict.fromkeys(light, 1) | dict.fromkeys((*computing, "train", "tokenize"), 3) | {"learn": 3 * 2 * 2}
     gpus = dict.fromkeys((*light, "train", "tokenize"), 0) | dict.fromkeys(computing, 1) | {"learn": 2 * 2}
     assert slots == {"cpu": cores, "cuda": gpus}
+
+
+def test_the_number_of_gpus_of_an_evaluation(project: Project) -> None:
+    """It is a resource and an option of the stage, and its change does not rerun the job."""
+    found = {}
+    for count in (1, 2):
+        project.raw["resources"] = {"device": "cuda", "gpu_memory_gb": 0.0001, "learn_gpus": count}
+        evaluate = find(project.graph(), "evaluate", "qwen/dense")
+        assert evaluate.gpus == count
+        with _open_workflow(Namespace(configfile=["tiny.yaml"], config=[])) as workflow:
+            workflow._prepare_dag(forceall=False, ignore_incomplete=True, lock_warn_only=True)
+            workflow._build_dag()
+            job = next(job for job in workflow.dag.jobs if evaluate.outputs[0] in job.output)
+            options = job.params.inputs
+            workflow.globals["JOB_FILES"].write()
+        found[count] = (read_inputs(options), job.non_derived_params)
+    assert found[2][0] == found[1][0] | {"gpus": "2"} and "gpus" not in found[1][0]
+    assert found[1][1] == found[2][1]
 
 
 def test_weights_are_held_from_pruning_to_evaluation(project: Project) -> None:
