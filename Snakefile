@@ -13,7 +13,8 @@ from patch.pipeline.cli.messages import TargetNames, shorten_input_error
 logger.addFilter(shorten_input_error)
 
 from patch.pipeline.config.load import DEFAULT_CONFIG, read_configuration, validate_experiment
-from patch.pipeline.resources.cost import CostModel, too_large
+from patch.pipeline.resources.cost import CostModel
+from patch.pipeline.resources.limits import too_large
 from patch.pipeline.resources.forecast import write_forecast
 from patch.pipeline.resources.jobs import JobGraph
 from patch.pipeline.runs.layout import STORE

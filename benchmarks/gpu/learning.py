@@ -66,7 +66,7 @@ def check_memory(plan_mb: float, card_mb: float, way: str) -> None:
     Raises:
         NotMeasuredError: It does not fit.
     """
-    from patch.pipeline.resources.cost import GPU_SLACK
+    from patch.pipeline.resources.memory import GPU_SLACK
 
     if GPU_SLACK * plan_mb > card_mb:
         what = "the plan of our step is" if way.endswith("reference") else "the plan is"

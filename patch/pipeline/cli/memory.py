@@ -14,9 +14,9 @@ from patch.pipeline.config.experiment import Experiment, Resources
 from patch.pipeline.config.gpus import GPUS as PRESETS
 from patch.pipeline.config.gpus import INFINIBAND_GB_S
 from patch.pipeline.reporting.units import aligned_lines
-from patch.pipeline.resources.cost import EFFICIENCY
 from patch.pipeline.resources.memory import BYTES, GPU_SLACK, pruning_mb
 from patch.pipeline.resources.sharding import Placement, host_copy_seconds, place, step_exchange
+from patch.pipeline.resources.throughput import EFFICIENCY
 from patch.settings import validate
 
 DEFAULT_CONFIG = "config/paper.yaml"
@@ -28,7 +28,7 @@ def table(experiment: Experiment, gpus: Sequence[int] = GPUS) -> list[list[str]]
     """Return the rows of the memory table, header first: GB of each GPU, with marks.
 
     Each model is learned in its own dtype, with the configuration's micro-batch size and sequence length. A step fits
-    if `GPU_SLACK` times its memory is at most that of a GPU, as in `patch.pipeline.resources.cost.too_large`. A plus
+    if `GPU_SLACK` times its memory is at most that of a GPU, as in `patch.pipeline.resources.limits.too_large`. A plus
     marks sharded weights, and an o offloaded gradients and moments. SparseGPT needs most of the one-shot methods.
     """
     learning = [(method, count) for method in LEARNED for count in gpus]

@@ -11,8 +11,9 @@ from typing import Any
 from patch.errors import InputError, print_result
 from patch.pipeline.cli.workflow import command_parser, read_graph
 from patch.pipeline.reporting.units import aligned_lines, duration, hours, size
-from patch.pipeline.resources.cost import SLACK, CostModel, exchanges, too_large
+from patch.pipeline.resources.cost import SLACK, CostModel
 from patch.pipeline.resources.jobs import Job, JobGraph
+from patch.pipeline.resources.limits import exchanges, too_large
 from patch.pipeline.resources.schedule import simulate
 from patch.pipeline.runs.learning_rates import far_rates
 

@@ -19,8 +19,9 @@ from patch.errors import InputError, print_result
 from patch.hub.access import Wanted, fetches, hub_problems
 from patch.pipeline.cli.workflow import command_parser, read_graph
 from patch.pipeline.reporting.units import hours, size
-from patch.pipeline.resources.cost import CostModel, too_large
+from patch.pipeline.resources.cost import CostModel
 from patch.pipeline.resources.jobs import JobGraph
+from patch.pipeline.resources.limits import too_large
 from patch.pipeline.resources.schedule import simulate
 from patch.pipeline.runs.layout import STORE, Layout
 from patch.pipeline.runs.plan import Plan

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.config.experiment import SPEED_ROUNDS
-from patch.pipeline.config.gpus import GPUS, INFINIBAND_GB_S
+from patch.pipeline.config.gpus import GPUS
 from patch.pipeline.resources.memory import (
     BYTES,
     GPU_SLACK,
@@ -28,6 +28,7 @@ from patch.pipeline.resources.text_size import (
     MB,
     split_mb,
 )
+from patch.pipeline.resources.throughput import CPU_EFFICIENCY, EFFICIENCY, FP32_FACTOR, TOKENIZED_PER_MINUTE
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 from patch.pipeline.runs.store import Sequences, Statistics
@@ -36,29 +37,7 @@ GB = 1000
 # Resident memory of Python with torch and transformers (measured: 390 MB; lm-eval adds 90 MB), and of Snakemake and
 # submitit in a cluster job (250 MB), rounded up.
 BASE_MB = 1000
-# Fraction of a device's matrix throughput that a stage reaches. From the paper's wall-clock times on
-# 4 x H100 (4.5 h for joint at 0.5B, 21 h for tile at 7B, both 2000 steps of 256 x 4096 tokens).
-EFFICIENCY = {
-    "prune": 0.2,
-    "evaluate": 0.15,
-    "patch-tile": 0.7,
-    "patch-joint": 0.25,
-    "maskllm": 0.25,
-    "proxsparse": 0.25,
-    # Like an evaluation, it has no backward passes.
-    "maskpro": 0.15,
-    "finetune": 0.25,
-    "train": 0.5,
-    # Decoding reads every weight for few tokens, so memory bandwidth limits it.
-    "speedup": 0.02,
-}
-# Forward passes on a CPU reach its sustained throughput, `resources.cpu_gflops` (measured with Qwen2.5-0.5B in fp32 on
-# a thread with AVX-512: 95 to 104 GFLOP/s).
-CPU_EFFICIENCY = {"prune": 1.0, "evaluate": 1.0}
-# Half the measured speed of a fast tokenizer on one thread (1.0 million tokens in 1.3 s).
-TOKENIZED_PER_MINUTE = 20_000_000
-# Time of products in fp32, without tensor cores, in units of that in bf16 at the efficiency above.
-FP32_FACTOR = 4
+# Margin of the estimated time, since a scheduler kills a job that exceeds it.
 SLACK = 1.5
 # Tensors of the self-test of the kernels.
 SELF_TEST_MB = 500
@@ -117,7 +96,7 @@ class CostModel:
             gpus: GPUs on each node, or 0 for one process without a GPU on any device.
             nodes: Number of nodes.
             host_mb: Data in MB that passes through the host's memory in each process on `cuda`; None for ``work_mb``.
-            waiting: Seconds that each process waits for others.
+            waiting: Seconds that each process waits for others, or for copies.
         """
         resources = self.experiment.resources
         on_gpu = resources.device == "cuda" and gpus > 0
@@ -251,8 +230,7 @@ class CostModel:
         if exchange:
             seconds = exchange.link_seconds if resources.learn_nodes == 1 else exchange.network_seconds
             waiting = settings.steps * max(0.0, seconds - exchange.compute_seconds)
-        if placed.offload:
-            waiting += settings.steps * host_copy_seconds(shape, run.method, settings, resources, count)
+        waiting += settings.steps * self.host_copies(run)
         gpus, nodes = resources.learn_gpus, resources.learn_nodes
         return self._estimate(flops, EFFICIENCY[run.method], placed.mb, gpus, nodes, host, waiting)
 
@@ -271,6 +249,13 @@ class CostModel:
             return None
         size, efficiency = BYTES[self.experiment.models[run.model].dtype], EFFICIENCY[run.method]
         return step_exchange(self._shape(run.model), size, self.grid.learning(run), resources, count, efficiency)
+
+    def host_copies(self, run: Run) -> float:
+        """Return the seconds of copies between a GPU and the host's memory in a step of a learning run."""
+        if not self.placement(run).offload or self.experiment.resources.device == "cpu":
+            return 0.0
+        settings, resources = self.grid.learning(run), self.experiment.resources
+        return host_copy_seconds(self._shape(run.model), run.method, settings, resources, self.grid.processes)
 
     def finetune(self, run: Run) -> Estimate:
         """Return the resources of fine-tuning, in which each process has all parameters with two Adam moments.
@@ -346,38 +331,3 @@ class CostModel:
         lengths = sum(settings.prompt + new for new in settings.new_tokens)
         flops = 2.0 * parameters(shape) * generations * settings.batch_size * lengths
         return self._estimate(flops, EFFICIENCY["speedup"], work / 1e6, host_mb=2 * size * parameters(shape) / 1e6)
-
-
-def too_large(costs: CostModel) -> list[str]:
-    """Return one line for each job that needs more memory than a GPU has, and for the evaluations of each model."""
-    limit = 1000 * costs.experiment.resources.memory_gb
-    tuned = [run for run in costs.grid.closure if run.finetune]
-    learned = [run for run in costs.grid.closure if run.definition.stage == "learn" and not run.derived]
-    needs = {f"{run.model} {run.id}": costs.finetune(run).gpu_mem_mb for run in tuned}
-    needs |= {f"{run.model} {run.id}": costs.learn(run).gpu_mem_mb for run in learned}
-    needs |= {f"speedup of {model}": costs.speedup(model).gpu_mem_mb for model in costs.plan.timed_models}
-    evaluated = {run.model: run for run in costs.grid.runs}
-    count = f"with `learn_gpus: {costs.experiment.resources.learn_gpus}`"
-    needs |= {f"evaluation of {model} {count}": costs.evaluate(run).gpu_mem_mb for model, run in evaluated.items()}
-    return [
-        f"{job} needs about {need / 1000:.0f} GB of GPU memory; "
-        f"a GPU has {limit / 1000:g} (`resources.gpu`, `resources.gpu_memory_gb`)"
-        for job, need in needs.items()
-        if need > limit
-    ]
-
-
-def exchanges(costs: CostModel) -> list[str]:
-    """Return one line for each model and method whose GPUs exchange masked weights in a step."""
-    learned = [run for run in costs.grid.closure if run.definition.stage == "learn" and not run.derived]
-    resources = costs.experiment.resources
-    bandwidth = GPUS[resources.gpu].link_gb_s if resources.learn_nodes == 1 else INFINIBAND_GB_S
-    lines: dict[str, None] = {}
-    for run in learned:
-        if found := costs.exchange(run):
-            seconds = found.gb / bandwidth
-            lines[
-                f"{run.model} {run.method}: {found.gb:,.0f} GB of each GPU in a step, {seconds:.1f} s at {bandwidth:g} "
-                f"GB/s beside {found.compute_seconds:.1f} s of arithmetic, {found.hidden(seconds):.0%} hidden"
-            ] = None
-    return list(lines)

@@ -10,7 +10,8 @@ import yaml
 
 from patch.pipeline.cli.memory import exchange_table, main, table
 from patch.pipeline.config.load import load_experiment, validate_experiment
-from patch.pipeline.resources.cost import CostModel, too_large
+from patch.pipeline.resources.cost import CostModel
+from patch.pipeline.resources.limits import too_large
 from patch.pipeline.runs.plan import Plan
 
 ROOT = Path(__file__).parents[4]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.cost import FP32_FACTOR, CostModel, Estimate, exchanges, too_large
+from patch.pipeline.resources.cost import CostModel, Estimate
+from patch.pipeline.resources.limits import exchanges, too_large
+from patch.pipeline.resources.throughput import FP32_FACTOR
 from patch.pipeline.runs.plan import Plan
 from patch.pipeline.runs.run import Run
 
@@ -112,9 +114,10 @@ def test_weights_are_sharded_if_they_do_not_fit_otherwise(raw_config: dict) -> N
 
 def test_gradients_and_moments_are_offloaded_if_they_do_not_fit_otherwise(raw_config: dict) -> None:
     """One GPU of 80 GB learns the joint masks of 7B with the logits alone."""
-    found, minutes = {}, {}
+    found, minutes, costs = {}, {}, {}
     for chosen in ("auto", True, False):
         plan, cost = paper(raw_config, learn_gpus=1, offload=chosen)
+        costs[chosen] = cost
         wanted = run(plan, "llama-7b", "maskllm")
         found[chosen], minutes[chosen] = cost.learn(wanted), cost.learn(wanted).minutes
         assert cost.placement(wanted).offload == (chosen is not False)
@@ -130,6 +133,8 @@ def test_gradients_and_moments_are_offloaded_if_they_do_not_fit_otherwise(raw_co
     settings, copies = plan.grid.learning(wanted), 256 + 255 + 1 + 4
     seconds = settings.steps * 4 * copies * logits / 64e9
     assert minutes[True] - minutes[False] == pytest.approx(1.5 * seconds / 60, rel=0.001)
+    line = f"llama-7b maskllm: gradients and moments in the host's memory, {seconds / settings.steps:.1f} s of copies"
+    assert [sum(line in one for one in exchanges(costs[chosen])) for chosen in ("auto", False)] == [1, 0]
     plan, cost = paper(raw_config, learn_gpus=4)
     assert not cost.placement(run(plan, "llama-7b", "maskllm")).offload, "they fit"
     plan, cost = paper(raw_config, device="cpu", gpu_memory_gb=0.001)
@@ -150,7 +155,7 @@ def test_an_exchange_that_the_arithmetic_does_not_hide_takes_time(raw_config: di
     assert "at 450 GB/s" in lines[1] and lines[1].endswith("100% hidden")
     share = found.compute_seconds / found.network_seconds
     assert "at 50 GB/s" in lines[8] and lines[8].endswith(f"{share:.0%} hidden")
-    assert exchanges(paper(raw_config, learn_gpus=1)[1]) == []
+    assert exchanges(paper(raw_config, learn_gpus=1, offload=False)[1]) == []
 
 
 @pytest.mark.parametrize("model", ["llama-7b", "llama-13b"])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from patch.pipeline.config.load import validate_experiment
-from patch.pipeline.resources.cost import EFFICIENCY
 from patch.pipeline.resources.task_sizes import GENERATED, SIZES, UNKNOWN, TaskSize, task_tokens
+from patch.pipeline.resources.throughput import EFFICIENCY
 
 PAPER = ["mmlu", "piqa", "arc_easy", "arc_challenge", "winogrande", "openbookqa", "race", "hellaswag"]
 
