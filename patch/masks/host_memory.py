@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from patch.errors import InputError
 from patch.masks.linear import Sink
 
 # fp32 numbers of a block of page-locked memory: 2 GiB. PyTorch rounds an allocation up to a power of two bytes.
@@ -31,16 +32,30 @@ class HostMemory:
         self._free = torch.empty(0)
 
     def empty(self, shape: torch.Size) -> Tensor:
-        """Return an uninitialized tensor."""
+        """Return an uninitialized tensor.
+
+        Raises:
+            InputError: the host has no more memory that can be page-locked.
+        """
         count = math.prod(shape)
         if not self._pinned:
             return torch.empty(shape)
         if count > BLOCK:
-            return torch.empty(count, pin_memory=True).view(shape)
+            return _page_locked(count).view(shape)
         if count > len(self._free):
-            self._free = torch.empty(BLOCK, pin_memory=True)
+            self._free = _page_locked(BLOCK)
         found, self._free = self._free[:count], self._free[count:]
         return found.view(shape)
+
+
+def _page_locked(count: int) -> Tensor:
+    try:
+        return torch.empty(count, pin_memory=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{4 * count / 1e9:.1f} GB of the host's memory cannot be page-locked ({str(error).splitlines()[0]}); ask "
+            "for more memory, or set `resources.offload` to false and use more GPUs"
+        ) from error
 
 
 class HostSink(Sink):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from patch.errors import InputError
 from patch.learning.checkpoint import read_states
 from patch.masks import host_memory
 from patch.masks.host_memory import HostMemory
@@ -94,3 +95,13 @@ def test_tensors_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [tuple(tensor.shape) for tensor in tensors] == shapes
     assert all((tensor == number).all() for number, tensor in enumerate(tensors))
     assert sizes == [10, 10, 24]
+
+
+def test_a_host_with_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(count: int, pin_memory: bool) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory\nand more lines")
+
+    memory = HostMemory(torch.device("cuda"))
+    monkeypatch.setattr(torch, "empty", fail)
+    with pytest.raises(InputError, match=r"4.0 GB of the host's memory .*\(CUDA error: out of memory\); ask for more"):
+        memory.empty(torch.Size((10**9,)))
