@@ -5,12 +5,6 @@ the results of each sequence and question.
 """
 
 
-def several_gpus(wildcards):
-    """Return the number of GPUs of an evaluation as text, or None if it uses none or one."""
-    gpus = COST.evaluate(run_of(wildcards)).gpus
-    return str(gpus) if gpus > 1 else None
-
-
 rule evaluate:
     """Measure the perplexity and the zero-shot accuracy of a run."""
     input:
@@ -34,7 +28,7 @@ rule evaluate:
             "evaluate",
             lambda wildcards: PLAN.settings.evaluate(run_of(wildcards)),
             partial=lambda wildcards: PLAN.layout.partial_record(run_of(wildcards)),
-            gpus=several_gpus,
+            gpus=lambda wildcards: str(found) if (found := COST.evaluate(run_of(wildcards)).gpus) > 1 else None,
         ),
     shell:
         f"{STAGE} evaluate {JOB} --samples {{output.samples:q}} --record {{output.record:q}} &> {{log:q}}"
