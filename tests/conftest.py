@@ -39,6 +39,12 @@ torch.set_num_threads(1)
 WAITS = "needs a GPU"
 
 
+def pytest_runtest_protocol() -> None:
+    """Reset what an earlier test may have changed in this process; unlike others, this hook is for tests outside too."""
+    # Stages flush denormals, and so does code of GCC's -ffast-math, which torch.compile loads.
+    torch.set_flush_denormal(False)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the tests that need a GPU where there is none; `make gpu` runs them alone."""
     # A SLURM that waits for a processor takes its nodes for dead, so tests in other processes give way to it.

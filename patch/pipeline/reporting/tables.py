@@ -15,7 +15,7 @@ from patch.pipeline.reporting.selection import TABLES, Selection, selection
 from patch.pipeline.reporting.speeds import speed_table
 from patch.pipeline.reporting.table import Heading, Measure, Row, Table, mark_best, pattern_title
 from patch.pipeline.reporting.units import count
-from patch.pipeline.results.collect import DENSITY, run_of, summarize
+from patch.pipeline.results.collect import DENSITY, RUN_COLUMNS, run_of, summarize
 from patch.pipeline.results.differences import Differences
 from patch.pipeline.results.order import RunOrder, percent, run_order, run_title, variant_title
 from patch.pipeline.results.speed import Speeds
@@ -115,7 +115,8 @@ def build_table(
     rows = [_row(line, tuple(cells), shown, found) for line, cells in zip(lines, measures, strict=True)]
     if chosen.deviation:
         rows = [row for row in rows if any(m and m.seeds > 1 for m in row.measures)]
-    measured = {f"{line.model}/{run_of(line, line.seed).id}" for line in frame.itertuples()}
+    lines_of_runs = frame[RUN_COLUMNS].drop_duplicates().itertuples()
+    measured = {f"{line.model}/{run_of(line, line.seed).id}" for line in lines_of_runs}
     missing = [f"{run.model}/{run.id}" for run in expected if _name(run) in runs]
     notes = _notes(chosen, rows)
     if fewshot and chosen.columns != "projections" and any(heading.metric != "perplexity" for heading in header):

@@ -239,35 +239,37 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A frame with the columns ``ROW`` and one for each aggregate. ``value`` is the mean over seeds, ``spread`` is the
         sample standard deviation over seeds (null for one seed), ``stderr`` is the error to print (see
-        `combined_stderr`), and ``seeds`` is the number of seeds. ``achieved_sparsity``, ``seconds`` and
+        `_combined_stderr`), and ``seeds`` is the number of seeds. ``achieved_sparsity``, ``seconds`` and
         the held-out losses are means. ``peak_memory_mb`` is the maximum.
     """
-    groups = frame.groupby(ROW, sort=False, dropna=False)
+    groups = frame.assign(squared=frame["stderr"] ** 2).groupby(ROW, sort=False, dropna=False)
     summary = groups.agg(
         value=("value", "mean"),
         spread=("value", "std"),
         seeds=("value", "size"),
+        stderr=("squared", "mean"),
         published=("published", "first"),
         achieved_sparsity=("achieved_sparsity", "mean"),
         seconds=("seconds", "mean"),
         peak_memory_mb=("peak_memory_mb", "max"),
         **{name: (name, "mean") for name in _LOSSES},
     )
-    summary["stderr"] = [combined_stderr(group["value"], group["stderr"]) for _, group in groups]
+    summary["stderr"] = _combined_stderr(summary["stderr"], summary["spread"], summary["seeds"])
     return summary.reset_index()
 
 
-def combined_stderr(values: pd.Series, stderrs: pd.Series) -> float:
-    """Return the standard error of a mean over seeds, in the unit of the values.
+def _combined_stderr(squared: pd.Series, spread: pd.Series, seeds: pd.Series) -> pd.Series:
+    """Return the standard errors of means over seeds, in the unit of the values.
 
     All seeds are evaluated on the same questions, so averaging over seeds reduces the error due to the choice of
     seeds but not the error due to the finite test set: ``sqrt(mean(stderr^2) + std(values)^2 / seeds)``. The result
     for one seed is its own standard error. Missing standard errors are left out of the mean. The result is NaN if all
     are missing and there is only one seed.
+
+    Args:
+        squared: means of the known squared standard errors; NaN if all are missing.
+        spread: sample standard deviations of the values.
+        seeds: numbers of seeds.
     """
-    known = np.asarray(stderrs.dropna(), dtype=np.float64)
-    test_set = float(np.mean(known**2)) if known.size else np.nan
-    if len(values) == 1:
-        return float(np.sqrt(test_set))
-    seeds = float(np.var(np.asarray(values, dtype=np.float64), ddof=1)) / len(values)
-    return float(np.sqrt(np.nan_to_num(test_set) + seeds))
+    several = squared.fillna(0) + spread**2 / seeds
+    return np.sqrt(squared.where(seeds == 1, several))

@@ -141,8 +141,8 @@ def tables(one_seed: Any, speed_record: Callable) -> Callable[[list[ModelInfo]],
     def make(models: list[ModelInfo]) -> list[Table]:
         record = SpeedRecord.model_validate(speed_record("qwen", "joint", 16))
         speeds = Speeds([record], one_seed.published)
-        names = ("joint", "unstructured", "tasks", "density", "speedup")
-        return [build_table(n, one_seed.frame, models, one_seed.expected, speeds=speeds) for n in names]
+        names, frame = ("joint", "unstructured", "tasks", "density", "speedup"), one_seed.frame
+        return [build_table(name, frame, models, one_seed.expected, speeds=speeds) for name in names]
 
     return make
 
@@ -197,6 +197,7 @@ def test_the_summary_prints_the_title(
     title: str, one_seed: Any, tables: Callable[[list[ModelInfo]], list[Table]]
 ) -> None:
     models = titled(title, one_seed)
+    made = tables(models)
     runs = [run for run in one_seed.expected if run.model == "qwen"]
     one_shot, hybrid = ([run.row for run in runs if run.pattern == pattern] for pattern in ("2:4", "hybrid"))
     pairs = [*zip(one_shot, one_shot[1:], strict=False), *((row, hybrid[0]) for row in one_shot)]
@@ -205,7 +206,7 @@ def test_the_summary_prints_the_title(
         Results(
             experiment="demo",
             run={"Models": f"{title} (hub {title})", "Tasks": title},
-            tables=tables(models),
+            tables=made,
             records=one_seed.records,
             differences=Differences(pd.DataFrame(lines, columns=COLUMNS)),
             models=models,
@@ -231,10 +232,10 @@ def test_the_summary_prints_the_title(
         for token in block.children or []
         if token.type == "code_inline"
     }
-    assert code <= {"demo", "python -m patch status", *(table.name for table in tables(models))}
+    assert code <= {"demo", "python -m patch status", *(table.name for table in made)}
     (image,) = re.findall(r"^!\[(.*)\]\(figures/qwen/pareto.png\)$", page, re.MULTILINE)
     assert image == f"{escape_markdown(title)}: pareto"
-    for table in tables(models):
+    for table in made:
         assert (to_markdown(table).rstrip("\n") in page) == (table.name != "tasks")
 
 
