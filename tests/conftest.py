@@ -34,6 +34,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tensors are tiny here: a second thread costs more than it brings, and much more beside other work.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 WAITS = "needs a GPU"

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, NoReturn
 
 from patch.__main__ import main as patch_main
+from patch.evaluation.task_index import built_in_tasks
+
+# What Snakemake, and the Snakefile, import when they plan.
+PRELOADED = (
+    "snakemake.cli",
+    "snakemake.report",
+    "snakemake.workflow",
+    "smart_open",
+    "patch.pipeline.cli.preflight",
+    "patch.pipeline.reporting.experiment",
+    "patch.pipeline.resources.forecast",
+    "patch.pipeline.stages.server",
+)
 
 
 def run_patch(folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess:
@@ -23,10 +39,17 @@ def run_snakemake(
     folder: Path, arguments: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m snakemake`; its jobs are processes of their own."""
-    import snakemake.cli
-    import snakemake.workflow  # noqa: F401 - before the fork
+    main = _snakemake()
+    return run(["snakemake", *arguments], lambda: main(list(arguments)), folder, environment)
 
-    return run(["snakemake", *arguments], lambda: snakemake.cli.main(list(arguments)), folder, environment)
+
+@cache
+def _snakemake() -> Callable[[list[str]], int | None]:
+    """Return the program, after what each run would import, and read, once again."""
+    for name in PRELOADED:
+        import_module(name)
+    built_in_tasks()
+    return import_module("snakemake.cli").main
 
 
 def run(
@@ -54,6 +77,8 @@ def _become(
 ) -> NoReturn:
     """Run a program in this new process, which must never return to the tests."""
     code = 1
+    # A collection here would copy the memory that this process shares with that of the tests.
+    gc.freeze()
     try:
         for number, stream in enumerate(streams, start=1):
             os.dup2(stream.fileno(), number)

@@ -23,9 +23,22 @@ ROOT = Path(__file__).parents[2]
 RUN = "patch-joint_hybrid_0.45_t16_s0"
 SECONDS = 600
 # Within a limit of one minute, 10 to 45 seconds of steps run.
-LEARNING_SECONDS = 100
-PROBE_STEPS = 200
+STEPS = 100
 LIMITS = 2
+# Runs a stage whose learning steps take a second more, without a processor.
+SLOW = """
+import sys, time
+from patch.learning import loop
+from patch.pipeline.stages.__main__ import main
+
+class Slow(loop.Progress):
+    def show(self, *values):
+        time.sleep(1)
+        super().show(*values)
+
+loop.Progress = Slow
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def _lay_out(folder: Path, steps: int) -> None:
@@ -73,7 +86,7 @@ def _learn(project: Project, experiment: str, *options: str, changes: str = "") 
     command += ["--profile", "slurm", "--submitit-squeue-seconds", "3"]
     command += ["--configfile", "tiny.yaml", *options, "--config", f"experiment={experiment}", *filter(None, [changes])]
     environment = os.environ | project.cluster.env | {"PYTHONPATH": str(ROOT)}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    environment["PATH"] = os.pathsep.join([str(project.bin), str(Path(sys.executable).parent), environment["PATH"]])
     run = Run(command, folder, environment, project.folder / f"{experiment}.txt")
     project.runs.append(run)
     run.wait(SECONDS)
@@ -111,23 +124,15 @@ def test_processes_run_where_they_were_asked_for(processes: Project) -> None:
     assert sorted(line.split()[1] for line in text.splitlines() if line.startswith("learn")) == ["1", "1", "2"]
 
 
-def _steps(project: Project) -> int:
-    """Return the number of steps that take LEARNING_SECONDS on this machine."""
-    _learn(project, "probe")
-    curve = project.folder / f"clone/results/probe/curves/local/{RUN}.jsonl"
-    seconds = [json.loads(line)["seconds"] for line in curve.read_text().splitlines()]
-    return int(LEARNING_SECONDS * (PROBE_STEPS - 100) / (seconds[-1] - seconds[99]))
-
-
 @scene(seconds=330, snakefile="")
 def longer_than_the_limit(project: Project) -> None:
-    _lay_out(project.folder / "clone", steps=PROBE_STEPS)
-    (project.folder / "steps").write_text(str(_steps(project)))
+    _lay_out(project.folder / "clone", steps=STEPS)
+    (project.folder / "slow.py").write_text(SLOW)
+    slow, learn = f'{sys.executable} {project.folder}/slow.py "${{@:3}}"', "-m patch.pipeline.stages learn "
+    project.shim("python", f'[[ "$* " == "{learn}"* ]] && exec {slow}; exec {sys.executable} "$@"')
     # More minutes than the partition's limit of one.
     options = ["--default-resources", "slurm_partition=short", "--set-resources", "learn:runtime=6"]
-    options += ["tokenize:slurm_partition=low"]
-    steps = (project.folder / "steps").read_text()
-    _learn(project, "cut", *options, changes=f"learning={{common: {{steps: {steps}}}}}")
+    _learn(project, "cut", *options, "tokenize:slurm_partition=low")
 
 
 def test_learning_that_is_longer_than_its_partition_allows_just_works(longer_than_the_limit: Project) -> None:
@@ -138,6 +143,5 @@ def test_learning_that_is_longer_than_its_partition_allows_just_works(longer_tha
     ]
     assert events.count("time limit") >= LIMITS
     assert events.count("start") == events.count("time limit") + events.count("end")
-    assert longer_than_the_limit.cluster.calls("sbatch") == 4  # tokenization and learning, of the probe and of this run
-    losses = _losses(longer_than_the_limit, "cut")
-    assert len(losses) == int((longer_than_the_limit.folder / "steps").read_text()), "each step was logged once"
+    assert longer_than_the_limit.cluster.calls("sbatch") == 2  # tokenization and learning
+    assert len(_losses(longer_than_the_limit, "cut")) == STEPS, "each step was logged once"

@@ -89,7 +89,7 @@ def start(settings: dict, options: dict, job_file: Callable) -> Callable[..., su
         ]
         for name, value in (options | more).items():
             command += [f"--{name.replace('_', '-')}", str(value)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(command, env=environment, **pipes))
         return processes[-1]
