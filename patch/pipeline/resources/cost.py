@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from patch.models.shapes import Shape, linear_shapes, model_shape, parameters, prunable_parameters
 from patch.pipeline.config.experiment import SPEED_ROUNDS
@@ -72,6 +72,7 @@ class CostModel:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.experiment, self.grid = plan, plan.experiment, plan.grid
 
+    @cache  # noqa: B019 - one plan a process
     def _shape(self, model: str) -> Shape:
         return model_shape(model, self.experiment.models[model])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from patch.data.corpus_settings import HubSource
@@ -44,6 +45,7 @@ class DiskModel:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.experiment = plan, plan.experiment
 
+    @cache  # noqa: B019 - one plan a process
     def _shape(self, model: str) -> Shape:
         return model_shape(model, self.experiment.models[model])
 
