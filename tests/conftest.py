@@ -41,8 +41,8 @@ WAITS = "needs a GPU"
 
 
 def pytest_runtest_protocol() -> None:
-    """Reset what an earlier test may have changed in this process; unlike others, this hook is for tests outside too."""
-    # Stages flush denormals, and so does code of GCC's -ffast-math, which torch.compile loads.
+    """Keep denormals in each test, also in those outside this folder, for which pytest calls no other hook of here."""
+    # Stages flush them to zero, and so do libraries that GCC links with -ffast-math, as torch.compile does.
     torch.set_flush_denormal(False)
 
 

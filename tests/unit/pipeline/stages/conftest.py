@@ -62,7 +62,6 @@ def stage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, job_fil
         try:
             code = main(arguments)
         finally:
-            torch.set_flush_denormal(False)
             torch.set_num_threads(threads)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
