@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -71,10 +72,7 @@ class CostModel:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.experiment, self.grid = plan, plan.experiment, plan.grid
-
-    @cache  # noqa: B019 - one plan a process
-    def _shape(self, model: str) -> Shape:
-        return model_shape(model, self.experiment.models[model])
+        self._shape: Callable[[str], Shape] = cache(lambda model: model_shape(model, self.experiment.models[model]))
 
     def _estimate(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,10 +45,7 @@ class DiskModel:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.experiment = plan, plan.experiment
-
-    @cache  # noqa: B019 - one plan a process
-    def _shape(self, model: str) -> Shape:
-        return model_shape(model, self.experiment.models[model])
+        self._shape: Callable[[str], Shape] = cache(lambda model: model_shape(model, self.experiment.models[model]))
 
     def corpus(self, corpus: str) -> Space:
         """Return the space of a corpus' splits, and for a hub corpus also of its arrow files and the download."""
