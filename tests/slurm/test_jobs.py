@@ -40,12 +40,12 @@ rule equal:
     resources: slurm_extra="--begin=now+1hour"
     shell: "{PAYLOAD} {output}"
 """
-# For this process alone, files of others appear HIDDEN seconds late and results are whole after TORN seconds, as with
-# the cache of a network filesystem.
+# For this process alone, files of others appear HIDDEN seconds after it first looks for them, and results are whole
+# after TORN seconds, as with the cache of a network filesystem.
 SLOW_FILES = """
 import atexit, builtins, io, os, runpy, time
 
-stat, real_open, hidden = os.stat, io.open, set()
+stat, real_open, hidden, looked = os.stat, io.open, set(), {}
 atexit.register(lambda: print("Late:", *hidden))
 
 def age(path):
@@ -53,9 +53,10 @@ def age(path):
     if not name.endswith((".txt", "_result.json", ".err", ".out")):
         return float("inf")
     try:
-        return time.time() - stat(path).st_mtime
+        stat(path)
     except OSError:
         return float("inf")
+    return time.monotonic() - looked.setdefault(os.path.abspath(name), time.monotonic())
 
 def late(function):
     def call(path, *arguments, **options):
